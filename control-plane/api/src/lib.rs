@@ -1,0 +1,2 @@
+//! Types of the control plane's HTTPS API.
+#![forbid(unsafe_code)]

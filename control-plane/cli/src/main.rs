@@ -1,0 +1,4 @@
+//! casemate: the command line for operators and tenants.
+#![forbid(unsafe_code)]
+
+fn main() {}

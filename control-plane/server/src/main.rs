@@ -1,0 +1,4 @@
+//! casemate-control: the control plane.
+#![forbid(unsafe_code)]
+
+fn main() {}

@@ -1,0 +1,2 @@
+//! The control plane's revisioned store.
+#![forbid(unsafe_code)]

@@ -1,0 +1,2 @@
+//! The tokio driver of casemate-wire: one socket pair, one channel.
+#![forbid(unsafe_code)]

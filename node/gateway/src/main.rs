@@ -1,0 +1,4 @@
+//! casemate-gateway: callers' HTTP in, channels to workers out.
+#![forbid(unsafe_code)]
+
+fn main() {}

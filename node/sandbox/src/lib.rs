@@ -1,0 +1,2 @@
+//! The walls around each program of a node, and casemate-launch.
+

@@ -1,0 +1,4 @@
+//! casemate-node: the supervisor of a node.
+#![forbid(unsafe_code)]
+
+fn main() {}

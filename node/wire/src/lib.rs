@@ -1,0 +1,2 @@
+//! The channel between our own processes: frames, streams, credits. Sans-IO.
+#![forbid(unsafe_code)]

@@ -1,0 +1,4 @@
+//! casemate-worker: one isolate, one function.
+
+
+fn main() {}

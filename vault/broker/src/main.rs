@@ -1,0 +1,4 @@
+//! casemate-vault: judges statements and makes the outgoing calls of functions.
+#![forbid(unsafe_code)]
+
+fn main() {}

@@ -1,0 +1,2 @@
+//! The vault's memory on disk.
+#![forbid(unsafe_code)]
