@@ -1,0 +1,169 @@
+//! Supervisor and gateway.
+
+use serde::{Deserialize, Serialize};
+
+use super::{Digest, Failure, FunctionKey, LayerReport, WorkerId};
+
+/// From the supervisor to the gateway.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ToGateway {
+    /// First message: what to listen on. The gateway binds, reads its certificate files, closes its sandbox, answers
+    /// `Ready` or `Failed`.
+    Start(Start),
+    /// These hosts now lead to this function, and no other host does. An empty list takes the function away.
+    Route(Box<Route>),
+    /// A worker serves this function from now on. Descriptor: the channel (the gateway opens streams). Requests may be
+    /// sent before the worker has loaded. A channel of another release than the newest route's drains.
+    Channel {
+        /// The function.
+        key: FunctionKey,
+        /// The release that the worker runs.
+        release: Digest,
+        /// The worker.
+        worker: WorkerId,
+        /// Requests at a time.
+        concurrency: u32,
+    },
+    /// Send this worker nothing new; say `Drained` when its last stream has ended.
+    Retire {
+        /// The worker.
+        worker: WorkerId,
+    },
+    /// The worker's process has ended. What its callers are told depends on `failure`.
+    Gone {
+        /// The worker.
+        worker: WorkerId,
+        /// Why.
+        failure: Failure,
+    },
+    /// No worker can be had for this function now; callers that wait are told so.
+    Refuse {
+        /// The function.
+        key: FunctionKey,
+        /// Why.
+        failure: Failure,
+        /// What the caller may read.
+        message: String,
+    },
+    /// Stop accepting, finish what is under way, then say `Stopped` and exit 0.
+    Drain {
+        /// How long at most, milliseconds.
+        grace_ms: u32,
+    },
+}
+
+/// What the gateway listens on and its bounds.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Start {
+    /// Sockets to open.
+    pub listeners: Vec<Listener>,
+    /// PEM files; the names in each certificate choose it by SNI, the first is the default.
+    pub certificates: Vec<CertificateFiles>,
+    /// Connections at a time, over all listeners.
+    pub max_connections: u32,
+    /// Until the whole request head has come, milliseconds.
+    pub header_timeout_ms: u32,
+    /// Between two bytes of a body in either direction, milliseconds.
+    pub idle_timeout_ms: u32,
+}
+
+/// One listening socket.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Listener {
+    /// `address:port`; port 0 asks the kernel for one.
+    pub address: String,
+    /// Whether it speaks TLS.
+    pub tls: bool,
+}
+
+/// A certificate chain and its key, PEM.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CertificateFiles {
+    /// Path of the chain.
+    pub chain: String,
+    /// Path of the private key.
+    pub key: String,
+}
+
+/// Where requests for a function come from and which are let through.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Route {
+    /// The function.
+    pub key: FunctionKey,
+    /// The wanted release.
+    pub release: Digest,
+    /// Host names, lower case, no port.
+    pub hosts: Vec<String>,
+    /// What is checked before a worker is woken.
+    pub perimeter: Perimeter,
+}
+
+/// Checks made before a worker is woken.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Perimeter {
+    /// Methods let through; empty means all of GET HEAD POST PUT PATCH DELETE OPTIONS.
+    pub methods: Vec<String>,
+    /// Path patterns let through (`/a`, `/a/*`); empty means all.
+    pub paths: Vec<String>,
+    /// Largest request body, bytes.
+    pub max_body_bytes: u64,
+}
+
+/// From the gateway to the supervisor.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum FromGateway {
+    /// Listening, walls closed.
+    Ready {
+        /// The addresses in the order of `Start::listeners`, with real ports.
+        addresses: Vec<String>,
+        /// Layers of its sandbox.
+        layers: Vec<LayerReport>,
+    },
+    /// Could not start; the gateway exits after this.
+    Failed {
+        /// What was wrong, where, and what would be right.
+        message: String,
+    },
+    /// Requests wait for this function and no worker has room.
+    Need {
+        /// The function.
+        key: FunctionKey,
+        /// How many wait.
+        waiting: u32,
+    },
+    /// This worker has had nothing to do for so long (sent every few seconds while so).
+    Idle {
+        /// The worker.
+        worker: WorkerId,
+        /// Milliseconds.
+        idle_ms: u64,
+    },
+    /// The last stream of a retired worker has ended.
+    Drained {
+        /// The worker.
+        worker: WorkerId,
+    },
+    /// An access record, for the tenant's log.
+    Access(Access),
+    /// Drained; exiting.
+    Stopped,
+}
+
+/// One answered request, without query, headers or body.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Access {
+    /// The function, unless no route was found.
+    pub key: Option<FunctionKey>,
+    /// The `:request` field given to the worker.
+    pub request: String,
+    /// Method.
+    pub method: String,
+    /// Path without the query.
+    pub path: String,
+    /// Status sent to the caller.
+    pub status: u16,
+    /// Class, when the gateway itself answered.
+    pub failure: Option<Failure>,
+    /// Until the head of the response was sent, microseconds.
+    pub head_us: u32,
+}

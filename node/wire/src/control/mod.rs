@@ -1,0 +1,85 @@
+//! Messages on the control channels between the supervisor and its programs.
+//!
+//! A control channel is a `SOCK_SEQPACKET` socket pair whose child end is file descriptor 0 of the child. One packet
+//! holds one [`crate::frame`] of kind `control`, whose payload is one of these enums in postcard encoding, and at most
+//! [`MAX_DESCRIPTORS`] descriptors. A payload over [`MAX_INLINE_BYTES`] travels in a sealed memfd, which is then the
+//! packet's last descriptor; the driver does that by itself.
+//!
+//! Nobody on a control channel is believed about *who* it is: a worker is the descriptor that it was given.
+
+pub mod gateway;
+pub mod vault;
+pub mod worker;
+
+use serde::{Deserialize, Serialize};
+
+/// Largest payload inside a packet, in bytes; larger ones travel in a memfd.
+pub const MAX_INLINE_BYTES: usize = 32 * 1024;
+/// Largest control message at all, in bytes: a manifest of the largest size with room for its envelope.
+pub const MAX_MESSAGE_BYTES: usize = 4 * 1024 * 1024;
+/// Most descriptors in one packet, the memfd of a large payload not counted.
+pub const MAX_DESCRIPTORS: usize = 3;
+
+/// SHA-256 of an object, or an id made from one.
+pub type Digest = [u8; 32];
+
+/// One worker process in the life of this supervisor; never reused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct WorkerId(pub u64);
+
+/// A function of a tenant: what routes, workers and logs are about.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct FunctionKey {
+    /// The tenant's id.
+    pub tenant: Digest,
+    /// The function's name within the tenant.
+    pub function: String,
+}
+
+/// What of a release bounds a running function. Zero is never "unlimited".
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Limits {
+    /// CPU time of one request, milliseconds of thread time.
+    pub cpu_time_ms: u32,
+    /// Wall-clock time of one request until its response ends, milliseconds.
+    pub wall_time_ms: u32,
+    /// JavaScript heap, MiB.
+    pub heap_mib: u32,
+    /// Outgoing calls of one request.
+    pub subrequests: u32,
+    /// Requests in one worker at a time.
+    pub concurrency: u32,
+}
+
+/// Why a request, or a worker, came to a bad end. Outsiders see the snake-case name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Failure {
+    /// More CPU time than the release allows.
+    ExceededCpu,
+    /// More heap, buffers or resident memory than the release allows.
+    ExceededMemory,
+    /// More wall-clock time than the release allows.
+    ExceededWall,
+    /// The handler threw, or answered with something that is no response.
+    Exception,
+    /// An uncaught refusal of an outgoing call.
+    EgressDenied,
+    /// The worker's process ended without saying why.
+    WorkerLost,
+    /// The function could not be loaded.
+    LoadFailed,
+    /// No worker can be had: the node is at its limit or draining.
+    Unavailable,
+}
+
+/// State of one layer of a program's sandbox, for status and logs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LayerReport {
+    /// The layer's name, as in `require = [...]`.
+    pub layer: String,
+    /// Whether it is in force.
+    pub in_force: bool,
+    /// The mechanism (`cgroup v1`), or why it is not in force.
+    pub detail: String,
+}

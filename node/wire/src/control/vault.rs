@@ -1,0 +1,204 @@
+//! Supervisor and vault.
+
+use serde::{Deserialize, Serialize};
+
+use super::gateway::Perimeter;
+use super::worker::Binding;
+use super::{Digest, FunctionKey, LayerReport, Limits, WorkerId};
+
+/// What the supervisor carries to the vault to be judged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ObjectKind {
+    /// DSSE envelope of a `Root`.
+    Root,
+    /// DSSE envelope of an `OnlineKey`.
+    OnlineKey,
+    /// DSSE envelope of a `Pool`.
+    Pool,
+    /// DSSE envelope of a `Tenant`.
+    Tenant,
+    /// DSSE envelope of a `Manifest`.
+    Manifest,
+    /// A `Release`, named by its digest.
+    Release,
+    /// A `Secret`, named by its digest.
+    Secret,
+    /// A pool key sealed to this node.
+    Grant,
+    /// The control plane's answer to a lease nonce.
+    Lease,
+}
+
+/// From the supervisor to the vault.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ToVault {
+    /// Judge this object. Answered by `Verdict` with the same id, in order.
+    Submit {
+        /// Chosen by the supervisor.
+        id: u64,
+        /// What it claims to be.
+        kind: ObjectKind,
+        /// Its bytes.
+        bytes: Vec<u8>,
+    },
+    /// A worker's channel. Descriptor: the channel (the vault accepts streams). The function and release decide which
+    /// egress rules and slots apply; they must be in the tenant's newest manifest.
+    Channel {
+        /// The worker.
+        worker: WorkerId,
+        /// The function.
+        key: FunctionKey,
+        /// The release.
+        release: Digest,
+    },
+    /// The worker's process has ended.
+    Gone {
+        /// The worker.
+        worker: WorkerId,
+    },
+    /// A channel on which the vault signs the node's TLS handshakes. Descriptor: a `SOCK_SEQPACKET` socket; one packet
+    /// asks (the TLS 1.3 `CertificateVerify` content of a client), one packet answers (64 bytes, or nothing when refused).
+    Signer,
+    /// Ask for a `Description`.
+    Describe,
+    /// Close upstream connections, flush, exit 0.
+    Stop,
+}
+
+/// From the vault to the supervisor.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum FromVault {
+    /// First message: the vault is open. Then a `Plan` for each tenant that it knows.
+    Hello(Box<Hello>),
+    /// Could not start; the vault exits after this.
+    Failed {
+        /// What was wrong, where, and what would be right.
+        message: String,
+    },
+    /// Judgement of a submitted object.
+    Verdict {
+        /// Of the `Submit`.
+        id: u64,
+        /// The judgement. Accepted means: on disk, synced.
+        verdict: Verdict,
+    },
+    /// What a tenant's newest accepted manifest says now; replaces the one before.
+    Plan(Box<Plan>),
+    /// Have the control plane sign this nonce. Sent when a lease is wanted, and again until one is accepted.
+    LeaseWanted {
+        /// Fresh random bytes.
+        nonce: [u8; 32],
+    },
+    /// The node has become a member: a grant of its pool's key was accepted.
+    Joined,
+    /// The store was set aside because it could not be read; everything must be sent again.
+    Refill {
+        /// Where the unreadable store is now.
+        set_aside: String,
+    },
+    /// An event for the tenant's log or the node's.
+    Event(Event),
+    /// Answer to `Describe`: JSON for the status page. No secret, no key.
+    Description {
+        /// A JSON object.
+        json: String,
+    },
+}
+
+/// What the supervisor needs to connect.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hello {
+    /// The node's name.
+    pub node: String,
+    /// The node's Ed25519 public key.
+    pub node_key: [u8; 32],
+    /// Fleet id (hash of the first root).
+    pub fleet: Digest,
+    /// The node's pool.
+    pub pool: String,
+    /// `host:port` of the control plane's QUIC socket.
+    pub control_address: String,
+    /// Ed25519 public key of the control plane's QUIC socket, from the newest `OnlineKey` or the token.
+    pub control_key: [u8; 32],
+    /// What to send while not yet a member: the signed join request.
+    pub join_request: Option<Vec<u8>>,
+    /// Derived from the storage key: seals what the supervisor keeps.
+    pub state_key: [u8; 32],
+    /// Layers of its sandbox.
+    pub layers: Vec<LayerReport>,
+}
+
+/// A judgement.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Verdict {
+    /// Accepted and durable, or the same as what was already held.
+    Accepted,
+    /// It needs these releases and secrets, by digest, before it can be judged.
+    Missing {
+        /// Digests.
+        digests: Vec<Digest>,
+    },
+    /// Refused.
+    Refused {
+        /// Stable name, such as `manifest_version_lower`.
+        code: String,
+        /// What an operator reads.
+        message: String,
+    },
+}
+
+/// What a tenant runs on this node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Plan {
+    /// The tenant's id.
+    pub tenant: Digest,
+    /// The tenant's name, for people.
+    pub name: String,
+    /// Of the accepted manifest.
+    pub manifest_version: u64,
+    /// Digest of the accepted manifest's payload.
+    pub manifest: Digest,
+    /// Functions for this node's pool.
+    pub functions: Vec<FunctionPlan>,
+}
+
+/// One function of a plan: the wanted release.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FunctionPlan {
+    /// Name.
+    pub function: String,
+    /// Digest of the release.
+    pub release: Digest,
+    /// Digest of the bundle.
+    pub bundle: Digest,
+    /// Size of the bundle.
+    pub bundle_bytes: u64,
+    /// Entry module.
+    pub entry: String,
+    /// Host names that lead to it.
+    pub hosts: Vec<String>,
+    /// Checks before a worker is woken.
+    pub perimeter: Perimeter,
+    /// Limits.
+    pub limits: Limits,
+    /// Plain variables.
+    pub vars: Vec<(String, String)>,
+    /// Capabilities.
+    pub bindings: Vec<Binding>,
+    /// Whether `eval` works.
+    pub dynamic_code: bool,
+}
+
+/// Something that the tenant or the operator should know.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Event {
+    /// The tenant and function, unless it is about the node.
+    pub key: Option<FunctionKey>,
+    /// The `:request` field, when it is about an outgoing call.
+    pub request: Option<String>,
+    /// Stable name, such as `egress_denied`.
+    pub code: String,
+    /// Text for people, without secrets.
+    pub message: String,
+}

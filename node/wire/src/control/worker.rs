@@ -1,0 +1,119 @@
+//! Supervisor and worker.
+
+use serde::{Deserialize, Serialize};
+
+use super::{Failure, LayerReport, Limits};
+
+/// From the supervisor to a worker.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ToWorker {
+    /// Load this function and serve it. Sent once. Descriptors: the bundle (a sealed memfd holding a tar archive),
+    /// the channel to the gateway (the worker accepts streams), the channel to the vault (the worker opens streams).
+    Load(Box<Load>),
+    /// Finish what is under way within the grace time, take nothing new, then exit 0.
+    Stop {
+        /// How long, in milliseconds, before the supervisor kills.
+        grace_ms: u32,
+    },
+}
+
+/// The function that a spare becomes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Load {
+    /// Function name, for stack traces and logs.
+    pub function: String,
+    /// Name of the entry module inside the bundle, such as `main.js`.
+    pub entry: String,
+    /// The release's limits.
+    pub limits: Limits,
+    /// Plain variables of `env`, at most 32 KiB in all.
+    pub vars: Vec<(String, String)>,
+    /// Capabilities of `env`: each becomes an object with `fetch`.
+    pub bindings: Vec<Binding>,
+    /// Whether `eval` and `new Function` work.
+    pub dynamic_code: bool,
+}
+
+/// A credential slot as the function sees it: a name, never a value.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Binding {
+    /// Property of `env`.
+    pub name: String,
+    /// Base of relative URLs given to `env.NAME.fetch`, such as `https://api.example.com`.
+    pub origin: String,
+}
+
+/// From a worker to the supervisor. Hostile: the worker may have been taken over.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum FromWorker {
+    /// Started, walls closed; now a spare.
+    Ready {
+        /// The layers in force as the worker sees them.
+        layers: Vec<LayerReport>,
+    },
+    /// The function's modules are evaluated and it takes requests.
+    Loaded {
+        /// From reading `Load` to here, microseconds.
+        load_us: u32,
+    },
+    /// The function cannot be loaded; the worker exits after this.
+    LoadFailed {
+        /// What the tenant reads: message and stack.
+        message: String,
+    },
+    /// A line of the function's console.
+    Log(Log),
+    /// A request has ended.
+    Outcome(Outcome),
+    /// The worker is about to exit because of this.
+    Fatal {
+        /// The class.
+        failure: Failure,
+        /// What the tenant reads.
+        message: String,
+    },
+}
+
+/// Severity of a console line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LogLevel {
+    /// `console.debug`
+    Debug,
+    /// `console.log`, `console.info`
+    Info,
+    /// `console.warn`
+    Warn,
+    /// `console.error`, and uncaught exceptions
+    Error,
+}
+
+/// A line of the function's console, at most 16 KiB; longer ones are cut and say so.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Log {
+    /// The request that it belongs to, if any: the `:request` field of its head.
+    pub request: Option<String>,
+    /// Severity.
+    pub level: LogLevel,
+    /// The text.
+    pub message: String,
+    /// Lines dropped before this one because the function logged faster than its budget.
+    pub dropped: u32,
+}
+
+/// How a request ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Outcome {
+    /// The `:request` field of its head.
+    pub request: String,
+    /// `None` when it went well.
+    pub failure: Option<Failure>,
+    /// Message and stack of the exception, for the tenant's log; empty when it went well.
+    pub message: String,
+    /// CPU time, microseconds.
+    pub cpu_us: u32,
+    /// Wall-clock time, microseconds.
+    pub wall_us: u32,
+    /// Outgoing calls.
+    pub subrequests: u32,
+}
