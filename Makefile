@@ -1,0 +1,63 @@
+# The two commands that matter: `make demo` and `make test`. `make help` lists the rest.
+SHELL := /bin/bash
+.ONESHELL:
+.SHELLFLAGS := -euo pipefail -c
+MAKEFLAGS += --no-print-directory
+.DEFAULT_GOAL := help
+
+# `node/worker/v8/find` says on stderr which V8 is used and prints its path, or nothing for the crate's own download.
+V8 = archive=$$(node/worker/v8/find); if [ -n "$$archive" ]; then export RUSTY_V8_ARCHIVE="$$archive"; fi
+ONCE ?=
+
+.PHONY: help
+help: ## Show this list
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+.PHONY: demo
+demo: build ## Run the whole path for real and leave it running (ONCE=1: end by itself)
+	@target/debug/casemate-demo $(if $(ONCE),--once)
+
+.PHONY: build
+build: ## Install what is missing and build every program
+	@scripts/setup build
+	$(V8)
+	cargo build --workspace --locked
+
+.PHONY: test
+test: ## Install what is missing and run everything that CI runs
+	@scripts/setup test
+	$(V8)
+	start=$$SECONDS
+	step() { printf '\n== %s (%d s so far)\n' "$$*" $$((SECONDS - start)) >&2; }
+	step format
+	cargo fmt --all --check
+	step dependency policy
+	cargo deny --locked check --hide-inclusion-graph bans licenses sources
+	step build
+	cargo build --workspace --all-targets --locked
+	step tests
+	cargo nextest run --workspace --locked --no-fail-fast
+	step clippy
+	cargo clippy --workspace --all-targets --locked -- -D warnings
+	step docs
+	RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps --locked
+	cargo test --workspace --doc --locked
+	step fuzz targets compile
+	cargo check --manifest-path fuzz/Cargo.toml --locked
+	step done
+
+.PHONY: fuzz
+fuzz: ## Fuzz every parser of untrusted bytes for SECONDS_EACH (60) with cargo-fuzz and a nightly compiler
+	@cargo fuzz --version >/dev/null 2>&1 || cargo install --quiet --locked cargo-fuzz
+	for target in $$(cargo fuzz list); do
+	    cargo +nightly fuzz run "$$target" -- -max_total_time=$${SECONDS_EACH:-60} -rss_limit_mb=4096
+	done
+
+.PHONY: fmt
+fmt: ## Format
+	@cargo fmt --all
+
+.PHONY: clean
+clean: ## Remove what was built and what the demo left
+	@cargo clean
+	rm -rf .casemate
