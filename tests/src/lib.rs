@@ -1,2 +1,5 @@
-//! End-to-end, hostile and tidy tests, with the real programs.
+//! End-to-end, hostile and tidy tests, with the real programs: the harness that they and the demo share.
 #![forbid(unsafe_code)]
+
+pub mod caller;
+pub mod upstream;

@@ -1,0 +1,154 @@
+//! An upstream over TLS that answers 401 without the right key, and remembers what it was sent.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+
+use anyhow::{Context as _, Result};
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, Full};
+use hyper::body::Incoming;
+use hyper::header::{AUTHORIZATION, CONTENT_TYPE, LOCATION};
+use hyper::{Request, Response, StatusCode};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
+use tokio::net::TcpListener;
+use tokio_rustls::TlsAcceptor;
+
+/// Largest request body that it reads, bytes: tests send up to 10 MB.
+const MAX_BODY_BYTES: usize = 32 << 20;
+
+/// One request as the upstream saw it.
+#[derive(Debug, Clone)]
+pub struct Seen {
+    /// Method.
+    pub method: String,
+    /// Path and query, byte for byte.
+    pub target: String,
+    /// Header names and values in order.
+    pub headers: Vec<(String, String)>,
+    /// Body.
+    pub body: Bytes,
+}
+
+impl Seen {
+    /// First value of a header.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.iter().find(|(n, _)| n == name).map(|(_, value)| value.as_str())
+    }
+}
+
+/// A running upstream; it ends with the runtime.
+#[derive(Debug)]
+pub struct Upstream {
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// PEM of the certificate authority that signed its certificate.
+    pub ca_pem: String,
+    seen: Arc<Mutex<Vec<Seen>>>,
+}
+
+impl Upstream {
+    /// Listens on a loopback port under a certificate for `host` (and `127.0.0.1`). Accepts `Bearer KEY` only.
+    ///
+    /// - `/echo` answers with the request's headers and body, in clear;
+    /// - `/redirect?to=URL` answers 302 to that URL, `/leak` puts the key into a header and a redirect's location;
+    /// - anything else answers JSON that names method and path.
+    pub async fn start(host: &str, key: &str) -> Result<Self> {
+        let ca_key = KeyPair::generate()?;
+        let mut ca_params = CertificateParams::new(Vec::<String>::new())?;
+        ca_params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let ca = ca_params.self_signed(&ca_key)?;
+        let issuer = Issuer::new(ca_params, ca_key);
+        let leaf_key = KeyPair::generate()?;
+        let leaf = CertificateParams::new(vec![host.to_owned(), "127.0.0.1".to_owned()])?.signed_by(&leaf_key, &issuer)?;
+
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let private = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(leaf_key.serialize_der()));
+        let mut tls = rustls::ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()?
+            .with_no_client_auth()
+            .with_single_cert(vec![leaf.der().clone()], private)?;
+        tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+
+        let listener = TcpListener::bind("127.0.0.1:0").await.context("binding the upstream")?;
+        let upstream = Self { address: listener.local_addr()?, ca_pem: ca.pem(), seen: Arc::default() };
+        let (seen, key) = (upstream.seen.clone(), Arc::<str>::from(key));
+        tokio::spawn(accept(listener, TlsAcceptor::from(Arc::new(tls)), seen, key));
+        Ok(upstream)
+    }
+
+    /// What it was sent, oldest first.
+    pub fn seen(&self) -> Vec<Seen> {
+        self.seen.lock().expect("no holder panics").clone()
+    }
+}
+
+async fn accept(listener: TcpListener, tls: TlsAcceptor, seen: Arc<Mutex<Vec<Seen>>>, key: Arc<str>) {
+    while let Ok((stream, _)) = listener.accept().await {
+        let (tls, seen, key) = (tls.clone(), seen.clone(), key.clone());
+        tokio::spawn(async move {
+            let Ok(stream) = tls.accept(stream).await else { return };
+            let service = hyper::service::service_fn(|request| {
+                let (seen, key) = (seen.clone(), key.clone());
+                async move { Ok::<_, Infallible>(answer(request, &seen, &key).await) }
+            });
+            let server = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
+            // A client that leaves in the middle is the client's affair.
+            let _ended = server.serve_connection(TokioIo::new(stream), service).await;
+        });
+    }
+}
+
+async fn answer(request: Request<Incoming>, seen: &Mutex<Vec<Seen>>, key: &str) -> Response<Full<Bytes>> {
+    let (head, body) = request.into_parts();
+    let body = http_body_util::Limited::new(body, MAX_BODY_BYTES).collect().await;
+    let body = body.map(http_body_util::Collected::to_bytes).unwrap_or_default();
+    let text = |value: &hyper::header::HeaderValue| String::from_utf8_lossy(value.as_bytes()).into_owned();
+    let headers: Vec<_> = head.headers.iter().map(|(name, value)| (name.to_string(), text(value))).collect();
+    let target = head.uri.path_and_query().map(ToString::to_string).unwrap_or_default();
+    let authorised = head.headers.get(AUTHORIZATION).is_some_and(|value| text(value) == format!("Bearer {key}"));
+    let (method, path) = (head.method.to_string(), head.uri.path().to_owned());
+    let record = Seen { method: method.clone(), target, headers: headers.clone(), body: body.clone() };
+    seen.lock().expect("no holder panics").push(record);
+
+    if !authorised {
+        let body = r#"{"error":"no valid key"}"#;
+        return respond(StatusCode::UNAUTHORIZED, "application/json", body.into());
+    }
+    match path.as_str() {
+        "/echo" => {
+            let mut text: String = headers.iter().map(|(name, value)| format!("{name}: {value}\n")).collect();
+            text.push_str(&String::from_utf8_lossy(&body));
+            respond(StatusCode::OK, "text/plain", text.into())
+        }
+        "/redirect" => {
+            let to = head.uri.query().and_then(|query| query.strip_prefix("to=")).unwrap_or("/");
+            let mut response = respond(StatusCode::FOUND, "text/plain", Bytes::new());
+            if let Ok(to) = to.parse() {
+                response.headers_mut().insert(LOCATION, to);
+            }
+            response
+        }
+        "/leak" => {
+            let mut response = respond(StatusCode::FOUND, "text/plain", Bytes::new());
+            if let (Ok(key_header), Ok(location)) = (key.parse(), format!("https://elsewhere.test/?k={key}").parse()) {
+                response.headers_mut().insert("x-your-key", key_header);
+                response.headers_mut().insert(LOCATION, location);
+            }
+            response
+        }
+        _ => {
+            let body = format!(r#"{{"ok":true,"method":"{method}","path":"{path}"}}"#);
+            respond(StatusCode::OK, "application/json", body.into())
+        }
+    }
+}
+
+fn respond(status: StatusCode, kind: &'static str, body: Bytes) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(body));
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_TYPE, hyper::header::HeaderValue::from_static(kind));
+    response
+}
