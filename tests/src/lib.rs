@@ -2,4 +2,5 @@
 #![forbid(unsafe_code)]
 
 pub mod caller;
+pub mod programs;
 pub mod upstream;

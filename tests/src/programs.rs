@@ -1,0 +1,125 @@
+//! The real programs as child processes: found, started, logged, ended.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+
+/// Until a program that was asked to end is killed.
+const STOP_TIMEOUT: Duration = Duration::from_secs(20);
+/// Between two looks at something that is awaited.
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
+
+/// Path of one of our programs, built into the same folder as this one.
+pub fn program(name: &str) -> Result<PathBuf> {
+    let folder = programs_folder()?;
+    let path = folder.join(name);
+    if !path.is_file() {
+        bail!("{} is not built: run `make build` first", path.display());
+    }
+    Ok(path)
+}
+
+/// The folder that holds our programs: `target/debug` or `target/release`.
+pub fn programs_folder() -> Result<PathBuf> {
+    let this = std::env::current_exe().context("finding this program")?;
+    let folder = this.parent().context("a program lies in a folder")?;
+    // A test lies in `deps/`, beside which the programs are.
+    let folder = if folder.ends_with("deps") { folder.parent().context("deps/ lies in a folder")? } else { folder };
+    Ok(folder.to_owned())
+}
+
+/// A child process of ours; dropping it ends it.
+#[derive(Debug)]
+pub struct Running {
+    name: String,
+    child: Child,
+    log: PathBuf,
+}
+
+impl Running {
+    /// Starts `command` with its output in `log` (appended to).
+    pub fn start(name: &str, mut command: Command, log: &Path) -> Result<Self> {
+        let file = File::options().create(true).append(true).open(log).with_context(|| log.display().to_string())?;
+        command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file);
+        let child = command.spawn().with_context(|| format!("starting {name}"))?;
+        Ok(Self { name: name.to_owned(), child, log: log.to_owned() })
+    }
+
+    /// Process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Everything that it has said.
+    pub fn log(&self) -> String {
+        std::fs::read(&self.log).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
+    }
+
+    /// Ends it the orderly way (SIGTERM), by force after a while.
+    pub fn stop(&mut self) -> Result<ExitStatus> {
+        self.signal(rustix::process::Signal::TERM);
+        let end = Instant::now() + STOP_TIMEOUT;
+        while Instant::now() < end {
+            if let Some(status) = self.child.try_wait()? {
+                return Ok(status);
+            }
+            std::thread::sleep(POLL_INTERVAL);
+        }
+        self.kill()
+    }
+
+    /// Ends it by SIGKILL.
+    pub fn kill(&mut self) -> Result<ExitStatus> {
+        self.signal(rustix::process::Signal::KILL);
+        Ok(self.child.wait()?)
+    }
+
+    /// The status when it has ended by itself.
+    pub fn ended(&mut self) -> Result<Option<ExitStatus>> {
+        Ok(self.child.try_wait()?)
+    }
+
+    fn signal(&mut self, signal: rustix::process::Signal) {
+        if let (Ok(None), Some(pid)) = (self.child.try_wait(), rustix::process::Pid::from_raw(self.child.id() as i32)) {
+            // It may have ended between the look and the signal; the pid is not reused before `wait`.
+            let _gone = rustix::process::kill_process(pid, signal);
+        }
+    }
+
+    /// Waits until its log holds `text`, or it ends.
+    pub fn wait_for_log(&mut self, text: &str, within: Duration) -> Result<()> {
+        let found = wait_until(within, || {
+            if let Some(status) = self.child.try_wait()? {
+                bail!("{} ended with {status} instead of saying {text:?}:\n{}", self.name, self.log());
+            }
+            Ok(self.log().contains(text).then_some(()))
+        });
+        found.with_context(|| format!("{} did not say {text:?}; it said:\n{}", self.name, self.log()))
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if let Ok(None) = self.child.try_wait() {
+            // Nobody is left to tell.
+            let _ended = self.stop();
+        }
+    }
+}
+
+/// Asks `probe` until it answers, at most so long.
+pub fn wait_until<T>(within: Duration, mut probe: impl FnMut() -> Result<Option<T>>) -> Result<T> {
+    let end = Instant::now() + within;
+    loop {
+        if let Some(found) = probe()? {
+            return Ok(found);
+        }
+        if Instant::now() >= end {
+            bail!("waited {} s in vain", within.as_secs());
+        }
+        std::thread::sleep(POLL_INTERVAL);
+    }
+}
