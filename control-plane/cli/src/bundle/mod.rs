@@ -1,0 +1,144 @@
+//! From TypeScript or JavaScript with npm imports to one bundle of ES modules. No Node.js, no network.
+
+mod archive;
+mod diagnose;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use ring::digest::{SHA256, digest};
+use rolldown::{
+    BundlerOptions, CommentsOptions, InputItem, ModuleType, OutputFormat, Platform, ResolveOptions, SourceMapType,
+    TsConfig,
+};
+use rolldown_common::{Output, OutputChunk};
+
+pub use archive::{Files, pack};
+
+use crate::error::{Code, Error};
+
+/// Largest bundle, in bytes: what a node takes.
+pub const MAX_BUNDLE_BYTES: usize = 10 * 1024 * 1024;
+/// Name of the entry module in every bundle.
+pub const ENTRY: &str = "main.js";
+/// How many of the largest modules are named when a bundle is too large.
+const LARGEST_NAMED: usize = 5;
+
+/// A function's code, ready to be named by a release.
+#[derive(Debug, Clone)]
+pub struct Bundle {
+    /// The archive.
+    pub bytes: Vec<u8>,
+    /// SHA-256 of `bytes`.
+    pub digest: [u8; 32],
+    /// Modules that went in, npm packages included.
+    pub modules: usize,
+    /// What the author should know, each with file, line and column.
+    pub warnings: Vec<String>,
+}
+
+/// Bundle the module `main`, a path relative to `folder`.
+///
+/// # Errors
+/// A syntax error or an import that cannot be resolved, with file, line, column and the line itself; an entry without
+/// default export; a bundle over [`MAX_BUNDLE_BYTES`], with its largest modules.
+pub async fn bundle(folder: &Path, main: &str) -> Result<Bundle, Error> {
+    let folder = folder.canonicalize().map_err(|error| {
+        Error::new(Code::Input, "cannot open the project's folder", "check the path").at(folder.display()).source(error)
+    })?;
+    let frames = diagnose::Frames::new(&folder);
+    let mut bundler = rolldown::Bundler::new(options(&folder, main)).map_err(|errors| frames.failed(errors.iter()))?;
+    let output = bundler.generate().await.map_err(|errors| frames.failed(errors.iter()))?;
+    let warnings = frames.warnings(&output.warnings)?;
+    let (files, chunks) = collect(output.assets)?;
+    must_export_default(&chunks, main)?;
+    let bytes = pack(&files)?;
+    if bytes.len() > MAX_BUNDLE_BYTES {
+        return Err(too_large(&folder, bytes.len(), &chunks, &files));
+    }
+    let mut hash = [0; 32];
+    hash.copy_from_slice(digest(&SHA256, &bytes).as_ref());
+    Ok(Bundle { bytes, digest: hash, modules: chunks.iter().map(|chunk| chunk.module_ids.len()).sum(), warnings })
+}
+
+fn options(folder: &Path, main: &str) -> BundlerOptions {
+    BundlerOptions {
+        // Rolldown takes a bare name for a package.
+        input: Some(vec![InputItem { name: Some("main".to_owned()), import: format!("./{main}") }]),
+        cwd: Some(folder.to_path_buf()),
+        platform: Some(Platform::Browser),
+        format: Some(OutputFormat::Esm),
+        // Nothing is written: this is what paths in source maps are relative to.
+        dir: Some(".".to_owned()),
+        entry_filenames: Some(ENTRY.to_owned().into()),
+        chunk_filenames: Some("[name]-[hash].js".to_owned().into()),
+        asset_filenames: Some("[name]-[hash][extname]".to_owned().into()),
+        sourcemap: Some(SourceMapType::File),
+        // Functions run in a worker with web APIs: packages that offer a build for that are taken at their word.
+        resolve: Some(ResolveOptions { condition_names: Some(vec!["worker".to_owned()]), ..ResolveOptions::default() }),
+        // A project's bundle must not depend on files above its folder.
+        tsconfig: Some(TsConfig::Auto(false)),
+        module_types: Some(
+            [(".wasm", ModuleType::Copy), (".bin", ModuleType::Copy), (".txt", ModuleType::Text)]
+                .into_iter()
+                .map(|(extension, kind)| (extension.to_owned(), kind))
+                .collect(),
+        ),
+        define: Some([("process.env.NODE_ENV".to_owned(), "\"production\"".to_owned())].into_iter().collect()),
+        comments: Some(CommentsOptions { legal: true, annotation: false, jsdoc: false }),
+        ..BundlerOptions::default()
+    }
+}
+
+fn collect(assets: Vec<Output>) -> Result<(Files, Vec<Arc<OutputChunk>>), Error> {
+    let mut files = Files::new();
+    let mut chunks = Vec::new();
+    for output in assets {
+        files.insert(output.filename().to_owned(), output.content_as_bytes().to_vec());
+        if let Output::Chunk(chunk) = output {
+            chunks.push(chunk);
+        }
+    }
+    if !files.contains_key(ENTRY) {
+        return Err(Error::internal(format!("the bundler made no {ENTRY}")));
+    }
+    Ok((files, chunks))
+}
+
+fn must_export_default(chunks: &[Arc<OutputChunk>], main: &str) -> Result<(), Error> {
+    let entry = chunks.iter().find(|chunk| chunk.is_entry);
+    if entry.is_some_and(|chunk| chunk.exports.iter().any(|name| name == "default")) {
+        return Ok(());
+    }
+    Err(Error::new(
+        Code::Bundle,
+        "the main module has no default export",
+        "export the handler: `export default { fetch(request, env, ctx) { return new Response(\"hello\") } }`",
+    )
+    .at(main))
+}
+
+fn too_large(folder: &Path, bytes: usize, chunks: &[Arc<OutputChunk>], files: &Files) -> Error {
+    let mut sizes: Vec<(usize, String)> = Vec::new();
+    for chunk in chunks {
+        for (id, module) in chunk.modules.keys.iter().zip(&chunk.modules.values) {
+            let path = Path::new(id.as_str());
+            let name = path.strip_prefix(folder).unwrap_or(path).display().to_string();
+            sizes.push((module.rendered_length(), name));
+        }
+    }
+    let copied = files.iter().filter(|(name, _)| !name.ends_with(".js") && !name.ends_with(".map"));
+    sizes.extend(copied.map(|(name, content)| (content.len(), name.clone())));
+    sizes.sort_by(|a, b| b.cmp(a));
+    let mut lines = vec!["the largest modules:".to_owned()];
+    lines.extend(sizes.into_iter().take(LARGEST_NAMED).map(|(size, name)| format!("{:>9} KiB  {name}", size / 1024)));
+    Error::new(
+        Code::Bundle,
+        format!("the bundle has {bytes} bytes; at most {MAX_BUNDLE_BYTES} (10 MiB) are allowed"),
+        "import less, or load large data with fetch when it is needed",
+    )
+    .lines(lines)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,167 @@
+use std::fs;
+use std::path::Path;
+
+use super::*;
+
+/// A project of three TypeScript files, an npm package with an `exports` map and types, text, JSON and WebAssembly.
+const PROJECT: &[(&str, &str)] = &[
+    (
+        "src/index.ts",
+        "import { Router } from 'tiny-router';\n\
+         import { greet, type Greeting } from './greet.ts';\n\
+         import terms from './terms.txt';\n\
+         import limits from './limits.json';\n\
+         import add from './add.wasm';\n\
+         enum Kind { Plain, Loud }\n\
+         const router = new Router<Greeting>();\n\
+         router.get('/', () => greet({ name: 'world', loud: Kind.Loud as number }));\n\
+         export default {\n\
+         \x20 async fetch(request: Request): Promise<Response> {\n\
+         \x20   const { later } = await import('./later');\n\
+         \x20   return new Response(router.handle(request.url) + terms + limits.max + later + typeof add);\n\
+         \x20 },\n\
+         } satisfies { fetch(request: Request): Promise<Response> };\n",
+    ),
+    (
+        "src/greet.ts",
+        "export interface Greeting { name: string; loud: number }\n\
+         export const greet = (to: Greeting): string => `hello ${to.name}${to.loud ? '!' : ''}`;\n",
+    ),
+    ("src/later.ts", "export const later: string = process.env.NODE_ENV;\n"),
+    ("src/terms.txt", "terms"),
+    ("src/limits.json", "{\"max\": 3}"),
+    ("src/add.wasm", "\0asm\u{1}\0\0\0"),
+    (
+        "node_modules/tiny-router/package.json",
+        r#"{"name":"tiny-router","version":"1.0.0","type":"module",
+            "exports":{".":{"types":"./index.d.ts","worker":"./worker.js","default":"./node.cjs"}}}"#,
+    ),
+    ("node_modules/tiny-router/index.d.ts", "export declare class Router<T> { get(p: string, h: () => T): void }\n"),
+    (
+        "node_modules/tiny-router/worker.js",
+        "export class Router { routes = new Map(); get(p, h) { this.routes.set(p, h) }\n\
+         handle(url) { return this.routes.get(new URL(url).pathname)?.() } }\n\
+         export const unused = () => 'this must be shaken off';\n",
+    ),
+    ("node_modules/tiny-router/node.cjs", "module.exports = require('fs');\n"),
+];
+
+fn project(files: &[(&str, &str)]) -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    write(dir.path(), files);
+    dir
+}
+
+fn write(folder: &Path, files: &[(&str, &str)]) {
+    for (name, content) in files {
+        let path = folder.join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, content).unwrap();
+    }
+}
+
+fn unpack(bundle: &Bundle) -> Files {
+    let mut archive = tar::Archive::new(bundle.bytes.as_slice());
+    let entries = archive.entries().unwrap().map(|entry| {
+        let mut entry = entry.unwrap();
+        let mut content = Vec::new();
+        std::io::Read::read_to_end(&mut entry, &mut content).unwrap();
+        (entry.path().unwrap().to_string_lossy().into_owned(), content)
+    });
+    entries.collect()
+}
+
+async fn failure(files: &[(&str, &str)]) -> String {
+    let dir = project(files);
+    let folder = dir.path().canonicalize().unwrap();
+    let text = bundle(dir.path(), "src/index.ts").await.unwrap_err().to_text();
+    text.replace(&folder.display().to_string(), "<project>")
+}
+
+#[tokio::test]
+async fn typescript_of_several_files_and_an_npm_package_become_modules() {
+    let dir = project(PROJECT);
+    let bundle = bundle(dir.path(), "src/index.ts").await.unwrap();
+    let files = unpack(&bundle);
+    let main = String::from_utf8(files[ENTRY].clone()).unwrap();
+    for gone in ["interface", ": string", "satisfies", "shaken off", "require(", "tiny-router'"] {
+        assert!(!main.contains(gone), "{gone} is in {main}");
+    }
+    for there in ["Router = class", "hello ${to.name}", "\"terms\"", "as default"] {
+        assert!(main.contains(there), "{there} is not in {main}");
+    }
+    let suffix = |suffix: &str| files.keys().filter(|name| name.ends_with(suffix)).count();
+    assert_eq!((suffix(".wasm"), suffix(".js"), suffix(".js.map"), files.len()), (1, 2, 2, 5));
+    assert_eq!(bundle.warnings, Vec::<String>::new());
+    let map: serde_json::Value = serde_json::from_slice(&files["main.js.map"]).unwrap();
+    assert!(map["sources"].as_array().unwrap().iter().any(|source| source == "src/index.ts"), "{map}");
+}
+
+#[tokio::test]
+async fn the_same_sources_in_another_folder_give_the_same_digest() {
+    let (one, two) = (project(PROJECT), project(PROJECT));
+    let nested = two.path().join("somewhere/else");
+    write(&nested, PROJECT);
+    let digest = bundle(one.path(), "src/index.ts").await.unwrap().digest;
+    assert_eq!(digest, bundle(one.path(), "src/index.ts").await.unwrap().digest);
+    assert_eq!(digest, bundle(&nested, "src/index.ts").await.unwrap().digest);
+}
+
+#[tokio::test]
+async fn files_above_the_project_change_nothing() {
+    let dir = project(&[("tsconfig.json", r#"{"compilerOptions":{"jsx":"preserve","paths":{"./greet.ts":["./x"]}}}"#)]);
+    let nested = dir.path().join("project");
+    write(&nested, PROJECT);
+    let alone = project(PROJECT);
+    assert_eq!(
+        bundle(&nested, "src/index.ts").await.unwrap().digest,
+        bundle(alone.path(), "src/index.ts").await.unwrap().digest
+    );
+}
+
+#[tokio::test]
+async fn a_syntax_error_has_file_line_column_and_the_line() {
+    let text = failure(&[("src/index.ts", "const one = 1;\nexport default { one two };\n")]).await;
+    insta::assert_snapshot!(text);
+}
+
+#[tokio::test]
+async fn a_package_that_is_not_installed_is_named() {
+    let source = "import { Hono } from '@scope/hono/tiny';\nexport default new Hono();\n";
+    insta::assert_snapshot!(failure(&[("src/index.ts", source)]).await);
+}
+
+#[tokio::test]
+async fn a_file_that_is_not_there_is_named() {
+    insta::assert_snapshot!(failure(&[("src/index.ts", "import a from './a';\nexport default a;\n")]).await);
+}
+
+#[tokio::test]
+async fn node_built_ins_are_called_so() {
+    let source = "import fs from 'node:fs';\nimport path from 'path';\nexport default { fs, path };\n";
+    insta::assert_snapshot!(failure(&[("src/index.ts", source)]).await);
+}
+
+#[tokio::test]
+async fn an_entry_that_is_not_there_is_named() {
+    insta::assert_snapshot!(failure(&[("src/other.ts", "")]).await);
+}
+
+#[tokio::test]
+async fn an_entry_without_default_export_is_refused() {
+    insta::assert_snapshot!(failure(&[("src/index.ts", "export const fetch = 1;\n")]).await);
+}
+
+#[tokio::test]
+async fn a_bundle_over_its_size_names_the_largest_modules() {
+    let data = |letter: &str, mib: usize| format!("export const {letter} = '{}';\n", letter.repeat(mib << 20));
+    let text = failure(&[
+        ("src/index.ts", "import { a } from './a';\nimport { b } from './b';\nexport default { a, b };\n"),
+        ("src/a.ts", &data("a", 2)),
+        ("src/b.ts", &data("b", 4)),
+    ])
+    .await;
+    let (first, rest) = text.split_once('\n').unwrap();
+    assert!(first.starts_with("error: the bundle has 1"), "{first}");
+    insta::assert_snapshot!(rest);
+}

@@ -1,0 +1,214 @@
+//! One error for the whole program: what was wrong, where, and what to do next.
+
+use std::fmt;
+
+use serde_json::{Value, json};
+
+/// What kind of thing went wrong: a stable name for scripts, and the exit code.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Code {
+    /// The command line asks for something that makes no sense.
+    Usage,
+    /// `casemate.toml` has mistakes.
+    Project,
+    /// A file that was named does not exist or cannot be used as what it should be.
+    Input,
+    /// The function's source cannot be bundled.
+    Bundle,
+    /// A secret's value cannot be sealed as it is.
+    SecretValue,
+    /// No `login` has been made from this home folder.
+    NotLoggedIn,
+    /// A key that is needed is not in this home folder.
+    NoKey,
+    /// A key file did not open with the passphrase.
+    Passphrase,
+    /// Something of that name is there already.
+    Exists,
+    /// The control plane knows nothing of that name.
+    NotFound,
+    /// The control plane did not answer.
+    Unreachable,
+    /// Whoever answered does not hold the key that the fleet's root signed.
+    NotTheControlPlane,
+    /// The token does not allow this.
+    Forbidden,
+    /// The control plane refused a request; its own code is in the text.
+    Api,
+    /// A statement was shown that a node would refuse too.
+    Refused,
+    /// Somebody else was faster; trying again may work.
+    Conflict,
+    /// Another `casemate` works with the same home folder.
+    Busy,
+    /// Nodes have not acknowledged in time.
+    NotAcknowledged,
+    /// A node refused what was pushed to it.
+    NodeRefused,
+    /// A file could not be written.
+    CannotCreate,
+    /// Reading or writing failed.
+    Io,
+    /// A mistake of ours.
+    Internal,
+}
+
+impl Code {
+    /// The name in JSON.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Usage => "usage",
+            Self::Project => "project_invalid",
+            Self::Input => "input_missing",
+            Self::Bundle => "bundle_failed",
+            Self::SecretValue => "secret_value",
+            Self::NotLoggedIn => "not_logged_in",
+            Self::NoKey => "key_missing",
+            Self::Passphrase => "passphrase_wrong",
+            Self::Exists => "exists",
+            Self::NotFound => "not_found",
+            Self::Unreachable => "unreachable",
+            Self::NotTheControlPlane => "not_the_control_plane",
+            Self::Forbidden => "forbidden",
+            Self::Api => "refused_by_api",
+            Self::Refused => "refused",
+            Self::Conflict => "conflict",
+            Self::Busy => "busy",
+            Self::NotAcknowledged => "not_acknowledged",
+            Self::NodeRefused => "refused_by_node",
+            Self::CannotCreate => "cannot_create",
+            Self::Io => "io",
+            Self::Internal => "internal",
+        }
+    }
+
+    /// The exit code, after BSD's `sysexits`.
+    pub fn exit(self) -> u8 {
+        match self {
+            Self::Usage | Self::Project => 64,
+            Self::Bundle | Self::SecretValue => 65,
+            Self::Input | Self::NotFound => 66,
+            Self::Unreachable => 69,
+            Self::Internal => 70,
+            Self::CannotCreate | Self::Exists => 73,
+            Self::Io => 74,
+            Self::Conflict | Self::Busy | Self::NotAcknowledged => 75,
+            Self::Refused | Self::NotTheControlPlane | Self::NodeRefused | Self::Api => 76,
+            Self::Forbidden | Self::Passphrase => 77,
+            Self::NotLoggedIn | Self::NoKey => 78,
+        }
+    }
+}
+
+/// What is told to the person at the keyboard.
+#[derive(Debug, thiserror::Error)]
+#[error("{what}")]
+pub struct Error {
+    code: Code,
+    what: String,
+    place: Option<String>,
+    lines: Vec<String>,
+    next: String,
+    #[source]
+    source: Option<Box<dyn std::error::Error + Send + Sync>>,
+}
+
+impl Error {
+    /// What was wrong, and the next step: there is no error without one.
+    pub fn new(code: Code, what: impl Into<String>, next: impl Into<String>) -> Self {
+        Self { code, what: what.into(), place: None, lines: Vec::new(), next: next.into(), source: None }
+    }
+
+    /// Where: a file, a URL, an object's name.
+    #[must_use]
+    pub fn at(mut self, place: impl fmt::Display) -> Self {
+        self.place = Some(place.to_string());
+        self
+    }
+
+    /// Particulars, a line each: mistakes with their line numbers, a code frame.
+    #[must_use]
+    pub fn lines(mut self, lines: impl IntoIterator<Item = String>) -> Self {
+        self.lines.extend(lines);
+        self
+    }
+
+    /// The error underneath.
+    #[must_use]
+    pub fn source(mut self, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+        self.source = Some(source.into());
+        self
+    }
+
+    /// A mistake of ours, such as a value of our own that does not serialise.
+    pub fn internal(what: impl Into<String>) -> Self {
+        Self::new(Code::Internal, what, "this is a fault in casemate: please report it with the command that you ran")
+    }
+
+    /// Its kind.
+    pub fn code(&self) -> Code {
+        self.code
+    }
+
+    /// For `--json`.
+    pub fn to_json(&self) -> Value {
+        json!({ "error": {
+            "code": self.code.name(),
+            "message": self.what,
+            "where": self.place,
+            "details": self.lines,
+            "cause": self.causes(),
+            "next": self.next,
+            "exit": self.code.exit(),
+        }})
+    }
+
+    /// For people, without colours: `error: `, then indented particulars, then the next step.
+    pub fn to_text(&self) -> String {
+        let mut text = format!("error: {}\n", self.what);
+        if let Some(place) = &self.place {
+            text += &format!("   in: {place}\n");
+        }
+        for line in &self.lines {
+            text += &format!("  {line}").trim_end().replace('\n', "\n  ");
+            text.push('\n');
+        }
+        for cause in self.causes() {
+            text += &format!("  why: {cause}\n");
+        }
+        text += &format!(" next: {}\n", self.next);
+        text
+    }
+
+    fn causes(&self) -> Vec<String> {
+        let mut causes: Vec<String> = Vec::new();
+        let mut source = std::error::Error::source(self);
+        while let Some(error) = source {
+            let text = error.to_string();
+            if causes.last() != Some(&text) {
+                causes.push(text);
+            }
+            source = error.source();
+        }
+        causes
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_says_what_where_why_and_what_next() {
+        let error = Error::new(Code::Io, "cannot read the key file", "check that the disk is mounted")
+            .at("/home/me/.config/casemate/tenant.key")
+            .source(std::io::Error::other("input/output error"));
+        insta::assert_snapshot!(error.to_text(), @r"
+        error: cannot read the key file
+           in: /home/me/.config/casemate/tenant.key
+          why: input/output error
+         next: check that the disk is mounted
+        ");
+        assert_eq!(error.to_json()["error"]["exit"], 74);
+    }
+}

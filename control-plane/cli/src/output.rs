@@ -1,0 +1,193 @@
+//! What goes to the terminal: results on standard output, everything else on standard error.
+
+use std::io::{IsTerminal as _, Write as _};
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use owo_colors::OwoColorize as _;
+use serde::Serialize;
+
+use crate::error::{Code, Error};
+
+/// How often a spinner moves.
+const TICK: Duration = Duration::from_millis(120);
+
+/// The one way to the terminal. Colours and moving parts appear only on one.
+#[derive(Debug, Clone, Copy)]
+pub struct Output {
+    json: bool,
+    quiet: bool,
+}
+
+impl Output {
+    /// `json`: results are JSON. `quiet`: nothing but results and errors.
+    pub fn new(json: bool, quiet: bool) -> Self {
+        Self { json, quiet }
+    }
+
+    /// Whether results are JSON.
+    pub fn is_json(self) -> bool {
+        self.json
+    }
+
+    /// A result: `value` with `--json`, else the text.
+    ///
+    /// # Errors
+    /// Standard output is closed or full.
+    pub fn result(self, value: &impl Serialize, text: impl FnOnce() -> String) -> Result<(), Error> {
+        let text = if self.json {
+            serde_json::to_string_pretty(value).map_err(|error| Error::internal("a result has no JSON").source(error))?
+        } else {
+            text()
+        };
+        write_out(&text)
+    }
+
+    /// One record of a stream that goes on: a line of JSON, or the text.
+    ///
+    /// # Errors
+    /// Standard output is closed or full.
+    pub fn record(self, value: &impl Serialize, text: impl FnOnce() -> String) -> Result<(), Error> {
+        let text = if self.json {
+            serde_json::to_string(value).map_err(|error| Error::internal("a record has no JSON").source(error))?
+        } else {
+            text()
+        };
+        write_out(&text)
+    }
+
+    /// Something that was done, for people who watch.
+    pub fn done(self, text: &str) {
+        if !self.quiet {
+            note(&format!("{} {text}", "✓".green()));
+        }
+    }
+
+    /// Something that deserves a second look.
+    pub fn warn(self, text: &str) {
+        note(&format!("{} {text}", "warning:".yellow().bold()));
+    }
+
+    /// Advice that nobody must read.
+    pub fn hint(self, text: &str) {
+        if !self.quiet {
+            note(&format!("{}", text.dimmed()));
+        }
+    }
+
+    /// The error that ends the program.
+    pub fn error(self, error: &Error) {
+        if self.json {
+            note(&error.to_json().to_string());
+            return;
+        }
+        let text = error.to_text();
+        let (first, rest) = text.split_once('\n').unwrap_or((&text, ""));
+        let first = first.strip_prefix("error: ").unwrap_or(first);
+        let mut lines = vec![format!("{} {}", "error:".red().bold(), first.bold())];
+        for line in rest.lines() {
+            match line.strip_prefix(" next: ") {
+                Some(step) => lines.push(format!(" {} {step}", "next:".cyan().bold())),
+                None => lines.push(line.to_owned()),
+            }
+        }
+        note(&lines.join("\n"));
+    }
+
+    /// A spinner with a text, for what may take over two seconds.
+    pub fn progress(self, text: impl Into<String>) -> Progress {
+        let moving = !self.quiet && !self.json && std::io::stderr().is_terminal();
+        let bar = ProgressBar::with_draw_target(
+            None,
+            if moving { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() },
+        );
+        if let Ok(style) = ProgressStyle::with_template("{spinner:.cyan} {msg} {elapsed:.dim}") {
+            bar.set_style(style);
+        }
+        let progress = Progress { bar, lines: !moving && !self.quiet && !self.json };
+        progress.say(text);
+        progress.bar.enable_steady_tick(TICK);
+        progress
+    }
+}
+
+/// Work under way. Ends when dropped.
+#[derive(Debug)]
+pub struct Progress {
+    bar: ProgressBar,
+    lines: bool,
+}
+
+impl Progress {
+    /// What is being done now. Without a terminal each new text is a line.
+    pub fn say(&self, text: impl Into<String>) {
+        let text = text.into();
+        if self.lines && self.bar.message() != text {
+            note(&format!("… {text}"));
+        }
+        self.bar.set_message(text);
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        self.bar.finish_and_clear();
+    }
+}
+
+/// A table for people: columns as wide as their widest cell, two blanks between.
+pub fn table(head: &[&str], rows: &[Vec<String>]) -> String {
+    let mut widths: Vec<usize> = head.iter().map(|cell| cell.chars().count()).collect();
+    for row in rows {
+        for (width, cell) in widths.iter_mut().zip(row) {
+            *width = (*width).max(cell.chars().count());
+        }
+    }
+    let line = |cells: &[String]| {
+        let mut line = String::new();
+        for (cell, width) in cells.iter().zip(&widths) {
+            line += &format!("{cell:width$}  ");
+        }
+        line.trim_end().to_owned()
+    };
+    let head: Vec<String> = head.iter().map(|cell| (*cell).to_owned()).collect();
+    let mut lines = vec![line(&head).dimmed().to_string()];
+    lines.extend(rows.iter().map(|row| line(row)));
+    lines.join("\n")
+}
+
+fn write_out(text: &str) -> Result<(), Error> {
+    let mut out = anstream::stdout().lock();
+    let written = out.write_all(text.as_bytes()).and_then(|()| out.write_all(b"\n")).and_then(|()| out.flush());
+    match written {
+        // `casemate logs --follow | head` is no failure.
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Err(closed()),
+        Err(error) => {
+            Err(Error::new(Code::Io, "cannot write to standard output", "check where it leads to").source(error))
+        }
+        Ok(()) => Ok(()),
+    }
+}
+
+/// Standard output was closed by whoever read it: the program ends, with nothing to complain about.
+fn closed() -> Error {
+    Error::new(Code::Io, "standard output is closed", "nothing: the reader has gone")
+}
+
+fn note(text: &str) {
+    let mut err = anstream::stderr().lock();
+    // Nowhere is left to report that standard error cannot be written.
+    let _ = writeln!(err, "{text}");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_line_up() {
+        let rows = [vec!["edge-1".to_owned(), "default".to_owned()], vec!["a".to_owned(), "b".to_owned()]];
+        let text = anstream::adapter::strip_str(&table(&["NODE", "POOL"], &rows)).to_string();
+        assert_eq!(text, "NODE    POOL\nedge-1  default\na       b");
+    }
+}
