@@ -116,7 +116,14 @@ pub struct Error {
 impl Error {
     /// What was wrong, and the next step: there is no error without one.
     pub fn new(code: Code, what: impl Into<String>, next: impl Into<String>) -> Self {
-        Self { code, what: what.into(), place: None, lines: Vec::new(), next: next.into(), source: None }
+        Self {
+            code,
+            what: what.into(),
+            place: None,
+            lines: Vec::new(),
+            next: next.into(),
+            source: None,
+        }
     }
 
     /// Where: a file, a URL, an object's name.
@@ -142,7 +149,11 @@ impl Error {
 
     /// A mistake of ours, such as a value of our own that does not serialise.
     pub fn internal(what: impl Into<String>) -> Self {
-        Self::new(Code::Internal, what, "this is a fault in casemate: please report it with the command that you ran")
+        Self::new(
+            Code::Internal,
+            what,
+            "this is a fault in casemate: please report it with the command that you ran",
+        )
     }
 
     /// Its kind.
@@ -200,9 +211,13 @@ mod tests {
 
     #[test]
     fn an_error_says_what_where_why_and_what_next() {
-        let error = Error::new(Code::Io, "cannot read the key file", "check that the disk is mounted")
-            .at("/home/me/.config/casemate/tenant.key")
-            .source(std::io::Error::other("input/output error"));
+        let error = Error::new(
+            Code::Io,
+            "cannot read the key file",
+            "check that the disk is mounted",
+        )
+        .at("/home/me/.config/casemate/tenant.key")
+        .source(std::io::Error::other("input/output error"));
         insta::assert_snapshot!(error.to_text(), @r"
         error: cannot read the key file
            in: /home/me/.config/casemate/tenant.key

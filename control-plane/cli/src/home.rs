@@ -49,15 +49,24 @@ impl Home {
         if let Some(path) = given {
             return Ok(Self { path });
         }
-        let absolute = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
-        let config = absolute("XDG_CONFIG_HOME").or_else(|| absolute("HOME").map(|home| home.join(".config")));
-        config.map(|config| Self { path: config.join("casemate") }).ok_or_else(|| {
-            Error::new(
-                Code::Usage,
-                "no home folder is known: neither HOME nor XDG_CONFIG_HOME is set",
-                "give one with `--home DIR`",
-            )
-        })
+        let absolute = |name: &str| {
+            std::env::var_os(name)
+                .map(PathBuf::from)
+                .filter(|path| path.is_absolute())
+        };
+        let config = absolute("XDG_CONFIG_HOME")
+            .or_else(|| absolute("HOME").map(|home| home.join(".config")));
+        config
+            .map(|config| Self {
+                path: config.join("casemate"),
+            })
+            .ok_or_else(|| {
+                Error::new(
+                    Code::Usage,
+                    "no home folder is known: neither HOME nor XDG_CONFIG_HOME is set",
+                    "give one with `--home DIR`",
+                )
+            })
     }
 
     /// Where it is.
@@ -88,7 +97,9 @@ impl Home {
         loop {
             match file.try_lock() {
                 Ok(()) => return Ok(Lock { _file: file }),
-                Err(TryLockError::WouldBlock) if Instant::now() < until => std::thread::sleep(LOCK_RETRY),
+                Err(TryLockError::WouldBlock) if Instant::now() < until => {
+                    std::thread::sleep(LOCK_RETRY)
+                }
                 Err(TryLockError::WouldBlock) => {
                     return Err(Error::new(
                         Code::Busy,
@@ -108,7 +119,9 @@ impl Home {
     /// It cannot be read, others may read it, or it is not what we wrote.
     pub fn read_json<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>, Error> {
         let path = self.file(name);
-        let Some(bytes) = read_private(&path)? else { return Ok(None) };
+        let Some(bytes) = read_private(&path)? else {
+            return Ok(None);
+        };
         serde_json::from_slice(&bytes).map(Some).map_err(|error| {
             Error::new(
                 Code::Io,
@@ -142,19 +155,33 @@ pub fn read_private(path: &Path) -> Result<Option<Vec<u8>>, Error> {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(cannot_read(path, error)),
     };
-    let mode = file.metadata().map_err(|error| cannot_read(path, error))?.permissions().mode();
+    let mode = file
+        .metadata()
+        .map_err(|error| cannot_read(path, error))?
+        .permissions()
+        .mode();
     if mode & 0o077 != 0 {
         return Err(Error::new(
             Code::Io,
-            format!("others may read or change this file (mode {:04o})", mode & 0o7777),
+            format!(
+                "others may read or change this file (mode {:04o})",
+                mode & 0o7777
+            ),
             format!("make it yours alone: chmod 600 {}", path.display()),
         )
         .at(path.display()));
     }
     let mut bytes = Vec::new();
-    file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes).map_err(|error| cannot_read(path, error))?;
+    file.take(MAX_FILE_BYTES + 1)
+        .read_to_end(&mut bytes)
+        .map_err(|error| cannot_read(path, error))?;
     if bytes.len() as u64 > MAX_FILE_BYTES {
-        return Err(Error::new(Code::Io, "the file is over 64 MiB", "restore it from a backup").at(path.display()));
+        return Err(Error::new(
+            Code::Io,
+            "the file is over 64 MiB",
+            "restore it from a backup",
+        )
+        .at(path.display()));
     }
     Ok(Some(bytes))
 }
@@ -164,14 +191,23 @@ pub fn read_private(path: &Path) -> Result<Option<Vec<u8>>, Error> {
 /// # Errors
 /// Folder or file cannot be written; the old file is as it was.
 pub fn write_private(path: &Path, bytes: &[u8]) -> Result<(), Error> {
-    let folder = path.parent().ok_or_else(|| Error::internal("a file without a folder"))?;
+    let folder = path
+        .parent()
+        .ok_or_else(|| Error::internal("a file without a folder"))?;
     make_folder(folder)?;
-    let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    let name = path
+        .file_name()
+        .map(|name| name.to_string_lossy().into_owned())
+        .unwrap_or_default();
     let temporary = folder.join(format!(".{name}.{}.new", std::process::id()));
     let written = (|| {
         // A left-over of a process with the same number must not be written through.
         let _ = fs::remove_file(&temporary);
-        let mut file = OpenOptions::new().create_new(true).write(true).mode(0o600).open(&temporary)?;
+        let mut file = OpenOptions::new()
+            .create_new(true)
+            .write(true)
+            .mode(0o600)
+            .open(&temporary)?;
         file.write_all(bytes)?;
         file.sync_all()?;
         fs::rename(&temporary, path)?;
@@ -184,25 +220,37 @@ pub fn write_private(path: &Path, bytes: &[u8]) -> Result<(), Error> {
 }
 
 fn make_folder(path: &Path) -> Result<(), Error> {
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(|error| cannot_write(path, error))
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
+        .map_err(|error| cannot_write(path, error))
 }
 
 fn cannot_read(path: &Path, error: std::io::Error) -> Error {
-    Error::new(Code::Io, "cannot read a file", "check that it is a file and that you may read it")
-        .at(path.display())
-        .source(error)
+    Error::new(
+        Code::Io,
+        "cannot read a file",
+        "check that it is a file and that you may read it",
+    )
+    .at(path.display())
+    .source(error)
 }
 
 /// The error for a file that cannot be written, with advice for the usual causes.
 pub fn cannot_write(path: &Path, error: std::io::Error) -> Error {
     let next = match error.kind() {
-        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => "free some space on the disk; nothing was lost",
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => {
+            "free some space on the disk; nothing was lost"
+        }
         ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem => {
             "use a folder that you may write to, or another home with `--home DIR`"
         }
         _ => "check the folder and the disk; nothing was lost",
     };
-    Error::new(Code::CannotCreate, "cannot write a file", next).at(path.display()).source(error)
+    Error::new(Code::CannotCreate, "cannot write a file", next)
+        .at(path.display())
+        .source(error)
 }
 
 #[cfg(test)]
@@ -220,7 +268,12 @@ mod tests {
         let (_dir, home) = home();
         home.write_json("connection.json", &"one").unwrap();
         home.write_json("connection.json", &"two").unwrap();
-        assert_eq!(home.read_json::<String>("connection.json").unwrap().as_deref(), Some("two"));
+        assert_eq!(
+            home.read_json::<String>("connection.json")
+                .unwrap()
+                .as_deref(),
+            Some("two")
+        );
         let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
         assert_eq!(mode(&home.file("connection.json")), 0o600);
         assert_eq!(mode(home.path()), 0o700);
@@ -231,7 +284,11 @@ mod tests {
     fn a_file_that_others_may_read_is_refused() {
         let (_dir, home) = home();
         home.write_json("connection.json", &"token").unwrap();
-        fs::set_permissions(home.file("connection.json"), fs::Permissions::from_mode(0o644)).unwrap();
+        fs::set_permissions(
+            home.file("connection.json"),
+            fs::Permissions::from_mode(0o644),
+        )
+        .unwrap();
         let error = home.read_json::<String>("connection.json").unwrap_err();
         assert!(error.to_text().contains("chmod 600"), "{}", error.to_text());
     }
@@ -250,7 +307,10 @@ mod tests {
         let (_dir, home) = home();
         home.write_json("memory.json", &1).unwrap();
         let blocked = home.file("memory.json").join("below-a-file");
-        assert_eq!(write_private(&blocked, b"x").unwrap_err().code(), Code::CannotCreate);
+        assert_eq!(
+            write_private(&blocked, b"x").unwrap_err().code(),
+            Code::CannotCreate
+        );
         assert_eq!(home.read_json::<u32>("memory.json").unwrap(), Some(1));
     }
 }

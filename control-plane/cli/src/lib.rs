@@ -1,6 +1,7 @@
 //! The command line for operators and tenants: everything that is signed or sealed is signed or sealed here.
 #![forbid(unsafe_code)]
 
+pub mod args;
 pub mod bundle;
 pub mod error;
 pub mod home;

@@ -34,9 +34,14 @@ impl Output {
     ///
     /// # Errors
     /// Standard output is closed or full.
-    pub fn result(self, value: &impl Serialize, text: impl FnOnce() -> String) -> Result<(), Error> {
+    pub fn result(
+        self,
+        value: &impl Serialize,
+        text: impl FnOnce() -> String,
+    ) -> Result<(), Error> {
         let text = if self.json {
-            serde_json::to_string_pretty(value).map_err(|error| Error::internal("a result has no JSON").source(error))?
+            serde_json::to_string_pretty(value)
+                .map_err(|error| Error::internal("a result has no JSON").source(error))?
         } else {
             text()
         };
@@ -47,9 +52,14 @@ impl Output {
     ///
     /// # Errors
     /// Standard output is closed or full.
-    pub fn record(self, value: &impl Serialize, text: impl FnOnce() -> String) -> Result<(), Error> {
+    pub fn record(
+        self,
+        value: &impl Serialize,
+        text: impl FnOnce() -> String,
+    ) -> Result<(), Error> {
         let text = if self.json {
-            serde_json::to_string(value).map_err(|error| Error::internal("a record has no JSON").source(error))?
+            serde_json::to_string(value)
+                .map_err(|error| Error::internal("a record has no JSON").source(error))?
         } else {
             text()
         };
@@ -99,12 +109,19 @@ impl Output {
         let moving = !self.quiet && !self.json && std::io::stderr().is_terminal();
         let bar = ProgressBar::with_draw_target(
             None,
-            if moving { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() },
+            if moving {
+                ProgressDrawTarget::stderr()
+            } else {
+                ProgressDrawTarget::hidden()
+            },
         );
         if let Ok(style) = ProgressStyle::with_template("{spinner:.cyan} {msg} {elapsed:.dim}") {
             bar.set_style(style);
         }
-        let progress = Progress { bar, lines: !moving && !self.quiet && !self.json };
+        let progress = Progress {
+            bar,
+            lines: !moving && !self.quiet && !self.json,
+        };
         progress.say(text);
         progress.bar.enable_steady_tick(TICK);
         progress
@@ -158,20 +175,30 @@ pub fn table(head: &[&str], rows: &[Vec<String>]) -> String {
 
 fn write_out(text: &str) -> Result<(), Error> {
     let mut out = anstream::stdout().lock();
-    let written = out.write_all(text.as_bytes()).and_then(|()| out.write_all(b"\n")).and_then(|()| out.flush());
+    let written = out
+        .write_all(text.as_bytes())
+        .and_then(|()| out.write_all(b"\n"))
+        .and_then(|()| out.flush());
     match written {
         // `casemate logs --follow | head` is no failure.
         Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Err(closed()),
-        Err(error) => {
-            Err(Error::new(Code::Io, "cannot write to standard output", "check where it leads to").source(error))
-        }
+        Err(error) => Err(Error::new(
+            Code::Io,
+            "cannot write to standard output",
+            "check where it leads to",
+        )
+        .source(error)),
         Ok(()) => Ok(()),
     }
 }
 
 /// Standard output was closed by whoever read it: the program ends, with nothing to complain about.
 fn closed() -> Error {
-    Error::new(Code::Io, "standard output is closed", "nothing: the reader has gone")
+    Error::new(
+        Code::Io,
+        "standard output is closed",
+        "nothing: the reader has gone",
+    )
 }
 
 fn note(text: &str) {
@@ -186,7 +213,10 @@ mod tests {
 
     #[test]
     fn columns_line_up() {
-        let rows = [vec!["edge-1".to_owned(), "default".to_owned()], vec!["a".to_owned(), "b".to_owned()]];
+        let rows = [
+            vec!["edge-1".to_owned(), "default".to_owned()],
+            vec!["a".to_owned(), "b".to_owned()],
+        ];
         let text = anstream::adapter::strip_str(&table(&["NODE", "POOL"], &rows)).to_string();
         assert_eq!(text, "NODE    POOL\nedge-1  default\na       b");
     }

@@ -16,7 +16,9 @@ pub fn pack(files: &Files) -> Result<Vec<u8>, Error> {
     let mut builder = tar::Builder::new(Vec::new());
     for (name, content) in files {
         let mut header = tar::Header::new_ustar();
-        header.set_path(name).map_err(|error| Error::internal(format!("module name {name}")).source(error))?;
+        header
+            .set_path(name)
+            .map_err(|error| Error::internal(format!("module name {name}")).source(error))?;
         header.set_size(content.len() as u64);
         header.set_entry_type(tar::EntryType::Regular);
         header.set_mode(0o644);
@@ -28,7 +30,9 @@ pub fn pack(files: &Files) -> Result<Vec<u8>, Error> {
             .append(&header, content.as_slice())
             .map_err(|error| Error::internal("packing the bundle failed").source(error))?;
     }
-    builder.into_inner().map_err(|error| Error::internal("packing the bundle failed").source(error))
+    builder
+        .into_inner()
+        .map_err(|error| Error::internal("packing the bundle failed").source(error))
 }
 
 #[cfg(test)]
@@ -37,7 +41,10 @@ mod tests {
 
     #[test]
     fn the_archive_depends_on_names_and_contents_alone() {
-        let files = Files::from([("main.js".to_owned(), b"export {}".to_vec()), ("a.js".to_owned(), Vec::new())]);
+        let files = Files::from([
+            ("main.js".to_owned(), b"export {}".to_vec()),
+            ("a.js".to_owned(), Vec::new()),
+        ]);
         let bytes = pack(&files).unwrap();
         assert_eq!(bytes, pack(&files).unwrap());
         let mut archive = tar::Archive::new(bytes.as_slice());
@@ -47,7 +54,10 @@ mod tests {
             .map(|entry| {
                 let entry = entry.unwrap();
                 let header = entry.header();
-                assert_eq!((header.mtime().unwrap(), header.mode().unwrap()), (0, 0o644));
+                assert_eq!(
+                    (header.mtime().unwrap(), header.mode().unwrap()),
+                    (0, 0o644)
+                );
                 entry.path().unwrap().to_string_lossy().into_owned()
             })
             .collect();

@@ -25,13 +25,22 @@ pub(super) struct Frames {
 
 impl Frames {
     pub(super) fn new(folder: &Path) -> Self {
-        Self { options: DiagnosticOptions { cwd: PathBuf::from(folder) } }
+        Self {
+            options: DiagnosticOptions {
+                cwd: PathBuf::from(folder),
+            },
+        }
     }
 
     /// The error for a build that failed: its complaints, and what to do about the first.
-    pub(super) fn failed<'a>(&self, complaints: impl IntoIterator<Item = &'a BuildDiagnostic>) -> Error {
+    pub(super) fn failed<'a>(
+        &self,
+        complaints: impl IntoIterator<Item = &'a BuildDiagnostic>,
+    ) -> Error {
         let complaints: Vec<&BuildDiagnostic> = complaints.into_iter().collect();
-        let next = complaints.first().map_or_else(String::new, |first| self.next_step(first));
+        let next = complaints
+            .first()
+            .map_or_else(String::new, |first| self.next_step(first));
         let mut lines = Vec::new();
         for complaint in complaints.iter().take(MAX_SHOWN) {
             lines.extend(self.render(complaint));
@@ -39,28 +48,42 @@ impl Frames {
         if complaints.len() > MAX_SHOWN {
             lines.push(format!("and {} more", complaints.len() - MAX_SHOWN));
         }
-        Error::new(Code::Bundle, "the function cannot be bundled", next).at(self.options.cwd.display()).lines(lines)
+        Error::new(Code::Bundle, "the function cannot be bundled", next)
+            .at(self.options.cwd.display())
+            .lines(lines)
     }
 
     /// What does not stop the build. An import that was not found does: nothing would be there when it runs.
     pub(super) fn warnings(&self, complaints: &[BuildDiagnostic]) -> Result<Vec<String>, Error> {
-        let unresolved = |complaint: &&BuildDiagnostic| matches!(complaint.kind(), EventKind::UnresolvedImport);
+        let unresolved =
+            |complaint: &&BuildDiagnostic| matches!(complaint.kind(), EventKind::UnresolvedImport);
         if complaints.iter().any(|complaint| unresolved(&complaint)) {
             return Err(self.failed(complaints.iter().filter(unresolved)));
         }
         let of_the_author = |complaint: &&BuildDiagnostic| {
             matches!(complaint.kind(), EventKind::Eval)
-                || !complaint.id().is_some_and(|id| id.contains("/node_modules/"))
+                || !complaint
+                    .id()
+                    .is_some_and(|id| id.contains("/node_modules/"))
         };
-        Ok(complaints.iter().filter(of_the_author).map(|complaint| self.render(complaint).remove(0)).collect())
+        Ok(complaints
+            .iter()
+            .filter(of_the_author)
+            .map(|complaint| self.render(complaint).remove(0))
+            .collect())
     }
 
     /// `file:line:column: message`, then the frame.
     fn render(&self, complaint: &BuildDiagnostic) -> Vec<String> {
         let message = self.message(complaint);
         let drawn = complaint.to_diagnostic_with(&self.options).to_string();
-        let mut frame = drawn.lines().skip_while(|line| !line.trim_start().starts_with("╭─["));
-        let Some(place) = frame.next().and_then(|line| line.split_once("[ ")?.1.rsplit_once(" ]")) else {
+        let mut frame = drawn
+            .lines()
+            .skip_while(|line| !line.trim_start().starts_with("╭─["));
+        let Some(place) = frame
+            .next()
+            .and_then(|line| line.split_once("[ ")?.1.rsplit_once(" ]"))
+        else {
             return vec![message];
         };
         let mut lines = vec![format!("{}: {message}", place.0)];
@@ -73,7 +96,9 @@ impl Frames {
     fn message(&self, complaint: &BuildDiagnostic) -> String {
         let message = complaint.to_message_with(&self.options);
         match missing_import(complaint) {
-            Some(Missing::NodeBuiltIn(name)) => format!("`{name}` is part of Node.js; functions run without Node.js"),
+            Some(Missing::NodeBuiltIn(name)) => {
+                format!("`{name}` is part of Node.js; functions run without Node.js")
+            }
             Some(Missing::Package(package)) => format!("the package `{package}` is not installed"),
             Some(Missing::File(name)) => format!("there is no file `{name}`"),
             None => message,
@@ -106,7 +131,10 @@ enum Missing {
 }
 
 fn missing_import(complaint: &BuildDiagnostic) -> Option<Missing> {
-    if !matches!(complaint.kind(), EventKind::UnresolvedImport | EventKind::ResolveError) {
+    if !matches!(
+        complaint.kind(),
+        EventKind::UnresolvedImport | EventKind::ResolveError
+    ) {
         return None;
     }
     let specifier = complaint.exporter()?;

@@ -8,8 +8,8 @@ use std::sync::Arc;
 
 use ring::digest::{SHA256, digest};
 use rolldown::{
-    BundlerOptions, CommentsOptions, InputItem, ModuleType, OutputFormat, Platform, ResolveOptions, SourceMapType,
-    TsConfig,
+    BundlerOptions, CommentsOptions, InputItem, ModuleType, OutputFormat, Platform, ResolveOptions,
+    SourceMapType, TsConfig,
 };
 use rolldown_common::{Output, OutputChunk};
 
@@ -44,11 +44,21 @@ pub struct Bundle {
 /// default export; a bundle over [`MAX_BUNDLE_BYTES`], with its largest modules.
 pub async fn bundle(folder: &Path, main: &str) -> Result<Bundle, Error> {
     let folder = folder.canonicalize().map_err(|error| {
-        Error::new(Code::Input, "cannot open the project's folder", "check the path").at(folder.display()).source(error)
+        Error::new(
+            Code::Input,
+            "cannot open the project's folder",
+            "check the path",
+        )
+        .at(folder.display())
+        .source(error)
     })?;
     let frames = diagnose::Frames::new(&folder);
-    let mut bundler = rolldown::Bundler::new(options(&folder, main)).map_err(|errors| frames.failed(errors.iter()))?;
-    let output = bundler.generate().await.map_err(|errors| frames.failed(errors.iter()))?;
+    let mut bundler = rolldown::Bundler::new(options(&folder, main))
+        .map_err(|errors| frames.failed(errors.iter()))?;
+    let output = bundler
+        .generate()
+        .await
+        .map_err(|errors| frames.failed(errors.iter()))?;
     let warnings = frames.warnings(&output.warnings)?;
     let (files, chunks) = collect(output.assets)?;
     must_export_default(&chunks, main)?;
@@ -58,13 +68,21 @@ pub async fn bundle(folder: &Path, main: &str) -> Result<Bundle, Error> {
     }
     let mut hash = [0; 32];
     hash.copy_from_slice(digest(&SHA256, &bytes).as_ref());
-    Ok(Bundle { bytes, digest: hash, modules: chunks.iter().map(|chunk| chunk.module_ids.len()).sum(), warnings })
+    Ok(Bundle {
+        bytes,
+        digest: hash,
+        modules: chunks.iter().map(|chunk| chunk.module_ids.len()).sum(),
+        warnings,
+    })
 }
 
 fn options(folder: &Path, main: &str) -> BundlerOptions {
     BundlerOptions {
         // Rolldown takes a bare name for a package.
-        input: Some(vec![InputItem { name: Some("main".to_owned()), import: format!("./{main}") }]),
+        input: Some(vec![InputItem {
+            name: Some("main".to_owned()),
+            import: format!("./{main}"),
+        }]),
         cwd: Some(folder.to_path_buf()),
         platform: Some(Platform::Browser),
         format: Some(OutputFormat::Esm),
@@ -75,17 +93,35 @@ fn options(folder: &Path, main: &str) -> BundlerOptions {
         asset_filenames: Some("[name]-[hash][extname]".to_owned().into()),
         sourcemap: Some(SourceMapType::File),
         // Functions run in a worker with web APIs: packages that offer a build for that are taken at their word.
-        resolve: Some(ResolveOptions { condition_names: Some(vec!["worker".to_owned()]), ..ResolveOptions::default() }),
+        resolve: Some(ResolveOptions {
+            condition_names: Some(vec!["worker".to_owned()]),
+            ..ResolveOptions::default()
+        }),
         // A project's bundle must not depend on files above its folder.
         tsconfig: Some(TsConfig::Auto(false)),
         module_types: Some(
-            [(".wasm", ModuleType::Copy), (".bin", ModuleType::Copy), (".txt", ModuleType::Text)]
-                .into_iter()
-                .map(|(extension, kind)| (extension.to_owned(), kind))
-                .collect(),
+            [
+                (".wasm", ModuleType::Copy),
+                (".bin", ModuleType::Copy),
+                (".txt", ModuleType::Text),
+            ]
+            .into_iter()
+            .map(|(extension, kind)| (extension.to_owned(), kind))
+            .collect(),
         ),
-        define: Some([("process.env.NODE_ENV".to_owned(), "\"production\"".to_owned())].into_iter().collect()),
-        comments: Some(CommentsOptions { legal: true, annotation: false, jsdoc: false }),
+        define: Some(
+            [(
+                "process.env.NODE_ENV".to_owned(),
+                "\"production\"".to_owned(),
+            )]
+            .into_iter()
+            .collect(),
+        ),
+        comments: Some(CommentsOptions {
+            legal: true,
+            annotation: false,
+            jsdoc: false,
+        }),
         ..BundlerOptions::default()
     }
 }
@@ -94,7 +130,10 @@ fn collect(assets: Vec<Output>) -> Result<(Files, Vec<Arc<OutputChunk>>), Error>
     let mut files = Files::new();
     let mut chunks = Vec::new();
     for output in assets {
-        files.insert(output.filename().to_owned(), output.content_as_bytes().to_vec());
+        files.insert(
+            output.filename().to_owned(),
+            output.content_as_bytes().to_vec(),
+        );
         if let Output::Chunk(chunk) = output {
             chunks.push(chunk);
         }
@@ -123,15 +162,26 @@ fn too_large(folder: &Path, bytes: usize, chunks: &[Arc<OutputChunk>], files: &F
     for chunk in chunks {
         for (id, module) in chunk.modules.keys.iter().zip(&chunk.modules.values) {
             let path = Path::new(id.as_str());
-            let name = path.strip_prefix(folder).unwrap_or(path).display().to_string();
+            let name = path
+                .strip_prefix(folder)
+                .unwrap_or(path)
+                .display()
+                .to_string();
             sizes.push((module.rendered_length(), name));
         }
     }
-    let copied = files.iter().filter(|(name, _)| !name.ends_with(".js") && !name.ends_with(".map"));
+    let copied = files
+        .iter()
+        .filter(|(name, _)| !name.ends_with(".js") && !name.ends_with(".map"));
     sizes.extend(copied.map(|(name, content)| (content.len(), name.clone())));
     sizes.sort_by(|a, b| b.cmp(a));
     let mut lines = vec!["the largest modules:".to_owned()];
-    lines.extend(sizes.into_iter().take(LARGEST_NAMED).map(|(size, name)| format!("{:>9} KiB  {name}", size / 1024)));
+    lines.extend(
+        sizes
+            .into_iter()
+            .take(LARGEST_NAMED)
+            .map(|(size, name)| format!("{:>9} KiB  {name}", size / 1024)),
+    );
     Error::new(
         Code::Bundle,
         format!("the bundle has {bytes} bytes; at most {MAX_BUNDLE_BYTES} (10 MiB) are allowed"),

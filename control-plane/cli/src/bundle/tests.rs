@@ -27,7 +27,10 @@ const PROJECT: &[(&str, &str)] = &[
         "export interface Greeting { name: string; loud: number }\n\
          export const greet = (to: Greeting): string => `hello ${to.name}${to.loud ? '!' : ''}`;\n",
     ),
-    ("src/later.ts", "export const later: string = process.env.NODE_ENV;\n"),
+    (
+        "src/later.ts",
+        "export const later: string = process.env.NODE_ENV;\n",
+    ),
     ("src/terms.txt", "terms"),
     ("src/limits.json", "{\"max\": 3}"),
     ("src/add.wasm", "\0asm\u{1}\0\0\0"),
@@ -36,14 +39,20 @@ const PROJECT: &[(&str, &str)] = &[
         r#"{"name":"tiny-router","version":"1.0.0","type":"module",
             "exports":{".":{"types":"./index.d.ts","worker":"./worker.js","default":"./node.cjs"}}}"#,
     ),
-    ("node_modules/tiny-router/index.d.ts", "export declare class Router<T> { get(p: string, h: () => T): void }\n"),
+    (
+        "node_modules/tiny-router/index.d.ts",
+        "export declare class Router<T> { get(p: string, h: () => T): void }\n",
+    ),
     (
         "node_modules/tiny-router/worker.js",
         "export class Router { routes = new Map(); get(p, h) { this.routes.set(p, h) }\n\
          handle(url) { return this.routes.get(new URL(url).pathname)?.() } }\n\
          export const unused = () => 'this must be shaken off';\n",
     ),
-    ("node_modules/tiny-router/node.cjs", "module.exports = require('fs');\n"),
+    (
+        "node_modules/tiny-router/node.cjs",
+        "module.exports = require('fs');\n",
+    ),
 ];
 
 fn project(files: &[(&str, &str)]) -> tempfile::TempDir {
@@ -66,7 +75,10 @@ fn unpack(bundle: &Bundle) -> Files {
         let mut entry = entry.unwrap();
         let mut content = Vec::new();
         std::io::Read::read_to_end(&mut entry, &mut content).unwrap();
-        (entry.path().unwrap().to_string_lossy().into_owned(), content)
+        (
+            entry.path().unwrap().to_string_lossy().into_owned(),
+            content,
+        )
     });
     entries.collect()
 }
@@ -74,7 +86,10 @@ fn unpack(bundle: &Bundle) -> Files {
 async fn failure(files: &[(&str, &str)]) -> String {
     let dir = project(files);
     let folder = dir.path().canonicalize().unwrap();
-    let text = bundle(dir.path(), "src/index.ts").await.unwrap_err().to_text();
+    let text = bundle(dir.path(), "src/index.ts")
+        .await
+        .unwrap_err()
+        .to_text();
     text.replace(&folder.display().to_string(), "<project>")
 }
 
@@ -84,17 +99,44 @@ async fn typescript_of_several_files_and_an_npm_package_become_modules() {
     let bundle = bundle(dir.path(), "src/index.ts").await.unwrap();
     let files = unpack(&bundle);
     let main = String::from_utf8(files[ENTRY].clone()).unwrap();
-    for gone in ["interface", ": string", "satisfies", "shaken off", "require(", "tiny-router'"] {
+    for gone in [
+        "interface",
+        ": string",
+        "satisfies",
+        "shaken off",
+        "require(",
+        "tiny-router'",
+    ] {
         assert!(!main.contains(gone), "{gone} is in {main}");
     }
-    for there in ["Router = class", "hello ${to.name}", "\"terms\"", "as default"] {
+    for there in [
+        "Router = class",
+        "hello ${to.name}",
+        "\"terms\"",
+        "as default",
+    ] {
         assert!(main.contains(there), "{there} is not in {main}");
     }
     let suffix = |suffix: &str| files.keys().filter(|name| name.ends_with(suffix)).count();
-    assert_eq!((suffix(".wasm"), suffix(".js"), suffix(".js.map"), files.len()), (1, 2, 2, 5));
+    assert_eq!(
+        (
+            suffix(".wasm"),
+            suffix(".js"),
+            suffix(".js.map"),
+            files.len()
+        ),
+        (1, 2, 2, 5)
+    );
     assert_eq!(bundle.warnings, Vec::<String>::new());
     let map: serde_json::Value = serde_json::from_slice(&files["main.js.map"]).unwrap();
-    assert!(map["sources"].as_array().unwrap().iter().any(|source| source == "src/index.ts"), "{map}");
+    assert!(
+        map["sources"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .any(|source| source == "src/index.ts"),
+        "{map}"
+    );
 }
 
 #[tokio::test]
@@ -103,13 +145,22 @@ async fn the_same_sources_in_another_folder_give_the_same_digest() {
     let nested = two.path().join("somewhere/else");
     write(&nested, PROJECT);
     let digest = bundle(one.path(), "src/index.ts").await.unwrap().digest;
-    assert_eq!(digest, bundle(one.path(), "src/index.ts").await.unwrap().digest);
-    assert_eq!(digest, bundle(&nested, "src/index.ts").await.unwrap().digest);
+    assert_eq!(
+        digest,
+        bundle(one.path(), "src/index.ts").await.unwrap().digest
+    );
+    assert_eq!(
+        digest,
+        bundle(&nested, "src/index.ts").await.unwrap().digest
+    );
 }
 
 #[tokio::test]
 async fn files_above_the_project_change_nothing() {
-    let dir = project(&[("tsconfig.json", r#"{"compilerOptions":{"jsx":"preserve","paths":{"./greet.ts":["./x"]}}}"#)]);
+    let dir = project(&[(
+        "tsconfig.json",
+        r#"{"compilerOptions":{"jsx":"preserve","paths":{"./greet.ts":["./x"]}}}"#,
+    )]);
     let nested = dir.path().join("project");
     write(&nested, PROJECT);
     let alone = project(PROJECT);
@@ -121,7 +172,11 @@ async fn files_above_the_project_change_nothing() {
 
 #[tokio::test]
 async fn a_syntax_error_has_file_line_column_and_the_line() {
-    let text = failure(&[("src/index.ts", "const one = 1;\nexport default { one two };\n")]).await;
+    let text = failure(&[(
+        "src/index.ts",
+        "const one = 1;\nexport default { one two };\n",
+    )])
+    .await;
     insta::assert_snapshot!(text);
 }
 
@@ -133,12 +188,15 @@ async fn a_package_that_is_not_installed_is_named() {
 
 #[tokio::test]
 async fn a_file_that_is_not_there_is_named() {
-    insta::assert_snapshot!(failure(&[("src/index.ts", "import a from './a';\nexport default a;\n")]).await);
+    insta::assert_snapshot!(
+        failure(&[("src/index.ts", "import a from './a';\nexport default a;\n")]).await
+    );
 }
 
 #[tokio::test]
 async fn node_built_ins_are_called_so() {
-    let source = "import fs from 'node:fs';\nimport path from 'path';\nexport default { fs, path };\n";
+    let source =
+        "import fs from 'node:fs';\nimport path from 'path';\nexport default { fs, path };\n";
     insta::assert_snapshot!(failure(&[("src/index.ts", source)]).await);
 }
 
@@ -154,9 +212,14 @@ async fn an_entry_without_default_export_is_refused() {
 
 #[tokio::test]
 async fn a_bundle_over_its_size_names_the_largest_modules() {
-    let data = |letter: &str, mib: usize| format!("export const {letter} = '{}';\n", letter.repeat(mib << 20));
+    let data = |letter: &str, mib: usize| {
+        format!("export const {letter} = '{}';\n", letter.repeat(mib << 20))
+    };
     let text = failure(&[
-        ("src/index.ts", "import { a } from './a';\nimport { b } from './b';\nexport default { a, b };\n"),
+        (
+            "src/index.ts",
+            "import { a } from './a';\nimport { b } from './b';\nexport default { a, b };\n",
+        ),
         ("src/a.ts", &data("a", 2)),
         ("src/b.ts", &data("b", 4)),
     ])

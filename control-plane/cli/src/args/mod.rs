@@ -1,0 +1,178 @@
+//! The command line: what can be typed.
+
+mod operator;
+mod tenant;
+
+use std::path::PathBuf;
+
+use clap::{Args, CommandFactory as _, Parser, Subcommand};
+
+pub use operator::{
+    Audit, Ceilings, Fleet, FleetInit, FleetOnline, Node, NodeAdmit, NodeToken, Pool, PoolAdd,
+    PoolRenew, PoolRotate, Scope, Tenant, TenantAdd, TenantKey, Token, TokenCreate,
+};
+pub use tenant::{
+    Deploy, Init, Login, Logs, Renew, Rollback, Secret, SecretPut, SlotKind, Template,
+};
+
+/// Who a command is for, in the order of the help text. Every command is in one group: a test says so.
+const GROUPS: &[(&str, &[&str])] = &[
+    (
+        "Your function (tenant)",
+        &[
+            "init", "deploy", "secret", "rollback", "renew", "status", "logs",
+        ],
+    ),
+    (
+        "The fleet (operator)",
+        &["fleet", "tenant", "pool", "node", "token", "audit"],
+    ),
+    ("Both", &["login", "fingerprint", "completions"]),
+];
+
+/// Everything on the command line.
+#[derive(Debug, Parser)]
+#[command(
+    name = "casemate",
+    version,
+    about = "Edge functions that use credentials without ever seeing them",
+    disable_help_subcommand = true,
+    arg_required_else_help = true,
+    max_term_width = 100
+)]
+pub struct Cli {
+    /// What every command takes.
+    #[command(flatten)]
+    pub global: Global,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What every command takes.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "For every command")]
+pub struct Global {
+    /// Keys, connection and memory of one fleet [default: casemate in the XDG config folder]
+    #[arg(
+        long,
+        global = true,
+        value_name = "DIR",
+        env = "CASEMATE_HOME",
+        hide_env_values = true
+    )]
+    pub home: Option<PathBuf>,
+    /// Results as JSON on standard output, errors as JSON on standard error
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// Nothing but results, warnings and errors
+    #[arg(long, short, global = true)]
+    pub quiet: bool,
+    /// Read the passphrase of key files from the first line of FILE instead of asking
+    #[arg(
+        long,
+        global = true,
+        value_name = "FILE",
+        env = "CASEMATE_PASSPHRASE_FILE",
+        hide_env_values = true
+    )]
+    pub passphrase_file: Option<PathBuf>,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Make a project: casemate.toml, a function in TypeScript, a README
+    Init(Init),
+    /// Bundle, sign, upload, and wait until the nodes run it
+    Deploy(Deploy),
+    /// Seal secrets so that only the nodes' vaults can open them
+    #[command(subcommand)]
+    Secret(Secret),
+    /// Go back to an earlier release
+    Rollback(Rollback),
+    /// Sign the manifest anew before it expires; needs no secret
+    Renew(Renew),
+    /// What is signed, what the nodes run, and what expires when
+    Status,
+    /// What the functions and the nodes say
+    Logs(Logs),
+    /// Create the fleet: its root key is made here and never leaves this machine
+    #[command(subcommand)]
+    Fleet(Fleet),
+    /// Admit tenants; make a tenant's key
+    #[command(subcommand)]
+    Tenant(Tenant),
+    /// The keys that secrets are sealed to
+    #[command(subcommand)]
+    Pool(Pool),
+    /// Let nodes join, look at them, revoke them
+    #[command(subcommand)]
+    Node(Node),
+    /// Tokens for the API
+    #[command(subcommand)]
+    Token(Token),
+    /// Who changed what, as a chain of hashes
+    Audit(Audit),
+    /// Connect this home to a control plane that you know by its fingerprint
+    Login(Login),
+    /// The fleet's fingerprint and the address to hand to tenants
+    Fingerprint,
+    /// Completions for a shell, on standard output
+    Completions {
+        /// Which shell
+        shell: clap_complete::Shell,
+    },
+}
+
+/// How a new key file is protected.
+#[derive(Debug, Clone, Args)]
+pub struct NewKey {
+    /// Leave the key file unencrypted (mode 0600): for machines and tests
+    #[arg(long)]
+    pub no_passphrase: bool,
+}
+
+/// How long a statement holds.
+#[derive(Debug, Clone, Args)]
+pub struct Lifetime {
+    /// Days until it must be renewed
+    #[arg(long, value_name = "DAYS", default_value_t = 400, value_parser = clap::value_parser!(u32).range(1..=3660))]
+    pub expires_days: u32,
+}
+
+/// Where casemate.toml is.
+#[derive(Debug, Clone, Args)]
+pub struct ProjectFolder {
+    /// The folder with casemate.toml
+    #[arg(long, value_name = "DIR", default_value = ".")]
+    pub project: PathBuf,
+}
+
+/// The parser, with the commands grouped by who they are for.
+pub fn command() -> clap::Command {
+    let command = Cli::command();
+    let width = command
+        .get_subcommands()
+        .map(|sub| sub.get_name().len())
+        .max()
+        .unwrap_or_default();
+    let mut groups = String::new();
+    for (title, names) in GROUPS {
+        groups += &format!("\n{title}:\n");
+        for sub in names
+            .iter()
+            .filter_map(|name| command.find_subcommand(name))
+        {
+            let about = sub.get_about().map(ToString::to_string).unwrap_or_default();
+            groups += &format!("  {:width$}  {about}\n", sub.get_name());
+        }
+    }
+    command.help_template(format!(
+        "{{about}}\n\n{{usage-heading}} {{usage}}\n{groups}\n{{options}}\n\n\
+         `casemate COMMAND --help` says more. Start with `casemate init` or `casemate fleet init`."
+    ))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,73 @@
+use super::*;
+
+fn help(of: &[&str]) -> String {
+    let mut command = command().term_width(100);
+    command.build();
+    let mut current = &mut command;
+    for name in of {
+        current = current.find_subcommand_mut(name).unwrap();
+    }
+    current.render_long_help().to_string()
+}
+
+#[test]
+fn the_parser_has_no_contradictions() {
+    command().debug_assert();
+}
+
+#[test]
+fn every_command_is_in_one_group() {
+    let mut grouped: Vec<_> = GROUPS
+        .iter()
+        .flat_map(|(_, names)| names.iter().map(|name| (*name).to_owned()))
+        .collect();
+    let mut known: Vec<_> = command()
+        .get_subcommands()
+        .map(|sub| sub.get_name().to_owned())
+        .collect();
+    grouped.sort();
+    known.sort();
+    assert_eq!(grouped, known);
+}
+
+#[test]
+fn help_is_grouped_by_audience() {
+    insta::assert_snapshot!(help(&[]));
+}
+
+#[test]
+fn help_of_every_command() {
+    let mut all = String::new();
+    for top in command().get_subcommands() {
+        let names: Vec<_> = top
+            .get_subcommands()
+            .map(|sub| sub.get_name().to_owned())
+            .collect();
+        if names.is_empty() {
+            all += &format!("===== {0}\n{1}\n", top.get_name(), help(&[top.get_name()]));
+        }
+        for name in names {
+            all += &format!(
+                "===== {0} {name}\n{1}\n",
+                top.get_name(),
+                help(&[top.get_name(), &name])
+            );
+        }
+    }
+    insta::assert_snapshot!(all);
+}
+
+#[test]
+fn no_option_takes_a_secret_value() {
+    fn check(command: &clap::Command) {
+        for arg in command.get_arguments() {
+            let name = arg.get_id().as_str();
+            assert!(
+                !["value", "secret", "password", "passphrase", "token"].contains(&name),
+                "{name} would be in `ps`"
+            );
+        }
+        command.get_subcommands().for_each(check);
+    }
+    check(&command());
+}
