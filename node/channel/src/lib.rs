@@ -1,2 +1,125 @@
-//! The tokio driver of casemate-wire: one socket pair, one channel.
+//! The tokio driver of `casemate-wire`: one socket pair, one channel; and control channels, which pass descriptors.
+//!
+//! [`opener`] and [`acceptor`] each spawn one task that moves bytes between the socket and a [`casemate_wire::Channel`];
+//! everything that the handles say between two of its turns goes out in one write. It works on a current-thread runtime.
 #![forbid(unsafe_code)]
+
+pub mod control;
+mod driver;
+mod stream;
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use casemate_wire::{OpenError, RequestHead, Side};
+
+pub use control::{Control, ControlError};
+use driver::Shared;
+pub use stream::{Exchange, Incoming, PendingResponse, RecvBody, Reply, SendBody};
+
+/// Why a stream ended before its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum StreamError {
+    /// The other end reset it with this code.
+    #[error("the other end reset the stream with code {0}")]
+    Reset(u16),
+    /// The channel is closed: the other process is gone, or broke the protocol.
+    #[error("the channel is closed")]
+    Closed,
+    /// It could not be opened.
+    #[error("the stream could not be opened")]
+    Open(#[from] OpenError),
+}
+
+/// The end that opens streams.
+#[derive(Debug, Clone)]
+pub struct Opener {
+    shared: Arc<Shared>,
+    _alive: Arc<driver::Alive>,
+}
+
+/// The end that accepts streams.
+#[derive(Debug)]
+pub struct Acceptor {
+    shared: Arc<Shared>,
+    _alive: Arc<driver::Alive>,
+}
+
+/// The opening end of the channel on this socket. The channel closes when the last clone and the last stream are dropped.
+///
+/// # Errors
+/// The descriptor is no stream socket, or there is no runtime to register it with.
+pub fn opener(fd: OwnedFd) -> io::Result<Opener> {
+    let (shared, alive) = driver::start(fd, Side::Opener)?;
+    Ok(Opener {
+        shared,
+        _alive: alive,
+    })
+}
+
+/// The accepting end of the channel on this socket.
+///
+/// # Errors
+/// As for [`opener`].
+pub fn acceptor(fd: OwnedFd) -> io::Result<Acceptor> {
+    let (shared, alive) = driver::start(fd, Side::Acceptor)?;
+    Ok(Acceptor {
+        shared,
+        _alive: alive,
+    })
+}
+
+/// The two ends of a new socket pair for a data channel.
+///
+/// # Errors
+/// No descriptors left.
+pub fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    Ok(socketpair(
+        AddressFamily::UNIX,
+        SocketType::STREAM,
+        flags,
+        None,
+    )?)
+}
+
+impl Opener {
+    /// Opens a stream; with `end`, without a request body.
+    ///
+    /// # Errors
+    /// Too many streams, or the channel is closed.
+    pub fn open(&self, head: RequestHead, end: bool) -> Result<Exchange, StreamError> {
+        let id = self.shared.open(&head, end)?;
+        Ok(stream::exchange(&self.shared, &self._alive, id, end))
+    }
+
+    /// Streams that are open.
+    pub fn streams(&self) -> usize {
+        self.shared.lock().channel.streams()
+    }
+
+    /// Whether the channel is over.
+    pub fn is_closed(&self) -> bool {
+        self.shared.lock().closed
+    }
+
+    /// Waits until the channel is over.
+    pub async fn closed(&self) {
+        self.shared.closed().await;
+    }
+}
+
+impl Acceptor {
+    /// The next stream that the other end opens; `None` when the channel is over.
+    pub async fn accept(&mut self) -> Option<Incoming> {
+        let (id, head, end) = self.shared.accept().await?;
+        Some(stream::incoming(&self.shared, &self._alive, id, head, end))
+    }
+
+    /// Tells the other end to open no more streams; those under way go on.
+    pub fn go_away(&self) {
+        self.shared.with(|state| state.channel.go_away());
+    }
+}

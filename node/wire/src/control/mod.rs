@@ -83,3 +83,116 @@ pub struct LayerReport {
     /// The mechanism (`cgroup v1`), or why it is not in force.
     pub detail: String,
 }
+
+/// Reset codes below this are the channel's own.
+const FIRST_FAILURE_CODE: u16 = 16;
+
+impl Failure {
+    const ALL: [Self; 8] = [
+        Self::ExceededCpu,
+        Self::ExceededMemory,
+        Self::ExceededWall,
+        Self::Exception,
+        Self::EgressDenied,
+        Self::WorkerLost,
+        Self::LoadFailed,
+        Self::Unavailable,
+    ];
+
+    /// The snake-case name that outsiders see.
+    pub fn code(self) -> &'static str {
+        match self {
+            Self::ExceededCpu => "exceeded_cpu",
+            Self::ExceededMemory => "exceeded_memory",
+            Self::ExceededWall => "exceeded_wall",
+            Self::Exception => "exception",
+            Self::EgressDenied => "egress_denied",
+            Self::WorkerLost => "worker_lost",
+            Self::LoadFailed => "load_failed",
+            Self::Unavailable => "unavailable",
+        }
+    }
+
+    /// As the code of a reset stream.
+    pub fn to_reset(self) -> u16 {
+        FIRST_FAILURE_CODE
+            + Self::ALL
+                .iter()
+                .position(|other| *other == self)
+                .unwrap_or_default() as u16
+    }
+
+    /// From the code of a reset stream; `None` for the channel's own codes.
+    pub fn from_reset(code: u16) -> Option<Self> {
+        Self::ALL
+            .get(usize::from(code.checked_sub(FIRST_FAILURE_CODE)?))
+            .copied()
+    }
+}
+
+/// A message's bytes.
+///
+/// # Errors
+/// It would be over [`MAX_MESSAGE_BYTES`].
+pub fn encode<T: Serialize>(message: &T) -> Result<Vec<u8>, MessageError> {
+    let bytes = postcard::to_stdvec(message).map_err(MessageError::Format)?;
+    if bytes.len() > MAX_MESSAGE_BYTES {
+        Err(MessageError::TooLarge(bytes.len()))
+    } else {
+        Ok(bytes)
+    }
+}
+
+/// A message from its bytes, all of them.
+///
+/// # Errors
+/// Too long, or not such a message.
+pub fn decode<T: for<'de> Deserialize<'de>>(bytes: &[u8]) -> Result<T, MessageError> {
+    if bytes.len() > MAX_MESSAGE_BYTES {
+        return Err(MessageError::TooLarge(bytes.len()));
+    }
+    match postcard::take_from_bytes(bytes).map_err(MessageError::Format)? {
+        (message, []) => Ok(message),
+        (_, rest) => Err(MessageError::Trailing(rest.len())),
+    }
+}
+
+/// Why a message was refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum MessageError {
+    /// Too long.
+    #[error("expected a message of at most {MAX_MESSAGE_BYTES} bytes, got {0}")]
+    TooLarge(usize),
+    /// Not such a message.
+    #[error("the bytes are not such a message")]
+    Format(#[source] postcard::Error),
+    /// More than one message.
+    #[error("{0} bytes follow the message")]
+    Trailing(usize),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn failures_and_reset_codes() {
+        for failure in Failure::ALL {
+            assert_eq!(Failure::from_reset(failure.to_reset()), Some(failure));
+        }
+        assert_eq!(Failure::from_reset(crate::RESET_CANCELLED), None);
+        assert_eq!(Failure::from_reset(u16::MAX), None);
+    }
+
+    #[test]
+    fn messages_round_trip_whole() {
+        let message = worker::ToWorker::Stop { grace_ms: 7 };
+        let mut bytes = encode(&message).unwrap();
+        assert_eq!(decode::<worker::ToWorker>(&bytes).unwrap(), message);
+        bytes.push(0);
+        assert_eq!(
+            decode::<worker::ToWorker>(&bytes),
+            Err(MessageError::Trailing(1))
+        );
+    }
+}

@@ -1,0 +1,342 @@
+//! One task a channel: bytes between the socket and the state that all handles share.
+
+use std::collections::{HashMap, VecDeque};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
+
+use bytes::Bytes;
+use casemate_wire::channel::MAX_OUTPUT_BYTES;
+use casemate_wire::{Channel, Event, Fields, RequestHead, ResponseHead, Side, StreamId};
+use tokio::io::Interest;
+use tokio::net::UnixStream;
+use tokio::sync::Notify;
+
+use crate::StreamError;
+
+/// Read at a time: a few of the largest frames.
+const READ_BYTES: usize = 128 * 1024;
+
+/// What handles and driver share.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    state: Mutex<State>,
+    /// Tells the driver that there is output.
+    wake: Notify,
+    /// Tells everybody that the channel is over.
+    over: Notify,
+}
+
+/// The state under the lock, which is never held across an await.
+#[derive(Debug)]
+pub(crate) struct State {
+    pub(crate) channel: Channel,
+    pub(crate) streams: HashMap<StreamId, Arrived>,
+    requests: VecDeque<(StreamId, RequestHead, bool)>,
+    accepting: Option<Waker>,
+    pub(crate) closed: bool,
+    /// Senders that wait for the output to drain.
+    draining: Vec<Waker>,
+}
+
+/// What has arrived for one stream and was not yet asked for. Bounded by the channel's credit.
+#[derive(Debug, Default)]
+pub(crate) struct Arrived {
+    pub(crate) head: Option<(ResponseHead, bool)>,
+    pub(crate) data: VecDeque<Bytes>,
+    pub(crate) end: bool,
+    pub(crate) trailers: Option<Fields>,
+    pub(crate) reset: Option<u16>,
+    pub(crate) reading: Option<Waker>,
+    pub(crate) writing: Option<Waker>,
+    /// Handles that still look at it.
+    pub(crate) handles: u8,
+}
+
+/// Dropped with the last handle: then the driver ends.
+#[derive(Debug)]
+pub(crate) struct Alive(Arc<Shared>);
+
+impl Drop for Alive {
+    fn drop(&mut self) {
+        self.0.close();
+    }
+}
+
+pub(crate) fn start(fd: OwnedFd, side: Side) -> io::Result<(Arc<Shared>, Arc<Alive>)> {
+    let socket = std::os::unix::net::UnixStream::from(fd);
+    socket.set_nonblocking(true)?;
+    let socket = UnixStream::from_std(socket)?;
+    let state = State {
+        channel: Channel::new(side),
+        streams: HashMap::new(),
+        requests: VecDeque::new(),
+        accepting: None,
+        closed: false,
+        draining: Vec::new(),
+    };
+    let shared = Arc::new(Shared {
+        state: Mutex::new(state),
+        wake: Notify::new(),
+        over: Notify::new(),
+    });
+    tokio::spawn(drive(socket, shared.clone()));
+    Ok((shared.clone(), Arc::new(Alive(shared))))
+}
+
+/// Ends when the socket does, when the other end breaks the protocol, or when nobody is left who could say anything.
+async fn drive(socket: UnixStream, shared: Arc<Shared>) {
+    let (mut output, mut written) = (Vec::new(), 0);
+    let mut input = vec![0; READ_BYTES];
+    loop {
+        if written == output.len() {
+            output.clear();
+            written = 0;
+            let mut state = shared.lock();
+            std::mem::swap(&mut output, state.channel.output());
+            state.draining.drain(..).for_each(Waker::wake);
+            if state.closed && output.is_empty() {
+                break;
+            }
+        }
+        if written < output.len() {
+            match socket.try_write(&output[written..]) {
+                Ok(count) => {
+                    written += count;
+                    continue;
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(_) => break,
+            }
+        }
+        let waiting = output.len() - written > 0;
+        let interest = if waiting {
+            Interest::READABLE | Interest::WRITABLE
+        } else {
+            Interest::READABLE
+        };
+        let ready = tokio::select! {
+            ready = socket.ready(interest) => match ready { Ok(ready) => ready, Err(_) => break },
+            () = shared.wake.notified() => continue,
+        };
+        if ready.is_readable() {
+            match socket.try_read(&mut input) {
+                Ok(0) => break,
+                Ok(count) => {
+                    if shared.receive(&input[..count]).is_err() {
+                        break;
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(_) => break,
+            }
+        }
+    }
+    shared.close();
+}
+
+impl Shared {
+    pub(crate) fn lock(&self) -> MutexGuard<'_, State> {
+        // A panic in a holder leaves a state that is still whole: every method finishes what it begins.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Changes the state, then lets the driver send what came of it.
+    pub(crate) fn with<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
+        let mut state = self.lock();
+        let result = change(&mut state);
+        let wake = !state.channel.output().is_empty();
+        drop(state);
+        if wake {
+            self.wake.notify_one();
+        }
+        result
+    }
+
+    pub(crate) fn open(&self, head: &RequestHead, end: bool) -> Result<StreamId, StreamError> {
+        self.with(|state| {
+            if state.closed {
+                return Err(StreamError::Closed);
+            }
+            let id = state.channel.open(head, end)?;
+            state.streams.insert(
+                id,
+                Arrived {
+                    handles: 2,
+                    ..Arrived::default()
+                },
+            );
+            Ok(id)
+        })
+    }
+
+    pub(crate) async fn accept(&self) -> Option<(StreamId, RequestHead, bool)> {
+        std::future::poll_fn(|context| {
+            let mut state = self.lock();
+            if !state.closed && state.channel.output().len() >= MAX_OUTPUT_BYTES {
+                // It asks and does not read the answers: no more answers until it does.
+                state.draining.push(context.waker().clone());
+                return Poll::Pending;
+            }
+            match state.requests.pop_front() {
+                Some((id, head, end)) => {
+                    state.streams.entry(id).or_default().handles = 2;
+                    Poll::Ready(Some((id, head, end)))
+                }
+                None if state.closed => Poll::Ready(None),
+                None => {
+                    state.accepting = Some(context.waker().clone());
+                    Poll::Pending
+                }
+            }
+        })
+        .await
+    }
+
+    pub(crate) async fn closed(&self) {
+        loop {
+            let over = self.over.notified();
+            tokio::pin!(over);
+            over.as_mut().enable();
+            if self.lock().closed {
+                return;
+            }
+            over.await;
+        }
+    }
+
+    fn close(&self) {
+        let mut state = self.lock();
+        state.closed = true;
+        let wakers = state
+            .accepting
+            .take()
+            .into_iter()
+            .chain(std::mem::take(&mut state.draining));
+        let mut wakers: Vec<Waker> = wakers.collect();
+        for stream in state.streams.values_mut() {
+            wakers.extend(
+                stream
+                    .reading
+                    .take()
+                    .into_iter()
+                    .chain(stream.writing.take()),
+            );
+        }
+        drop(state);
+        wakers.into_iter().for_each(Waker::wake);
+        self.wake.notify_one();
+        self.over.notify_waiters();
+    }
+
+    fn receive(&self, bytes: &[u8]) -> Result<(), casemate_wire::Violation> {
+        self.with(|state| {
+            let result = state.channel.receive(bytes);
+            while let Some(event) = state.channel.event() {
+                state.arrive(event);
+            }
+            result
+        })
+    }
+}
+
+impl State {
+    fn arrive(&mut self, event: Event) {
+        match event {
+            Event::Request { id, head, end } => {
+                self.streams.insert(
+                    id,
+                    Arrived {
+                        end,
+                        ..Arrived::default()
+                    },
+                );
+                self.requests.push_back((id, head, end));
+                self.accepting.take().into_iter().for_each(Waker::wake);
+            }
+            Event::Response { id, head, end } => self.arrived(id, |stream| {
+                stream.head = Some((head, end));
+                stream.end = end;
+            }),
+            Event::Data { id, bytes } => self.arrived(id, |stream| stream.data.push_back(bytes)),
+            Event::End { id, trailers } => self.arrived(id, |stream| {
+                stream.end = true;
+                stream.trailers = (!trailers.0.is_empty()).then_some(trailers);
+            }),
+            Event::Reset { id, code } => {
+                // Reset before it was accepted: nobody needs to hear of it.
+                let waiting = self.requests.len();
+                self.requests.retain(|(request, ..)| *request != id);
+                if self.requests.len() < waiting {
+                    self.streams.remove(&id);
+                }
+                self.arrived(id, |stream| stream.reset = Some(code));
+                self.wake_writer(id);
+            }
+            Event::Writable { id } => self.wake_writer(id),
+            Event::GoAway => {}
+        }
+    }
+
+    fn arrived(&mut self, id: StreamId, change: impl FnOnce(&mut Arrived)) {
+        if let Some(stream) = self.streams.get_mut(&id) {
+            change(stream);
+            stream.reading.take().into_iter().for_each(Waker::wake);
+        }
+    }
+
+    fn wake_writer(&mut self, id: StreamId) {
+        if let Some(stream) = self.streams.get_mut(&id) {
+            stream.writing.take().into_iter().for_each(Waker::wake);
+        }
+    }
+
+    /// Why nothing more will come on this stream, if so.
+    pub(crate) fn failure(&self, id: StreamId) -> Option<StreamError> {
+        match self.streams.get(&id) {
+            Some(Arrived {
+                reset: Some(code), ..
+            }) => Some(StreamError::Reset(*code)),
+            _ if self.closed => Some(StreamError::Closed),
+            Some(_) => None,
+            None => Some(StreamError::Reset(casemate_wire::RESET_CANCELLED)),
+        }
+    }
+
+    /// Sends what there is credit for; ready when all is sent.
+    pub(crate) fn poll_send(
+        &mut self,
+        id: StreamId,
+        bytes: &mut Bytes,
+        context: &Context<'_>,
+    ) -> Poll<Result<(), StreamError>> {
+        if let Some(failure) = self.failure(id) {
+            return Poll::Ready(Err(failure));
+        }
+        if self.channel.output().len() >= MAX_OUTPUT_BYTES {
+            self.draining.push(context.waker().clone());
+            return Poll::Pending;
+        }
+        if !self.channel.send(id, bytes) {
+            return Poll::Ready(Err(StreamError::Reset(casemate_wire::RESET_CANCELLED)));
+        }
+        if bytes.is_empty() {
+            return Poll::Ready(Ok(()));
+        }
+        if let Some(stream) = self.streams.get_mut(&id) {
+            stream.writing = Some(context.waker().clone());
+        }
+        Poll::Pending
+    }
+
+    /// One of the two handles of a stream is done with it.
+    pub(crate) fn let_go(&mut self, id: StreamId) {
+        if let Some(stream) = self.streams.get_mut(&id) {
+            stream.handles = stream.handles.saturating_sub(1);
+            if stream.handles == 0 {
+                self.streams.remove(&id);
+            }
+        }
+    }
+}

@@ -1,0 +1,345 @@
+//! Handles of one stream. Each direction has its own; dropping one early tells the other end.
+
+use std::sync::Arc;
+use std::task::Poll;
+
+use bytes::Bytes;
+use casemate_wire::{
+    Fields, RESET_ABANDONED, RESET_CANCELLED, RequestHead, ResponseHead, StreamId,
+};
+
+use crate::StreamError;
+use crate::driver::{Alive, Shared};
+
+/// A stream that we opened.
+#[derive(Debug)]
+pub struct Exchange {
+    /// The request's body.
+    pub body: SendBody,
+    /// The response.
+    pub response: PendingResponse,
+}
+
+/// A stream that the other end opened.
+#[derive(Debug)]
+pub struct Incoming {
+    /// The request's head.
+    pub head: RequestHead,
+    /// The request's body.
+    pub body: RecvBody,
+    /// How to answer.
+    pub reply: Reply,
+}
+
+/// Half of a stream; counts down the handles when it goes.
+#[derive(Debug)]
+struct Half {
+    shared: Arc<Shared>,
+    _alive: Arc<Alive>,
+    id: StreamId,
+}
+
+impl Half {
+    fn new(shared: &Arc<Shared>, alive: &Arc<Alive>, id: StreamId) -> Self {
+        Self {
+            shared: shared.clone(),
+            _alive: alive.clone(),
+            id,
+        }
+    }
+
+    /// Waits until the stream is reset or the channel is over.
+    async fn cancelled(&self) {
+        std::future::poll_fn(|context| {
+            let mut state = self.shared.lock();
+            if state.failure(self.id).is_some() {
+                return Poll::Ready(());
+            }
+            if let Some(stream) = state.streams.get_mut(&self.id) {
+                stream.writing = Some(context.waker().clone());
+            }
+            Poll::Pending
+        })
+        .await;
+    }
+}
+
+impl Drop for Half {
+    fn drop(&mut self) {
+        self.shared.with(|state| state.let_go(self.id));
+    }
+}
+
+pub(crate) fn exchange(
+    shared: &Arc<Shared>,
+    alive: &Arc<Alive>,
+    id: StreamId,
+    end: bool,
+) -> Exchange {
+    let body = SendBody {
+        half: Half::new(shared, alive, id),
+        open: !end,
+        opener: true,
+    };
+    Exchange {
+        body,
+        response: PendingResponse {
+            half: Some(Half::new(shared, alive, id)),
+        },
+    }
+}
+
+pub(crate) fn incoming(
+    shared: &Arc<Shared>,
+    alive: &Arc<Alive>,
+    id: StreamId,
+    head: RequestHead,
+    end: bool,
+) -> Incoming {
+    let body = RecvBody {
+        half: Half::new(shared, alive, id),
+        done: end,
+        opener: false,
+        trailers: None,
+    };
+    Incoming {
+        head,
+        body,
+        reply: Reply {
+            half: Some(Half::new(shared, alive, id)),
+        },
+    }
+}
+
+/// The answer to a stream that we opened. Dropping it resets the stream.
+#[derive(Debug)]
+pub struct PendingResponse {
+    half: Option<Half>,
+}
+
+impl PendingResponse {
+    /// Waits for the head.
+    ///
+    /// # Errors
+    /// The stream was reset or the channel is over.
+    pub async fn head(mut self) -> Result<(ResponseHead, RecvBody), StreamError> {
+        let (head, end) = {
+            let half = self.half.as_ref().ok_or(StreamError::Closed)?;
+            std::future::poll_fn(|context| {
+                let mut state = half.shared.lock();
+                if let Some(stream) = state.streams.get_mut(&half.id) {
+                    if let Some(head) = stream.head.take() {
+                        return Poll::Ready(Ok(head));
+                    }
+                    stream.reading = Some(context.waker().clone());
+                }
+                state
+                    .failure(half.id)
+                    .map_or(Poll::Pending, |failure| Poll::Ready(Err(failure)))
+            })
+            .await?
+        };
+        let half = self.half.take().ok_or(StreamError::Closed)?;
+        Ok((
+            head,
+            RecvBody {
+                half,
+                done: end,
+                opener: true,
+                trailers: None,
+            },
+        ))
+    }
+}
+
+impl Drop for PendingResponse {
+    fn drop(&mut self) {
+        if let Some(half) = &self.half {
+            half.shared
+                .with(|state| state.channel.reset(half.id, RESET_CANCELLED));
+        }
+    }
+}
+
+/// Answers a stream. Dropping it resets the stream.
+#[derive(Debug)]
+pub struct Reply {
+    half: Option<Half>,
+}
+
+impl Reply {
+    /// Sends the head; with `end`, there is no body. A head that does not fit resets the stream.
+    pub fn send(mut self, head: &ResponseHead, end: bool) -> SendBody {
+        // Taken in every method that consumes the reply, so it is there.
+        let half = self
+            .half
+            .take()
+            .unwrap_or_else(|| unreachable!("a reply is used once"));
+        let open = half
+            .shared
+            .with(|state| match state.channel.respond(half.id, head, end) {
+                Ok(()) => !end,
+                Err(_) => {
+                    state.channel.reset(half.id, RESET_ABANDONED);
+                    false
+                }
+            });
+        SendBody {
+            half,
+            open,
+            opener: false,
+        }
+    }
+
+    /// Ends the stream with a code.
+    pub fn reset(mut self, code: u16) {
+        if let Some(half) = self.half.take() {
+            half.shared.with(|state| state.channel.reset(half.id, code));
+        }
+    }
+
+    /// Waits until nobody wants the answer any more.
+    pub async fn cancelled(&mut self) {
+        if let Some(half) = &self.half {
+            half.cancelled().await;
+        }
+    }
+}
+
+impl Drop for Reply {
+    fn drop(&mut self) {
+        if let Some(half) = &self.half {
+            half.shared
+                .with(|state| state.channel.reset(half.id, RESET_ABANDONED));
+        }
+    }
+}
+
+/// Sends a body. Dropping it before [`SendBody::finish`] resets the stream.
+#[derive(Debug)]
+pub struct SendBody {
+    half: Half,
+    open: bool,
+    opener: bool,
+}
+
+impl SendBody {
+    /// Sends these bytes; returns when all have credit.
+    ///
+    /// # Errors
+    /// The stream was reset or the channel is over.
+    pub async fn send(&mut self, mut bytes: Bytes) -> Result<(), StreamError> {
+        let Half { shared, id, .. } = &self.half;
+        std::future::poll_fn(|context| {
+            shared.with(|state| state.poll_send(*id, &mut bytes, context))
+        })
+        .await
+    }
+
+    /// Ends the body.
+    pub fn finish(self) {
+        self.finish_with(&Fields::default());
+    }
+
+    /// Ends the body with trailers.
+    pub fn finish_with(mut self, trailers: &Fields) {
+        if std::mem::take(&mut self.open) {
+            let Half { shared, id, .. } = &self.half;
+            shared.with(|state| state.channel.finish(*id, trailers));
+        }
+    }
+
+    /// Ends the stream with a code.
+    pub fn reset(mut self, code: u16) {
+        self.open = false;
+        let Half { shared, id, .. } = &self.half;
+        shared.with(|state| state.channel.reset(*id, code));
+    }
+
+    /// Waits until the stream is reset or the channel is over.
+    pub async fn cancelled(&mut self) {
+        self.half.cancelled().await;
+    }
+}
+
+impl Drop for SendBody {
+    fn drop(&mut self) {
+        if self.open {
+            let code = if self.opener {
+                RESET_CANCELLED
+            } else {
+                RESET_ABANDONED
+            };
+            self.half
+                .shared
+                .with(|state| state.channel.reset(self.half.id, code));
+        }
+    }
+}
+
+/// Receives a body. Dropping a response's before its end resets the stream; dropping a request's lets the sender go on
+/// unheard.
+#[derive(Debug)]
+pub struct RecvBody {
+    half: Half,
+    done: bool,
+    opener: bool,
+    trailers: Option<Fields>,
+}
+
+impl RecvBody {
+    /// The next piece; `None` at the end.
+    pub async fn next(&mut self) -> Option<Result<Bytes, StreamError>> {
+        if self.done {
+            return None;
+        }
+        let Half { shared, id, .. } = &self.half;
+        let piece = std::future::poll_fn(|context| {
+            shared.with(|state| {
+                if let Some(stream) = state.streams.get_mut(id) {
+                    if let Some(bytes) = stream.data.pop_front() {
+                        state.channel.consumed(*id, bytes.len());
+                        return Poll::Ready(Some(Ok(bytes)));
+                    }
+                    if stream.end {
+                        self.trailers = stream.trailers.take();
+                        return Poll::Ready(None);
+                    }
+                    stream.reading = Some(context.waker().clone());
+                }
+                state
+                    .failure(*id)
+                    .map_or(Poll::Pending, |failure| Poll::Ready(Some(Err(failure))))
+            })
+        })
+        .await;
+        self.done = !matches!(piece, Some(Ok(_)));
+        piece
+    }
+
+    /// Whether nothing more comes, as far as is known without waiting.
+    pub fn is_end(&self) -> bool {
+        let state = self.half.shared.lock();
+        self.done
+            || state
+                .streams
+                .get(&self.half.id)
+                .is_some_and(|stream| stream.end && stream.data.is_empty())
+    }
+
+    /// Trailers, once the body has ended.
+    pub fn trailers(&self) -> Option<&Fields> {
+        self.trailers.as_ref()
+    }
+}
+
+impl Drop for RecvBody {
+    fn drop(&mut self) {
+        let Half { shared, id, .. } = &self.half;
+        if !self.done && self.opener {
+            shared.with(|state| state.channel.reset(*id, RESET_CANCELLED));
+        } else if !self.done {
+            shared.with(|state| state.channel.discard(*id));
+        }
+    }
+}

@@ -1,0 +1,203 @@
+//! The driver over real socket pairs, with honest and hostile other ends.
+#![allow(clippy::unwrap_used, reason = "a test that panics says enough")]
+
+use std::io::Write as _;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::time::Duration;
+
+use bytes::Bytes;
+use casemate_channel::{Acceptor, Opener, RecvBody, StreamError, acceptor, opener, pair};
+use casemate_wire::{Fields, RequestHead, ResponseHead};
+use tokio::time::timeout;
+
+const SOON: Duration = Duration::from_secs(20);
+
+fn request(path: &str) -> RequestHead {
+    RequestHead {
+        method: "POST".into(),
+        target: format!("https://a.test{path}"),
+        fields: Fields::default(),
+    }
+}
+
+fn both() -> (Opener, Acceptor) {
+    let (one, other) = pair().unwrap();
+    (opener(one).unwrap(), acceptor(other).unwrap())
+}
+
+async fn all(mut body: RecvBody) -> Result<Vec<u8>, StreamError> {
+    let mut bytes = Vec::new();
+    while let Some(piece) = body.next().await {
+        bytes.extend_from_slice(&piece?);
+    }
+    Ok(bytes)
+}
+
+/// Sends every body back, each stream in a task of its own.
+async fn echo(mut acceptor: Acceptor) {
+    while let Some(mut incoming) = acceptor.accept().await {
+        tokio::spawn(async move {
+            let mut out = incoming.reply.send(
+                &ResponseHead {
+                    status: 200,
+                    fields: Fields::default(),
+                },
+                false,
+            );
+            while let Some(Ok(piece)) = incoming.body.next().await {
+                if out.send(piece).await.is_err() {
+                    return;
+                }
+            }
+            out.finish_with(&Fields::default().with("sum", "1"));
+        });
+    }
+}
+
+#[tokio::test]
+async fn many_streams_with_large_bodies_both_ways() {
+    let (opener, acceptor) = both();
+    tokio::spawn(echo(acceptor));
+    let calls = (0..40u8).map(|n| {
+        let opener = opener.clone();
+        tokio::spawn(async move {
+            let mut exchange = opener.open(request("/"), false).unwrap();
+            let body = vec![n; 700_000 + n as usize];
+            let sent = Bytes::from(body.clone());
+            let sender = tokio::spawn(async move {
+                exchange.body.send(sent).await.unwrap();
+                exchange.body.finish();
+            });
+            let (head, received) = exchange.response.head().await.unwrap();
+            assert_eq!(head.status, 200);
+            assert!(all(received).await.unwrap() == body);
+            sender.await.unwrap();
+        })
+    });
+    for call in calls.collect::<Vec<_>>() {
+        timeout(SOON, call).await.unwrap().unwrap();
+    }
+    assert_eq!(opener.streams(), 0);
+}
+
+#[tokio::test]
+async fn dropping_the_response_cancels_at_the_other_end() {
+    let (opener, mut acceptor) = both();
+    let exchange = opener.open(request("/"), true).unwrap();
+    let mut incoming = timeout(SOON, acceptor.accept()).await.unwrap().unwrap();
+    drop(exchange);
+    timeout(SOON, incoming.reply.cancelled()).await.unwrap();
+}
+
+#[tokio::test]
+async fn reset_codes_arrive_and_abandoned_replies_reset() {
+    let (opener, mut acceptor) = both();
+    let (first, second) = (
+        opener.open(request("/1"), true).unwrap(),
+        opener.open(request("/2"), true).unwrap(),
+    );
+    acceptor.accept().await.unwrap().reply.reset(42);
+    drop(acceptor.accept().await.unwrap());
+    assert_eq!(
+        first.response.head().await.unwrap_err(),
+        StreamError::Reset(42)
+    );
+    assert_eq!(
+        second.response.head().await.unwrap_err(),
+        StreamError::Reset(casemate_wire::RESET_ABANDONED)
+    );
+}
+
+#[tokio::test]
+async fn an_end_that_goes_away_is_an_error_everywhere_and_no_hang() {
+    let (opener, mut acceptor) = both();
+    let exchange = opener.open(request("/"), false).unwrap();
+    let incoming = acceptor.accept().await.unwrap();
+    let mut out = incoming.reply.send(
+        &ResponseHead {
+            status: 200,
+            fields: Fields::default(),
+        },
+        false,
+    );
+    out.send(Bytes::from_static(b"half")).await.unwrap();
+    let (_, mut body) = exchange.response.head().await.unwrap();
+    assert_eq!(body.next().await.unwrap().unwrap(), "half");
+    drop((acceptor, out, incoming.body));
+    assert!(timeout(SOON, body.next()).await.unwrap().unwrap().is_err());
+    timeout(SOON, opener.closed()).await.unwrap();
+    assert_eq!(
+        opener.open(request("/"), true).unwrap_err(),
+        StreamError::Closed
+    );
+}
+
+#[tokio::test]
+async fn garbage_closes_the_channel() {
+    let (one, other) = pair().unwrap();
+    let mut acceptor = acceptor(one).unwrap();
+    let mut hostile = std::os::unix::net::UnixStream::from(other);
+    hostile.write_all(&[0xff; 64]).unwrap();
+    assert!(timeout(SOON, acceptor.accept()).await.unwrap().is_none());
+}
+
+/// Asks and asks and never reads the answers: the channel is closed before they fill our memory.
+#[tokio::test]
+async fn an_end_that_never_reads_is_given_up() {
+    let (one, other) = pair().unwrap();
+    let mut acceptor = acceptor(one).unwrap();
+    let hostile = std::os::unix::net::UnixStream::from(other);
+    let ping = [&[8, 0, 0, 0, 0, 0, 0, 0, 6, 0, 0, 0][..], &[1; 8]]
+        .concat()
+        .repeat(1000);
+    let flood = tokio::task::spawn_blocking(move || {
+        hostile.set_nonblocking(false).unwrap();
+        let most = (64 << 20) / ping.len();
+        (0..most)
+            .take_while(|_| (&hostile).write_all(&ping).is_ok())
+            .count()
+            * ping.len()
+    });
+    assert!(timeout(SOON, acceptor.accept()).await.unwrap().is_none());
+    assert!(timeout(SOON, flood).await.unwrap().unwrap() < 8 << 20);
+}
+
+#[tokio::test]
+async fn control_messages_carry_descriptors_and_large_payloads() {
+    use casemate_channel::Control;
+    let (one, other) = casemate_channel::control::pair().unwrap();
+    let (one, other) = (
+        Control::<String, u32>::new(one).unwrap(),
+        Control::<u32, String>::new(other).unwrap(),
+    );
+    let (gift, mut kept) = std::os::unix::net::UnixStream::pair().unwrap();
+    for text in ["short".to_owned(), "x".repeat(1_000_000)] {
+        one.send(&text, &[gift.as_fd()]).await.unwrap();
+        let (received, fds) = other.recv().await.unwrap().unwrap();
+        assert!(received == text);
+        let [fd] = <[OwnedFd; 1]>::try_from(fds).unwrap();
+        let mut gift = std::os::unix::net::UnixStream::from(fd);
+        gift.write_all(b"!").unwrap();
+        std::io::Read::read_exact(&mut kept, &mut [0]).unwrap();
+    }
+    assert!(other.try_send(&7, &[]).unwrap());
+    assert_eq!(one.recv().await.unwrap().unwrap().0, 7);
+    drop(one);
+    assert!(other.recv().await.unwrap().is_none());
+    assert!("x".repeat(5 << 20).len() > casemate_wire::control::MAX_MESSAGE_BYTES);
+}
+
+#[tokio::test]
+async fn control_refuses_a_memfd_that_can_still_change() {
+    use rustix::fs::MemfdFlags;
+    let fd =
+        rustix::fs::memfd_create("open", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING).unwrap();
+    rustix::io::write(&fd, b"now this").unwrap();
+    assert!(casemate_channel::control::read_sealed_memfd(&fd, 100).is_err());
+    let fd = casemate_channel::control::sealed_memfd("closed", b"this").unwrap();
+    assert_eq!(
+        casemate_channel::control::read_sealed_memfd(&fd, 100).unwrap(),
+        b"this"
+    );
+    assert!(casemate_channel::control::read_sealed_memfd(&fd, 3).is_err());
+}

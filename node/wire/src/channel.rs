@@ -1,0 +1,582 @@
+//! One end of a channel: takes bytes and commands in, gives bytes and events out.
+
+use std::collections::{HashMap, VecDeque};
+
+use bytes::{Buf as _, Bytes, BytesMut};
+
+use crate::frame::{self, FLAG_ACK, FLAG_END, FrameError, HEADER_BYTES, Header, Kind};
+use crate::head::{Fields, HeadError, RequestHead, ResponseHead};
+
+/// Body bytes that the other end may send on one stream before we have used them.
+pub const STREAM_WINDOW_BYTES: u32 = 256 * 1024;
+/// Body bytes that the other end may send on all streams before we have used them.
+pub const CHANNEL_WINDOW_BYTES: u32 = 4 * 1024 * 1024;
+/// Streams at a time.
+pub const MAX_STREAMS: usize = 1024;
+/// Largest piece of a body in one frame: larger pieces would let one stream delay the others.
+pub const MAX_DATA_BYTES: usize = 32 * 1024;
+/// Output that waits before the caller should hold its senders back, bytes. Answers that the other end asks for and does
+/// not read must not fill our memory.
+pub const MAX_OUTPUT_BYTES: usize = 1024 * 1024;
+/// Credit is given back in pieces of at least this size, so that small reads do not become many frames.
+const WINDOW_UPDATE_BYTES: u32 = 64 * 1024;
+
+/// Names a stream of this channel; never reused.
+pub type StreamId = u32;
+
+/// Which end this is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Side {
+    /// Opens streams.
+    Opener,
+    /// Accepts streams.
+    Acceptor,
+}
+
+/// The other end broke the protocol: the channel is over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Violation {
+    /// A frame that is none.
+    #[error("a frame that is none")]
+    Frame(#[from] FrameError),
+    /// A head that is none.
+    #[error("a head that is none")]
+    Head(#[from] HeadError),
+    /// A frame that this end never gets, or at the wrong time.
+    #[error("a {0:?} frame out of place on stream {1}")]
+    Unexpected(Kind, StreamId),
+    /// A stream id that was used or comes too early.
+    #[error("expected a stream id above {highest}, got {got}")]
+    StreamId {
+        /// Highest so far.
+        highest: StreamId,
+        /// What came.
+        got: StreamId,
+    },
+    /// More streams than allowed.
+    #[error("expected at most {MAX_STREAMS} streams at a time")]
+    TooManyStreams,
+    /// More data than it had credit for.
+    #[error("more data than credit on stream {0}")]
+    Credit(StreamId),
+    /// It asks on and on and does not read the answers.
+    #[error("pings without end")]
+    Flood,
+    /// More credit than a window holds.
+    #[error("a window over its limit on stream {0}")]
+    Window(StreamId),
+}
+
+/// Why a stream could not be opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum OpenError {
+    /// As many as allowed are open.
+    #[error("{MAX_STREAMS} streams are open already")]
+    TooManyStreams,
+    /// The other end takes no new ones, or ids are used up.
+    #[error("the channel takes no new streams")]
+    GoingAway,
+    /// The head does not fit.
+    #[error("the head does not fit a channel")]
+    Head(#[from] HeadError),
+}
+
+/// What happened.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// A stream was opened by the other end.
+    Request {
+        /// The stream.
+        id: StreamId,
+        /// Its head.
+        head: RequestHead,
+        /// No body follows.
+        end: bool,
+    },
+    /// The answer to a stream that we opened.
+    Response {
+        /// The stream.
+        id: StreamId,
+        /// Its head.
+        head: ResponseHead,
+        /// No body follows.
+        end: bool,
+    },
+    /// A piece of a body. Say [`Channel::consumed`] when it is used.
+    Data {
+        /// The stream.
+        id: StreamId,
+        /// The bytes.
+        bytes: Bytes,
+    },
+    /// The other end's direction has ended.
+    End {
+        /// The stream.
+        id: StreamId,
+        /// Trailers, often none.
+        trailers: Fields,
+    },
+    /// The stream is over, both ways.
+    Reset {
+        /// The stream.
+        id: StreamId,
+        /// The code.
+        code: u16,
+    },
+    /// There is credit for this stream again.
+    Writable {
+        /// The stream.
+        id: StreamId,
+    },
+    /// The other end opens and takes no new streams.
+    GoAway,
+}
+
+#[derive(Debug)]
+struct Stream {
+    /// Our direction: whether our head is sent, and whether we have ended.
+    head_sent: bool,
+    send_open: bool,
+    /// Their direction.
+    head_received: bool,
+    receive_open: bool,
+    send_credit: u32,
+    /// Whether a sender was turned away for want of credit and is to be told.
+    blocked: bool,
+    receive_credit: u32,
+    /// Used but not yet given back.
+    used: u32,
+    /// Received and not yet used.
+    held: u32,
+    /// Nobody reads: what comes is used at once.
+    discard: bool,
+}
+
+/// One end of a channel.
+#[derive(Debug)]
+pub struct Channel {
+    side: Side,
+    streams: HashMap<StreamId, Stream>,
+    highest: StreamId,
+    send_credit: u32,
+    receive_credit: u32,
+    used: u32,
+    blocked: VecDeque<StreamId>,
+    input: BytesMut,
+    output: Vec<u8>,
+    events: VecDeque<Event>,
+    going_away: bool,
+}
+
+impl Channel {
+    /// A new end.
+    pub fn new(side: Side) -> Self {
+        Self {
+            side,
+            streams: HashMap::new(),
+            highest: 0,
+            send_credit: CHANNEL_WINDOW_BYTES,
+            receive_credit: CHANNEL_WINDOW_BYTES,
+            used: 0,
+            blocked: VecDeque::new(),
+            input: BytesMut::new(),
+            output: Vec::new(),
+            events: VecDeque::new(),
+            going_away: false,
+        }
+    }
+
+    /// Streams that are open.
+    pub fn streams(&self) -> usize {
+        self.streams.len()
+    }
+
+    /// Opens a stream; with `end`, without a body.
+    ///
+    /// # Errors
+    /// See [`OpenError`]; nothing was sent.
+    pub fn open(&mut self, head: &RequestHead, end: bool) -> Result<StreamId, OpenError> {
+        debug_assert_eq!(self.side, Side::Opener);
+        if self.going_away || self.highest == StreamId::MAX {
+            return Err(OpenError::GoingAway);
+        }
+        if self.streams.len() >= MAX_STREAMS {
+            return Err(OpenError::TooManyStreams);
+        }
+        let payload = head.write()?;
+        self.highest += 1;
+        let id = self.highest;
+        let stream = Stream {
+            head_sent: true,
+            send_open: !end,
+            ..Stream::new()
+        };
+        self.streams.insert(id, stream);
+        frame::write(
+            &mut self.output,
+            Kind::Head,
+            if end { FLAG_END } else { 0 },
+            id,
+            &payload,
+        );
+        Ok(id)
+    }
+
+    /// Answers a stream that the other end opened; without effect when it is gone.
+    ///
+    /// # Errors
+    /// The head does not fit; nothing was sent.
+    pub fn respond(
+        &mut self,
+        id: StreamId,
+        head: &ResponseHead,
+        end: bool,
+    ) -> Result<(), HeadError> {
+        let Some(stream) = self.streams.get_mut(&id).filter(|stream| !stream.head_sent) else {
+            return Ok(());
+        };
+        let payload = head.write()?;
+        stream.head_sent = true;
+        stream.send_open = !end;
+        frame::write(
+            &mut self.output,
+            Kind::Head,
+            if end { FLAG_END } else { 0 },
+            id,
+            &payload,
+        );
+        self.forget_if_over(id);
+        Ok(())
+    }
+
+    /// Sends as much of `bytes` as there is credit for and takes that off its front. [`Event::Writable`] says when more
+    /// may be tried. `false`: the stream is gone.
+    pub fn send(&mut self, id: StreamId, bytes: &mut Bytes) -> bool {
+        let Some(stream) = self
+            .streams
+            .get_mut(&id)
+            .filter(|stream| stream.head_sent && stream.send_open)
+        else {
+            return false;
+        };
+        while !bytes.is_empty() {
+            let credit = stream.send_credit.min(self.send_credit) as usize;
+            let length = bytes.len().min(credit).min(MAX_DATA_BYTES);
+            if length == 0 {
+                if !stream.blocked {
+                    stream.blocked = true;
+                    self.blocked.push_back(id);
+                }
+                break;
+            }
+            frame::write(&mut self.output, Kind::Data, 0, id, &bytes[..length]);
+            bytes.advance(length);
+            stream.send_credit -= length as u32;
+            self.send_credit -= length as u32;
+        }
+        true
+    }
+
+    /// Ends our direction. Trailers that do not fit are left out.
+    pub fn finish(&mut self, id: StreamId, trailers: &Fields) {
+        let Some(stream) = self
+            .streams
+            .get_mut(&id)
+            .filter(|stream| stream.head_sent && stream.send_open)
+        else {
+            return;
+        };
+        stream.send_open = false;
+        let mut payload = Vec::new();
+        if !trailers.0.is_empty() && trailers.write(&mut payload).is_err() {
+            payload.clear();
+        }
+        frame::write(&mut self.output, Kind::End, 0, id, &payload);
+        self.forget_if_over(id);
+    }
+
+    /// Ends both directions at once.
+    pub fn reset(&mut self, id: StreamId, code: u16) {
+        if let Some(stream) = self.streams.remove(&id) {
+            frame::write(&mut self.output, Kind::Reset, 0, id, &code.to_le_bytes());
+            self.give_back(stream.held);
+        }
+    }
+
+    /// So many bytes of a body have been used: the other end may send as many more.
+    pub fn consumed(&mut self, id: StreamId, bytes: usize) {
+        let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
+        if let Some(stream) = self.streams.get_mut(&id) {
+            let bytes = bytes.min(stream.held);
+            stream.held -= bytes;
+            stream.used += bytes;
+            if stream.used >= WINDOW_UPDATE_BYTES && stream.receive_open {
+                let used = std::mem::take(&mut stream.used);
+                stream.receive_credit += used;
+                frame::write(&mut self.output, Kind::Window, 0, id, &used.to_le_bytes());
+            }
+            self.give_back(bytes);
+        }
+    }
+
+    /// Nobody will read the rest of this body; what is held and what still comes is used at once.
+    pub fn discard(&mut self, id: StreamId) {
+        if let Some(stream) = self.streams.get_mut(&id) {
+            stream.discard = true;
+            let held = stream.held as usize;
+            self.consumed(id, held);
+        }
+    }
+
+    /// Says that no new streams will be opened or taken.
+    pub fn go_away(&mut self) {
+        frame::write(&mut self.output, Kind::GoAway, 0, 0, &[]);
+    }
+
+    /// Asks for an answer, to see whether the other end is there.
+    pub fn ping(&mut self, payload: [u8; 8]) {
+        frame::write(&mut self.output, Kind::Ping, 0, 0, &payload);
+    }
+
+    /// Bytes for the other end, in order; the caller takes them all or takes from the front.
+    pub fn output(&mut self) -> &mut Vec<u8> {
+        &mut self.output
+    }
+
+    /// The next thing that happened.
+    pub fn event(&mut self) -> Option<Event> {
+        self.events.pop_front()
+    }
+
+    /// Takes bytes from the other end, whole frames or not.
+    ///
+    /// # Errors
+    /// A [`Violation`]; the channel must be closed.
+    pub fn receive(&mut self, bytes: &[u8]) -> Result<(), Violation> {
+        self.input.extend_from_slice(bytes);
+        while let Some(header) = self.input.first_chunk::<HEADER_BYTES>() {
+            let header = Header::parse(header)?;
+            let length = HEADER_BYTES + header.length as usize;
+            if self.input.len() < length {
+                self.input.reserve(length - self.input.len());
+                break;
+            }
+            let mut payload = self.input.split_to(length).freeze();
+            payload.advance(HEADER_BYTES);
+            self.handle(header, payload)?;
+        }
+        Ok(())
+    }
+
+    fn handle(&mut self, header: Header, payload: Bytes) -> Result<(), Violation> {
+        let id = header.stream;
+        let out_of_place = Violation::Unexpected(header.kind, id);
+        let on_channel = matches!(header.kind, Kind::Ping | Kind::GoAway)
+            || (header.kind == Kind::Window && id == 0);
+        if on_channel != (id == 0) || header.kind == Kind::Control {
+            return Err(out_of_place);
+        }
+        match header.kind {
+            Kind::Head if self.side == Side::Acceptor => {
+                self.handle_request(id, &payload, header.flags & FLAG_END != 0)
+            }
+            Kind::Head => self.handle_response(id, &payload, header.flags & FLAG_END != 0),
+            Kind::Data => self.handle_data(id, payload),
+            Kind::End => {
+                self.must_have_been(id, header.kind)?;
+                let trailers = if payload.is_empty() {
+                    Fields::default()
+                } else {
+                    Fields::parse(&payload)?
+                };
+                if let Some(stream) = self.streams.get_mut(&id) {
+                    if !stream.receive_open || !stream.head_received {
+                        return Err(out_of_place);
+                    }
+                    stream.receive_open = false;
+                    self.events.push_back(Event::End { id, trailers });
+                    self.forget_if_over(id);
+                }
+                Ok(())
+            }
+            Kind::Reset => {
+                self.must_have_been(id, header.kind)?;
+                let code = <[u8; 2]>::try_from(payload.as_ref()).map_err(|_| out_of_place)?;
+                if let Some(stream) = self.streams.remove(&id) {
+                    self.give_back(stream.held);
+                    self.events.push_back(Event::Reset {
+                        id,
+                        code: u16::from_le_bytes(code),
+                    });
+                }
+                Ok(())
+            }
+            Kind::Window => self.handle_window(
+                id,
+                <[u8; 4]>::try_from(payload.as_ref()).map_err(|_| out_of_place)?,
+            ),
+            Kind::Ping if payload.len() != 8 => Err(out_of_place),
+            Kind::Ping if header.flags & FLAG_ACK != 0 => Ok(()),
+            Kind::Ping if self.output.len() >= MAX_OUTPUT_BYTES => Err(Violation::Flood),
+            Kind::Ping => {
+                frame::write(&mut self.output, Kind::Ping, FLAG_ACK, 0, &payload);
+                Ok(())
+            }
+            Kind::GoAway => {
+                self.going_away = true;
+                self.events.push_back(Event::GoAway);
+                Ok(())
+            }
+            Kind::Control => Err(out_of_place),
+        }
+    }
+
+    fn handle_request(&mut self, id: StreamId, payload: &[u8], end: bool) -> Result<(), Violation> {
+        if id <= self.highest {
+            return Err(Violation::StreamId {
+                highest: self.highest,
+                got: id,
+            });
+        }
+        if self.streams.len() >= MAX_STREAMS {
+            return Err(Violation::TooManyStreams);
+        }
+        let head = RequestHead::parse(payload)?;
+        self.highest = id;
+        self.streams.insert(
+            id,
+            Stream {
+                head_received: true,
+                receive_open: !end,
+                ..Stream::new()
+            },
+        );
+        self.events.push_back(Event::Request { id, head, end });
+        Ok(())
+    }
+
+    fn handle_response(
+        &mut self,
+        id: StreamId,
+        payload: &[u8],
+        end: bool,
+    ) -> Result<(), Violation> {
+        self.must_have_been(id, Kind::Head)?;
+        let head = ResponseHead::parse(payload)?;
+        if let Some(stream) = self.streams.get_mut(&id) {
+            if stream.head_received {
+                return Err(Violation::Unexpected(Kind::Head, id));
+            }
+            stream.head_received = true;
+            stream.receive_open = !end;
+            self.events.push_back(Event::Response { id, head, end });
+            self.forget_if_over(id);
+        }
+        Ok(())
+    }
+
+    fn handle_data(&mut self, id: StreamId, bytes: Bytes) -> Result<(), Violation> {
+        self.must_have_been(id, Kind::Data)?;
+        let length = bytes.len() as u32;
+        self.receive_credit = self
+            .receive_credit
+            .checked_sub(length)
+            .ok_or(Violation::Credit(0))?;
+        let Some(stream) = self.streams.get_mut(&id) else {
+            // Sent before our reset arrived there.
+            self.give_back(length);
+            return Ok(());
+        };
+        if !stream.receive_open || !stream.head_received {
+            return Err(Violation::Unexpected(Kind::Data, id));
+        }
+        stream.receive_credit = stream
+            .receive_credit
+            .checked_sub(length)
+            .ok_or(Violation::Credit(id))?;
+        stream.held += length;
+        if stream.discard {
+            self.consumed(id, bytes.len());
+        } else if !bytes.is_empty() {
+            self.events.push_back(Event::Data { id, bytes });
+        }
+        Ok(())
+    }
+
+    fn handle_window(&mut self, id: StreamId, payload: [u8; 4]) -> Result<(), Violation> {
+        let more = u32::from_le_bytes(payload);
+        let raise = |credit: u32, limit: u32| credit.checked_add(more).filter(|sum| *sum <= limit);
+        if id == 0 {
+            self.send_credit =
+                raise(self.send_credit, CHANNEL_WINDOW_BYTES).ok_or(Violation::Window(0))?;
+        } else {
+            self.must_have_been(id, Kind::Window)?;
+            let Some(stream) = self.streams.get_mut(&id) else {
+                return Ok(());
+            };
+            stream.send_credit =
+                raise(stream.send_credit, STREAM_WINDOW_BYTES).ok_or(Violation::Window(id))?;
+        }
+        if self.send_credit > 0 {
+            for id in std::mem::take(&mut self.blocked) {
+                match self.streams.get_mut(&id) {
+                    Some(stream) if stream.send_credit > 0 => {
+                        stream.blocked = false;
+                        self.events.push_back(Event::Writable { id });
+                    }
+                    Some(_) => self.blocked.push_back(id),
+                    None => {}
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Frames for streams that are over may still come; for streams that never were, not.
+    fn must_have_been(&self, id: StreamId, kind: Kind) -> Result<(), Violation> {
+        if id <= self.highest {
+            Ok(())
+        } else {
+            Err(Violation::Unexpected(kind, id))
+        }
+    }
+
+    fn give_back(&mut self, bytes: u32) {
+        self.used += bytes;
+        if self.used >= WINDOW_UPDATE_BYTES {
+            let used = std::mem::take(&mut self.used);
+            self.receive_credit += used;
+            frame::write(&mut self.output, Kind::Window, 0, 0, &used.to_le_bytes());
+        }
+    }
+
+    /// A stream whose two directions have ended is forgotten; bytes that the caller still holds are given back at once,
+    /// since they are bounded by the window and no more can come.
+    fn forget_if_over(&mut self, id: StreamId) {
+        let over = |stream: &Stream| {
+            stream.head_sent && stream.head_received && !stream.send_open && !stream.receive_open
+        };
+        if self.streams.get(&id).is_some_and(over)
+            && let Some(stream) = self.streams.remove(&id)
+        {
+            self.give_back(stream.held);
+        }
+    }
+}
+
+impl Stream {
+    fn new() -> Self {
+        Self {
+            head_sent: false,
+            send_open: true,
+            head_received: false,
+            receive_open: true,
+            send_credit: STREAM_WINDOW_BYTES,
+            blocked: false,
+            receive_credit: STREAM_WINDOW_BYTES,
+            used: 0,
+            held: 0,
+            discard: false,
+        }
+    }
+}

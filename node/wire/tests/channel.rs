@@ -1,0 +1,358 @@
+//! Both ends of a channel against each other, and one end against a hostile one.
+#![allow(clippy::unwrap_used, reason = "a test that panics says enough")]
+
+use std::collections::HashMap;
+
+use bytes::Bytes;
+use casemate_wire::channel::{CHANNEL_WINDOW_BYTES, MAX_STREAMS, STREAM_WINDOW_BYTES};
+use casemate_wire::frame::{Header, Kind};
+use casemate_wire::{
+    Channel, Event, Fields, OpenError, RequestHead, ResponseHead, Side, Violation,
+};
+use proptest::prelude::*;
+
+fn request() -> RequestHead {
+    RequestHead {
+        method: "POST".into(),
+        target: "https://a.test/".into(),
+        fields: Fields::default().with("x", "y"),
+    }
+}
+
+fn response() -> ResponseHead {
+    ResponseHead {
+        status: 200,
+        fields: Fields::default(),
+    }
+}
+
+/// Moves `at_most` bytes from one end to the other.
+fn carry(from: &mut Channel, to: &mut Channel, at_most: usize) -> usize {
+    let length = from.output().len().min(at_most);
+    let bytes: Vec<u8> = from.output().drain(..length).collect();
+    to.receive(&bytes).unwrap();
+    length
+}
+
+fn raw(kind: Kind, stream: u32, payload: &[u8]) -> Vec<u8> {
+    [
+        &Header {
+            length: payload.len() as u32,
+            stream,
+            kind,
+            flags: 0,
+        }
+        .bytes()[..],
+        payload,
+    ]
+    .concat()
+}
+
+/// The bytes of a stream opened by an honest end, without its body.
+fn opened() -> Vec<u8> {
+    let mut opener = Channel::new(Side::Opener);
+    opener.open(&request(), false).unwrap();
+    std::mem::take(opener.output())
+}
+
+fn seeded(seed: &mut u64) -> u64 {
+    // SplitMix64: enough to choose by, and the same everywhere.
+    *seed = seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let mut z = *seed;
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
+
+/// Many streams, bodies both ways, cut into arbitrary pieces, some reset: what arrives is what was sent, in order, nobody
+/// breaks the rules, and in the end nothing is left.
+fn simulate(mut seed: u64) {
+    let (mut opener, mut acceptor) = (Channel::new(Side::Opener), Channel::new(Side::Acceptor));
+    // Per stream: sent and received byte counts, opener to acceptor and back.
+    let mut sent: HashMap<(bool, u32), u64> = HashMap::new();
+    let mut received: HashMap<(bool, u32), u64> = HashMap::new();
+    let (mut live, mut to_answer) = (Vec::new(), Vec::new());
+    let (mut reset, mut writing_back) = (Vec::new(), Vec::new());
+    for step in 0..4000 {
+        match seeded(&mut seed) % 8 {
+            0 if step < 3000 => {
+                if let Ok(id) = opener.open(&request(), false) {
+                    live.push(id);
+                }
+            }
+            1 | 2 if !live.is_empty() => {
+                let id = live[seeded(&mut seed) as usize % live.len()];
+                write(&mut opener, true, id, &mut seed, &mut sent);
+            }
+            3 if !live.is_empty() => {
+                let id = live.swap_remove(seeded(&mut seed) as usize % live.len());
+                if seeded(&mut seed).is_multiple_of(8) {
+                    opener.reset(id, 3);
+                    reset.push(id);
+                } else {
+                    opener.finish(id, &Fields::default());
+                }
+            }
+            4 if !to_answer.is_empty() => {
+                let id = to_answer.swap_remove(seeded(&mut seed) as usize % to_answer.len());
+                acceptor.respond(id, &response(), false).unwrap();
+                writing_back.push(id);
+            }
+            5 if !writing_back.is_empty() => {
+                let at = seeded(&mut seed) as usize % writing_back.len();
+                write(&mut acceptor, false, writing_back[at], &mut seed, &mut sent);
+                if seeded(&mut seed).is_multiple_of(4) {
+                    acceptor.finish(
+                        writing_back.swap_remove(at),
+                        &Fields::default().with("t", "1"),
+                    );
+                }
+            }
+            _ => {
+                carry(
+                    &mut opener,
+                    &mut acceptor,
+                    seeded(&mut seed) as usize % 100_000,
+                );
+                carry(
+                    &mut acceptor,
+                    &mut opener,
+                    seeded(&mut seed) as usize % 100_000,
+                );
+                take(
+                    &mut acceptor,
+                    true,
+                    &mut received,
+                    &mut to_answer,
+                    &mut reset,
+                );
+                take(
+                    &mut opener,
+                    false,
+                    &mut received,
+                    &mut Vec::new(),
+                    &mut reset,
+                );
+            }
+        }
+    }
+    live.drain(..)
+        .for_each(|id| opener.finish(id, &Fields::default()));
+    for _ in 0..1000 {
+        carry(&mut opener, &mut acceptor, usize::MAX);
+        carry(&mut acceptor, &mut opener, usize::MAX);
+        take(
+            &mut acceptor,
+            true,
+            &mut received,
+            &mut to_answer,
+            &mut reset,
+        );
+        take(
+            &mut opener,
+            false,
+            &mut received,
+            &mut Vec::new(),
+            &mut reset,
+        );
+        for id in to_answer.drain(..) {
+            acceptor.respond(id, &response(), true).unwrap();
+        }
+        writing_back
+            .drain(..)
+            .for_each(|id| acceptor.finish(id, &Fields::default()));
+    }
+    for (key, count) in &sent {
+        if !reset.contains(&key.1) {
+            assert_eq!(received.get(key).copied().unwrap_or(0), *count, "{key:?}");
+        }
+    }
+    assert!(sent.len() > 100, "the simulation must do something");
+    assert_eq!((opener.streams(), acceptor.streams()), (0, 0));
+}
+
+/// Bytes of a body count up, so that a lost or doubled piece shows.
+fn write(
+    end: &mut Channel,
+    forth: bool,
+    id: u32,
+    seed: &mut u64,
+    sent: &mut HashMap<(bool, u32), u64>,
+) {
+    let length = seeded(seed) % 100_000;
+    let start = *sent.entry((forth, id)).or_default();
+    let mut bytes: Bytes = (start..start + length)
+        .map(|n| n as u8)
+        .collect::<Vec<_>>()
+        .into();
+    end.send(id, &mut bytes);
+    *sent.entry((forth, id)).or_default() += length - bytes.len() as u64;
+}
+
+fn take(
+    end: &mut Channel,
+    forth: bool,
+    received: &mut HashMap<(bool, u32), u64>,
+    to_answer: &mut Vec<u32>,
+    reset: &mut Vec<u32>,
+) {
+    while let Some(event) = end.event() {
+        match event {
+            Event::Request { id, .. } => to_answer.push(id),
+            Event::Data { id, bytes } => {
+                let count = received.entry((forth, id)).or_default();
+                for byte in &bytes {
+                    assert_eq!(*byte, *count as u8);
+                    *count += 1;
+                }
+                end.consumed(id, bytes.len());
+            }
+            Event::Reset { id, .. } => {
+                reset.push(id);
+                to_answer.retain(|other| *other != id);
+            }
+            _ => {}
+        }
+    }
+}
+
+#[test]
+fn simulation() {
+    (0..4).for_each(simulate);
+}
+
+#[test]
+fn credit_bounds_what_a_sender_can_make_us_hold() {
+    let (mut opener, mut acceptor) = (Channel::new(Side::Opener), Channel::new(Side::Acceptor));
+    let id = opener.open(&request(), false).unwrap();
+    let mut body = Bytes::from(vec![7; 1 << 20]);
+    assert!(opener.send(id, &mut body));
+    assert_eq!((1 << 20) - body.len(), STREAM_WINDOW_BYTES as usize);
+    carry(&mut opener, &mut acceptor, usize::MAX);
+    while let Some(event) = acceptor.event() {
+        if let Event::Data { id, bytes } = event {
+            acceptor.consumed(id, bytes.len());
+        }
+    }
+    carry(&mut acceptor, &mut opener, usize::MAX);
+    assert_eq!(opener.event(), Some(Event::Writable { id }));
+    assert!(opener.send(id, &mut body));
+    assert_eq!((1 << 20) - body.len(), 2 * STREAM_WINDOW_BYTES as usize);
+}
+
+#[test]
+fn data_over_the_credit_is_a_violation() {
+    let mut acceptor = Channel::new(Side::Acceptor);
+    acceptor.receive(&opened()).unwrap();
+    let piece = raw(Kind::Data, 1, &[0; 32 * 1024]);
+    let allowed = STREAM_WINDOW_BYTES as usize / (32 * 1024);
+    (0..allowed).for_each(|_| acceptor.receive(&piece).unwrap());
+    assert_eq!(acceptor.receive(&piece), Err(Violation::Credit(1)));
+}
+
+#[test]
+fn windows_over_their_limit_are_a_violation() {
+    let mut acceptor = Channel::new(Side::Acceptor);
+    assert_eq!(
+        acceptor.receive(&raw(Kind::Window, 0, &1u32.to_le_bytes())),
+        Err(Violation::Window(0))
+    );
+    let mut acceptor = Channel::new(Side::Acceptor);
+    acceptor.receive(&opened()).unwrap();
+    assert_eq!(
+        acceptor.receive(&raw(Kind::Window, 1, &u32::MAX.to_le_bytes())),
+        Err(Violation::Window(1))
+    );
+}
+
+#[test]
+fn unknown_stream_ids_reused_ones_and_frames_out_of_place_are_violations() {
+    let refused = |bytes: &[u8]| {
+        let mut acceptor = Channel::new(Side::Acceptor);
+        acceptor.receive(&opened()).unwrap();
+        acceptor.receive(bytes).is_err()
+    };
+    assert!(refused(&raw(Kind::Data, 9, b"x")));
+    assert!(refused(&opened()), "the same id again");
+    assert!(refused(&raw(Kind::Ping, 3, &[0; 8])));
+    assert!(refused(&raw(Kind::Ping, 0, &[0; 9])));
+    assert!(refused(&raw(Kind::Head, 0, &[])));
+    assert!(refused(&raw(Kind::Control, 0, b"")));
+    assert!(refused(&raw(Kind::Reset, 1, b"abc")));
+    assert!(refused(
+        &[raw(Kind::End, 1, b""), raw(Kind::Data, 1, b"x")].concat()
+    ));
+    let mut opener = Channel::new(Side::Opener);
+    assert!(
+        opener.receive(&opened()).is_err(),
+        "an acceptor opens nothing"
+    );
+}
+
+#[test]
+fn a_flood_of_streams_is_a_violation_and_an_honest_end_stops_before() {
+    let mut opener = Channel::new(Side::Opener);
+    (0..MAX_STREAMS).for_each(|_| assert!(opener.open(&request(), false).is_ok()));
+    assert_eq!(
+        opener.open(&request(), false),
+        Err(OpenError::TooManyStreams)
+    );
+    let mut acceptor = Channel::new(Side::Acceptor);
+    let mut flood = std::mem::take(opener.output());
+    let mut extra = opened();
+    extra[4..8].copy_from_slice(&(MAX_STREAMS as u32 + 1).to_le_bytes());
+    flood.extend(extra);
+    assert_eq!(acceptor.receive(&flood), Err(Violation::TooManyStreams));
+}
+
+#[test]
+fn a_reset_stream_gives_its_credit_back() {
+    let (mut opener, mut acceptor) = (Channel::new(Side::Opener), Channel::new(Side::Acceptor));
+    for _ in 0..3 * CHANNEL_WINDOW_BYTES / STREAM_WINDOW_BYTES {
+        let id = opener.open(&request(), false).unwrap();
+        let mut body = Bytes::from(vec![0; STREAM_WINDOW_BYTES as usize]);
+        opener.send(id, &mut body);
+        assert!(body.is_empty(), "the channel's credit came back");
+        carry(&mut opener, &mut acceptor, usize::MAX);
+        acceptor.reset(id, 1);
+        carry(&mut acceptor, &mut opener, usize::MAX);
+    }
+}
+
+#[test]
+fn a_discarded_body_does_not_stop_its_sender() {
+    let (mut opener, mut acceptor) = (Channel::new(Side::Opener), Channel::new(Side::Acceptor));
+    let id = opener.open(&request(), false).unwrap();
+    let mut body = Bytes::from(vec![0; 1 << 20]);
+    carry(&mut opener, &mut acceptor, usize::MAX);
+    acceptor.discard(id);
+    for _ in 0..16 {
+        assert!(opener.send(id, &mut body));
+        carry(&mut opener, &mut acceptor, usize::MAX);
+        carry(&mut acceptor, &mut opener, usize::MAX);
+    }
+    assert!(body.is_empty());
+}
+
+proptest! {
+    #[test]
+    fn garbage_never_panics(bytes in proptest::collection::vec(any::<u8>(), 0..600), acceptor: bool) {
+        let mut end = Channel::new(if acceptor { Side::Acceptor } else { Side::Opener });
+        let _refused = end.receive(&opened());
+        let _refused = end.receive(&bytes);
+        prop_assert!(end.output().len() <= bytes.len() + 4096);
+    }
+
+    #[test]
+    fn frames_in_any_order_never_panic(frames in proptest::collection::vec((1u8..9, 0u32..4, 0usize..70), 0..60)) {
+        let mut end = Channel::new(Side::Acceptor);
+        for (kind, stream, length) in frames {
+            let mut bytes = raw(Kind::Data, stream, &vec![1; length]);
+            bytes[8] = kind;
+            if end.receive(&bytes).is_err() {
+                break;
+            }
+        }
+        prop_assert!(end.streams() <= 4);
+    }
+}
