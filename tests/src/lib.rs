@@ -2,5 +2,6 @@
 #![forbid(unsafe_code)]
 
 pub mod caller;
+pub mod cli;
 pub mod programs;
 pub mod upstream;

@@ -1,2 +1,39 @@
 //! Names, keys, statements and sealing: what everybody may know. It cannot open a secret.
+//!
+//! Everything here is a function of its arguments: time comes in as unix seconds, random bytes come in as a
+//! [`Random`]. The same rules are kept by a node's vault, by the command line and by the control plane.
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`name`], [`host`], [`path`] | the grammars, each parsed once |
+//! | [`id`], [`key`], [`keyfile`] | digests, public and private keys, key files |
+//! | [`dsse`] | signed envelopes |
+//! | [`statement`] | what the root and the tenants say |
+//! | [`release`], [`secret`] | digest-addressed objects that a manifest lists |
+//! | [`seal`] | HPKE to a pool's or a node's X-Wing key |
+//! | [`join`], [`lease`] | tokens, join requests, grants, liveness |
+//! | [`judge`] | what is accepted, given what was seen before |
 #![forbid(unsafe_code)]
+
+pub mod dsse;
+pub mod host;
+pub mod id;
+pub mod join;
+pub mod judge;
+pub mod key;
+pub mod keyfile;
+pub mod lease;
+pub mod name;
+pub mod path;
+pub mod release;
+pub mod seal;
+pub mod secret;
+pub mod statement;
+
+mod encoding;
+
+/// Fills a buffer with unpredictable bytes; the caller's program provides it.
+pub type Random<'a> = &'a mut dyn FnMut(&mut [u8]);
+
+/// Unix time in seconds.
+pub type Seconds = u64;

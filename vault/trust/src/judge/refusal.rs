@@ -1,0 +1,198 @@
+//! Every refusal has a name.
+
+use crate::host::HostName;
+use crate::id::Digest;
+use crate::name::{Identifier, Name};
+use crate::secret::SecretError;
+
+/// Why a statement was refused. [`Refusal::code`] is stable; the text is for people.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// It is no such statement, or makes no sense in itself.
+    #[error("the statement is malformed: {0}")]
+    Malformed(String),
+    /// For another fleet.
+    #[error("the statement is of another fleet")]
+    FleetOther,
+    /// Another first root than the fleet's fingerprint, or none yet.
+    #[error("the root is not the fleet's, or was not shown yet")]
+    RootUnknown,
+    /// A root lower than remembered.
+    #[error("root version {1} is lower than {0}, which was accepted before")]
+    RootVersionLower(u64, u64),
+    /// Another root of the same version.
+    #[error("another root of the same version was accepted before")]
+    RootEqualOther,
+    /// A root that skips versions.
+    #[error("root version {got} does not follow {held}")]
+    RootVersionGap {
+        /// What is held.
+        held: u64,
+        /// What came.
+        got: u64,
+    },
+    /// An expired root.
+    #[error("the root has expired")]
+    RootExpired,
+    /// Too few of the right keys have signed.
+    #[error("fewer of the right keys have signed than the threshold asks for")]
+    SignatureThreshold,
+    /// Lower than remembered.
+    #[error("online key version {1} is lower than {0}, which was accepted before")]
+    OnlineVersionLower(u64, u64),
+    /// Same version, other digest.
+    #[error("another online key of the same version was accepted before")]
+    OnlineEqualOther,
+    /// Expired.
+    #[error("the online key has expired")]
+    OnlineExpired,
+    /// Lower than remembered.
+    #[error("pool epoch {1} is lower than {0}, which was accepted before")]
+    PoolEpochLower(u64, u64),
+    /// Same epoch, other key.
+    #[error("another key of the same pool and epoch was accepted before")]
+    PoolEqualOther,
+    /// Expired.
+    #[error("the pool's key has expired")]
+    PoolExpired,
+    /// Lower than remembered.
+    #[error("tenant version {1} is lower than {0}, which was accepted before")]
+    TenantVersionLower(u64, u64),
+    /// Same version, other digest.
+    #[error("another statement of the same tenant and version was accepted before")]
+    TenantEqualOther,
+    /// Expired.
+    #[error("the tenant's statement has expired")]
+    TenantExpired,
+    /// Neither the root nor enough of the keys before have signed.
+    #[error("neither the root nor enough of the tenant's keys before have signed this change")]
+    TenantKeyChange,
+    /// The tenant signed for more than its keys.
+    #[error(
+        "a tenant may change its own keys and nothing else; hosts, ceilings and dates are the root's"
+    )]
+    TenantScopeWidened,
+    /// A tenant that was never introduced, or a version that was not.
+    #[error("the tenant, or this version of it, was not shown yet")]
+    TenantUnknown,
+    /// Lower than remembered.
+    #[error("manifest version {1} is lower than {0}, which was accepted before")]
+    ManifestVersionLower(u64, u64),
+    /// Same version, other digest.
+    #[error("another manifest of the same version was accepted before")]
+    ManifestEqualOther,
+    /// Expired.
+    #[error("the manifest has expired; `casemate renew` signs it again")]
+    ManifestExpired,
+    /// It lists objects that are not here.
+    #[error("{} listed objects are not here yet", .0.len())]
+    Missing(Vec<Digest>),
+    /// An object with another digest than listed.
+    #[error("the object has another digest than listed")]
+    DigestMismatch,
+    /// An object that no manifest lists.
+    #[error("no manifest lists this object")]
+    ObjectUnlisted,
+    /// A release that is none.
+    #[error("release of {function}: {message}")]
+    ReleaseMalformed {
+        /// The function.
+        function: Name,
+        /// What is wrong.
+        message: String,
+    },
+    /// A release of another fleet, tenant or function.
+    #[error("the release listed for {0} was made for something else")]
+    ReleaseOther(Name),
+    /// A host that the tenant was not given.
+    #[error("{function} asks for host {host}, which the tenant was not given")]
+    ReleaseHost {
+        /// The function.
+        function: Name,
+        /// The host.
+        host: HostName,
+    },
+    /// Two functions claim the same host.
+    #[error("two functions ask for host {0}")]
+    HostTwice(HostName),
+    /// A limit over the tenant's ceiling.
+    #[error("{function} asks for {limit} = {asked}, the tenant's ceiling is {allowed}")]
+    ReleaseOverCeiling {
+        /// The function.
+        function: Name,
+        /// Which limit.
+        limit: &'static str,
+        /// What is asked.
+        asked: u32,
+        /// What is allowed.
+        allowed: u32,
+    },
+    /// A secret that is none.
+    #[error("secret {name}")]
+    SecretMalformed {
+        /// Its name.
+        name: Identifier,
+        /// What is wrong.
+        #[source]
+        source: SecretError,
+    },
+    /// A secret of another fleet, tenant, name or pool.
+    #[error("the secret listed as {0} was sealed for something else")]
+    SecretOther(Identifier),
+    /// A slot that goes beyond its secret's limits.
+    #[error("slot {binding} of {function}: {message}")]
+    SecretLimitsWidened {
+        /// The function.
+        function: Name,
+        /// The slot.
+        binding: Identifier,
+        /// Which limit.
+        message: String,
+    },
+    /// More than can be remembered.
+    #[error("no more {0} can be remembered")]
+    TooMany(&'static str),
+}
+
+impl Refusal {
+    /// Stable name, for scripts, logs and tests.
+    pub const fn code(&self) -> &'static str {
+        match self {
+            Self::Malformed(_) => "statement_malformed",
+            Self::FleetOther => "fleet_other",
+            Self::RootUnknown => "root_unknown",
+            Self::RootVersionLower(..) => "root_version_lower",
+            Self::RootEqualOther => "root_same_version_other_digest",
+            Self::RootVersionGap { .. } => "root_version_gap",
+            Self::RootExpired => "root_expired",
+            Self::SignatureThreshold => "signature_threshold",
+            Self::OnlineVersionLower(..) => "online_version_lower",
+            Self::OnlineEqualOther => "online_same_version_other_digest",
+            Self::OnlineExpired => "online_expired",
+            Self::PoolEpochLower(..) => "pool_epoch_lower",
+            Self::PoolEqualOther => "pool_same_epoch_other_key",
+            Self::PoolExpired => "pool_expired",
+            Self::TenantVersionLower(..) => "tenant_version_lower",
+            Self::TenantEqualOther => "tenant_same_version_other_digest",
+            Self::TenantExpired => "tenant_expired",
+            Self::TenantKeyChange => "tenant_key_change_unauthorised",
+            Self::TenantScopeWidened => "tenant_scope_widened",
+            Self::TenantUnknown => "tenant_unknown",
+            Self::ManifestVersionLower(..) => "manifest_version_lower",
+            Self::ManifestEqualOther => "manifest_same_version_other_digest",
+            Self::ManifestExpired => "manifest_expired",
+            Self::Missing(_) => "objects_missing",
+            Self::DigestMismatch => "digest_mismatch",
+            Self::ObjectUnlisted => "object_unlisted",
+            Self::ReleaseMalformed { .. } => "release_malformed",
+            Self::ReleaseOther(_) => "release_other",
+            Self::ReleaseHost { .. } => "release_host_not_tenants",
+            Self::HostTwice(_) => "host_claimed_twice",
+            Self::ReleaseOverCeiling { .. } => "release_over_ceiling",
+            Self::SecretMalformed { .. } => "secret_malformed",
+            Self::SecretOther(_) => "secret_other",
+            Self::SecretLimitsWidened { .. } => "secret_limits_widened",
+            Self::TooMany(_) => "too_many",
+        }
+    }
+}

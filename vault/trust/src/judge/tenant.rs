@@ -1,0 +1,381 @@
+//! Judging tenants and their manifests.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use super::{Accepted, Age, Judge, MAX_TENANTS, Refusal, Seen, TenantSeen, accepted, age};
+use crate::Seconds;
+use crate::dsse::Envelope;
+use crate::id::{Digest, TenantId};
+use crate::name::{Identifier, Name};
+use crate::release::Release;
+use crate::secret::Secret;
+use crate::statement::{Manifest, Statement, Tenant};
+
+/// What is held of a tenant.
+#[derive(Debug, Clone)]
+pub struct TenantState {
+    /// Its newest statement.
+    pub tenant: Tenant,
+    /// Its newest manifest with what that lists.
+    pub manifest: Option<Accord>,
+}
+
+/// A manifest and the objects that it lists, as far as they matter here.
+#[derive(Debug, Clone)]
+pub struct Accord {
+    /// The manifest.
+    pub manifest: Manifest,
+    /// Digest of its payload.
+    pub digest: Digest,
+    /// Releases by digest, wanted ones and fallbacks.
+    pub releases: BTreeMap<Digest, Arc<Release>>,
+    /// Sealed secrets by name, then pool.
+    pub secrets: BTreeMap<(Identifier, Name), Arc<Secret>>,
+}
+
+/// Bytes of an object by its digest, as the caller has them. They are checked against the digest.
+pub type Objects<'a> = &'a dyn Fn(&Digest) -> Option<Vec<u8>>;
+
+impl Judge {
+    /// Judges a `Tenant`.
+    ///
+    /// # Errors
+    /// The refusal, by name; nothing has changed.
+    pub fn accept_tenant(
+        &mut self,
+        envelope: &Envelope,
+        clock: Seconds,
+    ) -> Result<Accepted, Refusal> {
+        let tenant = Tenant::read(envelope).map_err(Refusal::Malformed)?;
+        self.must_be_our_fleet(tenant.fleet)?;
+        let digest = envelope.payload_digest();
+        let seen = self.memory.tenants.get(&tenant.id);
+        let seen_tenant = seen.map(|seen| &seen.tenant);
+        let age = age(
+            seen_tenant,
+            tenant.version,
+            digest,
+            Refusal::TenantVersionLower,
+            Refusal::TenantEqualOther,
+        )?;
+        let held = self.tenants.get(&tenant.id);
+        if age == Age::Same && held.is_some() {
+            return Ok(Accepted::Held);
+        }
+        if seen.is_none() && self.memory.tenants.len() >= MAX_TENANTS {
+            return Err(Refusal::TooMany("tenants"));
+        }
+        if age == Age::New {
+            self.must_be_authorised(envelope, &tenant, held.map(|held| &held.tenant))?;
+            self.must_be_fresh(tenant.expires, clock, Refusal::TenantExpired)?;
+            let manifest = seen.and_then(|seen| seen.manifest);
+            let seen = TenantSeen {
+                tenant: Seen {
+                    version: tenant.version,
+                    digest,
+                },
+                manifest,
+            };
+            let signed_by_root = self.must_be_signed_by_root(envelope).is_ok();
+            self.memory.tenants.insert(tenant.id, seen);
+            if signed_by_root {
+                self.memory.floor = self.memory.floor.max(tenant.issued);
+            }
+        }
+        match self.tenants.get_mut(&tenant.id) {
+            Some(held) => held.tenant = tenant,
+            None => drop(self.tenants.insert(
+                tenant.id,
+                TenantState {
+                    tenant,
+                    manifest: None,
+                },
+            )),
+        }
+        Ok(accepted(age))
+    }
+
+    /// A change is the root's to make; the keys alone, also the threshold's of the keys before.
+    fn must_be_authorised(
+        &self,
+        envelope: &Envelope,
+        tenant: &Tenant,
+        held: Option<&Tenant>,
+    ) -> Result<(), Refusal> {
+        match (self.must_be_signed_by_root(envelope), held) {
+            (Ok(()), _) => Ok(()),
+            (Err(refusal), None) => Err(refusal),
+            (Err(_), Some(held)) => {
+                let follows = tenant.version == held.version + 1;
+                if !follows || !envelope.verify(&held.current.keys, held.current.threshold) {
+                    return Err(Refusal::TenantKeyChange);
+                }
+                if held.only_keys_change(tenant) {
+                    Ok(())
+                } else {
+                    Err(Refusal::TenantScopeWidened)
+                }
+            }
+        }
+    }
+
+    /// Judges a `Manifest` with what it lists. [`Refusal::Missing`] names the objects that are needed first; everything
+    /// about the manifest itself has then been found right.
+    ///
+    /// # Errors
+    /// The refusal, by name; nothing has changed.
+    pub fn accept_manifest(
+        &mut self,
+        envelope: &Envelope,
+        clock: Seconds,
+        objects: Objects<'_>,
+    ) -> Result<Accepted, Refusal> {
+        let manifest = Manifest::read(envelope).map_err(Refusal::Malformed)?;
+        self.must_be_our_fleet(manifest.fleet)?;
+        let held = self
+            .tenants
+            .get(&manifest.tenant)
+            .ok_or(Refusal::TenantUnknown)?;
+        let digest = envelope.payload_digest();
+        let seen = self
+            .memory
+            .tenants
+            .get(&manifest.tenant)
+            .and_then(|seen| seen.manifest);
+        let age = age(
+            seen.as_ref(),
+            manifest.version,
+            digest,
+            Refusal::ManifestVersionLower,
+            Refusal::ManifestEqualOther,
+        )?;
+        if age == Age::Same && held.manifest.is_some() {
+            return Ok(Accepted::Held);
+        }
+        if manifest.tenant_version > held.tenant.version {
+            return Err(Refusal::TenantUnknown);
+        }
+        if age == Age::New {
+            if !envelope.verify(&held.tenant.current.keys, held.tenant.current.threshold) {
+                return Err(Refusal::SignatureThreshold);
+            }
+            self.must_be_fresh(manifest.expires, clock, Refusal::ManifestExpired)?;
+        }
+        let accord = self.gather(&held.tenant, manifest, digest, objects)?;
+        // What was accepted once is not judged again by a `Tenant` that came later: that is for whoever makes the plan.
+        if age == Age::New {
+            must_fit(&held.tenant, &accord)?;
+        }
+        let id = accord.manifest.tenant;
+        let seen = Seen {
+            version: accord.manifest.version,
+            digest,
+        };
+        if let (Some(memory), Some(state)) =
+            (self.memory.tenants.get_mut(&id), self.tenants.get_mut(&id))
+        {
+            memory.manifest = Some(seen);
+            state.manifest = Some(accord);
+        }
+        Ok(accepted(age))
+    }
+
+    /// Finds and parses everything that the manifest lists and that matters here.
+    fn gather(
+        &self,
+        tenant: &Tenant,
+        manifest: Manifest,
+        digest: Digest,
+        objects: Objects<'_>,
+    ) -> Result<Accord, Refusal> {
+        let matters = |pool: &Name| self.here.as_ref().is_none_or(|here| here == pool);
+        let mut missing = BTreeSet::new();
+        let mut fetch = |digest: &Digest| match objects(digest) {
+            Some(bytes) if Digest::of(&bytes) == *digest => Ok(Some(bytes)),
+            Some(_) => Err(Refusal::DigestMismatch),
+            None => {
+                missing.insert(*digest);
+                Ok(None)
+            }
+        };
+        let (mut releases, mut secrets) = (BTreeMap::new(), BTreeMap::new());
+        for (function, wanted) in manifest
+            .functions
+            .iter()
+            .filter(|(_, wanted)| wanted.pools.iter().any(matters))
+        {
+            for digest in std::iter::once(&wanted.release).chain(&wanted.fallbacks) {
+                let Some(bytes) = fetch(digest)? else {
+                    continue;
+                };
+                let malformed = |error: crate::release::ReleaseError| error.to_string();
+                let release = Release::parse(&bytes).map_err(malformed);
+                let release = release.map_err(|message| Refusal::ReleaseMalformed {
+                    function: function.clone(),
+                    message,
+                })?;
+                if release.fleet != tenant.fleet
+                    || release.tenant != tenant.id
+                    || release.function != *function
+                {
+                    return Err(Refusal::ReleaseOther(function.clone()));
+                }
+                releases.insert(*digest, Arc::new(release));
+            }
+        }
+        for (name, sealed) in &manifest.secrets {
+            for (pool, digest) in sealed.iter().filter(|(pool, _)| matters(pool)) {
+                let Some(bytes) = fetch(digest)? else {
+                    continue;
+                };
+                let secret = Secret::parse(&bytes);
+                let secret = secret.map_err(|source| Refusal::SecretMalformed {
+                    name: name.clone(),
+                    source,
+                })?;
+                let place = &secret.place;
+                let is_listed_place = place.fleet == tenant.fleet
+                    && place.tenant == tenant.id
+                    && place.name == *name
+                    && place.pool == *pool;
+                if !is_listed_place {
+                    return Err(Refusal::SecretOther(name.clone()));
+                }
+                secrets.insert((name.clone(), pool.clone()), Arc::new(secret));
+            }
+        }
+        if missing.is_empty() {
+            Ok(Accord {
+                manifest,
+                digest,
+                releases,
+                secrets,
+            })
+        } else {
+            Err(Refusal::Missing(missing.into_iter().collect()))
+        }
+    }
+
+    /// The id under which a name is known here, if it is.
+    pub fn tenant_named(&self, name: &Name) -> Option<TenantId> {
+        self.tenants
+            .iter()
+            .find(|(_, state)| state.tenant.name == *name)
+            .map(|(id, _)| *id)
+    }
+}
+
+/// Whether a release and its slots stay within what tenant and secrets allow.
+///
+/// # Errors
+/// The refusal, by name.
+pub(crate) fn release_must_fit(
+    tenant: &Tenant,
+    accord: &Accord,
+    function: &Name,
+    release: &Release,
+) -> Result<(), Refusal> {
+    if let Some(host) = release.host_outside(tenant) {
+        return Err(Refusal::ReleaseHost {
+            function: function.clone(),
+            host: host.clone(),
+        });
+    }
+    if let Some((limit, asked, allowed)) = release.limit_over(&tenant.ceilings) {
+        return Err(Refusal::ReleaseOverCeiling {
+            function: function.clone(),
+            limit,
+            asked,
+            allowed,
+        });
+    }
+    for credential in &release.credentials {
+        let sealed = accord
+            .secrets
+            .iter()
+            .filter(|((name, _), _)| *name == credential.secret);
+        for (_, secret) in sealed {
+            if let Some(message) = credential.widens(&secret.place.limits) {
+                let binding = credential.binding.clone();
+                return Err(Refusal::SecretLimitsWidened {
+                    function: function.clone(),
+                    binding,
+                    message,
+                });
+            }
+        }
+    }
+    Ok(())
+}
+
+fn must_fit(tenant: &Tenant, accord: &Accord) -> Result<(), Refusal> {
+    let allowed = tenant.ceilings.functions;
+    if accord.manifest.functions.len() > allowed as usize {
+        return Err(Refusal::TooMany("functions"));
+    }
+    let mut claimed = BTreeSet::new();
+    for (function, wanted) in &accord.manifest.functions {
+        for digest in std::iter::once(&wanted.release).chain(&wanted.fallbacks) {
+            if let Some(release) = accord.releases.get(digest) {
+                release_must_fit(tenant, accord, function, release)?;
+            }
+        }
+        let hosts = accord
+            .releases
+            .get(&wanted.release)
+            .map(|release| release.hosts.as_slice())
+            .unwrap_or_default();
+        let own: BTreeSet<_> = hosts.iter().collect();
+        if let Some(twice) = own.iter().find(|host| claimed.contains(**host)) {
+            return Err(Refusal::HostTwice((**twice).clone()));
+        }
+        claimed.extend(own);
+    }
+    Ok(())
+}
+
+impl TenantState {
+    /// The functions that run in `pool` now, each with its wanted release: what the newest manifest lists, less what the
+    /// newest `Tenant` no longer allows.
+    pub fn running<'a>(
+        &'a self,
+        pool: &'a Name,
+    ) -> impl Iterator<Item = (&'a Name, Digest, &'a Arc<Release>)> {
+        let accord = self.manifest.as_ref();
+        let functions = accord.into_iter().flat_map(|accord| {
+            accord
+                .manifest
+                .functions
+                .iter()
+                .map(move |entry| (accord, entry))
+        });
+        functions.filter_map(move |(accord, (function, wanted))| {
+            let release = accord
+                .releases
+                .get(&wanted.release)
+                .filter(|_| wanted.pools.contains(pool))?;
+            release_must_fit(&self.tenant, accord, function, release).ok()?;
+            Some((function, wanted.release, release))
+        })
+    }
+
+    /// The releases of a function that may run now: the wanted one and its fallbacks.
+    pub fn may_run(&self, function: &Name, release: &Digest) -> Option<&Arc<Release>> {
+        let accord = self.manifest.as_ref()?;
+        let wanted = accord.manifest.functions.get(function)?;
+        let listed = wanted.release == *release || wanted.fallbacks.contains(release);
+        let release = accord.releases.get(release).filter(|_| listed)?;
+        release_must_fit(&self.tenant, accord, function, release)
+            .is_ok()
+            .then_some(release)
+    }
+
+    /// A sealed secret by name, for a pool.
+    pub fn secret(&self, name: &Identifier, pool: &Name) -> Option<&Arc<Secret>> {
+        self.manifest
+            .as_ref()?
+            .secrets
+            .get(&(name.clone(), pool.clone()))
+    }
+}

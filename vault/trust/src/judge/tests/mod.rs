@@ -1,0 +1,650 @@
+//! Every refusal of a taken-over control plane, by name.
+
+mod adversary;
+
+use std::collections::HashMap;
+
+use zeroize::Zeroizing;
+
+use super::*;
+use crate::key::{SealingKey, SigningKey};
+use crate::release::{BundleRef, Credential, Limits, Perimeter, Release, Slot};
+use crate::secret::{Secret, SecretLimits, SecretPlace, SecretValue};
+use crate::statement::{KeySet, Manifest, Tenant, Wanted};
+
+const NOW: Seconds = 1_000_000;
+const LATER: Seconds = 2_000_000;
+
+fn key(seed: u8) -> SigningKey {
+    SigningKey::from_seed(&[seed; 32]).unwrap()
+}
+
+fn name(text: &str) -> Name {
+    text.parse().unwrap()
+}
+
+fn root(version: u64, seeds: &[u8]) -> Root {
+    Root {
+        version,
+        keys: seeds.iter().map(|seed| key(*seed).public()).collect(),
+        threshold: 1,
+        issued: 1,
+        expires: LATER,
+    }
+}
+
+/// A fleet with root key 1, pool `main`, tenant `shop` with key 10, one function, one secret.
+#[derive(Clone)]
+struct World {
+    judge: Judge,
+    fleet: FleetId,
+    objects: HashMap<Digest, Vec<u8>>,
+    tenant: Tenant,
+    pool: Pool,
+}
+
+impl World {
+    fn new() -> Self {
+        let first = root(1, &[1]).sign(&[&key(1)]);
+        let fleet = FleetId(first.payload_digest().0);
+        let mut judge = Judge::new(fleet, Some(name("main")));
+        judge.accept_root(&first, NOW).unwrap();
+        let pool = Pool {
+            fleet,
+            name: name("main"),
+            epoch: 1,
+            public_key: SealingKey::of_seed(&[5; 32]).unwrap(),
+            issued: 1,
+            expires: LATER,
+        };
+        judge.accept_pool(&pool.sign(&[&key(1)]), NOW).unwrap();
+        let hosts = vec!["shop.test".parse().unwrap()];
+        let tenant = Tenant::first(
+            fleet,
+            name("shop"),
+            KeySet::single(key(10).public()),
+            hosts,
+            1,
+            LATER,
+        );
+        judge.accept_tenant(&tenant.sign(&[&key(1)]), NOW).unwrap();
+        Self {
+            judge,
+            fleet,
+            objects: HashMap::new(),
+            tenant,
+            pool,
+        }
+    }
+
+    fn release(&self) -> Release {
+        let credential = Credential {
+            binding: "pay".parse().unwrap(),
+            secret: "KEY".parse().unwrap(),
+            host: "api.test".parse().unwrap(),
+            port: 443,
+            methods: vec![],
+            paths: vec![],
+            slot: Slot::Bearer,
+            auto: false,
+            ca: None,
+        };
+        Release {
+            fleet: self.fleet,
+            tenant: self.tenant.id,
+            function: name("web"),
+            bundle: BundleRef {
+                digest: Digest([4; 32]),
+                bytes: 10,
+            },
+            entry: "main.js".into(),
+            hosts: vec!["shop.test".parse().unwrap()],
+            perimeter: Perimeter::default(),
+            limits: Limits::default(),
+            vars: vec![],
+            egress: vec![],
+            credentials: vec![credential],
+            dynamic_code: false,
+            owner: String::new(),
+        }
+    }
+
+    fn secret(&self, change: impl FnOnce(&mut SecretPlace)) -> Secret {
+        let limits = SecretLimits {
+            hosts: vec!["api.test".parse().unwrap()],
+            methods: vec![],
+            paths: vec![],
+            slots: vec![],
+        };
+        let mut place = SecretPlace {
+            fleet: self.fleet,
+            tenant: self.tenant.id,
+            name: "KEY".parse().unwrap(),
+            version: 1,
+            pool: name("main"),
+            epoch: 1,
+            limits,
+        };
+        change(&mut place);
+        let value = SecretValue::parse(Zeroizing::new(b"hunter2".to_vec())).unwrap();
+        Secret::seal(place, &self.pool, &value, &mut |bytes| bytes.fill(6)).unwrap()
+    }
+
+    fn put(&mut self, bytes: Vec<u8>) -> Digest {
+        let digest = Digest::of(&bytes);
+        self.objects.insert(digest, bytes);
+        digest
+    }
+
+    fn manifest(&mut self, version: u64) -> Manifest {
+        let (release, secret) = (self.release().to_bytes(), self.secret(|_| ()).to_bytes());
+        let wanted = Wanted {
+            release: self.put(release),
+            fallbacks: vec![],
+            pools: vec![name("main")],
+        };
+        Manifest {
+            fleet: self.fleet,
+            tenant: self.tenant.id,
+            tenant_version: 1,
+            version,
+            functions: [(name("web"), wanted)].into(),
+            secrets: [(
+                "KEY".parse().unwrap(),
+                [(name("main"), self.put(secret))].into(),
+            )]
+            .into(),
+            issued: 1,
+            expires: LATER,
+        }
+    }
+
+    fn accept(&mut self, envelope: &Envelope) -> Result<Accepted, &'static str> {
+        let objects = self.objects.clone();
+        self.judge
+            .accept_manifest(envelope, NOW, &|digest| objects.get(digest).cloned())
+            .map_err(|refusal| refusal.code())
+    }
+
+    /// With a release of this shape, the manifest is refused as.
+    fn with_release(change: impl FnOnce(&mut Release)) -> Result<Accepted, &'static str> {
+        let mut world = Self::new();
+        let mut manifest = world.manifest(1);
+        let mut release = world.release();
+        change(&mut release);
+        let digest = world.put(release.to_bytes());
+        manifest
+            .functions
+            .values_mut()
+            .for_each(|wanted| wanted.release = digest);
+        world.accept(&manifest.sign(&[&key(10)]))
+    }
+
+    fn with_secret(change: impl FnOnce(&mut SecretPlace)) -> Result<Accepted, &'static str> {
+        let mut world = Self::new();
+        let mut manifest = world.manifest(1);
+        let digest = world.secret(change).to_bytes();
+        let digest = world.put(digest);
+        manifest
+            .secrets
+            .values_mut()
+            .for_each(|pools| pools.values_mut().for_each(|listed| *listed = digest));
+        world.accept(&manifest.sign(&[&key(10)]))
+    }
+}
+
+#[test]
+fn the_honest_path_is_accepted_and_again_is_held() {
+    let mut world = World::new();
+    let manifest = world.manifest(1).sign(&[&key(10)]);
+    assert_eq!(world.accept(&manifest), Ok(Accepted::New));
+    assert_eq!(world.accept(&manifest), Ok(Accepted::Held));
+    let state = world.judge.tenant(&world.tenant.id).unwrap();
+    assert_eq!(state.running(&name("main")).count(), 1);
+    assert_eq!(state.running(&name("other")).count(), 0);
+}
+
+#[test]
+fn another_root_is_refused() {
+    let mut world = World::new();
+    let refused = |judge: &mut Judge, root: Root, keys: &[&SigningKey]| {
+        judge.accept_root(&root.sign(keys), NOW).unwrap_err().code()
+    };
+    let judge = &mut world.judge;
+    assert_eq!(
+        refused(
+            &mut Judge::new(FleetId([9; 32]), None),
+            root(1, &[1]),
+            &[&key(1)]
+        ),
+        "root_unknown"
+    );
+    assert_eq!(
+        refused(judge, root(1, &[2]), &[&key(2)]),
+        "root_same_version_other_digest"
+    );
+    assert_eq!(
+        refused(judge, root(2, &[2]), &[&key(2)]),
+        "signature_threshold"
+    );
+    assert_eq!(
+        refused(judge, root(2, &[2]), &[&key(1)]),
+        "signature_threshold"
+    );
+    assert_eq!(
+        refused(judge, root(3, &[2]), &[&key(1), &key(2)]),
+        "root_version_gap"
+    );
+    assert_eq!(
+        refused(
+            judge,
+            Root {
+                expires: NOW,
+                ..root(2, &[2])
+            },
+            &[&key(1), &key(2)]
+        ),
+        "root_expired"
+    );
+    assert_eq!(
+        refused(
+            judge,
+            Root {
+                version: u64::MAX,
+                ..root(2, &[2])
+            },
+            &[&key(1), &key(2)]
+        ),
+        "statement_malformed"
+    );
+    judge
+        .accept_root(&root(2, &[2]).sign(&[&key(1), &key(2)]), NOW)
+        .unwrap();
+    assert_eq!(
+        refused(judge, root(1, &[1]), &[&key(1)]),
+        "root_version_lower"
+    );
+}
+
+#[test]
+fn an_online_key_of_its_own_is_refused() {
+    let mut world = World::new();
+    let online = |version, seed: u8| {
+        let public = key(seed).public();
+        OnlineKey {
+            fleet: world.fleet,
+            version,
+            liveness: public,
+            quic: public,
+            api: public,
+            issued: 1,
+            expires: LATER,
+        }
+    };
+    let code = |judge: &mut Judge, envelope: Envelope| {
+        judge.accept_online_key(&envelope, NOW).unwrap_err().code()
+    };
+    let (own, good, other) = (
+        online(1, 66).sign(&[&key(66)]),
+        online(2, 20).sign(&[&key(1)]),
+        online(2, 21).sign(&[&key(1)]),
+    );
+    let old = online(1, 20).sign(&[&key(1)]);
+    assert_eq!(code(&mut world.judge, own), "signature_threshold");
+    world.judge.accept_online_key(&good, NOW).unwrap();
+    assert_eq!(
+        code(&mut world.judge, other),
+        "online_same_version_other_digest"
+    );
+    assert_eq!(code(&mut world.judge, old), "online_version_lower");
+}
+
+#[test]
+fn a_pool_key_of_its_own_is_refused() {
+    let mut world = World::new();
+    let mut own = world.pool.clone();
+    own.public_key = SealingKey::of_seed(&[66; 32]).unwrap();
+    let code = |judge: &mut Judge, envelope: Envelope| {
+        judge.accept_pool(&envelope, NOW).unwrap_err().code()
+    };
+    assert_eq!(
+        code(&mut world.judge, own.sign(&[&key(66)])),
+        "pool_same_epoch_other_key"
+    );
+    own.epoch = 2;
+    assert_eq!(
+        code(&mut world.judge, own.sign(&[&key(66)])),
+        "signature_threshold"
+    );
+    own.expires = NOW;
+    assert_eq!(code(&mut world.judge, own.sign(&[&key(1)])), "pool_expired");
+}
+
+#[test]
+fn a_tenant_of_its_own_is_refused() {
+    let mut world = World::new();
+    let code = |judge: &mut Judge, tenant: &Tenant, signer: u8| {
+        judge
+            .accept_tenant(&tenant.sign(&[&key(signer)]), NOW)
+            .unwrap_err()
+            .code()
+    };
+    let first = world.tenant.clone();
+    let impostor = Tenant::first(
+        world.fleet,
+        name("shop"),
+        KeySet::single(key(66).public()),
+        vec![],
+        1,
+        LATER,
+    );
+    assert_eq!(code(&mut world.judge, &impostor, 66), "signature_threshold");
+    assert_ne!(
+        impostor.id, first.id,
+        "other keys are another tenant, whoever signs"
+    );
+    let stolen = Tenant {
+        genesis: KeySet::single(key(66).public()),
+        version: 2,
+        ..first.clone()
+    };
+    assert_eq!(code(&mut world.judge, &stolen, 66), "statement_malformed");
+    let next = Tenant {
+        version: 2,
+        current: KeySet::single(key(66).public()),
+        ..first.clone()
+    };
+    assert_eq!(
+        code(&mut world.judge, &next, 66),
+        "tenant_key_change_unauthorised"
+    );
+    let wider = Tenant {
+        version: 2,
+        hosts: vec!["bank.test".parse().unwrap()],
+        ..first.clone()
+    };
+    assert_eq!(code(&mut world.judge, &wider, 10), "tenant_scope_widened");
+    let longer = Tenant {
+        version: 2,
+        expires: LATER + 1,
+        ..first.clone()
+    };
+    assert_eq!(code(&mut world.judge, &longer, 10), "tenant_scope_widened");
+    assert_eq!(
+        code(
+            &mut world.judge,
+            &Tenant {
+                issued: 2,
+                ..first.clone()
+            },
+            1
+        ),
+        "tenant_same_version_other_digest"
+    );
+    assert_eq!(
+        code(
+            &mut world.judge,
+            &Tenant {
+                version: 2,
+                expires: NOW,
+                ..first.clone()
+            },
+            1
+        ),
+        "tenant_expired"
+    );
+    world
+        .judge
+        .accept_tenant(
+            &Tenant {
+                version: 2,
+                current: KeySet::single(key(11).public()),
+                ..first.clone()
+            }
+            .sign(&[&key(10)]),
+            NOW,
+        )
+        .unwrap();
+    assert_eq!(code(&mut world.judge, &first, 1), "tenant_version_lower");
+}
+
+#[test]
+fn manifests_signed_by_too_few_the_same_twice_a_removed_key_or_another_tenant_are_refused() {
+    let mut world = World::new();
+    let current = KeySet {
+        keys: vec![key(11).public(), key(12).public()],
+        threshold: 2,
+    };
+    world
+        .judge
+        .accept_tenant(
+            &Tenant {
+                version: 2,
+                current,
+                ..world.tenant.clone()
+            }
+            .sign(&[&key(10)]),
+            NOW,
+        )
+        .unwrap();
+    let manifest = world.manifest(1);
+    for keys in [
+        &[&key(11)][..],
+        &[&key(11), &key(11)],
+        &[&key(10)],
+        &[&key(10), &key(11)],
+        &[&key(1)],
+        &[],
+    ] {
+        assert_eq!(
+            world.accept(&manifest.sign(keys)),
+            Err("signature_threshold")
+        );
+    }
+    let unknown = Manifest {
+        tenant: TenantId([1; 32]),
+        ..manifest.clone()
+    };
+    assert_eq!(
+        world.accept(&unknown.sign(&[&key(11), &key(12)])),
+        Err("tenant_unknown")
+    );
+    let ahead = Manifest {
+        tenant_version: 3,
+        ..manifest.clone()
+    };
+    assert_eq!(
+        world.accept(&ahead.sign(&[&key(11), &key(12)])),
+        Err("tenant_unknown")
+    );
+    assert_eq!(
+        world.accept(&manifest.sign(&[&key(11), &key(12)])),
+        Ok(Accepted::New)
+    );
+}
+
+#[test]
+fn manifests_that_are_expired_lower_or_equal_with_another_digest_are_refused() {
+    let mut world = World::new();
+    let manifest = world.manifest(5);
+    world.accept(&manifest.sign(&[&key(10)])).unwrap();
+    let mut refused = |change: &dyn Fn(&mut Manifest)| {
+        let mut other = manifest.clone();
+        change(&mut other);
+        world.accept(&other.sign(&[&key(10)])).unwrap_err()
+    };
+    assert_eq!(refused(&|m| m.version = 4), "manifest_version_lower");
+    assert_eq!(
+        refused(&|m| m.issued = 2),
+        "manifest_same_version_other_digest"
+    );
+    assert_eq!(
+        refused(&|m| (m.version, m.expires) = (6, NOW)),
+        "manifest_expired"
+    );
+    assert_eq!(refused(&|m| m.version = u64::MAX), "statement_malformed");
+    assert_eq!(
+        refused(&|m| (m.version, m.fleet) = (6, FleetId([0; 32]))),
+        "fleet_other"
+    );
+}
+
+#[test]
+fn objects_with_another_digest_and_missing_ones_are_refused() {
+    let mut world = World::new();
+    let manifest = world.manifest(1).sign(&[&key(10)]);
+    let digests: Vec<Digest> = world.objects.keys().copied().collect();
+    let swapped = world.objects[&digests[0]].clone();
+    let kept = world.objects.insert(digests[1], swapped);
+    assert_eq!(world.accept(&manifest), Err("digest_mismatch"));
+    world.objects.remove(&digests[1]);
+    assert_eq!(world.accept(&manifest), Err("objects_missing"));
+    world.objects.insert(digests[1], kept.unwrap());
+    assert_eq!(world.accept(&manifest), Ok(Accepted::New));
+}
+
+#[test]
+fn releases_that_are_not_the_tenants_or_ask_too_much_are_refused() {
+    assert_eq!(
+        World::with_release(|release| release.hosts = vec!["bank.test".parse().unwrap()]),
+        Err("release_host_not_tenants")
+    );
+    assert_eq!(
+        World::with_release(|release| release.function = name("api")),
+        Err("release_other")
+    );
+    assert_eq!(
+        World::with_release(|release| release.tenant = TenantId([0; 32])),
+        Err("release_other")
+    );
+    assert_eq!(
+        World::with_release(|release| release.limits.heap_mib = 4096),
+        Err("release_over_ceiling")
+    );
+    assert_eq!(
+        World::with_release(|release| release.limits.cpu_time_ms = 0),
+        Err("release_malformed")
+    );
+    let evil = Slot::Header {
+        name: "host".into(),
+        prefix: String::new(),
+    };
+    assert_eq!(
+        World::with_release(|release| release.credentials[0].slot = evil),
+        Err("release_malformed")
+    );
+    assert_eq!(
+        World::with_release(|release| release.credentials[0].host = "evil.test".parse().unwrap()),
+        Err("secret_limits_widened")
+    );
+}
+
+#[test]
+fn secrets_swapped_between_tenants_names_and_pools_are_refused() {
+    assert_eq!(World::with_secret(|_| ()), Ok(Accepted::New));
+    assert_eq!(
+        World::with_secret(|place| place.tenant = TenantId([0; 32])),
+        Err("secret_other")
+    );
+    assert_eq!(
+        World::with_secret(|place| place.name = "OTHER".parse().unwrap()),
+        Err("secret_other")
+    );
+    assert_eq!(
+        World::with_secret(|place| place.pool = name("other")),
+        Err("secret_other")
+    );
+    assert_eq!(
+        World::with_secret(|place| place.limits.methods = vec!["GET".parse().unwrap()]),
+        Err("secret_limits_widened")
+    );
+    assert_eq!(
+        World::with_secret(|place| place.limits.paths = vec!["/v1/*".parse().unwrap()]),
+        Err("secret_limits_widened")
+    );
+    assert_eq!(
+        World::with_secret(|place| place.limits.slots = vec![crate::release::SlotKind::Query]),
+        Err("secret_limits_widened")
+    );
+}
+
+#[test]
+fn a_lost_store_takes_the_same_again_and_nothing_lower() {
+    let mut world = World::new();
+    let (old, new) = (
+        world.manifest(1).sign(&[&key(10)]),
+        world.manifest(2).sign(&[&key(10)]),
+    );
+    world.accept(&old).unwrap();
+    world.accept(&new).unwrap();
+    let before = world.judge.memory().clone();
+    world.judge = Judge::remembering(before.clone(), Some(name("main")));
+    assert_eq!(
+        world.accept(&new),
+        Err("tenant_unknown"),
+        "absence is not a statement"
+    );
+    // Long after everything has expired: what was accepted goes on.
+    let long_after = LATER + 1;
+    world
+        .judge
+        .accept_root(&root(1, &[1]).sign(&[&key(1)]), long_after)
+        .unwrap();
+    world
+        .judge
+        .accept_pool(&world.pool.sign(&[&key(1)]), long_after)
+        .unwrap();
+    world
+        .judge
+        .accept_tenant(&world.tenant.sign(&[&key(1)]), long_after)
+        .unwrap();
+    assert_eq!(world.accept(&old), Err("manifest_version_lower"));
+    assert_eq!(world.accept(&new), Ok(Accepted::Again));
+    assert_eq!(*world.judge.memory(), before);
+}
+
+#[test]
+fn a_clock_of_1970_does_not_revive_what_expired() {
+    let mut world = World::new();
+    let newer = Tenant {
+        version: 2,
+        issued: LATER + 5,
+        expires: LATER + 9,
+        ..world.tenant.clone()
+    };
+    world
+        .judge
+        .accept_tenant(&newer.sign(&[&key(1)]), NOW)
+        .unwrap();
+    let manifest = world.manifest(1).sign(&[&key(10)]);
+    assert_eq!(
+        world.accept(&manifest),
+        Err("manifest_expired"),
+        "the root has signed something later than that"
+    );
+}
+
+#[test]
+fn a_tenant_that_loses_a_host_loses_the_function_there() {
+    let mut world = World::new();
+    let manifest = world.manifest(1).sign(&[&key(10)]);
+    world.accept(&manifest).unwrap();
+    let narrower = Tenant {
+        version: 2,
+        hosts: vec!["other.test".parse().unwrap()],
+        ..world.tenant.clone()
+    };
+    world
+        .judge
+        .accept_tenant(&narrower.sign(&[&key(1)]), NOW)
+        .unwrap();
+    assert_eq!(
+        world
+            .judge
+            .tenant(&world.tenant.id)
+            .unwrap()
+            .running(&name("main"))
+            .count(),
+        0
+    );
+}

@@ -1,0 +1,496 @@
+//! Releases: what a function is, what it may reach, and which credential goes where. Named by the digest of their bytes.
+
+use std::collections::BTreeSet;
+
+use serde::{Deserialize, Serialize};
+
+use crate::host::HostName;
+use crate::id::{Digest, FleetId, TenantId};
+use crate::name::{Identifier, Name};
+use crate::path::{Method, PathPattern};
+use crate::secret::SecretLimits;
+use crate::statement::{Ceilings, Tenant};
+
+/// Largest release, bytes of JSON.
+pub const MAX_RELEASE_BYTES: usize = 256 * 1024;
+/// Largest bundle, bytes of the archive.
+pub const MAX_BUNDLE_BYTES: u64 = 10 * 1024 * 1024;
+/// Most hosts of a function.
+pub const MAX_HOSTS: usize = 64;
+/// Most variables, egress rules, or credentials of a function, each.
+pub const MAX_ENTRIES: usize = 128;
+/// Largest sum of names and values of the variables, bytes.
+pub const MAX_VARS_BYTES: usize = 32 * 1024;
+/// Largest PEM of a private certificate authority, bytes.
+pub const MAX_CA_BYTES: usize = 32 * 1024;
+/// Largest request body that a perimeter may let through, bytes.
+pub const MAX_BODY_BYTES: u64 = 1024 * 1024 * 1024;
+
+/// One release of one function.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Release {
+    /// The fleet.
+    pub fleet: FleetId,
+    /// The tenant.
+    pub tenant: TenantId,
+    /// The function.
+    pub function: Name,
+    /// Its code.
+    pub bundle: BundleRef,
+    /// Entry module inside the bundle.
+    pub entry: String,
+    /// Hosts that it answers for.
+    pub hosts: Vec<HostName>,
+    /// What is let through to it.
+    pub perimeter: Perimeter,
+    /// What bounds a request.
+    pub limits: Limits,
+    /// Plain variables of `env`.
+    #[serde(default)]
+    pub vars: Vec<Var>,
+    /// Where plain `fetch` may go.
+    #[serde(default)]
+    pub egress: Vec<EgressRule>,
+    /// Credential slots.
+    #[serde(default)]
+    pub credentials: Vec<Credential>,
+    /// Whether `eval` works.
+    #[serde(default)]
+    pub dynamic_code: bool,
+    /// Whom to ask, for people.
+    #[serde(default)]
+    pub owner: String,
+}
+
+/// A bundle by digest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BundleRef {
+    /// SHA-256 of the archive.
+    pub digest: Digest,
+    /// Its size.
+    pub bytes: u64,
+}
+
+/// A plain variable.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Var {
+    /// Property of `env`.
+    pub name: Identifier,
+    /// Text.
+    pub value: String,
+}
+
+/// Checks of a request before the function is woken.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Perimeter {
+    /// Methods; empty means every one.
+    #[serde(default)]
+    pub methods: Vec<Method>,
+    /// Paths; empty means every one.
+    #[serde(default)]
+    pub paths: Vec<PathPattern>,
+    /// Largest request body, bytes.
+    pub max_body_bytes: u64,
+}
+
+/// What bounds a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Limits {
+    /// CPU time, milliseconds of thread time.
+    pub cpu_time_ms: u32,
+    /// Wall-clock time, milliseconds.
+    pub wall_time_ms: u32,
+    /// JavaScript heap, MiB.
+    pub heap_mib: u32,
+    /// Outgoing calls.
+    pub subrequests: u32,
+    /// Requests in one worker at a time.
+    pub concurrency: u32,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            cpu_time_ms: 50,
+            wall_time_ms: 30_000,
+            heap_mib: 64,
+            subrequests: 50,
+            concurrency: 64,
+        }
+    }
+}
+
+impl Default for Perimeter {
+    fn default() -> Self {
+        Self {
+            methods: Vec::new(),
+            paths: Vec::new(),
+            max_body_bytes: 10 * 1024 * 1024,
+        }
+    }
+}
+
+/// How an outgoing call travels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Scheme {
+    /// TLS.
+    Https,
+    /// In clear: never with a credential.
+    Http,
+}
+
+impl Scheme {
+    /// The port when none is given.
+    pub const fn default_port(self) -> u16 {
+        match self {
+            Self::Https => 443,
+            Self::Http => 80,
+        }
+    }
+
+    /// As in a URL.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Https => "https",
+            Self::Http => "http",
+        }
+    }
+}
+
+/// Where plain `fetch` may go, without a credential.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EgressRule {
+    /// Scheme.
+    pub scheme: Scheme,
+    /// Host.
+    pub host: HostName,
+    /// Port.
+    pub port: u16,
+    /// Methods; empty means every one.
+    #[serde(default)]
+    pub methods: Vec<Method>,
+    /// Paths; empty means every one.
+    #[serde(default)]
+    pub paths: Vec<PathPattern>,
+    /// PEM of the certificate authority to trust for this host instead of the node's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ca: Option<String>,
+}
+
+/// A credential slot: this secret, to this host, in this place.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Credential {
+    /// Property of `env`.
+    pub binding: Identifier,
+    /// The secret.
+    pub secret: Identifier,
+    /// Host; always over TLS.
+    pub host: HostName,
+    /// Port.
+    pub port: u16,
+    /// Methods; empty means every one.
+    #[serde(default)]
+    pub methods: Vec<Method>,
+    /// Paths; empty means every one.
+    #[serde(default)]
+    pub paths: Vec<PathPattern>,
+    /// Where the secret goes.
+    pub slot: Slot,
+    /// Whether plain `fetch` to this host, these methods and paths gets it too.
+    #[serde(default)]
+    pub auto: bool,
+    /// PEM of the certificate authority to trust for this host instead of the node's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ca: Option<String>,
+}
+
+/// Where a secret goes in a request.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Slot {
+    /// A header of its own, behind an optional prefix.
+    Header {
+        /// Lower-case name.
+        name: String,
+        /// Text before the secret.
+        #[serde(default)]
+        prefix: String,
+    },
+    /// `Authorization: Bearer SECRET` (RFC 6750, section 2.1).
+    Bearer,
+    /// `Authorization: Basic BASE64(username:SECRET)` (RFC 7617).
+    Basic {
+        /// The user.
+        username: String,
+    },
+    /// A query parameter.
+    Query {
+        /// Its name.
+        name: String,
+    },
+}
+
+/// The kinds of slot, as a secret's limits name them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SlotKind {
+    /// [`Slot::Header`]
+    Header,
+    /// [`Slot::Bearer`]
+    Bearer,
+    /// [`Slot::Basic`]
+    Basic,
+    /// [`Slot::Query`]
+    Query,
+}
+
+impl SlotKind {
+    /// As in JSON.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Header => "header",
+            Self::Bearer => "bearer",
+            Self::Basic => "basic",
+            Self::Query => "query",
+        }
+    }
+}
+
+/// Headers that a slot may not name: they frame the message or route it.
+const NEVER_A_SLOT: &[&str] = &[
+    "host",
+    "content-length",
+    "transfer-encoding",
+    "connection",
+    "keep-alive",
+    "proxy-connection",
+    "te",
+    "trailer",
+    "upgrade",
+    "expect",
+    "content-type",
+    "content-encoding",
+    "cookie2",
+    "date",
+    "via",
+    "forwarded",
+];
+
+impl Slot {
+    /// Its kind.
+    pub const fn kind(&self) -> SlotKind {
+        match self {
+            Self::Header { .. } => SlotKind::Header,
+            Self::Bearer => SlotKind::Bearer,
+            Self::Basic { .. } => SlotKind::Basic,
+            Self::Query { .. } => SlotKind::Query,
+        }
+    }
+
+    /// The header that it sets, if one.
+    pub fn header(&self) -> Option<&str> {
+        match self {
+            Self::Header { name, .. } => Some(name),
+            Self::Bearer | Self::Basic { .. } => Some("authorization"),
+            Self::Query { .. } => None,
+        }
+    }
+
+    fn flaw(&self) -> Option<String> {
+        let token = |text: &str| {
+            (1..=64).contains(&text.len())
+                && text
+                    .bytes()
+                    .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-')
+        };
+        let visible =
+            |text: &str| text.len() <= 256 && text.bytes().all(|byte| (0x20..0x7f).contains(&byte));
+        match self {
+            Self::Header { name, .. } if !token(name) => Some(format!(
+                "expected a header name in lower case, got {:?}",
+                crate::name::excerpt(name)
+            )),
+            Self::Header { name, .. } if NEVER_A_SLOT.contains(&name.as_str()) => {
+                Some(format!("the header {name} is no place for a credential"))
+            }
+            Self::Header { prefix, .. } if !visible(prefix) => {
+                Some("expected a prefix of visible ASCII, 256 bytes at most".into())
+            }
+            Self::Basic { username } if !visible(username) || username.contains(':') => {
+                Some("expected a username without `:`".into())
+            }
+            Self::Query { name } if name.parse::<Identifier>().is_err() => Some(format!(
+                "expected a parameter name, got {:?}",
+                crate::name::excerpt(name)
+            )),
+            _ => None,
+        }
+    }
+}
+
+/// Why a release was refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ReleaseError {
+    /// Not a release.
+    #[error("{0}")]
+    Format(String),
+    /// Something in it makes no sense.
+    #[error("{0}")]
+    Flaw(String),
+}
+
+impl Release {
+    /// Its bytes, whose SHA-256 is its name.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        serde_json::to_vec(self).unwrap_or_default()
+    }
+
+    /// From bytes that anybody may have sent.
+    ///
+    /// # Errors
+    /// Too large, no release, or one that makes no sense.
+    pub fn parse(bytes: &[u8]) -> Result<Self, ReleaseError> {
+        if bytes.len() > MAX_RELEASE_BYTES {
+            return Err(ReleaseError::Format(format!(
+                "expected a release of at most {MAX_RELEASE_BYTES} bytes, got {}",
+                bytes.len()
+            )));
+        }
+        let release: Self = serde_json::from_slice(bytes)
+            .map_err(|error| ReleaseError::Format(error.to_string()))?;
+        release
+            .flaw()
+            .map_or(Ok(release), |flaw| Err(ReleaseError::Flaw(flaw)))
+    }
+
+    /// What is wrong with it in itself, if anything.
+    pub fn flaw(&self) -> Option<String> {
+        let counts = [
+            ("hosts", self.hosts.len(), MAX_HOSTS),
+            ("variables", self.vars.len(), MAX_ENTRIES),
+            ("egress rules", self.egress.len(), MAX_ENTRIES),
+            ("credentials", self.credentials.len(), MAX_ENTRIES),
+        ];
+        if let Some((what, count, most)) = counts.into_iter().find(|(_, count, most)| count > most)
+        {
+            return Some(format!("expected at most {most} {what}, got {count}"));
+        }
+        let vars_bytes: usize = self
+            .vars
+            .iter()
+            .map(|var| var.name.as_str().len() + var.value.len())
+            .sum();
+        if vars_bytes > MAX_VARS_BYTES {
+            return Some(format!(
+                "expected at most {MAX_VARS_BYTES} bytes of variables, got {vars_bytes}"
+            ));
+        }
+        if self.bundle.bytes > MAX_BUNDLE_BYTES || self.perimeter.max_body_bytes > MAX_BODY_BYTES {
+            return Some(format!(
+                "expected a bundle of at most {MAX_BUNDLE_BYTES} bytes and bodies of at most {MAX_BODY_BYTES}"
+            ));
+        }
+        if self.entry.is_empty() || self.entry.len() > 256 || self.owner.len() > 256 {
+            return Some("expected an entry module, and an owner of at most 256 bytes".into());
+        }
+        let limits = [
+            self.limits.cpu_time_ms,
+            self.limits.wall_time_ms,
+            self.limits.heap_mib,
+            self.limits.concurrency,
+        ];
+        if limits.contains(&0) || self.limits.heap_mib < 8 {
+            return Some("expected limits above zero and a heap of at least 8 MiB".into());
+        }
+        let mut names = BTreeSet::new();
+        let env = self.vars.iter().map(|var| &var.name).chain(
+            self.credentials
+                .iter()
+                .map(|credential| &credential.binding),
+        );
+        if let Some(twice) = env.into_iter().find(|name| !names.insert(*name)) {
+            return Some(format!("{twice} appears twice in env"));
+        }
+        let cas = self
+            .egress
+            .iter()
+            .filter_map(|rule| rule.ca.as_ref())
+            .chain(self.credentials.iter().filter_map(|slot| slot.ca.as_ref()));
+        if cas.into_iter().any(|ca| ca.len() > MAX_CA_BYTES) {
+            return Some(format!(
+                "expected a certificate authority of at most {MAX_CA_BYTES} bytes"
+            ));
+        }
+        self.credentials
+            .iter()
+            .find_map(|credential| credential.slot.flaw())
+    }
+
+    /// A host that the tenant was not given, if there is one.
+    pub fn host_outside(&self, tenant: &Tenant) -> Option<&HostName> {
+        self.hosts
+            .iter()
+            .find(|host| !tenant.hosts.iter().any(|pattern| pattern.covers(host)))
+    }
+
+    /// A limit over the tenant's ceiling, if there is one: its name, what is asked, what is allowed.
+    pub fn limit_over(&self, ceilings: &Ceilings) -> Option<(&'static str, u32, u32)> {
+        let limits = [
+            ("cpu_time_ms", self.limits.cpu_time_ms, ceilings.cpu_time_ms),
+            (
+                "wall_time_ms",
+                self.limits.wall_time_ms,
+                ceilings.wall_time_ms,
+            ),
+            ("heap_mib", self.limits.heap_mib, ceilings.heap_mib),
+            ("subrequests", self.limits.subrequests, ceilings.subrequests),
+            ("concurrency", self.limits.concurrency, ceilings.concurrency),
+        ];
+        limits
+            .into_iter()
+            .find(|(_, asked, allowed)| asked > allowed)
+    }
+}
+
+impl Credential {
+    /// Which of the secret's limits this slot goes beyond, if any.
+    pub fn widens(&self, limits: &SecretLimits) -> Option<String> {
+        if !limits.hosts.contains(&self.host) {
+            return Some(format!("the secret may not go to {}", self.host));
+        }
+        if !limits.methods.is_empty() {
+            match self
+                .methods
+                .iter()
+                .find(|method| !limits.methods.contains(method))
+            {
+                Some(method) => return Some(format!("the secret may not go with {method}")),
+                None if self.methods.is_empty() => {
+                    return Some("the secret is limited to some methods, the slot is not".into());
+                }
+                None => {}
+            }
+        }
+        if !limits.paths.is_empty() {
+            let covered = |path: &PathPattern| limits.paths.iter().any(|limit| limit.covers(path));
+            match self.paths.iter().find(|path| !covered(path)) {
+                Some(path) => return Some(format!("the secret may not go to {path}")),
+                None if self.paths.is_empty() => {
+                    return Some("the secret is limited to some paths, the slot is not".into());
+                }
+                None => {}
+            }
+        }
+        let kind = self.slot.kind();
+        let allowed = limits.slots.is_empty() || limits.slots.contains(&kind);
+        (!allowed).then(|| format!("the secret may not go into a {} slot", kind.as_str()))
+    }
+}

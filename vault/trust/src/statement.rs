@@ -1,0 +1,403 @@
+//! Statements: what the fleet's root and the tenants say, each the payload of a DSSE envelope.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::Seconds;
+use crate::dsse::Envelope;
+use crate::host::HostPattern;
+use crate::id::{Digest, FleetId, TenantId};
+use crate::key::{PublicKey, SealingKey, SigningKey};
+use crate::name::{Identifier, Name};
+
+/// Most keys in a key set.
+pub const MAX_KEYS: usize = 16;
+/// Most host patterns of a tenant.
+pub const MAX_TENANT_HOSTS: usize = 256;
+/// Most functions in a manifest.
+pub const MAX_FUNCTIONS: usize = 1000;
+/// Most secrets in a manifest.
+pub const MAX_SECRETS: usize = 1000;
+/// Most fallback releases of a function.
+pub const MAX_FALLBACKS: usize = 8;
+/// Most pools of a function or a secret.
+pub const MAX_POOLS: usize = 64;
+/// Largest version: what JSON readers everywhere hold exactly, and far from where adding one overflows.
+pub const MAX_VERSION: u64 = (1 << 53) - 1;
+
+/// A payload that can be signed.
+pub trait Statement: Serialize + DeserializeOwned {
+    /// The payload type in its envelope.
+    const TYPE: &'static str;
+
+    /// What is wrong with it in itself, if anything.
+    fn flaw(&self) -> Option<String>;
+
+    /// Signs it.
+    fn sign(&self, keys: &[&SigningKey]) -> Envelope {
+        Envelope::sign(
+            Self::TYPE,
+            serde_json::to_vec(self).unwrap_or_default(),
+            keys,
+        )
+    }
+
+    /// What an envelope says, unverified: only to find out whose keys to check with.
+    ///
+    /// # Errors
+    /// Another type, not such a statement, or a flaw in itself.
+    fn read(envelope: &Envelope) -> Result<Self, String> {
+        if envelope.payload_type() != Self::TYPE {
+            return Err(format!(
+                "expected {}, got {:?}",
+                Self::TYPE,
+                crate::name::excerpt(envelope.payload_type())
+            ));
+        }
+        let statement: Self = serde_json::from_slice(envelope.unverified_payload())
+            .map_err(|error| error.to_string())?;
+        statement.flaw().map_or(Ok(statement), Err)
+    }
+}
+
+/// The fleet's root keys. Version n + 1 is signed by itself and by version n; the fleet's id is the first one's digest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Root {
+    /// Counts up by one.
+    pub version: u64,
+    /// Root keys.
+    pub keys: Vec<PublicKey>,
+    /// How many must sign.
+    pub threshold: u32,
+    /// When it was signed.
+    pub issued: Seconds,
+    /// Until when it is accepted.
+    pub expires: Seconds,
+}
+
+/// The control plane's keys. Signed by the root.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OnlineKey {
+    /// The fleet.
+    pub fleet: FleetId,
+    /// Only rises.
+    pub version: u64,
+    /// Signs leases.
+    pub liveness: PublicKey,
+    /// TLS raw public key of the QUIC socket.
+    pub quic: PublicKey,
+    /// Key of the API's self-signed certificate.
+    pub api: PublicKey,
+    /// When it was signed.
+    pub issued: Seconds,
+    /// Until when it is accepted.
+    pub expires: Seconds,
+}
+
+/// A pool of nodes and the key that its secrets are sealed to. Signed by the root.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Pool {
+    /// The fleet.
+    pub fleet: FleetId,
+    /// Name.
+    pub name: Name,
+    /// Rises with each new key.
+    pub epoch: u64,
+    /// X-Wing public key.
+    pub public_key: SealingKey,
+    /// When it was signed.
+    pub issued: Seconds,
+    /// Until when secrets of this epoch are sealed and opened.
+    pub expires: Seconds,
+}
+
+/// A set of keys and how many of them must sign.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KeySet {
+    /// Keys.
+    pub keys: Vec<PublicKey>,
+    /// How many must sign.
+    pub threshold: u32,
+}
+
+/// The most that a tenant's functions may ask for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Ceilings {
+    /// Functions.
+    pub functions: u32,
+    /// CPU time of a request, milliseconds.
+    pub cpu_time_ms: u32,
+    /// Wall-clock time of a request, milliseconds.
+    pub wall_time_ms: u32,
+    /// JavaScript heap, MiB.
+    pub heap_mib: u32,
+    /// Outgoing calls of a request.
+    pub subrequests: u32,
+    /// Requests in one worker at a time.
+    pub concurrency: u32,
+}
+
+impl Default for Ceilings {
+    fn default() -> Self {
+        Self {
+            functions: 100,
+            cpu_time_ms: 30_000,
+            wall_time_ms: 300_000,
+            heap_mib: 256,
+            subrequests: 1000,
+            concurrency: 256,
+        }
+    }
+}
+
+/// A tenant: who signs for it and what it may have. Signed by the root, or, when only its keys change, by the threshold of
+/// the keys before.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Tenant {
+    /// The fleet.
+    pub fleet: FleetId,
+    /// [`TenantId::derive`] of fleet, name and genesis keys: checked, never believed.
+    pub id: TenantId,
+    /// Name, for people.
+    pub name: Name,
+    /// Only rises.
+    pub version: u64,
+    /// The first keys.
+    pub genesis: KeySet,
+    /// The keys now.
+    #[serde(rename = "keys")]
+    pub current: KeySet,
+    /// Hosts that its functions may answer for.
+    pub hosts: Vec<HostPattern>,
+    /// Ceilings.
+    pub ceilings: Ceilings,
+    /// When it was signed.
+    pub issued: Seconds,
+    /// Until when its credentials are used.
+    pub expires: Seconds,
+}
+
+/// A tenant's whole word: only what the newest one lists runs or is injected. Signed by the threshold of its keys.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Manifest {
+    /// The fleet.
+    pub fleet: FleetId,
+    /// The tenant.
+    pub tenant: TenantId,
+    /// Version of the `Tenant` statement that the signer knew.
+    pub tenant_version: u64,
+    /// Only rises.
+    pub version: u64,
+    /// What runs.
+    pub functions: BTreeMap<Name, Wanted>,
+    /// What may be injected: for each secret, for each pool, the digest of the sealed object.
+    pub secrets: BTreeMap<Identifier, BTreeMap<Name, Digest>>,
+    /// When it was signed.
+    pub issued: Seconds,
+    /// Until when its credentials are used.
+    pub expires: Seconds,
+}
+
+/// One function of a manifest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Wanted {
+    /// Digest of the release that runs.
+    pub release: Digest,
+    /// Releases that traffic may be moved to.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub fallbacks: Vec<Digest>,
+    /// Pools that it runs in.
+    pub pools: Vec<Name>,
+}
+
+impl KeySet {
+    /// One key.
+    pub fn single(key: PublicKey) -> Self {
+        Self {
+            keys: vec![key],
+            threshold: 1,
+        }
+    }
+
+    fn flaw(&self) -> Option<String> {
+        let distinct: BTreeSet<_> = self.keys.iter().collect();
+        if distinct.len() != self.keys.len() {
+            return Some("a key appears twice".into());
+        }
+        if !(1..=MAX_KEYS).contains(&self.keys.len()) {
+            return Some(format!(
+                "expected 1 to {MAX_KEYS} keys, got {}",
+                self.keys.len()
+            ));
+        }
+        let fits = (1..=self.keys.len()).contains(&(self.threshold as usize));
+        (!fits).then(|| {
+            format!(
+                "expected a threshold from 1 to {}, got {}",
+                self.keys.len(),
+                self.threshold
+            )
+        })
+    }
+}
+
+fn version_flaw(version: u64) -> Option<String> {
+    (!(1..=MAX_VERSION).contains(&version))
+        .then(|| format!("expected a version from 1 to 2^53 - 1, got {version}"))
+}
+
+fn span_flaw(issued: Seconds, expires: Seconds) -> Option<String> {
+    (expires <= issued).then(|| format!("it expires ({expires}) before it is issued ({issued})"))
+}
+
+impl Root {
+    /// Its keys as a set.
+    pub fn key_set(&self) -> KeySet {
+        KeySet {
+            keys: self.keys.clone(),
+            threshold: self.threshold,
+        }
+    }
+}
+
+impl Statement for Root {
+    const TYPE: &'static str = "application/vnd.casemate.root.v1+json";
+
+    fn flaw(&self) -> Option<String> {
+        version_flaw(self.version)
+            .or_else(|| self.key_set().flaw())
+            .or_else(|| span_flaw(self.issued, self.expires))
+    }
+}
+
+impl Statement for OnlineKey {
+    const TYPE: &'static str = "application/vnd.casemate.online-key.v1+json";
+
+    fn flaw(&self) -> Option<String> {
+        version_flaw(self.version).or_else(|| span_flaw(self.issued, self.expires))
+    }
+}
+
+impl Statement for Pool {
+    const TYPE: &'static str = "application/vnd.casemate.pool.v1+json";
+
+    fn flaw(&self) -> Option<String> {
+        version_flaw(self.epoch).or_else(|| span_flaw(self.issued, self.expires))
+    }
+}
+
+impl Tenant {
+    /// The first statement of a tenant.
+    pub fn first(
+        fleet: FleetId,
+        name: Name,
+        keys: KeySet,
+        hosts: Vec<HostPattern>,
+        issued: Seconds,
+        expires: Seconds,
+    ) -> Self {
+        let id = TenantId::derive(fleet, &name, &keys.keys, keys.threshold);
+        Self {
+            fleet,
+            id,
+            name,
+            version: 1,
+            genesis: keys.clone(),
+            current: keys,
+            hosts,
+            ceilings: Ceilings::default(),
+            issued,
+            expires,
+        }
+    }
+
+    /// Whether `next` differs in nothing but keys and dates: then the tenant may sign it itself.
+    pub(crate) fn only_keys_change(&self, next: &Self) -> bool {
+        let keys_apart = |tenant: &Self| Self {
+            version: 0,
+            current: self.current.clone(),
+            issued: 0,
+            ..tenant.clone()
+        };
+        keys_apart(self) == keys_apart(next)
+    }
+}
+
+impl Statement for Tenant {
+    const TYPE: &'static str = "application/vnd.casemate.tenant.v1+json";
+
+    fn flaw(&self) -> Option<String> {
+        if self.hosts.len() > MAX_TENANT_HOSTS {
+            return Some(format!(
+                "expected at most {MAX_TENANT_HOSTS} hosts, got {}",
+                self.hosts.len()
+            ));
+        }
+        let id = TenantId::derive(
+            self.fleet,
+            &self.name,
+            &self.genesis.keys,
+            self.genesis.threshold,
+        );
+        if id != self.id {
+            return Some(format!(
+                "fleet, name and first keys make the id {id}, not {}",
+                self.id
+            ));
+        }
+        let keys = self.genesis.flaw().or_else(|| self.current.flaw());
+        keys.or_else(|| version_flaw(self.version))
+            .or_else(|| span_flaw(self.issued, self.expires))
+    }
+}
+
+impl Statement for Manifest {
+    const TYPE: &'static str = "application/vnd.casemate.manifest.v1+json";
+
+    fn flaw(&self) -> Option<String> {
+        let counts = [
+            ("functions", self.functions.len(), MAX_FUNCTIONS),
+            ("secrets", self.secrets.len(), MAX_SECRETS),
+            (
+                "fallbacks",
+                self.functions
+                    .values()
+                    .map(|wanted| wanted.fallbacks.len())
+                    .max()
+                    .unwrap_or(0),
+                MAX_FALLBACKS,
+            ),
+            (
+                "pools",
+                self.functions
+                    .values()
+                    .map(|wanted| wanted.pools.len())
+                    .max()
+                    .unwrap_or(0),
+                MAX_POOLS,
+            ),
+            (
+                "pools",
+                self.secrets.values().map(BTreeMap::len).max().unwrap_or(0),
+                MAX_POOLS,
+            ),
+        ];
+        if let Some((what, count, most)) = counts.into_iter().find(|(_, count, most)| count > most)
+        {
+            return Some(format!("expected at most {most} {what}, got {count}"));
+        }
+        version_flaw(self.version)
+            .or_else(|| version_flaw(self.tenant_version))
+            .or_else(|| span_flaw(self.issued, self.expires))
+    }
+}
