@@ -1,0 +1,2 @@
+//! casemate-launch: the only privileged program of a node.
+fn main() {}

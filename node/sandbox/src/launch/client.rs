@@ -1,0 +1,101 @@
+//! The supervisor's end.
+
+use std::io::{self, IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+
+use rustix::net::{
+    RecvAncillaryBuffer, RecvFlags, ReturnFlags, SendAncillaryBuffer, SendAncillaryMessage,
+    SendFlags, recvmsg, sendmsg,
+};
+
+use super::{Command, Event, PACKET_BYTES};
+
+/// The supervisor's end of its socket to `casemate-launch`. Never blocks; made to stand in tokio's `AsyncFd`.
+#[derive(Debug)]
+pub struct Client {
+    socket: OwnedFd,
+}
+
+impl Client {
+    /// From the socket; makes it non-blocking.
+    ///
+    /// # Errors
+    /// It cannot be made so.
+    pub fn new(socket: OwnedFd) -> io::Result<Self> {
+        rustix::io::ioctl_fionbio(&socket, true)?;
+        Ok(Self { socket })
+    }
+
+    /// From descriptor 0, where launch puts it.
+    ///
+    /// # Errors
+    /// As [`Client::new`].
+    pub fn from_stdin() -> io::Result<Self> {
+        Self::new(io::stdin().as_fd().try_clone_to_owned()?)
+    }
+
+    /// Sends a command, with a descriptor if and only if it is [`Command::Start`].
+    ///
+    /// # Errors
+    /// `WouldBlock` while launch is busy; anything else means that it is gone.
+    pub fn send(&self, command: &Command, descriptor: Option<BorrowedFd<'_>>) -> io::Result<()> {
+        if matches!(command, Command::Start { .. }) != descriptor.is_some() {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "start takes one descriptor and kill takes none",
+            ));
+        }
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut ancillary = SendAncillaryBuffer::new(&mut space);
+        let descriptors = descriptor.as_slice();
+        if !descriptors.is_empty() {
+            ancillary.push(SendAncillaryMessage::ScmRights(descriptors));
+        }
+        sendmsg(
+            &self.socket,
+            &[IoSlice::new(&command.encode())],
+            &mut ancillary,
+            SendFlags::NOSIGNAL,
+        )?;
+        Ok(())
+    }
+
+    /// The next event; `None` when launch is gone.
+    ///
+    /// # Errors
+    /// `WouldBlock` if there is none yet; `InvalidData` if it is not an event.
+    pub fn recv(&self) -> io::Result<Option<Event>> {
+        // A byte more than a packet, so that a longer one is noticed.
+        let mut bytes = [0; PACKET_BYTES + 1];
+        let mut none = RecvAncillaryBuffer::default();
+        let received = recvmsg(
+            &self.socket,
+            &mut [IoSliceMut::new(&mut bytes)],
+            &mut none,
+            RecvFlags::CMSG_CLOEXEC,
+        )?;
+        if received.bytes == 0 {
+            return Ok(None);
+        }
+        if received.flags.contains(ReturnFlags::CTRUNC) {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, super::Malformed));
+        }
+        let event = Event::decode(&bytes[..received.bytes]);
+        event
+            .map(Some)
+            .map_err(|malformed| io::Error::new(io::ErrorKind::InvalidData, malformed))
+    }
+}
+
+impl AsFd for Client {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+impl AsRawFd for Client {
+    fn as_raw_fd(&self) -> RawFd {
+        self.socket.as_raw_fd()
+    }
+}

@@ -1,0 +1,375 @@
+//! What the supervisor and `casemate-launch` say to each other: packets of 64 bytes, and nothing else.
+//!
+//! The socket is a `SOCK_SEQPACKET` pair; the supervisor's end is its descriptor 0. A packet is, in little-endian order,
+//!
+//! | bytes | of a command | of an event |
+//! |---|---|---|
+//! | 0..4 | `CSMT` | `CSMT` |
+//! | 4 | 1 start, 2 kill | 3 started, 4 refused, 5 exited |
+//! | 5 | of start: the program | of refused: why; of exited: how |
+//! | 6..8 | 0 | 0 |
+//! | 8..16 | id | id |
+//! | 16..20 | of start: memory, MiB | of started: pid; of refused: errno; of exited: code or signal |
+//! | 20..24 | of start: processes and threads | 0 |
+//! | 24..64 | 0 | 0 |
+//!
+//! and anything else is malformed: `casemate-launch` ends everything rather than guess.
+
+mod client;
+
+pub use client::Client;
+
+/// Length of every packet, in bytes.
+pub const PACKET_BYTES: usize = 64;
+
+/// Children alive at a time. More is refused: each costs launch an entry in its table and a user id.
+pub const CHILDREN_MAX: usize = 4096;
+
+const MAGIC: [u8; 4] = *b"CSMT";
+
+/// A program that launch starts for the supervisor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Program {
+    /// `casemate-vault`; one at a time.
+    Vault,
+    /// `casemate-gateway`; one at a time.
+    Gateway,
+    /// `casemate-worker`.
+    Worker,
+}
+
+/// From the supervisor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Command {
+    /// Start a program. Comes with exactly one descriptor, a `SOCK_SEQPACKET` socket, which becomes the child's standard
+    /// input. Answered by [`Event::Started`] or [`Event::Refused`].
+    Start {
+        /// The supervisor's name for the child, in every event about it. No live child may have it.
+        id: u64,
+        /// Which.
+        program: Program,
+        /// Memory limit, MiB; a worker needs one, for the others 0 means the machine's.
+        memory_mib: u32,
+        /// Processes and threads; a worker needs a limit, for the others 0 means none.
+        pids: u32,
+    },
+    /// End a child at once. Answered by [`Event::Exited`]; says nothing if there is no such child, for it may just have
+    /// ended by itself.
+    Kill {
+        /// Which.
+        id: u64,
+    },
+}
+
+/// To the supervisor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Event {
+    /// The child runs its program.
+    Started {
+        /// Which.
+        id: u64,
+        /// Its process id, as launch sees it.
+        pid: u32,
+    },
+    /// There is no such child.
+    Refused {
+        /// Which.
+        id: u64,
+        /// Why.
+        refusal: Refusal,
+    },
+    /// The child has ended, and its walls are gone.
+    Exited {
+        /// Which.
+        id: u64,
+        /// How.
+        end: End,
+    },
+}
+
+/// Why a child was not started.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refusal {
+    /// [`CHILDREN_MAX`] are alive, or the one vault or gateway is.
+    Busy,
+    /// A live child has this id.
+    Duplicate,
+    /// The descriptor is no `SOCK_SEQPACKET` socket.
+    NotAControlSocket,
+    /// A worker without a limit.
+    Unlimited,
+    /// The kernel refused a step, with this errno; launch's log says which.
+    Failed(i32),
+}
+
+/// How a child ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// It exited with this code.
+    Exit(i32),
+    /// This signal ended it. 31 is `SIGSYS`: a system call outside its policy.
+    Signal(i32),
+    /// The kernel ended it because it reached its memory limit.
+    OutOfMemory,
+}
+
+/// Bytes that are no packet of this protocol.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("not a packet of the launch protocol")]
+pub struct Malformed;
+
+impl Command {
+    /// As a packet.
+    pub fn encode(&self) -> [u8; PACKET_BYTES] {
+        match *self {
+            Self::Start {
+                id,
+                program,
+                memory_mib,
+                pids,
+            } => packet(1, program.to_byte(), id, memory_mib, pids),
+            Self::Kill { id } => packet(2, 0, id, 0, 0),
+        }
+    }
+
+    /// From a packet.
+    ///
+    /// # Errors
+    /// Any byte is not as it must be.
+    pub fn decode(bytes: &[u8]) -> Result<Self, Malformed> {
+        let fields = Fields::read(bytes)?;
+        let command = match fields.kind {
+            1 => Self::Start {
+                id: fields.id,
+                program: Program::from_byte(fields.which)?,
+                memory_mib: fields.first,
+                pids: fields.second,
+            },
+            2 => Self::Kill { id: fields.id },
+            _ => return Err(Malformed),
+        };
+        if command.encode() == bytes {
+            Ok(command)
+        } else {
+            Err(Malformed)
+        }
+    }
+}
+
+impl Event {
+    /// As a packet.
+    pub fn encode(&self) -> [u8; PACKET_BYTES] {
+        match *self {
+            Self::Started { id, pid } => packet(3, 0, id, pid, 0),
+            Self::Refused { id, refusal } => {
+                let (which, errno) = match refusal {
+                    Refusal::Busy => (1, 0),
+                    Refusal::Duplicate => (2, 0),
+                    Refusal::NotAControlSocket => (3, 0),
+                    Refusal::Unlimited => (4, 0),
+                    Refusal::Failed(errno) => (5, errno),
+                };
+                packet(4, which, id, errno.cast_unsigned(), 0)
+            }
+            Self::Exited { id, end } => {
+                let (which, code) = match end {
+                    End::Exit(code) => (1, code),
+                    End::Signal(signal) => (2, signal),
+                    End::OutOfMemory => (3, 0),
+                };
+                packet(5, which, id, code.cast_unsigned(), 0)
+            }
+        }
+    }
+
+    /// From a packet.
+    ///
+    /// # Errors
+    /// Any byte is not as it must be.
+    pub fn decode(bytes: &[u8]) -> Result<Self, Malformed> {
+        let fields = Fields::read(bytes)?;
+        let (id, number) = (fields.id, fields.first.cast_signed());
+        let event = match (fields.kind, fields.which) {
+            (3, _) => Self::Started {
+                id,
+                pid: fields.first,
+            },
+            (4, 1) => Self::Refused {
+                id,
+                refusal: Refusal::Busy,
+            },
+            (4, 2) => Self::Refused {
+                id,
+                refusal: Refusal::Duplicate,
+            },
+            (4, 3) => Self::Refused {
+                id,
+                refusal: Refusal::NotAControlSocket,
+            },
+            (4, 4) => Self::Refused {
+                id,
+                refusal: Refusal::Unlimited,
+            },
+            (4, 5) => Self::Refused {
+                id,
+                refusal: Refusal::Failed(number),
+            },
+            (5, 1) => Self::Exited {
+                id,
+                end: End::Exit(number),
+            },
+            (5, 2) => Self::Exited {
+                id,
+                end: End::Signal(number),
+            },
+            (5, 3) => Self::Exited {
+                id,
+                end: End::OutOfMemory,
+            },
+            _ => return Err(Malformed),
+        };
+        if event.encode() == bytes {
+            Ok(event)
+        } else {
+            Err(Malformed)
+        }
+    }
+}
+
+impl Program {
+    fn to_byte(self) -> u8 {
+        match self {
+            Self::Vault => 1,
+            Self::Gateway => 2,
+            Self::Worker => 3,
+        }
+    }
+
+    fn from_byte(byte: u8) -> Result<Self, Malformed> {
+        [Self::Vault, Self::Gateway, Self::Worker]
+            .into_iter()
+            .find(|program| program.to_byte() == byte)
+            .ok_or(Malformed)
+    }
+}
+
+/// The fields that packets have in common, not judged yet.
+struct Fields {
+    kind: u8,
+    which: u8,
+    id: u64,
+    first: u32,
+    second: u32,
+}
+
+impl Fields {
+    fn read(bytes: &[u8]) -> Result<Self, Malformed> {
+        let bytes: &[u8; PACKET_BYTES] = bytes.try_into().map_err(|_| Malformed)?;
+        if bytes[..4] != MAGIC {
+            return Err(Malformed);
+        }
+        let word = |at: usize| {
+            u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
+        };
+        let id = u64::from(word(8)) | u64::from(word(12)) << 32;
+        Ok(Self {
+            kind: bytes[4],
+            which: bytes[5],
+            id,
+            first: word(16),
+            second: word(20),
+        })
+    }
+}
+
+fn packet(kind: u8, which: u8, id: u64, first: u32, second: u32) -> [u8; PACKET_BYTES] {
+    let mut bytes = [0; PACKET_BYTES];
+    bytes[..4].copy_from_slice(&MAGIC);
+    bytes[4] = kind;
+    bytes[5] = which;
+    bytes[8..16].copy_from_slice(&id.to_le_bytes());
+    bytes[16..20].copy_from_slice(&first.to_le_bytes());
+    bytes[20..24].copy_from_slice(&second.to_le_bytes());
+    bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn commands() -> impl Strategy<Value = Command> {
+        let program = prop::sample::select(vec![Program::Vault, Program::Gateway, Program::Worker]);
+        prop_oneof![
+            (any::<u64>(), program, any::<u32>(), any::<u32>()).prop_map(
+                |(id, program, memory_mib, pids)| Command::Start {
+                    id,
+                    program,
+                    memory_mib,
+                    pids
+                }
+            ),
+            any::<u64>().prop_map(|id| Command::Kill { id }),
+        ]
+    }
+
+    fn events() -> impl Strategy<Value = Event> {
+        let refusal = prop_oneof![
+            Just(Refusal::Busy),
+            Just(Refusal::Duplicate),
+            Just(Refusal::NotAControlSocket),
+            Just(Refusal::Unlimited),
+            any::<i32>().prop_map(Refusal::Failed),
+        ];
+        let end = prop_oneof![
+            any::<i32>().prop_map(End::Exit),
+            any::<i32>().prop_map(End::Signal),
+            Just(End::OutOfMemory)
+        ];
+        prop_oneof![
+            (any::<u64>(), any::<u32>()).prop_map(|(id, pid)| Event::Started { id, pid }),
+            (any::<u64>(), refusal).prop_map(|(id, refusal)| Event::Refused { id, refusal }),
+            (any::<u64>(), end).prop_map(|(id, end)| Event::Exited { id, end }),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn commands_round_trip(command in commands()) {
+            prop_assert_eq!(Command::decode(&command.encode()), Ok(command));
+            prop_assert_eq!(Event::decode(&command.encode()), Err(Malformed));
+        }
+
+        #[test]
+        fn events_round_trip(event in events()) {
+            prop_assert_eq!(Event::decode(&event.encode()), Ok(event));
+            prop_assert_eq!(Command::decode(&event.encode()), Err(Malformed));
+        }
+
+        #[test]
+        fn truncated_and_lengthened_packets_are_refused(command in commands(), length in 0..PACKET_BYTES, more in 1..100_usize) {
+            let bytes = command.encode();
+            prop_assert_eq!(Command::decode(&bytes[..length]), Err(Malformed));
+            let longer: Vec<u8> = bytes.into_iter().chain(std::iter::repeat_n(0, more)).collect();
+            prop_assert_eq!(Command::decode(&longer), Err(Malformed));
+        }
+
+        #[test]
+        fn whatever_is_read_is_exactly_what_would_be_written(bytes in prop::collection::vec(any::<u8>(), PACKET_BYTES)) {
+            if let Ok(command) = Command::decode(&bytes) {
+                prop_assert_eq!(command.encode().to_vec(), bytes.clone());
+            }
+        }
+
+        #[test]
+        fn a_changed_byte_is_refused_or_means_something_else(command in commands(), at in 0..PACKET_BYTES, flip in 1..=255_u8) {
+            let mut bytes = command.encode();
+            bytes[at] ^= flip;
+            prop_assert_ne!(Command::decode(&bytes), Ok(command));
+            if at < 4 || at == 6 || at == 7 || at >= 24 {
+                prop_assert_eq!(Command::decode(&bytes), Err(Malformed));
+            }
+        }
+    }
+}
