@@ -1,4 +1,65 @@
 //! casemate-worker: one isolate, one function.
+//!
+//! Starts, closes itself in, and is then a spare; the supervisor's `Load` makes it one function for the rest of its life.
+//! The order matters: V8 and everything else that opens files or starts threads comes first, then the walls, then the
+//! first byte of tenant code.
 
+mod bundle;
+mod engine;
+mod fields;
+mod host;
+mod logs;
+mod serve;
+mod spare;
+mod state;
 
-fn main() {}
+use std::process::ExitCode;
+use std::time::Duration;
+
+use tracing_subscriber::EnvFilter;
+
+/// `EX_SOFTWARE`: something of ours, not of the function.
+const EXIT_SOFTWARE: u8 = 70;
+
+/// How long the pool's thread stays without work: for ever, since none can be started behind the walls.
+const POOL_THREAD_STAYS: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
+
+fn main() -> ExitCode {
+    log();
+    match start() {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            tracing::error!(error = &*error, "the worker could not start");
+            ExitCode::from(EXIT_SOFTWARE)
+        }
+    }
+}
+
+fn start() -> Result<u8, Box<dyn std::error::Error>> {
+    let mut layers = casemate_sandbox::before_engine()?;
+    let platform = engine::initialize();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(1)
+        .thread_keep_alive(POOL_THREAD_STAYS)
+        .build()?;
+    runtime.block_on(async move {
+        // The pool's one thread, for cryptography.
+        tokio::task::spawn_blocking(|| ()).await?;
+        let spare = spare::Spare::start(platform)?;
+        layers.extend(casemate_sandbox::close(casemate_sandbox::Profile::Worker)?);
+        Ok(spare.live(layers).await)
+    })
+}
+
+fn log() {
+    let filter = EnvFilter::try_from_env("CASEMATE_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    let subscriber = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
+    if std::env::var("CASEMATE_LOG_FORMAT").is_ok_and(|format| format == "json") {
+        subscriber.json().init();
+    } else {
+        subscriber.init();
+    }
+}

@@ -1,0 +1,155 @@
+//! Limits on memory: V8's heap by its own callback, array buffers by counting what their allocator gives.
+//!
+//! Both are inner walls. What gets around them (V8's own growth, WebAssembly memories) meets the process's rlimit and
+//! cgroup.
+
+use std::ffi::c_void;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use casemate_wire::control::Failure;
+use deno_core::{JsRuntime, v8};
+
+use super::last_words;
+use super::watch::Watch;
+
+/// Bytes in a MiB.
+pub(crate) const MIB: usize = 1024 * 1024;
+
+/// Heap limit of an isolate until its function is known: V8's own default for the smallest machines. The function's
+/// limit replaces it in either direction.
+pub(crate) const SPARE_HEAP_BYTES: usize = 64 * MIB;
+
+/// Heap that is granted once after the limit, so that the running code can be stopped instead of the process.
+const HEADROOM_BYTES: usize = 8 * MIB;
+
+/// Bytes in array buffers, and how many there may be.
+pub(crate) struct Buffers {
+    used_bytes: AtomicUsize,
+    limit_bytes: AtomicUsize,
+}
+
+/// One isolate a process, so one count.
+pub(crate) static BUFFERS: Buffers = Buffers {
+    used_bytes: AtomicUsize::new(0),
+    limit_bytes: AtomicUsize::new(SPARE_HEAP_BYTES),
+};
+
+impl Buffers {
+    pub(crate) fn set_limit(&self, limit_bytes: usize) {
+        self.limit_bytes.store(limit_bytes, Ordering::Relaxed);
+    }
+
+    /// Whether a buffer of this size would still be given.
+    pub(crate) fn has_room(&self, len: usize) -> bool {
+        self.used_bytes.load(Ordering::Relaxed).saturating_add(len)
+            <= self.limit_bytes.load(Ordering::Relaxed)
+    }
+
+    fn take(&self, len: usize) -> bool {
+        let before = self.used_bytes.fetch_add(len, Ordering::Relaxed);
+        let fits = before.saturating_add(len) <= self.limit_bytes.load(Ordering::Relaxed);
+        if !fits {
+            self.give_back(len);
+        }
+        fits
+    }
+
+    fn give_back(&self, len: usize) {
+        self.used_bytes.fetch_sub(len, Ordering::Relaxed);
+    }
+}
+
+/// An allocator that refuses what goes over the limit; JavaScript sees a `RangeError`.
+pub(crate) fn allocator() -> v8::UniqueRef<v8::Allocator> {
+    static VTABLE: v8::RustAllocatorVtable<Buffers> = v8::RustAllocatorVtable {
+        allocate,
+        allocate_uninitialized,
+        free,
+        drop: keep,
+    };
+    // SAFETY: the handle is a static, so it outlives the allocator, and the functions below take that very type.
+    unsafe { v8::new_rust_allocator(&raw const BUFFERS, &VTABLE) }
+}
+
+unsafe extern "C" fn allocate(buffers: &Buffers, len: usize) -> *mut c_void {
+    if !buffers.take(len) {
+        return std::ptr::null_mut();
+    }
+    // SAFETY: `calloc` takes any size; a size of zero is made one, so that null means failure.
+    let memory = unsafe { libc::calloc(len.max(1), 1) };
+    if memory.is_null() {
+        buffers.give_back(len);
+    }
+    memory
+}
+
+unsafe extern "C" fn allocate_uninitialized(buffers: &Buffers, len: usize) -> *mut c_void {
+    if !buffers.take(len) {
+        return std::ptr::null_mut();
+    }
+    // SAFETY: as above.
+    let memory = unsafe { libc::malloc(len.max(1)) };
+    if memory.is_null() {
+        buffers.give_back(len);
+    }
+    memory
+}
+
+unsafe extern "C" fn free(buffers: &Buffers, memory: *mut c_void, len: usize) {
+    buffers.give_back(len);
+    // SAFETY: V8 gives back exactly what one of the functions above gave, once.
+    unsafe { libc::free(memory) };
+}
+
+/// The handle is a static: nothing to drop.
+unsafe extern "C" fn keep(_: *const Buffers) {}
+
+/// Puts the function's limit in force. On reaching it the running code is stopped; on passing the headroom as well, the
+/// process says so and ends.
+pub(crate) fn limit_heap(runtime: &mut JsRuntime, limit_bytes: usize, watch: &'static Watch) {
+    let isolate = runtime.v8_isolate().thread_safe_handle();
+    let mut stopped = false;
+    let callback = move |current_bytes: usize, _initial_bytes: usize| {
+        if current_bytes < limit_bytes {
+            return limit_bytes;
+        }
+        if stopped {
+            last_words::speak(Failure::ExceededMemory);
+        }
+        stopped = true;
+        watch.stop(Failure::ExceededMemory);
+        isolate.terminate_execution();
+        current_bytes + HEADROOM_BYTES
+    };
+    runtime.add_near_heap_limit_callback(callback.clone());
+    if limit_bytes < SPARE_HEAP_BYTES {
+        // V8 lowers a limit only while removing a callback.
+        runtime.remove_near_heap_limit_callback(limit_bytes);
+        runtime.add_near_heap_limit_callback(callback);
+    }
+}
+
+/// V8 has no memory left for something that cannot fail.
+pub(crate) unsafe extern "C" fn out_of_memory(_: *const std::ffi::c_char, _: &v8::OomDetails) {
+    last_words::speak(Failure::ExceededMemory)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn buffers_over_the_limit_are_refused_and_leave_no_trace() {
+        let buffers = Buffers {
+            used_bytes: AtomicUsize::new(0),
+            limit_bytes: AtomicUsize::new(1000),
+        };
+        assert!(buffers.take(600));
+        assert!(!buffers.take(401));
+        assert!(!buffers.take(usize::MAX), "and the count does not wrap");
+        assert!(buffers.has_room(400) && !buffers.has_room(401) && !buffers.has_room(usize::MAX));
+        assert!(buffers.take(400));
+        buffers.give_back(1000);
+        assert!(buffers.has_room(1000));
+    }
+}

@@ -1,0 +1,255 @@
+//! The watch over CPU time: a thread that exists before the sandbox closes, woken by a timer that counts the process's
+//! CPU time and so costs nothing while the worker is idle.
+//!
+//! The function's code runs on the main thread, in turns. A turn has a deadline on that thread's CPU clock; beyond it the
+//! watch asks V8 to stop, and if V8 does not listen (some builtins ignore it) ends the process. The one other thread that
+//! works for the function is the pool's, for cryptography; its time counts as well.
+
+use std::io;
+use std::mem::MaybeUninit;
+use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
+use std::sync::mpsc;
+use std::time::Duration;
+
+use casemate_wire::control::Failure;
+use deno_core::v8;
+
+use super::last_words;
+
+/// CPU time between two looks. The kernel's own tick makes it 4 ms at best.
+const LOOK_EVERY: Duration = Duration::from_millis(5);
+
+/// CPU time that V8 has to stop before the process ends: `JSON.parse` of the largest string that fits runs 240 ms on.
+const STOP_GRACE: Duration = Duration::from_millis(500);
+
+/// No turn is running.
+const NO_TURN: u64 = u64::MAX;
+/// The watch has asked V8 to stop this turn.
+const STOPPING: u64 = 0;
+
+/// What main thread and watch share.
+pub(crate) struct Watch {
+    /// Main thread's CPU time, in ns, at which the running turn is over its limit.
+    deadline_ns: AtomicU64,
+    /// `CLOCK_MONOTONIC`, in ns, at which it is.
+    wall_deadline_ns: AtomicU64,
+    /// Main thread's CPU time at which the process ends if the turn has not.
+    kill_ns: AtomicU64,
+    /// CPU time of the other threads, in ns, beyond which the process ends.
+    helpers_ns: AtomicU64,
+    /// Why the turn was stopped, as a reset code; 0 when it was not.
+    stopped: AtomicU16,
+}
+
+pub(crate) static WATCH: Watch = Watch {
+    deadline_ns: AtomicU64::new(NO_TURN),
+    wall_deadline_ns: AtomicU64::new(NO_TURN),
+    kill_ns: AtomicU64::new(NO_TURN),
+    helpers_ns: AtomicU64::new(NO_TURN),
+    stopped: AtomicU16::new(0),
+};
+
+impl Watch {
+    /// Starts a turn; returns the main thread's CPU time.
+    pub(crate) fn begin(&self, cpu: Duration, wall: Duration) -> Duration {
+        let now = thread_cpu();
+        self.wall_deadline_ns
+            .store(nanos(monotonic().saturating_add(wall)), Ordering::Relaxed);
+        self.deadline_ns.store(
+            nanos(now.saturating_add(cpu)).max(STOPPING + 1),
+            Ordering::Release,
+        );
+        now
+    }
+
+    /// Ends the turn that began at `start`; returns its CPU time, and why it was stopped if it was.
+    pub(crate) fn end(&self, start: Duration) -> (Duration, Option<Failure>) {
+        self.deadline_ns.store(NO_TURN, Ordering::Release);
+        (
+            thread_cpu().saturating_sub(start),
+            Failure::from_reset(self.stopped.load(Ordering::Acquire)),
+        )
+    }
+
+    /// Notes why the turn is being stopped. The first reason stays.
+    pub(crate) fn stop(&self, failure: Failure) {
+        let _ = self.stopped.compare_exchange(
+            0,
+            failure.to_reset(),
+            Ordering::AcqRel,
+            Ordering::Acquire,
+        );
+    }
+
+    /// Lets the other threads take CPU time up to this in all.
+    pub(crate) fn grant_helpers(&self, cpu: Duration) {
+        self.helpers_ns.store(nanos(cpu), Ordering::Relaxed);
+    }
+
+    fn look(&self, main_clock: libc::clockid_t, isolate: &v8::IsolateHandle) {
+        let main = clock(main_clock);
+        if nanos(process_cpu().saturating_sub(main)) > self.helpers_ns.load(Ordering::Relaxed) {
+            last_words::speak(Failure::ExceededCpu);
+        }
+        let deadline = self.deadline_ns.load(Ordering::Acquire);
+        if deadline == NO_TURN {
+            return;
+        }
+        if deadline == STOPPING {
+            if nanos(main) > self.kill_ns.load(Ordering::Relaxed) {
+                let failure = Failure::from_reset(self.stopped.load(Ordering::Acquire));
+                last_words::speak(failure.unwrap_or(Failure::ExceededCpu));
+            }
+            return;
+        }
+        let failure = if nanos(main) > deadline {
+            Failure::ExceededCpu
+        } else if nanos(monotonic()) > self.wall_deadline_ns.load(Ordering::Relaxed) {
+            Failure::ExceededWall
+        } else {
+            return;
+        };
+        self.kill_ns
+            .store(nanos(main.saturating_add(STOP_GRACE)), Ordering::Relaxed);
+        // Lost against the end of the turn: then there is nothing to stop.
+        if self
+            .deadline_ns
+            .compare_exchange(deadline, STOPPING, Ordering::AcqRel, Ordering::Acquire)
+            .is_ok()
+        {
+            self.stop(failure);
+            isolate.terminate_execution();
+        }
+    }
+}
+
+/// Starts the watch over the calling thread and its isolate. Everything that it needs exists when this returns.
+///
+/// # Errors
+/// No thread or no timer can be had.
+pub(crate) fn start(isolate: v8::IsolateHandle) -> io::Result<()> {
+    let main_clock = thread_clock()?;
+    let (ready, started) = mpsc::channel();
+    std::thread::Builder::new()
+        .name("watch".to_owned())
+        .spawn(move || {
+            let signals = match block_signal() {
+                Ok(signals) => signals,
+                Err(error) => return drop(ready.send(Err(error))),
+            };
+            // SAFETY: takes nothing and cannot fail.
+            let _ = ready.send(Ok(unsafe { libc::gettid() }));
+            loop {
+                let mut signal = 0;
+                // SAFETY: both pointers are to live values of the right type.
+                if unsafe { libc::sigwait(&raw const signals, &raw mut signal) } == 0 {
+                    WATCH.look(main_clock, &isolate);
+                }
+            }
+        })?;
+    let thread = started
+        .recv()
+        .map_err(|_| io::Error::other("the watch did not start"))??;
+    start_timer(thread)
+}
+
+/// The signal that the timer sends. Nobody else uses real-time signals.
+fn signal() -> libc::c_int {
+    libc::SIGRTMIN()
+}
+
+fn block_signal() -> io::Result<libc::sigset_t> {
+    let mut signals = MaybeUninit::<libc::sigset_t>::uninit();
+    // SAFETY: `sigemptyset` initialises the set, and the others then read or change it.
+    let (signals, result) = unsafe {
+        libc::sigemptyset(signals.as_mut_ptr());
+        libc::sigaddset(signals.as_mut_ptr(), signal());
+        let result = libc::pthread_sigmask(libc::SIG_BLOCK, signals.as_ptr(), std::ptr::null_mut());
+        (signals.assume_init(), result)
+    };
+    if result == 0 {
+        Ok(signals)
+    } else {
+        Err(io::Error::from_raw_os_error(result))
+    }
+}
+
+/// A timer on the process's CPU time that signals `thread`.
+fn start_timer(thread: libc::pid_t) -> io::Result<()> {
+    // SAFETY: a `sigevent` of zeroes is a valid value; the fields that matter are set below.
+    let mut event = unsafe { MaybeUninit::<libc::sigevent>::zeroed().assume_init() };
+    event.sigev_notify = libc::SIGEV_THREAD_ID;
+    event.sigev_signo = signal();
+    event.sigev_notify_thread_id = thread;
+    let mut timer = std::ptr::null_mut();
+    // SAFETY: both pointers are to live values of the right type.
+    if unsafe {
+        libc::timer_create(
+            libc::CLOCK_PROCESS_CPUTIME_ID,
+            &raw mut event,
+            &raw mut timer,
+        )
+    } != 0
+    {
+        return Err(io::Error::last_os_error());
+    }
+    let every = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: LOOK_EVERY.subsec_nanos().into(),
+    };
+    let spec = libc::itimerspec {
+        it_interval: every,
+        it_value: every,
+    };
+    // SAFETY: the timer was just made, and the pointers are to live values or null where allowed.
+    if unsafe { libc::timer_settime(timer, 0, &raw const spec, std::ptr::null_mut()) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+fn thread_clock() -> io::Result<libc::clockid_t> {
+    let mut id = 0;
+    // SAFETY: the calling thread lives, and the pointer is to a live value.
+    match unsafe { libc::pthread_getcpuclockid(libc::pthread_self(), &raw mut id) } {
+        0 => Ok(id),
+        error => Err(io::Error::from_raw_os_error(error)),
+    }
+}
+
+fn clock(id: libc::clockid_t) -> Duration {
+    let mut time = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: the pointer is to a live value. A clock that cannot be read shows zero, which stops nothing too early.
+    unsafe { libc::clock_gettime(id, &raw mut time) };
+    Duration::new(
+        u64::try_from(time.tv_sec).unwrap_or(0),
+        u32::try_from(time.tv_nsec).unwrap_or(0),
+    )
+}
+
+/// CPU time of the calling thread.
+pub(crate) fn thread_cpu() -> Duration {
+    clock(libc::CLOCK_THREAD_CPUTIME_ID)
+}
+
+/// CPU time of all threads but the calling one.
+pub(crate) fn helpers_cpu() -> Duration {
+    process_cpu().saturating_sub(thread_cpu())
+}
+
+fn process_cpu() -> Duration {
+    clock(libc::CLOCK_PROCESS_CPUTIME_ID)
+}
+
+fn monotonic() -> Duration {
+    clock(libc::CLOCK_MONOTONIC)
+}
+
+fn nanos(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos())
+        .unwrap_or(u64::MAX - 1)
+        .min(u64::MAX - 1)
+}

@@ -1,0 +1,419 @@
+//! What JavaScript asks for, done to the state. Called in the middle of a turn: nothing here waits or enters V8.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use casemate_channel::{RecvBody, SendBody};
+use casemate_wire::control::Failure;
+use casemate_wire::control::worker::FromWorker;
+use casemate_wire::{RequestHead, ResponseHead};
+use futures_util::FutureExt;
+use futures_util::future::{AbortHandle, Abortable, abortable};
+
+use crate::engine::ops::{Call, CallBody, Handle, Host, RequestId};
+use crate::engine::{self, Event};
+use crate::fields;
+use crate::logs::cut;
+use crate::state::{Done, Held, State, Worker};
+
+/// Most timers at a time in a worker: each holds a closure of the function.
+const MAX_TIMERS: usize = 10_000;
+
+/// No call can be made: see [`Host::fetch`].
+const NO_CALL: Handle = u32::MAX;
+
+impl Host for Worker {
+    fn url(&self, request: RequestId) -> String {
+        let state = self.state.borrow();
+        state
+            .requests
+            .get(&request)
+            .map(|request| request.head.target.clone())
+            .unwrap_or_default()
+    }
+
+    fn headers(&self, request: RequestId) -> Vec<u8> {
+        let state = self.state.borrow();
+        state
+            .requests
+            .get(&request)
+            .map(|request| fields::to_script(&request.head.fields))
+            .unwrap_or_default()
+    }
+
+    fn respond(&self, id: RequestId, status: u16, headers: &[u8], body: Option<Bytes>) {
+        let mut state = self.state.borrow_mut();
+        let Some(mut head) = state.response_head(id, status, headers) else {
+            return;
+        };
+        let length = body.as_ref().map(Bytes::len);
+        if let Some(length) = length {
+            head.fields.push("content-length", length.to_string());
+        }
+        let Some(request) = state.requests.get_mut(&id) else {
+            return;
+        };
+        request.answered = true;
+        let Some(reply) = request.reply.take() else {
+            return;
+        };
+        let mut sending = reply.send(&head, body.is_none());
+        state.start(async move {
+            if let Some(body) = body
+                && sending.send(body).await.is_ok()
+            {
+                sending.finish();
+            }
+            Some(Done::Responded(id))
+        });
+    }
+
+    fn respond_stream(&self, id: RequestId, status: u16, headers: &[u8]) -> Handle {
+        let mut state = self.state.borrow_mut();
+        let Some(head) = state.response_head(id, status, headers) else {
+            return 0;
+        };
+        let Some(reply) = state
+            .requests
+            .get_mut(&id)
+            .and_then(|request| request.reply.take())
+        else {
+            return 0;
+        };
+        let handle = state.new_handle();
+        let sending = reply.send(&head, false);
+        state.sending.insert(handle, Held::new(id, sending));
+        if let Some(request) = state.requests.get_mut(&id) {
+            request.response = handle;
+        }
+        handle
+    }
+
+    fn fail(&self, request: RequestId, refused: bool, message: String) {
+        let failure = if refused {
+            Failure::EgressDenied
+        } else {
+            Failure::Exception
+        };
+        let mut state = self.state.borrow_mut();
+        state.give_up(request, failure, &message);
+        state.ready.push_back(Done::Responded(request));
+    }
+
+    fn wait_until(&self, id: RequestId, up: bool) {
+        let mut state = self.state.borrow_mut();
+        let Some(request) = state.requests.get_mut(&id) else {
+            return;
+        };
+        request.waiting = if up {
+            request.waiting.saturating_add(1)
+        } else {
+            request.waiting.saturating_sub(1)
+        };
+        if request.waiting == 0 {
+            state.ready.push_back(Done::Responded(id));
+        }
+    }
+
+    fn on_cancel(&self, request: RequestId) {
+        if let Some(request) = self.state.borrow_mut().requests.get_mut(&request) {
+            request.wants_cancel = true;
+        }
+    }
+
+    fn fetch(&self, id: RequestId, call: Call<'_>) -> Handle {
+        let mut state = self.state.borrow_mut();
+        let most = state.limits.subrequests;
+        let Some(request) = state.requests.get_mut(&id) else {
+            return NO_CALL;
+        };
+        if request.subrequests >= most {
+            return 0;
+        }
+        request.subrequests += 1;
+        let name = request.name.clone();
+        let handle = state.new_handle();
+        if let Err(message) = state.call(id, name, handle, call) {
+            let (code, by_vault) = ("call_failed".to_owned(), false);
+            self.tell(Event::Refused {
+                request: id,
+                call: handle,
+                code,
+                message,
+                by_vault,
+            });
+        }
+        handle
+    }
+
+    fn pull(&self, handle: Handle) {
+        let mut state = self.state.borrow_mut();
+        let Some(mut body) = state
+            .receiving
+            .get_mut(&handle)
+            .and_then(|held| held.body.take())
+        else {
+            return;
+        };
+        let busy = state.start_abortable(async move {
+            let piece = body.next().await;
+            Done::Pulled(handle, body, piece)
+        });
+        if let Some(held) = state.receiving.get_mut(&handle) {
+            held.busy = Some(busy);
+        }
+    }
+
+    fn write(&self, handle: Handle, bytes: Bytes) {
+        let mut state = self.state.borrow_mut();
+        let body = state
+            .sending
+            .get_mut(&handle)
+            .and_then(|held| held.body.take());
+        let Some(mut body) = body else {
+            // Gone already: the writer hears it as it would have heard it later.
+            state.ready.push_back(Done::Unwanted(handle));
+            return;
+        };
+        let busy = state.start_abortable(async move {
+            let result = body.send(bytes).await;
+            Done::Written(handle, body, result)
+        });
+        if let Some(held) = state.sending.get_mut(&handle) {
+            held.busy = Some(busy);
+        }
+    }
+
+    fn finish(&self, handle: Handle) {
+        let mut state = self.state.borrow_mut();
+        let Some(mut held) = state.sending.remove(&handle) else {
+            return;
+        };
+        if let Some(body) = held.body.take() {
+            body.finish();
+        }
+        let owner = held.owner;
+        if let Some(request) = state.requests.get_mut(&owner)
+            && request.response == handle
+        {
+            request.answered = true;
+            state.ready.push_back(Done::Responded(owner));
+        }
+    }
+
+    fn cancel(&self, handle: Handle) {
+        let mut state = self.state.borrow_mut();
+        state.receiving.remove(&handle);
+        state.sending.remove(&handle);
+        if let Some((_, call)) = state.calling.remove(&handle) {
+            call.abort();
+        }
+    }
+
+    fn timer(&self, request: RequestId, timer: u32, delay_ms: u32) -> bool {
+        let at = self.now.get() + Duration::from_millis(delay_ms.into());
+        let mut state = self.state.borrow_mut();
+        if state.timers.len() >= MAX_TIMERS {
+            return false;
+        }
+        // A timer of a request that is over would never be let go.
+        if request == 0 || state.requests.contains_key(&request) {
+            state.timers.insert(timer, (at, request));
+            state.due.insert((at, timer));
+        }
+        true
+    }
+
+    fn clear_timer(&self, timer: u32) {
+        let mut state = self.state.borrow_mut();
+        if let Some((at, _)) = state.timers.remove(&timer) {
+            state.due.remove(&(at, timer));
+        }
+    }
+
+    fn log(&self, request: RequestId, level: u8, message: &str) {
+        let mut state = self.state.borrow_mut();
+        let name = state
+            .requests
+            .get(&request)
+            .map(|request| request.name.clone());
+        if let Some(line) = state
+            .logs
+            .line(std::time::Instant::now(), name, level, message)
+            && state.outbox.try_send(FromWorker::Log(line)).is_err()
+        {
+            state.logs.lost();
+        }
+    }
+
+    fn clock(&self) -> (u64, u64) {
+        engine::clock()
+    }
+}
+
+impl State {
+    /// Head of a response; headers that are too many fail the request instead.
+    fn response_head(
+        &mut self,
+        request: RequestId,
+        status: u16,
+        headers: &[u8],
+    ) -> Option<ResponseHead> {
+        let Some(fields) = fields::from_script(headers) else {
+            self.give_up(
+                request,
+                Failure::Exception,
+                "the response has too many headers",
+            );
+            self.ready.push_back(Done::Responded(request));
+            return None;
+        };
+        Some(ResponseHead { status, fields })
+    }
+
+    /// Opens a stream to the vault for a call.
+    fn call(
+        &mut self,
+        request: RequestId,
+        name: String,
+        handle: Handle,
+        call: Call<'_>,
+    ) -> Result<(), String> {
+        let vault = self.vault.as_ref().ok_or("there is no vault")?;
+        let mut fields =
+            fields::from_script(call.headers).ok_or("the call has too many headers")?;
+        fields.push(":request", name);
+        if let Some(binding) = usize::try_from(call.binding)
+            .ok()
+            .and_then(|index| self.bindings.get(index))
+        {
+            fields.push(":binding", binding.clone());
+        }
+        if let CallBody::Whole(bytes) = &call.body {
+            fields.push("content-length", bytes.len().to_string());
+        }
+        let target = call.url.split('#').next().unwrap_or_default().to_owned();
+        let head = RequestHead {
+            method: call.method.to_owned(),
+            target,
+            fields,
+        };
+        let exchange = vault
+            .open(head, matches!(call.body, CallBody::Empty))
+            .map_err(|error| error.to_string())?;
+        let mut body = exchange.body;
+        match call.body {
+            CallBody::Empty => body.finish(),
+            CallBody::Whole(bytes) => self.start(async move {
+                if body.send(bytes).await.is_ok() {
+                    body.finish();
+                }
+                None
+            }),
+            CallBody::Stream => {
+                self.sending.insert(handle, Held::new(request, body));
+            }
+        }
+        let response = exchange.response;
+        let busy =
+            self.start_abortable(async move { Done::Answered(handle, response.head().await) });
+        self.calling.insert(handle, (request, busy));
+        Ok(())
+    }
+
+    /// Runs a future to its end. What is over at once never enters the set of those that wait.
+    fn start(&mut self, future: impl Future<Output = Option<Done>> + 'static) {
+        let mut future = future.boxed_local();
+        match (&mut future).now_or_never() {
+            Some(done) => self.ready.extend(done),
+            None => self.work.push(future),
+        }
+    }
+
+    fn start_abortable(&mut self, future: impl Future<Output = Done> + 'static) -> AbortHandle {
+        let (future, handle): (Abortable<_>, _) = abortable(future);
+        self.start(future.map(Result::ok));
+        handle
+    }
+
+    /// Ends the response with a failure, if it is not over; what is left is to let go of the rest.
+    pub(crate) fn give_up(&mut self, id: RequestId, failure: Failure, message: &str) {
+        let Some(request) = self.requests.get_mut(&id) else {
+            return;
+        };
+        if request.answered {
+            let name = Some(request.name.clone());
+            let text = format!("after the response: {message}");
+            if let Some(line) = self.logs.line(std::time::Instant::now(), name, 2, &text) {
+                let _ = self.outbox.try_send(FromWorker::Log(line));
+            }
+            return;
+        }
+        request.answered = true;
+        request.failure = Some((failure, cut(message)));
+        let response = request.response;
+        if let Some(reply) = request.reply.take() {
+            reply.reset(failure.to_reset());
+        }
+        if let Some(body) = self
+            .sending
+            .remove(&response)
+            .and_then(|mut held| held.body.take())
+        {
+            body.reset(failure.to_reset());
+        }
+    }
+
+    pub(crate) fn hold_receiving(&mut self, owner: RequestId, body: RecvBody) -> Handle {
+        let handle = self.new_handle();
+        self.receiving.insert(handle, Held::new(owner, body));
+        handle
+    }
+
+    fn new_handle(&mut self) -> Handle {
+        loop {
+            self.last_handle = if self.last_handle == NO_CALL - 1 {
+                1
+            } else {
+                self.last_handle + 1
+            };
+            let handle = self.last_handle;
+            // Handles come round after four thousand million: one that is still in use is passed over.
+            let used = self.receiving.contains_key(&handle) || self.sending.contains_key(&handle);
+            if !used && !self.calling.contains_key(&handle) {
+                return handle;
+            }
+        }
+    }
+
+    /// Lets go of everything that belongs to a request; returns the timers and handles that JavaScript may wait for.
+    pub(crate) fn let_go(&mut self, owner: RequestId) -> (Vec<u32>, Vec<Handle>) {
+        let timers: Vec<u32> = owned(&self.timers, |(_, request)| *request == owner);
+        for timer in &timers {
+            if let Some((at, _)) = self.timers.remove(timer) {
+                self.due.remove(&(at, *timer));
+            }
+        }
+        let mut handles = owned(&self.receiving, |held| held.owner == owner);
+        handles.extend(owned(&self.sending, |held: &Held<SendBody>| {
+            held.owner == owner
+        }));
+        handles.extend(owned(&self.calling, |(request, _)| *request == owner));
+        for handle in &handles {
+            self.receiving.remove(handle);
+            self.sending.remove(handle);
+            if let Some((_, call)) = self.calling.remove(handle) {
+                call.abort();
+            }
+        }
+        (timers, handles)
+    }
+}
+
+/// Keys of what belongs to somebody.
+fn owned<T>(map: &std::collections::HashMap<u32, T>, belongs: impl Fn(&T) -> bool) -> Vec<u32> {
+    map.iter()
+        .filter(|(_, value)| belongs(value))
+        .map(|(key, _)| *key)
+        .collect()
+}

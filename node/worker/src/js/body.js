@@ -1,0 +1,120 @@
+// Bodies: a handle of the program as a stream, and a stream into a handle of the program.
+
+import { core, primordials } from "ext:core/mod.js";
+import { streams } from "ext:casemate/web.js";
+
+const { op_casemate_cancel, op_casemate_finish, op_casemate_pull, op_casemate_write } = core.ops;
+const {
+  ArrayBufferIsView,
+  Error,
+  MapPrototypeDelete,
+  MapPrototypeGet,
+  MapPrototypeSet,
+  Promise,
+  PromisePrototypeThen,
+  SafeMap,
+  TypeError,
+  TypedArrayPrototypeGetByteLength,
+  TypedArrayPrototypeGetSymbolToStringTag,
+  TypedArrayPrototypeSubarray,
+} = primordials;
+
+// Sent at a time, in bytes: what one write may copy out of the heap.
+const PIECE_BYTES = 64 * 1024;
+
+// Handle -> how to go on with the body that waits for its next piece.
+const pulls = new SafeMap();
+// Handle -> how to go on with the writer that waits.
+const writes = new SafeMap();
+
+function noop() {}
+
+// A stream of what arrives on `handle`. Nothing is asked for before somebody reads.
+export function receive(handle) {
+  return new streams.ReadableStream({
+    type: "bytes",
+    pull(controller) {
+      return new Promise((resolve, reject) => {
+        MapPrototypeSet(pulls, handle, { controller, resolve, reject });
+        op_casemate_pull(handle);
+      });
+    },
+    cancel() {
+      MapPrototypeDelete(pulls, handle);
+      op_casemate_cancel(handle);
+    },
+  }, { highWaterMark: 0 });
+}
+
+// The program: the next piece of a body, `null` at its end, `undefined` when it broke off.
+export function arrived(handle, piece) {
+  const waiting = MapPrototypeGet(pulls, handle);
+  if (waiting === undefined) {
+    return;
+  }
+  MapPrototypeDelete(pulls, handle);
+  const { controller, resolve, reject } = waiting;
+  if (piece === undefined) {
+    reject(new TypeError("the body was cut off"));
+    return;
+  }
+  if (piece === null) {
+    controller.close();
+    controller.byobRequest?.respond(0);
+  } else {
+    controller.enqueue(piece);
+  }
+  resolve();
+}
+
+// The program: a piece was taken, or nobody wants the body any more.
+export function taken(handle, wanted) {
+  const waiting = MapPrototypeGet(writes, handle);
+  if (waiting === undefined) {
+    return;
+  }
+  MapPrototypeDelete(writes, handle);
+  if (wanted) {
+    waiting.resolve();
+  } else {
+    waiting.reject(new Error("the other end does not want the body any more"));
+  }
+}
+
+function write(handle, piece) {
+  return new Promise((resolve, reject) => {
+    MapPrototypeSet(writes, handle, { resolve, reject });
+    op_casemate_write(handle, piece);
+  });
+}
+
+// The program: nobody waits on `handle` any more.
+export function dropped(handle) {
+  MapPrototypeDelete(pulls, handle);
+  MapPrototypeDelete(writes, handle);
+}
+
+// Sends all of `stream` on `handle`, piece by piece as the other end takes it. Rejects with what
+// the stream failed with; `handle` is then still open.
+export async function send(stream, handle) {
+  const reader = streams.acquireReadableStreamDefaultReader(stream);
+  try {
+    while (true) {
+      const { done, value } = await reader.read();
+      if (done) {
+        break;
+      }
+      if (!ArrayBufferIsView(value) || TypedArrayPrototypeGetSymbolToStringTag(value) !== "Uint8Array") {
+        throw new TypeError("a body's stream must give Uint8Array pieces");
+      }
+      const length = TypedArrayPrototypeGetByteLength(value);
+      for (let from = 0; from < length; from += PIECE_BYTES) {
+        await write(handle, TypedArrayPrototypeSubarray(value, from, from + PIECE_BYTES));
+      }
+    }
+    op_casemate_finish(handle);
+  } catch (error) {
+    PromisePrototypeThen(reader.cancel(error), noop, noop);
+    throw error;
+  }
+}

@@ -1,0 +1,76 @@
+// What the program calls. It takes these functions when the worker starts; after that nothing here can be reached from
+// the function's code.
+
+import { primordials } from "ext:core/mod.js";
+import { arrived, dropped, taken } from "ext:casemate/body.js";
+import { within } from "ext:casemate/calls.js";
+import { abandoned, answered, capability, refused } from "ext:casemate/fetch.js";
+import { defineGlobals, removeGlobals } from "ext:casemate/globals.js";
+import { cancelled, describe, dispatch, install, settled } from "ext:casemate/incoming.js";
+import { fire, forget } from "ext:casemate/timers.js";
+import { performance } from "ext:casemate/web.js";
+
+const { Date, ObjectFreeze } = primordials;
+
+defineGlobals();
+
+// After the snapshot: what is set up on first use is used now, while the program may still open files.
+function start() {
+  performance.setTimeOrigin();
+  new Date(0).toString();
+  new Date(0).toLocaleString();
+  globalThis.crypto.randomUUID();
+  globalThis.crypto.subtle;
+  globalThis.performance.now();
+  describe(new primordials.Error());
+  removeGlobals();
+}
+
+// The function's modules are evaluated: `bindings` are [name, origin] pairs.
+function load(namespace, vars, bindings) {
+  const env = { __proto__: primordials.ObjectPrototype };
+  for (let i = 0; i < vars.length; i++) {
+    define(env, vars[i][0], vars[i][1]);
+  }
+  for (let i = 0; i < bindings.length; i++) {
+    define(env, bindings[i][0], capability(i, bindings[i][1]));
+  }
+  install(namespace, ObjectFreeze(env));
+}
+
+function define(object, name, value) {
+  primordials.ObjectDefineProperty(object, name, {
+    __proto__: null,
+    value,
+    enumerable: true,
+    configurable: true,
+    writable: true,
+  });
+}
+
+// A request is over: what it still waits for will not come.
+function over(request, timers, handles) {
+  settled(request);
+  for (let i = 0; i < timers.length; i++) {
+    forget(timers[i]);
+  }
+  for (let i = 0; i < handles.length; i++) {
+    abandoned(handles[i]);
+    dropped(handles[i]);
+  }
+}
+
+const inRequest = (task) => (request, ...args) => within(request, () => task(...new primordials.SafeArrayIterator(args)));
+
+globalThis.__casemate = {
+  start,
+  load,
+  dispatch,
+  cancelled,
+  over,
+  answered: inRequest(answered),
+  refused: inRequest(refused),
+  arrived: inRequest(arrived),
+  taken: inRequest(taken),
+  fire: inRequest(fire),
+};

@@ -1,0 +1,250 @@
+// `fetch` and the capabilities of `env`. Every hop of a redirect is a fresh question to the vault.
+
+import { core, internals, primordials } from "ext:core/mod.js";
+import { receive, send } from "ext:casemate/body.js";
+import { currentRequest, flatten, unflatten } from "ext:casemate/calls.js";
+import { abortSignal, compression, fetchBody, request, response, url, webidl } from "ext:casemate/web.js";
+
+const { op_casemate_cancel, op_casemate_fetch } = core.ops;
+const {
+  ArrayPrototypeFilter,
+  ArrayPrototypePush,
+  MapPrototypeDelete,
+  MapPrototypeGet,
+  MapPrototypeSet,
+  ObjectDefineProperty,
+  ObjectPrototypeIsPrototypeOf,
+  Promise,
+  PromisePrototypeThen,
+  SafeMap,
+  SafeWeakSet,
+  StringPrototypeToLowerCase,
+  StringPrototypeTrim,
+  TypeError,
+  Uint8Array,
+  WeakSetPrototypeAdd,
+  WeakSetPrototypeHas,
+} = primordials;
+
+// As browsers do.
+const MAX_HOPS = 20;
+// What `op_casemate_fetch` answers instead of a handle.
+const TOO_MANY_CALLS = 0;
+const NO_CALL = 0xffffffff;
+const NO_BODY = new Uint8Array();
+const BODY_HEADERS = { __proto__: null, "content-encoding": 1, "content-language": 1, "content-location": 1, "content-type": 1 };
+const CREDENTIAL_HEADERS = { __proto__: null, authorization: 1, cookie: 1, "proxy-authorization": 1 };
+// `Content-Encoding` -> format of a DecompressionStream.
+const FORMATS = { __proto__: null, gzip: "gzip", "x-gzip": "gzip", deflate: "deflate" };
+
+// Handle -> how to go on with the call that waits for its response.
+const calls = new SafeMap();
+// Errors that say that the vault refused: an uncaught one is told apart from an exception of the function.
+const refusals = new SafeWeakSet();
+
+export function isRefusal(error) {
+  return typeof error === "object" && error !== null && WeakSetPrototypeHas(refusals, error);
+}
+
+function failure(code, message) {
+  const error = new TypeError(message);
+  ObjectDefineProperty(error, "code", { __proto__: null, value: code, enumerable: true, configurable: true, writable: true });
+  return error;
+}
+
+// The program: the head of a response. `body` is 0 when there is none.
+export function answered(handle, status, headers, body) {
+  const call = MapPrototypeGet(calls, handle);
+  if (call === undefined) {
+    if (body !== 0) {
+      op_casemate_cancel(body);
+    }
+    return;
+  }
+  MapPrototypeDelete(calls, handle);
+  call.resolve({ status, headerList: unflatten(headers), body });
+}
+
+// The program: there will be no response.
+export function refused(handle, code, message, byVault) {
+  const call = MapPrototypeGet(calls, handle);
+  if (call === undefined) {
+    return;
+  }
+  MapPrototypeDelete(calls, handle);
+  const error = failure(code, message);
+  if (byVault) {
+    WeakSetPrototypeAdd(refusals, error);
+  }
+  call.reject(error);
+}
+
+// The program: nobody waits for this call any more.
+export function abandoned(handle) {
+  MapPrototypeDelete(calls, handle);
+}
+
+// The body of a hop: [kind, bytes, stream].
+function bodyOf(inner) {
+  if (inner.body === null) {
+    return [0, NO_BODY, null];
+  }
+  const { streamOrStatic } = inner.body;
+  const whole = streamOrStatic.body;
+  if (whole === undefined) {
+    return [2, NO_BODY, streamOrStatic];
+  }
+  return [1, typeof whole === "string" ? core.encode(whole) : whole, null];
+}
+
+function hop(inner, binding, signal) {
+  const [kind, bytes, stream] = bodyOf(inner);
+  const handle = op_casemate_fetch(
+    currentRequest(), binding, inner.method, inner.currentUrl(), flatten(inner.headerList), kind, bytes,
+  );
+  if (handle === TOO_MANY_CALLS) {
+    throw failure("subrequest_limit", "this request has used up its outgoing calls");
+  }
+  if (handle === NO_CALL) {
+    throw failure("no_request", "outgoing calls can be made only while a request is handled");
+  }
+  return new Promise((resolve, reject) => {
+    const abort = () => {
+      MapPrototypeDelete(calls, handle);
+      op_casemate_cancel(handle);
+      reject(signal.reason);
+    };
+    signal?.[abortSignal.add](abort);
+    const settled = (go) => (value) => {
+      signal?.[abortSignal.remove](abort);
+      go(value);
+    };
+    MapPrototypeSet(calls, handle, { resolve: settled(resolve), reject: settled(reject) });
+    if (stream !== null) {
+      PromisePrototypeThen(send(stream, handle), undefined, (error) => {
+        op_casemate_cancel(handle);
+        if (MapPrototypeDelete(calls, handle)) {
+          reject(error);
+        }
+      });
+    }
+  });
+}
+
+function header(list, name) {
+  for (let i = 0; i < list.length; i++) {
+    if (StringPrototypeToLowerCase(list[i][0]) === name) {
+      return list[i][1];
+    }
+  }
+  return null;
+}
+
+function without(list, names) {
+  return ArrayPrototypeFilter(list, (field) => names[StringPrototypeToLowerCase(field[0])] === undefined);
+}
+
+// Turns `inner` into the request of the next hop, as the Fetch standard says (HTTP-redirect fetch).
+function redirect(inner, status, from, to) {
+  const { method } = inner;
+  if (status !== 303 && inner.body !== null && inner.body.streamOrStatic.body === undefined) {
+    throw new TypeError("a redirect cannot be followed with a body that is a stream");
+  }
+  if ((status === 303 && method !== "GET" && method !== "HEAD") || ((status === 301 || status === 302) && method === "POST")) {
+    inner.method = "GET";
+    inner.body = null;
+    inner.headerList = without(inner.headerList, BODY_HEADERS);
+  }
+  if (from.origin !== to.origin) {
+    inner.headerList = without(inner.headerList, CREDENTIAL_HEADERS);
+  }
+  const href = to.href;
+  ArrayPrototypePush(inner.urlList, () => href);
+  ArrayPrototypePush(inner.urlListProcessed, href);
+  inner.redirectCount++;
+}
+
+function decoded(stream, headerList) {
+  const coding = header(headerList, "content-encoding");
+  const format = coding === null ? undefined : FORMATS[StringPrototypeToLowerCase(StringPrototypeTrim(coding))];
+  return format === undefined ? stream : stream.pipeThrough(new compression.DecompressionStream(format));
+}
+
+function makeResponse(answer, inner, signal) {
+  const made = response.newInnerResponse(answer.status, "");
+  made.headerList = answer.headerList;
+  made.type = "basic";
+  made.urlList = inner.urlListProcessed;
+  if (answer.body !== 0 && !response.nullBodyStatus(answer.status)) {
+    const raw = receive(answer.body);
+    const stream = decoded(raw, answer.headerList);
+    made.bodyDecoded = stream !== raw;
+    made.body = new fetchBody.InnerBody(stream);
+    signal?.[abortSignal.add](() => {
+      op_casemate_cancel(answer.body);
+      made.body.error(signal.reason);
+    });
+  } else if (answer.body !== 0) {
+    op_casemate_cancel(answer.body);
+  }
+  return response.fromInnerResponse(made, "immutable");
+}
+
+async function run(inner, binding, signal) {
+  let through = binding === null ? -1 : binding.index;
+  while (true) {
+    signal?.throwIfAborted();
+    const from = new url.URL(inner.currentUrl());
+    if (from.protocol !== "https:" && from.protocol !== "http:") {
+      throw new TypeError(`fetch cannot reach ${from.protocol} URLs`);
+    }
+    const answer = await hop(inner, through, signal);
+    const location = response.redirectStatus(answer.status) ? header(answer.headerList, "location") : null;
+    if (location === null || inner.redirectMode === "manual") {
+      return makeResponse(answer, inner, signal);
+    }
+    if (answer.body !== 0) {
+      op_casemate_cancel(answer.body);
+    }
+    if (inner.redirectMode === "error") {
+      throw new TypeError(`${from.href} redirects, and redirect is "error"`);
+    }
+    if (inner.redirectCount >= MAX_HOPS) {
+      throw new TypeError(`more than ${MAX_HOPS} redirects`);
+    }
+    const to = new url.URL(location, from);
+    redirect(inner, answer.status, from, to);
+    if (through !== -1 && to.origin !== binding.origin) {
+      through = -1;
+    }
+  }
+}
+
+function begin(binding, input, init) {
+  if (binding !== null && !ObjectPrototypeIsPrototypeOf(request.RequestPrototype, input)) {
+    input = new url.URL(`${input}`, binding.base).href;
+  }
+  const made = new request.Request(input, init);
+  const inner = request.toInnerRequest(made);
+  const signal = internals.getCachedAbortSignal(made) || undefined;
+  inner.urlListProcessed[0] = inner.url();
+  return run(inner, binding, signal);
+}
+
+export async function fetch(input, init = undefined) {
+  webidl.requiredArguments(arguments.length, 1, "Failed to execute 'fetch'");
+  return await begin(null, input, init);
+}
+
+// An object whose only ability is to call through one credential slot.
+export function capability(index, base) {
+  const { origin } = new url.URL(base);
+  const binding = { __proto__: null, index, base, origin };
+  return primordials.ObjectFreeze({
+    async fetch(input, init = undefined) {
+      webidl.requiredArguments(arguments.length, 1, "Failed to execute 'fetch'");
+      return await begin(binding, input, init);
+    },
+  });
+}
+

@@ -1,0 +1,77 @@
+// Timers of the function. The program counts the time, so a timer belongs to its request and ends with it.
+
+import { core, primordials } from "ext:core/mod.js";
+import { currentRequest } from "ext:casemate/calls.js";
+import { event, webidl } from "ext:casemate/web.js";
+
+const { op_casemate_clear_timer, op_casemate_timer } = core.ops;
+const { MapPrototypeDelete, MapPrototypeGet, MapPrototypeSet, RangeError, ReflectApply, SafeMap, TypeError } = primordials;
+
+// Number -> what to call.
+const timers = new SafeMap();
+let last = 0;
+
+function start(callback, delay, args, repeat) {
+  if (typeof callback !== "function") {
+    throw new TypeError("a timer needs a function");
+  }
+  last = (last + 1) & 0x7fffffff || 1;
+  const converted = webidl.converters.long(delay ?? 0);
+  const timer = { callback, args, request: currentRequest(), delay: converted > 1 ? converted : 1, repeat };
+  arm(last, timer);
+  return last;
+}
+
+function arm(number, timer) {
+  if (!op_casemate_timer(timer.request, number, timer.delay)) {
+    throw new RangeError("too many timers");
+  }
+  MapPrototypeSet(timers, number, timer);
+}
+
+function clear(number) {
+  number = webidl.converters.long(number ?? 0);
+  if (MapPrototypeDelete(timers, number)) {
+    op_casemate_clear_timer(number);
+  }
+}
+
+export function setTimeout(callback, delay = 0, ...args) {
+  return start(callback, delay, args, false);
+}
+
+export function setInterval(callback, delay = 0, ...args) {
+  return start(callback, delay, args, true);
+}
+
+export function clearTimeout(number = 0) {
+  clear(number);
+}
+
+export function clearInterval(number = 0) {
+  clear(number);
+}
+
+// The program: a timer is due.
+export function fire(number) {
+  const timer = MapPrototypeGet(timers, number);
+  if (timer === undefined) {
+    return;
+  }
+  if (!timer.repeat) {
+    MapPrototypeDelete(timers, number);
+  }
+  try {
+    ReflectApply(timer.callback, globalThis, timer.args);
+  } catch (error) {
+    event.reportException(error);
+  }
+  if (timer.repeat && MapPrototypeGet(timers, number) === timer) {
+    arm(number, timer);
+  }
+}
+
+// The program: the timer's request is over.
+export function forget(number) {
+  MapPrototypeDelete(timers, number);
+}

@@ -1,0 +1,109 @@
+//! The budget of console lines: a function that logs faster than it loses lines, and hears how many.
+
+use std::time::Instant;
+
+use casemate_wire::control::worker::{Log, LogLevel};
+
+/// Longest line, in bytes; the rest is cut.
+const MAX_LINE_BYTES: usize = 16 * 1024;
+/// Lines that may come at once.
+const BURST_LINES: f64 = 1000.0;
+/// Lines a second that may come for ever.
+const LINES_PER_SEC: f64 = 200.0;
+/// What a cut line ends with.
+const CUT: &str = "... (cut)";
+
+/// A token bucket of lines.
+#[derive(Debug)]
+pub(crate) struct Logs {
+    tokens: f64,
+    filled: Instant,
+    dropped: u32,
+}
+
+impl Logs {
+    /// A full bucket.
+    pub(crate) fn new(now: Instant) -> Self {
+        Self {
+            tokens: BURST_LINES,
+            filled: now,
+            dropped: 0,
+        }
+    }
+
+    /// The line to send, or nothing when the budget is used up.
+    pub(crate) fn line(
+        &mut self,
+        now: Instant,
+        request: Option<String>,
+        level: u8,
+        message: &str,
+    ) -> Option<Log> {
+        let elapsed = now.saturating_duration_since(self.filled).as_secs_f64();
+        self.filled = now;
+        self.tokens = elapsed.mul_add(LINES_PER_SEC, self.tokens).min(BURST_LINES);
+        if self.tokens < 1.0 {
+            self.lost();
+            return None;
+        }
+        self.tokens -= 1.0;
+        let level = match level {
+            0 => LogLevel::Debug,
+            1 => LogLevel::Info,
+            2 => LogLevel::Warn,
+            _ => LogLevel::Error,
+        };
+        Some(Log {
+            request,
+            level,
+            message: cut(message),
+            dropped: std::mem::take(&mut self.dropped),
+        })
+    }
+
+    /// A line was lost on its way.
+    pub(crate) fn lost(&mut self) {
+        self.dropped = self.dropped.saturating_add(1);
+    }
+}
+
+/// At most [`MAX_LINE_BYTES`] of `text`, cut between characters.
+pub(crate) fn cut(text: &str) -> String {
+    if text.len() <= MAX_LINE_BYTES {
+        return text.to_owned();
+    }
+    let end = text.floor_char_boundary(MAX_LINE_BYTES - CUT.len());
+    format!("{}{CUT}", &text[..end])
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn a_flood_is_dropped_and_counted_then_lines_come_back() {
+        let start = Instant::now();
+        let mut logs = Logs::new(start);
+        let sent = (0..5000)
+            .filter(|_| logs.line(start, None, 1, "x").is_some())
+            .count();
+        assert_eq!(sent, 1000);
+        let later = start + Duration::from_secs(1);
+        let line = logs.line(later, Some("r".into()), 3, "y").unwrap();
+        assert_eq!((line.dropped, line.level), (4000, LogLevel::Error));
+        assert_eq!(logs.line(later, None, 1, "z").unwrap().dropped, 0);
+        let more = (0..5000)
+            .filter(|_| logs.line(later, None, 1, "x").is_some())
+            .count();
+        assert_eq!(more, 198);
+    }
+
+    #[test]
+    fn long_lines_are_cut_between_characters() {
+        let line = cut(&"ä".repeat(20_000));
+        assert!(line.len() <= MAX_LINE_BYTES && line.ends_with(CUT));
+        assert_eq!(cut("short"), "short");
+    }
+}

@@ -1,0 +1,248 @@
+//! The loop: what arrives becomes turns of the function, and what the function asks for is moved along.
+
+use std::fmt;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use casemate_channel::{Acceptor, Incoming};
+use casemate_wire::control::Failure;
+use casemate_wire::control::worker::ToWorker;
+use tokio::sync::mpsc;
+use tokio::time::Sleep;
+
+use crate::engine::ops::RequestId;
+use crate::engine::{self, Engine, Event, Turn};
+use crate::state::Worker;
+
+/// Rounds before the platform's own asynchrony is polled although there are requests: so that neither starves.
+const ROUNDS_PER_POLL: u32 = 32;
+
+/// How long V8's delayed tasks (giving memory back) are looked after once nothing happens any more.
+const SETTLE: Duration = Duration::from_secs(20);
+/// How often they are looked at during that time.
+const SETTLE_EVERY: Duration = Duration::from_secs(1);
+
+/// CPU time of other threads below which it is the watch's own, not the function's.
+const HELPER_NOISE: Duration = Duration::from_micros(200);
+
+/// Why serving ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum End {
+    /// The supervisor said so, or a channel closed, and nothing is under way any more.
+    Stopped,
+    /// The function went over a limit, and the isolate must not be entered again.
+    Exceeded(Failure),
+}
+
+/// A function being served.
+pub(crate) struct Server {
+    engine: Engine,
+    worker: Rc<Worker>,
+    acceptor: Acceptor,
+    inbox: mpsc::Receiver<ToWorker>,
+    sleep: Pin<Box<Sleep>>,
+    /// When the sleep ends; it may end too early, never too late.
+    sleeps_until: Instant,
+    rounds: u32,
+    helpers_cpu: Duration,
+    /// When something last happened.
+    active: Instant,
+    /// No more requests; gives up what is under way at this time.
+    stopping: Option<Instant>,
+}
+
+/// What ended a wait.
+enum Wake {
+    Incoming(Option<Incoming>),
+    Control(Option<ToWorker>),
+    Time,
+    Progress,
+    Stopped(Failure),
+}
+
+impl fmt::Debug for Server {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Server")
+            .field("under_way", &self.worker.under_way())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Server {
+    /// Serves what comes on `acceptor` until `inbox` says stop.
+    pub(crate) fn new(
+        engine: Engine,
+        worker: Rc<Worker>,
+        acceptor: Acceptor,
+        inbox: mpsc::Receiver<ToWorker>,
+    ) -> Self {
+        let now = Instant::now();
+        Self {
+            engine,
+            worker,
+            acceptor,
+            inbox,
+            sleep: Box::pin(tokio::time::sleep(Duration::ZERO)),
+            sleeps_until: now,
+            rounds: 0,
+            helpers_cpu: engine::settle_helpers(Duration::ZERO),
+            active: now,
+            stopping: None,
+        }
+    }
+
+    /// Runs until the end.
+    pub(crate) async fn run(mut self) -> End {
+        loop {
+            let wake = std::future::poll_fn(|context| self.poll_wake(context)).await;
+            let now = Instant::now();
+            self.worker.set_now(now);
+            match wake {
+                Wake::Stopped(failure) => return self.exceeded(self.worker.busiest(), failure),
+                Wake::Incoming(Some(incoming)) if self.stopping.is_none() => {
+                    self.worker.accept(incoming)
+                }
+                Wake::Incoming(Some(incoming)) => {
+                    incoming.reply.reset(Failure::Unavailable.to_reset())
+                }
+                Wake::Incoming(None) | Wake::Control(None) => self.stop(now),
+                Wake::Control(Some(ToWorker::Stop { grace_ms })) => {
+                    self.acceptor.go_away();
+                    self.stop(now + Duration::from_millis(grace_ms.into()));
+                }
+                Wake::Control(Some(ToWorker::Load(_))) => {
+                    tracing::warn!("a worker loads once: second load ignored")
+                }
+                Wake::Time => self.worker.time_passed(),
+                Wake::Progress => {}
+            }
+            self.active = now;
+            if let Err(end) = self.turns() {
+                return end;
+            }
+            if self
+                .stopping
+                .is_some_and(|at| self.worker.under_way() == 0 || at <= now)
+            {
+                return End::Stopped;
+            }
+        }
+    }
+
+    fn stop(&mut self, at: Instant) {
+        self.stopping = Some(self.stopping.map_or(at, |before| before.min(at)));
+    }
+
+    /// Tells the function's side everything that there is to tell.
+    fn turns(&mut self) -> Result<(), End> {
+        while let Some(event) = self.worker.next_event() {
+            let request = request_of(&event);
+            let budget = match self.worker.budget(request) {
+                Some(budget) => budget,
+                None if self.worker.knows(request) => {
+                    return Err(self.exceeded(Some(request), Failure::ExceededCpu));
+                }
+                // Of a request that is over: only its leftovers are being put away.
+                None => self.worker.shared_budget(),
+            };
+            let Turn { cpu, stopped } = self.engine.turn(&event, budget);
+            self.worker.charge(request, cpu);
+            if let Some(failure) = stopped {
+                return Err(self.exceeded(Some(request), failure));
+            }
+            self.worker.after_turn(request);
+        }
+        Ok(())
+    }
+
+    /// Ends the request that is to blame; the others end with the worker.
+    fn exceeded(&self, request: Option<RequestId>, failure: Failure) -> End {
+        if let Some(request) = request {
+            self.worker
+                .abort(request, failure, engine::limit_message(failure));
+        }
+        End::Exceeded(failure)
+    }
+
+    fn poll_wake(&mut self, context: &mut Context<'_>) -> Poll<Wake> {
+        self.rounds += 1;
+        if self.rounds >= ROUNDS_PER_POLL
+            && let Some(failure) = self.poll_engine(context)
+        {
+            return Poll::Ready(Wake::Stopped(failure));
+        }
+        if self.worker.has_events() && self.worker.poll_done(context).is_ready() {
+            return Poll::Ready(Wake::Progress);
+        }
+        if let Poll::Ready(message) = self.inbox.poll_recv(context) {
+            return Poll::Ready(Wake::Control(message));
+        }
+        if self.worker.poll_done(context).is_ready() {
+            return Poll::Ready(Wake::Progress);
+        }
+        if let Poll::Ready(incoming) = std::pin::pin!(self.acceptor.accept()).poll(context) {
+            return Poll::Ready(Wake::Incoming(incoming));
+        }
+        if self.poll_time(context).is_ready() {
+            return Poll::Ready(Wake::Time);
+        }
+        if self.worker.poll_cancelled(context).is_ready() {
+            return Poll::Ready(Wake::Progress);
+        }
+        if let Some(failure) = self.poll_engine(context) {
+            return Poll::Ready(Wake::Stopped(failure));
+        }
+        if self.worker.has_events() {
+            Poll::Ready(Wake::Progress)
+        } else {
+            Poll::Pending
+        }
+    }
+
+    /// Polls the platform's own asynchrony and settles the account of the other threads.
+    fn poll_engine(&mut self, context: &mut Context<'_>) -> Option<Failure> {
+        self.rounds = 0;
+        let helpers_cpu = engine::settle_helpers(self.worker.helper_grant());
+        let helped = helpers_cpu.saturating_sub(self.helpers_cpu);
+        if helped > HELPER_NOISE {
+            self.worker.charge_all(helped);
+            self.helpers_cpu = helpers_cpu;
+        }
+        let Turn { cpu, stopped } = self.engine.poll(context, self.worker.shared_budget());
+        self.worker.charge_all(cpu);
+        stopped
+    }
+
+    /// Ready at the next timer, deadline, end of grace, or look at V8's delayed tasks.
+    fn poll_time(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        let now = Instant::now();
+        let settle = (now < self.active + SETTLE).then_some(now + SETTLE_EVERY);
+        let wanted = [self.worker.next_deadline(), self.stopping, settle]
+            .into_iter()
+            .flatten()
+            .min();
+        let Some(wanted) = wanted else {
+            return Poll::Pending;
+        };
+        if wanted < self.sleeps_until || self.sleeps_until <= now {
+            self.sleep.as_mut().reset(wanted.into());
+            self.sleeps_until = wanted;
+        }
+        self.sleep.as_mut().poll(context)
+    }
+}
+
+fn request_of(event: &Event) -> RequestId {
+    match event {
+        Event::Dispatch { request, .. }
+        | Event::Cancelled { request }
+        | Event::Over { request, .. }
+        | Event::Answered { request, .. }
+        | Event::Refused { request, .. }
+        | Event::Arrived { request, .. }
+        | Event::Taken { request, .. }
+        | Event::Fire { request, .. } => *request,
+    }
+}

@@ -1,0 +1,610 @@
+//! The worker's state: requests, and what belongs to each.
+//!
+//! Everything here belongs to a request and ends with it. Nothing waits: what takes time is a future in `work`, whose
+//! end becomes an [`Event`] for the function's side. Only [`crate::serve`] runs turns.
+
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::rc::Rc;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use casemate_channel::{Incoming, Opener, RecvBody, Reply, SendBody, StreamError};
+use casemate_wire::control::worker::{FromWorker, Outcome};
+use casemate_wire::control::{Failure, Limits};
+use casemate_wire::{RequestHead, ResponseHead};
+use futures_util::StreamExt;
+use futures_util::future::{AbortHandle, LocalBoxFuture};
+use futures_util::stream::FuturesUnordered;
+use tokio::sync::mpsc;
+
+use crate::engine::ops::{Handle, RequestId};
+use crate::engine::{Budget, Event, Piece, limit_message};
+use crate::fields;
+use crate::logs::Logs;
+
+/// Status that only the vault sends: it refused.
+const REFUSED: u16 = 0;
+
+/// The state behind the operations.
+pub(crate) struct Worker {
+    pub(crate) state: RefCell<State>,
+    /// What happened and was not yet told to the function's side. Apart from the state, so that telling needs no borrow.
+    events: RefCell<VecDeque<Event>>,
+    /// The time of this round of the loop.
+    pub(crate) now: Cell<Instant>,
+}
+
+/// Everything that changes.
+pub(crate) struct State {
+    pub(crate) limits: Limits,
+    pub(crate) bindings: Vec<String>,
+    pub(crate) vault: Option<Opener>,
+    pub(crate) requests: HashMap<RequestId, Request>,
+    pub(crate) last_request: RequestId,
+    pub(crate) receiving: HashMap<Handle, Held<RecvBody>>,
+    pub(crate) sending: HashMap<Handle, Held<SendBody>>,
+    pub(crate) calling: HashMap<Handle, (RequestId, AbortHandle)>,
+    pub(crate) last_handle: Handle,
+    pub(crate) timers: HashMap<u32, (Instant, RequestId)>,
+    pub(crate) due: BTreeSet<(Instant, u32)>,
+    pub(crate) work: FuturesUnordered<LocalBoxFuture<'static, Option<Done>>>,
+    pub(crate) ready: VecDeque<Done>,
+    pub(crate) logs: Logs,
+    pub(crate) outbox: mpsc::Sender<FromWorker>,
+}
+
+/// A body, and the future that has it at the moment.
+pub(crate) struct Held<T> {
+    pub(crate) owner: RequestId,
+    pub(crate) body: Option<T>,
+    pub(crate) busy: Option<AbortHandle>,
+}
+
+impl<T> Held<T> {
+    pub(crate) fn new(owner: RequestId, body: T) -> Self {
+        Self {
+            owner,
+            body: Some(body),
+            busy: None,
+        }
+    }
+}
+
+impl<T> Drop for Held<T> {
+    fn drop(&mut self) {
+        // The future has the body: dropping the future drops it.
+        if let Some(busy) = &self.busy {
+            busy.abort();
+        }
+    }
+}
+
+/// A request under way.
+pub(crate) struct Request {
+    /// The `:request` field: what it is called outside.
+    pub(crate) name: String,
+    pub(crate) head: RequestHead,
+    pub(crate) reply: Option<Reply>,
+    /// The handle on which the response's body is sent.
+    pub(crate) response: Handle,
+    pub(crate) began: Instant,
+    pub(crate) cpu: Duration,
+    pub(crate) subrequests: u32,
+    /// Promises given to `waitUntil` that are not settled.
+    pub(crate) waiting: u32,
+    /// Nobody needs to be told anything more about the response.
+    pub(crate) answered: bool,
+    pub(crate) wants_cancel: bool,
+    pub(crate) failure: Option<(Failure, String)>,
+}
+
+/// The end of something that took time.
+pub(crate) enum Done {
+    Pulled(Handle, RecvBody, Option<Result<Bytes, StreamError>>),
+    Written(Handle, SendBody, Result<(), StreamError>),
+    Answered(Handle, Result<(ResponseHead, RecvBody), StreamError>),
+    /// A response is over, or a promise of a request has settled.
+    Responded(RequestId),
+    /// A piece was given for a body that nobody wants any more.
+    Unwanted(Handle),
+}
+
+impl Worker {
+    /// A worker without a function.
+    pub(crate) fn new(outbox: mpsc::Sender<FromWorker>) -> Rc<Self> {
+        let now = Instant::now();
+        let limits = Limits {
+            cpu_time_ms: 1,
+            wall_time_ms: 1,
+            heap_mib: 1,
+            subrequests: 0,
+            concurrency: 0,
+        };
+        let state = State {
+            limits,
+            bindings: Vec::new(),
+            vault: None,
+            requests: HashMap::new(),
+            last_request: 0,
+            receiving: HashMap::new(),
+            sending: HashMap::new(),
+            calling: HashMap::new(),
+            last_handle: 0,
+            timers: HashMap::new(),
+            due: BTreeSet::new(),
+            work: FuturesUnordered::new(),
+            ready: VecDeque::new(),
+            logs: Logs::new(now),
+            outbox,
+        };
+        Rc::new(Self {
+            state: RefCell::new(state),
+            events: RefCell::default(),
+            now: Cell::new(now),
+        })
+    }
+
+    /// The function is known.
+    pub(crate) fn configure(&self, limits: Limits, bindings: Vec<String>, vault: Opener) {
+        let mut state = self.state.borrow_mut();
+        state.limits = limits;
+        state.bindings = bindings;
+        state.vault = Some(vault);
+    }
+
+    /// Takes a request in; over the limit it is sent back.
+    pub(crate) fn accept(&self, incoming: Incoming) {
+        let Incoming { head, body, reply } = incoming;
+        let mut state = self.state.borrow_mut();
+        if state.requests.len() >= state.limits.concurrency as usize {
+            reply.reset(Failure::Unavailable.to_reset());
+            return;
+        }
+        state.last_request = state.last_request.wrapping_add(1).max(1);
+        let request = state.last_request;
+        let body = if body.is_end() {
+            0
+        } else {
+            state.hold_receiving(request, body)
+        };
+        let method = head.method.clone();
+        let name = head.fields.text(":request").unwrap_or_default().to_owned();
+        let taken = Request {
+            name,
+            head,
+            reply: Some(reply),
+            response: 0,
+            began: self.now.get(),
+            cpu: Duration::ZERO,
+            subrequests: 0,
+            waiting: 0,
+            answered: false,
+            wants_cancel: false,
+            failure: None,
+        };
+        state.requests.insert(request, taken);
+        drop(state);
+        self.tell(Event::Dispatch {
+            request,
+            method,
+            body,
+        });
+    }
+
+    pub(crate) fn tell(&self, event: Event) {
+        self.events.borrow_mut().push_back(event);
+    }
+
+    /// What is to be told next.
+    pub(crate) fn next_event(&self) -> Option<Event> {
+        self.events.borrow_mut().pop_front()
+    }
+
+    /// Whether there is something to tell.
+    pub(crate) fn has_events(&self) -> bool {
+        !self.events.borrow().is_empty() || !self.state.borrow().ready.is_empty()
+    }
+
+    /// Whether a request is under way.
+    pub(crate) fn knows(&self, request: RequestId) -> bool {
+        self.state.borrow().requests.contains_key(&request)
+    }
+
+    /// Lets go of everything: the worker ends.
+    pub(crate) fn end(&self) {
+        let mut state = self.state.borrow_mut();
+        let requests: Vec<RequestId> = state.requests.keys().copied().collect();
+        for request in requests {
+            state.requests.remove(&request);
+            state.let_go(request);
+        }
+        state.work.clear();
+        state.vault = None;
+        // The engine lives on and has us: what waits for our last message must hear that there is none.
+        state.outbox = mpsc::channel(1).0;
+    }
+
+    /// Requests under way.
+    pub(crate) fn under_way(&self) -> usize {
+        self.state.borrow().requests.len()
+    }
+
+    /// Sets the time by which timers and deadlines are judged.
+    pub(crate) fn set_now(&self, now: Instant) {
+        self.now.set(now);
+    }
+
+    /// What a turn of `request` may use; `None` when there is nothing left, or no such request.
+    pub(crate) fn budget(&self, request: RequestId) -> Option<Budget> {
+        let state = self.state.borrow();
+        let limits = state.limits;
+        let request = state.requests.get(&request)?;
+        let cpu = Duration::from_millis(limits.cpu_time_ms.into()).saturating_sub(request.cpu);
+        let wall = Duration::from_millis(limits.wall_time_ms.into());
+        let wall = wall.saturating_sub(self.now.get().saturating_duration_since(request.began));
+        (!cpu.is_zero()).then_some(Budget {
+            cpu,
+            wall: wall.max(Duration::from_millis(1)),
+        })
+    }
+
+    /// What a turn of nobody in particular may use: what the request with the most left has left.
+    pub(crate) fn shared_budget(&self) -> Budget {
+        let state = self.state.borrow();
+        let limit = Duration::from_millis(state.limits.cpu_time_ms.into());
+        let least = state
+            .requests
+            .values()
+            .map(|request| request.cpu)
+            .min()
+            .unwrap_or_default();
+        let wall = Duration::from_millis(state.limits.wall_time_ms.into());
+        Budget {
+            cpu: limit.saturating_sub(least).max(Duration::from_millis(1)),
+            wall,
+        }
+    }
+
+    /// Adds to a request's account.
+    pub(crate) fn charge(&self, request: RequestId, cpu: Duration) {
+        if let Some(request) = self.state.borrow_mut().requests.get_mut(&request) {
+            request.cpu += cpu;
+        }
+    }
+
+    /// Adds equal parts to the accounts of all requests under way.
+    pub(crate) fn charge_all(&self, cpu: Duration) {
+        let mut state = self.state.borrow_mut();
+        let parts = u32::try_from(state.requests.len()).unwrap_or(u32::MAX);
+        if let Some(part) = cpu.checked_div(parts) {
+            state
+                .requests
+                .values_mut()
+                .for_each(|request| request.cpu += part);
+        }
+    }
+
+    /// The request that has used the most CPU time.
+    pub(crate) fn busiest(&self) -> Option<RequestId> {
+        let state = self.state.borrow();
+        state
+            .requests
+            .iter()
+            .max_by_key(|(_, request)| request.cpu)
+            .map(|(id, _)| *id)
+    }
+
+    /// CPU time that the pool's thread may take for all requests together.
+    pub(crate) fn helper_grant(&self) -> Duration {
+        let state = self.state.borrow();
+        let requests = u32::try_from(state.requests.len().max(1)).unwrap_or(u32::MAX);
+        Duration::from_millis(state.limits.cpu_time_ms.into()).saturating_mul(requests)
+    }
+
+    /// When the next timer or deadline is.
+    pub(crate) fn next_deadline(&self) -> Option<Instant> {
+        let state = self.state.borrow();
+        let wall = Duration::from_millis(state.limits.wall_time_ms.into());
+        let request = state
+            .requests
+            .values()
+            .map(|request| request.began + wall)
+            .min();
+        let timer = state.due.first().map(|(at, _)| *at);
+        [request, timer].into_iter().flatten().min()
+    }
+
+    /// Timers that are due are told; requests over their time are ended.
+    pub(crate) fn time_passed(&self) {
+        let now = self.now.get();
+        let mut state = self.state.borrow_mut();
+        while let Some((at, timer)) = state.due.first().copied()
+            && at <= now
+        {
+            state.due.remove(&(at, timer));
+            if let Some((_, request)) = state.timers.remove(&timer) {
+                self.tell(Event::Fire { request, timer });
+            }
+        }
+        let wall = Duration::from_millis(state.limits.wall_time_ms.into());
+        let late = state
+            .requests
+            .iter()
+            .filter(|(_, request)| now >= request.began + wall);
+        let late: Vec<RequestId> = late.map(|(id, _)| *id).collect();
+        drop(state);
+        for request in late {
+            self.abort(
+                request,
+                Failure::ExceededWall,
+                limit_message(Failure::ExceededWall),
+            );
+        }
+    }
+
+    /// Ends a request from outside: resets its response if that is not over, and lets go of all it has.
+    pub(crate) fn abort(&self, request: RequestId, failure: Failure, message: &str) {
+        self.state.borrow_mut().give_up(request, failure, message);
+        self.finish(request);
+    }
+
+    /// Takes a request that is over out of the books, and reports it.
+    fn finish(&self, id: RequestId) {
+        let mut state = self.state.borrow_mut();
+        let Some(request) = state.requests.remove(&id) else {
+            return;
+        };
+        let (timers, handles) = state.let_go(id);
+        let wall = self.now.get().saturating_duration_since(request.began);
+        let (failure, message) = request
+            .failure
+            .map_or((None, String::new()), |(failure, message)| {
+                (Some(failure), message)
+            });
+        let outcome = Outcome {
+            request: request.name,
+            failure,
+            message,
+            cpu_us: micros(request.cpu),
+            wall_us: micros(wall),
+            subrequests: request.subrequests,
+        };
+        if state.outbox.try_send(FromWorker::Outcome(outcome)).is_err() {
+            tracing::warn!("the supervisor does not read: the outcome of a request is lost");
+        }
+        drop(state);
+        if request.wants_cancel || !timers.is_empty() || !handles.is_empty() {
+            self.tell(Event::Over {
+                request: id,
+                timers,
+                handles,
+            });
+        }
+    }
+
+    /// Finishes `request` if its response and all its promises are.
+    fn finish_if_over(&self, request: RequestId) {
+        let over = self
+            .state
+            .borrow()
+            .requests
+            .get(&request)
+            .is_some_and(|request| request.answered && request.waiting == 0);
+        if over {
+            self.finish(request);
+        }
+    }
+
+    /// What became of the turn of `request`: called after each, when its account is settled.
+    pub(crate) fn after_turn(&self, request: RequestId) {
+        self.finish_if_over(request);
+    }
+
+    /// The end of something, if there is one.
+    pub(crate) fn poll_done(&self, context: &mut Context<'_>) -> Poll<()> {
+        let mut state = self.state.borrow_mut();
+        let done = match state.ready.pop_front() {
+            Some(done) => done,
+            None => match state.work.poll_next_unpin(context) {
+                Poll::Ready(Some(Some(done))) => done,
+                Poll::Ready(Some(None)) => return Poll::Ready(()),
+                Poll::Ready(None) | Poll::Pending => return Poll::Pending,
+            },
+        };
+        drop(state);
+        self.handle(done);
+        Poll::Ready(())
+    }
+
+    fn handle(&self, done: Done) {
+        let mut state = self.state.borrow_mut();
+        match done {
+            Done::Responded(request) => {
+                drop(state);
+                self.finish_if_over(request);
+            }
+            Done::Unwanted(body) => {
+                drop(state);
+                self.tell(Event::Taken {
+                    request: 0,
+                    body,
+                    wanted: false,
+                });
+            }
+            Done::Pulled(handle, body, piece) => {
+                let Some(held) = state.receiving.get_mut(&handle) else {
+                    return;
+                };
+                let request = held.owner;
+                held.busy = None;
+                let piece = match piece {
+                    Some(Ok(bytes)) => {
+                        held.body = Some(body);
+                        Piece::Bytes(bytes)
+                    }
+                    Some(Err(_)) => Piece::Cut,
+                    None => Piece::End,
+                };
+                if !matches!(piece, Piece::Bytes(_)) {
+                    state.receiving.remove(&handle);
+                }
+                self.tell(Event::Arrived {
+                    request,
+                    body: handle,
+                    piece,
+                });
+            }
+            Done::Written(handle, body, result) => {
+                let Some(held) = state.sending.get_mut(&handle) else {
+                    return;
+                };
+                let request = held.owner;
+                held.busy = None;
+                let wanted = result.is_ok();
+                if wanted {
+                    held.body = Some(body);
+                } else {
+                    state.sending.remove(&handle);
+                }
+                self.tell(Event::Taken {
+                    request,
+                    body: handle,
+                    wanted,
+                });
+                if !wanted
+                    && state
+                        .requests
+                        .get(&request)
+                        .is_some_and(|request| request.response == handle)
+                {
+                    drop(state);
+                    self.caller_left(request);
+                }
+            }
+            Done::Answered(call, result) => {
+                let Some((request, _)) = state.calling.remove(&call) else {
+                    return;
+                };
+                let event = match result {
+                    Ok((head, body)) if head.status == REFUSED => {
+                        refusal(request, call, &head, &body)
+                    }
+                    Ok((head, body)) => {
+                        let headers = fields::to_script(&head.fields);
+                        let body = if body.is_end() {
+                            0
+                        } else {
+                            state.hold_receiving(request, body)
+                        };
+                        Event::Answered {
+                            request,
+                            call,
+                            status: head.status,
+                            headers,
+                            body,
+                        }
+                    }
+                    Err(error) => lost(request, call, error),
+                };
+                drop(state);
+                self.tell(event);
+            }
+        }
+    }
+
+    /// Requests whose callers have gone away are told and, when nothing keeps them, ended.
+    pub(crate) fn poll_cancelled(&self, context: &mut Context<'_>) -> Poll<()> {
+        let mut state = self.state.borrow_mut();
+        let State {
+            requests, sending, ..
+        } = &mut *state;
+        let mut left = Vec::new();
+        for (id, request) in requests.iter_mut().filter(|(_, request)| !request.answered) {
+            let gone = match (&mut request.reply, sending.get_mut(&request.response)) {
+                (Some(reply), _) => std::pin::pin!(reply.cancelled()).poll(context).is_ready(),
+                (
+                    None,
+                    Some(Held {
+                        body: Some(body), ..
+                    }),
+                ) => std::pin::pin!(body.cancelled()).poll(context).is_ready(),
+                (None, _) => false,
+            };
+            if gone {
+                left.push(*id);
+            }
+        }
+        drop(state);
+        for request in &left {
+            self.caller_left(*request);
+        }
+        if left.is_empty() {
+            Poll::Pending
+        } else {
+            Poll::Ready(())
+        }
+    }
+
+    fn caller_left(&self, id: RequestId) {
+        let mut state = self.state.borrow_mut();
+        let Some(request) = state.requests.get_mut(&id) else {
+            return;
+        };
+        request.reply = None;
+        request.answered = true;
+        let (response, wants_cancel) = (request.response, request.wants_cancel);
+        let was_sending = state.sending.remove(&response).is_some();
+        drop(state);
+        if was_sending {
+            self.tell(Event::Taken {
+                request: id,
+                body: response,
+                wanted: false,
+            });
+        }
+        if wants_cancel {
+            self.tell(Event::Cancelled { request: id });
+        } else {
+            self.finish_if_over(id);
+        }
+    }
+}
+
+/// The vault said no.
+fn refusal(request: RequestId, call: Handle, head: &ResponseHead, _: &RecvBody) -> Event {
+    let code = head
+        .fields
+        .text(":error")
+        .unwrap_or("egress_denied")
+        .to_owned();
+    let message = head
+        .fields
+        .text(":message")
+        .unwrap_or("the call was refused")
+        .to_owned();
+    Event::Refused {
+        request,
+        call,
+        code,
+        message,
+        by_vault: true,
+    }
+}
+
+/// The call broke off without a word.
+fn lost(request: RequestId, call: Handle, error: StreamError) -> Event {
+    let code = "call_failed".to_owned();
+    Event::Refused {
+        request,
+        call,
+        code,
+        message: format!("the call failed: {error}"),
+        by_vault: false,
+    }
+}
+
+fn micros(time: Duration) -> u32 {
+    u32::try_from(time.as_micros()).unwrap_or(u32::MAX)
+}
