@@ -1,2 +1,23 @@
-//! The vault's decisions: opening, egress policy, injection, scrubbing. Pure.
+//! The vault's decisions: opening, egress policy, injection, scrubbing. Pure: time, random bytes and answers of the network
+//! come in as arguments. Only `casemate-vault` links this crate, so only it can open a secret.
+//!
+//! | module | decides |
+//! |---|---|
+//! | [`keys`] | what the storage key and the node's seeds become |
+//! | [`opening`] | grants and secrets, opened |
+//! | [`target`] | what a function's URL means, or that it means two things |
+//! | [`egress`] | whether a call may go, and which credential goes with it |
+//! | [`address`] | which resolved addresses may be dialled |
+//! | [`slot`] | the header fields and the target that go on the wire |
+//! | [`scrub`] | what of the answer's head the function may see |
+//! | [`liveness`] | whether the lease still holds |
 #![forbid(unsafe_code)]
+
+pub mod address;
+pub mod egress;
+pub mod keys;
+pub mod liveness;
+pub mod opening;
+pub mod scrub;
+pub mod slot;
+pub mod target;

@@ -1,0 +1,327 @@
+//! Whether a call may go, and which credential goes with it. Deny unless declared.
+
+use casemate_trust::path::{Method, PathPattern, is_canonical_path};
+use casemate_trust::release::{Credential, Release, Scheme};
+
+use crate::target::{Target, TargetError};
+
+/// A call that may go.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Allowed<'a> {
+    /// Where to.
+    pub target: Target,
+    /// How.
+    pub method: Method,
+    /// The slot to fill, if any.
+    pub credential: Option<&'a Credential>,
+    /// PEM of the certificate authority to trust instead of the node's own.
+    pub ca: Option<&'a str>,
+}
+
+/// Why a call may not go. Whatever it is, the function reads `egress_denied`.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Denial {
+    /// The URL has no single meaning.
+    #[error("the URL is refused: {0}")]
+    Target(#[from] TargetError),
+    /// Not a method of ours.
+    #[error("expected an HTTP method in upper case, without CONNECT and TRACE")]
+    Method,
+    /// No such capability.
+    #[error("the release declares no credential for the binding {0}")]
+    Binding(String),
+    /// The capability goes elsewhere.
+    #[error("the binding {binding} goes to https://{declared}, not to {asked}")]
+    Elsewhere {
+        /// The binding.
+        binding: String,
+        /// Where it goes.
+        declared: String,
+        /// Where it was to go.
+        asked: String,
+    },
+    /// Nothing in the release allows it.
+    #[error("the release declares no egress to {scheme}://{host}:{port}")]
+    Host {
+        /// Scheme.
+        scheme: &'static str,
+        /// Host.
+        host: String,
+        /// Port.
+        port: u16,
+    },
+    /// The host is declared, but not with this method or path.
+    #[error("the release declares egress to that host, but not {0} with that path")]
+    MethodOrPath(Method),
+    /// A path that servers read in different ways, where paths decide.
+    #[error(
+        "the path is not canonical: where the release limits paths, it must have no `//`, `.`, `..`, `;` or needless percent-encoding, \
+         and percent-encoding in upper case"
+    )]
+    Path,
+}
+
+/// The host and port of a slot, as a URL's authority.
+fn declared(credential: &Credential) -> String {
+    if credential.port == Scheme::Https.default_port() {
+        credential.host.to_string()
+    } else {
+        format!("{}:{}", credential.host, credential.port)
+    }
+}
+
+/// Judges one call of a function whose release this is; `binding` is the capability that it used, if any.
+///
+/// # Errors
+/// See [`Denial`].
+pub fn decide<'a>(
+    release: &'a Release,
+    binding: Option<&str>,
+    method: &str,
+    url: &str,
+) -> Result<Allowed<'a>, Denial> {
+    let method: Method = method.parse().map_err(|_| Denial::Method)?;
+    let target = Target::parse(url)?;
+    if let Some(binding) = binding {
+        let slot = release
+            .credentials
+            .iter()
+            .find(|credential| credential.binding.as_str() == binding);
+        let slot = slot.ok_or_else(|| Denial::Binding(binding.chars().take(64).collect()))?;
+        if target.scheme != Scheme::Https || target.host != slot.host || target.port != slot.port {
+            let asked = format!("{}://{}", target.scheme.as_str(), target.authority());
+            return Err(Denial::Elsewhere {
+                binding: binding.to_owned(),
+                declared: declared(slot),
+                asked,
+            });
+        }
+        return match fits(&slot.methods, &slot.paths, &method, &target.path)? {
+            true => Ok(Allowed {
+                target,
+                method,
+                credential: Some(slot),
+                ca: slot.ca.as_deref(),
+            }),
+            false => Err(Denial::MethodOrPath(method)),
+        };
+    }
+    let mut denial = Denial::Host {
+        scheme: target.scheme.as_str(),
+        host: target.host.to_string(),
+        port: target.port,
+    };
+    let same_host = |credential: &&Credential| {
+        credential.auto
+            && target.scheme == Scheme::Https
+            && credential.host == target.host
+            && credential.port == target.port
+    };
+    for slot in release.credentials.iter().filter(same_host) {
+        match fits(&slot.methods, &slot.paths, &method, &target.path) {
+            Ok(true) => {
+                return Ok(Allowed {
+                    target,
+                    method,
+                    credential: Some(slot),
+                    ca: slot.ca.as_deref(),
+                });
+            }
+            Ok(false) => denial = Denial::MethodOrPath(method.clone()),
+            Err(other) => denial = other,
+        }
+    }
+    for rule in release.egress.iter().filter(|rule| {
+        rule.scheme == target.scheme && rule.host == target.host && rule.port == target.port
+    }) {
+        match fits(&rule.methods, &rule.paths, &method, &target.path) {
+            Ok(true) => {
+                return Ok(Allowed {
+                    target,
+                    method,
+                    credential: None,
+                    ca: rule.ca.as_deref(),
+                });
+            }
+            Ok(false) => denial = Denial::MethodOrPath(method.clone()),
+            Err(other) => denial = other,
+        }
+    }
+    Err(denial)
+}
+
+/// Where paths decide, a path must be canonical; where they do not, it is the upstream's affair.
+fn fits(
+    methods: &[Method],
+    paths: &[PathPattern],
+    method: &Method,
+    path: &str,
+) -> Result<bool, Denial> {
+    if !methods.is_empty() && !methods.contains(method) {
+        return Ok(false);
+    }
+    if paths.is_empty() {
+        return Ok(true);
+    }
+    if !is_canonical_path(path) {
+        return Err(Denial::Path);
+    }
+    Ok(paths.iter().any(|pattern| pattern.matches(path)))
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use casemate_trust::id::{Digest, FleetId, TenantId};
+    use casemate_trust::release::{BundleRef, EgressRule, Limits, Perimeter, Slot};
+
+    pub(crate) fn release() -> Release {
+        let slot = |binding: &str, host: &str, auto| Credential {
+            binding: binding.parse().unwrap(),
+            secret: "KEY".parse().unwrap(),
+            host: host.parse().unwrap(),
+            port: 443,
+            methods: vec!["POST".parse().unwrap()],
+            paths: vec!["/v1/*".parse().unwrap()],
+            slot: Slot::Bearer,
+            auto,
+            ca: None,
+        };
+        let rule = |host: &str, paths: &[&str]| EgressRule {
+            scheme: Scheme::Https,
+            host: host.parse().unwrap(),
+            port: 443,
+            methods: vec![],
+            paths: paths.iter().map(|path| path.parse().unwrap()).collect(),
+            ca: None,
+        };
+        Release {
+            fleet: FleetId([1; 32]),
+            tenant: TenantId([2; 32]),
+            function: "web".parse().unwrap(),
+            bundle: BundleRef {
+                digest: Digest([3; 32]),
+                bytes: 1,
+            },
+            entry: "main.js".into(),
+            hosts: vec![],
+            perimeter: Perimeter::default(),
+            limits: Limits::default(),
+            vars: vec![],
+            egress: vec![rule("open.test", &[]), rule("auto.test", &["/public/*"])],
+            credentials: vec![
+                slot("pay", "pay.test", false),
+                slot("auto", "auto.test", true),
+            ],
+            dynamic_code: false,
+            owner: String::new(),
+        }
+    }
+
+    fn ask(binding: Option<&str>, method: &str, url: &str) -> Result<Option<String>, Denial> {
+        let release = release();
+        let allowed = decide(&release, binding, method, url)?;
+        Ok(allowed.credential.map(|slot| slot.binding.to_string()))
+    }
+
+    #[test]
+    fn a_binding_goes_where_it_was_declared_and_nowhere_else() {
+        assert_eq!(
+            ask(Some("pay"), "POST", "https://pay.test/v1/charges")
+                .unwrap()
+                .as_deref(),
+            Some("pay")
+        );
+        let elsewhere = [
+            "https://evil.test/v1/x",
+            "https://pay.test.evil.test/v1/x",
+            "https://pay.test:444/v1/x",
+            "http://pay.test/v1/x",
+            "http://pay.test:443/v1/x",
+            "https://sub.pay.test/v1/x",
+            "https://open.test/v1/x",
+        ];
+        for url in elsewhere {
+            assert!(
+                matches!(ask(Some("pay"), "POST", url), Err(Denial::Elsewhere { .. })),
+                "{url}"
+            );
+        }
+        assert!(matches!(
+            ask(Some("pay"), "GET", "https://pay.test/v1/x"),
+            Err(Denial::MethodOrPath(_))
+        ));
+        assert!(matches!(
+            ask(Some("pay"), "POST", "https://pay.test/v2/x"),
+            Err(Denial::MethodOrPath(_))
+        ));
+        for path in [
+            "/v1/../admin",
+            "/v1/%2e%2e/admin",
+            "/v1//x",
+            "/v1/a%2fb",
+            "/v1/a;x",
+            "/v1/%2E%2E/x",
+        ] {
+            assert_eq!(
+                ask(Some("pay"), "POST", &format!("https://pay.test{path}")),
+                Err(Denial::Path),
+                "{path}"
+            );
+        }
+        assert!(matches!(
+            ask(Some("other"), "POST", "https://pay.test/v1/x"),
+            Err(Denial::Binding(_))
+        ));
+        assert!(matches!(
+            ask(Some("pay"), "CONNECT", "https://pay.test/v1/x"),
+            Err(Denial::Method)
+        ));
+        assert!(matches!(
+            ask(Some("pay"), "post", "https://pay.test/v1/x"),
+            Err(Denial::Method)
+        ));
+    }
+
+    #[test]
+    fn plain_fetch_gets_a_credential_only_where_it_is_automatic() {
+        assert_eq!(
+            ask(None, "POST", "https://auto.test/v1/x")
+                .unwrap()
+                .as_deref(),
+            Some("auto")
+        );
+        assert_eq!(
+            ask(None, "GET", "https://auto.test/public/x").unwrap(),
+            None
+        );
+        assert!(matches!(
+            ask(None, "GET", "https://auto.test/v1/x"),
+            Err(Denial::MethodOrPath(_))
+        ));
+        assert!(matches!(
+            ask(None, "POST", "https://pay.test/v1/x"),
+            Err(Denial::Host { .. })
+        ));
+    }
+
+    #[test]
+    fn what_is_not_declared_is_denied() {
+        assert_eq!(
+            ask(None, "GET", "https://open.test/a/../b;c").unwrap(),
+            None
+        );
+        assert!(matches!(
+            ask(None, "GET", "http://open.test/"),
+            Err(Denial::Host { .. })
+        ));
+        assert!(matches!(
+            ask(None, "GET", "https://169.254.169.254/latest"),
+            Err(Denial::Host { .. })
+        ));
+        assert!(matches!(
+            ask(None, "GET", "https://user@open.test/"),
+            Err(Denial::Target(_))
+        ));
+    }
+}

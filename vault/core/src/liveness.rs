@@ -1,0 +1,159 @@
+//! Leases. Time here is milliseconds since boot, which nobody sets back; a reboot ends a lease.
+
+use casemate_trust::id::FleetId;
+use casemate_trust::key::PublicKey;
+use casemate_trust::lease::{Lease, LeaseError, NONCE_BYTES, check};
+use casemate_trust::statement::OnlineKey;
+
+/// A nonce that got no answer is replaced after this, milliseconds.
+const ASK_AGAIN_MS: u64 = 20_000;
+
+/// Whether the control plane has proven, lately enough, that it is alive.
+#[derive(Debug, Clone)]
+pub struct Liveness {
+    lease_ms: u64,
+    until_ms: Option<u64>,
+    asked: Option<(Vec<u8>, u64)>,
+}
+
+impl Liveness {
+    /// A node whose leases last so long; `until_ms` is what an earlier run of this boot had.
+    pub fn new(lease_ms: u64, until_ms: Option<u64>) -> Self {
+        Self {
+            lease_ms,
+            until_ms,
+            asked: None,
+        }
+    }
+
+    /// Whether credentials may be used.
+    pub fn holds(&self, now_ms: u64) -> bool {
+        self.until_ms.is_some_and(|until| now_ms < until)
+    }
+
+    /// Until when, milliseconds since boot.
+    pub fn until_ms(&self) -> Option<u64> {
+        self.until_ms
+    }
+
+    /// The nonce to ask with, when it is time: half of the lease is over, and no question is under way.
+    pub fn question(
+        &mut self,
+        now_ms: u64,
+        random: casemate_trust::Random<'_>,
+    ) -> Option<[u8; NONCE_BYTES]> {
+        let left_ms = self.until_ms.unwrap_or(0).saturating_sub(now_ms);
+        let waiting = self
+            .asked
+            .as_ref()
+            .is_some_and(|(_, at)| now_ms.saturating_sub(*at) < ASK_AGAIN_MS);
+        if left_ms > self.lease_ms / 2 || waiting {
+            return None;
+        }
+        let mut nonce = [0; NONCE_BYTES];
+        random(&mut nonce);
+        self.asked = Some((nonce.to_vec(), now_ms));
+        Some(nonce)
+    }
+
+    /// The question under way is void: whoever was to answer is gone. The next [`Self::question`] asks again.
+    pub fn ask_again(&mut self) {
+        self.asked = None;
+    }
+
+    /// Judges an answer. The lease runs from when the nonce was made, so a late answer is a short lease.
+    ///
+    /// # Errors
+    /// See [`LeaseError`]; nothing has changed.
+    pub fn answer(
+        &mut self,
+        envelope: &casemate_trust::dsse::Envelope,
+        fleet: FleetId,
+        node: PublicKey,
+        online: &OnlineKey,
+    ) -> Result<(), LeaseError> {
+        let (nonce, made_ms) = self.asked.clone().ok_or(LeaseError::Other)?;
+        check(envelope, &Lease { fleet, node, nonce }, online)?;
+        self.asked = None;
+        self.until_ms = Some(made_ms + self.lease_ms);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use casemate_trust::key::SigningKey;
+    use casemate_trust::statement::Statement as _;
+
+    use super::*;
+
+    const FLEET: FleetId = FleetId([1; 32]);
+    const HOUR_MS: u64 = 3_600_000;
+
+    fn key(seed: u8) -> SigningKey {
+        SigningKey::from_seed(&[seed; 32]).unwrap()
+    }
+
+    fn online() -> OnlineKey {
+        let public = key(1).public();
+        OnlineKey {
+            fleet: FLEET,
+            version: 1,
+            liveness: public,
+            quic: public,
+            api: public,
+            issued: 1,
+            expires: 2,
+        }
+    }
+
+    #[test]
+    fn a_lease_runs_from_its_nonce_and_an_old_answer_is_refused() {
+        let mut liveness = Liveness::new(HOUR_MS, None);
+        assert!(!liveness.holds(0));
+        let nonce = liveness.question(1000, &mut |bytes| bytes.fill(7)).unwrap();
+        assert_eq!(
+            liveness.question(1001, &mut |bytes| bytes.fill(8)),
+            None,
+            "one question at a time"
+        );
+        let node = key(2).public();
+        let lease = Lease {
+            fleet: FLEET,
+            node,
+            nonce: nonce.to_vec(),
+        };
+        let (good, forged) = (lease.sign(&[&key(1)]), lease.sign(&[&key(66)]));
+        assert_eq!(
+            liveness.answer(&forged, FLEET, node, &online()),
+            Err(LeaseError::Signature)
+        );
+        let others = Lease {
+            node: key(3).public(),
+            ..lease.clone()
+        }
+        .sign(&[&key(1)]);
+        assert_eq!(
+            liveness.answer(&others, FLEET, node, &online()),
+            Err(LeaseError::Other)
+        );
+        liveness.answer(&good, FLEET, node, &online()).unwrap();
+        assert!(liveness.holds(1000 + HOUR_MS - 1) && !liveness.holds(1000 + HOUR_MS));
+        assert_eq!(
+            liveness.answer(&good, FLEET, node, &online()),
+            Err(LeaseError::Other),
+            "a replay answers nothing"
+        );
+        assert_eq!(liveness.question(1000 + HOUR_MS / 2 - 1, &mut |_| ()), None);
+        assert!(
+            liveness
+                .question(1000 + HOUR_MS / 2, &mut |bytes| bytes.fill(9))
+                .is_some()
+        );
+        assert_eq!(
+            liveness.answer(&good, FLEET, node, &online()),
+            Err(LeaseError::Other),
+            "an old answer to a new question"
+        );
+    }
+}

@@ -1,0 +1,255 @@
+//! What goes on the wire: the function's header fields less what is not its to set, and the secret in its slot.
+
+use std::collections::BTreeSet;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
+use casemate_trust::release::Slot;
+use casemate_trust::secret::SecretValue;
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
+use zeroize::{Zeroize as _, Zeroizing};
+
+use crate::target::Target;
+
+/// Most header fields of a call.
+pub const MAX_FIELDS: usize = 128;
+
+/// Fields that belong to the connection (RFC 9110, section 7.6.1), that we set ourselves, or that a client never sends.
+const NOT_THE_FUNCTIONS: &[&str] = &[
+    "host",
+    "connection",
+    "keep-alive",
+    "proxy-connection",
+    "proxy-authorization",
+    "proxy-authenticate",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+    "expect",
+    "content-length",
+    "http2-settings",
+    "forwarded",
+    "via",
+];
+
+/// Unreserved characters stay (RFC 3986, section 2.3).
+const QUERY_VALUE: &AsciiSet = &NON_ALPHANUMERIC
+    .remove(b'-')
+    .remove(b'.')
+    .remove(b'_')
+    .remove(b'~');
+
+/// The head of an outgoing call. The fields of the slot are marked, so that they are neither logged nor indexed.
+pub struct Outgoing {
+    /// Path and query.
+    pub path_and_query: Zeroizing<String>,
+    /// Fields: name, value, and whether it holds a secret.
+    pub fields: Vec<(String, Bytes, bool)>,
+}
+
+/// Bytes that are wiped when the last holder lets go.
+struct Wiped(Vec<u8>);
+
+impl AsRef<[u8]> for Wiped {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl Drop for Wiped {
+    fn drop(&mut self) {
+        self.0.zeroize();
+    }
+}
+
+/// Builds the head of a call from what the function sent and, if a slot is to be filled, the opened secret. Whatever the
+/// function put into the slot itself, in any case and under any spelling that servers fold together, is dropped.
+pub fn fill(
+    target: &Target,
+    fields: &[(String, Bytes)],
+    slot: Option<(&Slot, &SecretValue)>,
+) -> Outgoing {
+    let named_by_connection: BTreeSet<String> = fields
+        .iter()
+        .filter(|(name, _)| name.eq_ignore_ascii_case("connection"))
+        .flat_map(|(_, value)| value.split(|byte| *byte == b','))
+        .map(|name| String::from_utf8_lossy(name).trim().to_ascii_lowercase())
+        .collect();
+    let slot_header = slot.and_then(|(slot, _)| slot.header());
+    let is_the_functions = |name: &str| {
+        let lower = name.to_ascii_lowercase();
+        let is_slot =
+            slot_header.is_some_and(|header| lower.replace('_', "-") == header.replace('_', "-"));
+        !name.starts_with(':')
+            && !is_slot
+            && !NOT_THE_FUNCTIONS.contains(&lower.as_str())
+            && !named_by_connection.contains(&lower)
+    };
+    let kept = fields
+        .iter()
+        .filter(|(name, _)| is_the_functions(name))
+        .take(MAX_FIELDS);
+    let mut fields: Vec<_> = kept
+        .map(|(name, value)| (name.to_ascii_lowercase(), value.clone(), false))
+        .collect();
+    let mut path_and_query = Zeroizing::new(target.path_and_query());
+    match slot {
+        Some((Slot::Query { name }, secret)) => {
+            path_and_query = with_parameter(target, name, secret)
+        }
+        Some((slot, secret)) => {
+            let name = slot.header().unwrap_or_default().to_owned();
+            fields.push((
+                name,
+                Bytes::from_owner(Wiped(header_value(slot, secret))),
+                true,
+            ));
+        }
+        None => {}
+    }
+    Outgoing {
+        path_and_query,
+        fields,
+    }
+}
+
+fn header_value(slot: &Slot, secret: &SecretValue) -> Vec<u8> {
+    let secret = secret.expose_secret();
+    match slot {
+        Slot::Header { prefix, .. } => [prefix.as_bytes(), secret].concat(),
+        Slot::Bearer => [b"Bearer ", secret].concat(),
+        Slot::Basic { username } => {
+            let pair = Zeroizing::new([username.as_bytes(), b":", secret].concat());
+            let encoded = Zeroizing::new(STANDARD.encode(pair.as_slice()));
+            [b"Basic ", encoded.as_bytes()].concat()
+        }
+        Slot::Query { .. } => Vec::new(),
+    }
+}
+
+/// The query without any parameter that decodes to the slot's name, and with the slot at its end.
+fn with_parameter(target: &Target, name: &str, secret: &SecretValue) -> Zeroizing<String> {
+    let is_slot = |pair: &&str| {
+        let key = pair.split('=').next().unwrap_or_default().replace('+', " ");
+        percent_decode_str(&key)
+            .decode_utf8_lossy()
+            .eq_ignore_ascii_case(name)
+    };
+    let query = target.query.as_deref().unwrap_or_default();
+    let kept: Vec<&str> = query
+        .split('&')
+        .filter(|pair| !pair.is_empty() && !is_slot(pair))
+        .collect();
+    let text = Zeroizing::new(String::from_utf8_lossy(secret.expose_secret()).into_owned());
+    let encoded: Zeroizing<String> =
+        Zeroizing::new(utf8_percent_encode(&text, QUERY_VALUE).to_string());
+    let separator = if kept.is_empty() { "" } else { "&" };
+    Zeroizing::new(format!(
+        "{}?{}{separator}{name}={}",
+        target.path,
+        kept.join("&"),
+        *encoded
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn secret() -> SecretValue {
+        SecretValue::parse(Zeroizing::new(b"s3cr&t".to_vec())).unwrap()
+    }
+
+    fn filled(
+        fields: &[(&str, &'static str)],
+        slot: &Slot,
+        url: &str,
+    ) -> (String, Vec<(String, String)>) {
+        let fields: Vec<_> = fields
+            .iter()
+            .map(|(name, value)| ((*name).to_owned(), Bytes::from_static(value.as_bytes())))
+            .collect();
+        let outgoing = fill(
+            &Target::parse(url).unwrap(),
+            &fields,
+            Some((slot, &secret())),
+        );
+        let text = |bytes: &Bytes| String::from_utf8(bytes.to_vec()).unwrap();
+        let sent = outgoing
+            .fields
+            .iter()
+            .map(|(name, value, _)| (name.clone(), text(value)))
+            .collect();
+        (outgoing.path_and_query.to_string(), sent)
+    }
+
+    fn pair(name: &str, value: &str) -> (String, String) {
+        (name.to_owned(), value.to_owned())
+    }
+
+    #[test]
+    fn whatever_the_function_puts_into_the_slot_is_dropped() {
+        let tries = [
+            ("authorization", "mine"),
+            ("Authorization", "Mine"),
+            ("AUTHORIZATION", "x"),
+            ("x-kept", "yes"),
+        ];
+        let (_, sent) = filled(&tries, &Slot::Bearer, "https://a.test/");
+        assert_eq!(
+            sent,
+            [
+                pair("x-kept", "yes"),
+                pair("authorization", "Bearer s3cr&t")
+            ]
+        );
+        let slot = Slot::Header {
+            name: "x-api-key".into(),
+            prefix: "k=".into(),
+        };
+        let (_, sent) = filled(
+            &[("x_api_key", "a"), ("X-API_key", "b")],
+            &slot,
+            "https://a.test/",
+        );
+        assert_eq!(sent, [pair("x-api-key", "k=s3cr&t")]);
+    }
+
+    #[test]
+    fn hop_by_hop_names_cannot_remove_the_slot_or_smuggle() {
+        let tries = [
+            ("connection", "authorization, x-mine"),
+            ("x-mine", "1"),
+            ("host", "evil.test"),
+            ("transfer-encoding", "chunked"),
+            ("content-length", "5"),
+            ("trailer", "authorization"),
+            (":authority", "evil.test"),
+            ("te", "trailers"),
+            ("expect", "100-continue"),
+            ("upgrade", "h2c"),
+        ];
+        let (_, sent) = filled(&tries, &Slot::Bearer, "https://a.test/");
+        assert_eq!(sent, [pair("authorization", "Bearer s3cr&t")]);
+    }
+
+    #[test]
+    fn basic_and_query_slots() {
+        let (_, sent) = filled(
+            &[],
+            &Slot::Basic {
+                username: "me".into(),
+            },
+            "https://a.test/",
+        );
+        assert_eq!(sent, [pair("authorization", "Basic bWU6czNjciZ0")]);
+        let slot = Slot::Query { name: "key".into() };
+        assert_eq!(filled(&[], &slot, "https://a.test/x").0, "/x?key=s3cr%26t");
+        assert_eq!(
+            filled(&[], &slot, "https://a.test/x?key=1&a=2&k%65y=3&KEY=4&key").0,
+            "/x?a=2&key=s3cr%26t"
+        );
+    }
+}
