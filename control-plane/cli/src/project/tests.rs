@@ -1,0 +1,195 @@
+use super::*;
+
+fn parse(text: &str) -> Result<Project, Vec<String>> {
+    Project::parse(Path::new("/nowhere"), text)
+}
+
+const FULL: &str = r#"
+name = "shop"
+main = "src/main.ts"
+owner = "payments team"
+hosts = ["shop.example.com", "www.example.com"]
+pools = ["main", "eu"]
+dynamic_code = false
+
+[perimeter]
+methods = ["GET", "POST"]
+paths = ["/v1/*"]
+max_body_bytes = 1_000_000
+
+[limits]
+cpu_time_ms = 50
+wall_time_ms = 10000
+heap_mib = 64
+subrequests = 0
+concurrency = 8
+
+[vars]
+GREETING = "hello"
+
+[[egress]]
+host = "cdn.example.com"
+methods = ["GET"]
+
+[[egress]]
+scheme = "http"
+host = "plain.example.com:8080"
+
+[[credential]]
+binding = "payments"
+secret = "PAYMENTS_KEY"
+host = "127.0.0.1:8443"
+methods = ["POST"]
+paths = ["/v1/*"]
+slot = "bearer"
+
+[[credential]]
+binding = "maps"
+secret = "MAPS_KEY"
+host = "maps.example.com"
+slot = { header = "X-Api-Key", prefix = "key " }
+auto = true
+
+[[credential]]
+binding = "mail"
+secret = "MAIL_KEY"
+host = "[::1]:25"
+slot = { basic = { username = "api" } }
+
+[[credential]]
+binding = "weather"
+secret = "WEATHER_KEY"
+host = "weather.example.com"
+slot = { query = "appid" }
+"#;
+
+#[test]
+fn everything_that_can_be_said() {
+    let project = parse(FULL).unwrap();
+    assert_eq!(project.name().as_str(), "shop");
+    assert_eq!(project.pools.len(), 2);
+    let release = &project.release;
+    assert_eq!(release.limits.subrequests, 0);
+    assert_eq!(release.perimeter.max_body_bytes, 1_000_000);
+    assert_eq!(release.egress[0].port, 443);
+    assert_eq!(
+        (release.egress[1].port, release.egress[1].scheme),
+        (8080, Scheme::Http)
+    );
+    let hosts: Vec<_> = release
+        .credentials
+        .iter()
+        .map(|slot| (slot.host.as_str(), slot.port))
+        .collect();
+    assert_eq!(
+        hosts,
+        [
+            ("127.0.0.1", 8443),
+            ("maps.example.com", 443),
+            ("::1", 25),
+            ("weather.example.com", 443)
+        ]
+    );
+    let header = Slot::Header {
+        name: "x-api-key".into(),
+        prefix: "key ".into(),
+    };
+    assert_eq!(release.credentials[1].slot, header);
+    assert_eq!(release.flaw(), None);
+}
+
+#[test]
+fn what_is_not_said_has_a_default() {
+    let project = parse("name = \"a\"\nmain = \"main.js\"\nhosts = [\"a.test\"]\n").unwrap();
+    assert_eq!(project.pools, [DEFAULT_POOL.parse().unwrap()]);
+    assert_eq!(project.release.limits, Limits::default());
+    assert_eq!(project.release.perimeter, Perimeter::default());
+}
+
+fn mistakes(text: &str) -> String {
+    parse(text).unwrap_err().join("\n")
+}
+
+#[test]
+fn all_mistakes_come_at_once_with_their_lines() {
+    insta::assert_snapshot!(mistakes(
+        r#"nam = "shop"
+main = "../main.ts"
+hosts = ["Shop.example.com", "shop.example.com:80", 3]
+pools = []
+dynamic_code = "no"
+
+[perimeter]
+method = ["GET"]
+paths = ["/../x", "/v1*"]
+max_body_bytes = 99999999999
+
+[limits]
+cpu_time = 50
+heap_mib = 4
+subrequests = 1.5
+
+[vars]
+GOOD = "yes"
+COUNT = 3
+"with space" = "x"
+
+[[egress]]
+scheme = "ftp"
+port = 0
+
+[[credential]]
+binding = "pay"
+secret = "PAY-KEY"
+host = "api.example.com:99999"
+slot = "cookie"
+
+[[credential]]
+binding = "two"
+secret = "TWO"
+host = "api.example.com"
+slot = { header = "x-key", query = "key" }
+ca = "missing.pem"
+colour = "red"
+"#
+    ));
+}
+
+#[test]
+fn rules_for_the_whole_have_the_line_of_the_part() {
+    let text = format!(
+        "{FULL}\n[[credential]]\nbinding = \"GREETING\"\nsecret = \"A\"\nhost = \"a.test\"\nslot = \"bearer\"\n\
+         [[credential]]\nbinding = \"b\"\nsecret = \"A\"\nhost = \"a.test\"\nslot = {{ header = \"Host\" }}\n"
+    );
+    insta::assert_snapshot!(mistakes(&text));
+}
+
+#[test]
+fn broken_toml_has_a_line_too() {
+    insta::assert_snapshot!(mistakes("name = \"shop\nmain = \"a.ts\"\n\n[limits\n"));
+}
+
+#[test]
+fn a_file_of_any_size_and_bytes_makes_no_panic() {
+    proptest::proptest!(|(text in "[a-z\\[\\]=\"\n{}.0-9 #']{0,200}")| {
+        drop(parse(&text));
+    });
+}
+
+#[test]
+fn a_project_that_is_not_there_is_said_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let error = Project::load(dir.path()).unwrap_err();
+    assert_eq!(error.code(), Code::Input);
+    assert!(error.to_text().contains("casemate init"));
+}
+
+#[test]
+fn a_private_key_is_no_certificate_authority() {
+    let dir = tempfile::tempdir().unwrap();
+    let pem = "-----BEGIN CERTIFICATE-----\n-----BEGIN PRIVATE KEY-----\n";
+    std::fs::write(dir.path().join("ca.pem"), pem).unwrap();
+    let text = "name = \"a\"\nmain = \"m.js\"\nhosts = [\"a.test\"]\n[[egress]]\nhost = \"b.test\"\nca = \"ca.pem\"\n";
+    let found = Project::parse(dir.path(), text).unwrap_err().join("\n");
+    assert!(found.contains("and no key"), "{found}");
+}
