@@ -97,7 +97,7 @@ pub fn fill(
     let mut path_and_query = Zeroizing::new(target.path_and_query());
     match slot {
         Some((Slot::Query { name }, secret)) => {
-            path_and_query = with_parameter(target, name, secret)
+            path_and_query = with_parameter(target, name, secret);
         }
         Some((slot, secret)) => {
             let name = slot.header().unwrap_or_default().to_owned();

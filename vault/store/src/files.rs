@@ -1,0 +1,154 @@
+//! Files beside sled: replaced whole, synced with their folder.
+
+use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
+use std::io::{self, ErrorKind, Read as _, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+
+use casemate_trust::Random;
+use zeroize::Zeroizing;
+
+use crate::sealing::Sealer;
+use crate::{MAX_RECORD_BYTES, StoreError};
+
+/// A sealed file beside the records.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StateFile {
+    /// What must never be forgotten.
+    Memory,
+    /// The node's keys and its fleet.
+    Identity,
+    /// The lease of this boot.
+    Lease,
+}
+
+impl StateFile {
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Memory => "memory",
+            Self::Identity => "identity",
+            Self::Lease => "lease",
+        }
+    }
+}
+
+pub(crate) fn failed(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StoreError {
+    move |source| match source.kind() {
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => StoreError::Full(path.to_owned()),
+        _ => StoreError::Io {
+            what,
+            path: path.to_owned(),
+            source,
+        },
+    }
+}
+
+pub(crate) fn make_folder(path: &Path) -> Result<(), StoreError> {
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
+        .map_err(failed("cannot make the folder", path))
+}
+
+/// An exclusive lock that ends with the process.
+pub(crate) fn lock(folder: &Path) -> Result<File, StoreError> {
+    let path = folder.join("lock");
+    let file = OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .mode(0o600)
+        .open(&path);
+    let file = file.map_err(failed("cannot open", &path))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(StoreError::Locked(folder.to_owned())),
+        Err(TryLockError::Error(error)) => Err(failed("cannot lock", &path)(error)),
+    }
+}
+
+pub(crate) fn sync_folder(folder: &Path) -> Result<(), StoreError> {
+    File::open(folder)
+        .and_then(|folder| folder.sync_all())
+        .map_err(failed("cannot sync", folder))
+}
+
+pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
+    let temporary = path.with_extension("new");
+    let write = || {
+        let mut file = OpenOptions::new()
+            .create(true)
+            .truncate(true)
+            .write(true)
+            .mode(0o600)
+            .open(&temporary)?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        fs::rename(&temporary, path)
+    };
+    write().map_err(failed("cannot write", path))?;
+    path.parent().map_or(Ok(()), sync_folder)
+}
+
+pub(crate) fn read_sealed(
+    folder: &Path,
+    file: StateFile,
+    sealer: &Sealer,
+) -> Result<Option<Zeroizing<Vec<u8>>>, StoreError> {
+    let path = folder.join(file.name());
+    let opened = match File::open(&path) {
+        Ok(opened) => opened,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(failed("cannot open", &path)(error)),
+    };
+    let mut sealed = Vec::new();
+    opened
+        .take(MAX_RECORD_BYTES as u64 + 1)
+        .read_to_end(&mut sealed)
+        .map_err(failed("cannot read", &path))?;
+    let bytes = if sealed.len() > MAX_RECORD_BYTES {
+        None
+    } else {
+        sealer.open(file.name(), &sealed)
+    };
+    bytes.map(Some).ok_or(StoreError::Sealed(path))
+}
+
+pub(crate) fn write_sealed(
+    folder: &Path,
+    file: StateFile,
+    bytes: &[u8],
+    sealer: &Sealer,
+    random: Random<'_>,
+) -> Result<(), StoreError> {
+    let sealed = sealer.seal(file.name(), bytes, random)?;
+    write_whole(&folder.join(file.name()), &sealed)
+}
+
+/// Moves something into `set-aside/` under a name that is free.
+pub(crate) fn set_aside(folder: &Path, path: &Path) -> Result<PathBuf, StoreError> {
+    let to = free_place(
+        folder,
+        &path.file_name().unwrap_or_default().to_string_lossy(),
+    )?;
+    fs::rename(path, &to).map_err(failed("cannot set aside", path))?;
+    sync_folder(folder)?;
+    Ok(to)
+}
+
+/// A free name in `set-aside/`.
+pub(crate) fn free_place(folder: &Path, name: &str) -> Result<PathBuf, StoreError> {
+    /// Nobody sets this much aside without a person having looked.
+    const MOST: usize = 10_000;
+    let aside = folder.join("set-aside");
+    make_folder(&aside)?;
+    let free = (1..=MOST)
+        .map(|number| aside.join(format!("{name}.{number}")))
+        .find(|path| !path.exists());
+    free.ok_or(StoreError::Io {
+        what: "too much is set aside in",
+        path: aside,
+        source: ErrorKind::AlreadyExists.into(),
+    })
+}

@@ -1,0 +1,168 @@
+//! A disk that lies.
+
+use std::fs;
+
+use super::*;
+
+fn random(bytes: &mut [u8]) {
+    let filled = ring::rand::SecureRandom::fill(&ring::rand::SystemRandom::new(), bytes);
+    assert!(filled.is_ok());
+}
+
+fn key() -> Zeroizing<[u8; KEY_BYTES]> {
+    Zeroizing::new([7; KEY_BYTES])
+}
+
+fn put(name: &str, bytes: &[u8]) -> Write {
+    Write::Put(Kind::Tenant, name.into(), bytes.to_vec())
+}
+
+fn all(store: &Store) -> (Vec<Named>, SetAside) {
+    let mut aside = SetAside::default();
+    (store.all(Kind::Tenant, &mut aside).unwrap(), aside)
+}
+
+#[test]
+fn what_was_committed_is_there_again_and_sealed() {
+    let folder = tempfile::tempdir().unwrap();
+    let (store, aside) = Store::open(folder.path(), &key()).unwrap();
+    assert!(aside.is_empty());
+    store
+        .commit(
+            &[
+                put("a", b"the plain text"),
+                put("b", b"2"),
+                Write::Drop(Kind::Tenant, "b".into()),
+            ],
+            &mut random,
+        )
+        .unwrap();
+    store
+        .write(StateFile::Memory, b"remember me", &mut random)
+        .unwrap();
+    drop(store);
+    let (store, _) = Store::open(folder.path(), &key()).unwrap();
+    assert_eq!(
+        all(&store).0,
+        [("a".to_owned(), Zeroizing::new(b"the plain text".to_vec()))]
+    );
+    assert_eq!(
+        store.read(StateFile::Memory).unwrap().unwrap().as_slice(),
+        b"remember me"
+    );
+    assert!(store.read(StateFile::Identity).unwrap().is_none());
+    assert_eq!(
+        store.get(Kind::Tenant, "a").unwrap().unwrap().as_slice(),
+        b"the plain text"
+    );
+    let disk: Vec<u8> = ["records/db", "memory"]
+        .iter()
+        .flat_map(|name| fs::read(folder.path().join(name)).unwrap())
+        .collect();
+    for plain in [&b"the plain text"[..], b"remember me"] {
+        assert!(!disk.windows(plain.len()).any(|window| window == plain));
+    }
+}
+
+#[test]
+fn a_second_vault_is_told_that_the_store_is_in_use() {
+    let folder = tempfile::tempdir().unwrap();
+    let _first = Store::open(folder.path(), &key()).unwrap();
+    assert!(matches!(
+        Store::open(folder.path(), &key()),
+        Err(StoreError::Locked(_))
+    ));
+}
+
+#[test]
+fn a_snapshot_that_a_kill_left_half_written_is_harmless() {
+    let folder = tempfile::tempdir().unwrap();
+    let (store, _) = Store::open(folder.path(), &key()).unwrap();
+    store.commit(&[put("a", b"1")], &mut random).unwrap();
+    drop(store);
+    fs::write(
+        folder
+            .path()
+            .join("records/snap.0000000000000010.generating"),
+        b"",
+    )
+    .unwrap();
+    let (store, aside) = Store::open(folder.path(), &key()).unwrap();
+    assert!(aside.is_empty());
+    assert_eq!(all(&store).0.len(), 1);
+}
+
+#[test]
+fn a_store_that_cannot_be_opened_is_set_aside_and_state_files_stay() {
+    let folder = tempfile::tempdir().unwrap();
+    let (store, _) = Store::open(folder.path(), &key()).unwrap();
+    store.commit(&[put("a", b"1")], &mut random).unwrap();
+    store.write(StateFile::Memory, b"m", &mut random).unwrap();
+    drop(store);
+    fs::write(
+        folder.path().join("records/conf"),
+        b"this is no configuration of any version",
+    )
+    .unwrap();
+    let (store, aside) = Store::open(folder.path(), &key()).unwrap();
+    let place = aside.records.unwrap();
+    assert!(place.join("db").is_file(), "kept for a person");
+    assert!(all(&store).0.is_empty());
+    assert_eq!(
+        store.read(StateFile::Memory).unwrap().unwrap().as_slice(),
+        b"m"
+    );
+}
+
+#[test]
+fn records_under_another_name_or_key_are_set_aside() {
+    let folder = tempfile::tempdir().unwrap();
+    let (store, _) = Store::open(folder.path(), &key()).unwrap();
+    store
+        .commit(&[put("a", b"1"), put("b", b"2")], &mut random)
+        .unwrap();
+    let stolen = store.records_for_test().get("tenant/a").unwrap().unwrap();
+    store.records_for_test().insert("tenant/b", stolen).unwrap();
+    let (held, aside) = all(&store);
+    assert_eq!(held.len(), 1);
+    assert_eq!(aside.single.len(), 1);
+    assert!(aside.single[0].is_file());
+    assert!(all(&store).1.is_empty(), "once");
+    drop(store);
+    let (store, _) = Store::open(folder.path(), &Zeroizing::new([8; KEY_BYTES])).unwrap();
+    assert_eq!(all(&store).0.len(), 0);
+}
+
+#[test]
+fn flipped_truncated_and_empty_state_files_do_not_open() {
+    let folder = tempfile::tempdir().unwrap();
+    let (store, _) = Store::open(folder.path(), &key()).unwrap();
+    store
+        .write(StateFile::Identity, b"who I am", &mut random)
+        .unwrap();
+    let path = folder.path().join("identity");
+    let whole = fs::read(&path).unwrap();
+    let mut flipped = whole.clone();
+    flipped[20] ^= 1;
+    for damaged in [&flipped[..], &whole[..10], &[]] {
+        fs::write(&path, damaged).unwrap();
+        assert!(matches!(
+            store.read(StateFile::Identity),
+            Err(StoreError::Sealed(_))
+        ));
+    }
+    fs::copy(&path, folder.path().join("memory")).unwrap();
+    fs::write(folder.path().join("memory"), &whole).unwrap();
+    assert!(
+        matches!(store.read(StateFile::Memory), Err(StoreError::Sealed(_))),
+        "one file cannot stand in for another"
+    );
+    let aside = store.set_aside(StateFile::Memory).unwrap();
+    assert!(aside.is_file() && store.read(StateFile::Memory).unwrap().is_none());
+}
+
+impl Store {
+    fn records_for_test(&self) -> &sled::Db {
+        self.records.db()
+    }
+}
