@@ -1,0 +1,84 @@
+//! The fleet: what everybody may know of it, and how statements come in.
+
+use casemate_trust::Seconds;
+use casemate_trust::dsse::Envelope;
+use casemate_trust::id::FleetId;
+use casemate_trust::key::PublicKey;
+use casemate_trust::name::Name;
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+/// What a client needs to check the fleet from the fingerprint that it got out of band. Nothing in it is to be believed
+/// before that.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct FleetView {
+    /// The fleet, once a root was uploaded.
+    #[schema(value_type = Option<String>)]
+    pub fleet: Option<FleetId>,
+    /// Every root, oldest first.
+    #[schema(value_type = Vec<Object>)]
+    pub roots: Vec<Envelope>,
+    /// The newest online key.
+    #[schema(value_type = Option<Object>)]
+    pub online_key: Option<Envelope>,
+    /// `host:port` of the QUIC socket, as nodes reach it.
+    pub quic_address: String,
+    /// Version of the server's software.
+    pub version: String,
+}
+
+/// Public halves of the control plane's keys, as `casemate-control init` writes them into `public.json`. The operator
+/// carries them to the machine with the root key, which signs them into an `OnlineKey`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PublicKeys {
+    /// Signs leases.
+    pub liveness: PublicKey,
+    /// Raw public key of the QUIC socket.
+    pub quic: PublicKey,
+    /// Key of the API's self-signed certificate.
+    pub api: PublicKey,
+}
+
+/// What became of a statement.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Outcome {
+    /// It was stored and is being pushed.
+    New,
+    /// It was there already.
+    Held,
+}
+
+/// Answer to a statement.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct StatementAnswer {
+    /// What became of it.
+    pub accepted: Outcome,
+    /// Revision of the control plane's state after it.
+    pub revision: u64,
+}
+
+/// A pool.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct PoolView {
+    /// Name.
+    #[schema(value_type = String)]
+    pub name: Name,
+    /// Newest epoch.
+    pub epoch: u64,
+    /// Until when the newest epoch is used.
+    pub expires: Seconds,
+    /// Nodes in it.
+    pub nodes: usize,
+    /// Its statements, all epochs, oldest first.
+    #[schema(value_type = Vec<Object>)]
+    pub statements: Vec<Envelope>,
+}
+
+/// All pools.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct PoolList {
+    /// By name.
+    pub pools: Vec<PoolView>,
+}

@@ -1,0 +1,134 @@
+//! Nodes: joining, being admitted, being seen.
+
+use std::collections::BTreeMap;
+
+use casemate_trust::Seconds;
+use casemate_trust::dsse::Envelope;
+use casemate_trust::id::{Digest, TenantId};
+use casemate_trust::join::{Grant, TokenRecord};
+use casemate_trust::key::PublicKey;
+use casemate_trust::name::Name;
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use crate::tenant::Refused;
+
+/// A join request that waits for the operator.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct JoinView {
+    /// Digest of the envelope's payload: names the request when admitting.
+    #[schema(value_type = String)]
+    pub request: Digest,
+    /// The node's name.
+    #[schema(value_type = String)]
+    pub node: Name,
+    /// The pool that it asks for.
+    #[schema(value_type = String)]
+    pub pool: Name,
+    /// The node's Ed25519 key.
+    #[schema(value_type = String)]
+    pub node_key: PublicKey,
+    /// The request as the node's vault signed it; the operator's machine checks it against its own record of the token.
+    #[schema(value_type = Object)]
+    pub envelope: Envelope,
+    /// Unix time at which it first came.
+    pub first_seen: Seconds,
+}
+
+/// All join requests that wait.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct JoinList {
+    /// Oldest first.
+    pub joins: Vec<JoinView>,
+}
+
+/// Registers the public part of a join token, so that only requests made with one are relayed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct NewJoinToken {
+    /// What the operator's machine keeps of the token.
+    #[schema(value_type = Object)]
+    pub record: TokenRecord,
+}
+
+/// Admits a node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Admission {
+    /// Digest of the join request's payload.
+    #[schema(value_type = String)]
+    pub request: Digest,
+    /// The node's key, as checked on the operator's machine.
+    #[schema(value_type = String)]
+    pub node_key: PublicKey,
+    /// The node's name.
+    #[schema(value_type = String)]
+    pub name: Name,
+    /// Its pool.
+    #[schema(value_type = String)]
+    pub pool: Name,
+    /// The pool's keys, sealed to the node.
+    #[schema(value_type = Vec<Object>)]
+    pub grants: Vec<Grant>,
+}
+
+/// More pool keys for a node, after a rotation.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct NewGrants {
+    /// Sealed to the node.
+    #[schema(value_type = Vec<Object>)]
+    pub grants: Vec<Grant>,
+}
+
+/// A node in a list.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct NodeSummary {
+    /// Name.
+    #[schema(value_type = String)]
+    pub name: Name,
+    /// Pool.
+    #[schema(value_type = String)]
+    pub pool: Name,
+    /// Its Ed25519 key.
+    #[schema(value_type = String)]
+    pub key: PublicKey,
+    /// Unix time at which it was admitted.
+    pub admitted: Seconds,
+    /// Unix time since when it is connected, if it is.
+    pub connected_since: Option<Seconds>,
+    /// Unix time at which it was last heard.
+    pub last_seen: Option<Seconds>,
+    /// Version of its software.
+    pub version: Option<String>,
+    /// Revision up to which it has been sent everything.
+    pub synced_revision: Option<u64>,
+}
+
+/// All nodes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct NodeList {
+    /// By name.
+    pub nodes: Vec<NodeSummary>,
+}
+
+/// One node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct NodeView {
+    /// As in the list.
+    #[serde(flatten)]
+    pub summary: NodeSummary,
+    /// Its X-Wing key, from the join request: later grants are sealed to it.
+    #[schema(value_type = Object)]
+    pub join: Envelope,
+    /// Epochs of its pool for which a grant is stored.
+    pub grants: Vec<u64>,
+    /// What the node says of itself: layers in force and more. Not checked.
+    #[schema(value_type = Object)]
+    pub status: serde_json::Value,
+    /// Highest acknowledged manifest version, by tenant.
+    #[schema(value_type = BTreeMap<String, u64>)]
+    pub manifests: BTreeMap<TenantId, u64>,
+    /// What it refused and has not accepted a later version of.
+    pub refused: Vec<Refused>,
+}

@@ -1,0 +1,137 @@
+//! Tenants: their statements, manifests and what the nodes made of them.
+
+use std::collections::BTreeMap;
+
+use casemate_trust::Seconds;
+use casemate_trust::dsse::Envelope;
+use casemate_trust::id::{Digest, TenantId};
+use casemate_trust::name::Name;
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use crate::fleet::Outcome;
+
+/// A tenant in a list.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct TenantSummary {
+    /// Id.
+    #[schema(value_type = String)]
+    pub id: TenantId,
+    /// Name.
+    #[schema(value_type = String)]
+    pub name: Name,
+    /// Version of its newest statement.
+    pub version: u64,
+    /// Until when that is used.
+    pub expires: Seconds,
+    /// Hosts that its functions may answer for.
+    pub hosts: Vec<String>,
+    /// Version of its newest manifest.
+    pub manifest_version: Option<u64>,
+    /// Until when that manifest's credentials are used.
+    pub manifest_expires: Option<Seconds>,
+    /// Functions in its newest manifest.
+    pub functions: usize,
+}
+
+/// All tenants that the token may see.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct TenantList {
+    /// By id.
+    pub tenants: Vec<TenantSummary>,
+}
+
+/// One tenant with what was signed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct TenantView {
+    /// Id.
+    #[schema(value_type = String)]
+    pub id: TenantId,
+    /// Name.
+    #[schema(value_type = String)]
+    pub name: Name,
+    /// Its statements, oldest first.
+    #[schema(value_type = Vec<Object>)]
+    pub statements: Vec<Envelope>,
+    /// Its newest manifest.
+    #[schema(value_type = Option<Object>)]
+    pub manifest: Option<Envelope>,
+}
+
+/// Answer to a manifest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ManifestAnswer {
+    /// What became of it.
+    pub accepted: Outcome,
+    /// Revision of the control plane's state after it.
+    pub revision: u64,
+}
+
+/// What the nodes made of a tenant's newest manifest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct TenantStatus {
+    /// Id.
+    #[schema(value_type = String)]
+    pub id: TenantId,
+    /// Name.
+    #[schema(value_type = String)]
+    pub name: Name,
+    /// Version of the newest manifest.
+    pub manifest_version: Option<u64>,
+    /// Until when its credentials are used.
+    pub manifest_expires: Option<Seconds>,
+    /// Functions by name.
+    #[schema(value_type = BTreeMap<String, FunctionStatus>)]
+    pub functions: BTreeMap<Name, FunctionStatus>,
+    /// Nodes in a pool of the manifest, by name.
+    pub nodes: Vec<NodeProgress>,
+}
+
+/// One function of the newest manifest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct FunctionStatus {
+    /// The wanted release.
+    #[schema(value_type = String)]
+    pub release: Digest,
+    /// Where it runs.
+    #[schema(value_type = Vec<String>)]
+    pub pools: Vec<Name>,
+    /// Hosts that lead to it.
+    pub hosts: Vec<String>,
+    /// Nodes that have acknowledged the newest manifest, of those in its pools.
+    pub nodes_current: usize,
+    /// Nodes in its pools.
+    pub nodes_total: usize,
+}
+
+/// How far a node has come with one tenant.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct NodeProgress {
+    /// The node.
+    #[schema(value_type = String)]
+    pub node: Name,
+    /// Its pool.
+    #[schema(value_type = String)]
+    pub pool: Name,
+    /// Whether it is connected now.
+    pub connected: bool,
+    /// The highest manifest version that it acknowledged.
+    pub manifest_version: Option<u64>,
+    /// Unix time of that acknowledgement.
+    pub acknowledged: Option<Seconds>,
+    /// What it refused since.
+    pub refused: Option<Refused>,
+}
+
+/// A refusal by a node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Refused {
+    /// What was refused, such as `manifest 4`.
+    pub what: String,
+    /// The node's stable code.
+    pub code: String,
+    /// For people.
+    pub message: String,
+    /// Unix time.
+    pub at: Seconds,
+}

@@ -1,0 +1,2 @@
+//! casemate-control: the control plane.
+#![forbid(unsafe_code)]
