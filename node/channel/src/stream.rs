@@ -1,7 +1,7 @@
 //! Handles of one stream. Each direction has its own; dropping one early tells the other end.
 
 use std::sync::Arc;
-use std::task::Poll;
+use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use casemate_wire::{
@@ -290,30 +290,35 @@ pub struct RecvBody {
 impl RecvBody {
     /// The next piece; `None` at the end.
     pub async fn next(&mut self) -> Option<Result<Bytes, StreamError>> {
+        std::future::poll_fn(|context| self.poll_next(context)).await
+    }
+
+    /// As [`RecvBody::next`], for bodies of other libraries.
+    pub fn poll_next(
+        &mut self,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Bytes, StreamError>>> {
         if self.done {
-            return None;
+            return Poll::Ready(None);
         }
         let Half { shared, id, .. } = &self.half;
-        let piece = std::future::poll_fn(|context| {
-            shared.with(|state| {
-                if let Some(stream) = state.streams.get_mut(id) {
-                    if let Some(bytes) = stream.data.pop_front() {
-                        state.channel.consumed(*id, bytes.len());
-                        return Poll::Ready(Some(Ok(bytes)));
-                    }
-                    if stream.end {
-                        self.trailers = stream.trailers.take();
-                        return Poll::Ready(None);
-                    }
-                    stream.reading = Some(context.waker().clone());
+        let piece = shared.with(|state| {
+            if let Some(stream) = state.streams.get_mut(id) {
+                if let Some(bytes) = stream.data.pop_front() {
+                    state.channel.consumed(*id, bytes.len());
+                    return Poll::Ready(Some(Ok(bytes)));
                 }
-                state
-                    .failure(*id)
-                    .map_or(Poll::Pending, |failure| Poll::Ready(Some(Err(failure))))
-            })
-        })
-        .await;
-        self.done = !matches!(piece, Some(Ok(_)));
+                if stream.end {
+                    self.trailers = stream.trailers.take();
+                    return Poll::Ready(None);
+                }
+                stream.reading = Some(context.waker().clone());
+            }
+            state
+                .failure(*id)
+                .map_or(Poll::Pending, |failure| Poll::Ready(Some(Err(failure))))
+        });
+        self.done = matches!(piece, Poll::Ready(None | Some(Err(_))));
         piece
     }
 

@@ -58,8 +58,10 @@ pub enum ToVault {
         worker: WorkerId,
     },
     /// A channel on which the vault signs the node's TLS handshakes. Descriptor: a `SOCK_SEQPACKET` socket; one packet
-    /// asks (the TLS 1.3 `CertificateVerify` content of a client), one packet answers (64 bytes, or nothing when refused).
+    /// asks (the TLS 1.3 `CertificateVerify` content of a client), one packet answers (64 bytes, or one byte when refused).
     Signer,
+    /// The control plane is connected: ask for `Have`, and for a `LeaseWanted` if a lease is wanted.
+    Connected,
     /// Ask for a `Description`.
     Describe,
     /// Close upstream connections, flush, exit 0.
@@ -90,6 +92,8 @@ pub enum FromVault {
         /// Fresh random bytes.
         nonce: [u8; 32],
     },
+    /// What is held, so that the control plane sends the rest. Answer to `Connected`.
+    Have(Box<Have>),
     /// The node has become a member: a grant of its pool's key was accepted.
     Joined,
     /// The store was set aside because it could not be read; everything must be sent again.
@@ -104,6 +108,32 @@ pub enum FromVault {
         /// A JSON object.
         json: String,
     },
+}
+
+/// What the vault holds; 0 is nothing.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Have {
+    /// Version of the root.
+    pub root: u64,
+    /// Version of the online key.
+    pub online_key: u64,
+    /// Newest epoch of each pool.
+    pub pools: Vec<(String, u64)>,
+    /// Tenants.
+    pub tenants: Vec<HaveTenant>,
+    /// Epochs of the node's pool whose private key it holds.
+    pub grants: Vec<u64>,
+}
+
+/// What the vault holds of a tenant.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HaveTenant {
+    /// The tenant's id.
+    pub tenant: Digest,
+    /// Version of its statement.
+    pub tenant_version: u64,
+    /// Version of its manifest, and the digest of that.
+    pub manifest: Option<(u64, Digest)>,
 }
 
 /// What the supervisor needs to connect.
