@@ -109,6 +109,7 @@ pub struct Error {
     place: Option<String>,
     lines: Vec<String>,
     next: String,
+    remote: Option<Box<casemate_api::error::ErrorDetail>>,
     #[source]
     source: Option<Box<dyn std::error::Error + Send + Sync>>,
 }
@@ -122,6 +123,7 @@ impl Error {
             place: None,
             lines: Vec::new(),
             next: next.into(),
+            remote: None,
             source: None,
         }
     }
@@ -147,6 +149,18 @@ impl Error {
         self
     }
 
+    /// What the control plane itself answered.
+    #[must_use]
+    pub fn remote(mut self, detail: casemate_api::error::ErrorDetail) -> Self {
+        self.remote = Some(Box::new(detail));
+        self
+    }
+
+    /// The control plane's own code, when the error is its answer.
+    pub fn remote_code(&self) -> Option<&str> {
+        self.remote.as_ref().map(|detail| detail.code.as_str())
+    }
+
     /// A mistake of ours, such as a value of our own that does not serialise.
     pub fn internal(what: impl Into<String>) -> Self {
         Self::new(
@@ -169,6 +183,7 @@ impl Error {
             "where": self.place,
             "details": self.lines,
             "cause": self.causes(),
+            "api_code": self.remote_code(),
             "next": self.next,
             "exit": self.code.exit(),
         }})

@@ -8,11 +8,12 @@ use std::path::PathBuf;
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
 
 pub use operator::{
-    Audit, Ceilings, Fleet, FleetInit, FleetOnline, Node, NodeAdmit, NodeToken, Pool, PoolAdd,
-    PoolRenew, PoolRotate, Scope, Tenant, TenantAdd, TenantKey, Token, TokenCreate,
+    Audit, Ceilings, Fleet, FleetInit, FleetOnline, Node, NodeAdmit, NodeRevoke, NodeToken, Pool,
+    PoolAdd, PoolRotate, Tenant, TenantAdd, TenantHosts, TenantKey, Token, TokenCreate, TokenScope,
 };
 pub use tenant::{
-    Deploy, Init, Login, Logs, Renew, Rollback, Secret, SecretPut, SlotKind, Template,
+    Deploy, Init, Login, Logs, Remove, Renew, Rollback, Secret, SecretPut, SecretRemove, Signing,
+    SlotKind, Template, Whose,
 };
 
 /// Who a command is for, in the order of the help text. Every command is in one group: a test says so.
@@ -20,12 +21,12 @@ const GROUPS: &[(&str, &[&str])] = &[
     (
         "Your function (tenant)",
         &[
-            "init", "deploy", "secret", "rollback", "renew", "status", "logs",
+            "init", "deploy", "secret", "status", "logs", "rollback", "renew", "remove",
         ],
     ),
     (
         "The fleet (operator)",
-        &["fleet", "tenant", "pool", "node", "token", "audit"],
+        &["fleet", "pool", "tenant", "node", "token", "audit"],
     ),
     ("Both", &["login", "fingerprint", "completions"]),
 ];
@@ -82,30 +83,32 @@ pub struct Global {
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Make a project: casemate.toml, a function in TypeScript, a README
+    /// Make a project: casemate.toml and a function
     Init(Init),
     /// Bundle, sign, upload, and wait until the nodes run it
     Deploy(Deploy),
     /// Seal secrets so that only the nodes' vaults can open them
     #[command(subcommand)]
     Secret(Secret),
+    /// What is signed, what the nodes run, and what expires when
+    Status(Whose),
+    /// What the functions say
+    Logs(Logs),
     /// Go back to an earlier release
     Rollback(Rollback),
     /// Sign the manifest anew before it expires; needs no secret
     Renew(Renew),
-    /// What is signed, what the nodes run, and what expires when
-    Status,
-    /// What the functions and the nodes say
-    Logs(Logs),
+    /// Withdraw a function from all nodes
+    Remove(Remove),
     /// Create the fleet: its root key is made here and never leaves this machine
     #[command(subcommand)]
     Fleet(Fleet),
-    /// Admit tenants; make a tenant's key
-    #[command(subcommand)]
-    Tenant(Tenant),
     /// The keys that secrets are sealed to
     #[command(subcommand)]
     Pool(Pool),
+    /// Admit tenants; make a tenant's key
+    #[command(subcommand)]
+    Tenant(Tenant),
     /// Let nodes join, look at them, revoke them
     #[command(subcommand)]
     Node(Node),
@@ -130,7 +133,7 @@ pub enum Command {
 pub struct NewKey {
     /// Leave the key file unencrypted (mode 0600): for machines and tests
     #[arg(long)]
-    pub no_passphrase: bool,
+    pub plain_keys: bool,
 }
 
 /// How long a statement holds.
@@ -147,6 +150,24 @@ pub struct ProjectFolder {
     /// The folder with casemate.toml
     #[arg(long, value_name = "DIR", default_value = ".")]
     pub project: PathBuf,
+}
+
+/// A span of time such as 90s, 30m, 1h or 2d.
+///
+/// # Errors
+/// It is none.
+pub fn seconds(text: &str) -> Result<u64, String> {
+    let wrong = || format!("expected a time such as 90s, 30m, 1h or 2d, got {text:?}");
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let unit = match &text[digits.len()..] {
+        "s" | "" => 1,
+        "m" => 60,
+        "h" => 60 * 60,
+        "d" => 24 * 60 * 60,
+        _ => return Err(wrong()),
+    };
+    let number: u64 = digits.parse().map_err(|_| wrong())?;
+    number.checked_mul(unit).filter(|time| *time > 0).ok_or_else(wrong)
 }
 
 /// The parser, with the commands grouped by who they are for.

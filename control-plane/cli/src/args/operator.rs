@@ -2,9 +2,11 @@
 
 use std::path::PathBuf;
 
+use casemate_trust::host::HostPattern;
+use casemate_trust::name::Name;
 use clap::{Args, Subcommand};
 
-use super::{Lifetime, NewKey};
+use super::{Lifetime, NewKey, seconds};
 
 /// `casemate fleet`
 #[derive(Debug, Subcommand)]
@@ -13,21 +15,20 @@ pub enum Fleet {
     Init(FleetInit),
     /// Sign the control plane's keys anew: before they expire, or when it was set up again
     Online(FleetOnline),
+    /// Hand everything that the root has signed to the control plane
+    Publish,
 }
 
 /// `casemate fleet init`
 #[derive(Debug, Args)]
 pub struct FleetInit {
-    /// Where the control plane's API is, such as https://control.example:8443
-    #[arg(long, value_name = "URL")]
-    pub url: String,
-    /// The public keys that `casemate-control init` wrote
+    /// The public keys that `casemate-control init` wrote (public.json)
     #[arg(long, value_name = "FILE")]
-    pub control_keys: PathBuf,
-    /// The first operator's token that `casemate-control init` wrote
-    #[arg(long, value_name = "FILE")]
-    pub token_file: PathBuf,
-    /// How the root key is kept
+    pub control_public: PathBuf,
+    /// Name of the first pool
+    #[arg(long, value_name = "NAME", default_value = crate::project::DEFAULT_POOL)]
+    pub pool: Name,
+    /// How the keys are kept
     #[command(flatten)]
     pub new_key: NewKey,
     /// How long root, control plane's keys and first pool hold
@@ -38,9 +39,9 @@ pub struct FleetInit {
 /// `casemate fleet online`
 #[derive(Debug, Args)]
 pub struct FleetOnline {
-    /// The public keys that `casemate-control init` wrote
+    /// The public keys that `casemate-control init` wrote (public.json)
     #[arg(long, value_name = "FILE")]
-    pub control_keys: PathBuf,
+    pub control_public: PathBuf,
     /// How long they hold
     #[command(flatten)]
     pub lifetime: Lifetime,
@@ -49,17 +50,19 @@ pub struct FleetOnline {
 /// `casemate tenant`
 #[derive(Debug, Subcommand)]
 pub enum Tenant {
-    /// Tenant: make the key that signs what you deploy, and print what the operator needs
+    /// Tenant: make the key that signs what you deploy, or show it; print what the operator needs
     Key(TenantKey),
     /// Operator: admit a tenant by the public key that it gave you
     Add(TenantAdd),
     /// Who has been admitted
     List,
-    /// One tenant: keys, hosts, limits, what it runs
+    /// One tenant: keys, hosts, limits
     Show {
         /// The tenant's name
-        name: String,
+        name: Name,
     },
+    /// Operator: change the hosts that a tenant's functions may answer for, or renew its statement
+    Hosts(TenantHosts),
 }
 
 /// `casemate tenant key`
@@ -74,25 +77,41 @@ pub struct TenantKey {
 #[derive(Debug, Args)]
 pub struct TenantAdd {
     /// Name of the tenant
-    pub name: String,
-    /// A public key that `casemate tenant key` printed, got from the tenant itself; once for each key
-    #[arg(long = "key", value_name = "PUBLIC_KEY", required = true)]
+    pub name: Name,
+    /// A public key that `casemate tenant key` printed, or its fingerprint to compare with; once for each
+    #[arg(long = "key", value_name = "PUBLIC_KEY|FINGERPRINT", required = true)]
     pub keys: Vec<String>,
     /// How many of the keys must sign
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub threshold: u32,
-    /// A host name that its functions may answer to, or *.example.com; once for each
+    /// A host name that its functions may answer for, or *.example.com; once for each
     #[arg(long = "host", value_name = "HOST", required = true)]
-    pub hosts: Vec<String>,
+    pub hosts: Vec<HostPattern>,
     /// The most that its functions may ask for
     #[command(flatten)]
     pub ceilings: Ceilings,
     /// How long the statement holds
     #[command(flatten)]
     pub lifetime: Lifetime,
-    /// Write the tenant's API token to FILE instead of showing it
+    /// Write the tenant's API token to FILE (mode 0600) instead of showing it
     #[arg(long, value_name = "FILE")]
     pub token_out: Option<PathBuf>,
+}
+
+/// `casemate tenant hosts`
+#[derive(Debug, Args)]
+pub struct TenantHosts {
+    /// Name of the tenant
+    pub name: Name,
+    /// A host to add; once for each
+    #[arg(long = "add", value_name = "HOST")]
+    pub add: Vec<HostPattern>,
+    /// A host to take away; once for each
+    #[arg(long = "remove", value_name = "HOST")]
+    pub remove: Vec<HostPattern>,
+    /// How long the new statement holds
+    #[command(flatten)]
+    pub lifetime: Lifetime,
 }
 
 /// The most that a tenant's functions may ask for.
@@ -122,24 +141,19 @@ pub struct Ceilings {
 /// `casemate pool`
 #[derive(Debug, Subcommand)]
 pub enum Pool {
-    /// Make a pool: its private key stays here and in the vaults of its nodes
-    Add(PoolAdd),
     /// All pools
     List,
+    /// Make a pool: its private key stays here and in the vaults of its nodes
+    Add(PoolAdd),
     /// A new key for a pool: nodes that stay get it, secrets are sealed to it from now on
     Rotate(PoolRotate),
-    /// The same key, signed for longer
-    Renew(PoolRenew),
 }
 
 /// `casemate pool add`
 #[derive(Debug, Args)]
 pub struct PoolAdd {
     /// Name of the pool
-    pub name: String,
-    /// How the key is kept
-    #[command(flatten)]
-    pub new_key: NewKey,
+    pub name: Name,
     /// How long the statement holds
     #[command(flatten)]
     pub lifetime: Lifetime,
@@ -149,20 +163,7 @@ pub struct PoolAdd {
 #[derive(Debug, Args)]
 pub struct PoolRotate {
     /// Name of the pool
-    pub name: String,
-    /// How the key is kept
-    #[command(flatten)]
-    pub new_key: NewKey,
-    /// How long the statement holds
-    #[command(flatten)]
-    pub lifetime: Lifetime,
-}
-
-/// `casemate pool renew`
-#[derive(Debug, Args)]
-pub struct PoolRenew {
-    /// Name of the pool
-    pub name: String,
+    pub name: Name,
     /// How long the statement holds
     #[command(flatten)]
     pub lifetime: Lifetime,
@@ -180,32 +181,26 @@ pub enum Node {
     /// One node: layers in force, what it acknowledged and what it refused
     Show {
         /// The node's name
-        name: String,
+        name: Name,
     },
     /// Throw a node out: its connection closes, it gets no new pool key
-    Revoke {
-        /// The node's name
-        name: String,
-        /// Do not ask
-        #[arg(long, short)]
-        yes: bool,
-    },
+    Revoke(NodeRevoke),
 }
 
 /// `casemate node token`
 #[derive(Debug, Args)]
 pub struct NodeToken {
     /// Name of the node
-    pub name: String,
+    pub name: Name,
     /// Pool that it joins
-    #[arg(long, value_name = "POOL", default_value = "default")]
-    pub pool: String,
-    /// Hours until the token is worth nothing
-    #[arg(long, value_name = "HOURS", default_value_t = 24, value_parser = clap::value_parser!(u32).range(1..=720))]
-    pub expires_hours: u32,
+    #[arg(long, value_name = "POOL", default_value = crate::project::DEFAULT_POOL)]
+    pub pool: Name,
     /// Where the control plane's QUIC socket is [default: what the control plane says]
     #[arg(long, value_name = "HOST:PORT")]
-    pub control_address: Option<String>,
+    pub control: Option<String>,
+    /// How long the token can be used: 90s, 30m, 1h, 2d
+    #[arg(long, value_name = "TIME", default_value = "1h", value_parser = seconds)]
+    pub valid: u64,
     /// Write the token to FILE (mode 0600) instead of standard output
     #[arg(long, value_name = "FILE")]
     pub out: Option<PathBuf>,
@@ -214,11 +209,24 @@ pub struct NodeToken {
 /// `casemate node admit`
 #[derive(Debug, Args)]
 pub struct NodeAdmit {
-    /// Only the node of this name
-    pub name: Option<String>,
+    /// Only the node of this name; it is waited for
+    pub name: Option<Name>,
     /// Go on admitting until stopped
     #[arg(long)]
     pub watch: bool,
+    /// Seconds to wait for the named node to ask
+    #[arg(long, value_name = "SECONDS", default_value_t = 30, conflicts_with = "watch")]
+    pub wait: u64,
+}
+
+/// `casemate node revoke`
+#[derive(Debug, Args)]
+pub struct NodeRevoke {
+    /// The node's name
+    pub name: Name,
+    /// Do not ask
+    #[arg(long, short)]
+    pub yes: bool,
 }
 
 /// `casemate token`
@@ -238,17 +246,18 @@ pub enum Token {
 /// `casemate token create`
 #[derive(Debug, Args)]
 pub struct TokenCreate {
-    /// What it is for, in words
-    pub label: String,
     /// What it may do
     #[arg(long, value_enum)]
-    pub scope: Scope,
+    pub scope: TokenScope,
     /// Whose it is, for scope tenant
     #[arg(long, value_name = "NAME", required_if_eq("scope", "tenant"))]
-    pub tenant: Option<String>,
-    /// Days until it is worth nothing [default: never]
-    #[arg(long, value_name = "DAYS")]
-    pub expires_days: Option<u32>,
+    pub tenant: Option<Name>,
+    /// What it is for, in words
+    #[arg(long, value_name = "TEXT", default_value = "made by casemate token create")]
+    pub label: String,
+    /// How long it can be used, such as 90d [default: until it is revoked]
+    #[arg(long, value_name = "TIME", value_parser = seconds)]
+    pub valid: Option<u64>,
     /// Write it to FILE (mode 0600) instead of standard output
     #[arg(long, value_name = "FILE")]
     pub out: Option<PathBuf>,
@@ -256,8 +265,8 @@ pub struct TokenCreate {
 
 /// What a token may do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub enum Scope {
-    /// Everything
+pub enum TokenScope {
+    /// Everything but speaking for a tenant
     Operator,
     /// One tenant's manifests, secrets and logs
     Tenant,
@@ -268,7 +277,7 @@ pub enum Scope {
 /// `casemate audit`
 #[derive(Debug, Args)]
 pub struct Audit {
-    /// Compute the chain of hashes anew and compare
+    /// Compute the chain of hashes anew, from the first record
     #[arg(long)]
     pub verify: bool,
     /// How many of the newest records

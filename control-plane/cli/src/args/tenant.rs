@@ -2,6 +2,9 @@
 
 use std::path::PathBuf;
 
+use casemate_trust::host::HostName;
+use casemate_trust::name::{Identifier, Name};
+use casemate_trust::path::{Method, PathPattern};
 use clap::{Args, Subcommand, ValueEnum};
 
 use super::{Lifetime, ProjectFolder};
@@ -9,26 +12,23 @@ use super::{Lifetime, ProjectFolder};
 /// `casemate init`
 #[derive(Debug, Args)]
 pub struct Init {
-    /// Folder to make; its name becomes the function's
-    #[arg(default_value = ".")]
-    pub dir: PathBuf,
-    /// What to begin with
-    #[arg(long, value_enum, default_value_t = Template::Hello)]
+    /// Name of the function; a folder of that name is made
+    pub name: Name,
+    /// The language to begin with
+    #[arg(long, value_enum, default_value_t = Template::Ts)]
     pub template: Template,
-    /// Host name that the function answers to
+    /// Host name that the function answers for [default: NAME.example.com]
     #[arg(long, value_name = "HOST")]
-    pub host: Option<String>,
+    pub host: Option<HostName>,
 }
 
 /// What `casemate init` begins with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Template {
-    /// Answers a greeting
-    Hello,
-    /// Calls an API with a credential that it never sees
-    Proxy,
-    /// Several routes in several files
-    Router,
+    /// TypeScript
+    Ts,
+    /// JavaScript
+    Js,
 }
 
 /// `casemate login`
@@ -36,29 +36,60 @@ pub enum Template {
 pub struct Login {
     /// https://HOST:PORT#FINGERPRINT, got from the operator and not from the network
     pub address: String,
+    /// The API token; other users of this machine see it in the list of processes, so rather use a file
+    #[arg(
+        long,
+        value_name = "TOKEN",
+        env = "CASEMATE_TOKEN",
+        hide_env_values = true
+    )]
+    pub token: Option<String>,
     /// Read the API token from FILE instead of asking (- for standard input)
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", conflicts_with = "token")]
     pub token_file: Option<PathBuf>,
+    /// This home holds the fleet's root key: publish what it has signed
+    #[arg(long)]
+    pub operator: bool,
+}
+
+/// Whose affairs.
+#[derive(Debug, Clone, Args)]
+pub struct Whose {
+    /// The tenant [default: the one that this home's key signs for]
+    #[arg(long, value_name = "NAME")]
+    pub tenant: Option<Name>,
+}
+
+/// How a new manifest is signed and followed.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Signing")]
+pub struct Signing {
+    /// How long the manifest holds
+    #[command(flatten)]
+    pub lifetime: Lifetime,
+    /// One more of the tenant's key files that signs, where several must; once for each
+    #[arg(long = "with-key", value_name = "FILE")]
+    pub with_keys: Vec<PathBuf>,
+    /// Seconds to wait until the nodes run it; 0 does not wait
+    #[arg(long, value_name = "SECONDS", default_value_t = 30)]
+    pub wait: u64,
+    /// For whom
+    #[command(flatten)]
+    pub whose: Whose,
 }
 
 /// `casemate deploy`
 #[derive(Debug, Args)]
 pub struct Deploy {
-    /// Where casemate.toml is
-    #[command(flatten)]
-    pub project: ProjectFolder,
-    /// How long the manifest holds
-    #[command(flatten)]
-    pub lifetime: Lifetime,
-    /// Return as soon as the control plane has it
-    #[arg(long)]
-    pub no_wait: bool,
-    /// Seconds to wait for the nodes
-    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
-    pub timeout_secs: u32,
     /// Bundle and check everything, but sign and upload nothing
     #[arg(long)]
     pub dry_run: bool,
+    /// Where casemate.toml is
+    #[command(flatten)]
+    pub project: ProjectFolder,
+    /// How it is signed
+    #[command(flatten)]
+    pub signing: Signing,
 }
 
 /// `casemate secret`
@@ -67,40 +98,53 @@ pub enum Secret {
     /// Seal a value: from standard input, a file or a prompt, never from the command line
     Put(SecretPut),
     /// Names, versions and where they may go; values cannot be read back
-    List,
+    List(Whose),
     /// Withdraw a secret from all nodes
-    Rm {
-        /// Name of the secret
-        name: String,
-    },
+    Rm(SecretRemove),
 }
 
 /// `casemate secret put`
 #[derive(Debug, Args)]
 pub struct SecretPut {
     /// Name of the secret, such as STRIPE_KEY
-    pub name: String,
+    pub name: Identifier,
     /// A host that it may be sent to; once for each
     #[arg(long = "host", value_name = "HOST", required = true)]
-    pub hosts: Vec<String>,
+    pub hosts: Vec<HostName>,
     /// A method that it may be used with [default: all]; once for each
     #[arg(long = "method", value_name = "METHOD")]
-    pub methods: Vec<String>,
+    pub methods: Vec<Method>,
     /// A path that it may be sent to, such as /v1/charges or /v1/* [default: all]; once for each
     #[arg(long = "path", value_name = "PATH")]
-    pub paths: Vec<String>,
+    pub paths: Vec<PathPattern>,
     /// A kind of place that it may be put in [default: all]; once for each
     #[arg(long = "slot", value_enum, value_name = "KIND")]
     pub slots: Vec<SlotKind>,
-    /// Read the value from FILE instead of standard input; one newline at its end is dropped
+    /// Read the value from FILE instead of standard input; one line break at its end is dropped
     #[arg(long, value_name = "FILE")]
-    pub file: Option<PathBuf>,
-    /// The pool whose nodes may open it
-    #[arg(long, value_name = "POOL", default_value = "default")]
-    pub pool: String,
-    /// How long the manifest holds
+    pub from_file: Option<PathBuf>,
+    /// A pool whose nodes may open it [default: those of your functions and of casemate.toml]; once for each
+    #[arg(long = "pool", value_name = "POOL")]
+    pub pools: Vec<Name>,
+    /// Refused: a value on the command line can be read by everybody on this machine
+    #[arg(long, value_name = "VALUE", hide = true)]
+    pub value: Option<String>,
+    /// Where casemate.toml is
     #[command(flatten)]
-    pub lifetime: Lifetime,
+    pub project: ProjectFolder,
+    /// How it is signed
+    #[command(flatten)]
+    pub signing: Signing,
+}
+
+/// `casemate secret rm`
+#[derive(Debug, Args)]
+pub struct SecretRemove {
+    /// Name of the secret
+    pub name: Identifier,
+    /// How it is signed
+    #[command(flatten)]
+    pub signing: Signing,
 }
 
 /// Where in a request a secret may be put.
@@ -119,43 +163,49 @@ pub enum SlotKind {
 /// `casemate rollback`
 #[derive(Debug, Args)]
 pub struct Rollback {
-    /// The function [default: the one of casemate.toml]
-    pub function: Option<String>,
+    /// The function
+    pub function: Name,
     /// The release, by the beginning of its digest [default: the one before]
     #[arg(long, value_name = "DIGEST")]
     pub to: Option<String>,
-    /// Where casemate.toml is
+    /// How it is signed
     #[command(flatten)]
-    pub project: ProjectFolder,
-    /// How long the manifest holds
-    #[command(flatten)]
-    pub lifetime: Lifetime,
-    /// Return as soon as the control plane has it
-    #[arg(long)]
-    pub no_wait: bool,
-    /// Seconds to wait for the nodes
-    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
-    pub timeout_secs: u32,
+    pub signing: Signing,
 }
 
 /// `casemate renew`
 #[derive(Debug, Args)]
 pub struct Renew {
-    /// How long the manifest holds
+    /// Sign what this home remembers, over a control plane that shows something older
+    #[arg(long)]
+    pub from_memory: bool,
+    /// How it is signed
     #[command(flatten)]
-    pub lifetime: Lifetime,
+    pub signing: Signing,
+}
+
+/// `casemate remove`
+#[derive(Debug, Args)]
+pub struct Remove {
+    /// The function
+    pub function: Name,
+    /// How it is signed
+    #[command(flatten)]
+    pub signing: Signing,
 }
 
 /// `casemate logs`
 #[derive(Debug, Args)]
 pub struct Logs {
+    /// Only this function
+    pub function: Option<Name>,
     /// Go on until stopped
     #[arg(long, short)]
     pub follow: bool,
-    /// Only this function
-    #[arg(long, value_name = "NAME")]
-    pub function: Option<String>,
     /// How many of the newest lines to begin with
     #[arg(long, value_name = "N", default_value_t = 100)]
     pub last: usize,
+    /// For whom
+    #[command(flatten)]
+    pub whose: Whose,
 }

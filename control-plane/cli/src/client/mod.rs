@@ -1,0 +1,424 @@
+//! The control plane's API over HTTPS, with the key of the other end pinned.
+
+mod tls;
+#[cfg(test)]
+mod tests;
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use casemate_api::error::{ErrorBody, ErrorDetail, code};
+use casemate_trust::key::PublicKey;
+use http::{Method, Request, Response, StatusCode, header};
+use http_body_util::{BodyExt as _, Full, Limited};
+use hyper::body::Incoming;
+use hyper::client::conn::http1::SendRequest;
+use hyper_util::rt::TokioIo;
+use rustls_pki_types::ServerName;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use zeroize::Zeroizing;
+
+use crate::error::{Code, Error};
+use tls::PinnedKey;
+
+/// Until a connection with its handshake stands.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Until an answer begins: a bundle of 10 MiB goes up at 50 KiB a second.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(200);
+/// Until the body of an answer is here.
+const BODY_TIMEOUT: Duration = Duration::from_secs(60);
+/// Largest answer that is read, bytes: a list of thousands of nodes, or a manifest with all its statements.
+const MAX_ANSWER_BYTES: usize = 32 * 1024 * 1024;
+/// Longest text of an answer that is no error of the API, characters, in an error of ours.
+const MAX_SHOWN_CHARS: usize = 200;
+
+/// `https://HOST:PORT`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Address {
+    host: String,
+    port: u16,
+}
+
+impl Address {
+    /// From a URL; its path, query and fragment are not looked at.
+    ///
+    /// # Errors
+    /// It is no https URL with a host.
+    pub fn parse(text: &str) -> Result<Self, Error> {
+        let wrong = || {
+            Error::new(
+                Code::Usage,
+                "expected the control plane's address as https://HOST:PORT#FINGERPRINT",
+                "get it from the operator, who sees it with `casemate fingerprint`",
+            )
+            .at(crate::machine::printable(text))
+        };
+        let url = url::Url::parse(text).map_err(|error| wrong().source(error))?;
+        let host = url.host_str().map(|host| host.trim_matches(['[', ']']));
+        match (url.scheme(), host, url.port_or_known_default()) {
+            ("https", Some(host), Some(port)) if url.username().is_empty() => Ok(Self {
+                host: host.to_owned(),
+                port,
+            }),
+            _ => Err(wrong()),
+        }
+    }
+}
+
+impl std::fmt::Display for Address {
+    fn fmt(&self, to: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if self.host.contains(':') {
+            write!(to, "https://[{}]:{}", self.host, self.port)
+        } else {
+            write!(to, "https://{}:{}", self.host, self.port)
+        }
+    }
+}
+
+/// One connection to the control plane, made again when it was closed.
+pub struct Api {
+    address: Address,
+    pin: Option<PublicKey>,
+    token: Option<Zeroizing<String>>,
+    connection: Option<SendRequest<Full<Bytes>>>,
+}
+
+impl std::fmt::Debug for Api {
+    fn fmt(&self, to: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(to, "Api({})", self.address)
+    }
+}
+
+impl Api {
+    /// Connect to whoever answers at an address, and learn its key. Nothing secret is sent before [`Api::trust`].
+    ///
+    /// # Errors
+    /// Nobody answers, or not with TLS 1.3 and an Ed25519 key.
+    pub async fn meet(address: Address) -> Result<(Self, PublicKey), Error> {
+        let mut api = Self {
+            address,
+            pin: None,
+            token: None,
+            connection: None,
+        };
+        let key = api.connect().await?;
+        Ok((api, key))
+    }
+
+    /// From now on only this key will do, and the token goes along.
+    pub fn trust(&mut self, key: PublicKey, token: Option<Zeroizing<String>>) {
+        self.pin = Some(key);
+        self.token = token;
+    }
+
+    /// Where it is.
+    pub fn address(&self) -> &Address {
+        &self.address
+    }
+
+    async fn connect(&mut self) -> Result<PublicKey, Error> {
+        let address = self.address.clone();
+        let away = |error: Box<dyn std::error::Error + Send + Sync>| {
+            Error::new(
+                Code::Unreachable,
+                "the control plane does not answer",
+                "check that casemate-control runs there and that the network lets you through; \
+                 functions go on running without it",
+            )
+            .at(&address)
+            .source(error)
+        };
+        let target = (address.host.as_str(), address.port);
+        let tcp = in_time(CONNECT_TIMEOUT, TcpStream::connect(target))
+            .await
+            .map_err(|error| away(error.into()))?;
+        // Small requests are answered one by one; waiting to fill a packet only delays them.
+        let _ = tcp.set_nodelay(true);
+        let verifier = PinnedKey::new(self.pin);
+        let config = verifier
+            .config()
+            .map_err(|error| Error::internal("TLS cannot be set up").source(error))?;
+        let name = ServerName::try_from(address.host.clone())
+            .map_err(|error| away(error.into()))?;
+        let tls = in_time(
+            CONNECT_TIMEOUT,
+            TlsConnector::from(Arc::new(config)).connect(name, tcp),
+        )
+        .await
+        .map_err(|error| match error.get_ref().and_then(|inner| inner.downcast_ref()) {
+            Some(rustls::Error::InvalidCertificate(_)) => not_the_control_plane(&address),
+            Some(_) => not_the_control_plane(&address).source(error),
+            None => away(error.into()),
+        })?;
+        let key = verifier
+            .seen()
+            .ok_or_else(|| Error::internal("a handshake without a key"))?;
+        let (sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(tls))
+            .await
+            .map_err(|error| away(error.into()))?;
+        // Ends with the connection; errors show where the answer is awaited.
+        tokio::spawn(connection);
+        self.connection = Some(sender);
+        Ok(key)
+    }
+
+    /// Send one request and wait for the head of a successful answer.
+    async fn send(
+        &mut self,
+        method: Method,
+        path: &str,
+        kind: &str,
+        body: Bytes,
+    ) -> Result<Response<Incoming>, Error> {
+        let ready = match &mut self.connection {
+            Some(sender) => sender.ready().await.is_ok(),
+            None => false,
+        };
+        if !ready {
+            self.connect().await?;
+        }
+        let mut request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header(header::HOST, self.authority())
+            .header(header::USER_AGENT, concat!("casemate/", env!("CARGO_PKG_VERSION")));
+        if !body.is_empty() {
+            request = request.header(header::CONTENT_TYPE, kind);
+        }
+        if let Some(token) = &self.token {
+            let mut value = header::HeaderValue::try_from(format!("Bearer {}", token.as_str()))
+                .map_err(|_| no_such_token())?;
+            value.set_sensitive(true);
+            request = request.header(header::AUTHORIZATION, value);
+        }
+        let request = request
+            .body(Full::new(body))
+            .map_err(|error| Error::internal("a request cannot be written").source(error))?;
+        let sender = self
+            .connection
+            .as_mut()
+            .ok_or_else(|| Error::internal("no connection"))?;
+        let answer = in_time(ANSWER_TIMEOUT, async {
+            sender.send_request(request).await.map_err(std::io::Error::other)
+        })
+        .await;
+        let response = answer.map_err(|error| {
+            self.connection = None;
+            self.broken(error)
+        })?;
+        if response.status().is_success() {
+            return Ok(response);
+        }
+        let status = response.status();
+        let body = self.body(response).await.unwrap_or_default();
+        Err(refused(status, &body).at(format!("{}{path}", self.address)))
+    }
+
+    fn authority(&self) -> String {
+        self.address.to_string().replacen("https://", "", 1)
+    }
+
+    fn broken(&self, error: std::io::Error) -> Error {
+        Error::new(
+            Code::Unreachable,
+            "the connection to the control plane broke",
+            "run the command again: what was acknowledged is kept, and repeating is safe",
+        )
+        .at(&self.address)
+        .source(error)
+    }
+
+    async fn body(&self, response: Response<Incoming>) -> Result<Bytes, Error> {
+        let collected = in_time(BODY_TIMEOUT, async {
+            let limited = Limited::new(response.into_body(), MAX_ANSWER_BYTES);
+            limited.collect().await.map_err(std::io::Error::other)
+        });
+        let collected = collected.await.map_err(|error| self.broken(error))?;
+        Ok(collected.to_bytes())
+    }
+
+    fn read<T: DeserializeOwned>(&self, path: &str, body: &[u8]) -> Result<T, Error> {
+        serde_json::from_slice(body).map_err(|error| {
+            Error::new(
+                Code::Api,
+                "the control plane's answer is not understood",
+                "compare the versions of casemate and casemate-control",
+            )
+            .at(format!("{}{path}", self.address))
+            .source(error)
+        })
+    }
+
+    /// GET something as JSON.
+    ///
+    /// # Errors
+    /// The control plane is away, or refuses.
+    pub async fn get<T: DeserializeOwned>(&mut self, path: &str) -> Result<T, Error> {
+        let body = self.get_bytes(path).await?;
+        self.read(path, &body)
+    }
+
+    /// GET bytes.
+    ///
+    /// # Errors
+    /// See [`Api::get`].
+    pub async fn get_bytes(&mut self, path: &str) -> Result<Bytes, Error> {
+        let response = self.send(Method::GET, path, "", Bytes::new()).await?;
+        self.body(response).await
+    }
+
+    /// GET a stream that goes on until it is dropped.
+    ///
+    /// # Errors
+    /// See [`Api::get`].
+    pub async fn stream(&mut self, path: &str) -> Result<Incoming, Error> {
+        let response = self.send(Method::GET, path, "", Bytes::new()).await?;
+        // The connection is the stream's now.
+        self.connection = None;
+        Ok(response.into_body())
+    }
+
+    /// Whether something is there.
+    ///
+    /// # Errors
+    /// See [`Api::get`].
+    pub async fn has(&mut self, path: &str) -> Result<bool, Error> {
+        match self.send(Method::HEAD, path, "", Bytes::new()).await {
+            Ok(response) => self.body(response).await.map(|_| true),
+            Err(error) if error.code() == Code::NotFound => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Send JSON, get JSON.
+    ///
+    /// # Errors
+    /// See [`Api::get`].
+    pub async fn send_json<T: DeserializeOwned>(
+        &mut self,
+        method: Method,
+        path: &str,
+        value: &impl Serialize,
+    ) -> Result<T, Error> {
+        let json = serde_json::to_vec(value)
+            .map_err(|error| Error::internal("a request has no JSON").source(error))?;
+        let body = self.send_bytes(method, path, "application/json", json.into()).await?;
+        self.read(path, &body)
+    }
+
+    /// Send bytes, get bytes.
+    ///
+    /// # Errors
+    /// See [`Api::get`].
+    pub async fn send_bytes(
+        &mut self,
+        method: Method,
+        path: &str,
+        kind: &str,
+        body: Bytes,
+    ) -> Result<Bytes, Error> {
+        let response = self.send(method, path, kind, body).await?;
+        self.body(response).await
+    }
+
+    /// DELETE something.
+    ///
+    /// # Errors
+    /// See [`Api::get`].
+    pub async fn delete(&mut self, path: &str) -> Result<(), Error> {
+        self.send_bytes(Method::DELETE, path, "", Bytes::new()).await?;
+        Ok(())
+    }
+}
+
+async fn in_time<T>(
+    limit: Duration,
+    work: impl Future<Output = std::io::Result<T>>,
+) -> std::io::Result<T> {
+    tokio::time::timeout(limit, work).await.unwrap_or_else(|_| {
+        Err(std::io::Error::new(
+            std::io::ErrorKind::TimedOut,
+            format!("no answer within {} seconds", limit.as_secs()),
+        ))
+    })
+}
+
+/// The error for an answer that is not a success.
+fn refused(status: StatusCode, body: &[u8]) -> Error {
+    let detail = serde_json::from_slice::<ErrorBody>(body).map_or_else(
+        |_| ErrorDetail {
+            code: status.as_str().to_owned(),
+            message: String::from_utf8_lossy(body)
+                .chars()
+                .take(MAX_SHOWN_CHARS)
+                .collect(),
+            details: serde_json::Value::Null,
+        },
+        |body| body.error,
+    );
+    let (kind, next) = match (detail.code.as_str(), status) {
+        (code::UNAUTHENTICATED, _) | (_, StatusCode::UNAUTHORIZED) => (
+            Code::Forbidden,
+            "log in with a token that is valid: `casemate login https://HOST:PORT#FINGERPRINT --token-file FILE`",
+        ),
+        (code::FORBIDDEN, _) | (_, StatusCode::FORBIDDEN) => (
+            Code::Forbidden,
+            "this token may not do that: use the home of whoever may, or ask the operator for another token",
+        ),
+        (code::NOT_FOUND, _) | (_, StatusCode::NOT_FOUND) => {
+            (Code::NotFound, "check the name; the listing commands show what there is")
+        }
+        (code::NO_FLEET, _) => (
+            Code::Api,
+            "publish the fleet first: `casemate fleet publish` from the operator's home",
+        ),
+        (code::MANIFEST_CONFLICT | code::CONFLICT, _) => {
+            (Code::Conflict, "somebody else was faster: run the command again")
+        }
+        (code::STORAGE_FULL, _) => (
+            Code::Unreachable,
+            "tell the operator that the control plane's disk is full; nothing was changed",
+        ),
+        (code::NODE_EXISTS, _) => (
+            Code::Exists,
+            "revoke that node first with `casemate node revoke NAME`, or give the new one another name",
+        ),
+        (code::TOO_MANY, _) => (Code::Api, "remove what is not needed any more and try again"),
+        _ if status.is_server_error() => (
+            Code::Unreachable,
+            "run the command again; if it stays so, the control plane's log says more",
+        ),
+        _ => (Code::Api, "correct what is named and run the command again"),
+    };
+    let message = crate::machine::printable(&detail.message);
+    let what = format!("the control plane says no ({}): {message}", detail.code);
+    let mut error = Error::new(kind, what, next);
+    if let Some(digests) = detail.details.get("digests").and_then(|list| list.as_array()) {
+        error = error.lines(digests.iter().map(|digest| format!("digest {digest}")));
+    }
+    error.remote(detail)
+}
+
+/// The error for whoever does not hold the right key.
+pub fn not_the_control_plane(address: &Address) -> Error {
+    Error::new(
+        Code::NotTheControlPlane,
+        "whoever answers there does not hold the key that the fleet's root signed for the control plane",
+        "compare address and fingerprint with the operator. If the control plane was set up anew, the operator signs its \
+         keys with `casemate fleet online`. Nothing was sent",
+    )
+    .at(address)
+}
+
+fn no_such_token() -> Error {
+    Error::new(
+        Code::Forbidden,
+        "the API token is no token: it has characters that none has",
+        "log in again with the token as it was shown",
+    )
+}

@@ -1,0 +1,71 @@
+//! What the machine gives: the time and random bytes.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use casemate_trust::Seconds;
+use jiff::Timestamp;
+use ring::rand::{SecureRandom as _, SystemRandom};
+
+/// Seconds of a day.
+pub const DAY: Seconds = 24 * 60 * 60;
+
+/// The time, unix seconds.
+pub fn now() -> Seconds {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |time| time.as_secs())
+}
+
+/// Unpredictable bytes.
+pub fn random(bytes: &mut [u8]) {
+    if SystemRandom::new().fill(bytes).is_err() {
+        // Without them every key would be weak: there is nothing to go on with.
+        std::process::abort();
+    }
+}
+
+/// A time for people, in UTC.
+pub fn date(time: Seconds) -> String {
+    let known = i64::try_from(time)
+        .ok()
+        .and_then(|time| Timestamp::from_second(time).ok());
+    known.map_or_else(
+        || "never".to_owned(),
+        |time| time.strftime("%Y-%m-%d %H:%M UTC").to_string(),
+    )
+}
+
+/// A time with milliseconds for people, in UTC.
+pub fn date_ms(time_ms: u64) -> String {
+    let known = i64::try_from(time_ms)
+        .ok()
+        .and_then(|time| Timestamp::from_millisecond(time).ok());
+    known.map_or_else(
+        || "-".to_owned(),
+        |time| time.strftime("%Y-%m-%d %H:%M:%S%.3f").to_string(),
+    )
+}
+
+/// A text of others without what would move a terminal's cursor or change its colours.
+pub fn printable(text: &str) -> String {
+    text.chars()
+        .map(|c| if c.is_control() && c != '\t' { '\u{fffd}' } else { c })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dates_are_utc() {
+        assert_eq!(date(0), "1970-01-01 00:00 UTC");
+        assert_eq!(date(u64::MAX), "never");
+        assert_eq!(date_ms(1500), "1970-01-01 00:00:01.500");
+    }
+
+    #[test]
+    fn escapes_do_not_reach_the_terminal() {
+        assert_eq!(printable("a\u{1b}[31mb\tc\n"), "a\u{fffd}[31mb\tc\u{fffd}");
+    }
+}

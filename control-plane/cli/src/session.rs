@@ -1,0 +1,389 @@
+//! A command's way to the control plane: what this home knows, whom it talks to, and that these two fit.
+
+use casemate_api::fleet::{FleetView, PoolList, StatementAnswer};
+use casemate_api::tenant::{TenantList, TenantSummary, TenantView};
+use casemate_trust::dsse::Envelope;
+use casemate_trust::id::{FleetId, TenantId};
+use casemate_trust::judge::Refusal;
+use casemate_trust::keyfile::Purpose;
+use casemate_trust::name::Name;
+use casemate_trust::statement::Tenant;
+use http::Method;
+use serde::{Deserialize, Serialize};
+use zeroize::Zeroizing;
+
+use crate::client::{Address, Api, not_the_control_plane};
+use crate::error::{Code, Error};
+use crate::home::{Home, Lock};
+use crate::keys::{self, Keys, Passphrases};
+use crate::machine::{DAY, date, now};
+use crate::memory::{Known, refused};
+use crate::output::Output;
+
+/// From when on an expiry is warned of.
+pub const WARN_BEFORE: u64 = 30 * DAY;
+/// File of the connection.
+const CONNECTION: &str = "connection.json";
+
+/// What every command works with.
+#[derive(Debug)]
+pub struct Context {
+    /// The home folder.
+    pub home: Home,
+    /// The terminal.
+    pub output: Output,
+    /// Where passphrases come from.
+    pub passphrases: Passphrases,
+}
+
+impl Context {
+    /// The home's key files.
+    pub fn keys(&self) -> Keys<'_> {
+        Keys::new(&self.home, &self.passphrases)
+    }
+
+    /// Whether this home can sign for the fleet.
+    pub fn is_operator(&self) -> bool {
+        self.keys().has(keys::ROOT)
+    }
+
+    /// The fleet's root key.
+    ///
+    /// # Errors
+    /// It is not here, or does not open.
+    pub fn root_key(&self) -> Result<casemate_trust::key::SigningKey, Error> {
+        self.keys().signing(keys::ROOT, Purpose::FleetRoot)
+    }
+}
+
+/// Where the control plane is and what proves that one may talk to it.
+#[derive(Clone, Serialize, Deserialize)]
+pub struct Connection {
+    /// `https://HOST:PORT`
+    pub url: String,
+    /// The API token.
+    pub token: Option<String>,
+    /// The tenant that this home acts for.
+    pub tenant: Option<TenantId>,
+}
+
+impl std::fmt::Debug for Connection {
+    fn fmt(&self, to: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(to, "Connection({})", self.url)
+    }
+}
+
+impl Connection {
+    /// The connection of this home.
+    ///
+    /// # Errors
+    /// There was no login.
+    pub fn load(home: &Home) -> Result<Self, Error> {
+        home.read_json(CONNECTION)?.ok_or_else(|| {
+            Error::new(
+                Code::NotLoggedIn,
+                "this home is not logged in to a control plane",
+                "run `casemate login https://HOST:PORT#FINGERPRINT --token-file FILE` with what the operator gave you",
+            )
+            .at(home.path().display())
+        })
+    }
+
+    fn save(&self, home: &Home) -> Result<(), Error> {
+        home.write_json(CONNECTION, self)
+    }
+}
+
+/// A verified connection, with the home locked.
+#[derive(Debug)]
+pub struct Session<'a> {
+    /// What the command works with.
+    pub cx: &'a Context,
+    /// What this home has seen.
+    pub known: Known,
+    /// The control plane.
+    pub api: Api,
+    /// What it says of the fleet.
+    pub view: FleetView,
+    connection: Connection,
+    lock: Option<Lock>,
+}
+
+impl<'a> Session<'a> {
+    /// With the connection of an earlier login.
+    ///
+    /// # Errors
+    /// There was no login, the control plane is away, or is not the one.
+    pub async fn open(cx: &'a Context) -> Result<Self, Error> {
+        let lock = cx.home.lock()?;
+        let connection = Connection::load(&cx.home)?;
+        let known = Known::load(&cx.home, now())?.ok_or_else(|| {
+            Error::new(
+                Code::NotLoggedIn,
+                "this home has forgotten which fleet it belongs to",
+                "log in again with the fingerprint that the operator gave you",
+            )
+        })?;
+        Self::meet(cx, lock, known, connection).await
+    }
+
+    /// With a new connection to the control plane of `fleet`.
+    ///
+    /// # Errors
+    /// This home belongs to another fleet, or see [`Session::open`].
+    pub async fn first(
+        cx: &'a Context,
+        url: &str,
+        fleet: Option<FleetId>,
+        token: Option<Zeroizing<String>>,
+    ) -> Result<Self, Error> {
+        let lock = cx.home.lock()?;
+        let known = match (Known::load(&cx.home, now())?, fleet) {
+            (Some(known), Some(fleet)) if known.fleet() != fleet => {
+                return Err(Error::new(
+                    Code::Exists,
+                    format!("this home belongs to the fleet {}", known.fleet()),
+                    "use another home for another fleet: `casemate --home DIR login ...`",
+                )
+                .at(cx.home.path().display()));
+            }
+            (Some(known), _) => known,
+            (None, Some(fleet)) => Known::new(fleet),
+            (None, None) => {
+                return Err(Error::new(
+                    Code::Usage,
+                    "the address lacks the fleet's fingerprint",
+                    "give it as https://HOST:PORT#FINGERPRINT; the operator sees it with `casemate fingerprint`",
+                ));
+            }
+        };
+        let earlier = Connection::load(&cx.home).ok();
+        let connection = Connection {
+            url: url.to_owned(),
+            token: token.map(|token| token.to_string()),
+            tenant: earlier.and_then(|earlier| earlier.tenant),
+        };
+        Self::meet(cx, lock, known, connection).await
+    }
+
+    async fn meet(
+        cx: &'a Context,
+        lock: Lock,
+        mut known: Known,
+        connection: Connection,
+    ) -> Result<Self, Error> {
+        let address = Address::parse(&connection.url)?;
+        let (mut api, key) = Api::meet(address).await?;
+        let view: FleetView = api.get("/v1/fleet").await?;
+        let judged = judge_view(&mut known, &view);
+        // The holder of the root knows better than the control plane, and may be about to tell it.
+        if !cx.is_operator() {
+            judged?;
+        }
+        let Some(online) = known.judge().online() else {
+            return Err(Error::new(
+                Code::Refused,
+                "the control plane has no fleet yet, so nothing proves who it is",
+                "the operator publishes the fleet with `casemate login` from the home where `casemate fleet init` was run",
+            )
+            .at(api.address()));
+        };
+        if online.api != key {
+            return Err(not_the_control_plane(api.address()));
+        }
+        if online.expires <= now() && !cx.is_operator() {
+            return Err(refused("online key", Refusal::OnlineExpired));
+        }
+        known.save(&cx.home)?;
+        let token = connection.token.clone().map(Zeroizing::new);
+        api.trust(key, token);
+        Ok(Self {
+            cx,
+            known,
+            api,
+            view,
+            connection,
+            lock: Some(lock),
+        })
+    }
+
+    /// Remember this connection.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn keep(&mut self) -> Result<(), Error> {
+        self.known.save(&self.cx.home)?;
+        self.connection.save(&self.cx.home)
+    }
+
+    /// Let other commands work with this home, for what only waits.
+    pub fn unlock(&mut self) {
+        self.lock = None;
+    }
+
+    /// The fleet.
+    pub fn fleet(&self) -> FleetId {
+        self.known.fleet()
+    }
+
+    /// Judge a statement of our own by the rules of a node, remember it, hand it in.
+    ///
+    /// # Errors
+    /// It is refused here or there.
+    pub async fn publish(&mut self, envelope: &Envelope) -> Result<StatementAnswer, Error> {
+        self.known.accept(envelope, now())?;
+        // Remembered first: were it the other way round, a kill in between would let us sign the same version twice.
+        self.known.save(&self.cx.home)?;
+        self.post(envelope).await
+    }
+
+    async fn post(&mut self, envelope: &Envelope) -> Result<StatementAnswer, Error> {
+        self.api
+            .send_json(Method::POST, "/v1/statements", envelope)
+            .await
+    }
+
+    /// Hand in everything of the fleet that the control plane lacks; how many that were.
+    ///
+    /// # Errors
+    /// The control plane refuses.
+    pub async fn publish_all(&mut self) -> Result<usize, Error> {
+        let mut there: Vec<Envelope> = self.view.roots.clone();
+        there.extend(self.view.online_key.clone());
+        if self.view.fleet.is_some() {
+            let pools: PoolList = self.api.get("/v1/pools").await?;
+            there.extend(pools.pools.into_iter().flat_map(|pool| pool.statements));
+        }
+        let there: Vec<_> = there.iter().map(Envelope::payload_digest).collect();
+        let missing: Vec<Envelope> = self
+            .known
+            .fleet_statements()
+            .filter(|envelope| !there.contains(&envelope.payload_digest()))
+            .cloned()
+            .collect();
+        for envelope in &missing {
+            self.post(envelope).await?;
+        }
+        Ok(missing.len())
+    }
+
+    /// Read the pools and judge them.
+    ///
+    /// # Errors
+    /// The control plane is away, or shows pools that a node would refuse.
+    pub async fn read_pools(&mut self) -> Result<PoolList, Error> {
+        let list: PoolList = self.api.get("/v1/pools").await?;
+        for pool in &list.pools {
+            self.known.accept_pools(&pool.statements, now())?;
+        }
+        self.known.save(&self.cx.home)?;
+        Ok(list)
+    }
+
+    /// The tenants that this token may see.
+    ///
+    /// # Errors
+    /// The control plane is away.
+    pub async fn list_tenants(&mut self) -> Result<Vec<TenantSummary>, Error> {
+        let list: TenantList = self.api.get("/v1/tenants").await?;
+        Ok(list.tenants)
+    }
+
+    /// The id of a tenant by its name.
+    ///
+    /// # Errors
+    /// There is none.
+    pub async fn tenant_id(&mut self, name: &Name) -> Result<TenantId, Error> {
+        let tenants = self.list_tenants().await?;
+        let found = tenants.iter().find(|tenant| tenant.name == *name);
+        found.map(|tenant| tenant.id).ok_or_else(|| {
+            let known: Vec<_> = tenants.iter().map(|tenant| tenant.name.to_string()).collect();
+            let next = if known.is_empty() {
+                "`casemate tenant add` admits one".to_owned()
+            } else {
+                format!("known are {}", known.join(", "))
+            };
+            Error::new(Code::NotFound, format!("there is no tenant {name}"), next)
+        })
+    }
+
+    /// Read one tenant's statements and judge them.
+    ///
+    /// # Errors
+    /// The control plane shows something that a node would refuse.
+    pub async fn read_tenant(&mut self, id: TenantId) -> Result<(Tenant, TenantView), Error> {
+        let view: TenantView = self.api.get(&format!("/v1/tenants/{id}")).await?;
+        self.known.accept_history(&view.statements, now())?;
+        let state = self.known.judge().tenant(&id);
+        let tenant = state.map(|state| state.tenant.clone());
+        let tenant = tenant.ok_or_else(|| refused("tenant", Refusal::TenantUnknown))?;
+        self.known.save(&self.cx.home)?;
+        Ok((tenant, view))
+    }
+
+    /// The tenant that this home acts for: the named one, the one of before, the one that our key signs for, the only one.
+    ///
+    /// # Errors
+    /// None, or several.
+    pub async fn own_tenant(&mut self, name: Option<&Name>) -> Result<TenantId, Error> {
+        if let Some(name) = name {
+            return self.tenant_id(name).await;
+        }
+        if let Some(id) = self.connection.tenant {
+            return Ok(id);
+        }
+        let tenants = self.list_tenants().await?;
+        let public = self.cx.keys().tenant_public()?;
+        let mut ours = Vec::new();
+        if let Some(public) = public {
+            for summary in &tenants {
+                let (tenant, _) = self.read_tenant(summary.id).await?;
+                if tenant.current.keys.contains(&public) {
+                    ours.push(summary.id);
+                }
+            }
+        }
+        let found = match (ours.as_slice(), tenants.as_slice()) {
+            ([only], _) => Some(*only),
+            ([], [only]) => Some(only.id),
+            _ => None,
+        };
+        let id = found.ok_or_else(|| {
+            let next = if tenants.is_empty() {
+                "ask the operator to admit you: `casemate tenant add NAME --key` with the key of `casemate tenant key`"
+            } else {
+                "say for whom: `--tenant NAME`"
+            };
+            Error::new(Code::NotFound, "it is not clear which tenant is meant", next)
+        })?;
+        if ours == [id] {
+            self.connection.tenant = Some(id);
+            self.keep()?;
+        }
+        Ok(id)
+    }
+
+    /// Warn loudly of what ends soon.
+    pub fn warn_of_expiry(&self, what: &str, expires: u64, next: &str) {
+        let now = now();
+        if expires <= now {
+            let text = format!("{what} has EXPIRED ({}): credentials are no longer injected. {next}", date(expires));
+            self.cx.output.warn(&text);
+        } else if expires - now < WARN_BEFORE {
+            let days = (expires - now) / DAY;
+            let text = format!("{what} expires in {days} days ({}). {next}", date(expires));
+            self.cx.output.warn(&text);
+        }
+    }
+}
+
+fn judge_view(known: &mut Known, view: &FleetView) -> Result<(), Error> {
+    if view.fleet.is_some_and(|fleet| fleet != known.fleet()) {
+        return Err(refused("control plane's fleet", Refusal::FleetOther));
+    }
+    known.accept_history(&view.roots, now())?;
+    if let Some(online) = &view.online_key {
+        known.accept(online, now())?;
+    }
+    Ok(())
+}

@@ -1,0 +1,502 @@
+//! One tenant as its own command line sees it: the newest manifest, how the next one is made, how it is followed.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use bytes::Bytes;
+use casemate_api::error::code;
+use casemate_api::tenant::{ManifestAnswer, TenantStatus};
+use casemate_trust::id::{Digest, TenantId};
+use casemate_trust::judge::Refusal;
+use casemate_trust::key::SigningKey;
+use casemate_trust::keyfile::Purpose;
+use casemate_trust::name::{Identifier, Name};
+use casemate_trust::release::Release;
+use casemate_trust::secret::Secret;
+use casemate_trust::statement::{MAX_FALLBACKS, MAX_VERSION, Manifest, Statement as _, Tenant, Wanted};
+use http::Method;
+
+use crate::args::Signing;
+use crate::error::{Code, Error};
+use crate::keys::{TENANT, tenant_key_at};
+use crate::machine::{DAY, now};
+use crate::memory::{ObjectMap, keep_objects, load_object, refused};
+use crate::session::{Context, Session};
+
+/// How often somebody else may be faster before we give up.
+const MAX_TRIES: u32 = 5;
+/// Between two looks at what the nodes have acknowledged.
+const LOOK_INTERVAL: Duration = Duration::from_millis(200);
+
+/// See the module.
+#[derive(Debug)]
+pub struct Tenancy<'a> {
+    /// The connection.
+    pub session: Session<'a>,
+    /// The tenant's id.
+    pub id: TenantId,
+    /// Its newest statement.
+    pub tenant: Tenant,
+    /// What the newest manifest lists.
+    pub objects: ObjectMap,
+}
+
+/// The next manifest while it is being made.
+#[derive(Debug, Clone, Default)]
+pub struct Draft {
+    /// Functions.
+    pub functions: BTreeMap<Name, Wanted>,
+    /// Secrets.
+    pub secrets: BTreeMap<Identifier, BTreeMap<Name, Digest>>,
+    /// Objects that are new.
+    pub objects: ObjectMap,
+    /// Bundles that are new.
+    pub bundles: BTreeMap<Digest, Bytes>,
+}
+
+impl<'a> Tenancy<'a> {
+    /// The tenant that this home acts for, with its newest manifest verified.
+    ///
+    /// # Errors
+    /// The control plane is away, or shows what a node would refuse.
+    pub async fn open(cx: &'a Context, name: Option<&Name>) -> Result<Self, Error> {
+        Self::open_over(cx, name, false).await
+    }
+
+    /// The same; `from_memory` goes on from what this home remembers where the control plane shows something older.
+    ///
+    /// # Errors
+    /// See [`Tenancy::open`].
+    pub async fn open_over(
+        cx: &'a Context,
+        name: Option<&Name>,
+        from_memory: bool,
+    ) -> Result<Self, Error> {
+        let mut session = Session::open(cx).await?;
+        let id = session.own_tenant(name).await?;
+        let (tenant, _) = session.read_tenant(id).await?;
+        let mut tenancy = Self {
+            session,
+            id,
+            tenant,
+            objects: ObjectMap::new(),
+        };
+        tenancy.refresh(from_memory).await?;
+        let held = tenancy.manifest().map(|manifest| manifest.expires);
+        let session = &tenancy.session;
+        session.warn_of_expiry(
+            "the tenant's statement",
+            tenancy.tenant.expires,
+            "Ask the operator to renew it: `casemate tenant hosts NAME`.",
+        );
+        if let Some(expires) = held {
+            session.warn_of_expiry("the manifest", expires, "Sign it anew: `casemate renew`.");
+        }
+        Ok(tenancy)
+    }
+
+    /// The newest manifest.
+    pub fn manifest(&self) -> Option<&Manifest> {
+        let state = self.session.known.judge().tenant(&self.id)?;
+        state.manifest.as_ref().map(|accord| &accord.manifest)
+    }
+
+    /// A release that the newest manifest lists.
+    pub fn release(&self, digest: &Digest) -> Option<Release> {
+        Release::parse(self.objects.get(digest)?).ok()
+    }
+
+    /// A sealed secret that the newest manifest lists.
+    pub fn secret(&self, digest: &Digest) -> Option<Secret> {
+        Secret::parse(self.objects.get(digest)?).ok()
+    }
+
+    /// Read tenant and manifest anew and judge them.
+    async fn refresh(&mut self, from_memory: bool) -> Result<(), Error> {
+        let (tenant, view) = self.session.read_tenant(self.id).await?;
+        self.tenant = tenant;
+        let had = self.manifest().map(|manifest| manifest.version);
+        match &view.manifest {
+            Some(envelope) => {
+                let mut objects = ObjectMap::new();
+                loop {
+                    match self.session.known.accept_manifest(envelope, now(), &objects) {
+                        Ok(_) => break,
+                        Err(Refusal::Missing(digests)) if objects.is_empty() => {
+                            for digest in digests {
+                                objects.insert(digest, self.object(&digest).await?);
+                            }
+                        }
+                        Err(Refusal::ManifestVersionLower(ours, theirs)) if from_memory && had.is_some() => {
+                            let text = format!("the control plane shows manifest {theirs}; going on from {ours}, which this home remembers");
+                            self.session.cx.output.warn(&text);
+                            break;
+                        }
+                        Err(refusal) => return Err(refused("manifest", refusal).at(self.session.api.address())),
+                    }
+                }
+            }
+            None if had.is_some() => self.session.cx.output.warn(
+                "the control plane has lost this tenant's manifest; going on from the one that this home remembers",
+            ),
+            None => {}
+        }
+        self.session.known.save(&self.session.cx.home)?;
+        let mut all = ObjectMap::new();
+        for digest in self.manifest().map(listed).unwrap_or_default() {
+            all.insert(digest, self.object(&digest).await?);
+        }
+        keep_objects(&self.session.cx.home, &all)?;
+        self.objects = all;
+        Ok(())
+    }
+
+    /// An object from the home's cache, else from the control plane, whose word for it is not taken.
+    async fn object(&mut self, digest: &Digest) -> Result<Vec<u8>, Error> {
+        if let Some(bytes) = self.objects.get(digest) {
+            return Ok(bytes.clone());
+        }
+        if let Some(bytes) = load_object(&self.session.cx.home, digest) {
+            return Ok(bytes);
+        }
+        let path = self.object_path(digest);
+        let bytes = self.session.api.get_bytes(&path).await?;
+        if Digest::of(&bytes) == *digest {
+            Ok(bytes.to_vec())
+        } else {
+            Err(refused("object", Refusal::DigestMismatch).at(digest))
+        }
+    }
+
+    fn object_path(&self, digest: &Digest) -> String {
+        format!("/v1/tenants/{}/objects/{digest}", self.id)
+    }
+
+    /// The keys that sign: this home's, and those that were named.
+    ///
+    /// # Errors
+    /// A key is missing, is none of the tenant's, or they are too few.
+    fn signers(&self, signing: &Signing) -> Result<Vec<SigningKey>, Error> {
+        let cx = self.session.cx;
+        let mut keys = Vec::new();
+        if cx.keys().has(TENANT) || signing.with_keys.is_empty() {
+            keys.push(cx.keys().signing(TENANT, Purpose::Tenant)?);
+        }
+        for path in &signing.with_keys {
+            keys.push(tenant_key_at(path, &cx.passphrases)?);
+        }
+        let current = &self.tenant.current;
+        if let Some(other) = keys.iter().find(|key| !current.keys.contains(&key.public())) {
+            return Err(Error::new(
+                Code::NoKey,
+                format!("this key does not sign for the tenant {}", self.tenant.name),
+                "use the home with the tenant's key, or ask the operator which keys were admitted",
+            )
+            .at(format!("fingerprint {}", other.public().fingerprint())));
+        }
+        let distinct: BTreeSet<_> = keys.iter().map(SigningKey::public).collect();
+        if distinct.len() < current.threshold as usize {
+            return Err(Error::new(
+                Code::NoKey,
+                format!("{} keys must sign, {} are here", current.threshold, distinct.len()),
+                "name the others with `--with-key FILE`",
+            ));
+        }
+        Ok(keys)
+    }
+
+    /// Make the next manifest: `edit` changes a draft that begins with the newest one. When somebody else was faster,
+    /// theirs is read and the edit is made again on top of it.
+    ///
+    /// # Errors
+    /// `edit` says no, a node would refuse the result, or the control plane is away. Nothing has changed then.
+    pub async fn change(
+        &mut self,
+        signing: &Signing,
+        mut edit: impl FnMut(&Self, &mut Draft) -> Result<(), Error>,
+    ) -> Result<u64, Error> {
+        let keys = self.signers(signing)?;
+        let keys: Vec<&SigningKey> = keys.iter().collect();
+        for _ in 0..MAX_TRIES {
+            let mut draft = self.draft();
+            edit(self, &mut draft)?;
+            self.fit(&mut draft)?;
+            let manifest = self.next(&draft, signing)?;
+            let version = manifest.version;
+            let listed = listed(&manifest);
+            let mut objects = self.objects.clone();
+            objects.extend(draft.objects.clone());
+            objects.retain(|digest, _| listed.contains(digest));
+            let envelope = manifest.sign(&keys);
+            let mut known = self.session.known.clone();
+            known
+                .accept_manifest(&envelope, now(), &objects)
+                .map_err(|refusal| self.own_fault(refusal))?;
+            self.upload(&draft).await?;
+            let path = format!("/v1/tenants/{}/manifest", self.id);
+            let api = &mut self.session.api;
+            let mut answer = api.send_json::<ManifestAnswer>(Method::PUT, &path, &envelope).await;
+            if let Err(error) = &answer
+                && error.remote_code() == Some(code::OBJECTS_MISSING)
+            {
+                // The control plane has lost what it had: everything is here.
+                for (digest, bytes) in &objects {
+                    self.put_object(digest, bytes.clone()).await?;
+                }
+                let api = &mut self.session.api;
+                answer = api.send_json(Method::PUT, &path, &envelope).await;
+            }
+            match answer {
+                Ok(_) => {
+                    self.session.known = known;
+                    self.session.known.save(&self.session.cx.home)?;
+                    keep_objects(&self.session.cx.home, &objects)?;
+                    self.objects = objects;
+                    return Ok(version);
+                }
+                Err(error) if error.remote_code() == Some(code::MANIFEST_CONFLICT) => {
+                    self.session.cx.output.warn(&format!(
+                        "somebody else signed manifest {version} first; reading theirs and putting this change on top"
+                    ));
+                    self.refresh(false).await?;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Err(Error::new(
+            Code::Conflict,
+            format!("somebody else was faster {MAX_TRIES} times"),
+            "wait until the other deployments are through and run the command again",
+        ))
+    }
+
+    fn draft(&self) -> Draft {
+        self.manifest().map_or_else(Draft::default, |manifest| Draft {
+            functions: manifest.functions.clone(),
+            secrets: manifest.secrets.clone(),
+            ..Draft::default()
+        })
+    }
+
+    fn next(&self, draft: &Draft, signing: &Signing) -> Result<Manifest, Error> {
+        let now = self.session.known.judge().time(now());
+        let version = self.manifest().map_or(0, |manifest| manifest.version) + 1;
+        if version > MAX_VERSION {
+            return Err(Error::internal("no more manifests can be counted"));
+        }
+        Ok(Manifest {
+            fleet: self.session.fleet(),
+            tenant: self.id,
+            tenant_version: self.tenant.version,
+            version,
+            functions: draft.functions.clone(),
+            secrets: draft.secrets.clone(),
+            issued: now,
+            expires: now + u64::from(signing.lifetime.expires_days) * DAY,
+        })
+    }
+
+    /// Everything that runs must fit what tenant and secrets allow; a fallback that no longer does is left out.
+    fn fit(&self, draft: &mut Draft) -> Result<(), Error> {
+        let mut objects = self.objects.clone();
+        objects.extend(draft.objects.clone());
+        let release = |digest: &Digest| Release::parse(objects.get(digest)?).ok();
+        let secret = |digest: &Digest| Secret::parse(objects.get(digest)?).ok();
+        let secrets = draft.secrets.clone();
+        let misfit = |release: &Release| {
+            if let Some(host) = release.host_outside(&self.tenant) {
+                return Some(host_not_given(&self.tenant, &release.function, host.as_str()));
+            }
+            if let Some((limit, asked, allowed)) = release.limit_over(&self.tenant.ceilings) {
+                let what = format!("{} asks for {limit} = {asked}; the tenant's ceiling is {allowed}", release.function);
+                return Some(Error::new(Code::Project, what, "lower it in casemate.toml, or ask the operator for more"));
+            }
+            for slot in &release.credentials {
+                let sealed = secrets.get(&slot.secret).into_iter().flat_map(BTreeMap::values);
+                for sealed in sealed.filter_map(secret) {
+                    if let Some(message) = slot.widens(&sealed.place.limits) {
+                        let what = format!("the slot {} of {}: {message}", slot.binding, release.function);
+                        let next = format!(
+                            "narrow the slot in casemate.toml, or seal the secret for more: `casemate secret put {} --host ...`",
+                            slot.secret
+                        );
+                        return Some(Error::new(Code::Project, what, next));
+                    }
+                }
+            }
+            None
+        };
+        for (name, wanted) in &mut draft.functions {
+            if let Some(error) = release(&wanted.release).as_ref().and_then(misfit) {
+                return Err(error);
+            }
+            let before = wanted.fallbacks.len();
+            wanted
+                .fallbacks
+                .retain(|digest| release(digest).is_some_and(|release| misfit(&release).is_none()));
+            if wanted.fallbacks.len() < before {
+                let text = format!("an earlier release of {name} no longer fits what is allowed: one cannot go back to it");
+                self.session.cx.output.warn(&text);
+            }
+        }
+        Ok(())
+    }
+
+    /// What a node would say to the manifest that we just made.
+    fn own_fault(&self, refusal: Refusal) -> Error {
+        let next = match &refusal {
+            Refusal::HostTwice(_) => "give the functions different hosts in their casemate.toml",
+            Refusal::TooMany(_) => "remove what is not needed with `casemate remove FUNCTION`, or ask the operator for more",
+            _ => "correct what is named; nothing was uploaded",
+        };
+        let code = refusal.code();
+        Error::new(Code::Project, format!("nodes would refuse this ({code})"), next).source(refusal)
+    }
+
+    async fn put_object(&mut self, digest: &Digest, bytes: Vec<u8>) -> Result<(), Error> {
+        let path = self.object_path(digest);
+        let api = &mut self.session.api;
+        api.send_bytes(Method::PUT, &path, "application/json", bytes.into())
+            .await?;
+        Ok(())
+    }
+
+    async fn upload(&mut self, draft: &Draft) -> Result<(), Error> {
+        for (digest, bytes) in &draft.bundles {
+            let path = format!("/v1/bundles/{digest}");
+            let api = &mut self.session.api;
+            if !api.has(&path).await? {
+                api.send_bytes(Method::PUT, &path, "application/x-tar", bytes.clone())
+                    .await?;
+            }
+        }
+        for (digest, bytes) in &draft.objects {
+            self.put_object(digest, bytes.clone()).await?;
+        }
+        Ok(())
+    }
+
+    /// What the nodes made of the newest manifest.
+    ///
+    /// # Errors
+    /// The control plane is away.
+    pub async fn status(&mut self) -> Result<TenantStatus, Error> {
+        let path = format!("/v1/tenants/{}/status", self.id);
+        self.session.api.get(&path).await
+    }
+
+    /// Wait until every connected node has acknowledged a version, as long as `signing` says.
+    ///
+    /// # Errors
+    /// A node refused, or not all were in time. The manifest stays signed and is taken when they can.
+    pub async fn wait(&mut self, version: u64, signing: &Signing) -> Result<Option<TenantStatus>, Error> {
+        self.session.unlock();
+        let output = self.session.cx.output;
+        if signing.wait == 0 {
+            return Ok(None);
+        }
+        let progress = output.progress(format!("waiting for the nodes to take manifest {version}"));
+        let until = tokio::time::Instant::now() + Duration::from_secs(signing.wait);
+        let refused_before = |what: &str| what != format!("manifest {version}");
+        loop {
+            let status = self.status().await?;
+            let current = |node: &&casemate_api::tenant::NodeProgress| node.manifest_version >= Some(version);
+            let (done, total) = (status.nodes.iter().filter(current).count(), status.nodes.len());
+            progress.say(format!("manifest {version}: {done} of {total} nodes run it"));
+            for node in status.nodes.iter().filter(|node| !current(node)) {
+                if let Some(refused) = node.refused.as_ref().filter(|refused| !refused_before(&refused.what)) {
+                    let what = format!("node {} refuses {} ({})", node.node, refused.what, refused.code);
+                    let next = "correct what it names and deploy again; until then the node goes on with what it had";
+                    return Err(Error::new(Code::NodeRefused, what, next)
+                        .lines([crate::machine::printable(&refused.message)]));
+                }
+            }
+            let awaited = status.nodes.iter().filter(|node| node.connected && !current(node)).count();
+            let away: Vec<_> = status.nodes.iter().filter(|node| !node.connected && !current(node)).collect();
+            if total == 0 {
+                drop(progress);
+                output.warn("no node of these pools has been admitted yet; the first that joins will run it");
+                return Ok(Some(status));
+            }
+            if awaited == 0 && done > 0 {
+                drop(progress);
+                for node in away {
+                    output.warn(&format!("node {} is not connected; it takes manifest {version} when it is back", node.node));
+                }
+                return Ok(Some(status));
+            }
+            if tokio::time::Instant::now() >= until {
+                let late = status.nodes.iter().filter(|node| !current(node)).map(|node| {
+                    let state = if node.connected { "connected" } else { "not connected" };
+                    let has = node.manifest_version.map_or("none".to_owned(), |version| version.to_string());
+                    format!("node {} ({state}) has manifest {has}", node.node)
+                });
+                let what = format!("manifest {version} is stored, but not all nodes have taken it within {} seconds", signing.wait);
+                let next = "nothing is lost: they take it when they can. Look with `casemate status`, or wait longer with `--wait`";
+                return Err(Error::new(Code::NotAcknowledged, what, next).lines(late.collect::<Vec<_>>()));
+            }
+            tokio::time::sleep(LOOK_INTERVAL).await;
+        }
+    }
+}
+
+/// The error for a host that the tenant was not given.
+pub fn host_not_given(tenant: &Tenant, function: &Name, host: &str) -> Error {
+    let allowed: Vec<_> = tenant.hosts.iter().map(ToString::to_string).collect();
+    let next = format!(
+        "use one of {} in `hosts`, or ask the operator: `casemate tenant hosts {} --add {host}`",
+        allowed.join(", "),
+        tenant.name
+    );
+    let what = format!("{function} asks for host {host}, which the tenant {} was not given", tenant.name);
+    Error::new(Code::Project, what, next).lines(allowed.iter().map(|host| format!("allowed: {host}")))
+}
+
+/// Everything that a manifest lists.
+fn listed(manifest: &Manifest) -> BTreeSet<Digest> {
+    let functions = manifest.functions.values();
+    let releases = functions.flat_map(|wanted| std::iter::once(&wanted.release).chain(&wanted.fallbacks));
+    let secrets = manifest.secrets.values().flat_map(BTreeMap::values);
+    releases.chain(secrets).copied().collect()
+}
+
+impl Draft {
+    /// Let `release` run as `function`; what ran before becomes the first fallback.
+    pub fn run(&mut self, function: &Name, release: Digest, pools: &[Name]) {
+        let before = self.functions.remove(function);
+        let mut fallbacks: Vec<Digest> = before
+            .iter()
+            .flat_map(|before| std::iter::once(&before.release).chain(&before.fallbacks))
+            .filter(|digest| **digest != release)
+            .copied()
+            .collect();
+        fallbacks.truncate(MAX_FALLBACKS);
+        let wanted = Wanted {
+            release,
+            fallbacks,
+            pools: pools.to_vec(),
+        };
+        self.functions.insert(function.clone(), wanted);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_ran_becomes_the_first_fallback_and_never_twice() {
+        let (name, pools) = ("web".parse::<Name>().unwrap(), ["main".parse().unwrap()]);
+        let mut draft = Draft::default();
+        for byte in [1, 2, 3, 2, 2] {
+            draft.run(&name, Digest([byte; 32]), &pools);
+        }
+        let wanted = &draft.functions[&name];
+        assert_eq!(wanted.release, Digest([2; 32]));
+        assert_eq!(wanted.fallbacks, [Digest([3; 32]), Digest([1; 32])]);
+        for byte in 10..40 {
+            draft.run(&name, Digest([byte; 32]), &pools);
+        }
+        assert_eq!(draft.functions[&name].fallbacks.len(), MAX_FALLBACKS);
+    }
+}
