@@ -1,0 +1,317 @@
+//! Bodies: a caller's to a worker, a worker's to a caller.
+
+use std::future::Future as _;
+use std::pin::{Pin, pin};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use bytes::Bytes;
+use casemate_channel::{RecvBody, SendBody};
+use futures_util::FutureExt as _;
+use http_body::{Body as _, Frame, SizeHint};
+use hyper::body::Incoming;
+use tokio::task::AbortHandle;
+
+use crate::connection::InFlight;
+use crate::fields;
+use crate::workers::{Lease, now_ms};
+
+/// Why a request's body did not reach the worker whole.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PumpError {
+    /// Larger than the perimeter lets through.
+    TooLarge,
+    /// Nothing came for too long.
+    Slow,
+    /// It broke off or is no HTTP.
+    Caller,
+    /// The worker's side is over; the response says why.
+    Worker,
+}
+
+/// Sends a caller's body to a worker, at the pace of the slower one.
+///
+/// # Errors
+/// See [`PumpError`]; the worker's stream is reset.
+pub async fn pump(
+    mut from: Incoming,
+    mut to: SendBody,
+    max_bytes: u64,
+    idle: Duration,
+) -> Result<(), PumpError> {
+    let mut left = max_bytes;
+    loop {
+        let frame = std::future::poll_fn(|context| Pin::new(&mut from).poll_frame(context));
+        let frame = match tokio::time::timeout(idle, frame).await {
+            Err(_) => return Err(PumpError::Slow),
+            Ok(None) => {
+                to.finish();
+                return Ok(());
+            }
+            Ok(Some(Err(_))) => return Err(PumpError::Caller),
+            Ok(Some(Ok(frame))) => frame,
+        };
+        match frame.into_data() {
+            Ok(bytes) => {
+                left = left
+                    .checked_sub(bytes.len() as u64)
+                    .ok_or(PumpError::TooLarge)?;
+                to.send(bytes).await.map_err(|_| PumpError::Worker)?;
+            }
+            Err(frame) => {
+                if let Ok(trailers) = frame.into_trailers() {
+                    to.finish_with(&fields::trailers_to_worker(&trailers));
+                    return Ok(());
+                }
+            }
+        }
+    }
+}
+
+/// A response's body broke off: the caller's connection, or stream, is cut, so that it cannot be taken for whole.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Cut {
+    /// The worker's stream ended early.
+    #[error("the worker's stream ended early")]
+    Worker,
+    /// Nothing moved for too long.
+    #[error("nothing moved for too long")]
+    Stalled,
+    /// More or fewer bytes than the worker declared.
+    #[error("the body is not as long as the worker declared")]
+    Length,
+}
+
+/// What the caller gets.
+#[derive(Debug)]
+pub struct Body {
+    inner: Inner,
+    /// The request counts as being under way until its body has been taken.
+    _flight: InFlight,
+}
+
+#[derive(Debug)]
+enum Inner {
+    Whole(Bytes),
+    Flow(Flow),
+}
+
+/// A body on its way through.
+#[derive(Debug)]
+struct Flow {
+    shared: Arc<SharedFlow>,
+    /// What is left of the declared length.
+    left: Option<u64>,
+    first: Option<Bytes>,
+    over: bool,
+    pump: Option<AbortHandle>,
+}
+
+/// Seen by the connection too, which cuts a flow that does not move: hyper does not even ask for the next piece while
+/// the caller reads none.
+#[derive(Debug)]
+pub struct SharedFlow {
+    source: Mutex<Source>,
+    moved_ms: AtomicU64,
+}
+
+#[derive(Debug)]
+struct Source {
+    /// With the worker's place. Taken when it is cut or over.
+    stream: Option<(RecvBody, Lease)>,
+    reader: Option<Waker>,
+}
+
+impl SharedFlow {
+    /// Lets go of the worker when nothing has moved for so long; the caller's side ends with an error.
+    pub fn cut_if_stalled(&self, idle: Duration) {
+        let moved_ms = self.moved_ms.load(Ordering::Relaxed);
+        if u128::from(now_ms().saturating_sub(moved_ms)) < idle.as_millis() {
+            return;
+        }
+        let (stream, reader) = {
+            let mut source = self.source();
+            (source.stream.take(), source.reader.take())
+        };
+        drop(stream);
+        reader.into_iter().for_each(Waker::wake);
+    }
+
+    fn source(&self) -> MutexGuard<'_, Source> {
+        self.source.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A response's body, as far as it is known when its head has come.
+#[derive(Debug)]
+pub enum Known {
+    /// All of it.
+    Whole(Bytes),
+    /// The beginning, and where the rest comes from.
+    Begun(Option<Bytes>, RecvBody),
+    /// It broke off already.
+    Broken,
+}
+
+/// Takes what has arrived with the head: small responses are then whole, and go out in one piece with their length.
+pub fn known(mut body: RecvBody) -> Known {
+    match body.next().now_or_never() {
+        None => Known::Begun(None, body),
+        Some(None) if body.trailers().is_none() => Known::Whole(Bytes::new()),
+        Some(None) => Known::Begun(None, body),
+        Some(Some(Err(_))) => Known::Broken,
+        Some(Some(Ok(first))) => {
+            if !body.is_end() {
+                return Known::Begun(Some(first), body);
+            }
+            match body.next().now_or_never() {
+                Some(None) if body.trailers().is_none() => Known::Whole(first),
+                _ => Known::Begun(Some(first), body),
+            }
+        }
+    }
+}
+
+impl Body {
+    /// All of it at once.
+    pub fn whole(bytes: Bytes, flight: InFlight) -> Self {
+        Self {
+            inner: Inner::Whole(bytes),
+            _flight: flight,
+        }
+    }
+
+    /// From a worker. `length`: as declared. `pump`: what still sends the request's body, ended with this one.
+    pub fn flow(
+        first: Option<Bytes>,
+        rest: RecvBody,
+        lease: Lease,
+        length: Option<u64>,
+        pump: Option<AbortHandle>,
+        flight: InFlight,
+    ) -> (Self, Arc<SharedFlow>) {
+        let source = Source {
+            stream: Some((rest, lease)),
+            reader: None,
+        };
+        let shared = Arc::new(SharedFlow {
+            source: Mutex::new(source),
+            moved_ms: AtomicU64::new(now_ms()),
+        });
+        let flow = Flow {
+            shared: shared.clone(),
+            left: length,
+            first,
+            over: false,
+            pump,
+        };
+        (
+            Self {
+                inner: Inner::Flow(flow),
+                _flight: flight,
+            },
+            shared,
+        )
+    }
+}
+
+impl Flow {
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
+        if self.over {
+            return Poll::Ready(None);
+        }
+        let piece = match self.first.take() {
+            Some(first) => Some(Ok(first)),
+            None => {
+                let mut source = self.shared.source();
+                let Some((stream, _)) = source.stream.as_mut() else {
+                    self.over = true;
+                    return Poll::Ready(Some(Err(Cut::Stalled)));
+                };
+                let Poll::Ready(piece) = pin!(stream.next()).poll(context) else {
+                    source.reader = Some(context.waker().clone());
+                    return Poll::Pending;
+                };
+                piece
+            }
+        };
+        self.shared.moved_ms.store(now_ms(), Ordering::Relaxed);
+        let result = match piece {
+            Some(Ok(bytes)) => match self.left.map(|left| left.checked_sub(bytes.len() as u64)) {
+                Some(None) => Some(Err(Cut::Length)),
+                left => {
+                    self.left = left.flatten();
+                    Some(Ok(Frame::data(bytes)))
+                }
+            },
+            Some(Err(_)) => Some(Err(Cut::Worker)),
+            None if self.left.is_some_and(|left| left > 0) => Some(Err(Cut::Length)),
+            None => {
+                self.over = true;
+                self.trailers()
+            }
+        };
+        self.over |= !matches!(&result, Some(Ok(frame)) if frame.is_data());
+        if self.over {
+            let stream = self.shared.source().stream.take();
+            drop(stream);
+        }
+        Poll::Ready(result)
+    }
+
+    fn trailers(&self) -> Option<Result<Frame<Bytes>, Cut>> {
+        let source = self.shared.source();
+        let trailers = source
+            .stream
+            .as_ref()
+            .and_then(|(stream, _)| stream.trailers())?;
+        Some(
+            fields::trailers_to_caller(trailers)
+                .map(Frame::trailers)
+                .map_err(|_| Cut::Worker),
+        )
+    }
+}
+
+impl Drop for Flow {
+    fn drop(&mut self) {
+        if let Some(pump) = &self.pump {
+            pump.abort();
+        }
+    }
+}
+
+impl http_body::Body for Body {
+    type Data = Bytes;
+    type Error = Cut;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
+        match &mut self.get_mut().inner {
+            Inner::Whole(bytes) if bytes.is_empty() => Poll::Ready(None),
+            Inner::Whole(bytes) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(bytes))))),
+            Inner::Flow(flow) => flow.poll(context),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.inner {
+            Inner::Whole(bytes) => bytes.is_empty(),
+            Inner::Flow(flow) => flow.over,
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.inner {
+            Inner::Whole(bytes) => SizeHint::with_exact(bytes.len() as u64),
+            Inner::Flow(Flow {
+                left: Some(left), ..
+            }) => SizeHint::with_exact(*left),
+            Inner::Flow(_) => SizeHint::default(),
+        }
+    }
+}

@@ -1,0 +1,385 @@
+//! One caller's connection: what is under way on it, and when it has to go.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::sync::Notify;
+
+use crate::body::SharedFlow;
+use crate::workers::now_ms;
+
+/// Requests that a caller may abandon within a second on one connection. More is a flood (HTTP/2 rapid reset), each of
+/// which would cost a worker's time.
+const MAX_ABANDONED: u32 = 100;
+/// Over which abandoned requests are counted, milliseconds.
+const ABANDONED_PERIOD_MS: u64 = 1000;
+/// How long a connection may rest while others wait for its place.
+const CROWDED_REST: Duration = Duration::from_secs(1);
+
+/// Bounds of connections.
+#[derive(Debug, Clone, Copy)]
+pub struct Patience {
+    /// Until a whole request head has come.
+    pub header: Duration,
+    /// Without a request, or without a byte of a body.
+    pub idle: Duration,
+}
+
+/// A connection.
+#[derive(Debug)]
+pub struct Connection {
+    /// The `:client` field: the caller's address.
+    pub client: Bytes,
+    /// Whether it is TLS.
+    pub tls: bool,
+    /// The name that TLS was made for.
+    pub server_name: Option<String>,
+    flight: AtomicU32,
+    served: AtomicBool,
+    http2: AtomicBool,
+    /// Since when nothing is under way; 0: never yet or just now.
+    rest_ms: AtomicU64,
+    /// Since when a head has begun to come; 0: none has.
+    head_ms: AtomicU64,
+    /// Since when the caller takes nothing; 0: it does.
+    blocked_ms: AtomicU64,
+    abandoned: Mutex<(u64, u32)>,
+    flows: Mutex<Vec<Weak<SharedFlow>>>,
+    /// Rings when the connection is to end at once.
+    pub cut: Notify,
+}
+
+/// What becomes of a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// It stays.
+    Stay,
+    /// It finishes what is under way.
+    Close,
+    /// It ends at once.
+    Cut,
+}
+
+impl Connection {
+    /// A connection that was just made.
+    pub fn new(client: Bytes, tls: bool, server_name: Option<String>) -> Self {
+        Self {
+            client,
+            tls,
+            server_name,
+            flight: AtomicU32::new(0),
+            served: AtomicBool::new(false),
+            http2: AtomicBool::new(false),
+            rest_ms: AtomicU64::new(some_ms(now_ms())),
+            head_ms: AtomicU64::new(0),
+            blocked_ms: AtomicU64::new(0),
+            abandoned: Mutex::new((0, 0)),
+            flows: Mutex::new(Vec::new()),
+            cut: Notify::new(),
+        }
+    }
+
+    /// A request begins.
+    pub fn begin(self: &Arc<Self>, http2: bool) -> InFlight {
+        self.flight.fetch_add(1, Ordering::Relaxed);
+        self.head_ms.store(0, Ordering::Relaxed);
+        if !self.served.load(Ordering::Relaxed) {
+            self.served.store(true, Ordering::Relaxed);
+            self.http2.store(http2, Ordering::Relaxed);
+        }
+        InFlight {
+            connection: self.clone(),
+            answered: false,
+        }
+    }
+
+    /// A body that goes on after its head: to be watched.
+    pub fn watch(&self, flow: &Arc<SharedFlow>) {
+        let mut flows = self.flows.lock().unwrap_or_else(PoisonError::into_inner);
+        // Those that ended meanwhile are forgotten here too, so that their number is bounded by what is under way.
+        if flows.len() == flows.capacity() {
+            flows.retain(|flow| flow.strong_count() > 0);
+        }
+        flows.push(Arc::downgrade(flow));
+    }
+
+    /// What becomes of it at this time. `crowded`: others wait for a place.
+    pub fn judge(&self, now_ms: u64, patience: Patience, crowded: bool) -> Verdict {
+        let past = |since: &AtomicU64, wait: Duration| {
+            let since = since.load(Ordering::Relaxed);
+            since > 0 && u128::from(now_ms.saturating_sub(since)) >= wait.as_millis()
+        };
+        if past(&self.blocked_ms, patience.idle) {
+            return Verdict::Cut;
+        }
+        let mut flows = self.flows.lock().unwrap_or_else(PoisonError::into_inner);
+        flows.retain(|flow| {
+            flow.upgrade().is_some_and(|flow| {
+                flow.cut_if_stalled(patience.idle);
+                true
+            })
+        });
+        drop(flows);
+        if self.flight.load(Ordering::Relaxed) > 0 {
+            return Verdict::Stay;
+        }
+        let rest = match (self.served.load(Ordering::Relaxed), crowded) {
+            (false, _) => patience.header,
+            (true, true) => CROWDED_REST.min(patience.idle),
+            (true, false) => patience.idle,
+        };
+        if past(&self.head_ms, patience.header) || past(&self.rest_ms, rest) {
+            Verdict::Close
+        } else {
+            Verdict::Stay
+        }
+    }
+
+    fn received(&self) {
+        let head_begins =
+            self.head_ms.load(Ordering::Relaxed) == 0 && self.flight.load(Ordering::Relaxed) == 0;
+        // On an HTTP/2 connection without requests come pings and the like; there, resting too long is what counts.
+        if head_begins && !self.http2.load(Ordering::Relaxed) {
+            self.head_ms.store(some_ms(now_ms()), Ordering::Relaxed);
+        }
+    }
+
+    fn writes(&self, blocked: bool) {
+        let was = self.blocked_ms.load(Ordering::Relaxed);
+        if blocked && was == 0 {
+            self.blocked_ms.store(some_ms(now_ms()), Ordering::Relaxed);
+        } else if !blocked && was > 0 {
+            self.blocked_ms.store(0, Ordering::Relaxed);
+        }
+    }
+
+    fn abandon(&self) {
+        let now_ms = now_ms();
+        let mut abandoned = self
+            .abandoned
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if now_ms.saturating_sub(abandoned.0) >= ABANDONED_PERIOD_MS {
+            *abandoned = (now_ms, 0);
+        }
+        abandoned.1 += 1;
+        if abandoned.1 > MAX_ABANDONED {
+            self.cut.notify_one();
+        }
+    }
+}
+
+/// Zero is taken: it means "not".
+fn some_ms(now_ms: u64) -> u64 {
+    now_ms.max(1)
+}
+
+/// A request that is under way; ends when it is dropped.
+#[derive(Debug)]
+pub struct InFlight {
+    connection: Arc<Connection>,
+    answered: bool,
+}
+
+impl InFlight {
+    /// The head of its response is there.
+    pub fn answered(&mut self) {
+        self.answered = true;
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        if self.connection.flight.fetch_sub(1, Ordering::Relaxed) == 1 {
+            self.connection
+                .rest_ms
+                .store(some_ms(now_ms()), Ordering::Relaxed);
+        }
+        if !self.answered {
+            self.connection.abandon();
+        }
+    }
+}
+
+/// A socket, or TLS over one, that tells its connection when bytes come and when they do not go.
+#[derive(Debug)]
+pub struct Watched<S> {
+    /// The stream.
+    pub stream: S,
+    /// Its connection.
+    pub connection: Arc<Connection>,
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        let polled = Pin::new(&mut self.stream).poll_read(context, buffer);
+        if polled.is_ready() && buffer.filled().len() > before {
+            self.connection.received();
+        }
+        polled
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let polled = Pin::new(&mut self.stream).poll_write(context, bytes);
+        self.connection.writes(polled.is_pending());
+        polled
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let polled = Pin::new(&mut self.stream).poll_write_vectored(context, bytes);
+        self.connection.writes(polled.is_pending());
+        polled
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let polled = Pin::new(&mut self.stream).poll_flush(context);
+        if polled.is_pending() {
+            self.connection.writes(true);
+        }
+        polled
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let polled = Pin::new(&mut self.stream).poll_shutdown(context);
+        self.connection.writes(polled.is_pending());
+        polled
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PATIENCE: Patience = Patience {
+        header: Duration::from_secs(5),
+        idle: Duration::from_secs(60),
+    };
+
+    fn connection() -> Arc<Connection> {
+        Arc::new(Connection::new(
+            Bytes::from_static(b"192.0.2.1"),
+            false,
+            None,
+        ))
+    }
+
+    #[test]
+    fn a_connection_that_never_asks_goes_after_the_head_timeout() {
+        let (connection, start) = (connection(), now_ms());
+        assert_eq!(
+            connection.judge(start + 4000, PATIENCE, false),
+            Verdict::Stay
+        );
+        assert_eq!(
+            connection.judge(start + 6000, PATIENCE, false),
+            Verdict::Close
+        );
+    }
+
+    #[test]
+    fn a_slow_head_goes_after_the_head_timeout_also_on_a_kept_connection() {
+        let connection = connection();
+        drop(connection.begin(false));
+        assert_eq!(
+            connection.judge(now_ms() + 50_000, PATIENCE, false),
+            Verdict::Stay
+        );
+        connection.received();
+        assert_eq!(
+            connection.judge(now_ms() + 4000, PATIENCE, false),
+            Verdict::Stay
+        );
+        assert_eq!(
+            connection.judge(now_ms() + 6000, PATIENCE, false),
+            Verdict::Close
+        );
+    }
+
+    #[test]
+    fn rest_is_shorter_when_others_wait() {
+        let connection = connection();
+        let flight = connection.begin(true);
+        assert_eq!(
+            connection.judge(now_ms() + 900_000, PATIENCE, true),
+            Verdict::Stay
+        );
+        drop(flight);
+        connection.received();
+        assert_eq!(
+            connection.judge(now_ms() + 2000, PATIENCE, false),
+            Verdict::Stay
+        );
+        assert_eq!(
+            connection.judge(now_ms() + 2000, PATIENCE, true),
+            Verdict::Close
+        );
+        assert_eq!(
+            connection.judge(now_ms() + 61_000, PATIENCE, false),
+            Verdict::Close
+        );
+    }
+
+    #[test]
+    fn a_caller_that_takes_nothing_is_cut() {
+        let connection = connection();
+        let _flight = connection.begin(false);
+        connection.writes(true);
+        assert_eq!(
+            connection.judge(now_ms() + 59_000, PATIENCE, false),
+            Verdict::Stay
+        );
+        assert_eq!(
+            connection.judge(now_ms() + 61_000, PATIENCE, false),
+            Verdict::Cut
+        );
+        connection.writes(false);
+        assert_eq!(
+            connection.judge(now_ms() + 61_000, PATIENCE, false),
+            Verdict::Stay
+        );
+    }
+
+    #[tokio::test]
+    async fn abandoning_without_end_is_cut() {
+        let connection = connection();
+        for _ in 0..MAX_ABANDONED {
+            let mut answered = connection.begin(true);
+            answered.answered();
+            drop(connection.begin(true));
+        }
+        assert!(
+            tokio::time::timeout(Duration::from_millis(20), connection.cut.notified())
+                .await
+                .is_err()
+        );
+        drop(connection.begin(true));
+        tokio::time::timeout(Duration::from_secs(5), connection.cut.notified())
+            .await
+            .unwrap();
+    }
+}

@@ -1,0 +1,372 @@
+//! One request: which host, the perimeter, a worker, its answer.
+
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use casemate_channel::{Exchange, RecvBody, StreamError};
+use casemate_wire::control::Failure;
+use casemate_wire::control::gateway::Access;
+use casemate_wire::{OpenError, RequestHead, ResponseHead};
+use http::header::{CONTENT_LENGTH, HOST, UPGRADE};
+use http::request::Parts;
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version};
+use http_body::Body as _;
+use hyper::body::Incoming;
+use tokio::task::AbortHandle;
+
+use crate::answer::{Code, REQUEST_FIELD, Refusal};
+use crate::body::{self, Body, Known, PumpError};
+use crate::connection::Connection;
+use crate::fields;
+use crate::host::Host;
+use crate::route::Site;
+use crate::serve::Gateway;
+use crate::workers::{Function, Lease};
+
+/// How long a worker may take until its head comes. Its own limit is shorter; this one is for a worker that does not
+/// keep it.
+const HEAD_WAIT: Duration = Duration::from_secs(600);
+/// Workers tried for one request whose channels turn out closed. The request was sent to none of them.
+const MAX_WORKERS_TRIED: usize = 4;
+/// Longest path in an access record, bytes.
+const MAX_RECORDED_PATH_BYTES: usize = 2048;
+/// Fields that the gateway adds: `host`, `:request`, `:client`.
+const OWN_FIELDS: usize = 3;
+
+/// Makes request ids: 128 bits, unique on this node, never repeated by a restart.
+#[derive(Debug)]
+pub struct RequestIds {
+    boot: u64,
+    next: AtomicU64,
+}
+
+impl RequestIds {
+    /// From random bits.
+    pub fn new(boot: u64, first: u64) -> Self {
+        Self {
+            boot,
+            next: AtomicU64::new(first),
+        }
+    }
+
+    fn next(&self) -> String {
+        const HEX: &[u8; 16] = b"0123456789abcdef";
+        let count = self.next.fetch_add(1, Ordering::Relaxed);
+        let id = u128::from(self.boot) << 64 | u128::from(count);
+        (0..32)
+            .rev()
+            .map(|at| char::from(HEX[(id >> (at * 4)) as usize & 15]))
+            .collect()
+    }
+}
+
+type Route = Arc<Site<Arc<Function>>>;
+
+/// A worker's answer, ready to go out.
+struct Answer {
+    status: StatusCode,
+    fields: HeaderMap,
+    content: Content,
+}
+
+enum Content {
+    Whole(Bytes),
+    Flow {
+        first: Option<Bytes>,
+        rest: RecvBody,
+        lease: Lease,
+        length: Option<u64>,
+        pump: Option<AbortHandle>,
+    },
+}
+
+/// Answers a request, in the worker's words or in ours.
+pub async fn answer(
+    gateway: &Gateway,
+    connection: &Arc<Connection>,
+    request: Request<Incoming>,
+) -> Response<Body> {
+    let started = Instant::now();
+    let mut flight = connection.begin(request.version() == Version::HTTP_2);
+    let id = gateway.ids.next();
+    let (head, body) = request.into_parts();
+    let mut route = None;
+    let forwarded = forward(gateway, connection, &head, body, &id, &mut route).await;
+    flight.answered();
+    let failure = forwarded
+        .as_ref()
+        .err()
+        .and_then(|refusal| refusal.code.failure());
+    let mut response = match forwarded {
+        Ok(answer) => {
+            let body = match answer.content {
+                Content::Whole(bytes) => Body::whole(bytes, flight),
+                Content::Flow {
+                    first,
+                    rest,
+                    lease,
+                    length,
+                    pump,
+                } => {
+                    let (body, flow) = Body::flow(first, rest, lease, length, pump, flight);
+                    connection.watch(&flow);
+                    body
+                }
+            };
+            let mut response = Response::new(body);
+            (*response.status_mut(), *response.headers_mut()) = (answer.status, answer.fields);
+            response
+        }
+        Err(refusal) => {
+            let gate = route.as_ref().map(|route| route.gate.allow());
+            let allow = gate.filter(|_| refusal.code == Code::PerimeterMethod);
+            refusal
+                .respond(&id, allow)
+                .map(|bytes| Body::whole(bytes, flight))
+        }
+    };
+    if let Ok(value) = HeaderValue::from_str(&id) {
+        response.headers_mut().insert(REQUEST_FIELD, value);
+    }
+    gateway.record(Access {
+        key: route.as_ref().map(|route| route.key.clone()),
+        request: id,
+        method: head.method.as_str().to_owned(),
+        path: recorded(head.uri.path()),
+        status: response.status().as_u16(),
+        failure,
+        head_us: u32::try_from(started.elapsed().as_micros()).unwrap_or(u32::MAX),
+    });
+    response
+}
+
+/// Paths in a parsed URI are ASCII or UTF-8 of a caller; cut between characters.
+fn recorded(path: &str) -> String {
+    let mut end = path.len().min(MAX_RECORDED_PATH_BYTES);
+    while !path.is_char_boundary(end) {
+        end -= 1;
+    }
+    path[..end].to_owned()
+}
+
+async fn forward(
+    gateway: &Gateway,
+    connection: &Connection,
+    head: &Parts,
+    body: Incoming,
+    id: &str,
+    found: &mut Option<Route>,
+) -> Result<Answer, Refusal> {
+    let host = read_host(head)?;
+    if gateway.is_misdirected(connection, &host.name) {
+        return Err(Code::Misdirected.into());
+    }
+    let route = gateway
+        .table
+        .load()
+        .find(&host.name)
+        .cloned()
+        .ok_or(Code::NoSuchHost)?;
+    let route = found.insert(route);
+    if head.headers.len() > fields::MAX_REQUEST_FIELDS {
+        return Err(Code::HeadTooLarge.into());
+    }
+    let path = head.uri.path();
+    route
+        .gate
+        .check(head.method.as_str(), path, body.size_hint().exact())?;
+    if wants_websocket(&head.headers) {
+        return Err(Code::NotSupported.into());
+    }
+    let make_head = || to_worker(connection, head, &host, id);
+    let (lease, exchange) = open(&route.function, make_head, body.is_end_stream()).await?;
+    let limits = (route.gate.max_body_bytes, gateway.patience.idle);
+    let wait = tokio::time::timeout(HEAD_WAIT, converse(exchange, body, limits, &lease));
+    let (response, rest, pump) = wait.await.map_err(|_| Failure::ExceededWall)??;
+    to_caller(&head.method, response, rest, pump, lease)
+}
+
+fn read_host(head: &Parts) -> Result<Host<'_>, Code> {
+    let target = head.uri.authority().map(http::uri::Authority::as_str);
+    let named = head.headers.get_all(HOST).iter().map(HeaderValue::as_bytes);
+    Host::of_request(target, named, head.version == Version::HTTP_11).map_err(|_| Code::BadHost)
+}
+
+fn wants_websocket(fields: &HeaderMap) -> bool {
+    let mut upgrades = fields
+        .get_all(UPGRADE)
+        .iter()
+        .flat_map(|value| value.as_bytes().split(|byte| *byte == b','));
+    upgrades.any(|protocol| protocol.trim_ascii().eq_ignore_ascii_case(b"websocket"))
+}
+
+fn to_worker(connection: &Connection, head: &Parts, host: &Host<'_>, id: &str) -> RequestHead {
+    let rest = head
+        .uri
+        .path_and_query()
+        .map_or("/", http::uri::PathAndQuery::as_str);
+    let mut target = String::with_capacity(16 + host.name.len() + rest.len());
+    target.push_str(if connection.tls {
+        "https://"
+    } else {
+        "http://"
+    });
+    let authority_at = target.len();
+    host.write(&mut target);
+    let authority = Bytes::copy_from_slice(&target.as_bytes()[authority_at..]);
+    target.push_str(rest);
+    let mut fields = fields::to_worker(&head.headers, OWN_FIELDS);
+    fields.push("host", authority);
+    fields.push(":request", Bytes::copy_from_slice(id.as_bytes()));
+    fields.push(":client", connection.client.clone());
+    RequestHead {
+        method: head.method.as_str().to_owned(),
+        target,
+        fields,
+    }
+}
+
+/// A stream in a worker with room. A worker whose channel is closed when we turn to it gets nothing, and another is
+/// found; from the moment that a stream is open, there is no second try.
+async fn open(
+    function: &Arc<Function>,
+    make_head: impl Fn() -> RequestHead,
+    end: bool,
+) -> Result<(Lease, Exchange), Refusal> {
+    for _ in 0..MAX_WORKERS_TRIED {
+        let lease = function.lease().await?;
+        match lease.worker.opener.open(make_head(), end) {
+            Ok(exchange) => return Ok((lease, exchange)),
+            Err(StreamError::Open(OpenError::Head(_))) => return Err(Code::HeadTooLarge.into()),
+            Err(_) => function.pass_over(lease),
+        }
+    }
+    Err(Failure::Unavailable.into())
+}
+
+type Conversation = (ResponseHead, RecvBody, Option<AbortHandle>);
+
+/// Sends the body until the head of the response comes. What is then left of the body goes on beside it.
+async fn converse(
+    exchange: Exchange,
+    body: Incoming,
+    limits: (u64, Duration),
+    lease: &Lease,
+) -> Result<Conversation, Refusal> {
+    let Exchange { body: to, response } = exchange;
+    if body.is_end_stream() {
+        drop(to);
+        return match response.head().await {
+            Ok((head, rest)) => Ok((head, rest, None)),
+            Err(error) => Err(explain(error, lease).await),
+        };
+    }
+    let mut response = pin!(response.head());
+    let mut sending = Box::pin(body::pump(body, to, limits.0, limits.1));
+    let (came, pump) = tokio::select! {
+        biased;
+        came = &mut response => (came, Some(sending)),
+        sent = &mut sending => match sent {
+            Ok(()) | Err(PumpError::Worker) => (response.await, None),
+            Err(PumpError::TooLarge) => return Err(Code::BodyTooLarge.into()),
+            Err(PumpError::Slow) => return Err(Code::BodyTimeout.into()),
+            Err(PumpError::Caller) => return Err(Code::BadBody.into()),
+        },
+    };
+    match came {
+        Ok((head, rest)) => Ok((
+            head,
+            rest,
+            pump.map(|pump| tokio::spawn(pump).abort_handle()),
+        )),
+        Err(error) => Err(explain(error, lease).await),
+    }
+}
+
+async fn explain(error: StreamError, lease: &Lease) -> Refusal {
+    let failure = match error {
+        StreamError::Reset(code) => Failure::from_reset(code).unwrap_or(Failure::WorkerLost),
+        StreamError::Closed | StreamError::Open(_) => lease.worker.failure().await,
+    };
+    failure.into()
+}
+
+/// A worker's answer as HTTP, or 500 `exception` where it is none.
+fn to_caller(
+    method: &Method,
+    head: ResponseHead,
+    rest: RecvBody,
+    pump: Option<AbortHandle>,
+    lease: Lease,
+) -> Result<Answer, Refusal> {
+    let broken = |_| Refusal::from(Failure::Exception);
+    let status = StatusCode::from_u16(head.status)
+        .ok()
+        .filter(|status| (200..600).contains(&status.as_u16()));
+    let status = status.ok_or(()).map_err(broken)?;
+    let (mut fields, length) = fields::to_caller(&head.fields).map_err(|_| broken(()))?;
+    let stop = |pump: Option<AbortHandle>| pump.into_iter().for_each(|pump| pump.abort());
+    if method == Method::HEAD || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED)
+    {
+        stop(pump);
+        if let Some(length) = length.filter(|_| method == Method::HEAD) {
+            fields.insert(CONTENT_LENGTH, length.into());
+        }
+        return Ok(Answer {
+            status,
+            fields,
+            content: Content::Whole(Bytes::new()),
+        });
+    }
+    let content = match body::known(rest) {
+        Known::Whole(bytes) if length.is_none_or(|length| length == bytes.len() as u64) => {
+            stop(pump);
+            Content::Whole(bytes)
+        }
+        Known::Whole(_) => return Err(broken(())),
+        Known::Begun(first, rest) => Content::Flow {
+            first,
+            rest,
+            lease,
+            length,
+            pump,
+        },
+        Known::Broken => return Err(Failure::WorkerLost.into()),
+    };
+    Ok(Answer {
+        status,
+        fields,
+        content,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn request_ids_are_unique_and_of_one_length() {
+        let ids = RequestIds::new(0xabc, u64::MAX);
+        assert_eq!(ids.next(), "0000000000000abcffffffffffffffff");
+        assert_eq!(ids.next(), "0000000000000abc0000000000000000");
+    }
+
+    #[test]
+    fn recorded_paths_are_bounded() {
+        let long = format!("/{}", "é".repeat(MAX_RECORDED_PATH_BYTES));
+        assert_eq!(recorded(&long).len(), MAX_RECORDED_PATH_BYTES - 1);
+        assert_eq!(recorded("/a"), "/a");
+    }
+
+    #[test]
+    fn websocket_is_seen_in_any_place() {
+        let fields = |value: &'static str| {
+            HeaderMap::from_iter([(UPGRADE, HeaderValue::from_static(value))])
+        };
+        assert!(wants_websocket(&fields("h2c, WebSocket")));
+        assert!(!wants_websocket(&fields("h2c")));
+    }
+}

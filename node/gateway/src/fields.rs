@@ -1,0 +1,247 @@
+//! Header fields between HTTP and a channel. What belongs to one hop stays on it (RFC 9110, section 7.6.1).
+
+use bytes::Bytes;
+use casemate_wire::Fields;
+use http::header::{CONNECTION, CONTENT_LENGTH, DATE};
+use http::{HeaderMap, HeaderName, HeaderValue};
+
+/// Fields in a request's head at most; HTTP/1 is held to the same number by its parser.
+pub const MAX_REQUEST_FIELDS: usize = 100;
+
+/// The head of a response cannot be passed on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the function's response head is no HTTP")]
+pub struct BadResponse;
+
+/// Belongs to one hop, or is written anew by whoever sends on.
+fn stays_here(name: &str) -> bool {
+    matches!(
+        name,
+        "connection"
+            | "keep-alive"
+            | "proxy-connection"
+            | "proxy-authenticate"
+            | "proxy-authorization"
+            | "te"
+            | "trailer"
+            | "transfer-encoding"
+            | "upgrade"
+            | "http2-settings"
+    )
+}
+
+/// Whether one of the `Connection` fields names `name`.
+fn listed<'a>(mut connection: impl Iterator<Item = &'a [u8]>, name: &str) -> bool {
+    connection.any(|value| {
+        let mut options = value.split(|byte| *byte == b',');
+        options.any(|option| option.trim_ascii().eq_ignore_ascii_case(name.as_bytes()))
+    })
+}
+
+/// A caller's fields as they go to a worker, with room for `more`. `Host` is left out: the gateway writes the one that
+/// it judged. So is `Expect`: the gateway asks for the body when the worker can take it.
+pub fn to_worker(fields: &HeaderMap, more: usize) -> Fields {
+    let mut out = Vec::with_capacity(fields.len() + more);
+    let options = fields
+        .contains_key(CONNECTION)
+        .then(|| fields.get_all(CONNECTION));
+    for (name, value) in fields {
+        let text = name.as_str();
+        if stays_here(text) || matches!(text, "host" | "expect") {
+            continue;
+        }
+        let is_listed = |options: &http::header::GetAll<'_, HeaderValue>| {
+            listed(options.iter().map(HeaderValue::as_bytes), text)
+        };
+        // The length belongs to the body, whatever `Connection` says.
+        if name != CONTENT_LENGTH && options.as_ref().is_some_and(is_listed) {
+            continue;
+        }
+        out.push((text.to_owned(), Bytes::copy_from_slice(value.as_bytes())));
+    }
+    Fields(out)
+}
+
+/// A caller's trailers as they go to a worker: without what belongs into a head (RFC 9110, section 6.5.1).
+pub fn trailers_to_worker(fields: &HeaderMap) -> Fields {
+    let mut fields = to_worker(fields, 0);
+    fields.0.retain(|(name, _)| is_trailer(name));
+    fields
+}
+
+fn is_trailer(name: &str) -> bool {
+    !matches!(
+        name,
+        "host"
+            | "content-length"
+            | "content-encoding"
+            | "content-type"
+            | "content-range"
+            | "authorization"
+            | "cookie"
+            | "set-cookie"
+    )
+}
+
+/// A worker's fields as they go to a caller, and the length that it declared. Fields of ours (`:`) never go out; the
+/// length is written anew from what is really sent.
+///
+/// # Errors
+/// A name, a value or a length that is no HTTP.
+pub fn to_caller(fields: &Fields) -> Result<(HeaderMap, Option<u64>), BadResponse> {
+    // Room for what is added on the way out.
+    let mut out = HeaderMap::with_capacity(fields.0.len() + 2);
+    let mut length = None;
+    let connection = || fields.0.iter().filter(|(name, _)| name == "connection");
+    let has_options = connection().next().is_some();
+    for (name, value) in &fields.0 {
+        if name.starts_with(':') || stays_here(name) {
+            continue;
+        }
+        if name == "content-length" {
+            let declared = parse_length(value)?;
+            if length.is_some_and(|length| length != declared) {
+                return Err(BadResponse);
+            }
+            length = Some(declared);
+            continue;
+        }
+        if has_options && listed(connection().map(|(_, value)| &value[..]), name) {
+            continue;
+        }
+        let header = HeaderName::from_bytes(name.as_bytes()).map_err(|_| BadResponse)?;
+        let value = HeaderValue::from_maybe_shared(value.clone()).map_err(|_| BadResponse)?;
+        if header == DATE {
+            out.insert(header, value);
+        } else {
+            out.append(header, value);
+        }
+    }
+    Ok((out, length))
+}
+
+/// A worker's trailers as they go to a caller.
+///
+/// # Errors
+/// As for [`to_caller`].
+pub fn trailers_to_caller(fields: &Fields) -> Result<HeaderMap, BadResponse> {
+    let plain = fields.0.iter().filter(|(name, _)| is_trailer(name));
+    let plain = Fields(plain.cloned().collect());
+    to_caller(&plain).map(|(fields, _)| fields)
+}
+
+fn parse_length(value: &[u8]) -> Result<u64, BadResponse> {
+    let text = std::str::from_utf8(value).map_err(|_| BadResponse)?;
+    if text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_digit()) {
+        return Err(BadResponse);
+    }
+    text.parse().map_err(|_| BadResponse)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn map(fields: &[(&'static str, &'static str)]) -> HeaderMap {
+        fields
+            .iter()
+            .map(|(name, value)| {
+                (
+                    HeaderName::from_static(name),
+                    HeaderValue::from_static(value),
+                )
+            })
+            .collect()
+    }
+
+    fn names(fields: &Fields) -> Vec<&str> {
+        fields.0.iter().map(|(name, _)| name.as_str()).collect()
+    }
+
+    #[test]
+    fn hop_by_hop_fields_stay_also_those_that_connection_lists() {
+        let fields = [
+            ("host", "a.test"),
+            ("connection", "keep-alive, X-Secret"),
+            ("connection", " x-other ,content-length"),
+            ("x-secret", "1"),
+            ("x-other", "1"),
+            ("content-length", "3"),
+            ("transfer-encoding", "chunked"),
+            ("te", "trailers"),
+            ("upgrade", "h2c"),
+            ("http2-settings", "x"),
+            ("proxy-authorization", "x"),
+            ("keep-alive", "x"),
+            ("proxy-connection", "x"),
+            ("trailer", "x"),
+            ("expect", "100-continue"),
+            ("cookie", "a=1"),
+            ("cookie", "b=2"),
+        ];
+        assert_eq!(
+            names(&to_worker(&map(&fields), 0)),
+            ["content-length", "cookie", "cookie"]
+        );
+        let trailers = trailers_to_worker(&map(&[
+            ("host", "b.test"),
+            ("authorization", "x"),
+            ("checksum", "1"),
+            ("content-length", "9"),
+        ]));
+        assert_eq!(names(&trailers), ["checksum"]);
+    }
+
+    #[test]
+    fn our_fields_and_hop_by_hop_fields_never_go_out() {
+        let fields = Fields::default()
+            .with(":error", "x")
+            .with("connection", "x-hop")
+            .with("x-hop", "1")
+            .with("transfer-encoding", "chunked")
+            .with("content-length", "12")
+            .with("set-cookie", "a")
+            .with("set-cookie", "b")
+            .with("upgrade", "h2c");
+        let (out, length) = to_caller(&fields).unwrap();
+        assert_eq!(length, Some(12));
+        assert_eq!(out.get_all("set-cookie").iter().count(), 2);
+        assert_eq!(out.len(), 2);
+    }
+
+    #[test]
+    fn lengths_that_are_none_or_differ_are_refused() {
+        for value in ["", "-1", "+1", "1, 1", " 1", "0x1", "18446744073709551616"] {
+            assert_eq!(
+                to_caller(&Fields::default().with("content-length", value)),
+                Err(BadResponse),
+                "{value:?}"
+            );
+        }
+        let two = |one: &'static str, other: &'static str| {
+            to_caller(
+                &Fields::default()
+                    .with("content-length", one)
+                    .with("content-length", other),
+            )
+            .map(|(_, length)| length)
+        };
+        assert_eq!(two("5", "6"), Err(BadResponse));
+        assert_eq!(two("5", "5"), Ok(Some(5)));
+    }
+
+    proptest! {
+        /// Whatever a worker says: refused, or HTTP without a line break, without ours, without a hop's.
+        #[test]
+        fn nothing_of_a_worker_splits_a_response(fields in proptest::collection::vec(("[:a-zA-Z-]{0,20}|connection", proptest::collection::vec(any::<u8>(), 0..20)), 0..20)) {
+            let fields: Fields = fields.into_iter().collect();
+            if let Ok((out, _)) = to_caller(&fields) {
+                for (name, value) in &out {
+                    prop_assert!(!name.as_str().starts_with(':') && !stays_here(name.as_str()));
+                    prop_assert!(!value.as_bytes().iter().any(|byte| matches!(byte, b'\r' | b'\n' | 0)));
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,27 @@
+//! The gateway: callers' HTTP comes in, channels to workers go out.
+//!
+//! It reads hostile bytes from the internet, so what it decides stands apart from what it does: [`host`], [`route`],
+//! [`fields`], [`pool`] and [`answer`] know no socket and no clock. Around them: [`start`] (bind, read, wall in),
+//! [`serve`] (connections), [`exchange`] (one request), [`supervise`] (the control channel).
+//!
+//! A request passes: which host is it, is there a route, the perimeter (method, path, size), a worker with room, its
+//! channel. Nothing is ever sent twice: once a request has gone to a worker, its caller gets that worker's answer or is
+//! told why there is none.
+//!
+//! Not served: `CONNECT`, and upgrades to WebSocket (501 `not_supported`); other offers to upgrade are ignored, as HTTP
+//! permits.
+#![forbid(unsafe_code)]
+
+pub mod answer;
+pub mod body;
+pub mod connection;
+pub mod exchange;
+pub mod fields;
+pub mod host;
+pub mod pool;
+pub mod route;
+pub mod serve;
+pub mod start;
+pub mod supervise;
+pub mod tls;
+pub mod workers;

@@ -1,0 +1,397 @@
+//! The workers of one function, and the requests that wait for one. Decides only: time comes in as milliseconds, and
+//! grants go out as values.
+
+use std::collections::VecDeque;
+
+use casemate_wire::control::{Digest, WorkerId};
+
+/// Requests that wait for a worker of one function. More would wait longer than their callers do.
+pub const MAX_WAITING: usize = 1024;
+/// Between two `Need`s for one function while requests wait, milliseconds.
+pub const NEED_PERIOD_MS: u64 = 500;
+/// Between two `Idle`s for one worker, milliseconds.
+pub const IDLE_PERIOD_MS: u64 = 3000;
+
+/// Somebody who waits for a worker.
+pub trait Waiting {
+    /// Whether they still do.
+    fn is_waiting(&self) -> bool;
+}
+
+/// The workers (`W`) of one function and who waits (`T`).
+#[derive(Debug)]
+pub struct Pool<T, W> {
+    release: Option<Digest>,
+    seats: Vec<Seat<W>>,
+    waiting: VecDeque<T>,
+    need_said_ms: Option<u64>,
+}
+
+#[derive(Debug)]
+struct Seat<W> {
+    id: WorkerId,
+    release: Digest,
+    worker: W,
+    concurrency: u32,
+    streams: u32,
+    /// Told to, or the release is not the wanted one and `Drained` is said: never comes back.
+    retired: bool,
+    drained_said: bool,
+    idle_since_ms: u64,
+    idle_said_ms: u64,
+}
+
+/// What the supervisor is to hear of one function.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Due {
+    /// So many wait.
+    pub need: Option<u32>,
+    /// These have ended their last stream.
+    pub drained: Vec<WorkerId>,
+    /// These have had nothing to do for so many milliseconds.
+    pub idle: Vec<(WorkerId, u64)>,
+}
+
+impl<T, W> Default for Pool<T, W> {
+    fn default() -> Self {
+        Self {
+            release: None,
+            seats: Vec::new(),
+            waiting: VecDeque::new(),
+            need_said_ms: None,
+        }
+    }
+}
+
+impl<T: Waiting, W: Clone> Pool<T, W> {
+    /// A place in the wanted release's worker with the fewest streams.
+    pub fn acquire(&mut self) -> Option<W> {
+        let release = self.release?;
+        let free = self.seats.iter_mut().filter(|seat| seat.has_room(release));
+        free.min_by_key(|seat| seat.streams).map(Seat::take)
+    }
+
+    /// Queues somebody.
+    ///
+    /// # Errors
+    /// [`MAX_WAITING`] wait already; they are given back.
+    pub fn wait(&mut self, waiter: T) -> Result<(), T> {
+        if self.waiting.len() >= MAX_WAITING {
+            self.waiting.retain(Waiting::is_waiting);
+        }
+        if self.waiting.len() >= MAX_WAITING {
+            return Err(waiter);
+        }
+        self.waiting.push_back(waiter);
+        Ok(())
+    }
+
+    /// A stream of this worker has ended; the place goes to the next one who waits.
+    pub fn release(&mut self, id: WorkerId, now_ms: u64) -> Vec<(T, W)> {
+        if let Some(seat) = self.seat(id) {
+            seat.streams = seat.streams.saturating_sub(1);
+            if seat.streams == 0 {
+                (seat.idle_since_ms, seat.idle_said_ms) = (now_ms, now_ms);
+            }
+        }
+        self.grant()
+    }
+
+    /// A worker serves from now on.
+    pub fn add(
+        &mut self,
+        id: WorkerId,
+        release: Digest,
+        concurrency: u32,
+        worker: W,
+        now_ms: u64,
+    ) -> Vec<(T, W)> {
+        self.seats.retain(|seat| seat.id != id);
+        self.seats.push(Seat {
+            id,
+            release,
+            worker,
+            concurrency: concurrency.max(1),
+            streams: 0,
+            retired: false,
+            drained_said: false,
+            idle_since_ms: now_ms,
+            idle_said_ms: now_ms,
+        });
+        self.grant()
+    }
+
+    /// This release is wanted now; `None`: no request is to reach the function.
+    pub fn want(&mut self, release: Option<Digest>) -> Vec<(T, W)> {
+        self.release = release;
+        self.grant()
+    }
+
+    /// Nothing new for this worker.
+    pub fn retire(&mut self, id: WorkerId) {
+        if let Some(seat) = self.seat(id) {
+            seat.retired = true;
+        }
+    }
+
+    /// The worker is no more.
+    pub fn remove(&mut self, id: WorkerId) -> Option<W> {
+        let at = self.seats.iter().position(|seat| seat.id == id)?;
+        Some(self.seats.remove(at).worker)
+    }
+
+    /// Takes everybody who waits, to be told that there will be no worker.
+    pub fn dismiss(&mut self) -> Vec<T> {
+        self.need_said_ms = None;
+        self.waiting.drain(..).collect()
+    }
+
+    /// Whether this worker is to leave and has nothing more to do.
+    pub fn is_drained(&self, id: WorkerId) -> bool {
+        self.seats
+            .iter()
+            .any(|seat| seat.id == id && seat.streams == 0 && seat.leaves(self.release))
+    }
+
+    /// Whether nothing is left of it.
+    pub fn is_over(&self) -> bool {
+        self.release.is_none() && self.seats.is_empty() && self.waiting.is_empty()
+    }
+
+    /// What the supervisor is to hear now.
+    pub fn due(&mut self, now_ms: u64) -> Due {
+        self.waiting.retain(Waiting::is_waiting);
+        let mut due = Due::default();
+        if self.waiting.is_empty() {
+            self.need_said_ms = None;
+        } else if self
+            .need_said_ms
+            .is_none_or(|said| now_ms.saturating_sub(said) >= NEED_PERIOD_MS)
+        {
+            self.need_said_ms = Some(now_ms);
+            due.need = Some(self.waiting.len() as u32);
+        }
+        for seat in &mut self.seats {
+            if seat.streams > 0 {
+                continue;
+            }
+            if seat.leaves(self.release) {
+                if !seat.drained_said {
+                    (seat.retired, seat.drained_said) = (true, true);
+                    due.drained.push(seat.id);
+                }
+            } else if now_ms.saturating_sub(seat.idle_said_ms) >= IDLE_PERIOD_MS {
+                seat.idle_said_ms = now_ms;
+                due.idle
+                    .push((seat.id, now_ms.saturating_sub(seat.idle_since_ms)));
+            }
+        }
+        due
+    }
+
+    fn seat(&mut self, id: WorkerId) -> Option<&mut Seat<W>> {
+        self.seats.iter_mut().find(|seat| seat.id == id)
+    }
+
+    /// Whoever waits first gets a place first.
+    fn grant(&mut self) -> Vec<(T, W)> {
+        let mut grants = Vec::new();
+        while let Some(waiter) = self.waiting.pop_front() {
+            if !waiter.is_waiting() {
+                continue;
+            }
+            match self.acquire() {
+                Some(worker) => grants.push((waiter, worker)),
+                None => {
+                    self.waiting.push_front(waiter);
+                    break;
+                }
+            }
+        }
+        grants
+    }
+}
+
+impl<W: Clone> Seat<W> {
+    fn leaves(&self, wanted: Option<Digest>) -> bool {
+        self.retired || wanted.is_some_and(|release| release != self.release)
+    }
+
+    fn has_room(&self, release: Digest) -> bool {
+        !self.retired && self.release == release && self.streams < self.concurrency
+    }
+
+    fn take(&mut self) -> W {
+        self.streams += 1;
+        self.worker.clone()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const OLD: Digest = [1; 32];
+    const NEW: Digest = [2; 32];
+
+    #[derive(Debug, PartialEq, Eq)]
+    struct Caller(u32, bool);
+
+    impl Waiting for Caller {
+        fn is_waiting(&self) -> bool {
+            self.1
+        }
+    }
+
+    fn pool() -> Pool<Caller, u64> {
+        let mut pool = Pool::default();
+        assert!(pool.want(Some(OLD)).is_empty());
+        pool
+    }
+
+    #[test]
+    fn the_worker_with_the_fewest_streams_up_to_its_concurrency() {
+        let mut pool = pool();
+        pool.add(WorkerId(1), OLD, 2, 1, 0);
+        pool.add(WorkerId(2), OLD, 1, 2, 0);
+        assert_eq!(
+            [
+                pool.acquire(),
+                pool.acquire(),
+                pool.acquire(),
+                pool.acquire()
+            ],
+            [Some(1), Some(2), Some(1), None]
+        );
+        assert!(pool.release(WorkerId(2), 5).is_empty());
+        assert_eq!(pool.acquire(), Some(2));
+    }
+
+    #[test]
+    fn whoever_waits_longest_gets_the_next_place_and_who_left_gets_none() {
+        let mut pool = pool();
+        for (n, waits) in [(1, false), (2, true), (3, true)] {
+            pool.wait(Caller(n, waits)).unwrap();
+        }
+        assert_eq!(pool.due(0).need, Some(2));
+        assert_eq!(pool.due(NEED_PERIOD_MS - 1).need, None);
+        assert_eq!(pool.due(NEED_PERIOD_MS).need, Some(2));
+        assert_eq!(
+            pool.add(WorkerId(1), OLD, 1, 1, 600),
+            [(Caller(2, true), 1)]
+        );
+        assert_eq!(pool.release(WorkerId(1), 700), [(Caller(3, true), 1)]);
+        assert_eq!(pool.due(9000).need, None);
+    }
+
+    #[test]
+    fn the_queue_is_bounded_and_forgets_who_left() {
+        let mut pool = pool();
+        for n in 0..MAX_WAITING as u32 {
+            pool.wait(Caller(n, n > 0)).unwrap();
+        }
+        assert_eq!(pool.wait(Caller(8000, true)), Ok(()));
+        assert_eq!(pool.wait(Caller(8001, true)), Err(Caller(8001, true)));
+        assert_eq!(pool.dismiss().len(), MAX_WAITING);
+    }
+
+    #[test]
+    fn another_release_drains_and_comes_back_with_a_rollback_unless_it_was_said() {
+        let mut pool = pool();
+        pool.add(WorkerId(1), OLD, 4, 1, 0);
+        assert_eq!(pool.acquire(), Some(1));
+        pool.want(Some(NEW));
+        assert_eq!(pool.acquire(), None);
+        assert_eq!(pool.due(1), Due::default());
+        pool.want(Some(OLD));
+        assert_eq!(pool.acquire(), Some(1));
+        pool.want(Some(NEW));
+        pool.release(WorkerId(1), 2);
+        pool.release(WorkerId(1), 3);
+        assert_eq!(pool.due(4).drained, [WorkerId(1)]);
+        assert_eq!(pool.due(5).drained, []);
+        pool.want(Some(OLD));
+        assert_eq!(pool.acquire(), None, "it was said to be drained");
+        assert_eq!(pool.remove(WorkerId(1)), Some(1));
+        assert!(!pool.is_over());
+        pool.want(None);
+        assert!(pool.is_over());
+    }
+
+    #[test]
+    fn idle_is_said_every_few_seconds_and_only_while_so() {
+        let mut pool = pool();
+        pool.add(WorkerId(1), OLD, 4, 1, 1000);
+        assert_eq!(pool.due(1001), Due::default());
+        assert_eq!(
+            pool.due(1000 + IDLE_PERIOD_MS).idle,
+            [(WorkerId(1), IDLE_PERIOD_MS)]
+        );
+        assert_eq!(pool.due(1001 + IDLE_PERIOD_MS).idle, []);
+        pool.acquire();
+        assert_eq!(pool.due(90_000).idle, []);
+        pool.release(WorkerId(1), 90_000);
+        assert_eq!(pool.due(90_001).idle, []);
+        assert_eq!(
+            pool.due(90_000 + IDLE_PERIOD_MS).idle,
+            [(WorkerId(1), IDLE_PERIOD_MS)]
+        );
+        pool.retire(WorkerId(1));
+        assert_eq!(
+            pool.due(900_000),
+            Due {
+                drained: vec![WorkerId(1)],
+                ..Due::default()
+            }
+        );
+    }
+
+    proptest! {
+        /// In any order of events: no worker over its concurrency, none of another release, nobody served twice.
+        #[test]
+        fn places_are_never_given_beyond_what_there_is(steps in proptest::collection::vec((0u8..7, 0u64..4), 0..200)) {
+            let mut pool: Pool<Caller, u64> = Pool::default();
+            let mut held: Vec<u64> = Vec::new();
+            let mut wanted = None;
+            let mut next = 0;
+            for (step, n) in steps {
+                let mut grants = Vec::new();
+                match step {
+                    0 => {
+                        let taken = pool.acquire();
+                        prop_assert!(taken.is_none() || wanted.is_some());
+                        held.extend(taken);
+                    }
+                    1 => {
+                        next += 1;
+                        pool.wait(Caller(next, next % 5 != 0)).unwrap();
+                    }
+                    2 if !held.is_empty() => {
+                        let worker = held.remove(n as usize % held.len());
+                        grants = pool.release(WorkerId(worker), 0);
+                    }
+                    3 if !held.contains(&n) => grants = pool.add(WorkerId(n), if n % 2 == 0 { OLD } else { NEW }, 2, n, 0),
+                    4 => pool.retire(WorkerId(n)),
+                    5 => {
+                        pool.remove(WorkerId(n));
+                        held.retain(|worker| *worker != n);
+                    }
+                    _ => {
+                        wanted = [None, Some(OLD), Some(NEW), Some(OLD)][n as usize];
+                        grants = pool.want(wanted);
+                    }
+                }
+                for (caller, worker) in grants {
+                    prop_assert!(caller.is_waiting());
+                    let release = if worker % 2 == 0 { OLD } else { NEW };
+                    prop_assert_eq!(Some(release), wanted);
+                    held.push(worker);
+                }
+                for n in 0..4 {
+                    prop_assert!(held.iter().filter(|worker| **worker == n).count() <= 2);
+                }
+            }
+        }
+    }
+}

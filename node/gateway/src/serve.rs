@@ -1,0 +1,295 @@
+//! Listeners and connections.
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::net::SocketAddr;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use bytes::Bytes;
+use casemate_wire::control::gateway::Access;
+use http::{Request, Response};
+use hyper::body::Incoming;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
+use tokio::time::MissedTickBehavior;
+use tokio_rustls::TlsAcceptor;
+
+use crate::body::Body;
+use crate::connection::{Connection, Patience, Verdict, Watched};
+use crate::exchange::{self, RequestIds};
+use crate::route::Table;
+use crate::tls::Certificates;
+use crate::workers::{Function, Registry, now_ms};
+
+/// Bytes of a request's head; also what is read of a body at a time.
+const MAX_HEAD_BYTES: usize = 48 * 1024;
+/// Streams at a time on an HTTP/2 connection.
+const MAX_HTTP2_STREAMS: u32 = 128;
+/// HTTP/2 streams reset before we have looked at them (rapid reset); then the connection ends.
+const MAX_HTTP2_RESETS: usize = 20;
+/// HTTP/2 streams that we had to reset for errors of the caller; then the connection ends.
+const MAX_HTTP2_ERRORS: usize = 64;
+/// Bytes of request bodies that may come on an HTTP/2 stream before they are used.
+const HTTP2_STREAM_WINDOW_BYTES: u32 = 256 * 1024;
+/// The same for the whole connection.
+const HTTP2_CONNECTION_WINDOW_BYTES: u32 = 1024 * 1024;
+/// Bytes of responses that wait on an HTTP/2 stream for the caller to take them.
+const HTTP2_SEND_BYTES: usize = 64 * 1024;
+/// Between two pings on an HTTP/2 connection, and how long the answer may take: finds callers that went without a word.
+const HTTP2_PING: Duration = Duration::from_secs(30);
+/// How often a connection is judged, at most and at least.
+const JUDGE_PERIOD: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
+/// From asking a connection that rests to close until it is cut.
+const CLOSE_WAIT: Duration = Duration::from_secs(1);
+/// After the kernel refused an accept, for want of descriptors or memory.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// Access records that wait for the supervisor. Beyond it they are dropped and counted: logs do not slow callers down.
+const MAX_RECORDS: usize = 4096;
+
+/// All that connections share.
+#[derive(Debug)]
+pub struct Gateway {
+    /// Hosts to functions.
+    pub table: ArcSwap<Table<Arc<Function>>>,
+    /// Functions and workers.
+    pub registry: Arc<Registry>,
+    /// Request ids.
+    pub ids: RequestIds,
+    /// How long callers may take.
+    pub patience: Patience,
+    certificates: Option<Arc<Certificates>>,
+    places: Arc<Semaphore>,
+    max_connections: u32,
+    records: mpsc::Sender<Access>,
+    dropped_records: AtomicU64,
+    draining: watch::Sender<bool>,
+}
+
+impl Gateway {
+    /// With nothing to serve yet, and where its access records come out.
+    pub fn new(
+        ids: RequestIds,
+        patience: Patience,
+        max_connections: u32,
+        certificates: Option<Arc<Certificates>>,
+    ) -> (Arc<Self>, mpsc::Receiver<Access>) {
+        let (records, receiver) = mpsc::channel(MAX_RECORDS);
+        let max_connections = max_connections.max(1);
+        let gateway = Self {
+            table: ArcSwap::default(),
+            registry: Arc::default(),
+            ids,
+            patience,
+            certificates,
+            places: Arc::new(Semaphore::new(max_connections as usize)),
+            max_connections,
+            records,
+            dropped_records: AtomicU64::new(0),
+            draining: watch::Sender::new(false),
+        };
+        (Arc::new(gateway), receiver)
+    }
+
+    /// Hands an access record on, or counts it as dropped.
+    pub fn record(&self, access: Access) {
+        if self.records.try_send(access).is_err() {
+            self.dropped_records.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Records dropped since last asked.
+    pub fn take_dropped_records(&self) -> u64 {
+        self.dropped_records.swap(0, Ordering::Relaxed)
+    }
+
+    /// Whether TLS was made for a host with another certificate than this one's (RFC 9110, section 15.5.20).
+    pub fn is_misdirected(&self, connection: &Connection, host: &str) -> bool {
+        let (Some(certificates), Some(name)) = (&self.certificates, &connection.server_name) else {
+            return false;
+        };
+        name != host && certificates.place(name) != certificates.place(host)
+    }
+
+    /// Accepts no more; connections finish what is under way.
+    pub fn drain(&self) {
+        self.draining.send_replace(true);
+    }
+
+    /// Waits until every connection has ended.
+    pub async fn drained(&self) {
+        // Fails only when the semaphore is closed, which it never is.
+        let _ = self.places.acquire_many(self.max_connections).await;
+    }
+
+    /// Whether callers wait for a place.
+    fn is_crowded(&self) -> bool {
+        self.places.available_permits() == 0
+    }
+}
+
+/// Serves a listener until the gateway drains. Callers beyond the limit wait in the kernel's queue.
+pub async fn listen(gateway: Arc<Gateway>, listener: TcpListener, tls: Option<TlsAcceptor>) {
+    let mut draining = gateway.draining.subscribe();
+    loop {
+        // One that is accepted waits here for its place, and all behind it in the kernel.
+        let accepted = async {
+            let accepted = listener.accept().await;
+            (accepted, gateway.places.clone().acquire_owned().await)
+        };
+        tokio::select! {
+            () = begins(&mut draining) => return,
+            accepted = accepted => match accepted {
+                (Ok((stream, address)), Ok(place)) => {
+                    tokio::spawn(connect(gateway.clone(), stream, address, tls.clone(), place));
+                }
+                (Err(error), _) => {
+                    tracing::warn!(%error, "a caller could not be accepted");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+                // Only a closed semaphore, which it never is.
+                (_, Err(_)) => return,
+            },
+        }
+    }
+}
+
+/// Waits until draining begins.
+async fn begins(draining: &mut watch::Receiver<bool>) {
+    // Fails only when the gateway is gone, which its connections outlive.
+    let _ = draining.wait_for(|draining| *draining).await;
+}
+
+async fn connect(
+    gateway: Arc<Gateway>,
+    stream: TcpStream,
+    address: SocketAddr,
+    tls: Option<TlsAcceptor>,
+    _place: OwnedSemaphorePermit,
+) {
+    // Answers are written whole; waiting for more would only delay them.
+    let _ = stream.set_nodelay(true);
+    let client = Bytes::from(address.ip().to_canonical().to_string());
+    let Some(tls) = tls else {
+        return serve(gateway, stream, Connection::new(client, false, None)).await;
+    };
+    match tokio::time::timeout(gateway.patience.header, tls.accept(stream)).await {
+        Ok(Ok(stream)) => {
+            let name = stream
+                .get_ref()
+                .1
+                .server_name()
+                .map(|name| name.trim_end_matches('.').to_ascii_lowercase());
+            serve(gateway, stream, Connection::new(client, true, name)).await;
+        }
+        Ok(Err(error)) => tracing::debug!(%error, "a TLS handshake failed"),
+        Err(_) => tracing::debug!("a TLS handshake took too long"),
+    }
+}
+
+/// Answers the requests of one connection.
+#[derive(Debug, Clone)]
+struct Answers {
+    gateway: Arc<Gateway>,
+    connection: Arc<Connection>,
+}
+
+impl hyper::service::Service<Request<Incoming>> for Answers {
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
+
+    fn call(&self, request: Request<Incoming>) -> Self::Future {
+        let Self {
+            gateway,
+            connection,
+        } = self.clone();
+        Box::pin(async move { Ok(exchange::answer(&gateway, &connection, request).await) })
+    }
+}
+
+async fn serve<S: AsyncRead + AsyncWrite + Unpin + 'static>(
+    gateway: Arc<Gateway>,
+    stream: S,
+    connection: Connection,
+) {
+    let connection = Arc::new(connection);
+    let io = TokioIo::new(Watched {
+        stream,
+        connection: connection.clone(),
+    });
+    let builder = builder();
+    let answers = Answers {
+        gateway: gateway.clone(),
+        connection: connection.clone(),
+    };
+    let mut serving = pin!(builder.serve_connection(io, answers));
+    let (shortest, longest) = JUDGE_PERIOD;
+    let period = (gateway.patience.header.min(gateway.patience.idle) / 4).clamp(shortest, longest);
+    let mut judging = tokio::time::interval(period);
+    judging.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut draining = gateway.draining.subscribe();
+    let mut closes_ms = None;
+    let mut drains = false;
+    loop {
+        tokio::select! {
+            biased;
+            ended = serving.as_mut() => {
+                if let Err(error) = ended {
+                    tracing::debug!(error = &*error, "a connection broke");
+                }
+                return;
+            }
+            () = connection.cut.notified() => return,
+            () = begins(&mut draining), if !drains => {
+                drains = true;
+                serving.as_mut().graceful_shutdown();
+            }
+            _ = judging.tick() => {
+                let now_ms = now_ms();
+                if closes_ms.is_some_and(|closes_ms| now_ms >= closes_ms) {
+                    return;
+                }
+                match connection.judge(now_ms, gateway.patience, gateway.is_crowded()) {
+                    Verdict::Stay => closes_ms = None,
+                    Verdict::Cut => return,
+                    Verdict::Close if closes_ms.is_none() => {
+                        closes_ms = Some(now_ms + CLOSE_WAIT.as_millis() as u64);
+                        serving.as_mut().graceful_shutdown();
+                    }
+                    Verdict::Close => {}
+                }
+            }
+        }
+    }
+}
+
+fn builder() -> auto::Builder<TokioExecutor> {
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    // Heads that come slowly are the judge's business: one timer a connection instead of one a request. 100 fields is
+    // the parser's own limit.
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(None)
+        .max_buf_size(MAX_HEAD_BYTES);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(MAX_HTTP2_STREAMS)
+        .max_pending_accept_reset_streams(MAX_HTTP2_RESETS)
+        .max_local_error_reset_streams(MAX_HTTP2_ERRORS)
+        .max_header_list_size(MAX_HEAD_BYTES as u32)
+        .initial_stream_window_size(HTTP2_STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(HTTP2_CONNECTION_WINDOW_BYTES)
+        .max_send_buf_size(HTTP2_SEND_BYTES)
+        .keep_alive_interval(HTTP2_PING)
+        .keep_alive_timeout(HTTP2_PING);
+    builder
+}

@@ -1,0 +1,206 @@
+//! From the process's start to closed walls: read what the supervisor says, bind, read certificates, close.
+
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::sync::Arc;
+
+use casemate_channel::{Control, ControlError};
+use casemate_sandbox::{LayerReport, Profile};
+use casemate_wire::control::gateway::{FromGateway, Listener, Start, ToGateway};
+use socket2::{Domain, Protocol, Socket, Type};
+
+use crate::tls::{Certificates, TlsError};
+
+/// The control channel.
+pub type Supervisor = Control<FromGateway, ToGateway>;
+
+/// Callers that the kernel keeps for us until we accept them.
+const BACKLOG: i32 = 1024;
+
+/// Why the gateway did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// Descriptor 0 is no control channel, or it broke.
+    #[error("descriptor 0 is no control channel")]
+    Control(#[from] ControlError),
+    /// It could not be watched.
+    #[error("descriptor 0 cannot be watched")]
+    Descriptor(#[source] std::io::Error),
+    /// Nobody is there.
+    #[error("the control channel closed before `Start`")]
+    Closed,
+    /// Another message came first.
+    #[error("expected `Start` as the first message")]
+    Order,
+    /// Not an address.
+    #[error("listener {0:?}: expected an address and a port such as 0.0.0.0:443")]
+    Address(String),
+    /// TLS without a certificate.
+    #[error("listener {0}: TLS needs at least one certificate")]
+    NoCertificate(String),
+    /// A certificate cannot be served.
+    #[error("{0}")]
+    Tls(#[from] TlsError),
+    /// The address cannot be listened on.
+    #[error("listener {address}: {source}; stop what uses it, or choose another port")]
+    Bind {
+        /// The address.
+        address: String,
+        /// What the kernel said.
+        source: std::io::Error,
+    },
+    /// The walls.
+    #[error("the sandbox could not be closed: {0}")]
+    Sandbox(#[from] casemate_sandbox::SandboxError),
+}
+
+impl StartError {
+    /// The exit code, as in `sysexits.h`.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Closed | Self::Control(_) => 1,
+            Self::Address(_) | Self::NoCertificate(_) | Self::Tls(_) => 64,
+            Self::Bind { .. } => 69,
+            Self::Descriptor(_) | Self::Order | Self::Sandbox(_) => 70,
+        }
+    }
+}
+
+/// All that is needed to serve, behind closed walls.
+#[derive(Debug)]
+pub struct Prepared {
+    /// What the supervisor asked for.
+    pub start: Start,
+    /// The sockets, in its order, and whether each speaks TLS.
+    pub listeners: Vec<(TcpListener, bool)>,
+    /// Their addresses.
+    pub addresses: Vec<String>,
+    /// Certificates, if any.
+    pub certificates: Option<Arc<Certificates>>,
+    /// The sandbox's layers.
+    pub layers: Vec<LayerReport>,
+    /// The control channel's socket.
+    pub control: OwnedFd,
+}
+
+/// Waits for `Start` and does as it says. The process has one thread here: walls that are a thread's own are then
+/// inherited by all that come.
+///
+/// # Errors
+/// See [`StartError`]; the supervisor has been told.
+pub fn prepare() -> Result<Prepared, StartError> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(StartError::Descriptor)?;
+    let control = std::io::stdin()
+        .as_fd()
+        .try_clone_to_owned()
+        .map_err(StartError::Descriptor)?;
+    let watched = control.try_clone().map_err(StartError::Descriptor)?;
+    runtime.block_on(async move {
+        let supervisor = Supervisor::new(watched).map_err(StartError::Descriptor)?;
+        let start = match supervisor.recv().await? {
+            Some((ToGateway::Start(start), _)) => start,
+            Some(_) => return tell(&supervisor, StartError::Order).await,
+            None => return Err(StartError::Closed),
+        };
+        match open(start, control) {
+            Ok(prepared) => Ok(prepared),
+            Err(error) => tell(&supervisor, error).await,
+        }
+    })
+}
+
+async fn tell(supervisor: &Supervisor, error: StartError) -> Result<Prepared, StartError> {
+    supervisor
+        .send(
+            &FromGateway::Failed {
+                message: error.to_string(),
+            },
+            &[],
+        )
+        .await?;
+    Err(error)
+}
+
+fn open(start: Start, control: OwnedFd) -> Result<Prepared, StartError> {
+    let certificates = Certificates::read(&start.certificates)?;
+    if let Some(listener) = start
+        .listeners
+        .iter()
+        .find(|listener| listener.tls && start.certificates.is_empty())
+    {
+        return Err(StartError::NoCertificate(listener.address.clone()));
+    }
+    let listeners = start
+        .listeners
+        .iter()
+        .map(|listener| Ok((bind(listener)?, listener.tls)));
+    let listeners = listeners.collect::<Result<Vec<_>, StartError>>()?;
+    let address =
+        |(socket, _): &(TcpListener, bool)| socket.local_addr().map(|address| address.to_string());
+    let addresses = listeners
+        .iter()
+        .map(address)
+        .collect::<Result<_, _>>()
+        .map_err(StartError::Descriptor)?;
+    let layers = casemate_sandbox::close(Profile::Gateway)?;
+    let certificates = (!start.certificates.is_empty()).then(|| Arc::new(certificates));
+    Ok(Prepared {
+        start,
+        listeners,
+        addresses,
+        certificates,
+        layers,
+        control,
+    })
+}
+
+fn bind(listener: &Listener) -> Result<TcpListener, StartError> {
+    let address: SocketAddr = listener
+        .address
+        .parse()
+        .map_err(|_| StartError::Address(listener.address.clone()))?;
+    let listening = || {
+        let socket = Socket::new(
+            Domain::for_address(address),
+            Type::STREAM,
+            Some(Protocol::TCP),
+        )?;
+        // A restart does not wait for the connections of the one before.
+        socket.set_reuse_address(true)?;
+        socket.set_nonblocking(true)?;
+        socket.bind(&address.into())?;
+        socket.listen(BACKLOG)?;
+        Ok(socket.into())
+    };
+    listening().map_err(|source| StartError::Bind {
+        address: listener.address.clone(),
+        source,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn listener(address: &str, tls: bool) -> Listener {
+        Listener {
+            address: address.to_owned(),
+            tls,
+        }
+    }
+
+    #[test]
+    fn a_port_in_use_and_an_address_that_is_none_are_named() {
+        let taken = bind(&listener("127.0.0.1:0", false)).unwrap();
+        let address = taken.local_addr().unwrap().to_string();
+        let error = bind(&listener(&address, false)).unwrap_err();
+        assert!(error.to_string().contains(&address), "{error}");
+        assert_eq!(error.exit_code(), 69);
+        let error = bind(&listener("localhost", false)).unwrap_err();
+        assert!(error.to_string().contains("\"localhost\""), "{error}");
+        assert_eq!(error.exit_code(), 64);
+    }
+}

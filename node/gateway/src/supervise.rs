@@ -1,0 +1,158 @@
+//! The control channel: what the supervisor says is done, what it is to hear is said.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use casemate_channel::ControlError;
+use casemate_wire::control::gateway::{Access, FromGateway, Route, ToGateway};
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::MissedTickBehavior;
+
+use crate::answer::{Code, Refusal};
+use crate::route::Site;
+use crate::serve::Gateway;
+use crate::start::Supervisor;
+use crate::workers::Function;
+
+/// How often it is looked for needs to repeat and workers that rest.
+const ROUND: Duration = Duration::from_millis(250);
+/// Between two words in the log about records that were dropped, in rounds.
+const DROPPED_ROUNDS: u32 = 40;
+
+/// Does one thing that the supervisor says, except for `Drain`, which is given back.
+pub fn obey(gateway: &Arc<Gateway>, message: ToGateway, fds: Vec<OwnedFd>) -> Option<Duration> {
+    match message {
+        ToGateway::Start(_) => tracing::error!("the supervisor said `Start` twice"),
+        ToGateway::Route(route) => lead(gateway, *route),
+        ToGateway::Channel {
+            key,
+            release,
+            worker,
+            concurrency,
+        } => match <[OwnedFd; 1]>::try_from(fds) {
+            Ok([fd]) => {
+                if let Err(error) = gateway.registry.add(&key, release, worker, concurrency, fd) {
+                    tracing::error!(worker = worker.0, %error, "a worker's channel cannot be used");
+                }
+            }
+            Err(fds) => tracing::error!(
+                worker = worker.0,
+                "expected one descriptor with a channel, got {}",
+                fds.len()
+            ),
+        },
+        ToGateway::Retire { worker } => gateway.registry.retire(worker),
+        ToGateway::Gone { worker, failure } => gateway.registry.gone(worker, failure),
+        ToGateway::Refuse {
+            key,
+            failure,
+            message,
+        } => {
+            let mut refusal = Refusal::from(Code::Failed(failure));
+            if !message.is_empty() {
+                refusal.message = message.into();
+            }
+            gateway.registry.refuse(&key, &refusal);
+        }
+        ToGateway::Drain { grace_ms } => return Some(Duration::from_millis(grace_ms.into())),
+    }
+    None
+}
+
+/// Only control messages change the table, and they come one by one.
+fn lead(gateway: &Gateway, route: Route) {
+    let Route {
+        key,
+        release,
+        hosts,
+        perimeter,
+    } = route;
+    let table = gateway.table.load();
+    if hosts.is_empty() {
+        gateway.table.store(Arc::new(table.without(&key)));
+        gateway.registry.want(&key, None);
+    } else {
+        // The release first: a caller that finds the route finds the release.
+        let function = gateway.registry.want(&key, Some(release));
+        gateway.table.store(Arc::new(table.with(
+            &hosts,
+            Site {
+                key,
+                function,
+                gate: perimeter.into(),
+            },
+        )));
+    }
+}
+
+/// Says what the supervisor is to hear until told to stop; then says what is left, and `Stopped`.
+///
+/// # Errors
+/// The control channel broke.
+pub async fn speak(
+    gateway: Arc<Gateway>,
+    supervisor: Arc<Supervisor>,
+    mut records: mpsc::Receiver<Access>,
+    mut stop: oneshot::Receiver<()>,
+) -> Result<(), ControlError> {
+    let registry = gateway.registry.clone();
+    let mut rounds = tokio::time::interval(ROUND);
+    rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut round = 0_u32;
+    loop {
+        tokio::select! {
+            biased;
+            () = registry.bell.rung() => {
+                for function in registry.bell.take() {
+                    report(&supervisor, &function).await?;
+                }
+            }
+            _ = rounds.tick() => {
+                for function in registry.all() {
+                    report(&supervisor, &function).await?;
+                }
+                registry.forget_what_is_over();
+                round = round.wrapping_add(1);
+                if round.is_multiple_of(DROPPED_ROUNDS) {
+                    let dropped = gateway.take_dropped_records();
+                    if dropped > 0 {
+                        tracing::warn!(dropped, "access records were dropped: the supervisor did not take them fast enough");
+                    }
+                }
+            }
+            _ = &mut stop => break,
+            Some(access) = records.recv() => supervisor.send(&FromGateway::Access(access), &[]).await?,
+        }
+    }
+    while let Ok(access) = records.try_recv() {
+        supervisor.send(&FromGateway::Access(access), &[]).await?;
+    }
+    supervisor.send(&FromGateway::Stopped, &[]).await
+}
+
+async fn report(supervisor: &Supervisor, function: &Function) -> Result<(), ControlError> {
+    let due = function.due();
+    if let Some(waiting) = due.need {
+        supervisor
+            .send(
+                &FromGateway::Need {
+                    key: function.key.clone(),
+                    waiting,
+                },
+                &[],
+            )
+            .await?;
+    }
+    for worker in due.drained {
+        supervisor
+            .send(&FromGateway::Drained { worker }, &[])
+            .await?;
+    }
+    for (worker, idle_ms) in due.idle {
+        supervisor
+            .send(&FromGateway::Idle { worker, idle_ms }, &[])
+            .await?;
+    }
+    Ok(())
+}

@@ -1,0 +1,329 @@
+//! The shell around [`crate::pool`]: functions with live channels, places in workers, and who is to be told.
+
+use std::collections::HashMap;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::time::{Duration, Instant};
+
+use casemate_channel::Opener;
+use casemate_wire::channel::MAX_STREAMS;
+use casemate_wire::control::{Digest, Failure, FunctionKey, WorkerId};
+use rustix::net::Shutdown;
+use tokio::sync::{Notify, SetOnce, oneshot};
+
+use crate::answer::Refusal;
+use crate::pool::{Due, Pool, Waiting};
+
+/// How long a request waits for a worker: a cold start takes milliseconds, a node that is full longer.
+pub const WAIT_MAX: Duration = Duration::from_secs(10);
+/// A channel that closes is soon followed by the supervisor's reason; so long its callers wait for it.
+pub const REASON_WAIT: Duration = Duration::from_millis(200);
+
+/// How long after its channel has closed a worker's reason can come.
+const REASON_KEPT: Duration = Duration::from_secs(10);
+
+/// Milliseconds since the program first asked.
+pub fn now_ms() -> u64 {
+    static START: OnceLock<Instant> = OnceLock::new();
+    START.get_or_init(Instant::now).elapsed().as_millis() as u64
+}
+
+/// One worker process, as the gateway sees it.
+#[derive(Debug)]
+pub struct Worker {
+    /// Which.
+    pub id: WorkerId,
+    /// Its channel.
+    pub opener: Opener,
+    /// The channel's socket once more, to end it for good when the process has ended.
+    socket: OwnedFd,
+    failure: SetOnce<Failure>,
+}
+
+impl Worker {
+    /// Why it ended, once its channel is closed.
+    pub async fn failure(&self) -> Failure {
+        let told = tokio::time::timeout(REASON_WAIT, self.failure.wait()).await;
+        told.map_or(Failure::WorkerLost, |failure| *failure)
+    }
+}
+
+type Answer = Result<Lease, Refusal>;
+
+/// Somebody who waits for a worker.
+#[derive(Debug)]
+struct Caller(oneshot::Sender<Answer>);
+
+impl Waiting for Caller {
+    fn is_waiting(&self) -> bool {
+        !self.0.is_closed()
+    }
+}
+
+/// A function with its workers.
+#[derive(Debug)]
+pub struct Function {
+    /// Which.
+    pub key: FunctionKey,
+    pool: Mutex<Pool<Caller, Arc<Worker>>>,
+    bell: Arc<Bell>,
+    /// Whether the bell holds it already.
+    rung: AtomicBool,
+}
+
+/// Functions of which the supervisor is to hear something at once; each is in it at most once.
+#[derive(Debug, Default)]
+pub struct Bell {
+    functions: Mutex<Vec<Arc<Function>>>,
+    notify: Notify,
+}
+
+impl Bell {
+    /// Waits until there is something.
+    pub async fn rung(&self) {
+        self.notify.notified().await;
+    }
+
+    /// What there is.
+    pub fn take(&self) -> Vec<Arc<Function>> {
+        let functions = std::mem::take(&mut *lock(&self.functions));
+        for function in &functions {
+            function.rung.store(false, Ordering::Release);
+        }
+        functions
+    }
+}
+
+/// A place in a worker; given back when it is dropped.
+#[derive(Debug)]
+pub struct Lease {
+    function: Arc<Function>,
+    /// The worker.
+    pub worker: Arc<Worker>,
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        let (grants, drained) = {
+            let mut pool = self.function.pool();
+            (
+                pool.release(self.worker.id, now_ms()),
+                pool.is_drained(self.worker.id),
+            )
+        };
+        self.function.hand_out(grants);
+        if drained {
+            self.function.ring();
+        }
+    }
+}
+
+impl Function {
+    fn new(key: FunctionKey, bell: Arc<Bell>) -> Self {
+        Self {
+            key,
+            pool: Mutex::default(),
+            bell,
+            rung: AtomicBool::new(false),
+        }
+    }
+
+    fn pool(&self) -> MutexGuard<'_, Pool<Caller, Arc<Worker>>> {
+        lock(&self.pool)
+    }
+
+    fn ring(self: &Arc<Self>) {
+        if !self.rung.swap(true, Ordering::AcqRel) {
+            lock(&self.bell.functions).push(self.clone());
+            self.bell.notify.notify_one();
+        }
+    }
+
+    /// A place in a worker; waits for one up to [`WAIT_MAX`].
+    ///
+    /// # Errors
+    /// There is none.
+    pub async fn lease(self: &Arc<Self>) -> Answer {
+        let receiver = {
+            let mut pool = self.pool();
+            if let Some(worker) = pool.acquire() {
+                return Ok(Lease {
+                    function: self.clone(),
+                    worker,
+                });
+            }
+            let (sender, receiver) = oneshot::channel();
+            pool.wait(Caller(sender))
+                .map_err(|_| Failure::Unavailable)?;
+            receiver
+        };
+        self.ring();
+        match tokio::time::timeout(WAIT_MAX, receiver).await {
+            Ok(Ok(answer)) => answer,
+            Ok(Err(_)) | Err(_) => Err(Failure::Unavailable.into()),
+        }
+    }
+
+    /// Never under the lock: who has left meanwhile gives the place back at once.
+    fn hand_out(self: &Arc<Self>, grants: Vec<(Caller, Arc<Worker>)>) {
+        for (Caller(sender), worker) in grants {
+            drop(sender.send(Ok(Lease {
+                function: self.clone(),
+                worker,
+            })));
+        }
+    }
+
+    /// Takes the worker of this place out of service: its channel takes no streams.
+    pub fn pass_over(self: &Arc<Self>, lease: Lease) {
+        if lease.worker.opener.is_closed() {
+            self.without(lease.worker.id);
+        } else {
+            self.pool().retire(lease.worker.id);
+        }
+    }
+
+    fn without(self: &Arc<Self>, id: WorkerId) {
+        // Dropped after the lock.
+        let worker = self.pool().remove(id);
+        drop(worker);
+        self.ring();
+    }
+
+    /// What the supervisor is to hear.
+    pub fn due(&self) -> Due {
+        self.pool().due(now_ms())
+    }
+}
+
+/// All functions. Touched by control messages and once a second, never by a request.
+#[derive(Debug, Default)]
+pub struct Registry {
+    functions: Mutex<HashMap<FunctionKey, Arc<Function>>>,
+    seats: Mutex<HashMap<WorkerId, Seat>>,
+    /// Rings when the supervisor is to hear something.
+    pub bell: Arc<Bell>,
+}
+
+impl Registry {
+    /// The function of this name, made when there is none.
+    pub fn function(&self, key: &FunctionKey) -> Arc<Function> {
+        let mut functions = lock(&self.functions);
+        let make = || Arc::new(Function::new(key.clone(), self.bell.clone()));
+        functions.entry(key.clone()).or_insert_with(make).clone()
+    }
+
+    /// All of them.
+    pub fn all(&self) -> Vec<Arc<Function>> {
+        lock(&self.functions).values().cloned().collect()
+    }
+
+    /// Forgets functions without hosts, workers and callers.
+    pub fn forget_what_is_over(&self) {
+        lock(&self.functions).retain(|_, function| !function.pool().is_over());
+    }
+
+    /// This release is wanted of the function; `None`: the function is taken away.
+    pub fn want(&self, key: &FunctionKey, release: Option<Digest>) -> Arc<Function> {
+        let function = self.function(key);
+        let grants = function.pool().want(release);
+        function.hand_out(grants);
+        if release.is_none() {
+            self.refuse(key, &Failure::Unavailable.into());
+        }
+        function.ring();
+        function
+    }
+
+    /// A worker serves from now on.
+    ///
+    /// # Errors
+    /// The descriptor is no channel.
+    pub fn add(
+        self: &Arc<Self>,
+        key: &FunctionKey,
+        release: Digest,
+        id: WorkerId,
+        concurrency: u32,
+        fd: OwnedFd,
+    ) -> std::io::Result<()> {
+        let socket = fd.as_fd().try_clone_to_owned()?;
+        let opener = casemate_channel::opener(fd)?;
+        let worker = Arc::new(Worker {
+            id,
+            opener: opener.clone(),
+            socket,
+            failure: SetOnce::new(),
+        });
+        let function = self.function(key);
+        let seat = Seat {
+            function: function.clone(),
+            worker: Arc::downgrade(&worker),
+        };
+        lock(&self.seats).insert(id, seat);
+        tokio::spawn(self.clone().watch(id, opener));
+        let concurrency = concurrency.min(MAX_STREAMS as u32);
+        let grants = function
+            .pool()
+            .add(id, release, concurrency, worker, now_ms());
+        function.hand_out(grants);
+        function.ring();
+        Ok(())
+    }
+
+    /// Nothing new for this worker.
+    pub fn retire(&self, id: WorkerId) {
+        let function = lock(&self.seats).get(&id).map(|seat| seat.function.clone());
+        if let Some(function) = function {
+            function.pool().retire(id);
+            function.ring();
+        }
+    }
+
+    /// The worker's process has ended; its callers are told why.
+    pub fn gone(&self, id: WorkerId, failure: Failure) {
+        let Some(seat) = lock(&self.seats).remove(&id) else {
+            return;
+        };
+        if let Some(worker) = seat.worker.upgrade() {
+            // The first reason stands.
+            let _ = worker.failure.set(failure);
+            // Whoever else holds the other end open: for its callers it has ended.
+            let _ = rustix::net::shutdown(&worker.socket, Shutdown::Both);
+        }
+        seat.function.without(id);
+    }
+
+    /// The supervisor's word to all who wait for this function.
+    pub fn refuse(&self, key: &FunctionKey, refusal: &Refusal) {
+        let callers = self.function(key).pool().dismiss();
+        for Caller(sender) in callers {
+            drop(sender.send(Err(refusal.clone())));
+        }
+    }
+
+    /// Takes a worker whose channel closes out of service. Its reason may follow.
+    async fn watch(self: Arc<Self>, id: WorkerId, opener: Opener) {
+        opener.closed().await;
+        drop(opener);
+        let function = lock(&self.seats).get(&id).map(|seat| seat.function.clone());
+        if let Some(function) = function {
+            function.without(id);
+        }
+        tokio::time::sleep(REASON_KEPT).await;
+        lock(&self.seats).remove(&id);
+    }
+}
+
+/// Where a worker sits.
+#[derive(Debug)]
+struct Seat {
+    function: Arc<Function>,
+    worker: Weak<Worker>,
+}
+
+/// A panic in a holder leaves state that is still whole: every method finishes what it begins.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
