@@ -20,7 +20,7 @@ use crate::name::Name;
 use crate::statement::{OnlineKey, Pool, Root, Statement};
 
 pub use refusal::Refusal;
-pub use tenant::{Objects, TenantState};
+pub use tenant::{Accord, Objects, TenantState};
 
 /// Most tenants that are remembered: ten million from a hostile control plane would still need the root's signature, but
 /// a bound is a bound.

@@ -34,6 +34,17 @@ pub struct Accord {
     pub secrets: BTreeMap<(Identifier, Name), Arc<Secret>>,
 }
 
+impl Accord {
+    /// Digests of everything that it lists and that matters here.
+    pub fn objects(&self) -> BTreeSet<Digest> {
+        let secrets = self
+            .secrets
+            .keys()
+            .filter_map(|(name, pool)| self.manifest.secrets.get(name)?.get(pool));
+        self.releases.keys().chain(secrets).copied().collect()
+    }
+}
+
 /// Bytes of an object by its digest, as the caller has them. They are checked against the digest.
 pub type Objects<'a> = &'a dyn Fn(&Digest) -> Option<Vec<u8>>;
 

@@ -1,0 +1,339 @@
+//! Dialling: resolve, check, connect to the address that was checked, TLS.
+
+use std::error::Error as _;
+use std::future::Future;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use casemate_trust::host::HostName;
+use casemate_vault_core::address::dialable;
+use hickory_resolver::TokioResolver;
+use hickory_resolver::config::{NameServerConfig, ResolverConfig};
+use hickory_resolver::net::runtime::TokioRuntimeProvider;
+use hyper::rt::{Read, ReadBufCursor, Write};
+use hyper_util::client::legacy::connect::{Connected, Connection};
+use hyper_util::rt::TokioIo;
+use ipnet::IpNet;
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::{ClientConfig, RootCertStore};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+
+use super::Refused;
+use crate::config::Config;
+
+/// Until a connection stands, TLS included, for each address that is tried.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Until a name is resolved.
+const RESOLVE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Addresses of a name that are tried, in order.
+const MAX_ADDRESSES: usize = 4;
+
+/// Names to addresses, and which of them may be dialled.
+pub(crate) struct Resolving {
+    resolver: TokioResolver,
+    hosts: std::collections::BTreeMap<String, Vec<IpAddr>>,
+    allowed: Vec<IpNet>,
+}
+
+impl Resolving {
+    pub(crate) fn new(config: &Config) -> Result<Self, String> {
+        let servers = &config.resolver.servers;
+        let builder = if servers.is_empty() {
+            TokioResolver::builder_tokio().or_else(|error| {
+                // A machine without resolv.conf still serves functions that call nobody.
+                tracing::warn!(%error, "the machine's resolver cannot be read; only names in `resolver.hosts` resolve");
+                Ok::<_, String>(TokioResolver::builder_with_config(ResolverConfig::from_parts(None, vec![], vec![]), TokioRuntimeProvider::default()))
+            })?
+        } else {
+            let servers = servers
+                .iter()
+                .map(|ip| NameServerConfig::udp_and_tcp(*ip))
+                .collect();
+            TokioResolver::builder_with_config(
+                ResolverConfig::from_parts(None, vec![], servers),
+                TokioRuntimeProvider::default(),
+            )
+        };
+        let resolver = builder
+            .build()
+            .map_err(|error| format!("the resolver cannot start: {error}"))?;
+        Ok(Self {
+            resolver,
+            hosts: config.resolver.hosts.clone(),
+            allowed: config.private_addresses.clone(),
+        })
+    }
+
+    /// The addresses of a host that may be dialled.
+    async fn addresses(&self, host: &HostName) -> Result<Vec<IpAddr>, Refused> {
+        let resolved = match (host.as_ip(), self.hosts.get(host.as_str())) {
+            (Some(address), _) => vec![address],
+            (None, Some(addresses)) => addresses.clone(),
+            (None, None) => {
+                let failed = |why: String| {
+                    Refused::new(
+                        "upstream_dns",
+                        format!("the name {host} cannot be resolved: {why}"),
+                    )
+                };
+                // Fully qualified: no search domain of the machine's may lead it elsewhere.
+                let lookup = tokio::time::timeout(
+                    RESOLVE_TIMEOUT,
+                    self.resolver.lookup_ip(format!("{host}.")),
+                );
+                let found = lookup
+                    .await
+                    .map_err(|_| failed("no answer in time".into()))?
+                    .map_err(|error| failed(error.to_string()))?;
+                found.iter().collect()
+            }
+        };
+        let mut may = dialable(&resolved, &self.allowed);
+        may.truncate(MAX_ADDRESSES);
+        if may.is_empty() {
+            let message = format!("{host} has no public address, and the operator allows no other");
+            return Err(Refused::new("address_denied", message));
+        }
+        Ok(may)
+    }
+}
+
+/// Whom to trust.
+pub(crate) struct Trust {
+    own: Arc<RootCertStore>,
+}
+
+impl Trust {
+    pub(crate) fn new(anchors: &[String]) -> Result<Self, String> {
+        let mut roots = RootCertStore::empty();
+        for anchor in anchors {
+            if anchor == "system" {
+                let found = rustls_native_certs::load_native_certs();
+                roots.add_parsable_certificates(found.certs);
+                continue;
+            }
+            let pem = std::fs::read(anchor)
+                .map_err(|error| format!("trust_anchors: {anchor} cannot be read: {error}"))?;
+            add_pem(&mut roots, &pem)
+                .map_err(|message| format!("trust_anchors: {anchor}: {message}"))?;
+        }
+        if roots.is_empty() {
+            tracing::warn!(
+                "no certificate authority is trusted: only slots with a `ca` of their own reach anybody"
+            );
+        }
+        Ok(Self {
+            own: Arc::new(roots),
+        })
+    }
+
+    /// A client of its own for each pool: session tickets are not shared between tenants.
+    pub(crate) fn client(&self, ca: Option<&str>) -> Result<TlsConnector, Refused> {
+        let roots = match ca {
+            None => self.own.clone(),
+            Some(pem) => {
+                let mut roots = RootCertStore::empty();
+                add_pem(&mut roots, pem.as_bytes()).map_err(|message| {
+                    Refused::new("upstream_tls", format!("the release's `ca`: {message}"))
+                })?;
+                Arc::new(roots)
+            }
+        };
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let builder =
+            ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+        let builder = builder.map_err(|error| Refused::new("upstream_tls", error.to_string()))?;
+        let mut config = builder.with_root_certificates(roots).with_no_client_auth();
+        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        Ok(TlsConnector::from(Arc::new(config)))
+    }
+}
+
+fn add_pem(roots: &mut RootCertStore, pem: &[u8]) -> Result<(), String> {
+    let certificates: Result<Vec<CertificateDer<'_>>, _> =
+        CertificateDer::pem_slice_iter(pem).collect();
+    let certificates =
+        certificates.map_err(|error| format!("expected certificates in PEM: {error}"))?;
+    if certificates.is_empty() {
+        return Err("expected at least one certificate in PEM".into());
+    }
+    for certificate in certificates {
+        roots
+            .add(certificate)
+            .map_err(|error| format!("a certificate cannot be trusted: {error}"))?;
+    }
+    Ok(())
+}
+
+/// Connects to one host, whatever the URI says: the policy has judged this host and no other.
+#[derive(Clone)]
+pub(crate) struct Dialer {
+    host: HostName,
+    port: u16,
+    tls: Option<TlsConnector>,
+    resolving: Arc<Resolving>,
+}
+
+impl Dialer {
+    pub(crate) fn new(
+        host: HostName,
+        port: u16,
+        tls: Option<TlsConnector>,
+        resolving: Arc<Resolving>,
+    ) -> Self {
+        Self {
+            host,
+            port,
+            tls,
+            resolving,
+        }
+    }
+
+    async fn dial(self) -> Result<Dialled, Refused> {
+        let addresses = self.resolving.addresses(&self.host).await?;
+        let mut last = Refused::new(
+            "upstream_unreachable",
+            format!("{} cannot be reached", self.host),
+        );
+        for address in addresses {
+            match tokio::time::timeout(
+                CONNECT_TIMEOUT,
+                self.connect(SocketAddr::new(address, self.port)),
+            )
+            .await
+            {
+                Ok(Ok(dialled)) => return Ok(dialled),
+                Ok(Err(refused)) => last = refused,
+                Err(_) => {
+                    last = Refused::new(
+                        "upstream_timeout",
+                        format!("{} did not take the connection in time", self.host),
+                    )
+                }
+            }
+        }
+        Err(last)
+    }
+
+    async fn connect(&self, address: SocketAddr) -> Result<Dialled, Refused> {
+        let unreachable = |error: io::Error| {
+            Refused::new(
+                "upstream_unreachable",
+                format!("{} cannot be reached: {error}", self.host),
+            )
+        };
+        let stream = TcpStream::connect(address).await.map_err(unreachable)?;
+        stream.set_nodelay(true).map_err(unreachable)?;
+        let Some(tls) = &self.tls else {
+            return Ok(Dialled::Clear(TokioIo::new(stream)));
+        };
+        let failed = |why: String| {
+            Refused::new(
+                "upstream_tls",
+                format!("TLS with {} failed: {why}", self.host),
+            )
+        };
+        let name = ServerName::try_from(self.host.to_string())
+            .map_err(|error| failed(error.to_string()))?;
+        let stream = tls
+            .connect(name, stream)
+            .await
+            .map_err(|error| failed(error.to_string()))?;
+        Ok(Dialled::Tls(TokioIo::new(Box::new(stream))))
+    }
+}
+
+impl tower::Service<http::Uri> for Dialer {
+    type Response = Dialled;
+    type Error = Refused;
+    type Future = Pin<Box<dyn Future<Output = Result<Dialled, Refused>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Refused>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, _: http::Uri) -> Self::Future {
+        Box::pin(self.clone().dial())
+    }
+}
+
+/// A connection.
+pub(crate) enum Dialled {
+    Clear(TokioIo<TcpStream>),
+    Tls(TokioIo<Box<TlsStream<TcpStream>>>),
+}
+
+impl Connection for Dialled {
+    fn connected(&self) -> Connected {
+        match self {
+            Self::Tls(stream) if stream.inner().get_ref().1.alpn_protocol() == Some(b"h2") => {
+                Connected::new().negotiated_h2()
+            }
+            _ => Connected::new(),
+        }
+    }
+}
+
+impl Read for Dialled {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: ReadBufCursor<'_>,
+    ) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Clear(stream) => Pin::new(stream).poll_read(context, buffer),
+            Self::Tls(stream) => Pin::new(stream).poll_read(context, buffer),
+        }
+    }
+}
+
+impl Write for Dialled {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Clear(stream) => Pin::new(stream).poll_write(context, bytes),
+            Self::Tls(stream) => Pin::new(stream).poll_write(context, bytes),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Clear(stream) => Pin::new(stream).poll_flush(context),
+            Self::Tls(stream) => Pin::new(stream).poll_flush(context),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Clear(stream) => Pin::new(stream).poll_shutdown(context),
+            Self::Tls(stream) => Pin::new(stream).poll_shutdown(context),
+        }
+    }
+}
+
+/// What a failed call means to the function. Only our own words: a library's error might quote what was sent.
+pub(crate) fn refusal(error: &hyper_util::client::legacy::Error) -> Refused {
+    let mut source = error.source();
+    while let Some(cause) = source {
+        if let Some(refused) = cause.downcast_ref::<Refused>() {
+            return refused.clone();
+        }
+        source = cause.source();
+    }
+    let what = if error.is_connect() {
+        "the connection could not be made"
+    } else {
+        "the upstream broke the connection or the protocol"
+    };
+    Refused::new("upstream_failed", what)
+}

@@ -1,0 +1,286 @@
+//! Outgoing calls: each worker's channel is served by what its function's release allows, and by nothing that a message
+//! claims.
+
+mod body;
+mod dial;
+mod prepare;
+mod upstream;
+
+use std::collections::HashMap;
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use casemate_channel::{Incoming, Reply};
+use casemate_trust::id::{Digest, TenantId};
+use casemate_trust::name::Name;
+use casemate_vault_core::scrub::Scrubber;
+use casemate_wire::control::vault::Event;
+use casemate_wire::control::{FunctionKey, WorkerId};
+use casemate_wire::{Fields, ResponseHead};
+use http_body_util::BodyExt as _;
+use hyper::body::Incoming as UpstreamBody;
+use tokio::sync::mpsc;
+
+use crate::config::Config;
+use crate::vault::Vault;
+use prepare::Prepared;
+use upstream::Upstreams;
+
+/// Until the head of an answer has come; a function's own wall-clock limit is mostly shorter.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(300);
+/// Between two pieces of an answer's body.
+const BODY_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// Why a call got no answer from its upstream. The function reads code and message.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub(crate) struct Refused {
+    pub(crate) code: &'static str,
+    pub(crate) message: String,
+}
+
+impl Refused {
+    pub(crate) fn new(code: &'static str, message: impl Into<String>) -> Self {
+        Self {
+            code,
+            message: message.into(),
+        }
+    }
+}
+
+/// Whose channel it is: decided when it was handed over, by the descriptor.
+#[derive(Debug)]
+pub(crate) struct Caller {
+    pub(crate) tenant: TenantId,
+    pub(crate) function: Name,
+    pub(crate) release: Digest,
+    key: FunctionKey,
+}
+
+/// Serves workers' channels.
+pub(crate) struct Calls {
+    vault: Arc<Vault>,
+    upstreams: Upstreams,
+    events: mpsc::Sender<Event>,
+    workers: Mutex<HashMap<WorkerId, tokio::task::AbortHandle>>,
+}
+
+impl Calls {
+    /// Ready to call.
+    pub(crate) fn new(
+        config: &Config,
+        vault: Arc<Vault>,
+        events: mpsc::Sender<Event>,
+    ) -> Result<Self, String> {
+        Ok(Self {
+            vault,
+            upstreams: Upstreams::new(config)?,
+            events,
+            workers: Mutex::default(),
+        })
+    }
+
+    /// Serves a worker's channel from now on.
+    pub(crate) fn serve(
+        self: &Arc<Self>,
+        worker: WorkerId,
+        key: FunctionKey,
+        release: [u8; 32],
+        fd: OwnedFd,
+    ) {
+        let Ok(function) = key.function.parse::<Name>() else {
+            tracing::warn!(?worker, "a channel for a function with no name");
+            return;
+        };
+        let caller = Arc::new(Caller {
+            tenant: TenantId(key.tenant),
+            function,
+            release: Digest(release),
+            key,
+        });
+        let calls = self.clone();
+        let task = tokio::spawn(async move {
+            let mut acceptor = match casemate_channel::acceptor(fd) {
+                Ok(acceptor) => acceptor,
+                Err(error) => return tracing::warn!(?worker, %error, "a worker's channel is none"),
+            };
+            while let Some(incoming) = acceptor.accept().await {
+                let (calls, caller) = (calls.clone(), caller.clone());
+                tokio::spawn(async move { calls.call(&caller, incoming).await });
+            }
+        });
+        let mut workers = self.workers.lock().unwrap_or_else(PoisonError::into_inner);
+        workers.retain(|_, task| !task.is_finished());
+        workers.insert(worker, task.abort_handle());
+    }
+
+    /// The worker's process has ended.
+    pub(crate) fn gone(&self, worker: WorkerId) {
+        let mut workers = self.workers.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(task) = workers.remove(&worker) {
+            task.abort();
+        }
+    }
+
+    /// Closes connections whose credential was withdrawn or whose lease is over.
+    pub(crate) fn close_what_is_withdrawn(&self) {
+        let leased = self.vault.lease_holds();
+        let state = self.vault.read();
+        let pool = &state.identity.pool;
+        self.upstreams.retain(|tenant, secret| {
+            let Some((name, digest)) = secret else {
+                return state.judge.tenant(tenant).is_some();
+            };
+            let listed = state.judge.tenant(tenant).and_then(|tenant| {
+                tenant
+                    .manifest
+                    .as_ref()?
+                    .manifest
+                    .secrets
+                    .get(name)?
+                    .get(pool)
+                    .copied()
+            });
+            leased && listed == Some(*digest)
+        });
+    }
+
+    /// For the status page.
+    pub(crate) fn describe(&self) -> serde_json::Value {
+        self.upstreams.describe()
+    }
+
+    async fn call(&self, caller: &Caller, incoming: Incoming) {
+        let Incoming {
+            head,
+            body,
+            mut reply,
+        } = incoming;
+        let request = head.fields.text(":request").map(ToOwned::to_owned);
+        let answered = tokio::select! {
+            answered = self.answer(caller, head, body) => answered,
+            // Nobody wants the answer: the connection is dropped, and with it what was under way.
+            () = reply.cancelled() => return,
+        };
+        match answered {
+            Ok((head, body, closed)) => deliver(reply, head, body, closed).await,
+            Err(refused) => {
+                let Refused { code, message } = refused;
+                tracing::info!(tenant = %caller.tenant, function = %caller.function, code, "a call was refused");
+                let event = Event {
+                    key: Some(caller.key.clone()),
+                    request,
+                    code: code.to_owned(),
+                    message: message.clone(),
+                };
+                if self.events.try_send(event).is_err() {
+                    tracing::warn!("more events than can be carried; one is dropped");
+                }
+                let fields = Fields::default()
+                    .with(":error", code)
+                    .with(":message", message);
+                reply
+                    .send(&ResponseHead { status: 0, fields }, true)
+                    .finish();
+            }
+        }
+    }
+
+    async fn answer(
+        &self,
+        caller: &Caller,
+        head: casemate_wire::RequestHead,
+        body: casemate_channel::RecvBody,
+    ) -> Result<(ResponseHead, UpstreamBody, upstream::Closed), Refused> {
+        let Prepared {
+            request,
+            place,
+            scrubber,
+        } = prepare::prepare(&self.vault, caller, &head, body)?;
+        let (client, closed) = self.upstreams.client(place)?;
+        let sent = tokio::time::timeout(HEAD_TIMEOUT, client.request(request));
+        let response = tokio::select! {
+            sent = sent => sent.map_err(|_| Refused::new("upstream_timeout", "the upstream did not answer in time"))?,
+            () = closed.wait() => return Err(Refused::new("credential_withdrawn", "the credential was withdrawn while the call was under way")),
+        };
+        let response = response.map_err(|error| dial::refusal(&error))?;
+        let (parts, body) = response.into_parts();
+        Ok((visible_head(&parts, &scrubber)?, body, closed))
+    }
+}
+
+/// Fields of a connection (RFC 9110, section 7.6.1), and our own.
+fn is_hop_by_hop(name: &str) -> bool {
+    matches!(
+        name,
+        "connection"
+            | "keep-alive"
+            | "proxy-connection"
+            | "te"
+            | "trailer"
+            | "transfer-encoding"
+            | "upgrade"
+            | "proxy-authenticate"
+    )
+}
+
+/// What the function may see of an answer's head.
+fn visible_head(
+    parts: &http::response::Parts,
+    scrubber: &Scrubber,
+) -> Result<ResponseHead, Refused> {
+    let mut fields = Fields::default();
+    for (name, value) in &parts.headers {
+        if is_hop_by_hop(name.as_str()) || scrubber.finds(name.as_str().as_bytes()) {
+            continue;
+        }
+        fields.push(
+            name.as_str(),
+            scrubber.scrub(Bytes::copy_from_slice(value.as_bytes())),
+        );
+    }
+    if fields.0.len() > casemate_wire::head::MAX_FIELDS {
+        return Err(Refused::new(
+            "upstream_failed",
+            "the upstream's answer has too many header fields",
+        ));
+    }
+    Ok(ResponseHead {
+        status: parts.status.as_u16(),
+        fields,
+    })
+}
+
+async fn deliver(
+    reply: Reply,
+    head: ResponseHead,
+    mut body: UpstreamBody,
+    closed: upstream::Closed,
+) {
+    use hyper::body::Body as _;
+    let empty = body.is_end_stream();
+    let mut out = reply.send(&head, empty);
+    if empty {
+        return out.finish();
+    }
+    loop {
+        let frame = tokio::select! {
+            frame = tokio::time::timeout(BODY_TIMEOUT, body.frame()) => frame,
+            () = closed.wait() => return out.reset(casemate_wire::RESET_ABANDONED),
+            () = out.cancelled() => return,
+        };
+        match frame {
+            Ok(Some(Ok(frame))) => {
+                if let Ok(data) = frame.into_data()
+                    && out.send(data).await.is_err()
+                {
+                    return;
+                }
+            }
+            Ok(None) => return out.finish(),
+            Ok(Some(Err(_))) | Err(_) => return out.reset(casemate_wire::RESET_ABANDONED),
+        }
+    }
+}

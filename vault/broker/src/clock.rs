@@ -1,0 +1,34 @@
+//! The vault's clocks: unix time, and the time since boot that nobody sets back.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use casemate_trust::Seconds;
+use rustix::time::{ClockId, clock_gettime};
+
+/// Unix time by the machine's clock, whatever that is worth; the judge has its own floor.
+pub(crate) fn unix() -> Seconds {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| since.as_secs())
+}
+
+/// Milliseconds since boot, suspended time included.
+pub(crate) fn boot_ms() -> u64 {
+    let now = clock_gettime(ClockId::Boottime);
+    u64::try_from(now.tv_sec).unwrap_or(0) * 1000
+        + u64::try_from(now.tv_nsec).unwrap_or(0) / 1_000_000
+}
+
+/// Which boot this is; empty where the kernel does not say, and then no lease survives a restart.
+pub(crate) fn boot_id() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/random/boot_id")
+        .map(|id| id.trim().to_owned())
+        .unwrap_or_default()
+}
+
+/// Unpredictable bytes from the kernel.
+pub(crate) fn random(bytes: &mut [u8]) {
+    // getrandom(2) blocks until it is seeded and does not fail after; without it nothing here may go on.
+    let filled = ring::rand::SecureRandom::fill(&ring::rand::SystemRandom::new(), bytes);
+    assert!(filled.is_ok(), "the kernel gives no random bytes");
+}

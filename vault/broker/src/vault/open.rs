@@ -1,0 +1,273 @@
+//! Opening: storage key, identity, memory, and everything that was accepted before.
+
+use std::collections::HashMap;
+use std::io::Write as _;
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
+use std::path::Path;
+use std::sync::{Mutex, RwLock};
+
+use casemate_trust::dsse::Envelope;
+use casemate_trust::join::{Grant, JoinError, JoinToken, MAX_TOKEN_BYTES};
+use casemate_trust::judge::{Judge, Memory};
+use casemate_vault_core::keys::{PoolKeys, STORAGE_KEY_BYTES, StorageKey};
+use casemate_vault_core::liveness::Liveness;
+use casemate_vault_core::opening::open_grant;
+use casemate_vault_store::{Kind, SetAside, StateFile, Store, StoreError};
+use serde::{Deserialize, Serialize};
+use zeroize::Zeroizing;
+
+use super::{State, Vault, VaultError};
+use crate::clock;
+use crate::config::Config;
+use crate::identity::Identity;
+
+/// A lease as it is kept for a restart within one boot.
+#[derive(Serialize, Deserialize)]
+pub(super) struct StoredLease {
+    pub(super) boot_id: String,
+    pub(super) until_ms: u64,
+}
+
+impl Vault {
+    /// Opens the vault: with its own identity, or with a token as a new node.
+    pub(crate) fn open(config: &Config) -> Result<Self, VaultError> {
+        let storage = storage_key(&config.storage_key_file)?;
+        let (store, mut aside) = Store::open(&config.state, &storage.vault_key())?;
+        let identity = identity(config, &store)?;
+        let (memory, lost) = memory(config, &store)?;
+        let here = Some(identity.pool.clone());
+        let judge = match memory {
+            Some(memory) if memory.fleet == identity.fleet => Judge::remembering(memory, here),
+            _ => Judge::new(identity.fleet, here),
+        };
+        let mut state = State {
+            judge,
+            pool_keys: PoolKeys::default(),
+            identity,
+            staged: HashMap::new(),
+            wanted: HashMap::new(),
+        };
+        replay(&store, &mut state, &mut aside)?;
+        let refill = refill(&aside, &state.judge, lost);
+        let boot_id = clock::boot_id();
+        let liveness = Liveness::new(config.lease_ms, lease(&store, &boot_id)?);
+        Ok(Self {
+            state: RwLock::new(state),
+            liveness: Mutex::new(liveness),
+            storage,
+            store,
+            boot_id,
+            refill,
+        })
+    }
+}
+
+/// Reads the storage key, or makes one at the first start.
+fn storage_key(path: &Path) -> Result<StorageKey, VaultError> {
+    let wrong = |message: String| VaultError::StorageKey {
+        path: path.display().to_string(),
+        message,
+    };
+    let key = match std::fs::metadata(path) {
+        Ok(file) if file.permissions().mode() & 0o077 != 0 => {
+            return Err(wrong("others may read it: chmod 600".into()));
+        }
+        Ok(_) => Zeroizing::new(std::fs::read(path).map_err(|error| wrong(error.to_string()))?),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            let mut key = Zeroizing::new(vec![0; STORAGE_KEY_BYTES]);
+            clock::random(&mut key);
+            let write = || {
+                if let Some(folder) = path.parent() {
+                    std::fs::create_dir_all(folder)?;
+                }
+                // Under another name first: a key that is half written would lose everything sealed with it.
+                let temporary = path.with_extension("new");
+                let mut file = std::fs::OpenOptions::new()
+                    .create(true)
+                    .truncate(true)
+                    .write(true)
+                    .mode(0o600)
+                    .open(&temporary)?;
+                file.write_all(&key)?;
+                file.sync_all()?;
+                std::fs::rename(&temporary, path)?;
+                path.parent()
+                    .map_or(Ok(()), |folder| std::fs::File::open(folder)?.sync_all())
+            };
+            write().map_err(|error| wrong(error.to_string()))?;
+            key
+        }
+        Err(error) => return Err(wrong(error.to_string())),
+    };
+    let bytes = <[u8; STORAGE_KEY_BYTES]>::try_from(key.as_slice()).map_err(|_| {
+        wrong(format!(
+            "expected {STORAGE_KEY_BYTES} bytes, got {}",
+            key.len()
+        ))
+    })?;
+    Ok(StorageKey::new(Zeroizing::new(bytes)))
+}
+
+/// The token file, when there is one.
+fn token(config: &Config) -> Result<Option<JoinToken>, VaultError> {
+    let Some(path) = &config.join_token_file else {
+        return Ok(None);
+    };
+    let wrong = |message: String| VaultError::TokenFile {
+        path: path.display().to_string(),
+        message,
+    };
+    let text = match std::fs::read(path) {
+        Ok(text) if text.len() <= MAX_TOKEN_BYTES + 2 => Zeroizing::new(text),
+        Ok(_) => return Err(wrong("too long for a token".into())),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(wrong(error.to_string())),
+    };
+    let text = std::str::from_utf8(&text).map_err(|_| wrong("not text".into()))?;
+    text.parse().map(Some).map_err(|source| VaultError::Token {
+        path: path.display().to_string(),
+        source,
+    })
+}
+
+fn identity(config: &Config, store: &Store) -> Result<Identity, VaultError> {
+    let stored = store.read(StateFile::Identity)?;
+    if let Some(bytes) = stored {
+        let mut identity = Identity::parse(&bytes)?;
+        // A token that is no good any more matters only to a node that needs one.
+        if identity.join_request().is_some()
+            && let Some(token) = token(config)?
+            && identity.renew(&token)?
+        {
+            store.write(
+                StateFile::Identity,
+                &identity.to_bytes(),
+                &mut clock::random,
+            )?;
+        }
+        return Ok(identity);
+    }
+    let token = token(config)?.ok_or(VaultError::TokenNeeded)?;
+    if clock::unix() >= token.expires {
+        let path = config
+            .join_token_file
+            .as_ref()
+            .map(|path| path.display().to_string())
+            .unwrap_or_default();
+        return Err(VaultError::Token {
+            path,
+            source: JoinError::Expired,
+        });
+    }
+    let identity = Identity::from_token(&token, &mut clock::random)?;
+    store.write(
+        StateFile::Identity,
+        &identity.to_bytes(),
+        &mut clock::random,
+    )?;
+    tracing::info!(node = %identity.node, pool = %identity.pool, "made this node's keys");
+    Ok(identity)
+}
+
+/// What was accepted before, and whether it was lost.
+fn memory(config: &Config, store: &Store) -> Result<(Option<Memory>, bool), VaultError> {
+    let read = store.read(StateFile::Memory);
+    let parsed = match read {
+        Ok(None) => return Ok((None, false)),
+        Ok(Some(bytes)) => serde_json::from_slice::<Memory>(&bytes).ok(),
+        Err(StoreError::Sealed(_)) => None,
+        Err(error) => return Err(error.into()),
+    };
+    match parsed {
+        Some(memory) => Ok((Some(memory), false)),
+        None if config.accept_lost_memory => {
+            let place = store.set_aside(StateFile::Memory)?;
+            tracing::error!(aside = %place.display(), "the memory of what was accepted is lost, and the operator accepts that");
+            Ok((None, true))
+        }
+        None => Err(VaultError::MemoryLost(
+            config.state.join("memory").display().to_string(),
+        )),
+    }
+}
+
+/// Shows the judge again what it accepted before: signatures and digests are checked as if it came from the network, dates
+/// are not, because what was accepted goes on.
+fn replay(store: &Store, state: &mut State, aside: &mut SetAside) -> Result<(), VaultError> {
+    let objects: HashMap<String, Zeroizing<Vec<u8>>> =
+        store.all(Kind::Object, aside)?.into_iter().collect();
+    let clock = clock::unix();
+    for kind in [
+        Kind::Root,
+        Kind::OnlineKey,
+        Kind::Pool,
+        Kind::Tenant,
+        Kind::Manifest,
+    ] {
+        for (name, bytes) in store.all(kind, aside)? {
+            let Ok(envelope) = Envelope::parse(&bytes) else {
+                continue;
+            };
+            let judge = &mut state.judge;
+            let result = match kind {
+                Kind::Root => judge.accept_root(&envelope, clock),
+                Kind::OnlineKey => judge.accept_online_key(&envelope, clock),
+                Kind::Pool => judge.accept_pool(&envelope, clock),
+                Kind::Tenant => judge.accept_tenant(&envelope, clock),
+                _ => judge.accept_manifest(&envelope, clock, &|digest| {
+                    objects.get(&digest.to_string()).map(|bytes| bytes.to_vec())
+                }),
+            };
+            // A root that was replaced is only the next one's ancestor.
+            if let Err(refusal) = result
+                && kind != Kind::Root
+            {
+                tracing::warn!(?kind, name, code = refusal.code(), %refusal, "a stored statement no longer stands; the control plane will be asked");
+            }
+        }
+    }
+    for (name, bytes) in store.all(Kind::Grant, aside)? {
+        let Ok(grant) = Grant::parse(&bytes) else {
+            continue;
+        };
+        let pool = state.judge.pool(&grant.pool, grant.epoch);
+        match pool.map(|pool| open_grant(&grant, &state.identity.keys, pool)) {
+            Some(Ok(seed)) => state.pool_keys.insert(grant.pool, grant.epoch, seed),
+            _ => tracing::warn!(
+                name,
+                "a stored grant does not open; the control plane will be asked"
+            ),
+        }
+    }
+    Ok(())
+}
+
+/// Whether everything must be sent again, and why.
+fn refill(aside: &SetAside, judge: &Judge, lost: bool) -> Option<String> {
+    if let Some(place) = aside.records.as_ref().or(aside.single.first()) {
+        return Some(place.display().to_string());
+    }
+    let memory = judge.memory();
+    let not_held = |id| {
+        judge
+            .tenant(id)
+            .is_none_or(|state| memory.tenants[id].manifest.is_some() && state.manifest.is_none())
+    };
+    let holes =
+        (memory.root.is_some() && judge.root().is_none()) || memory.tenants.keys().any(not_held);
+    (lost || holes).then(|| "records are missing that the memory names".to_owned())
+}
+
+/// The lease of this boot, if one was granted.
+fn lease(store: &Store, boot_id: &str) -> Result<Option<u64>, VaultError> {
+    let bytes = match store.read(StateFile::Lease) {
+        Ok(bytes) => bytes,
+        // Without it a new lease is asked for: nothing is lost.
+        Err(StoreError::Sealed(_)) => None,
+        Err(error) => return Err(error.into()),
+    };
+    let stored = bytes.and_then(|bytes| serde_json::from_slice::<StoredLease>(&bytes).ok());
+    Ok(stored
+        .filter(|lease| !boot_id.is_empty() && lease.boot_id == boot_id)
+        .map(|lease| lease.until_ms))
+}
