@@ -1,2 +1,75 @@
-//! The push protocol between control plane and node. Sans-IO, both ends.
+//! The push protocol between control plane and node: both ends as state machines, no IO, no clock.
+//!
+//! A node opens one QUIC connection ([`ALPN`], raw public keys at both ends) and on it one long bidirectional stream.
+//! Both directions carry frames: a big-endian `u32` length, at most [`MAX_FRAME_BYTES`], then one postcard message
+//! ([`ToControl`], [`ToNode`]). Bundles come on unidirectional streams that the control plane opens
+//! ([`bundle::Receiver`]).
+//!
+//! - **Absence never deletes.** There is no message that takes something away; only a newer signed manifest does, and the
+//!   node's vault judges it. Nothing that comes is to be believed before that.
+//! - **Level, not edge.** [`Hello`] says what the node has; the control plane sends what it lacks, in the order in which
+//!   the control plane itself accepted it (so that each statement finds the keys that it was signed with), for the node's
+//!   pool only. Revisions are transport: a cursor of another store, or one from the future, is simply no help.
+//! - **Each statement is answered** by ACK or NACK with a code, and at most [`MAX_UNACKED`] wait for an answer, so that the
+//!   queues of both ends are bounded by that. What is refused is not sent again on the same connection.
+//! - **A stranger may only join.** A node that was not admitted sends its signed request and waits; once admitted it sends
+//!   `Hello` on the same connection.
+//!
+//! Both ends are driven alike: put the bytes of the stream into `receive`, then call `poll_event` until it gives `None`
+//! (a frame is decoded only then, so a slow consumer simply stops reading), and write what `poll_transmit` gives. A
+//! [`Violation`] means: close the connection with [`Violation::close_code`] and, at the node, try again later.
+//!
+//! ```
+//! use casemate_push::{Hello, NodeEnd, NodeEvent, Has, PROTOCOL};
+//! # use casemate_trust::{id::FleetId, key::PublicKey};
+//! let hello = Hello {
+//!     protocol: PROTOCOL,
+//!     node: "edge-1".parse()?,
+//!     node_key: PublicKey::from_bytes([1; 32]),
+//!     fleet: FleetId([2; 32]),
+//!     software: "0.1.0".into(),
+//!     cursor: None,
+//!     has: Has::default(),
+//! };
+//! let mut node = NodeEnd::member(hello); // or NodeEnd::joining(request)
+//! // On connect, and after each call below: write everything to the stream.
+//! while let Some(frame) = node.poll_transmit() {
+//!     assert!(!frame.is_empty()); // stream.write_all(&frame).await?
+//! }
+//! // For each chunk that was read from the stream:
+//! let chunk = [];
+//! node.receive(&chunk)?;
+//! while let Some(event) = node.poll_event()? {
+//!     match event {
+//!         // Have the vault judge it, then answer once.
+//!         NodeEvent::Statement { id, .. } => node.ack(&id)?, // or node.nack(&id, code, message)?
+//!         // Keep it until the manifest that lists it comes; the digest has been checked.
+//!         NodeEvent::Object { .. } => {}
+//!         // Everything up to here was answered: `cursor` may be stored.
+//!         NodeEvent::Synced { .. } => {}
+//!         // Now a member: say what is there.
+//!         NodeEvent::Admitted => {} // node.hello(hello)?
+//!         _ => {}
+//!     }
+//! }
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 #![forbid(unsafe_code)]
+
+pub mod bundle;
+mod codec;
+mod control;
+mod message;
+mod node;
+#[cfg(test)]
+mod simulation;
+
+pub use codec::{Violation, encode};
+pub use control::{Catalog, ControlEnd, ControlEvent, Member, StoredObject};
+pub use message::{
+    ALPN, Cursor, Has, Hello, LogEntry, LogLevel, MAX_AHEAD_BYTES, MAX_BATCH_BYTES,
+    MAX_BATCH_RECORDS, MAX_FETCH_DIGESTS, MAX_FETCHES, MAX_FRAME_BYTES, MAX_HELLO_TENANTS,
+    MAX_LOG_BYTES, MAX_STATUS_BYTES, MAX_TEXT_BYTES, MAX_UNACKED, NONCE_BYTES, ObjectKind,
+    PROTOCOL, StatementId, StoreId, TenantHas, ToControl, ToNode,
+};
+pub use node::{NodeEnd, NodeEvent};

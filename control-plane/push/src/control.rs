@@ -1,0 +1,624 @@
+//! The control plane's end of one connection.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use casemate_trust::dsse::Envelope;
+use casemate_trust::id::{Digest, FleetId, TenantId};
+use casemate_trust::key::PublicKey;
+use casemate_trust::name::Name;
+use casemate_trust::statement::{Manifest, Statement as _};
+
+use crate::codec::{Decoder, Violation, encode};
+use crate::message::{
+    Cursor, Has, Hello, LogEntry, MAX_AHEAD_BYTES, MAX_FETCHES, MAX_TEXT_BYTES, MAX_UNACKED,
+    NONCE_BYTES, ObjectKind, PROTOCOL, StatementId, ToControl, ToNode, shorten,
+};
+
+/// Entries in the queue of what is to be sent, each a digest: the largest manifest and as many fetches.
+const MAX_WORK: usize = 32 * 1024;
+/// Small answers that wait to be written; a node that asks and does not read is closed.
+const MAX_ANSWERS: usize = 256;
+/// Digests of sent objects that are remembered, so that the next manifest brings only what is new.
+const MAX_REMEMBERED: usize = 64 * 1024;
+
+/// A digest-addressed object as the store holds it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoredObject {
+    /// What it is.
+    pub kind: ObjectKind,
+    /// Its bytes.
+    pub bytes: Vec<u8>,
+}
+
+/// What the control plane holds, seen by one node: its own grants and no other's.
+pub trait Catalog {
+    /// The store and the revision of its newest statement.
+    fn now(&self) -> Cursor;
+    /// The first statement with a revision above `revision`. Each revision holds one statement at most; of manifests and
+    /// online keys only the newest is held.
+    fn next_after(&self, revision: u64) -> Option<(u64, StatementId)>;
+    /// The statements of a tenant as (version, revision), ascending.
+    fn tenant_versions(&self, tenant: &TenantId) -> Vec<(u64, u64)>;
+    /// A statement's bytes.
+    fn statement(&self, id: &StatementId) -> Option<Vec<u8>>;
+    /// The newest manifest's bytes and revision.
+    fn manifest(&self, tenant: &TenantId) -> Option<(u64, Vec<u8>)>;
+    /// A tenant's object.
+    fn object(&self, tenant: &TenantId, digest: &Digest) -> Option<StoredObject>;
+}
+
+/// Who is at the other end.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Member {
+    /// Name under which it was admitted.
+    pub name: Name,
+    /// Its pool.
+    pub pool: Name,
+    /// Its key, from the TLS handshake.
+    pub key: PublicKey,
+    /// The fleet.
+    pub fleet: FleetId,
+}
+
+/// What the shell is to do or to remember.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ControlEvent {
+    /// A stranger wants to join. Answer with [`ControlEnd::join_pending`], [`ControlEnd::join_refused`], and once it was
+    /// admitted [`ControlEnd::admitted`].
+    Join {
+        /// Envelope.
+        request: Vec<u8>,
+    },
+    /// A member said what it has.
+    Hello(Box<Hello>),
+    /// Accepted by the node.
+    Acked {
+        /// As it was sent.
+        revision: u64,
+        /// What.
+        id: StatementId,
+    },
+    /// Refused by the node.
+    Nacked {
+        /// As it was sent.
+        revision: u64,
+        /// What.
+        id: StatementId,
+        /// Stable name.
+        code: String,
+        /// For people.
+        message: String,
+    },
+    /// Open a stream and send the bundle, if it is listed for this node's pool; then [`ControlEnd::bundle_done`].
+    FetchBundle {
+        /// Which.
+        digest: Digest,
+        /// From which byte.
+        offset: u64,
+    },
+    /// Sign, then [`ControlEnd::lease_answer`].
+    Lease {
+        /// The nonce.
+        nonce: [u8; NONCE_BYTES],
+    },
+    /// Log records.
+    Logs {
+        /// Oldest first.
+        entries: Vec<LogEntry>,
+        /// How many were lost before them.
+        lost: u64,
+    },
+    /// What the node says of itself, JSON, unchecked.
+    Status {
+        /// JSON.
+        json: String,
+    },
+}
+
+#[derive(Debug)]
+enum State {
+    /// Not admitted; whether it has asked.
+    Stranger { has_asked: bool },
+    /// Admitted; has not said hello.
+    Silent(Member),
+    /// Being served.
+    Served(Member),
+}
+
+#[derive(Debug)]
+enum Work {
+    Statement {
+        revision: u64,
+        id: StatementId,
+    },
+    /// With the manifest that lists it, unless too much would come ahead.
+    Ahead {
+        tenant: TenantId,
+        digest: Digest,
+    },
+    /// Asked for.
+    Wanted {
+        tenant: TenantId,
+        digest: Digest,
+    },
+}
+
+/// See the crate's documentation.
+#[derive(Debug)]
+pub struct ControlEnd {
+    state: State,
+    decoder: Decoder,
+    answers: VecDeque<ToNode>,
+    work: VecDeque<Work>,
+    /// What the node has or was sent.
+    has: Has,
+    /// Tenants that were not listed need nothing at or below this revision.
+    unlisted_until: u64,
+    /// Everything up to this revision was looked at.
+    position: u64,
+    synced: Option<u64>,
+    unacked: BTreeMap<StatementId, u64>,
+    sent_objects: BTreeMap<TenantId, BTreeSet<Digest>>,
+    ahead_bytes: usize,
+    fetching: BTreeSet<Digest>,
+}
+
+/// What of a manifest matters to one pool.
+struct Listing {
+    digest: Digest,
+    objects: BTreeSet<Digest>,
+}
+
+impl ControlEnd {
+    /// The end for a key that was admitted.
+    pub fn member(member: Member) -> Self {
+        Self::new(State::Silent(member))
+    }
+
+    /// The end for a key that nobody knows.
+    pub fn stranger() -> Self {
+        Self::new(State::Stranger { has_asked: false })
+    }
+
+    fn new(state: State) -> Self {
+        Self {
+            state,
+            decoder: Decoder::default(),
+            answers: VecDeque::new(),
+            work: VecDeque::new(),
+            has: Has::default(),
+            unlisted_until: 0,
+            position: 0,
+            synced: None,
+            unacked: BTreeMap::new(),
+            sent_objects: BTreeMap::new(),
+            ahead_bytes: 0,
+            fetching: BTreeSet::new(),
+        }
+    }
+
+    /// Takes what was read from the stream.
+    ///
+    /// # Errors
+    /// More than fits: events were not polled.
+    pub fn receive(&mut self, chunk: &[u8]) -> Result<(), Violation> {
+        self.decoder.receive(chunk)
+    }
+
+    /// The next event.
+    ///
+    /// # Errors
+    /// The node broke the protocol.
+    pub fn poll_event(&mut self, catalog: &dyn Catalog) -> Result<Option<ControlEvent>, Violation> {
+        while let Some(message) = self.decoder.next()? {
+            if let Some(event) = self.handle(message, catalog)? {
+                return Ok(Some(event));
+            }
+        }
+        Ok(None)
+    }
+
+    fn handle(
+        &mut self,
+        message: ToControl,
+        catalog: &dyn Catalog,
+    ) -> Result<Option<ControlEvent>, Violation> {
+        match (&mut self.state, message) {
+            (State::Stranger { has_asked }, ToControl::Join { request }) if !*has_asked => {
+                *has_asked = true;
+                Ok(Some(ControlEvent::Join { request }))
+            }
+            (State::Stranger { .. }, _) => Err(Violation::Unexpected(
+                "anything but a join request from a stranger",
+            )),
+            (State::Silent(member), ToControl::Hello(hello)) => {
+                check_hello(member, &hello)?;
+                self.state = State::Served(member.clone());
+                self.begin(&hello, catalog.now());
+                Ok(Some(ControlEvent::Hello(hello)))
+            }
+            // It was admitted while its request was on the way.
+            (State::Silent(_), ToControl::Join { .. }) => {
+                self.answer(ToNode::Admitted)?;
+                Ok(None)
+            }
+            (State::Silent(_), _) => Err(Violation::Unexpected("a message before the hello")),
+            (State::Served(_), message) => self.handle_served(message, catalog),
+        }
+    }
+
+    fn handle_served(
+        &mut self,
+        message: ToControl,
+        catalog: &dyn Catalog,
+    ) -> Result<Option<ControlEvent>, Violation> {
+        let event = match message {
+            ToControl::Hello(_) | ToControl::Join { .. } => {
+                return Err(Violation::Unexpected("a second hello"));
+            }
+            ToControl::Ack { revision, id } => {
+                self.answered(revision, &id)?;
+                ControlEvent::Acked { revision, id }
+            }
+            ToControl::Nack {
+                revision,
+                id,
+                code,
+                message,
+            } => {
+                self.answered(revision, &id)?;
+                ControlEvent::Nacked {
+                    revision,
+                    id,
+                    code,
+                    message,
+                }
+            }
+            ToControl::FetchBundle { digest, offset } => {
+                if !self.fetching.insert(digest) || self.fetching.len() > MAX_FETCHES {
+                    return Err(Violation::Flood("bundles"));
+                }
+                ControlEvent::FetchBundle { digest, offset }
+            }
+            ToControl::FetchObjects { tenant, digests } => {
+                self.fetch_objects(tenant, &digests, catalog)?;
+                return Ok(None);
+            }
+            ToControl::Lease { nonce } => ControlEvent::Lease { nonce },
+            ToControl::Logs { entries, lost } => ControlEvent::Logs { entries, lost },
+            ToControl::Status { json } => ControlEvent::Status { json },
+        };
+        Ok(Some(event))
+    }
+
+    fn begin(&mut self, hello: &Hello, now: Cursor) {
+        self.has = hello.has.clone();
+        let resumes = hello
+            .cursor
+            .filter(|cursor| cursor.store == now.store && cursor.revision <= now.revision);
+        self.unlisted_until = resumes.map_or(0, |cursor| cursor.revision);
+        self.answers.push_back(ToNode::Welcome { now });
+    }
+
+    fn answered(&mut self, revision: u64, id: &StatementId) -> Result<(), Violation> {
+        match self.unacked.remove(id) {
+            Some(sent) if sent == revision => Ok(()),
+            _ => Err(Violation::Unexpected("an answer to what was not sent")),
+        }
+    }
+
+    fn fetch_objects(
+        &mut self,
+        tenant: TenantId,
+        digests: &[Digest],
+        catalog: &dyn Catalog,
+    ) -> Result<(), Violation> {
+        if self.work.len() + digests.len() > MAX_WORK {
+            return Err(Violation::Flood("objects"));
+        }
+        let listing = catalog
+            .manifest(&tenant)
+            .and_then(|(_, bytes)| self.listing(&bytes));
+        for digest in digests {
+            if listing
+                .as_ref()
+                .is_some_and(|listing| listing.objects.contains(digest))
+            {
+                self.work.push_back(Work::Wanted {
+                    tenant,
+                    digest: *digest,
+                });
+            } else {
+                self.answer(ToNode::Unavailable { digest: *digest })?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The request is plausible and waits.
+    pub fn join_pending(&mut self) {
+        self.answers.push_back(ToNode::JoinPending);
+    }
+
+    /// The request will not be relayed.
+    pub fn join_refused(&mut self, code: &str, message: &str) {
+        let (code, message) = (code.to_owned(), shorten(message.to_owned(), MAX_TEXT_BYTES));
+        self.answers
+            .push_back(ToNode::JoinRefused { code, message });
+    }
+
+    /// The stranger has become a member.
+    pub fn admitted(&mut self, member: Member) {
+        if matches!(self.state, State::Stranger { .. }) {
+            self.state = State::Silent(member);
+            self.answers.push_back(ToNode::Admitted);
+        }
+    }
+
+    /// The answer to a lease.
+    ///
+    /// # Errors
+    /// The node asks and does not read.
+    pub fn lease_answer(&mut self, answer: Vec<u8>) -> Result<(), Violation> {
+        self.answer(ToNode::Lease { answer })
+    }
+
+    /// A bundle's stream has ended, well or not.
+    pub fn bundle_done(&mut self, digest: &Digest) {
+        self.fetching.remove(digest);
+    }
+
+    /// There is no such bundle for this node.
+    ///
+    /// # Errors
+    /// The node asks and does not read.
+    pub fn bundle_unavailable(&mut self, digest: &Digest) -> Result<(), Violation> {
+        self.fetching.remove(digest);
+        self.answer(ToNode::Unavailable { digest: *digest })
+    }
+
+    /// The last message before the connection is closed.
+    pub fn refuse(&mut self, code: &str, message: &str) {
+        let (code, message) = (code.to_owned(), shorten(message.to_owned(), MAX_TEXT_BYTES));
+        self.answers.push_back(ToNode::Refused { code, message });
+    }
+
+    /// Who is served, once it has said hello.
+    pub const fn served(&self) -> Option<&Member> {
+        match &self.state {
+            State::Served(member) => Some(member),
+            State::Stranger { .. } | State::Silent(_) => None,
+        }
+    }
+
+    /// Revision up to which everything was sent.
+    pub const fn synced(&self) -> Option<u64> {
+        self.synced
+    }
+
+    fn answer(&mut self, message: ToNode) -> Result<(), Violation> {
+        if self.answers.len() >= MAX_ANSWERS {
+            return Err(Violation::Flood("questions"));
+        }
+        self.answers.push_back(message);
+        Ok(())
+    }
+
+    /// The next frame to write. To be called when the stream has room, and again when the catalog has changed: bytes are
+    /// read from it only now, so a slow node costs no memory.
+    pub fn poll_transmit(&mut self, catalog: &dyn Catalog) -> Option<Vec<u8>> {
+        if let Some(answer) = self.answers.pop_front() {
+            return Some(encode(&answer));
+        }
+        self.served()?;
+        loop {
+            while self.unacked.len() < MAX_UNACKED {
+                let Some(work) = self.work.pop_front() else {
+                    break;
+                };
+                if let Some(message) = self.load(work, catalog) {
+                    return Some(encode(&message));
+                }
+            }
+            if self.unacked.len() >= MAX_UNACKED {
+                return None;
+            }
+            let Some((revision, id)) = catalog.next_after(self.position) else {
+                return self.sync(catalog.now()).map(|message| encode(&message));
+            };
+            self.position = revision;
+            self.plan(revision, id, catalog);
+        }
+    }
+
+    fn sync(&mut self, now: Cursor) -> Option<ToNode> {
+        if self.synced == Some(now.revision) {
+            return None;
+        }
+        self.synced = Some(now.revision);
+        Some(ToNode::Synced { now })
+    }
+
+    /// Reads what is to be sent now.
+    fn load(&mut self, work: Work, catalog: &dyn Catalog) -> Option<ToNode> {
+        match work {
+            Work::Statement { revision, id } => {
+                let bytes = catalog.statement(&id)?;
+                self.ahead_bytes = 0;
+                self.unacked.insert(id.clone(), revision);
+                Some(ToNode::Statement {
+                    revision,
+                    id,
+                    bytes,
+                })
+            }
+            Work::Ahead { tenant, digest } => {
+                let StoredObject { kind, bytes } = catalog.object(&tenant, &digest)?;
+                if self.ahead_bytes + bytes.len() > MAX_AHEAD_BYTES {
+                    return None;
+                }
+                self.ahead_bytes += bytes.len();
+                Some(ToNode::Object {
+                    tenant,
+                    digest,
+                    kind,
+                    bytes,
+                })
+            }
+            Work::Wanted { tenant, digest } => Some(match catalog.object(&tenant, &digest) {
+                Some(StoredObject { kind, bytes }) => ToNode::Object {
+                    tenant,
+                    digest,
+                    kind,
+                    bytes,
+                },
+                None => ToNode::Unavailable { digest },
+            }),
+        }
+    }
+
+    /// Works out what a change means for this node.
+    fn plan(&mut self, revision: u64, id: StatementId, catalog: &dyn Catalog) {
+        let State::Served(member) = &self.state else {
+            return;
+        };
+        let is_wanted = match &id {
+            StatementId::Root { version } => raise(&mut self.has.root, *version),
+            StatementId::OnlineKey { version } => raise(&mut self.has.online, *version),
+            StatementId::Pool { name, epoch } => {
+                *name == member.pool && self.has.epochs.insert(*epoch)
+            }
+            StatementId::Grant { pool, epoch } => {
+                *pool == member.pool && self.has.grants.insert(*epoch)
+            }
+            StatementId::Tenant { tenant, .. } => {
+                if self.matters(tenant, revision) {
+                    self.plan_tenant(*tenant, revision, catalog);
+                }
+                false
+            }
+            StatementId::Manifest { tenant, version } => {
+                self.plan_manifest(*tenant, *version, revision, catalog);
+                false
+            }
+        };
+        if is_wanted {
+            self.work.push_back(Work::Statement { revision, id });
+        }
+    }
+
+    /// Whether the node has, or may have, something of this tenant.
+    fn matters(&self, tenant: &TenantId, revision: u64) -> bool {
+        self.has.tenants.contains_key(tenant)
+            || (self.has.more_tenants && revision > self.unlisted_until)
+    }
+
+    fn plan_tenant(&mut self, tenant: TenantId, until: u64, catalog: &dyn Catalog) {
+        let has = self.has.tenants.entry(tenant).or_default();
+        let lacking = catalog.tenant_versions(&tenant).into_iter();
+        for (version, revision) in
+            lacking.filter(|(version, revision)| *version > has.version && *revision <= until)
+        {
+            self.work.push_back(Work::Statement {
+                revision,
+                id: StatementId::Tenant { tenant, version },
+            });
+        }
+        let newest = catalog
+            .tenant_versions(&tenant)
+            .into_iter()
+            .filter(|(_, revision)| *revision <= until);
+        has.version = newest
+            .map(|(version, _)| version)
+            .max()
+            .unwrap_or_default()
+            .max(has.version);
+    }
+
+    fn plan_manifest(
+        &mut self,
+        tenant: TenantId,
+        version: u64,
+        revision: u64,
+        catalog: &dyn Catalog,
+    ) {
+        let id = StatementId::Manifest { tenant, version };
+        let Some(listing) = catalog
+            .statement(&id)
+            .and_then(|bytes| self.listing(&bytes))
+        else {
+            return;
+        };
+        let is_known = self.has.tenants.contains_key(&tenant);
+        let may_be_unlisted = self.has.more_tenants && !is_known;
+        let was_answered = may_be_unlisted && revision <= self.unlisted_until;
+        if was_answered || (listing.objects.is_empty() && !is_known && !may_be_unlisted) {
+            return;
+        }
+        let held = self.has.tenants.get(&tenant).and_then(|has| has.manifest);
+        if held.is_some_and(|(held, digest)| {
+            held > version || (held == version && digest == listing.digest)
+        }) {
+            return;
+        }
+        self.plan_tenant(tenant, revision, catalog);
+        if let Some(has) = self.has.tenants.get_mut(&tenant) {
+            has.manifest = Some((version, listing.digest));
+        }
+        let sent = self.sent_objects.remove(&tenant).unwrap_or_default();
+        let new = listing.objects.difference(&sent).copied();
+        self.work
+            .extend(new.map(|digest| Work::Ahead { tenant, digest }));
+        self.work.push_back(Work::Statement { revision, id });
+        let remembered: usize = self.sent_objects.values().map(BTreeSet::len).sum();
+        if remembered + listing.objects.len() > MAX_REMEMBERED {
+            self.sent_objects.clear();
+        }
+        self.sent_objects.insert(tenant, listing.objects);
+    }
+
+    /// What a manifest lists for this node's pool.
+    fn listing(&self, bytes: &[u8]) -> Option<Listing> {
+        let State::Served(member) = &self.state else {
+            return None;
+        };
+        let envelope = Envelope::parse(bytes).ok()?;
+        let manifest = Manifest::read(&envelope).ok()?;
+        let functions = manifest
+            .functions
+            .values()
+            .filter(|wanted| wanted.pools.contains(&member.pool));
+        let releases =
+            functions.flat_map(|wanted| std::iter::once(&wanted.release).chain(&wanted.fallbacks));
+        let secrets = manifest
+            .secrets
+            .values()
+            .filter_map(|sealed| sealed.get(&member.pool));
+        Some(Listing {
+            digest: envelope.payload_digest(),
+            objects: releases.chain(secrets).copied().collect(),
+        })
+    }
+}
+
+fn check_hello(member: &Member, hello: &Hello) -> Result<(), Violation> {
+    if hello.protocol != PROTOCOL {
+        return Err(Violation::Protocol {
+            ours: PROTOCOL,
+            theirs: hello.protocol,
+        });
+    }
+    let is_same =
+        hello.node == member.name && hello.node_key == member.key && hello.fleet == member.fleet;
+    if is_same {
+        Ok(())
+    } else {
+        Err(Violation::Identity)
+    }
+}
+
+fn raise(held: &mut u64, version: u64) -> bool {
+    let is_higher = version > *held;
+    *held = version.max(*held);
+    is_higher
+}

@@ -1,0 +1,478 @@
+//! What travels, and its bounds.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+
+use casemate_trust::dsse::MAX_ENVELOPE_BYTES;
+use casemate_trust::id::{Digest, FleetId, TenantId};
+use casemate_trust::key::PublicKey;
+use casemate_trust::name::Name;
+use serde::{Deserialize, Serialize};
+
+/// The protocol in the TLS handshake; another one fails it.
+pub const ALPN: &[u8] = b"casemate-push/1";
+/// Version in [`Hello`].
+pub const PROTOCOL: u16 = 1;
+/// Largest frame, bytes: the largest envelope or the largest `Hello`, with room.
+pub const MAX_FRAME_BYTES: usize = 4 * 1024 * 1024;
+/// Statements that may wait for an answer: both ends' queues are bounded by it.
+pub const MAX_UNACKED: usize = 64;
+/// Bundles that may be on their way to one node: half of the streams that a node allows.
+pub const MAX_FETCHES: usize = 4;
+/// Digests in one `FetchObjects`.
+pub const MAX_FETCH_DIGESTS: usize = 512;
+/// Tenants in one `Hello`: 140 bytes each, so well below a frame.
+pub const MAX_HELLO_TENANTS: usize = 10_000;
+/// Epochs of a pool, or grants, in one `Hello`.
+const MAX_HELLO_EPOCHS: usize = 1000;
+/// Objects that come with a manifest without having been asked for, bytes: the node keeps them until the manifest is
+/// judged. What does not fit is fetched.
+pub const MAX_AHEAD_BYTES: usize = 32 * 1024 * 1024;
+/// Longest text for people, bytes.
+pub const MAX_TEXT_BYTES: usize = 2048;
+/// Longest text of a log record, bytes.
+pub const MAX_LOG_BYTES: usize = 8 * 1024;
+/// Most log records in a batch.
+pub const MAX_BATCH_RECORDS: usize = 256;
+/// Largest batch, bytes of text.
+pub const MAX_BATCH_BYTES: usize = 256 * 1024;
+/// Largest status, bytes of JSON.
+pub const MAX_STATUS_BYTES: usize = 64 * 1024;
+/// Length of a lease nonce, bytes.
+pub const NONCE_BYTES: usize = casemate_trust::lease::NONCE_BYTES;
+/// Largest lease answer, bytes: an envelope with one short payload.
+const MAX_LEASE_BYTES: usize = 4096;
+/// Largest object, bytes.
+const MAX_OBJECT_BYTES: usize = casemate_trust::release::MAX_RELEASE_BYTES;
+
+/// A control plane's store, made up when that was created.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct StoreId(pub [u8; 16]);
+
+impl fmt::Display for StoreId {
+    fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(to, "{byte:02x}"))
+    }
+}
+
+impl fmt::Debug for StoreId {
+    fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(to, "StoreId({self})")
+    }
+}
+
+/// A place in a store's history.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cursor {
+    /// The store.
+    pub store: StoreId,
+    /// Everything up to this revision has been answered.
+    pub revision: u64,
+}
+
+/// One statement by kind and version.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum StatementId {
+    /// `Root`.
+    Root {
+        /// Version.
+        version: u64,
+    },
+    /// `OnlineKey`.
+    OnlineKey {
+        /// Version.
+        version: u64,
+    },
+    /// `Pool`.
+    Pool {
+        /// Name.
+        name: Name,
+        /// Epoch.
+        epoch: u64,
+    },
+    /// `Tenant`.
+    Tenant {
+        /// Tenant.
+        tenant: TenantId,
+        /// Version.
+        version: u64,
+    },
+    /// `Manifest`.
+    Manifest {
+        /// Tenant.
+        tenant: TenantId,
+        /// Version.
+        version: u64,
+    },
+    /// A pool key sealed to the node that is spoken to.
+    Grant {
+        /// Pool.
+        pool: Name,
+        /// Epoch.
+        epoch: u64,
+    },
+}
+
+impl StatementId {
+    /// The tenant that it is about.
+    pub const fn tenant(&self) -> Option<&TenantId> {
+        match self {
+            Self::Tenant { tenant, .. } | Self::Manifest { tenant, .. } => Some(tenant),
+            _ => None,
+        }
+    }
+
+    /// Version or epoch.
+    pub const fn version(&self) -> u64 {
+        match self {
+            Self::Root { version }
+            | Self::OnlineKey { version }
+            | Self::Tenant { version, .. }
+            | Self::Manifest { version, .. } => *version,
+            Self::Pool { epoch, .. } | Self::Grant { epoch, .. } => *epoch,
+        }
+    }
+
+    /// Whether both are versions of the same thing.
+    pub fn is_same_thing(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Root { .. }, Self::Root { .. })
+            | (Self::OnlineKey { .. }, Self::OnlineKey { .. }) => true,
+            (Self::Pool { name: one, .. }, Self::Pool { name: two, .. }) => one == two,
+            (Self::Grant { pool: one, .. }, Self::Grant { pool: two, .. }) => one == two,
+            (Self::Tenant { tenant: one, .. }, Self::Tenant { tenant: two, .. })
+            | (Self::Manifest { tenant: one, .. }, Self::Manifest { tenant: two, .. }) => {
+                one == two
+            }
+            _ => false,
+        }
+    }
+}
+
+impl fmt::Display for StatementId {
+    fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Root { version } => write!(to, "root {version}"),
+            Self::OnlineKey { version } => write!(to, "online key {version}"),
+            Self::Pool { name, epoch } => write!(to, "pool {name} epoch {epoch}"),
+            Self::Tenant { tenant, version } => write!(to, "tenant {tenant} version {version}"),
+            Self::Manifest { tenant, version } => {
+                write!(to, "manifest {version} of tenant {tenant}")
+            }
+            Self::Grant { pool, epoch } => write!(to, "grant of pool {pool} epoch {epoch}"),
+        }
+    }
+}
+
+/// The kinds of digest-addressed objects.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum ObjectKind {
+    /// A release.
+    Release,
+    /// A sealed secret.
+    Secret,
+}
+
+/// What a node has, in its vault's store: accepted, on disk.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Has {
+    /// Version of the newest root; 0 for none.
+    pub root: u64,
+    /// Version of the newest online key; 0 for none.
+    pub online: u64,
+    /// Epochs of its own pool whose statement it has.
+    pub epochs: BTreeSet<u64>,
+    /// Epochs of its own pool whose key it has.
+    pub grants: BTreeSet<u64>,
+    /// Its tenants, at most [`MAX_HELLO_TENANTS`].
+    pub tenants: BTreeMap<TenantId, TenantHas>,
+    /// Whether there are more tenants than could be listed.
+    pub more_tenants: bool,
+}
+
+/// What a node has of a tenant.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TenantHas {
+    /// Version of its newest statement; 0 for none.
+    pub version: u64,
+    /// Version and payload digest of its newest manifest.
+    pub manifest: Option<(u64, Digest)>,
+}
+
+/// The first message of a member.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hello {
+    /// [`PROTOCOL`]
+    pub protocol: u16,
+    /// Its name, which must be the one that its key was admitted under.
+    pub node: Name,
+    /// Its key, which must be the one of the TLS handshake.
+    pub node_key: PublicKey,
+    /// Its fleet.
+    pub fleet: FleetId,
+    /// Version of its software.
+    pub software: String,
+    /// How far it came, and with which store.
+    pub cursor: Option<Cursor>,
+    /// What it has.
+    pub has: Has,
+}
+
+/// Level of a log record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum LogLevel {
+    /// Debug.
+    Debug,
+    /// Info.
+    Info,
+    /// Warning.
+    Warn,
+    /// Error.
+    Error,
+}
+
+impl LogLevel {
+    /// As in JSON.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Debug => "debug",
+            Self::Info => "info",
+            Self::Warn => "warn",
+            Self::Error => "error",
+        }
+    }
+}
+
+/// One log record of a tenant's function.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogEntry {
+    /// The tenant.
+    pub tenant: TenantId,
+    /// The function.
+    pub function: Name,
+    /// The request, if it is about one.
+    pub request: Option<String>,
+    /// Level.
+    pub level: LogLevel,
+    /// Text.
+    pub message: String,
+    /// Unix time in milliseconds.
+    pub time_ms: u64,
+    /// Error class, such as `exceeded_cpu`.
+    pub failure: Option<String>,
+}
+
+impl LogEntry {
+    /// Bytes of text in it.
+    pub fn bytes(&self) -> usize {
+        let optional = |text: &Option<String>| text.as_ref().map_or(0, String::len);
+        self.message.len() + optional(&self.request) + optional(&self.failure)
+    }
+}
+
+/// From a node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ToControl {
+    /// First message of a member, or the first after `Admitted`.
+    Hello(Box<Hello>),
+    /// The only message of a node that was not admitted: its signed request.
+    Join {
+        /// Envelope.
+        request: Vec<u8>,
+    },
+    /// Accepted and on disk.
+    Ack {
+        /// As it was sent.
+        revision: u64,
+        /// What.
+        id: StatementId,
+    },
+    /// Refused; what was there before goes on.
+    Nack {
+        /// As it was sent.
+        revision: u64,
+        /// What.
+        id: StatementId,
+        /// Stable name.
+        code: String,
+        /// For people.
+        message: String,
+    },
+    /// Asks for a bundle on a stream of its own.
+    FetchBundle {
+        /// Which.
+        digest: Digest,
+        /// From which byte.
+        offset: u64,
+    },
+    /// Asks for objects that a tenant's newest manifest lists.
+    FetchObjects {
+        /// The tenant.
+        tenant: TenantId,
+        /// Which.
+        digests: Vec<Digest>,
+    },
+    /// Asks for a lease.
+    Lease {
+        /// Made by the vault just now.
+        nonce: [u8; NONCE_BYTES],
+    },
+    /// Log records.
+    Logs {
+        /// Oldest first.
+        entries: Vec<LogEntry>,
+        /// How many were lost before these, because they came faster than they could be sent.
+        lost: u64,
+    },
+    /// What the node says of itself.
+    Status {
+        /// A JSON object.
+        json: String,
+    },
+}
+
+/// From the control plane.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ToNode {
+    /// Answer to `Hello`.
+    Welcome {
+        /// The store, and its revision now.
+        now: Cursor,
+    },
+    /// The request is plausible and waits for the operator.
+    JoinPending,
+    /// The request will not be relayed.
+    JoinRefused {
+        /// Stable name.
+        code: String,
+        /// For people.
+        message: String,
+    },
+    /// The node is a member now: it says `Hello`.
+    Admitted,
+    /// A signed statement, or a grant.
+    Statement {
+        /// Revision at which the control plane accepted it.
+        revision: u64,
+        /// What it claims to be.
+        id: StatementId,
+        /// Envelope, or the grant's JSON.
+        bytes: Vec<u8>,
+    },
+    /// An object that a manifest lists.
+    Object {
+        /// The tenant.
+        tenant: TenantId,
+        /// SHA-256 of the bytes.
+        digest: Digest,
+        /// What it claims to be.
+        kind: ObjectKind,
+        /// Its bytes.
+        bytes: Vec<u8>,
+    },
+    /// Everything up to here was sent.
+    Synced {
+        /// Where.
+        now: Cursor,
+    },
+    /// What was asked for is not there, or not for this node.
+    Unavailable {
+        /// A bundle or an object.
+        digest: Digest,
+    },
+    /// Answer to `Lease`: an envelope.
+    Lease {
+        /// Envelope.
+        answer: Vec<u8>,
+    },
+    /// The connection will be closed.
+    Refused {
+        /// Stable name.
+        code: String,
+        /// For people.
+        message: String,
+    },
+}
+
+/// What a message may not hold, though it decodes.
+pub(crate) trait Bounded {
+    /// The bound that it breaks.
+    fn flaw(&self) -> Option<&'static str>;
+}
+
+fn over(is_over: bool, what: &'static str) -> Option<&'static str> {
+    is_over.then_some(what)
+}
+
+impl Bounded for ToControl {
+    fn flaw(&self) -> Option<&'static str> {
+        match self {
+            Self::Hello(hello) => over(
+                hello.has.tenants.len() > MAX_HELLO_TENANTS,
+                "tenants of a hello",
+            )
+            .or(over(
+                hello.has.epochs.len() > MAX_HELLO_EPOCHS,
+                "epochs of a hello",
+            ))
+            .or(over(
+                hello.has.grants.len() > MAX_HELLO_EPOCHS,
+                "grants of a hello",
+            ))
+            .or(over(
+                hello.software.len() > MAX_TEXT_BYTES,
+                "software version",
+            )),
+            Self::Join { request } => over(request.len() > MAX_STATUS_BYTES, "join request"),
+            Self::Nack { code, message, .. } => over(code.len() > MAX_TEXT_BYTES, "code")
+                .or(over(message.len() > MAX_TEXT_BYTES, "text")),
+            Self::FetchObjects { digests, .. } => {
+                over(digests.len() > MAX_FETCH_DIGESTS, "digests of a fetch")
+            }
+            Self::Logs { entries, .. } => {
+                over(entries.len() > MAX_BATCH_RECORDS, "records of a batch")
+                    .or(over(
+                        entries.iter().map(LogEntry::bytes).sum::<usize>() > MAX_BATCH_BYTES,
+                        "batch",
+                    ))
+                    .or(over(
+                        entries.iter().any(|entry| entry.bytes() > MAX_LOG_BYTES),
+                        "log record",
+                    ))
+            }
+            Self::Status { json } => over(json.len() > MAX_STATUS_BYTES, "status"),
+            Self::Ack { .. } | Self::FetchBundle { .. } | Self::Lease { .. } => None,
+        }
+    }
+}
+
+impl Bounded for ToNode {
+    fn flaw(&self) -> Option<&'static str> {
+        match self {
+            Self::Statement { bytes, .. } => over(bytes.len() > MAX_ENVELOPE_BYTES, "statement"),
+            Self::Object { bytes, .. } => over(bytes.len() > MAX_OBJECT_BYTES, "object"),
+            Self::Lease { answer } => over(answer.len() > MAX_LEASE_BYTES, "lease answer"),
+            Self::JoinRefused { code, message } | Self::Refused { code, message } => {
+                over(code.len() > MAX_TEXT_BYTES, "code")
+                    .or(over(message.len() > MAX_TEXT_BYTES, "text"))
+            }
+            Self::Welcome { .. }
+            | Self::JoinPending
+            | Self::Admitted
+            | Self::Synced { .. }
+            | Self::Unavailable { .. } => None,
+        }
+    }
+}
+
+/// The beginning of a text, at a character's edge.
+pub(crate) fn shorten(mut text: String, most: usize) -> String {
+    if text.len() > most {
+        let edge = (0..=most)
+            .rev()
+            .find(|at| text.is_char_boundary(*at))
+            .unwrap_or_default();
+        text.truncate(edge);
+    }
+    text
+}

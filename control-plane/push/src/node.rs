@@ -1,0 +1,425 @@
+//! The node's end.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use casemate_trust::id::{Digest, TenantId};
+
+use crate::bundle;
+use crate::codec::{Decoder, Violation, encode};
+use crate::message::{
+    Cursor, Hello, LogEntry, MAX_AHEAD_BYTES, MAX_BATCH_BYTES, MAX_BATCH_RECORDS,
+    MAX_FETCH_DIGESTS, MAX_FETCHES, MAX_LOG_BYTES, MAX_STATUS_BYTES, MAX_TEXT_BYTES, MAX_UNACKED,
+    NONCE_BYTES, ObjectKind, StatementId, ToControl, ToNode, shorten,
+};
+
+/// Messages that wait to be written: an answer to each statement, and as many questions.
+const MAX_WAITING: usize = 1024;
+/// Bundles that wait for their turn: every release of the largest plan.
+const MAX_WANTED_BUNDLES: usize = 16 * 1024;
+/// Objects that were asked for and have not come.
+const MAX_WANTED_OBJECTS: usize = 16 * 1024;
+/// Log text that waits, bytes; older records are dropped first and counted.
+const MAX_LOG_QUEUE_BYTES: usize = 1024 * 1024;
+
+/// What came.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NodeEvent {
+    /// The hello was taken.
+    Welcome {
+        /// The store, and its revision now.
+        now: Cursor,
+    },
+    /// The operator has not decided.
+    JoinPending,
+    /// The request will not be relayed.
+    JoinRefused {
+        /// Stable name.
+        code: String,
+        /// For people.
+        message: String,
+    },
+    /// Now a member: call [`NodeEnd::hello`].
+    Admitted,
+    /// Have it judged, then [`NodeEnd::ack`] or [`NodeEnd::nack`].
+    Statement {
+        /// What it claims to be.
+        id: StatementId,
+        /// Revision at the control plane.
+        revision: u64,
+        /// Envelope, or a grant's JSON.
+        bytes: Vec<u8>,
+    },
+    /// An object that a manifest lists; its digest has been checked.
+    Object {
+        /// The tenant.
+        tenant: TenantId,
+        /// SHA-256 of the bytes.
+        digest: Digest,
+        /// What it claims to be.
+        kind: ObjectKind,
+        /// Its bytes.
+        bytes: Vec<u8>,
+    },
+    /// Everything up to `now` was sent and answered: this cursor may be stored.
+    Synced {
+        /// Where.
+        now: Cursor,
+    },
+    /// A bundle or an object that was asked for is not there, or not for this node.
+    Unavailable {
+        /// Which.
+        digest: Digest,
+    },
+    /// Answer to a lease question, for the vault.
+    Lease {
+        /// Envelope.
+        answer: Vec<u8>,
+    },
+    /// The control plane will close the connection.
+    Refused {
+        /// Stable name.
+        code: String,
+        /// For people.
+        message: String,
+    },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    /// Has asked to join.
+    Joining,
+    /// Was admitted; has to say hello.
+    Admitted,
+    /// Has said hello.
+    Greeting,
+    /// Is being served.
+    Served,
+}
+
+/// See the crate's documentation.
+#[derive(Debug)]
+pub struct NodeEnd {
+    state: State,
+    decoder: Decoder,
+    waiting: VecDeque<ToControl>,
+    unanswered: BTreeMap<StatementId, u64>,
+    /// Reached the control plane's end, with statements that wait for their answer.
+    synced: Option<Cursor>,
+    wanted_objects: BTreeSet<Digest>,
+    ahead_bytes: usize,
+    fetching: BTreeSet<Digest>,
+    wanted_bundles: VecDeque<(Digest, u64)>,
+    logs: VecDeque<LogEntry>,
+    log_bytes: usize,
+    lost: u64,
+    status: Option<String>,
+}
+
+impl NodeEnd {
+    /// The end of a node that was admitted.
+    pub fn member(hello: Hello) -> Self {
+        Self::new(State::Greeting, ToControl::Hello(Box::new(hello)))
+    }
+
+    /// The end of a node that was not: `request` is the envelope that its vault signed.
+    pub fn joining(request: Vec<u8>) -> Self {
+        Self::new(State::Joining, ToControl::Join { request })
+    }
+
+    fn new(state: State, first: ToControl) -> Self {
+        Self {
+            state,
+            decoder: Decoder::default(),
+            waiting: VecDeque::from([first]),
+            unanswered: BTreeMap::new(),
+            synced: None,
+            wanted_objects: BTreeSet::new(),
+            ahead_bytes: 0,
+            fetching: BTreeSet::new(),
+            wanted_bundles: VecDeque::new(),
+            logs: VecDeque::new(),
+            log_bytes: 0,
+            lost: 0,
+            status: None,
+        }
+    }
+
+    /// Says hello after [`NodeEvent::Admitted`].
+    ///
+    /// # Errors
+    /// It was not admitted just now.
+    pub fn hello(&mut self, hello: Hello) -> Result<(), Violation> {
+        if self.state != State::Admitted {
+            return Err(Violation::Unexpected("a hello of ours"));
+        }
+        self.state = State::Greeting;
+        self.ask(ToControl::Hello(Box::new(hello)))
+    }
+
+    /// Takes what was read from the stream.
+    ///
+    /// # Errors
+    /// More than fits: events were not polled.
+    pub fn receive(&mut self, chunk: &[u8]) -> Result<(), Violation> {
+        self.decoder.receive(chunk)
+    }
+
+    /// The next event.
+    ///
+    /// # Errors
+    /// The control plane broke the protocol.
+    pub fn poll_event(&mut self) -> Result<Option<NodeEvent>, Violation> {
+        if let Some(now) = self.synced.take_if(|_| self.unanswered.is_empty()) {
+            return Ok(Some(NodeEvent::Synced { now }));
+        }
+        while let Some(message) = self.decoder.next()? {
+            if let Some(event) = self.handle(message)? {
+                return Ok(Some(event));
+            }
+        }
+        Ok(None)
+    }
+
+    fn handle(&mut self, message: ToNode) -> Result<Option<NodeEvent>, Violation> {
+        let event = match (self.state, message) {
+            (_, ToNode::Refused { code, message }) => NodeEvent::Refused { code, message },
+            (State::Joining, ToNode::JoinPending) => NodeEvent::JoinPending,
+            (State::Joining, ToNode::JoinRefused { code, message }) => {
+                NodeEvent::JoinRefused { code, message }
+            }
+            (State::Joining, ToNode::Admitted) => {
+                self.state = State::Admitted;
+                NodeEvent::Admitted
+            }
+            (State::Greeting, ToNode::Welcome { now }) => {
+                self.state = State::Served;
+                NodeEvent::Welcome { now }
+            }
+            (State::Served, message) => return self.handle_served(message),
+            _ => return Err(Violation::Unexpected("a message before the welcome")),
+        };
+        Ok(Some(event))
+    }
+
+    fn handle_served(&mut self, message: ToNode) -> Result<Option<NodeEvent>, Violation> {
+        match message {
+            ToNode::Statement {
+                revision,
+                id,
+                bytes,
+            } => {
+                self.ahead_bytes = 0;
+                if self.unanswered.len() >= MAX_UNACKED
+                    || self.unanswered.insert(id.clone(), revision).is_some()
+                {
+                    return Err(Violation::Flood("statements"));
+                }
+                Ok(Some(NodeEvent::Statement {
+                    id,
+                    revision,
+                    bytes,
+                }))
+            }
+            ToNode::Object {
+                tenant,
+                digest,
+                kind,
+                bytes,
+            } => {
+                if Digest::of(&bytes) != digest {
+                    return Err(Violation::Digest);
+                }
+                if !self.wanted_objects.remove(&digest) {
+                    self.ahead_bytes += bytes.len();
+                }
+                if self.ahead_bytes > MAX_AHEAD_BYTES {
+                    return Err(Violation::Flood("objects"));
+                }
+                Ok(Some(NodeEvent::Object {
+                    tenant,
+                    digest,
+                    kind,
+                    bytes,
+                }))
+            }
+            ToNode::Synced { now } if self.unanswered.is_empty() => {
+                Ok(Some(NodeEvent::Synced { now }))
+            }
+            ToNode::Synced { now } => {
+                self.synced = Some(now);
+                Ok(None)
+            }
+            ToNode::Unavailable { digest } => {
+                let was_wanted =
+                    self.wanted_objects.remove(&digest) | self.fetching.remove(&digest);
+                if !was_wanted {
+                    return Err(Violation::Unexpected("an answer that nobody asked for"));
+                }
+                Ok(Some(NodeEvent::Unavailable { digest }))
+            }
+            ToNode::Lease { answer } => Ok(Some(NodeEvent::Lease { answer })),
+            _ => Err(Violation::Unexpected("a message of joining")),
+        }
+    }
+
+    /// The statement was accepted and is on disk.
+    ///
+    /// # Errors
+    /// No such statement waits.
+    pub fn ack(&mut self, id: &StatementId) -> Result<(), Violation> {
+        let revision = self.answer(id)?;
+        self.ask(ToControl::Ack {
+            revision,
+            id: id.clone(),
+        })
+    }
+
+    /// The statement was refused.
+    ///
+    /// # Errors
+    /// No such statement waits.
+    pub fn nack(&mut self, id: &StatementId, code: &str, message: &str) -> Result<(), Violation> {
+        let revision = self.answer(id)?;
+        self.ask(ToControl::Nack {
+            revision,
+            id: id.clone(),
+            code: shorten(code.to_owned(), MAX_TEXT_BYTES),
+            message: shorten(message.to_owned(), MAX_TEXT_BYTES),
+        })
+    }
+
+    fn answer(&mut self, id: &StatementId) -> Result<u64, Violation> {
+        self.unanswered
+            .remove(id)
+            .ok_or(Violation::Unexpected("an answer of ours"))
+    }
+
+    /// Asks for objects that a manifest lists and that did not come with it.
+    ///
+    /// # Errors
+    /// More than may be under way.
+    pub fn fetch_objects(&mut self, tenant: TenantId, digests: &[Digest]) -> Result<(), Violation> {
+        if self.wanted_objects.len() + digests.len() > MAX_WANTED_OBJECTS {
+            return Err(Violation::Flood("objects"));
+        }
+        let new: Vec<_> = digests
+            .iter()
+            .filter(|digest| self.wanted_objects.insert(**digest))
+            .copied()
+            .collect();
+        new.chunks(MAX_FETCH_DIGESTS).try_for_each(|digests| {
+            let digests = digests.to_vec();
+            self.ask(ToControl::FetchObjects { tenant, digests })
+        })
+    }
+
+    /// Asks for a bundle from `offset` on; at most [`MAX_FETCHES`] come at a time, the others wait. Asking again for one
+    /// that is asked for changes nothing.
+    ///
+    /// # Errors
+    /// More than may wait.
+    pub fn fetch_bundle(&mut self, digest: Digest, offset: u64) -> Result<(), Violation> {
+        if self.wanted_bundles.len() >= MAX_WANTED_BUNDLES {
+            return Err(Violation::Flood("bundles"));
+        }
+        let is_asked = self.fetching.contains(&digest)
+            || self
+                .wanted_bundles
+                .iter()
+                .any(|(wanted, _)| *wanted == digest);
+        if !is_asked {
+            self.wanted_bundles.push_back((digest, offset));
+        }
+        Ok(())
+    }
+
+    /// Whether a stream's header answers a question of ours; if not, the stream is to be stopped.
+    pub fn expects(&self, header: &bundle::Header) -> bool {
+        self.fetching.contains(&header.digest)
+    }
+
+    /// A bundle's stream has ended, well or not: the next may come.
+    pub fn bundle_done(&mut self, digest: &Digest) {
+        self.fetching.remove(digest);
+    }
+
+    /// Asks for a lease.
+    ///
+    /// # Errors
+    /// Too much waits to be written.
+    pub fn lease(&mut self, nonce: [u8; NONCE_BYTES]) -> Result<(), Violation> {
+        self.ask(ToControl::Lease { nonce })
+    }
+
+    /// Adds a log record; when they come faster than they can be sent, the oldest are lost and counted.
+    pub fn log(&mut self, mut entry: LogEntry) {
+        entry.request = entry.request.map(|text| shorten(text, MAX_LOG_BYTES / 8));
+        entry.failure = entry.failure.map(|text| shorten(text, MAX_LOG_BYTES / 8));
+        entry.message = shorten(entry.message, MAX_LOG_BYTES / 2);
+        self.log_bytes += size_in_queue(&entry);
+        self.logs.push_back(entry);
+        while self.log_bytes > MAX_LOG_QUEUE_BYTES {
+            let Some(oldest) = self.logs.pop_front() else {
+                break;
+            };
+            self.log_bytes -= size_in_queue(&oldest);
+            self.lost += 1;
+        }
+    }
+
+    /// Replaces what the node says of itself: a JSON object. One that is over [`MAX_STATUS_BYTES`] is not sent.
+    pub fn status(&mut self, json: String) {
+        self.status = Some(json).filter(|json| json.len() <= MAX_STATUS_BYTES);
+    }
+
+    fn ask(&mut self, message: ToControl) -> Result<(), Violation> {
+        if self.waiting.len() >= MAX_WAITING {
+            return Err(Violation::Flood("messages of ours"));
+        }
+        self.waiting.push_back(message);
+        Ok(())
+    }
+
+    /// The next frame to write.
+    pub fn poll_transmit(&mut self) -> Option<Vec<u8>> {
+        if let Some(message) = self.waiting.pop_front() {
+            return Some(encode(&message));
+        }
+        if self.state != State::Served {
+            return None;
+        }
+        if self.fetching.len() < MAX_FETCHES
+            && let Some((digest, offset)) = self.wanted_bundles.pop_front()
+        {
+            self.fetching.insert(digest);
+            return Some(encode(&ToControl::FetchBundle { digest, offset }));
+        }
+        if let Some(json) = self.status.take() {
+            return Some(encode(&ToControl::Status { json }));
+        }
+        self.batch().map(|message| encode(&message))
+    }
+
+    fn batch(&mut self) -> Option<ToControl> {
+        let (mut entries, mut bytes) = (Vec::new(), 0);
+        while entries.len() < MAX_BATCH_RECORDS
+            && let Some(entry) = self
+                .logs
+                .pop_front_if(|entry| bytes + entry.bytes() <= MAX_BATCH_BYTES)
+        {
+            bytes += entry.bytes();
+            self.log_bytes -= size_in_queue(&entry);
+            entries.push(entry);
+        }
+        if entries.is_empty() {
+            return None;
+        }
+        let lost = std::mem::take(&mut self.lost);
+        Some(ToControl::Logs { entries, lost })
+    }
+}
+
+/// A record without text takes room too.
+fn size_in_queue(entry: &LogEntry) -> usize {
+    size_of::<LogEntry>() + entry.bytes()
+}
