@@ -43,13 +43,16 @@ fn start() -> Result<u8, Box<dyn std::error::Error>> {
         .max_blocking_threads(1)
         .thread_keep_alive(POOL_THREAD_STAYS)
         .build()?;
-    runtime.block_on(async move {
+    let code = runtime.block_on(async move {
         // The pool's one thread, for cryptography.
         tokio::task::spawn_blocking(|| ()).await?;
         let spare = spare::Spare::start(platform)?;
         layers.extend(casemate_sandbox::close(casemate_sandbox::Profile::Worker)?);
         Ok(spare.live(layers).await)
-    })
+    });
+    // Its threads stay until the process ends: the end of a thread is no system call that the walls let through.
+    std::mem::forget(runtime);
+    code
 }
 
 fn log() {

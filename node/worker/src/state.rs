@@ -357,7 +357,7 @@ impl Worker {
             return;
         };
         let (timers, handles) = state.let_go(id);
-        let wall = self.now.get().saturating_duration_since(request.began);
+        let wall = request.began.elapsed();
         let (failure, message) = request
             .failure
             .map_or((None, String::new()), |(failure, message)| {

@@ -267,6 +267,13 @@ impl Engine {
             deno_core::scope!(scope, &mut self.runtime);
             v8::tc_scope!(let scope, scope);
             self.functions.tell(scope, event);
+            // Code of the function is called inside `try`, so this is a mistake of ours; or the turn was stopped.
+            if let Some(exception) = scope.exception()
+                && !scope.is_execution_terminating()
+            {
+                let exception = exception.to_rust_string_lossy(scope);
+                tracing::error!(exception, ?event, "boot.js threw");
+            }
             scope.perform_microtask_checkpoint();
         }
         let (cpu, stopped) = WATCH.end(start);

@@ -26,6 +26,8 @@ const PIECE_BYTES = 64 * 1024;
 const pulls = new SafeMap();
 // Handle -> how to go on with the writer that waits.
 const writes = new SafeMap();
+// Handle -> the reader of the stream that is sent on it.
+const readers = new SafeMap();
 
 function noop() {}
 
@@ -70,14 +72,22 @@ export function arrived(handle, piece) {
 // The program: a piece was taken, or nobody wants the body any more.
 export function taken(handle, wanted) {
   const waiting = MapPrototypeGet(writes, handle);
-  if (waiting === undefined) {
-    return;
-  }
   MapPrototypeDelete(writes, handle);
   if (wanted) {
-    waiting.resolve();
+    waiting?.resolve();
+    return;
+  }
+  const error = new Error("the other end does not want the body any more");
+  if (waiting !== undefined) {
+    waiting.reject(error);
   } else {
-    waiting.reject(new Error("the other end does not want the body any more"));
+    cancel(MapPrototypeGet(readers, handle), error);
+  }
+}
+
+function cancel(reader, error) {
+  if (reader !== undefined) {
+    PromisePrototypeThen(reader.cancel(error), noop, noop);
   }
 }
 
@@ -92,12 +102,14 @@ function write(handle, piece) {
 export function dropped(handle) {
   MapPrototypeDelete(pulls, handle);
   MapPrototypeDelete(writes, handle);
+  MapPrototypeDelete(readers, handle);
 }
 
 // Sends all of `stream` on `handle`, piece by piece as the other end takes it. Rejects with what
 // the stream failed with; `handle` is then still open.
 export async function send(stream, handle) {
   const reader = streams.acquireReadableStreamDefaultReader(stream);
+  MapPrototypeSet(readers, handle, reader);
   try {
     while (true) {
       const { done, value } = await reader.read();
@@ -114,7 +126,9 @@ export async function send(stream, handle) {
     }
     op_casemate_finish(handle);
   } catch (error) {
-    PromisePrototypeThen(reader.cancel(error), noop, noop);
+    cancel(reader, error);
     throw error;
+  } finally {
+    MapPrototypeDelete(readers, handle);
   }
 }

@@ -1,0 +1,415 @@
+//! Outgoing calls: `fetch`, capabilities, redirects, refusals, and a vault that lies.
+
+mod harness;
+
+use bytes::Bytes;
+use casemate_channel::{Incoming, StreamError};
+use casemate_wire::control::Failure;
+use casemate_wire::{Fields, ResponseHead};
+use harness::{Function, function, function_with, head, load, whole};
+
+/// Calls what the path says and shows what came of it.
+const CALLER: &str = r#"export default {
+    async fetch(request, env) {
+        const { to, binding, ...init } = await request.json();
+        try {
+            const response = binding ? await env[binding].fetch(to, init) : await fetch(to, init);
+            return Response.json({
+                status: response.status, url: response.url, redirected: response.redirected,
+                header: response.headers.get("x-answer"), text: await response.text(),
+            });
+        } catch (error) {
+            return Response.json({ name: error.name, code: error.code, message: error.message });
+        }
+    },
+};"#;
+
+/// Answers one call of the worker.
+async fn answer(incoming: Incoming, status: u16, fields: &[(&str, &str)], body: &'static str) {
+    let fields = fields
+        .iter()
+        .map(|(name, value)| ((*name).to_owned(), Bytes::copy_from_slice(value.as_bytes())));
+    let head = ResponseHead {
+        status,
+        fields: Fields(fields.collect()),
+    };
+    let mut sending = incoming.reply.send(&head, body.is_empty());
+    if !body.is_empty() {
+        sending
+            .send(Bytes::from_static(body.as_bytes()))
+            .await
+            .unwrap();
+        sending.finish();
+    }
+}
+
+/// Asks `CALLER` for a call, and plays the vault with `vault`.
+async fn call(
+    worker: &mut Function,
+    order: &'static str,
+    vault: impl AsyncFnOnce(&mut casemate_channel::Acceptor),
+) -> String {
+    let mut request = head("POST", "https://fn.test/");
+    request.fields.0[0].1 = Bytes::from_static(b"r7");
+    let mut exchange = worker.open(request, false);
+    exchange
+        .body
+        .send(Bytes::from_static(order.as_bytes()))
+        .await
+        .unwrap();
+    exchange.body.finish();
+    vault(&mut worker.vault).await;
+    let (_, mut body) = exchange.response.head().await.unwrap();
+    String::from_utf8(whole(&mut body).await.unwrap().to_vec()).unwrap()
+}
+
+#[tokio::test]
+async fn a_plain_call_carries_the_request_and_no_binding() {
+    let mut worker = function(CALLER).await;
+    let order = r#"{"to":"https://api.test/a?b#c","method":"POST","headers":{"X-One":"1","Host":"evil","Content-Length":"999"},"body":"sent"}"#;
+    let shown = call(&mut worker, order, async |vault| {
+        let mut incoming = vault.accept().await.unwrap();
+        let fields = &incoming.head.fields;
+        assert_eq!(
+            (incoming.head.method.as_str(), incoming.head.target.as_str()),
+            ("POST", "https://api.test/a?b")
+        );
+        assert_eq!(
+            (fields.text(":request"), fields.text(":binding")),
+            (Some("r7"), None)
+        );
+        assert_eq!(
+            (
+                fields.text("x-one"),
+                fields.text("host"),
+                fields.text("content-length")
+            ),
+            (Some("1"), None, Some("4"))
+        );
+        assert_eq!(whole(&mut incoming.body).await.unwrap(), "sent");
+        answer(incoming, 203, &[("x-answer", "yes")], "body").await;
+    })
+    .await;
+    assert_eq!(
+        shown,
+        r#"{"status":203,"url":"https://api.test/a?b","redirected":false,"header":"yes","text":"body"}"#
+    );
+    assert_eq!(worker.outcome().await.subrequests, 1);
+}
+
+#[tokio::test]
+async fn a_capability_resolves_against_its_origin_and_names_itself() {
+    let mut worker = function(CALLER).await;
+    let shown = call(
+        &mut worker,
+        r#"{"binding":"stripe","to":"/v1/charges?x=1"}"#,
+        async |vault| {
+            let incoming = vault.accept().await.unwrap();
+            assert_eq!(
+                incoming.head.target,
+                "https://api.stripe.test/v1/charges?x=1"
+            );
+            assert_eq!(incoming.head.fields.text(":binding"), Some("stripe"));
+            answer(incoming, 200, &[], "").await;
+        },
+    )
+    .await;
+    assert!(shown.contains(r#""status":200"#), "{shown}");
+}
+
+#[tokio::test]
+async fn a_redirect_leaves_the_capability_behind_at_another_origin() {
+    let mut worker = function(CALLER).await;
+    let order = r#"{"binding":"stripe","to":"/a","method":"POST","body":"b","headers":{"authorization":"x","cookie":"y","x-kept":"z"}}"#;
+    let shown = call(&mut worker, order, async |vault| {
+        let first = vault.accept().await.unwrap();
+        answer(first, 307, &[("location", "/b")], "").await;
+        let mut second = vault.accept().await.unwrap();
+        assert_eq!(second.head.target, "https://api.stripe.test/b");
+        assert_eq!(second.head.fields.text(":binding"), Some("stripe"));
+        assert_eq!(
+            (
+                second.head.method.as_str(),
+                whole(&mut second.body).await.unwrap()
+            ),
+            ("POST", "b".into())
+        );
+        answer(second, 303, &[("location", "https://other.test/c")], "gone").await;
+        let third = vault.accept().await.unwrap();
+        let fields = &third.head.fields;
+        assert_eq!(
+            (third.head.method.as_str(), third.head.target.as_str()),
+            ("GET", "https://other.test/c")
+        );
+        assert_eq!(
+            (
+                fields.text(":binding"),
+                fields.text("authorization"),
+                fields.text("cookie")
+            ),
+            (None, None, None)
+        );
+        assert_eq!(
+            (fields.text("x-kept"), fields.text("content-type")),
+            (Some("z"), None)
+        );
+        // Back to the binding's origin: the capability does not come back.
+        answer(third, 302, &[("location", "https://api.stripe.test/d")], "").await;
+        let fourth = vault.accept().await.unwrap();
+        assert_eq!(fourth.head.fields.text(":binding"), None);
+        answer(fourth, 200, &[], "end").await;
+    })
+    .await;
+    assert_eq!(
+        shown,
+        r#"{"status":200,"url":"https://api.stripe.test/d","redirected":true,"header":null,"text":"end"}"#
+    );
+    assert_eq!(worker.outcome().await.subrequests, 4);
+}
+
+#[tokio::test]
+async fn redirects_can_be_seen_or_refused_and_have_an_end() {
+    let mut worker = function(CALLER).await;
+    let shown = call(
+        &mut worker,
+        r#"{"to":"https://a.test/","redirect":"manual"}"#,
+        async |vault| {
+            answer(
+                vault.accept().await.unwrap(),
+                302,
+                &[("location", "/b")],
+                "",
+            )
+            .await;
+        },
+    )
+    .await;
+    assert!(shown.contains(r#""status":302"#), "{shown}");
+    let shown = call(
+        &mut worker,
+        r#"{"to":"https://a.test/","redirect":"error"}"#,
+        async |vault| {
+            answer(
+                vault.accept().await.unwrap(),
+                302,
+                &[("location", "/b")],
+                "",
+            )
+            .await;
+        },
+    )
+    .await;
+    assert!(shown.contains("TypeError"), "{shown}");
+
+    let mut settings = load();
+    settings.limits.subrequests = 100;
+    let mut worker = function_with(&[("main.js", CALLER.as_bytes())], settings).await;
+    let shown = call(&mut worker, r#"{"to":"https://a.test/"}"#, async |vault| {
+        for _ in 0..21 {
+            answer(
+                vault.accept().await.unwrap(),
+                302,
+                &[("location", "/again")],
+                "",
+            )
+            .await;
+        }
+    })
+    .await;
+    assert!(shown.contains("more than 20 redirects"), "{shown}");
+}
+
+#[tokio::test]
+async fn a_refusal_can_be_caught_and_uncaught_it_is_no_exception() {
+    let refusal = [
+        (":error", "egress_denied"),
+        (":message", "no rule allows a.test"),
+    ];
+    let mut worker = function(CALLER).await;
+    let shown = call(&mut worker, r#"{"to":"https://a.test/"}"#, async |vault| {
+        answer(vault.accept().await.unwrap(), 0, &refusal, "").await;
+    })
+    .await;
+    assert_eq!(
+        shown,
+        r#"{"name":"TypeError","code":"egress_denied","message":"no rule allows a.test"}"#
+    );
+    assert_eq!(worker.outcome().await.failure, None);
+
+    let mut worker =
+        function("export default { async fetch(request) { return await fetch(request.url); } };")
+            .await;
+    let exchange = worker.open(head("GET", "https://a.test/"), true);
+    answer(worker.vault.accept().await.unwrap(), 0, &refusal, "").await;
+    assert_eq!(
+        exchange.response.head().await.unwrap_err(),
+        StreamError::Reset(Failure::EgressDenied.to_reset())
+    );
+    let outcome = worker.outcome().await;
+    assert_eq!(outcome.failure, Some(Failure::EgressDenied));
+    assert!(
+        outcome.message.contains("no rule allows a.test") && outcome.message.contains("main.js:1"),
+        "{}",
+        outcome.message
+    );
+    // A forged code does not pass for a refusal.
+    let mut worker = function("export default { fetch() { throw Object.assign(new TypeError('x'), { code: 'egress_denied' }); } };").await;
+    worker
+        .ask(head("GET", "https://a.test/"))
+        .await
+        .unwrap_err();
+    assert_eq!(worker.outcome().await.failure, Some(Failure::Exception));
+}
+
+#[tokio::test]
+async fn a_proxy_streams_both_ways_and_unpacks() {
+    // gzip of "packed"
+    const PACKED: &[u8] =
+        b"\x1f\x8b\x08\0\0\0\0\0\0\x03\x2b\x48\x4c\xce\x4e\x4d\x01\0\xfb\x7b\x86\xd3\x06\0\0\0";
+    let mut worker =
+        function("export default { fetch: (request, env) => env.stripe.fetch(request) };").await;
+    let mut exchange = worker.open(head("POST", "https://api.stripe.test/x"), false);
+    exchange
+        .body
+        .send(Bytes::from_static(b"one"))
+        .await
+        .unwrap();
+    let Incoming {
+        head: asked,
+        mut body,
+        reply,
+    } = worker.vault.accept().await.unwrap();
+    assert_eq!(
+        (asked.method.as_str(), asked.target.as_str()),
+        ("POST", "https://api.stripe.test/x")
+    );
+    assert_eq!(body.next().await.unwrap().unwrap(), "one");
+    exchange
+        .body
+        .send(Bytes::from_static(b"two"))
+        .await
+        .unwrap();
+    exchange.body.finish();
+    assert_eq!(whole(&mut body).await.unwrap(), "two");
+    let fields = Fields::default()
+        .with("content-encoding", "gzip")
+        .with("x-answer", "1");
+    let mut sending = reply.send(
+        &ResponseHead {
+            status: 200,
+            fields,
+        },
+        false,
+    );
+    sending.send(Bytes::from_static(PACKED)).await.unwrap();
+    sending.finish();
+    let (answer, mut body) = exchange.response.head().await.unwrap();
+    assert_eq!(
+        (
+            answer.fields.text("x-answer"),
+            answer.fields.text("content-encoding")
+        ),
+        (Some("1"), None)
+    );
+    assert_eq!(whole(&mut body).await.unwrap(), "packed");
+}
+
+#[tokio::test]
+async fn calls_are_counted_aborted_and_end_with_their_request() {
+    let mut settings = load();
+    settings.limits.subrequests = 2;
+    let source = r#"export default {
+        async fetch(request) {
+            const { pathname } = new URL(request.url);
+            if (pathname === "/count") {
+                const all = await Promise.allSettled([1, 2, 3].map((n) => fetch(`https://a.test/${n}`)));
+                return Response.json(all.map((one) => one.reason?.code ?? one.value.status));
+            }
+            if (pathname === "/timeout") {
+                const error = await fetch("https://a.test/", { signal: AbortSignal.timeout(50) }).catch((error) => error);
+                return new Response(error.name);
+            }
+            fetch("https://a.test/").catch(() => {});
+            return new Response("left");
+        },
+    };"#;
+    let mut worker = function_with(&[("main.js", source.as_bytes())], settings).await;
+    let exchange = worker.open(head("GET", "https://fn.test/count"), true);
+    for _ in 0..2 {
+        answer(worker.vault.accept().await.unwrap(), 200, &[], "").await;
+    }
+    let (_, mut body) = exchange.response.head().await.unwrap();
+    assert_eq!(
+        whole(&mut body).await.unwrap(),
+        r#"[200,200,"subrequest_limit"]"#
+    );
+
+    let exchange = worker.open(head("GET", "https://fn.test/timeout"), true);
+    let mut incoming = worker.vault.accept().await.unwrap();
+    incoming.reply.cancelled().await;
+    let (_, mut body) = exchange.response.head().await.unwrap();
+    assert_eq!(whole(&mut body).await.unwrap(), "TimeoutError");
+
+    assert_eq!(worker.get("/left").await.text(), "left");
+    let mut incoming = worker.vault.accept().await.unwrap();
+    incoming.reply.cancelled().await;
+}
+
+#[tokio::test]
+async fn a_vault_that_goes_away_or_talks_nonsense_costs_calls_not_the_worker() {
+    let source = r#"export default {
+        async fetch() {
+            const error = await fetch("https://a.test/").then((r) => r.text()).catch((error) => error);
+            return new Response(`${error.name} ${error.code}`);
+        },
+    };"#;
+    // Breaks off in the middle of a body.
+    let mut worker = function(source).await;
+    let exchange = worker.open(head("GET", "https://fn.test/"), true);
+    let incoming = worker.vault.accept().await.unwrap();
+    let mut sending = incoming.reply.send(
+        &ResponseHead {
+            status: 200,
+            fields: Fields::default(),
+        },
+        false,
+    );
+    sending.send(Bytes::from_static(b"half")).await.unwrap();
+    drop(sending);
+    let (_, mut body) = exchange.response.head().await.unwrap();
+    assert_eq!(whole(&mut body).await.unwrap(), "TypeError undefined");
+
+    // A status that no response has, and headers that no network lets through.
+    for status in [1, 99, 101, 600, u16::MAX] {
+        let exchange = worker.open(head("GET", "https://fn.test/"), true);
+        let incoming = worker.vault.accept().await.unwrap();
+        let fields = Fields::default().with("x", Bytes::from_static(b"\xff\x01"));
+        incoming.reply.send(&ResponseHead { status, fields }, true);
+        let (answer, mut body) = exchange.response.head().await.unwrap();
+        let _ = whole(&mut body).await.unwrap();
+        assert_eq!(answer.status, 200, "{status}");
+    }
+
+    // Gone.
+    let Function {
+        gateway,
+        vault,
+        control,
+        child,
+        logs,
+        outcomes,
+    } = worker;
+    drop(vault);
+    let (_, unused) = casemate_channel::pair().unwrap();
+    let vault = casemate_channel::acceptor(unused).unwrap();
+    let worker = Function {
+        gateway,
+        vault,
+        control,
+        child,
+        logs,
+        outcomes,
+    };
+    assert_eq!(worker.get("/").await.text(), "TypeError call_failed");
+    assert_eq!(worker.get("/").await.text(), "TypeError call_failed");
+}

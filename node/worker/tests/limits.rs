@@ -1,0 +1,455 @@
+//! Limits and walls: hostile functions, through the real program.
+
+mod harness;
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use casemate_channel::StreamError;
+use casemate_channel::control::{pair as control_pair, sealed_memfd};
+use casemate_wire::control::Failure;
+use casemate_wire::control::worker::FromWorker;
+use harness::{Function, function, function_with, head, limits, load, send_load, spare, whole};
+
+/// A worker with tight limits.
+async fn tight(source: &str) -> Function {
+    let mut settings = load();
+    settings.limits.cpu_time_ms = 100;
+    settings.limits.heap_mib = 32;
+    function_with(&[("main.js", source.as_bytes())], settings).await
+}
+
+/// The worker must end itself because of `failure`, and say so to everybody.
+async fn ends_with(source: &str, failure: Failure, code: i32) {
+    let mut worker = tight(source).await;
+    let answer = worker.ask(head("GET", "https://fn.test/")).await;
+    assert_eq!(
+        answer.unwrap_err(),
+        StreamError::Reset(failure.to_reset()),
+        "{source}"
+    );
+    assert_eq!(worker.outcome().await.failure, Some(failure), "{source}");
+    let (last, status) = worker.end().await;
+    assert!(
+        matches!(last, Some(FromWorker::Fatal { failure: said, .. }) if said == failure),
+        "{source}: {last:?}"
+    );
+    assert_eq!(status, Some(code), "{source}");
+}
+
+/// The same for what V8 cannot stop: the process ends with its last words, and the request with it.
+async fn dies_with(source: &str, failure: Failure, code: i32) {
+    let mut worker = tight(source).await;
+    worker
+        .ask(head("GET", "https://fn.test/"))
+        .await
+        .unwrap_err();
+    let (last, status) = worker.end().await;
+    assert!(
+        matches!(last, Some(FromWorker::Fatal { failure: said, .. }) if said == failure),
+        "{source}: {last:?}"
+    );
+    assert_eq!(status, Some(code), "{source}");
+}
+
+#[tokio::test]
+async fn cpu_time_in_a_loop_a_regexp_and_a_microtask_storm() {
+    let sources = [
+        "export default { fetch() { while (true) {} } };",
+        "export default { fetch() { /(a+)+b/.test('a'.repeat(60)); } };",
+        "export default { async fetch() { while (true) await null; } };",
+        "export default { fetch() { try { while (true) {} } finally { while (true) {} } } };",
+        "export default { async fetch() { while (true) await new Promise((go) => setTimeout(() => { for (let i = 0; i < 1e6; i++); go(); }, 1)); } };",
+        "export default { async fetch() { await null; const s = 'x'.repeat(1 << 26); return new Response(s.replace(/x*y/, '')); } };",
+    ];
+    for source in sources {
+        ends_with(source, Failure::ExceededCpu, 80).await;
+    }
+}
+
+#[tokio::test]
+async fn cpu_time_that_cryptography_takes_on_its_own_thread() {
+    let source = r#"export default {
+        async fetch() {
+            const key = await crypto.subtle.importKey("raw", new Uint8Array(8), "PBKDF2", false, ["deriveBits"]);
+            const settings = { name: "PBKDF2", hash: "SHA-256", salt: new Uint8Array(8), iterations: 1e9 };
+            await crypto.subtle.deriveBits(settings, key, 256);
+        },
+    };"#;
+    dies_with(source, Failure::ExceededCpu, 80).await;
+}
+
+#[tokio::test]
+async fn memory_in_arrays_strings_and_maps() {
+    let sources = [
+        "export default { fetch() { const all = []; while (true) all.push({ a: all.length }); } };",
+        "export default { fetch() { const all = new Map(); for (let i = 0; ; i++) all.set(`key ${i}`, [i]); } };",
+        "export default { fetch() { let s = 'x'; const all = []; while (true) { s += 'y' + all.length; all.push(s.slice(1) + 'z', [...s]); } } };",
+    ];
+    for source in sources {
+        let mut worker = tight(source.replace("while (true)", "for (;;)").as_str()).await;
+        worker
+            .ask(head("GET", "https://fn.test/"))
+            .await
+            .unwrap_err();
+        let (last, status) = worker.end().await;
+        assert!(
+            matches!(
+                last,
+                Some(FromWorker::Fatal {
+                    failure: Failure::ExceededMemory,
+                    ..
+                })
+            ),
+            "{source}: {last:?}"
+        );
+        assert_eq!(status, Some(81), "{source}");
+    }
+}
+
+#[tokio::test]
+async fn memory_in_buffers_is_a_range_error_and_given_back() {
+    let source = r#"export default {
+        fetch() {
+            const all = [];
+            try {
+                for (;;) all.push(new Uint8Array(1 << 20));
+            } catch (error) {
+                return new Response(`${error.name} ${all.length}`);
+            }
+        },
+    };"#;
+    let worker = tight(source).await;
+    let first = worker.get("/").await.text().to_owned();
+    let count: usize = first
+        .strip_prefix("RangeError ")
+        .expect(&first)
+        .parse()
+        .unwrap();
+    assert!((16..=32).contains(&count), "{first}");
+}
+
+#[tokio::test]
+async fn a_body_that_is_kept_in_memory_ends_the_worker_not_the_node() {
+    let mut worker = tight("const all = []; export default { async fetch(r) { for await (const c of r.body) all.push(c); } };").await;
+    let mut exchange = worker.open(head("POST", "https://fn.test/"), false);
+    while exchange
+        .body
+        .send(Bytes::from(vec![0; 64 * 1024]))
+        .await
+        .is_ok()
+    {}
+    assert_eq!(
+        exchange.response.head().await.unwrap_err(),
+        StreamError::Reset(Failure::ExceededMemory.to_reset())
+    );
+    assert!(matches!(
+        worker.end().await,
+        (
+            Some(FromWorker::Fatal {
+                failure: Failure::ExceededMemory,
+                ..
+            }),
+            Some(81)
+        )
+    ));
+}
+
+#[tokio::test]
+async fn wall_time_of_a_promise_that_nobody_resolves_spares_the_worker() {
+    let mut settings = load();
+    settings.limits.wall_time_ms = 300;
+    let source = r#"export default {
+        async fetch(request, env, ctx) {
+            const { pathname } = new URL(request.url);
+            if (pathname === "/never") await new Promise(() => {});
+            if (pathname === "/half") {
+                return new Response(new ReadableStream({ start: (c) => c.enqueue(new Uint8Array(3)) }));
+            }
+            if (pathname === "/later") ctx.waitUntil(new Promise(() => {}));
+            return new Response("fine");
+        },
+    };"#;
+    let mut worker = function_with(&[("main.js", source.as_bytes())], settings).await;
+    let reset = StreamError::Reset(Failure::ExceededWall.to_reset());
+    assert_eq!(
+        worker
+            .ask(head("GET", "https://fn.test/never"))
+            .await
+            .unwrap_err(),
+        reset
+    );
+    let outcome = worker.outcome().await;
+    assert_eq!(outcome.failure, Some(Failure::ExceededWall));
+    assert!(
+        (300_000..2_000_000).contains(&outcome.wall_us),
+        "{}",
+        outcome.wall_us
+    );
+
+    let exchange = worker.open(head("GET", "https://fn.test/half"), true);
+    let (_, mut body) = exchange.response.head().await.unwrap();
+    assert_eq!(whole(&mut body).await.unwrap_err(), reset);
+    assert_eq!(worker.outcome().await.failure, Some(Failure::ExceededWall));
+
+    assert_eq!(worker.get("/later").await.text(), "fine");
+    assert_eq!(
+        worker.outcome().await.failure,
+        None,
+        "the caller had its answer"
+    );
+    assert!(worker.log().await.message.contains("longer than its limit"));
+    assert_eq!(worker.get("/").await.text(), "fine");
+}
+
+#[tokio::test]
+async fn exceptions_before_and_in_the_middle_of_a_response() {
+    let mut worker = function(
+        r#"export default {
+            async fetch(request) {
+                switch (new URL(request.url).pathname) {
+                    case "/throw": throw new RangeError("on purpose");
+                    case "/value": throw { toString() { throw 1; }, get stack() { throw 2; } };
+                    case "/undefined": return undefined;
+                    case "/fake": return { status: 200, headers: new Headers() };
+                    case "/error": return Response.error();
+                    case "/used": { const r = new Response("x"); await r.text(); return r; }
+                    case "/headers": return new Response(null, { headers: { x: "y".repeat(40000) } });
+                    case "/stream": return new Response(new ReadableStream({ pull() { throw new Error("in the stream"); } }));
+                    case "/text": return new Response(new ReadableStream({ pull(c) { c.enqueue("text"); } }));
+                    case "/rejection": Promise.reject(new Error("nobody looks")); setTimeout(() => { throw new Error("timer"); }, 1);
+                }
+                await new Promise((go) => setTimeout(go, 20));
+                return new Response("fine");
+            },
+        };"#,
+    )
+    .await;
+    let reset = StreamError::Reset(Failure::Exception.to_reset());
+    for (path, expected) in [
+        (
+            "throw",
+            "RangeError: on purpose\n    at Object.fetch (file:///main.js:4:",
+        ),
+        ("value", ""),
+        ("undefined", "must return a Response"),
+        ("fake", "must return a Response"),
+        ("error", "cannot be sent"),
+        ("used", "already used"),
+        ("headers", "too many headers"),
+        ("stream", "in the stream"),
+        ("text", "Uint8Array"),
+    ] {
+        let answer = worker
+            .ask(head("GET", &format!("https://fn.test/{path}")))
+            .await;
+        assert_eq!(answer.unwrap_err(), reset, "{path}");
+        let outcome = worker.outcome().await;
+        assert_eq!(outcome.failure, Some(Failure::Exception), "{path}");
+        assert!(
+            outcome.message.contains(expected),
+            "{path}: {}",
+            outcome.message
+        );
+    }
+    assert_eq!(worker.get("/rejection").await.text(), "fine");
+    let lines = [worker.log().await.message, worker.log().await.message].join("\n");
+    assert!(
+        lines.contains("nobody looks") && lines.contains("timer"),
+        "{lines}"
+    );
+}
+
+#[tokio::test]
+async fn code_from_strings_works_only_where_the_release_says_so() {
+    let source = r#"export default {
+        fetch() {
+            const results = [() => eval("1 + 1"), () => new Function("return 2")(), () => (async () => {}).constructor("return 2")()];
+            return new Response(results.map((run) => { try { return typeof run(); } catch (error) { return error.name; } }).join());
+        },
+    };"#;
+    let worker = function(source).await;
+    assert_eq!(
+        worker.get("/").await.text(),
+        "EvalError,EvalError,EvalError"
+    );
+    let mut settings = load();
+    settings.dynamic_code = true;
+    let worker = function_with(&[("main.js", source.as_bytes())], settings).await;
+    assert_eq!(worker.get("/").await.text(), "number,number,object");
+}
+
+#[tokio::test]
+async fn every_clock_stands_still_while_code_runs() {
+    let source = r#"export default {
+        async fetch() {
+            const clocks = [
+                () => Date.now(), () => +new Date(), () => Date(), () => performance.now(), () => new Event("x").timeStamp,
+                () => new Intl.DateTimeFormat("en", { second: "numeric", fractionalSecondDigits: 3 }).format(),
+                () => new File([], "x").lastModified, () => performance.mark("x").startTime,
+            ];
+            const before = clocks.map((clock) => String(clock()));
+            for (let i = 0; i < 3e6; i++) {}
+            const after = clocks.map((clock) => String(clock()));
+            await new Promise((go) => setTimeout(go, 1100));
+            const later = clocks.slice(0, 4).map((clock) => String(clock()));
+            const off = Date.now() - (performance.timeOrigin + performance.now());
+            return Response.json([
+                before.map((value, i) => value === after[i]), later.map((value, i) => value !== after[i]),
+                Number.isInteger(performance.now()), Math.abs(off) < 5, Date.now() > 1.6e12,
+            ]);
+        },
+    };"#;
+    let worker = function(source).await;
+    let expected =
+        "[[true,true,true,true,true,true,true,true],[true,true,true,true],true,true,true]";
+    assert_eq!(worker.get("/").await.text(), expected);
+}
+
+#[tokio::test]
+async fn nothing_of_the_machinery_is_in_reach_and_the_platform_is_whole() {
+    let source = r#"export default {
+        async fetch() {
+            const gone = ["Deno", "__bootstrap", "__casemate", "SharedArrayBuffer", "Atomics", "process", "require"];
+            const there = `AbortController AbortSignal Event EventTarget CustomEvent ErrorEvent MessageChannel MessageEvent MessagePort
+                PromiseRejectionEvent DOMException Headers Request Response FormData Blob File CompressionStream DecompressionStream
+                ByteLengthQueuingStrategy CountQueuingStrategy ReadableByteStreamController ReadableStream ReadableStreamBYOBReader
+                ReadableStreamBYOBRequest ReadableStreamDefaultController ReadableStreamDefaultReader TransformStream
+                TransformStreamDefaultController WritableStream WritableStreamDefaultController WritableStreamDefaultWriter TextDecoder
+                TextDecoderStream TextEncoder TextEncoderStream URL URLSearchParams URLPattern Crypto CryptoKey SubtleCrypto Performance
+                WebAssembly globalThis atob btoa clearTimeout clearInterval navigator queueMicrotask reportError self setTimeout
+                setInterval structuredClone fetch console crypto performance`.split(/\s+/);
+            const wasm = "Global Instance Memory Module Table Tag Exception CompileError LinkError RuntimeError compile compileStreaming "
+                + "instantiate instantiateStreaming JSTag validate";
+            const shared = new WebAssembly.Memory({ initial: 1, maximum: 1, shared: true });
+            const digest = await crypto.subtle.digest("SHA-256", new TextEncoder().encode("abc"));
+            const pair = await crypto.subtle.generateKey({ name: "ECDSA", namedCurve: "P-256" }, true, ["sign", "verify"]);
+            const signed = await crypto.subtle.sign({ name: "ECDSA", hash: "SHA-256" }, pair.privateKey, digest);
+            const { port1, port2 } = new MessageChannel();
+            const message = new Promise((go) => port2.onmessage = (event) => go(event.data));
+            port1.postMessage({ deep: [1] });
+            return Response.json({
+                found: gone.filter((name) => name in globalThis),
+                missing: there.filter((name) => !(name in globalThis)).concat(wasm.split(" ").filter((name) => !(name in WebAssembly))),
+                handlers: ["onerror", "onunhandledrejection", "onrejectionhandled"].every((name) => name in globalThis),
+                agent: navigator.userAgent,
+                digest: new Uint8Array(digest)[0], signed: signed.byteLength, uuid: crypto.randomUUID().length,
+                message: await message, clone: structuredClone(new Map([[1, 2]])).get(1),
+                pattern: new URLPattern({ pathname: "/:id" }).exec("https://a/7").pathname.groups.id,
+                intl: new Intl.NumberFormat("de").format(1234.5), zone: new Date(0).getTimezoneOffset(),
+                decoded: new TextDecoder("shift_jis").decode(new Uint8Array([0x82, 0xa0])),
+                stack: (() => { try { null.x; } catch (error) { return error.stack.includes("main.js"); } })(),
+            });
+        },
+    };"#;
+    let worker = function(source).await;
+    let shown = worker.get("/").await.text().to_owned();
+    let expected = concat!(
+        r#"{"found":[],"missing":[],"handlers":true,"agent":"Casemate","digest":186,"signed":64,"uuid":36,"#,
+        r#""message":{"deep":[1]},"clone":2,"pattern":"7","intl":"1.234,5","zone":0,"decoded":"あ","stack":true}"#
+    );
+    assert_eq!(shown, expected);
+}
+
+#[tokio::test]
+async fn random_numbers_differ_between_workers_of_one_snapshot() {
+    let source =
+        "export default { fetch: () => new Response(Math.random() + crypto.randomUUID()) };";
+    let (one, other) = (function(source).await, function(source).await);
+    assert_ne!(one.get("/").await.text(), other.get("/").await.text());
+}
+
+#[tokio::test]
+async fn a_gateway_that_talks_nonsense_is_left() {
+    use std::os::fd::AsFd;
+    let (control, mut child) = spare().await;
+    let (nonsense, theirs) = casemate_channel::pair().unwrap();
+    let (_vault, vault_end) = casemate_channel::pair().unwrap();
+    let bundle = sealed_memfd(
+        "bundle",
+        &harness::archive(&[("main.js", b"export default { fetch() {} };")]),
+    )
+    .unwrap();
+    let message = casemate_wire::control::worker::ToWorker::Load(Box::new(load()));
+    control
+        .send(
+            &message,
+            &[bundle.as_fd(), theirs.as_fd(), vault_end.as_fd()],
+        )
+        .await
+        .unwrap();
+    drop(theirs);
+    assert!(matches!(
+        harness::receive(&control).await,
+        Some(FromWorker::Loaded { .. })
+    ));
+    let mut stream = std::os::unix::net::UnixStream::from(nonsense);
+    stream.set_nonblocking(false).unwrap();
+    std::io::Write::write_all(&mut stream, &[0xff; 4096]).unwrap();
+    assert_eq!(harness::receive(&control).await, None);
+    assert_eq!(child.wait().await.unwrap().code(), Some(0));
+}
+
+#[tokio::test]
+async fn a_load_with_the_wrong_descriptors_is_refused() {
+    use std::os::fd::AsFd;
+    let (control, mut child) = spare().await;
+    let (one, _other) = control_pair().unwrap();
+    let message = casemate_wire::control::worker::ToWorker::Load(Box::new(load()));
+    control.send(&message, &[one.as_fd()]).await.unwrap();
+    assert!(matches!(
+        harness::receive(&control).await,
+        Some(FromWorker::LoadFailed { .. })
+    ));
+    assert_eq!(child.wait().await.unwrap().code(), Some(83));
+    // A bundle that its sender could still change.
+    let (control, mut child) = spare().await;
+    let (a, b) = casemate_channel::pair().unwrap();
+    control
+        .send(&message, &[b.as_fd(), a.as_fd(), b.as_fd()])
+        .await
+        .unwrap();
+    assert!(matches!(
+        harness::receive(&control).await,
+        Some(FromWorker::LoadFailed { .. })
+    ));
+    assert_eq!(child.wait().await.unwrap().code(), Some(83));
+}
+
+#[tokio::test]
+async fn a_small_and_a_large_heap_limit_both_hold() {
+    let source = r#"export default {
+        fetch(request) {
+            const all = [];
+            const mib = Number(new URL(request.url).pathname.slice(1));
+            for (let i = 0; i < mib; i++) all.push(new Array(1 << 17).fill(0.5));
+            return new Response(String(all.length));
+        },
+    };"#;
+    let mut settings = load();
+    settings.limits = limits();
+    settings.limits.heap_mib = 192;
+    let worker = function_with(&[("main.js", source.as_bytes())], settings).await;
+    assert_eq!(
+        worker.get("/128").await.text(),
+        "128",
+        "over the spare's limit, under its own"
+    );
+    let mut worker = tight(source).await;
+    assert_eq!(worker.get("/8").await.text(), "8");
+    worker
+        .ask(head("GET", "https://fn.test/128"))
+        .await
+        .unwrap_err();
+    assert!(matches!(
+        worker.end().await,
+        (
+            Some(FromWorker::Fatal {
+                failure: Failure::ExceededMemory,
+                ..
+            }),
+            Some(81)
+        )
+    ));
+    let _ = (send_load, Duration::ZERO);
+}
