@@ -57,15 +57,19 @@
 #![forbid(unsafe_code)]
 
 pub mod bundle;
+mod catalog;
 mod codec;
 mod control;
 mod message;
 mod node;
 #[cfg(test)]
 mod simulation;
+#[cfg(test)]
+mod tests;
 
+pub use catalog::{Catalog, ControlEvent, Member, StoredObject};
 pub use codec::{Violation, encode};
-pub use control::{Catalog, ControlEnd, ControlEvent, Member, StoredObject};
+pub use control::ControlEnd;
 pub use message::{
     ALPN, Cursor, Has, Hello, LogEntry, LogLevel, MAX_AHEAD_BYTES, MAX_BATCH_BYTES,
     MAX_BATCH_RECORDS, MAX_FETCH_DIGESTS, MAX_FETCHES, MAX_FRAME_BYTES, MAX_HELLO_TENANTS,

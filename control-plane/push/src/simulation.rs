@@ -15,7 +15,7 @@ const KEY: PublicKey = PublicKey::from_bytes([9; 32]);
 const FLEET: FleetId = FleetId([8; 32]);
 
 /// xorshift64*: small, seeded, the same everywhere.
-struct Dice(u64);
+pub(crate) struct Dice(pub(crate) u64);
 
 impl Dice {
     fn roll(&mut self, sides: u64) -> u64 {
@@ -26,25 +26,25 @@ impl Dice {
     }
 }
 
-fn name(text: &str) -> Name {
+pub(crate) fn name(text: &str) -> Name {
     text.parse().unwrap()
 }
 
-fn tenant(number: u64) -> TenantId {
+pub(crate) fn tenant(number: u64) -> TenantId {
     TenantId([number as u8; 32])
 }
 
 #[derive(Clone)]
-struct World {
-    store: StoreId,
-    revision: u64,
-    statements: BTreeMap<u64, StatementId>,
-    bytes: BTreeMap<StatementId, Vec<u8>>,
-    objects: BTreeMap<Digest, Vec<u8>>,
+pub(crate) struct World {
+    pub(crate) store: StoreId,
+    pub(crate) revision: u64,
+    pub(crate) statements: BTreeMap<u64, StatementId>,
+    pub(crate) bytes: BTreeMap<StatementId, Vec<u8>>,
+    pub(crate) objects: BTreeMap<Digest, Vec<u8>>,
 }
 
 impl World {
-    fn new(store: u8) -> Self {
+    pub(crate) fn new(store: u8) -> Self {
         Self {
             store: StoreId([store; 16]),
             revision: 0,
@@ -95,13 +95,13 @@ impl World {
         }
     }
 
-    fn put_next(&mut self, id: impl Fn(u64) -> StatementId) {
+    pub(crate) fn put_next(&mut self, id: impl Fn(u64) -> StatementId) {
         let next = id(self.highest(&id(0)) + 1);
         let bytes = next.to_string().into_bytes();
         self.put(next, bytes);
     }
 
-    fn publish_manifest(&mut self, tenant: TenantId, dice: &mut Dice) {
+    pub(crate) fn publish_manifest(&mut self, tenant: TenantId, dice: &mut Dice) {
         let first = StatementId::Tenant { tenant, version: 1 };
         if !self.bytes.contains_key(&first) {
             self.put(first, b"tenant".to_vec());
@@ -188,11 +188,24 @@ impl Catalog for World {
 }
 
 /// What a vault would do: never lower, never equal with other content, tenants without a gap, and remember.
-#[derive(Default, Clone)]
-struct Vault {
-    has: Has,
-    objects: BTreeMap<Digest, Vec<u8>>,
+#[derive(Clone)]
+pub(crate) struct Vault {
+    pub(crate) has: Has,
+    pub(crate) objects: BTreeMap<Digest, Vec<u8>>,
     cursor: Option<Cursor>,
+    /// Tenants that its hello lists.
+    listed: usize,
+}
+
+impl Default for Vault {
+    fn default() -> Self {
+        Self {
+            has: Has::default(),
+            objects: BTreeMap::new(),
+            cursor: None,
+            listed: usize::MAX,
+        }
+    }
 }
 
 impl Vault {
@@ -249,7 +262,10 @@ impl Vault {
         }
     }
 
-    fn hello(&self) -> Hello {
+    pub(crate) fn hello(&self) -> Hello {
+        let mut has = self.has.clone();
+        has.more_tenants = has.tenants.len() > self.listed;
+        has.tenants = has.tenants.into_iter().take(self.listed).collect();
         Hello {
             protocol: PROTOCOL,
             node: name("edge"),
@@ -257,12 +273,12 @@ impl Vault {
             fleet: FLEET,
             software: "sim".into(),
             cursor: self.cursor,
-            has: self.has.clone(),
+            has,
         }
     }
 }
 
-fn member() -> Member {
+pub(crate) fn member() -> Member {
     Member {
         name: name("edge"),
         pool: name("main"),
@@ -271,16 +287,16 @@ fn member() -> Member {
     }
 }
 
-struct Link {
-    node: NodeEnd,
-    control: ControlEnd,
-    to_node: Vec<u8>,
-    to_control: Vec<u8>,
-    unjudged: Vec<(StatementId, Vec<u8>)>,
+pub(crate) struct Link {
+    pub(crate) node: NodeEnd,
+    pub(crate) control: ControlEnd,
+    pub(crate) to_node: Vec<u8>,
+    pub(crate) to_control: Vec<u8>,
+    pub(crate) unjudged: Vec<(StatementId, Vec<u8>)>,
 }
 
 impl Link {
-    fn new(vault: &Vault) -> Self {
+    pub(crate) fn new(vault: &Vault) -> Self {
         Self {
             node: NodeEnd::member(vault.hello()),
             control: ControlEnd::member(member()),
@@ -330,7 +346,7 @@ impl Link {
             match event {
                 NodeEvent::Statement { id, bytes, .. } => self.unjudged.push((id, bytes)),
                 NodeEvent::Object { digest, bytes, .. } => {
-                    drop(vault.objects.insert(digest, bytes))
+                    drop(vault.objects.insert(digest, bytes));
                 }
                 NodeEvent::Synced { now } => {
                     assert!(
@@ -354,7 +370,7 @@ impl Link {
         moved || !self.unjudged.is_empty()
     }
 
-    fn settle(&mut self, world: &World, vault: &mut Vault, dice: &mut Dice) {
+    pub(crate) fn settle(&mut self, world: &World, vault: &mut Vault, dice: &mut Dice) {
         let mut quiet = 0;
         while quiet < 4 {
             quiet = if self.step(world, vault, dice) {
@@ -397,7 +413,13 @@ fn assert_caught_up(world: &World, vault: &Vault, seed: u64) {
 
 fn run(seed: u64) {
     let mut dice = Dice(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1);
-    let (mut world, mut vault) = (World::new(1), Vault::default());
+    // A list that is cut short relies on its cursor, which a restored backup makes worthless: one or the other.
+    let (is_cut, listed) = (seed.is_multiple_of(3), 2);
+    let new_vault = || Vault {
+        listed: if is_cut { listed } else { usize::MAX },
+        ..Vault::default()
+    };
+    let (mut world, mut vault) = (World::new(1), new_vault());
     let mut backup = world.clone();
     let mut link = Link::new(&vault);
     for _ in 0..400 {
@@ -407,12 +429,12 @@ fn run(seed: u64) {
             6 => link = Link::new(&vault),
             // The vault's store is lost: it starts empty, and everything is sent again.
             7 if dice.roll(5) == 0 => {
-                vault = Vault::default();
+                vault = new_vault();
                 link = Link::new(&vault);
             }
             8 => backup = world.clone(),
             // The control plane comes back from a backup and goes on from there.
-            9 if dice.roll(5) == 0 => {
+            9 if !is_cut && dice.roll(5) == 0 => {
                 world = backup.clone();
                 link = Link::new(&vault);
             }
@@ -470,255 +492,4 @@ fn run(seed: u64) {
 #[test]
 fn whatever_happens_a_node_catches_up_and_never_goes_back() {
     (1..=150).for_each(run);
-}
-
-fn served(world: &World) -> ControlEnd {
-    let mut control = ControlEnd::member(member());
-    control
-        .receive(&encode(&ToControl::Hello(Box::new(
-            Vault::default().hello(),
-        ))))
-        .unwrap();
-    assert!(matches!(
-        control.poll_event(world),
-        Ok(Some(ControlEvent::Hello(_)))
-    ));
-    control
-}
-
-#[test]
-fn a_stranger_may_only_join() {
-    let (world, vault) = (World::new(1), Vault::default());
-    for message in [
-        ToControl::Hello(Box::new(vault.hello())),
-        ToControl::Lease { nonce: [0; 32] },
-    ] {
-        let mut control = ControlEnd::stranger();
-        control.receive(&encode(&message)).unwrap();
-        assert!(matches!(
-            control.poll_event(&world),
-            Err(Violation::Unexpected(_))
-        ));
-    }
-    let mut control = ControlEnd::stranger();
-    let join = encode(&ToControl::Join { request: vec![1] });
-    control.receive(&join).unwrap();
-    assert!(matches!(
-        control.poll_event(&world),
-        Ok(Some(ControlEvent::Join { .. }))
-    ));
-    control.receive(&join).unwrap();
-    assert!(matches!(
-        control.poll_event(&world),
-        Err(Violation::Unexpected(_))
-    ));
-}
-
-#[test]
-fn a_join_becomes_a_membership_on_the_same_connection() {
-    let (mut world, mut vault, mut dice) = (World::new(1), Vault::default(), Dice(1));
-    world.put_next(|version| StatementId::Root { version });
-    let (mut node, mut control) = (NodeEnd::joining(vec![1]), ControlEnd::stranger());
-    control.receive(&node.poll_transmit().unwrap()).unwrap();
-    assert!(matches!(
-        control.poll_event(&world),
-        Ok(Some(ControlEvent::Join { .. }))
-    ));
-    control.join_pending();
-    control.admitted(member());
-    for wanted in [NodeEvent::JoinPending, NodeEvent::Admitted] {
-        node.receive(&control.poll_transmit(&world).unwrap())
-            .unwrap();
-        assert_eq!(node.poll_event().unwrap(), Some(wanted));
-    }
-    node.hello(vault.hello()).unwrap();
-    let mut link = Link {
-        node,
-        control,
-        to_node: vec![],
-        to_control: vec![],
-        unjudged: vec![],
-    };
-    link.settle(&world, &mut vault, &mut dice);
-    assert_eq!(vault.has.root, 1);
-}
-
-#[test]
-fn a_hello_of_somebody_else_is_refused() {
-    let (world, hello) = (World::new(1), Vault::default().hello());
-    let hellos = [
-        Hello {
-            node: name("edge-2"),
-            ..hello.clone()
-        },
-        Hello {
-            node_key: PublicKey::from_bytes([1; 32]),
-            ..hello.clone()
-        },
-        Hello {
-            fleet: FleetId([1; 32]),
-            ..hello.clone()
-        },
-        Hello {
-            protocol: 2,
-            ..hello
-        },
-    ];
-    for hello in hellos {
-        let mut control = ControlEnd::member(member());
-        control
-            .receive(&encode(&ToControl::Hello(Box::new(hello))))
-            .unwrap();
-        assert!(matches!(
-            control.poll_event(&world),
-            Err(Violation::Identity | Violation::Protocol { .. })
-        ));
-    }
-}
-
-#[test]
-fn answers_to_what_was_not_sent_and_floods_are_violations() {
-    let world = World::new(1);
-    let mut control = served(&world);
-    control
-        .receive(&encode(&ToControl::Ack {
-            revision: 1,
-            id: StatementId::Root { version: 1 },
-        }))
-        .unwrap();
-    assert!(matches!(
-        control.poll_event(&world),
-        Err(Violation::Unexpected(_))
-    ));
-    let mut control = served(&world);
-    for number in 0..=MAX_FETCHES as u8 {
-        let digest = Digest([number; 32]);
-        control
-            .receive(&encode(&ToControl::FetchBundle { digest, offset: 0 }))
-            .unwrap();
-    }
-    let last = (0..=MAX_FETCHES)
-        .map(|_| control.poll_event(&world))
-        .last()
-        .unwrap();
-    assert_eq!(last, Err(Violation::Flood("bundles")));
-}
-
-#[test]
-fn objects_of_another_pool_are_not_given() {
-    let mut world = World::new(1);
-    let bytes = b"another pool's release".to_vec();
-    let digest = Digest::of(&bytes);
-    world.objects.insert(digest, bytes);
-    let mut control = served(&world);
-    control
-        .receive(&encode(&ToControl::FetchObjects {
-            tenant: tenant(1),
-            digests: vec![digest],
-        }))
-        .unwrap();
-    assert_eq!(control.poll_event(&world), Ok(None));
-    let frames: Vec<_> = std::iter::from_fn(|| control.poll_transmit(&world)).collect();
-    assert!(frames.contains(&encode(&ToNode::Unavailable { digest })));
-}
-
-#[test]
-fn an_object_with_another_digest_ends_the_connection() {
-    let mut node = NodeEnd::member(Vault::default().hello());
-    node.receive(&encode(&ToNode::Welcome {
-        now: World::new(1).now(),
-    }))
-    .unwrap();
-    assert!(matches!(
-        node.poll_event(),
-        Ok(Some(NodeEvent::Welcome { .. }))
-    ));
-    let forged = ToNode::Object {
-        tenant: tenant(1),
-        digest: Digest([1; 32]),
-        kind: ObjectKind::Secret,
-        bytes: vec![1],
-    };
-    node.receive(&encode(&forged)).unwrap();
-    assert_eq!(node.poll_event(), Err(Violation::Digest));
-}
-
-#[test]
-fn a_control_plane_cannot_fill_a_nodes_memory() {
-    let mut node = NodeEnd::member(Vault::default().hello());
-    node.receive(&encode(&ToNode::Welcome {
-        now: World::new(1).now(),
-    }))
-    .unwrap();
-    node.poll_event().unwrap();
-    let bytes = vec![7; casemate_trust::release::MAX_RELEASE_BYTES];
-    let object = ToNode::Object {
-        tenant: tenant(1),
-        digest: Digest::of(&bytes),
-        kind: ObjectKind::Release,
-        bytes,
-    };
-    let frame = encode(&object);
-    let taken = (0..1000)
-        .take_while(|_| node.receive(&frame).is_ok() && node.poll_event().is_ok())
-        .count();
-    assert_eq!(
-        taken,
-        MAX_AHEAD_BYTES / casemate_trust::release::MAX_RELEASE_BYTES
-    );
-    let mut node = NodeEnd::member(Vault::default().hello());
-    node.receive(&encode(&ToNode::Welcome {
-        now: World::new(1).now(),
-    }))
-    .unwrap();
-    node.poll_event().unwrap();
-    for version in 1.. {
-        let id = StatementId::Root { version };
-        node.receive(&encode(&ToNode::Statement {
-            revision: version,
-            id,
-            bytes: vec![],
-        }))
-        .unwrap();
-        if let Err(violation) = node.poll_event() {
-            assert_eq!(
-                (violation, version),
-                (Violation::Flood("statements"), MAX_UNACKED as u64 + 1)
-            );
-            break;
-        }
-    }
-}
-
-#[test]
-fn logs_that_come_too_fast_are_counted_not_kept() {
-    let mut node = NodeEnd::member(Vault::default().hello());
-    node.poll_transmit();
-    for number in 0..2000 {
-        node.log(LogEntry {
-            tenant: tenant(1),
-            function: name("web"),
-            request: None,
-            level: LogLevel::Info,
-            message: "x".repeat(100_000),
-            time_ms: number,
-            failure: None,
-        });
-    }
-    assert_eq!(node.poll_transmit(), None, "not before the welcome");
-    let world = World::new(1);
-    node.receive(&encode(&ToNode::Welcome { now: world.now() }))
-        .unwrap();
-    node.poll_event().unwrap();
-    let mut control = served(&world);
-    let (mut kept, mut gone) = (0, 0);
-    while let Some(frame) = node.poll_transmit() {
-        control.receive(&frame).unwrap();
-        while let Some(ControlEvent::Logs { entries, lost }) = control.poll_event(&world).unwrap() {
-            kept += entries.len() as u64;
-            gone += lost;
-        }
-    }
-    assert_eq!(kept + gone, 2000);
-    assert!(gone > 0);
 }
