@@ -49,6 +49,8 @@ pub enum Code {
     CannotCreate,
     /// Reading or writing failed.
     Io,
+    /// Standard output was closed by whoever read it: nothing to complain about.
+    Closed,
     /// A mistake of ours.
     Internal,
 }
@@ -78,6 +80,7 @@ impl Code {
             Self::NodeRefused => "refused_by_node",
             Self::CannotCreate => "cannot_create",
             Self::Io => "io",
+            Self::Closed => "closed",
             Self::Internal => "internal",
         }
     }
@@ -85,6 +88,7 @@ impl Code {
     /// The exit code, after BSD's `sysexits`.
     pub fn exit(self) -> u8 {
         match self {
+            Self::Closed => 0,
             Self::Usage | Self::Project => 64,
             Self::Bundle | Self::SecretValue => 65,
             Self::Input | Self::NotFound => 66,

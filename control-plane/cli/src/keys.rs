@@ -227,11 +227,7 @@ impl<'a> Keys<'a> {
     ///
     /// # Errors
     /// There is no such file, it is another key's, or the passphrase is wrong.
-    pub fn seed(
-        &self,
-        file: &str,
-        purpose: Purpose,
-    ) -> Result<Zeroizing<[u8; SEED_BYTES]>, Error> {
+    pub fn seed(&self, file: &str, purpose: Purpose) -> Result<Zeroizing<[u8; SEED_BYTES]>, Error> {
         let (text, path) = self.text(file)?;
         let encrypted = keyfile::is_encrypted(&text).map_err(|error| damaged(&path, error))?;
         let passphrase = if encrypted {
@@ -239,8 +235,12 @@ impl<'a> Keys<'a> {
         } else {
             None
         };
-        keyfile::read(&text, purpose, passphrase.as_ref().map(|bytes| bytes.as_slice()))
-            .map_err(|error| damaged(&path, error))
+        keyfile::read(
+            &text,
+            purpose,
+            passphrase.as_ref().map(|bytes| bytes.as_slice()),
+        )
+        .map_err(|error| damaged(&path, error))
     }
 
     /// The Ed25519 key in a key file.
@@ -267,9 +267,13 @@ impl<'a> Keys<'a> {
 /// # Errors
 /// See [`Keys::seed`].
 pub fn tenant_key_at(path: &Path, passphrases: &Passphrases) -> Result<SigningKey, Error> {
-    let (Some(folder), Some(name)) = (path.parent(), path.file_name().and_then(|name| name.to_str()))
-    else {
-        return Err(Error::new(Code::Input, "expected a key file", "check the path").at(path.display()));
+    let (Some(folder), Some(name)) = (
+        path.parent(),
+        path.file_name().and_then(|name| name.to_str()),
+    ) else {
+        return Err(
+            Error::new(Code::Input, "expected a key file", "check the path").at(path.display()),
+        );
     };
     let home = Home::locate(Some(folder.to_owned()))?;
     Keys::new(&home, passphrases).signing(name, Purpose::Tenant)
@@ -295,9 +299,10 @@ fn missing(file: &str) -> Error {
 
 fn damaged(path: &Path, error: KeyFileError) -> Error {
     let (code, next) = match error {
-        KeyFileError::PassphraseWrong | KeyFileError::PassphraseNeeded => {
-            (Code::Passphrase, "run the command again with the right passphrase")
-        }
+        KeyFileError::PassphraseWrong | KeyFileError::PassphraseNeeded => (
+            Code::Passphrase,
+            "run the command again with the right passphrase",
+        ),
         _ => (Code::Io, "restore the key file from a backup"),
     };
     Error::new(code, "the key file cannot be opened", next)

@@ -2,13 +2,14 @@
 #![forbid(unsafe_code)]
 
 pub mod args;
+pub mod bundle;
 pub mod client;
+pub mod commands;
+pub mod error;
+pub mod home;
 pub mod keys;
 pub mod machine;
 pub mod memory;
-pub mod bundle;
-pub mod error;
-pub mod home;
 pub mod output;
 pub mod project;
 pub mod session;

@@ -49,7 +49,13 @@ pub fn date_ms(time_ms: u64) -> String {
 /// A text of others without what would move a terminal's cursor or change its colours.
 pub fn printable(text: &str) -> String {
     text.chars()
-        .map(|c| if c.is_control() && c != '\t' { '\u{fffd}' } else { c })
+        .map(|c| {
+            if c.is_control() && c != '\t' {
+                '\u{fffd}'
+            } else {
+                c
+            }
+        })
         .collect()
 }
 

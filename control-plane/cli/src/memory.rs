@@ -132,6 +132,11 @@ impl Known {
         held.roots.iter().chain(&held.online).chain(&held.pools)
     }
 
+    /// The newest statement of every tenant that was seen.
+    pub fn tenant_statements(&self) -> impl Iterator<Item = (&TenantId, &Envelope)> {
+        self.held.tenants.iter()
+    }
+
     /// The newest manifest of a tenant, as it was signed.
     pub fn manifest(&self, id: &TenantId) -> Option<&Envelope> {
         self.held.manifests.get(id)
@@ -146,11 +151,7 @@ impl Known {
             .map_err(|refusal| refused(kind_name(envelope.payload_type()), refusal))
     }
 
-    fn judge_statement(
-        &mut self,
-        envelope: &Envelope,
-        now: Seconds,
-    ) -> Result<Accepted, Refusal> {
+    fn judge_statement(&mut self, envelope: &Envelope, now: Seconds) -> Result<Accepted, Refusal> {
         let kind = envelope.payload_type();
         let judge = &mut self.judge;
         let accepted = match kind {
@@ -253,7 +254,10 @@ pub fn keep_objects(home: &Home, objects: &ObjectMap) -> Result<(), Error> {
     }
     let listed = std::fs::read_dir(&folder).into_iter().flatten().flatten();
     for entry in listed {
-        let digest = entry.file_name().to_str().and_then(|name| name.parse().ok());
+        let digest = entry
+            .file_name()
+            .to_str()
+            .and_then(|name| name.parse().ok());
         if digest.is_none_or(|digest: Digest| !objects.contains_key(&digest)) {
             // A left-over costs nothing but its bytes.
             let _ = std::fs::remove_file(entry.path());
@@ -297,7 +301,9 @@ pub fn refused(what: &str, refusal: Refusal) -> Error {
         Refusal::PoolExpired => "ask the operator to run `casemate pool rotate`",
         Refusal::OnlineExpired => "ask the operator to run `casemate fleet online`",
         Refusal::ManifestExpired => "sign it anew with `casemate renew`",
-        Refusal::TenantExpired => "ask the operator to renew the tenant's statement with `casemate tenant hosts`",
+        Refusal::TenantExpired => {
+            "ask the operator to renew the tenant's statement with `casemate tenant hosts`"
+        }
         _ => "nothing was accepted; ask whoever signed it",
     };
     Error::new(
@@ -381,10 +387,7 @@ mod tests {
         assert_eq!(lower, Refusal::ManifestVersionLower(2, 1));
         let other = known.accept_manifest(&manifest(&tenant, 2, 2), NOW, &none);
         assert_eq!(other.unwrap_err(), Refusal::ManifestEqualOther);
-        assert_eq!(
-            known.accept_manifest(&two, NOW, &none),
-            Ok(Accepted::Held)
-        );
+        assert_eq!(known.accept_manifest(&two, NOW, &none), Ok(Accepted::Held));
     }
 
     #[test]

@@ -66,6 +66,14 @@ impl Output {
         write_out(&text)
     }
 
+    /// Text as it is, such as a shell's completions.
+    ///
+    /// # Errors
+    /// Standard output is closed or full.
+    pub fn text(self, text: &str) -> Result<(), Error> {
+        write_out(text.trim_end_matches('\n'))
+    }
+
     /// Something that was done, for people who watch.
     pub fn done(self, text: &str) {
         if !self.quiet {
@@ -195,7 +203,7 @@ fn write_out(text: &str) -> Result<(), Error> {
 /// Standard output was closed by whoever read it: the program ends, with nothing to complain about.
 fn closed() -> Error {
     Error::new(
-        Code::Io,
+        Code::Closed,
         "standard output is closed",
         "nothing: the reader has gone",
     )

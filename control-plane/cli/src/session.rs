@@ -221,6 +221,20 @@ impl<'a> Session<'a> {
         self.lock = None;
     }
 
+    /// Take the home back, with what others have written in the meantime.
+    ///
+    /// # Errors
+    /// Another command works with it for too long.
+    pub fn relock(&mut self) -> Result<(), Error> {
+        if self.lock.is_none() {
+            self.lock = Some(self.cx.home.lock()?);
+            if let Some(known) = Known::load(&self.cx.home, now())? {
+                self.known = known;
+            }
+        }
+        Ok(())
+    }
+
     /// The fleet.
     pub fn fleet(&self) -> FleetId {
         self.known.fleet()
@@ -264,6 +278,26 @@ impl<'a> Session<'a> {
         for envelope in &missing {
             self.post(envelope).await?;
         }
+        Ok(missing.len() + self.publish_tenants().await?)
+    }
+
+    /// Hand in tenants of which the control plane has lost something.
+    async fn publish_tenants(&mut self) -> Result<usize, Error> {
+        let listed = self.list_tenants().await?;
+        let versions = self.known.judge().memory().tenants.clone();
+        let lacking = |id: &TenantId| {
+            let there = listed.iter().find(|summary| summary.id == *id);
+            let ours = versions.get(id).map_or(0, |seen| seen.tenant.version);
+            there.is_none_or(|summary| summary.version < ours)
+        };
+        let tenants = self.known.tenant_statements();
+        let missing: Vec<Envelope> = tenants
+            .filter(|(id, _)| lacking(id))
+            .map(|(_, envelope)| envelope.clone())
+            .collect();
+        for envelope in &missing {
+            self.post(envelope).await?;
+        }
         Ok(missing.len())
     }
 
@@ -297,7 +331,10 @@ impl<'a> Session<'a> {
         let tenants = self.list_tenants().await?;
         let found = tenants.iter().find(|tenant| tenant.name == *name);
         found.map(|tenant| tenant.id).ok_or_else(|| {
-            let known: Vec<_> = tenants.iter().map(|tenant| tenant.name.to_string()).collect();
+            let known: Vec<_> = tenants
+                .iter()
+                .map(|tenant| tenant.name.to_string())
+                .collect();
             let next = if known.is_empty() {
                 "`casemate tenant add` admits one".to_owned()
             } else {
@@ -367,7 +404,10 @@ impl<'a> Session<'a> {
     pub fn warn_of_expiry(&self, what: &str, expires: u64, next: &str) {
         let now = now();
         if expires <= now {
-            let text = format!("{what} has EXPIRED ({}): credentials are no longer injected. {next}", date(expires));
+            let text = format!(
+                "{what} has EXPIRED ({}): credentials are no longer injected. {next}",
+                date(expires)
+            );
             self.cx.output.warn(&text);
         } else if expires - now < WARN_BEFORE {
             let days = (expires - now) / DAY;

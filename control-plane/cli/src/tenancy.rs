@@ -13,7 +13,9 @@ use casemate_trust::keyfile::Purpose;
 use casemate_trust::name::{Identifier, Name};
 use casemate_trust::release::Release;
 use casemate_trust::secret::Secret;
-use casemate_trust::statement::{MAX_FALLBACKS, MAX_VERSION, Manifest, Statement as _, Tenant, Wanted};
+use casemate_trust::statement::{
+    MAX_FALLBACKS, MAX_VERSION, Manifest, Statement as _, Tenant, Wanted,
+};
 use http::Method;
 
 use crate::args::Signing;
@@ -186,7 +188,10 @@ impl<'a> Tenancy<'a> {
             keys.push(tenant_key_at(path, &cx.passphrases)?);
         }
         let current = &self.tenant.current;
-        if let Some(other) = keys.iter().find(|key| !current.keys.contains(&key.public())) {
+        if let Some(other) = keys
+            .iter()
+            .find(|key| !current.keys.contains(&key.public()))
+        {
             return Err(Error::new(
                 Code::NoKey,
                 format!("this key does not sign for the tenant {}", self.tenant.name),
@@ -198,7 +203,11 @@ impl<'a> Tenancy<'a> {
         if distinct.len() < current.threshold as usize {
             return Err(Error::new(
                 Code::NoKey,
-                format!("{} keys must sign, {} are here", current.threshold, distinct.len()),
+                format!(
+                    "{} keys must sign, {} are here",
+                    current.threshold,
+                    distinct.len()
+                ),
                 "name the others with `--with-key FILE`",
             ));
         }
@@ -235,7 +244,9 @@ impl<'a> Tenancy<'a> {
             self.upload(&draft).await?;
             let path = format!("/v1/tenants/{}/manifest", self.id);
             let api = &mut self.session.api;
-            let mut answer = api.send_json::<ManifestAnswer>(Method::PUT, &path, &envelope).await;
+            let mut answer = api
+                .send_json::<ManifestAnswer>(Method::PUT, &path, &envelope)
+                .await;
             if let Err(error) = &answer
                 && error.remote_code() == Some(code::OBJECTS_MISSING)
             {
@@ -271,11 +282,12 @@ impl<'a> Tenancy<'a> {
     }
 
     fn draft(&self) -> Draft {
-        self.manifest().map_or_else(Draft::default, |manifest| Draft {
-            functions: manifest.functions.clone(),
-            secrets: manifest.secrets.clone(),
-            ..Draft::default()
-        })
+        self.manifest()
+            .map_or_else(Draft::default, |manifest| Draft {
+                functions: manifest.functions.clone(),
+                secrets: manifest.secrets.clone(),
+                ..Draft::default()
+            })
     }
 
     fn next(&self, draft: &Draft, signing: &Signing) -> Result<Manifest, Error> {
@@ -305,17 +317,34 @@ impl<'a> Tenancy<'a> {
         let secrets = draft.secrets.clone();
         let misfit = |release: &Release| {
             if let Some(host) = release.host_outside(&self.tenant) {
-                return Some(host_not_given(&self.tenant, &release.function, host.as_str()));
+                return Some(host_not_given(
+                    &self.tenant,
+                    &release.function,
+                    host.as_str(),
+                ));
             }
             if let Some((limit, asked, allowed)) = release.limit_over(&self.tenant.ceilings) {
-                let what = format!("{} asks for {limit} = {asked}; the tenant's ceiling is {allowed}", release.function);
-                return Some(Error::new(Code::Project, what, "lower it in casemate.toml, or ask the operator for more"));
+                let what = format!(
+                    "{} asks for {limit} = {asked}; the tenant's ceiling is {allowed}",
+                    release.function
+                );
+                return Some(Error::new(
+                    Code::Project,
+                    what,
+                    "lower it in casemate.toml, or ask the operator for more",
+                ));
             }
             for slot in &release.credentials {
-                let sealed = secrets.get(&slot.secret).into_iter().flat_map(BTreeMap::values);
+                let sealed = secrets
+                    .get(&slot.secret)
+                    .into_iter()
+                    .flat_map(BTreeMap::values);
                 for sealed in sealed.filter_map(secret) {
                     if let Some(message) = slot.widens(&sealed.place.limits) {
-                        let what = format!("the slot {} of {}: {message}", slot.binding, release.function);
+                        let what = format!(
+                            "the slot {} of {}: {message}",
+                            slot.binding, release.function
+                        );
                         let next = format!(
                             "narrow the slot in casemate.toml, or seal the secret for more: `casemate secret put {} --host ...`",
                             slot.secret
@@ -335,7 +364,9 @@ impl<'a> Tenancy<'a> {
                 .fallbacks
                 .retain(|digest| release(digest).is_some_and(|release| misfit(&release).is_none()));
             if wanted.fallbacks.len() < before {
-                let text = format!("an earlier release of {name} no longer fits what is allowed: one cannot go back to it");
+                let text = format!(
+                    "an earlier release of {name} no longer fits what is allowed: one cannot go back to it"
+                );
                 self.session.cx.output.warn(&text);
             }
         }
@@ -346,11 +377,18 @@ impl<'a> Tenancy<'a> {
     fn own_fault(&self, refusal: Refusal) -> Error {
         let next = match &refusal {
             Refusal::HostTwice(_) => "give the functions different hosts in their casemate.toml",
-            Refusal::TooMany(_) => "remove what is not needed with `casemate remove FUNCTION`, or ask the operator for more",
+            Refusal::TooMany(_) => {
+                "remove what is not needed with `casemate remove FUNCTION`, or ask the operator for more"
+            }
             _ => "correct what is named; nothing was uploaded",
         };
         let code = refusal.code();
-        Error::new(Code::Project, format!("nodes would refuse this ({code})"), next).source(refusal)
+        Error::new(
+            Code::Project,
+            format!("nodes would refuse this ({code})"),
+            next,
+        )
+        .source(refusal)
     }
 
     async fn put_object(&mut self, digest: &Digest, bytes: Vec<u8>) -> Result<(), Error> {
@@ -389,7 +427,11 @@ impl<'a> Tenancy<'a> {
     ///
     /// # Errors
     /// A node refused, or not all were in time. The manifest stays signed and is taken when they can.
-    pub async fn wait(&mut self, version: u64, signing: &Signing) -> Result<Option<TenantStatus>, Error> {
+    pub async fn wait(
+        &mut self,
+        version: u64,
+        signing: &Signing,
+    ) -> Result<Option<TenantStatus>, Error> {
         self.session.unlock();
         let output = self.session.cx.output;
         if signing.wait == 0 {
@@ -400,19 +442,40 @@ impl<'a> Tenancy<'a> {
         let refused_before = |what: &str| what != format!("manifest {version}");
         loop {
             let status = self.status().await?;
-            let current = |node: &&casemate_api::tenant::NodeProgress| node.manifest_version >= Some(version);
-            let (done, total) = (status.nodes.iter().filter(current).count(), status.nodes.len());
-            progress.say(format!("manifest {version}: {done} of {total} nodes run it"));
+            let current =
+                |node: &&casemate_api::tenant::NodeProgress| node.manifest_version >= Some(version);
+            let (done, total) = (
+                status.nodes.iter().filter(current).count(),
+                status.nodes.len(),
+            );
+            progress.say(format!(
+                "manifest {version}: {done} of {total} nodes run it"
+            ));
             for node in status.nodes.iter().filter(|node| !current(node)) {
-                if let Some(refused) = node.refused.as_ref().filter(|refused| !refused_before(&refused.what)) {
-                    let what = format!("node {} refuses {} ({})", node.node, refused.what, refused.code);
+                if let Some(refused) = node
+                    .refused
+                    .as_ref()
+                    .filter(|refused| !refused_before(&refused.what))
+                {
+                    let what = format!(
+                        "node {} refuses {} ({})",
+                        node.node, refused.what, refused.code
+                    );
                     let next = "correct what it names and deploy again; until then the node goes on with what it had";
                     return Err(Error::new(Code::NodeRefused, what, next)
                         .lines([crate::machine::printable(&refused.message)]));
                 }
             }
-            let awaited = status.nodes.iter().filter(|node| node.connected && !current(node)).count();
-            let away: Vec<_> = status.nodes.iter().filter(|node| !node.connected && !current(node)).collect();
+            let awaited = status
+                .nodes
+                .iter()
+                .filter(|node| node.connected && !current(node))
+                .count();
+            let away: Vec<_> = status
+                .nodes
+                .iter()
+                .filter(|node| !node.connected && !current(node))
+                .collect();
             if total == 0 {
                 drop(progress);
                 output.warn("no node of these pools has been admitted yet; the first that joins will run it");
@@ -421,19 +484,37 @@ impl<'a> Tenancy<'a> {
             if awaited == 0 && done > 0 {
                 drop(progress);
                 for node in away {
-                    output.warn(&format!("node {} is not connected; it takes manifest {version} when it is back", node.node));
+                    output.warn(&format!(
+                        "node {} is not connected; it takes manifest {version} when it is back",
+                        node.node
+                    ));
                 }
                 return Ok(Some(status));
             }
             if tokio::time::Instant::now() >= until {
-                let late = status.nodes.iter().filter(|node| !current(node)).map(|node| {
-                    let state = if node.connected { "connected" } else { "not connected" };
-                    let has = node.manifest_version.map_or("none".to_owned(), |version| version.to_string());
-                    format!("node {} ({state}) has manifest {has}", node.node)
-                });
-                let what = format!("manifest {version} is stored, but not all nodes have taken it within {} seconds", signing.wait);
+                let late = status
+                    .nodes
+                    .iter()
+                    .filter(|node| !current(node))
+                    .map(|node| {
+                        let state = if node.connected {
+                            "connected"
+                        } else {
+                            "not connected"
+                        };
+                        let has = node
+                            .manifest_version
+                            .map_or("none".to_owned(), |version| version.to_string());
+                        format!("node {} ({state}) has manifest {has}", node.node)
+                    });
+                let what = format!(
+                    "manifest {version} is stored, but not all nodes have taken it within {} seconds",
+                    signing.wait
+                );
                 let next = "nothing is lost: they take it when they can. Look with `casemate status`, or wait longer with `--wait`";
-                return Err(Error::new(Code::NotAcknowledged, what, next).lines(late.collect::<Vec<_>>()));
+                return Err(
+                    Error::new(Code::NotAcknowledged, what, next).lines(late.collect::<Vec<_>>())
+                );
             }
             tokio::time::sleep(LOOK_INTERVAL).await;
         }
@@ -448,14 +529,19 @@ pub fn host_not_given(tenant: &Tenant, function: &Name, host: &str) -> Error {
         allowed.join(", "),
         tenant.name
     );
-    let what = format!("{function} asks for host {host}, which the tenant {} was not given", tenant.name);
-    Error::new(Code::Project, what, next).lines(allowed.iter().map(|host| format!("allowed: {host}")))
+    let what = format!(
+        "{function} asks for host {host}, which the tenant {} was not given",
+        tenant.name
+    );
+    Error::new(Code::Project, what, next)
+        .lines(allowed.iter().map(|host| format!("allowed: {host}")))
 }
 
 /// Everything that a manifest lists.
 fn listed(manifest: &Manifest) -> BTreeSet<Digest> {
     let functions = manifest.functions.values();
-    let releases = functions.flat_map(|wanted| std::iter::once(&wanted.release).chain(&wanted.fallbacks));
+    let releases =
+        functions.flat_map(|wanted| std::iter::once(&wanted.release).chain(&wanted.fallbacks));
     let secrets = manifest.secrets.values().flat_map(BTreeMap::values);
     releases.chain(secrets).copied().collect()
 }

@@ -167,7 +167,10 @@ pub fn seconds(text: &str) -> Result<u64, String> {
         _ => return Err(wrong()),
     };
     let number: u64 = digits.parse().map_err(|_| wrong())?;
-    number.checked_mul(unit).filter(|time| *time > 0).ok_or_else(wrong)
+    number
+        .checked_mul(unit)
+        .filter(|time| *time > 0)
+        .ok_or_else(wrong)
 }
 
 /// The parser, with the commands grouped by who they are for.

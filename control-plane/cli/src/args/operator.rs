@@ -215,7 +215,12 @@ pub struct NodeAdmit {
     #[arg(long)]
     pub watch: bool,
     /// Seconds to wait for the named node to ask
-    #[arg(long, value_name = "SECONDS", default_value_t = 30, conflicts_with = "watch")]
+    #[arg(
+        long,
+        value_name = "SECONDS",
+        default_value_t = 30,
+        conflicts_with = "watch"
+    )]
     pub wait: u64,
 }
 
@@ -253,7 +258,11 @@ pub struct TokenCreate {
     #[arg(long, value_name = "NAME", required_if_eq("scope", "tenant"))]
     pub tenant: Option<Name>,
     /// What it is for, in words
-    #[arg(long, value_name = "TEXT", default_value = "made by casemate token create")]
+    #[arg(
+        long,
+        value_name = "TEXT",
+        default_value = "made by casemate token create"
+    )]
     pub label: String,
     /// How long it can be used, such as 90d [default: until it is revoked]
     #[arg(long, value_name = "TIME", value_parser = seconds)]

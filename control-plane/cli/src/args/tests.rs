@@ -77,7 +77,16 @@ fn spans_of_time() {
     assert_eq!(seconds("90s"), Ok(90));
     assert_eq!(seconds("1h"), Ok(3600));
     assert_eq!(seconds("7"), Ok(7));
-    for bad in ["", "h", "0s", "-1s", "1w", "1.5h", "99999999999999999999d", "999999999999999999d"] {
+    for bad in [
+        "",
+        "h",
+        "0s",
+        "-1s",
+        "1w",
+        "1.5h",
+        "99999999999999999999d",
+        "999999999999999999d",
+    ] {
         assert!(seconds(bad).is_err(), "{bad}");
     }
 }

@@ -1,8 +1,8 @@
 //! The control plane's API over HTTPS, with the key of the other end pinned.
 
-mod tls;
 #[cfg(test)]
 mod tests;
+mod tls;
 
 use std::future::Future;
 use std::sync::Arc;
@@ -143,18 +143,20 @@ impl Api {
         let config = verifier
             .config()
             .map_err(|error| Error::internal("TLS cannot be set up").source(error))?;
-        let name = ServerName::try_from(address.host.clone())
-            .map_err(|error| away(error.into()))?;
+        let name =
+            ServerName::try_from(address.host.clone()).map_err(|error| away(error.into()))?;
         let tls = in_time(
             CONNECT_TIMEOUT,
             TlsConnector::from(Arc::new(config)).connect(name, tcp),
         )
         .await
-        .map_err(|error| match error.get_ref().and_then(|inner| inner.downcast_ref()) {
-            Some(rustls::Error::InvalidCertificate(_)) => not_the_control_plane(&address),
-            Some(_) => not_the_control_plane(&address).source(error),
-            None => away(error.into()),
-        })?;
+        .map_err(
+            |error| match error.get_ref().and_then(|inner| inner.downcast_ref()) {
+                Some(rustls::Error::InvalidCertificate(_)) => not_the_control_plane(&address),
+                Some(_) => not_the_control_plane(&address).source(error),
+                None => away(error.into()),
+            },
+        )?;
         let key = verifier
             .seen()
             .ok_or_else(|| Error::internal("a handshake without a key"))?;
@@ -186,7 +188,10 @@ impl Api {
             .method(method)
             .uri(path)
             .header(header::HOST, self.authority())
-            .header(header::USER_AGENT, concat!("casemate/", env!("CARGO_PKG_VERSION")));
+            .header(
+                header::USER_AGENT,
+                concat!("casemate/", env!("CARGO_PKG_VERSION")),
+            );
         if !body.is_empty() {
             request = request.header(header::CONTENT_TYPE, kind);
         }
@@ -204,7 +209,10 @@ impl Api {
             .as_mut()
             .ok_or_else(|| Error::internal("no connection"))?;
         let answer = in_time(ANSWER_TIMEOUT, async {
-            sender.send_request(request).await.map_err(std::io::Error::other)
+            sender
+                .send_request(request)
+                .await
+                .map_err(std::io::Error::other)
         })
         .await;
         let response = answer.map_err(|error| {
@@ -307,7 +315,9 @@ impl Api {
     ) -> Result<T, Error> {
         let json = serde_json::to_vec(value)
             .map_err(|error| Error::internal("a request has no JSON").source(error))?;
-        let body = self.send_bytes(method, path, "application/json", json.into()).await?;
+        let body = self
+            .send_bytes(method, path, "application/json", json.into())
+            .await?;
         self.read(path, &body)
     }
 
@@ -331,7 +341,8 @@ impl Api {
     /// # Errors
     /// See [`Api::get`].
     pub async fn delete(&mut self, path: &str) -> Result<(), Error> {
-        self.send_bytes(Method::DELETE, path, "", Bytes::new()).await?;
+        self.send_bytes(Method::DELETE, path, "", Bytes::new())
+            .await?;
         Ok(())
     }
 }
@@ -370,16 +381,18 @@ fn refused(status: StatusCode, body: &[u8]) -> Error {
             Code::Forbidden,
             "this token may not do that: use the home of whoever may, or ask the operator for another token",
         ),
-        (code::NOT_FOUND, _) | (_, StatusCode::NOT_FOUND) => {
-            (Code::NotFound, "check the name; the listing commands show what there is")
-        }
+        (code::NOT_FOUND, _) | (_, StatusCode::NOT_FOUND) => (
+            Code::NotFound,
+            "check the name; the listing commands show what there is",
+        ),
         (code::NO_FLEET, _) => (
             Code::Api,
             "publish the fleet first: `casemate fleet publish` from the operator's home",
         ),
-        (code::MANIFEST_CONFLICT | code::CONFLICT, _) => {
-            (Code::Conflict, "somebody else was faster: run the command again")
-        }
+        (code::MANIFEST_CONFLICT | code::CONFLICT, _) => (
+            Code::Conflict,
+            "somebody else was faster: run the command again",
+        ),
         (code::STORAGE_FULL, _) => (
             Code::Unreachable,
             "tell the operator that the control plane's disk is full; nothing was changed",
@@ -388,7 +401,10 @@ fn refused(status: StatusCode, body: &[u8]) -> Error {
             Code::Exists,
             "revoke that node first with `casemate node revoke NAME`, or give the new one another name",
         ),
-        (code::TOO_MANY, _) => (Code::Api, "remove what is not needed any more and try again"),
+        (code::TOO_MANY, _) => (
+            Code::Api,
+            "remove what is not needed any more and try again",
+        ),
         _ if status.is_server_error() => (
             Code::Unreachable,
             "run the command again; if it stays so, the control plane's log says more",
@@ -398,7 +414,11 @@ fn refused(status: StatusCode, body: &[u8]) -> Error {
     let message = crate::machine::printable(&detail.message);
     let what = format!("the control plane says no ({}): {message}", detail.code);
     let mut error = Error::new(kind, what, next);
-    if let Some(digests) = detail.details.get("digests").and_then(|list| list.as_array()) {
+    if let Some(digests) = detail
+        .details
+        .get("digests")
+        .and_then(|list| list.as_array())
+    {
         error = error.lines(digests.iter().map(|digest| format!("digest {digest}")));
     }
     error.remote(detail)

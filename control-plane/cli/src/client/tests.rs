@@ -3,14 +3,27 @@ use super::*;
 #[test]
 fn addresses() {
     for (text, shown) in [
-        ("https://control.example:8443#ab", "https://control.example:8443"),
+        (
+            "https://control.example:8443#ab",
+            "https://control.example:8443",
+        ),
         ("https://control.example", "https://control.example:443"),
         ("https://[::1]:9", "https://[::1]:9"),
     ] {
         assert_eq!(Address::parse(text).unwrap().to_string(), shown);
     }
-    for bad in ["", "control.example", "http://control.example", "https://", "https://user@x:1"] {
-        assert_eq!(Address::parse(bad).unwrap_err().code(), Code::Usage, "{bad}");
+    for bad in [
+        "",
+        "control.example",
+        "http://control.example",
+        "https://",
+        "https://user@x:1",
+    ] {
+        assert_eq!(
+            Address::parse(bad).unwrap_err().code(),
+            Code::Usage,
+            "{bad}"
+        );
     }
 }
 

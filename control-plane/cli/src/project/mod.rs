@@ -137,7 +137,10 @@ fn read_project(folder: &Path, mut file: Section<'_>) -> Option<Project> {
     let name = file.parsed::<Name>("name");
     let main = file.text("main");
     if main.as_deref().is_some_and(|main| !stays_inside(main)) {
-        file.wrong("main", "`main`: expected a path inside of the project's folder");
+        file.wrong(
+            "main",
+            "`main`: expected a path inside of the project's folder",
+        );
     }
     let owner = file.text("owner").unwrap_or_default();
     let hosts = file.list::<HostName>("hosts");
@@ -145,7 +148,10 @@ fn read_project(folder: &Path, mut file: Section<'_>) -> Option<Project> {
         file.wrong("hosts", "`hosts`: expected at least one host name");
     }
     let pools = file.list::<Name>("pools").unwrap_or_else(|| {
-        DEFAULT_POOL.parse().map(|name| vec![name]).unwrap_or_default()
+        DEFAULT_POOL
+            .parse()
+            .map(|name| vec![name])
+            .unwrap_or_default()
     });
     if !(1..=MAX_POOLS).contains(&pools.len()) {
         file.wrong("pools", format!("`pools`: expected 1 to {MAX_POOLS} pools"));
@@ -230,7 +236,9 @@ const LEAST_HEAP_MIB: u64 = 8;
 fn read_limits(mut section: Section<'_>) -> Limits {
     let mut limit = |key, least, default| {
         let number = section.number(key, least, u32::MAX.into());
-        number.and_then(|number| u32::try_from(number).ok()).unwrap_or(default)
+        number
+            .and_then(|number| u32::try_from(number).ok())
+            .unwrap_or(default)
     };
     let default = Limits::default();
     let limits = Limits {
@@ -269,7 +277,10 @@ fn read_egress(folder: &Path, mut section: Section<'_>) -> Option<EgressRule> {
         None | Some("https") => Scheme::Https,
         Some("http") => Scheme::Http,
         Some(other) => {
-            section.wrong("scheme", format!("`scheme`: expected https or http, got {other:?}"));
+            section.wrong(
+                "scheme",
+                format!("`scheme`: expected https or http, got {other:?}"),
+            );
             Scheme::Https
         }
     };
@@ -328,10 +339,16 @@ fn read_host(section: &mut Section<'_>) -> Option<(HostName, Option<u16>)> {
         .map_err(|error| section.wrong("host", format!("`host`: {error}")))
         .ok()?;
     let port = port.map(|port| {
-        port.parse::<u16>().ok().filter(|port| *port > 0).or_else(|| {
-            section.wrong("host", format!("`host`: expected a port from 1 to 65535, got {port:?}"));
-            None
-        })
+        port.parse::<u16>()
+            .ok()
+            .filter(|port| *port > 0)
+            .or_else(|| {
+                section.wrong(
+                    "host",
+                    format!("`host`: expected a port from 1 to 65535, got {port:?}"),
+                );
+                None
+            })
     });
     Some((host, port.flatten()))
 }

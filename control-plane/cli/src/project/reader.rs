@@ -209,8 +209,9 @@ impl<'t> Section<'t> {
 
     /// Whether the value is a table, for keys that may be several things.
     pub(super) fn is_table(&self, key: &str) -> bool {
-        self.entries()
-            .any(|(name, value)| name.get_ref() == key && matches!(value.get_ref(), DeValue::Table(_)))
+        self.entries().any(|(name, value)| {
+            name.get_ref() == key && matches!(value.get_ref(), DeValue::Table(_))
+        })
     }
 
     /// A table below this one.

@@ -1,0 +1,337 @@
+//! `casemate deploy`, `rollback`, `renew`, `remove`: each signs the next manifest.
+
+use casemate_api::tenant::TenantStatus;
+use casemate_trust::id::Digest;
+use casemate_trust::name::Name;
+use casemate_trust::release::{MAX_RELEASE_BYTES, Release};
+use serde_json::json;
+
+use super::short;
+use crate::args::{Deploy, Remove, Renew, Rollback, Signing};
+use crate::bundle::{Bundle, bundle};
+use crate::error::{Code, Error};
+use crate::machine::{date, now};
+use crate::project::Project;
+use crate::session::{Connection, Context};
+use crate::tenancy::{Tenancy, host_not_given};
+
+/// `casemate deploy`
+pub(super) async fn deploy(cx: &Context, args: &Deploy) -> Result<(), Error> {
+    let project = Project::load(&args.project.project)?;
+    let progress = cx.output.progress(format!("bundling {}", project.main));
+    let bundle = bundle(&project.folder, &project.main).await?;
+    drop(progress);
+    for warning in &bundle.warnings {
+        cx.output.warn(warning);
+    }
+    let kib = bundle.bytes.len().div_ceil(1024);
+    let digest = Digest(bundle.digest);
+    cx.output.done(&format!(
+        "bundled {} modules, {kib} KiB, digest {}",
+        bundle.modules,
+        short(&digest)
+    ));
+    // A dry run works before the first login, with less to check.
+    if args.dry_run && Connection::load(&cx.home).is_err() {
+        return dry(cx, &project, &bundle, false);
+    }
+    let mut tenancy = Tenancy::open(cx, args.signing.whose.tenant.as_ref()).await?;
+    tenancy.session.read_pools().await?;
+    let release = project.release(tenancy.session.fleet(), tenancy.id, &bundle);
+    check(&tenancy, &project, &release)?;
+    if args.dry_run {
+        return dry(cx, &project, &bundle, true);
+    }
+    let bytes = release.to_bytes();
+    if bytes.len() > MAX_RELEASE_BYTES {
+        let what = format!(
+            "the release has {} bytes; at most {MAX_RELEASE_BYTES} are allowed",
+            bytes.len()
+        );
+        return Err(Error::new(
+            Code::Project,
+            what,
+            "declare fewer rules, variables or certificates in casemate.toml",
+        ));
+    }
+    let name = Digest::of(&bytes);
+    let progress = cx.output.progress("signing and uploading");
+    let version = tenancy
+        .change(&args.signing, |_, draft| {
+            draft.run(project.name(), name, &project.pools);
+            draft.objects.insert(name, bytes.clone());
+            draft.bundles.insert(digest, bundle.bytes.clone().into());
+            Ok(())
+        })
+        .await?;
+    drop(progress);
+    cx.output.done(&format!(
+        "manifest {version} is signed and stored, release {}",
+        short(&name)
+    ));
+    let status = tenancy.wait(version, &args.signing).await?;
+    let (current, total) = count(status.as_ref(), version);
+    let result = json!({
+        "function": project.name(),
+        "release": name,
+        "bundle": digest,
+        "manifest": version,
+        "hosts": project.hosts(),
+        "nodes": { "current": current, "total": total },
+    });
+    cx.output.result(&result, || {
+        let hosts: Vec<_> = project.hosts().iter().map(ToString::to_string).collect();
+        let runs = match (&status, total) {
+            (None, _) => "is on its way to the nodes".to_owned(),
+            (_, 0) => "waits for the first node".to_owned(),
+            _ => format!("runs on {current} of {total} nodes"),
+        };
+        format!("{} {runs}: {}", project.name(), hosts.join(", "))
+    })
+}
+
+fn count(status: Option<&TenantStatus>, version: u64) -> (usize, usize) {
+    let nodes = status
+        .map(|status| status.nodes.as_slice())
+        .unwrap_or_default();
+    let current = nodes
+        .iter()
+        .filter(|node| node.manifest_version >= Some(version))
+        .count();
+    (current, nodes.len())
+}
+
+fn dry(cx: &Context, project: &Project, bundle: &Bundle, checked: bool) -> Result<(), Error> {
+    let digest = Digest(bundle.digest);
+    let result = json!({
+        "function": project.name(),
+        "bundle": digest,
+        "bytes": bundle.bytes.len(),
+        "modules": bundle.modules,
+        "checked_against_tenant": checked,
+        "dry_run": true,
+    });
+    cx.output.result(&result, || {
+        format!(
+            "{} could be deployed; nothing was signed or uploaded",
+            project.name()
+        )
+    })?;
+    if !checked {
+        cx.output
+            .hint("Hosts, pools and secrets were not checked: this home is not logged in.");
+    }
+    Ok(())
+}
+
+/// What can be said before anything is signed.
+fn check(tenancy: &Tenancy<'_>, project: &Project, release: &Release) -> Result<(), Error> {
+    let tenant = &tenancy.tenant;
+    if let Some(host) = release.host_outside(tenant) {
+        return Err(host_not_given(tenant, &release.function, host.as_str()));
+    }
+    let judge = tenancy.session.known.judge();
+    let output = tenancy.session.cx.output;
+    for name in &project.pools {
+        let Some(pool) = judge.newest_pool(name) else {
+            let known: Vec<_> = judge.pools().map(|pool| pool.name.to_string()).collect();
+            return Err(Error::new(
+                Code::Project,
+                format!("there is no pool {name}"),
+                format!(
+                    "correct `pools` in casemate.toml; there are {}",
+                    known.join(", ")
+                ),
+            ));
+        };
+        let what = format!("the key of pool {name}");
+        tenancy.session.warn_of_expiry(
+            &what,
+            pool.expires,
+            "Ask the operator to run `casemate pool rotate`.",
+        );
+    }
+    let secrets = tenancy
+        .manifest()
+        .map(|manifest| manifest.secrets.clone())
+        .unwrap_or_default();
+    for slot in project.credentials() {
+        let sealed = secrets.get(&slot.secret);
+        for pool in &project.pools {
+            if !sealed.is_some_and(|sealed| sealed.contains_key(pool)) {
+                output.warn(&format!(
+                    "the secret {} is not sealed to pool {pool}: env.{} will fail there until you run \
+                     `casemate secret put {} --host {}`",
+                    slot.secret, slot.binding, slot.secret, slot.host
+                ));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn no_function(tenancy: &Tenancy<'_>, name: &Name) -> Error {
+    let known: Vec<_> = tenancy
+        .manifest()
+        .map(|manifest| manifest.functions.keys().map(ToString::to_string).collect())
+        .unwrap_or_default();
+    let next = if known.is_empty() {
+        "nothing is deployed yet: `casemate deploy`".to_owned()
+    } else {
+        format!("deployed are {}", known.join(", "))
+    };
+    Error::new(Code::NotFound, format!("there is no function {name}"), next)
+}
+
+/// `casemate rollback`
+pub(super) async fn rollback(cx: &Context, args: &Rollback) -> Result<(), Error> {
+    let mut tenancy = Tenancy::open(cx, args.signing.whose.tenant.as_ref()).await?;
+    let mut target = None;
+    let version = tenancy
+        .change(&args.signing, |tenancy, draft| {
+            let wanted = draft
+                .functions
+                .get(&args.function)
+                .ok_or_else(|| no_function(tenancy, &args.function))?;
+            let release = choose(&wanted.fallbacks, args)?;
+            target = Some(release);
+            let pools = wanted.pools.clone();
+            draft.run(&args.function, release, &pools);
+            Ok(())
+        })
+        .await?;
+    let release = target.map(|target| target.to_string()).unwrap_or_default();
+    let told = format!("{} goes back to release {}", args.function, short(&release));
+    let more = json!({ "function": args.function, "release": release });
+    finish(&mut tenancy, &args.signing, version, more, &told).await
+}
+
+/// The release to go back to.
+fn choose(fallbacks: &[Digest], args: &Rollback) -> Result<Digest, Error> {
+    let Some(prefix) = &args.to else {
+        return fallbacks.first().copied().ok_or_else(|| {
+            Error::new(
+                Code::NotFound,
+                format!("{} has no earlier release to go back to", args.function),
+                "deploy the sources that you want instead",
+            )
+        });
+    };
+    let matching: Vec<_> = fallbacks
+        .iter()
+        .filter(|digest| digest.to_string().starts_with(&prefix.to_ascii_lowercase()))
+        .collect();
+    match matching.as_slice() {
+        [only] => Ok(**only),
+        found => {
+            let what = if found.is_empty() {
+                "no"
+            } else {
+                "more than one"
+            };
+            Err(Error::new(
+                Code::NotFound,
+                format!(
+                    "{what} earlier release of {} begins like that",
+                    args.function
+                ),
+                "name one of those above with `--to`",
+            )
+            .lines(fallbacks.iter().map(|digest| format!("release {digest}"))))
+        }
+    }
+}
+
+/// `casemate renew`
+pub(super) async fn renew(cx: &Context, args: &Renew) -> Result<(), Error> {
+    let tenant = args.signing.whose.tenant.as_ref();
+    let mut tenancy = Tenancy::open_over(cx, tenant, args.from_memory).await?;
+    if tenancy.manifest().is_none() {
+        return Err(Error::new(
+            Code::NotFound,
+            "there is no manifest to renew",
+            "`casemate deploy` signs the first one",
+        ));
+    }
+    let version = tenancy.change(&args.signing, |_, _| Ok(())).await?;
+    let expires = tenancy
+        .manifest()
+        .map_or_else(now, |manifest| manifest.expires);
+    let told = format!("the manifest holds until {}", date(expires));
+    let more = json!({ "expires": expires });
+    finish(&mut tenancy, &args.signing, version, more, &told).await
+}
+
+/// `casemate remove`
+pub(super) async fn remove(cx: &Context, args: &Remove) -> Result<(), Error> {
+    let mut tenancy = Tenancy::open(cx, args.signing.whose.tenant.as_ref()).await?;
+    let version = tenancy
+        .change(&args.signing, |tenancy, draft| {
+            let removed = draft.functions.remove(&args.function);
+            removed
+                .map(|_| ())
+                .ok_or_else(|| no_function(tenancy, &args.function))
+        })
+        .await?;
+    let told = format!("{} is withdrawn", args.function);
+    let more = json!({ "function": args.function });
+    finish(&mut tenancy, &args.signing, version, more, &told).await
+}
+
+/// Wait for the nodes and say what was done.
+pub(super) async fn finish(
+    tenancy: &mut Tenancy<'_>,
+    signing: &Signing,
+    version: u64,
+    mut result: serde_json::Value,
+    told: &str,
+) -> Result<(), Error> {
+    let output = tenancy.session.cx.output;
+    output.done(&format!("manifest {version} is signed and stored"));
+    let status = tenancy.wait(version, signing).await?;
+    let (current, total) = count(status.as_ref(), version);
+    result["manifest"] = json!(version);
+    result["nodes"] = json!({ "current": current, "total": total });
+    output.result(&result, || match &status {
+        Some(_) if total > 0 => format!("{told} ({current} of {total} nodes)"),
+        _ => told.to_owned(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::args::{self, Cli, Command};
+    use clap::FromArgMatches as _;
+
+    fn rollback_to(prefix: Option<&str>) -> Rollback {
+        let mut words = vec!["casemate", "rollback", "web"];
+        if let Some(prefix) = prefix {
+            words.extend(["--to", prefix]);
+        }
+        let matches = args::command().get_matches_from(words);
+        match Cli::from_arg_matches(&matches).unwrap().command {
+            Command::Rollback(args) => args,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_release_is_named_by_the_beginning_of_its_digest() {
+        let fallbacks = [Digest([0xab; 32]), Digest([0xac; 32])];
+        assert_eq!(
+            choose(&fallbacks, &rollback_to(None)).unwrap(),
+            fallbacks[0]
+        );
+        assert_eq!(
+            choose(&fallbacks, &rollback_to(Some("ACac"))).unwrap(),
+            fallbacks[1]
+        );
+        let error = choose(&fallbacks, &rollback_to(Some("a"))).unwrap_err();
+        assert!(error.to_text().contains(&fallbacks[1].to_string()));
+        assert_eq!(
+            choose(&[], &rollback_to(None)).unwrap_err().code(),
+            Code::NotFound
+        );
+    }
+}

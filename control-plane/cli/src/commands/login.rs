@@ -1,0 +1,128 @@
+//! `casemate login`.
+
+use std::io::{IsTerminal as _, Read as _};
+use std::path::Path;
+
+use casemate_trust::id::FleetId;
+use serde_json::json;
+use zeroize::Zeroizing;
+
+use crate::args::Login;
+use crate::client::Address;
+use crate::error::{Code, Error};
+use crate::machine::printable;
+use crate::session::{Context, Session};
+
+/// Longest token, bytes.
+const MAX_TOKEN_BYTES: u64 = 4096;
+
+/// `casemate login`
+pub(super) async fn login(cx: &Context, args: &Login) -> Result<(), Error> {
+    let (url, fragment) = args
+        .address
+        .split_once('#')
+        .map_or((args.address.as_str(), None), |(url, fragment)| {
+            (url, Some(fragment))
+        });
+    let address = Address::parse(url)?;
+    let fleet = fragment.map(fingerprint).transpose()?;
+    if args.operator && !cx.is_operator() {
+        cx.root_key()?;
+    }
+    let token = token(args)?;
+    let mut session = Session::first(cx, &address.to_string(), fleet, Some(token)).await?;
+    // The token is tried before it is kept.
+    let tenants = if session.view.fleet.is_some() {
+        session.list_tenants().await?
+    } else {
+        Vec::new()
+    };
+    session.keep()?;
+    let mut published = 0;
+    if cx.is_operator() {
+        published = session.publish_all().await?;
+    }
+    let mut tenant = None;
+    if !cx.is_operator() && cx.keys().tenant_public()?.is_some() && !tenants.is_empty() {
+        let id = session.own_tenant(None).await?;
+        tenant = tenants.into_iter().find(|summary| summary.id == id);
+    }
+    let fleet = session.fleet();
+    let result = json!({
+        "fleet": fleet,
+        "url": address.to_string(),
+        "published": published,
+        "tenant": tenant.as_ref().map(|tenant| &tenant.name),
+        "tenant_id": tenant.as_ref().map(|tenant| tenant.id),
+        "control_version": session.view.version,
+    });
+    cx.output
+        .result(&result, || format!("logged in to {address}, fleet {fleet}"))?;
+    if published > 0 {
+        cx.output.done(&format!(
+            "{published} statements of the fleet are published"
+        ));
+    }
+    if let Some(tenant) = tenant {
+        cx.output
+            .done(&format!("this home signs for the tenant {}", tenant.name));
+    } else if cx.is_operator() {
+        cx.output.hint("Next: `casemate node token NAME`, and `casemate tenant add NAME --key KEY --host HOST`");
+    }
+    Ok(())
+}
+
+fn fingerprint(text: &str) -> Result<FleetId, Error> {
+    text.trim().to_ascii_lowercase().parse().map_err(|error| {
+        Error::new(
+            Code::Usage,
+            "the part behind # is no fingerprint",
+            "copy it whole: 64 hex digits, which the operator sees with `casemate fingerprint`",
+        )
+        .at(printable(text))
+        .source(error)
+    })
+}
+
+fn token(args: &Login) -> Result<Zeroizing<String>, Error> {
+    let text = match (&args.token, &args.token_file) {
+        (Some(token), _) => Zeroizing::new(token.clone()),
+        (None, Some(path)) if path == Path::new("-") => read(std::io::stdin().lock(), path)?,
+        (None, Some(path)) => {
+            let file = std::fs::File::open(path).map_err(|error| cannot_read(path, error))?;
+            read(file, path)?
+        }
+        (None, None) if std::io::stdin().is_terminal() => {
+            let typed = rpassword::prompt_password("API token: ");
+            Zeroizing::new(typed.map_err(|error| cannot_read(Path::new("the terminal"), error))?)
+        }
+        (None, None) => read(std::io::stdin().lock(), Path::new("standard input"))?,
+    };
+    let token = Zeroizing::new(text.trim().to_owned());
+    if token.is_empty() || !token.bytes().all(|byte| byte.is_ascii_graphic()) {
+        return Err(Error::new(
+            Code::Usage,
+            "expected an API token",
+            "give the token that `casemate tenant add` or `casemate token create` printed with `--token-file FILE`",
+        ));
+    }
+    Ok(token)
+}
+
+fn read(from: impl std::io::Read, path: &Path) -> Result<Zeroizing<String>, Error> {
+    let mut text = Zeroizing::new(String::new());
+    from.take(MAX_TOKEN_BYTES)
+        .read_to_string(&mut text)
+        .map_err(|error| cannot_read(path, error))?;
+    Ok(text)
+}
+
+fn cannot_read(path: &Path, error: std::io::Error) -> Error {
+    Error::new(
+        Code::Input,
+        "cannot read the token",
+        "check the path and who may read it",
+    )
+    .at(path.display())
+    .source(error)
+}

@@ -1,0 +1,126 @@
+//! `casemate logs`.
+
+use std::time::Duration;
+
+use casemate_api::log::LogRecord;
+use http_body_util::BodyExt as _;
+use hyper::body::Incoming;
+use owo_colors::OwoColorize as _;
+
+use crate::args::Logs;
+use crate::error::{Code, Error};
+use crate::machine::{date_ms, printable};
+use crate::session::{Context, Session};
+
+/// Before a broken stream is opened again; twice as long after each try, up to the second.
+const FIRST_PAUSE: Duration = Duration::from_millis(500);
+const LONGEST_PAUSE: Duration = Duration::from_secs(15);
+/// Longest line that is read, bytes.
+const MAX_LINE_BYTES: usize = 1024 * 1024;
+
+/// `casemate logs`
+pub(super) async fn logs(cx: &Context, args: &Logs) -> Result<(), Error> {
+    let mut session = Session::open(cx).await?;
+    let id = session.own_tenant(args.whose.tenant.as_ref()).await?;
+    session.unlock();
+    let function = args
+        .function
+        .as_ref()
+        .map(|name| format!("&function={name}"))
+        .unwrap_or_default();
+    let path = |follow: bool, since: Option<u64>| {
+        let since = since
+            .map(|since| format!("&since={since}"))
+            .unwrap_or_default();
+        format!("/v1/tenants/{id}/logs?follow={follow}{function}{since}")
+    };
+    let backlog = session.api.get_bytes(&path(false, None)).await?;
+    let records: Vec<LogRecord> = backlog
+        .split(|byte| *byte == b'\n')
+        .filter_map(read)
+        .collect();
+    let mut since = records.last().map(|record| record.seq);
+    for record in records.iter().skip(records.len().saturating_sub(args.last)) {
+        show(cx, record)?;
+    }
+    if !args.follow {
+        return Ok(());
+    }
+    let mut pause = FIRST_PAUSE;
+    loop {
+        match session.api.stream(&path(true, since)).await {
+            Ok(stream) => {
+                pause = FIRST_PAUSE;
+                follow(cx, stream, &mut since).await?;
+                cx.output.warn("the stream of logs broke; opening it again");
+            }
+            Err(error) if error.code() == Code::Unreachable => {
+                // A control plane that was restarted counts anew.
+                since = None;
+                cx.output.warn(&format!(
+                    "the control plane is away; trying again in {} s",
+                    pause.as_secs().max(1)
+                ));
+            }
+            Err(error) => return Err(error),
+        }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(LONGEST_PAUSE);
+    }
+}
+
+async fn follow(cx: &Context, mut stream: Incoming, since: &mut Option<u64>) -> Result<(), Error> {
+    let mut line = Vec::new();
+    while let Some(Ok(frame)) = stream.frame().await {
+        let Ok(bytes) = frame.into_data() else {
+            continue;
+        };
+        for byte in bytes {
+            if byte != b'\n' {
+                if line.len() < MAX_LINE_BYTES {
+                    line.push(byte);
+                }
+                continue;
+            }
+            if let Some(record) = read(&line) {
+                *since = Some(record.seq);
+                show(cx, &record)?;
+            }
+            line.clear();
+        }
+    }
+    Ok(())
+}
+
+/// A record; empty lines keep a quiet stream alive.
+fn read(line: &[u8]) -> Option<LogRecord> {
+    serde_json::from_slice(line).ok()
+}
+
+fn show(cx: &Context, record: &LogRecord) -> Result<(), Error> {
+    cx.output.record(record, || {
+        let level = match record.level.as_str() {
+            "error" => "error".red().to_string(),
+            "warn" => "warn ".yellow().to_string(),
+            "info" => "info ".green().to_string(),
+            _ => "debug".dimmed().to_string(),
+        };
+        let failure = record
+            .failure
+            .as_deref()
+            .map(|failure| format!(" [{}]", printable(failure)));
+        let request = record
+            .request
+            .as_deref()
+            .map(|id| format!(" ({})", printable(id)));
+        format!(
+            "{} {level} {}/{}{} {}{}",
+            date_ms(record.time_ms).dimmed(),
+            record.node,
+            record.function,
+            failure.unwrap_or_default(),
+            printable(&record.message),
+            request.unwrap_or_default().dimmed()
+        )
+    })
+}

@@ -1,0 +1,538 @@
+//! `casemate node`: the operator's machine decides who joins; the control plane only relays.
+
+use std::io::{IsTerminal as _, Write as _};
+use std::time::Duration;
+
+use casemate_api::limits::MAX_GRANTS;
+use casemate_api::node::{
+    Admission, JoinList, JoinView, NewGrants, NewJoinToken, NodeList, NodeView,
+};
+use casemate_trust::Seconds;
+use casemate_trust::join::{
+    Grant, JoinError, JoinRequest, JoinToken, MAX_ADDRESS_BYTES, TokenRecord,
+};
+use casemate_trust::key::{PublicKey, SealingKey};
+use casemate_trust::keyfile::Purpose;
+use casemate_trust::name::Name;
+use http::Method;
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+use super::write_once;
+use crate::args::{NodeAdmit, NodeRevoke, NodeToken};
+use crate::error::{Code, Error};
+use crate::keys::pool_file;
+use crate::machine::{date, now, printable, random};
+use crate::output::table;
+use crate::session::{Context, Session};
+
+/// Tokens that were given out, without their secret part.
+const TOKENS: &str = "joins.json";
+/// Nodes that were admitted: later pool keys are sealed to what stands here, never to what the control plane says.
+const NODES: &str = "nodes.json";
+/// Between two looks at who asks.
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+
+/// How long the right request of a named node is waited for after a wrong one.
+const AFTER_REFUSAL: Duration = Duration::from_secs(3);
+
+/// A node that was admitted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Admitted {
+    node: Name,
+    pool: Name,
+    node_key: PublicKey,
+    sealing_key: SealingKey,
+    admitted: Seconds,
+    revoked: bool,
+}
+
+/// Why a request is not granted.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+enum No {
+    #[error("no token that was made here signed this request")]
+    TokenUnknown,
+    #[error("its token was used by another node")]
+    TokenUsed,
+    #[error("it is for another fleet")]
+    FleetOther,
+    #[error("another node of this name is a member; revoke it first with `casemate node revoke`")]
+    NameTaken,
+    #[error("its key is the key of the member {0}")]
+    KeyTaken(Name),
+    #[error(transparent)]
+    Join(#[from] JoinError),
+}
+
+impl No {
+    fn code(&self) -> &'static str {
+        match self {
+            Self::TokenUnknown => "token_unknown",
+            Self::TokenUsed => "token_used",
+            Self::FleetOther => "fleet_other",
+            Self::NameTaken => "node_exists",
+            Self::KeyTaken(_) => "key_exists",
+            Self::Join(error) => error.code(),
+        }
+    }
+}
+
+/// Decides about one request; which token it used.
+fn decide(
+    join: &JoinView,
+    fleet: casemate_trust::id::FleetId,
+    tokens: &[TokenRecord],
+    members: &[Admitted],
+    now: Seconds,
+) -> Result<(JoinRequest, usize), No> {
+    let mut no = No::TokenUnknown;
+    for (at, token) in tokens.iter().enumerate() {
+        let request = match JoinRequest::check(&join.envelope, token, now) {
+            Ok(request) => request,
+            // Signed with another token, or with this one too late or for something else.
+            Err(JoinError::Signature) => continue,
+            Err(error) => {
+                no = error.into();
+                continue;
+            }
+        };
+        if request.fleet != fleet {
+            return Err(No::FleetOther);
+        }
+        if token.used_by.is_some_and(|used| used != request.node_key) {
+            return Err(No::TokenUsed);
+        }
+        for member in members.iter().filter(|member| !member.revoked) {
+            let same_key = member.node_key == request.node_key;
+            if member.node == request.node && !same_key {
+                return Err(No::NameTaken);
+            }
+            if member.node != request.node && same_key {
+                return Err(No::KeyTaken(member.node.clone()));
+            }
+        }
+        return Ok((request, at));
+    }
+    Err(no)
+}
+
+/// `casemate node token`
+pub(super) async fn token(cx: &Context, args: &NodeToken) -> Result<(), Error> {
+    cx.root_key()?;
+    let mut session = Session::open(cx).await?;
+    session.read_pools().await?;
+    if session.known.judge().newest_pool(&args.pool).is_none() {
+        return Err(no_pool(&args.pool));
+    }
+    let control = args
+        .control
+        .clone()
+        .unwrap_or_else(|| session.view.quic_address.clone());
+    let port = control
+        .rsplit_once(':')
+        .map(|(host, port)| (!host.is_empty(), port.parse::<u16>().is_ok()));
+    if control.len() > MAX_ADDRESS_BYTES || port != Some((true, true)) {
+        return Err(Error::new(
+            Code::Usage,
+            "expected the control plane's QUIC socket as HOST:PORT",
+            "give it with `--control HOST:PORT`",
+        )
+        .at(printable(&control)));
+    }
+    let online = session.known.judge().online();
+    let quic = online
+        .map(|online| online.quic)
+        .ok_or_else(|| Error::internal("no online key"))?;
+    let expires = now() + args.valid;
+    let token = JoinToken::new(
+        session.fleet(),
+        (control.clone(), quic),
+        args.name.clone(),
+        args.pool.clone(),
+        expires,
+        &mut random,
+    );
+    let record = token
+        .record()
+        .map_err(|error| Error::internal("the token has no key").source(error))?;
+    let mut tokens: Vec<TokenRecord> = cx.home.read_json(TOKENS)?.unwrap_or_default();
+    // What has expired is refused for that alone.
+    tokens.retain(|token| token.expires > now());
+    tokens.push(record.clone());
+    cx.home.write_json(TOKENS, &tokens)?;
+    session
+        .api
+        .send_bytes(
+            Method::POST,
+            "/v1/nodes/tokens",
+            "application/json",
+            serde_json::to_vec(&NewJoinToken { record })
+                .map_err(|error| Error::internal("a token has no JSON").source(error))?
+                .into(),
+        )
+        .await?;
+    let text = token.expose_secret();
+    let written = write_once(args.out.as_deref(), &text)?;
+    let shown = (!written).then_some(text.as_str());
+    let result = json!({
+        "token": shown,
+        "node": args.name,
+        "pool": args.pool,
+        "control": control,
+        "expires": expires,
+    });
+    cx.output.result(&result, || {
+        shown.map_or_else(
+            || format!("token for {} until {}", args.name, date(expires)),
+            str::to_owned,
+        )
+    })?;
+    cx.output.hint(&format!(
+        "For the node {} in pool {}, once, until {}. Then: casemate node admit {}",
+        args.name,
+        args.pool,
+        date(expires),
+        args.name
+    ));
+    Ok(())
+}
+
+fn no_pool(pool: &Name) -> Error {
+    Error::new(
+        Code::NotFound,
+        format!("there is no pool {pool}"),
+        "`casemate pool list` shows those that there are; `casemate pool add` makes one",
+    )
+}
+
+/// `casemate node admit`
+pub(super) async fn admit(cx: &Context, args: &NodeAdmit) -> Result<(), Error> {
+    let mut session = Session::open(cx).await?;
+    session.read_pools().await?;
+    let progress = match &args.name {
+        Some(name) => Some(cx.output.progress(format!("waiting for {name} to ask"))),
+        None if args.watch => Some(cx.output.progress("waiting for nodes to ask")),
+        None => None,
+    };
+    let wait = if args.name.is_some() { args.wait } else { 0 };
+    let mut until = tokio::time::Instant::now() + Duration::from_secs(wait);
+    // A request that was refused once is not spoken of every second.
+    let mut spoken_of = std::collections::BTreeSet::new();
+    let (mut admitted, mut refused) = (Vec::new(), Vec::new());
+    loop {
+        let list = match session.api.get::<JoinList>("/v1/nodes/joins").await {
+            Ok(list) => list,
+            Err(error) if args.watch && error.code() == Code::Unreachable => {
+                JoinList { joins: Vec::new() }
+            }
+            Err(error) => return Err(error),
+        };
+        for join in list.joins {
+            if args.name.as_ref().is_some_and(|name| *name != join.node) {
+                continue;
+            }
+            session.relock()?;
+            match admit_one(&mut session, &join).await? {
+                Ok(node) => {
+                    let line = format!(
+                        "node {} joins pool {}, key {}",
+                        node.node,
+                        node.pool,
+                        node.node_key.fingerprint()
+                    );
+                    cx.output.done(&line);
+                    admitted.push(node);
+                }
+                Err(no) => {
+                    // What waits may be an old request, with the right one on its way.
+                    until = until.min(tokio::time::Instant::now() + AFTER_REFUSAL);
+                    if spoken_of.insert(join.request) {
+                        cx.output.warn(&format!(
+                            "{} is not admitted ({}): {no}",
+                            join.node,
+                            no.code()
+                        ));
+                        refused.push(json!({ "node": join.node, "code": no.code(), "message": no.to_string() }));
+                    }
+                }
+            }
+        }
+        let named_done = args.name.is_some() && !admitted.is_empty();
+        if !args.watch && (named_done || tokio::time::Instant::now() >= until) {
+            break;
+        }
+        session.unlock();
+        tokio::time::sleep(LOOK_INTERVAL).await;
+    }
+    drop(progress);
+    let result = json!({
+        "admitted": admitted.iter().map(|node| json!({
+            "node": node.node,
+            "pool": node.pool,
+            "key": node.node_key,
+            "fingerprint": node.node_key.fingerprint(),
+        })).collect::<Vec<_>>(),
+        "refused": refused,
+    });
+    cx.output
+        .result(&result, || match (admitted.len(), refused.len()) {
+            (0, 0) => "nobody asks to join".to_owned(),
+            (count, 0) => format!("{count} admitted"),
+            (count, not) => format!("{count} admitted, {not} not"),
+        })?;
+    if args.name.is_some() && admitted.is_empty() {
+        let name = args
+            .name
+            .as_ref()
+            .map(ToString::to_string)
+            .unwrap_or_default();
+        return Err(match refused.first() {
+            Some(no) => Error::new(
+                Code::Refused,
+                format!(
+                    "{name} was not admitted ({})",
+                    no["code"].as_str().unwrap_or_default()
+                ),
+                format!(
+                    "make a new token with `casemate node token {name}` and start the node with it"
+                ),
+            ),
+            None => Error::new(
+                Code::NotFound,
+                format!("{name} has not asked to join within {wait} seconds"),
+                "start the node with its token and look into its log; it must reach the control plane's QUIC socket",
+            ),
+        });
+    }
+    Ok(())
+}
+
+async fn admit_one(
+    session: &mut Session<'_>,
+    join: &JoinView,
+) -> Result<Result<Admitted, No>, Error> {
+    let home = &session.cx.home;
+    let mut tokens: Vec<TokenRecord> = home.read_json(TOKENS)?.unwrap_or_default();
+    let mut members: Vec<Admitted> = home.read_json(NODES)?.unwrap_or_default();
+    let (request, at) = match decide(join, session.fleet(), &tokens, &members, now()) {
+        Ok(decided) => decided,
+        Err(no) => return Ok(Err(no)),
+    };
+    let grants = grants(
+        session,
+        &request.pool,
+        request.node_key,
+        &request.sealing_key,
+        &[],
+    )?;
+    if grants.is_empty() {
+        return Err(no_pool(&request.pool));
+    }
+    let node = Admitted {
+        node: request.node,
+        pool: request.pool,
+        node_key: request.node_key,
+        sealing_key: request.sealing_key,
+        admitted: now(),
+        revoked: false,
+    };
+    // Used up before it is used: a kill in between costs a new try of the same node, never a second node.
+    tokens[at].used_by = Some(node.node_key);
+    home.write_json(TOKENS, &tokens)?;
+    members.retain(|member| member.node != node.node);
+    members.push(node.clone());
+    home.write_json(NODES, &members)?;
+    let admission = Admission {
+        request: join.request,
+        node_key: node.node_key,
+        name: node.node.clone(),
+        pool: node.pool.clone(),
+        grants,
+    };
+    let _: NodeView = session
+        .api
+        .send_json(Method::POST, "/v1/nodes/admit", &admission)
+        .await?;
+    Ok(Ok(node))
+}
+
+/// The unexpired keys of a pool, sealed to a node; those that it has are left out.
+fn grants(
+    session: &Session<'_>,
+    pool: &Name,
+    node_key: PublicKey,
+    sealing_key: &SealingKey,
+    has: &[u64],
+) -> Result<Vec<Grant>, Error> {
+    let judge = session.known.judge();
+    let newest = judge.newest_pool(pool).map_or(0, |pool| pool.epoch);
+    let mut grants = Vec::new();
+    for epoch in (1..=newest).rev() {
+        let Some(statement) = judge.pool(pool, epoch) else {
+            continue;
+        };
+        if statement.expires <= now() || has.contains(&epoch) {
+            continue;
+        }
+        let seed = session
+            .cx
+            .keys()
+            .seed(&pool_file(pool, epoch), Purpose::Pool)?;
+        let grant = Grant::seal(statement, &seed, node_key, sealing_key, &mut random)
+            .map_err(|error| Error::internal("the pool key could not be sealed").source(error))?;
+        grants.push(grant);
+        if grants.len() == MAX_GRANTS {
+            break;
+        }
+    }
+    Ok(grants)
+}
+
+/// Give every member the pool keys that it lacks; how many nodes were given one.
+pub(super) async fn grant_missing(
+    session: &mut Session<'_>,
+    only: Option<&Name>,
+) -> Result<usize, Error> {
+    let members: Vec<Admitted> = session.cx.home.read_json(NODES)?.unwrap_or_default();
+    let mut given = 0;
+    for member in members.iter().filter(|member| !member.revoked) {
+        if only.is_some_and(|pool| *pool != member.pool) {
+            continue;
+        }
+        let path = format!("/v1/nodes/{}", member.node);
+        let view: NodeView = match session.api.get(&path).await {
+            Ok(view) => view,
+            Err(error) if error.code() == Code::NotFound => continue,
+            Err(error) => return Err(error),
+        };
+        let grants = grants(
+            session,
+            &member.pool,
+            member.node_key,
+            &member.sealing_key,
+            &view.grants,
+        )?;
+        if grants.is_empty() {
+            continue;
+        }
+        let path = format!("{path}/grants");
+        let _: NodeView = session
+            .api
+            .send_json(Method::POST, &path, &NewGrants { grants })
+            .await?;
+        given += 1;
+    }
+    Ok(given)
+}
+
+/// `casemate node list`
+pub(super) async fn list(cx: &Context) -> Result<(), Error> {
+    let mut session = Session::open(cx).await?;
+    let list: NodeList = session.api.get("/v1/nodes").await?;
+    cx.output.result(&list.nodes, || {
+        let rows: Vec<_> = list
+            .nodes
+            .iter()
+            .map(|node| {
+                let seen = match (node.connected_since, node.last_seen) {
+                    (Some(since), _) => format!("connected since {}", date(since)),
+                    (None, Some(seen)) => format!("last seen {}", date(seen)),
+                    (None, None) => "never seen".to_owned(),
+                };
+                vec![
+                    node.name.to_string(),
+                    node.pool.to_string(),
+                    seen,
+                    node.version.as_deref().map(printable).unwrap_or_default(),
+                    super::short(&node.key.fingerprint()),
+                ]
+            })
+            .collect();
+        table(&["NODE", "POOL", "STATE", "VERSION", "KEY"], &rows)
+    })
+}
+
+/// `casemate node show`
+pub(super) async fn show(cx: &Context, name: &Name) -> Result<(), Error> {
+    let mut session = Session::open(cx).await?;
+    let node: NodeView = session.api.get(&format!("/v1/nodes/{name}")).await?;
+    cx.output.result(&node, || {
+        let summary = &node.summary;
+        let mut lines = vec![
+            format!("node       {}", summary.name),
+            format!("pool       {} (key epochs {:?})", summary.pool, node.grants),
+            format!("key        {}", summary.key.fingerprint()),
+            format!("admitted   {}", date(summary.admitted)),
+            format!(
+                "connected  {}",
+                summary
+                    .connected_since
+                    .map_or("no".to_owned(), |since| format!("since {}", date(since)))
+            ),
+        ];
+        lines.extend(node.manifests.iter().map(|(tenant, version)| {
+            format!("manifest   {version} of tenant {}", super::short(tenant))
+        }));
+        for refused in &node.refused {
+            let message = printable(&refused.message);
+            lines.push(format!(
+                "refused    {} ({}): {message}, {}",
+                printable(&refused.what),
+                refused.code,
+                date(refused.at)
+            ));
+        }
+        if !node.status.is_null() {
+            let status = serde_json::to_string_pretty(&node.status).unwrap_or_default();
+            lines.push("status".to_owned());
+            lines.extend(status.lines().map(|line| format!("  {}", printable(line))));
+        }
+        lines.join("\n")
+    })
+}
+
+/// `casemate node revoke`
+pub(super) async fn revoke(cx: &Context, args: &NodeRevoke) -> Result<(), Error> {
+    if !args.yes && std::io::stdin().is_terminal() && !confirmed(&args.name)? {
+        return Err(Error::new(
+            Code::Usage,
+            "nothing was revoked",
+            "answer with the node's name, or add `--yes`",
+        ));
+    }
+    let mut session = Session::open(cx).await?;
+    session
+        .api
+        .delete(&format!("/v1/nodes/{}", args.name))
+        .await?;
+    let mut members: Vec<Admitted> = cx.home.read_json(NODES)?.unwrap_or_default();
+    let mut pool = None;
+    for member in members.iter_mut().filter(|member| member.node == args.name) {
+        member.revoked = true;
+        pool = Some(member.pool.clone());
+    }
+    cx.home.write_json(NODES, &members)?;
+    let result = json!({ "revoked": args.name });
+    cx.output
+        .result(&result, || format!("node {} is revoked", args.name))?;
+    let pool = pool.map_or("POOL".to_owned(), |pool| pool.to_string());
+    cx.output.hint(&format!(
+        "It still knows the pool's key: run `casemate pool rotate {pool}`, and have tenants put their secrets again."
+    ));
+    Ok(())
+}
+
+fn confirmed(name: &Name) -> Result<bool, Error> {
+    let unreadable =
+        |error| Error::new(Code::Io, "no answer could be read", "add `--yes`").source(error);
+    let mut err = anstream::stderr().lock();
+    write!(err, "Type the name of the node to revoke it ({name}): ").map_err(unreadable)?;
+    let mut answer = String::new();
+    std::io::stdin()
+        .read_line(&mut answer)
+        .map_err(unreadable)?;
+    Ok(answer.trim() == name.as_str())
+}
+
+#[cfg(test)]
+mod tests;

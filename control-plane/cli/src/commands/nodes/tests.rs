@@ -1,0 +1,110 @@
+use casemate_trust::id::FleetId;
+use casemate_trust::key::SigningKey;
+use casemate_trust::statement::Statement as _;
+
+use super::*;
+
+const FLEET: FleetId = FleetId([7; 32]);
+const NOW: Seconds = 1000;
+
+fn key(seed: u8) -> SigningKey {
+    SigningKey::from_seed(&[seed; 32]).unwrap()
+}
+
+fn token(node: &str, fill: u8) -> JoinToken {
+    let control = ("control.test:1".to_owned(), key(1).public());
+    let (node, pool) = (node.parse().unwrap(), "main".parse().unwrap());
+    JoinToken::new(
+        FLEET,
+        control,
+        node,
+        pool,
+        NOW + 10,
+        &mut |bytes: &mut [u8]| bytes.fill(fill),
+    )
+}
+
+fn join(token: &JoinToken, node: &SigningKey) -> JoinView {
+    let request = JoinRequest {
+        fleet: token.fleet,
+        node: token.node.clone(),
+        pool: token.pool.clone(),
+        node_key: node.public(),
+        sealing_key: SealingKey::of_seed(&[5; 32]).unwrap(),
+    };
+    let envelope = request.sign(&[&token.key().unwrap(), node]);
+    JoinView {
+        request: envelope.payload_digest(),
+        node: request.node,
+        pool: request.pool,
+        node_key: request.node_key,
+        envelope,
+        first_seen: NOW,
+    }
+}
+
+fn member(name: &str, key: &SigningKey) -> Admitted {
+    Admitted {
+        node: name.parse().unwrap(),
+        pool: "main".parse().unwrap(),
+        node_key: key.public(),
+        sealing_key: SealingKey::of_seed(&[5; 32]).unwrap(),
+        admitted: NOW,
+        revoked: false,
+    }
+}
+
+#[test]
+fn a_token_admits_one_node_once() {
+    let token = token("edge-1", 1);
+    let mut records = vec![token.record().unwrap()];
+    let first = join(&token, &key(8));
+    assert!(decide(&first, FLEET, &records, &[], NOW).is_ok());
+    records[0].used_by = Some(key(8).public());
+    assert!(
+        decide(&first, FLEET, &records, &[], NOW).is_ok(),
+        "the same node may try again"
+    );
+    let second = join(&token, &key(9));
+    assert_eq!(
+        decide(&second, FLEET, &records, &[], NOW),
+        Err(No::TokenUsed)
+    );
+}
+
+#[test]
+fn refusals_have_names() {
+    let one = token("edge-1", 1);
+    let records = vec![token("edge-1", 2).record().unwrap()];
+    let asked = join(&one, &key(8));
+    assert_eq!(
+        decide(&asked, FLEET, &records, &[], NOW),
+        Err(No::TokenUnknown)
+    );
+    let records = vec![one.record().unwrap()];
+    let expired = decide(&asked, FLEET, &records, &[], NOW + 10);
+    assert_eq!(expired, Err(No::Join(JoinError::Expired)));
+    let other = decide(&asked, FleetId([8; 32]), &records, &[], NOW);
+    assert_eq!(other, Err(No::FleetOther));
+    let taken = decide(&asked, FLEET, &records, &[member("edge-1", &key(9))], NOW);
+    assert_eq!(taken, Err(No::NameTaken));
+    let twice = decide(&asked, FLEET, &records, &[member("edge-2", &key(8))], NOW);
+    assert_eq!(twice, Err(No::KeyTaken("edge-2".parse().unwrap())));
+    let mut gone = member("edge-1", &key(9));
+    gone.revoked = true;
+    assert!(decide(&asked, FLEET, &records, &[gone], NOW).is_ok());
+}
+
+#[test]
+fn what_the_control_plane_says_beside_the_envelope_counts_for_nothing() {
+    let token = token("edge-1", 1);
+    let mut asked = join(&token, &key(8));
+    asked.node = "edge-2".parse().unwrap();
+    asked.node_key = key(9).public();
+    let records = vec![token.record().unwrap()];
+    let (request, _) = decide(&asked, FLEET, &records, &[], NOW).unwrap();
+    assert_eq!(
+        (request.node.as_str(), request.node_key),
+        ("edge-1", key(8).public())
+    );
+}

@@ -1,0 +1,339 @@
+//! `casemate secret`: values are sealed here, to the key of each pool that uses them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{IsTerminal as _, Read};
+
+use casemate_trust::judge::Refusal;
+use casemate_trust::name::Name;
+use casemate_trust::release::SlotKind as Kind;
+use casemate_trust::secret::{
+    MAX_VALUE_BYTES, Secret, SecretError, SecretLimits, SecretPlace, SecretValue,
+};
+use casemate_trust::statement::Pool;
+use serde_json::json;
+use zeroize::Zeroizing;
+
+use super::{deploy::finish, value_in_argv};
+use crate::args::{SecretPut, SecretRemove, SlotKind, Whose};
+use crate::error::{Code, Error};
+use crate::machine::{now, random};
+use crate::memory::refused;
+use crate::output::table;
+use crate::project::{DEFAULT_POOL, FILE, Project};
+use crate::session::Context;
+use crate::tenancy::Tenancy;
+
+/// `casemate secret put`
+pub(super) async fn put(cx: &Context, args: &SecretPut) -> Result<(), Error> {
+    if args.value.is_some() {
+        return Err(value_in_argv());
+    }
+    let value = value(args)?;
+    let limits = SecretLimits {
+        hosts: args.hosts.clone(),
+        methods: args.methods.clone(),
+        paths: args.paths.clone(),
+        slots: args.slots.iter().map(|slot| kind(*slot)).collect(),
+    };
+    // A project with mistakes must not decide where a secret goes.
+    let project = if args.project.project.join(FILE).exists() {
+        Some(Project::load(&args.project.project)?)
+    } else {
+        None
+    };
+    let mut tenancy = Tenancy::open(cx, args.signing.whose.tenant.as_ref()).await?;
+    tenancy.session.read_pools().await?;
+    let pools = pools(&tenancy, args, project.as_ref())?;
+    let mut sealed_version = 0;
+    let version = tenancy
+        .change(&args.signing, |tenancy, draft| {
+            let before = draft
+                .secrets
+                .get(&args.name)
+                .into_iter()
+                .flat_map(BTreeMap::values);
+            let before = before.filter_map(|digest| tenancy.secret(digest));
+            sealed_version = before.map(|secret| secret.place.version).max().unwrap_or(0) + 1;
+            let mut listed = BTreeMap::new();
+            for pool in &pools {
+                let place = SecretPlace {
+                    fleet: pool.fleet,
+                    tenant: tenancy.id,
+                    name: args.name.clone(),
+                    version: sealed_version,
+                    pool: pool.name.clone(),
+                    epoch: pool.epoch,
+                    limits: limits.clone(),
+                };
+                let secret = Secret::seal(place, pool, &value, &mut random).map_err(cannot_seal)?;
+                let bytes = secret.to_bytes();
+                let digest = casemate_trust::id::Digest::of(&bytes);
+                listed.insert(pool.name.clone(), digest);
+                draft.objects.insert(digest, bytes);
+            }
+            draft.secrets.insert(args.name.clone(), listed);
+            Ok(())
+        })
+        .await?;
+    let names: Vec<_> = pools.iter().map(|pool| pool.name.to_string()).collect();
+    let hosts: Vec<_> = args.hosts.iter().map(ToString::to_string).collect();
+    let told = format!(
+        "{} version {sealed_version} is sealed to pool {} and goes to {} only",
+        args.name,
+        names.join(", "),
+        hosts.join(", ")
+    );
+    let more =
+        json!({ "secret": args.name, "version": sealed_version, "pools": names, "hosts": hosts });
+    finish(&mut tenancy, &args.signing, version, more, &told).await
+}
+
+/// The value, from a file, standard input or the terminal.
+fn value(args: &SecretPut) -> Result<SecretValue, Error> {
+    let bytes = match &args.from_file {
+        Some(path) => {
+            let cannot_read = |error| {
+                Error::new(
+                    Code::Input,
+                    "cannot read the secret's file",
+                    "check the path and who may read it",
+                )
+                .at(path.display())
+                .source(error)
+            };
+            read(std::fs::File::open(path).map_err(cannot_read)?).map_err(cannot_read)?
+        }
+        None if std::io::stdin().is_terminal() => {
+            let typed = rpassword::prompt_password(format!("Value of {} (not shown): ", args.name));
+            Zeroizing::new(typed.map_err(no_input)?.into_bytes())
+        }
+        None => read(std::io::stdin().lock()).map_err(no_input)?,
+    };
+    SecretValue::parse(bytes).map_err(cannot_seal)
+}
+
+fn read(from: impl Read) -> std::io::Result<Zeroizing<Vec<u8>>> {
+    // Room for one more than allowed with its line break, so that too much is seen; no growing, which would leave copies.
+    let most = MAX_VALUE_BYTES + 3;
+    let mut bytes = Zeroizing::new(Vec::with_capacity(most));
+    from.take(most as u64).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+fn no_input(error: std::io::Error) -> Error {
+    Error::new(
+        Code::Input,
+        "the value could not be read",
+        "give it on standard input or with `--from-file FILE`",
+    )
+    .source(error)
+}
+
+fn cannot_seal(error: SecretError) -> Error {
+    let next = match error {
+        SecretError::ValueByte { .. } => {
+            "check what was copied: a key is one line. For several values use several secrets"
+        }
+        SecretError::ValueLength(0) => {
+            "give the value on standard input or with `--from-file FILE`"
+        }
+        SecretError::ValueLength(_) => "a secret is a key or a password, not a document",
+        _ => "correct what is named and run the command again",
+    };
+    Error::new(Code::SecretValue, "this cannot be sealed as a secret", next).source(error)
+}
+
+fn kind(slot: SlotKind) -> Kind {
+    match slot {
+        SlotKind::Header => Kind::Header,
+        SlotKind::Bearer => Kind::Bearer,
+        SlotKind::Basic => Kind::Basic,
+        SlotKind::Query => Kind::Query,
+    }
+}
+
+/// The pools that it is sealed to, each with its newest key, which must not have expired.
+fn pools(
+    tenancy: &Tenancy<'_>,
+    args: &SecretPut,
+    project: Option<&Project>,
+) -> Result<Vec<Pool>, Error> {
+    let judge = tenancy.session.known.judge();
+    let mut names: BTreeSet<Name> = args.pools.iter().cloned().collect();
+    if names.is_empty() {
+        let functions = tenancy
+            .manifest()
+            .into_iter()
+            .flat_map(|manifest| manifest.functions.values());
+        names.extend(functions.flat_map(|wanted| wanted.pools.clone()));
+        names.extend(
+            project
+                .into_iter()
+                .flat_map(|project| project.pools.clone()),
+        );
+    }
+    if names.is_empty() {
+        let mut all = judge.pools().map(|pool| pool.name.clone());
+        match (all.next(), all.next()) {
+            (Some(only), None) => names.extend([only]),
+            _ => names.extend(DEFAULT_POOL.parse::<Name>()),
+        }
+    }
+    let mut pools = Vec::new();
+    for name in names {
+        let pool = judge.newest_pool(&name).ok_or_else(|| {
+            let known: Vec<_> = judge.pools().map(|pool| pool.name.to_string()).collect();
+            let next = format!(
+                "say which with `--pool NAME`; there are {}",
+                known.join(", ")
+            );
+            Error::new(Code::NotFound, format!("there is no pool {name}"), next)
+        })?;
+        if pool.expires <= judge.time(now()) {
+            return Err(refused("pool", Refusal::PoolExpired).at(&name));
+        }
+        pools.push(pool.clone());
+    }
+    Ok(pools)
+}
+
+/// `casemate secret list`
+pub(super) async fn list(cx: &Context, whose: &Whose) -> Result<(), Error> {
+    let mut tenancy = Tenancy::open(cx, whose.tenant.as_ref()).await?;
+    tenancy.session.read_pools().await?;
+    let places = places(&tenancy);
+    cx.output.result(&places, || {
+        let rows: Vec<_> = places
+            .iter()
+            .map(|place| {
+                let limits = &place.limits;
+                let hosts: Vec<_> = limits.hosts.iter().map(ToString::to_string).collect();
+                let methods: Vec<_> = limits.methods.iter().map(ToString::to_string).collect();
+                let paths: Vec<_> = limits.paths.iter().map(ToString::to_string).collect();
+                let slots: Vec<_> = limits.slots.iter().map(|slot| slot.as_str()).collect();
+                let or_all = |list: String| {
+                    if list.is_empty() {
+                        "all".to_owned()
+                    } else {
+                        list
+                    }
+                };
+                vec![
+                    place.name.to_string(),
+                    place.version.to_string(),
+                    format!("{} ({})", place.pool, place.epoch),
+                    hosts.join(" "),
+                    or_all(methods.join(" ")),
+                    or_all(paths.join(" ")),
+                    or_all(slots.join(" ")),
+                ]
+            })
+            .collect();
+        table(
+            &[
+                "SECRET",
+                "VERSION",
+                "POOL (EPOCH)",
+                "HOSTS",
+                "METHODS",
+                "PATHS",
+                "SLOTS",
+            ],
+            &rows,
+        )
+    })?;
+    warn_of_old_keys(&tenancy, &places);
+    Ok(())
+}
+
+/// Where the secrets of the newest manifest may go.
+pub(super) fn places(tenancy: &Tenancy<'_>) -> Vec<SecretPlace> {
+    let listed = tenancy
+        .manifest()
+        .into_iter()
+        .flat_map(|manifest| manifest.secrets.values());
+    let sealed = listed.flat_map(BTreeMap::values);
+    sealed
+        .filter_map(|digest| tenancy.secret(digest))
+        .map(|secret| secret.place)
+        .collect()
+}
+
+/// Say what is sealed to a pool key that was replaced.
+pub(super) fn warn_of_old_keys(tenancy: &Tenancy<'_>, places: &[SecretPlace]) {
+    for place in places {
+        let newest = tenancy.session.known.judge().newest_pool(&place.pool);
+        if let Some(pool) = newest.filter(|pool| pool.epoch > place.epoch) {
+            tenancy.session.cx.output.warn(&format!(
+                "{} is sealed to epoch {} of pool {}, whose newest is {}: put it again",
+                place.name, place.epoch, place.pool, pool.epoch
+            ));
+        }
+    }
+}
+
+/// `casemate secret rm`
+pub(super) async fn remove(cx: &Context, args: &SecretRemove) -> Result<(), Error> {
+    let mut tenancy = Tenancy::open(cx, args.signing.whose.tenant.as_ref()).await?;
+    let version = tenancy
+        .change(&args.signing, |tenancy, draft| {
+            if draft.secrets.remove(&args.name).is_none() {
+                let known: Vec<_> = draft.secrets.keys().map(ToString::to_string).collect();
+                let next = format!(
+                    "there are: {}",
+                    if known.is_empty() {
+                        "none".to_owned()
+                    } else {
+                        known.join(", ")
+                    }
+                );
+                return Err(Error::new(
+                    Code::NotFound,
+                    format!("there is no secret {}", args.name),
+                    next,
+                ));
+            }
+            for (function, wanted) in &draft.functions {
+                let release = tenancy.release(&wanted.release);
+                let slots = release.into_iter().flat_map(|release| release.credentials);
+                for slot in slots.filter(|slot| slot.secret == args.name) {
+                    let text = format!(
+                        "{function} uses it as env.{}: its calls will fail from now on",
+                        slot.binding
+                    );
+                    cx.output.warn(&text);
+                }
+            }
+            Ok(())
+        })
+        .await?;
+    let told = format!("{} is withdrawn", args.name);
+    let more = json!({ "secret": args.name });
+    finish(&mut tenancy, &args.signing, version, more, &told).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn too_much_is_seen_and_not_read_on() {
+        let endless = std::io::repeat(b'x');
+        let bytes = read(endless).unwrap();
+        assert_eq!(bytes.len(), MAX_VALUE_BYTES + 3);
+        let error = SecretValue::parse(bytes).map_err(cannot_seal).unwrap_err();
+        assert_eq!(error.code(), Code::SecretValue);
+    }
+
+    #[test]
+    fn what_cannot_be_sealed_is_not_shown() {
+        let bytes = Zeroizing::new(b"hunter2\nhunter3".to_vec());
+        let error = SecretValue::parse(bytes).map_err(cannot_seal).unwrap_err();
+        let text = error.to_text();
+        assert!(
+            text.contains("LF at byte 7") && !text.contains("hunter"),
+            "{text}"
+        );
+        assert_eq!(error.code().exit(), 65);
+    }
+}

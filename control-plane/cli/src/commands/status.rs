@@ -1,0 +1,129 @@
+//! `casemate status`.
+
+use casemate_trust::judge::TenantState;
+use serde_json::json;
+
+use super::{secrets, short};
+use crate::args::Whose;
+use crate::error::Error;
+use crate::machine::{date, printable};
+use crate::output::table;
+use crate::session::Context;
+use crate::tenancy::Tenancy;
+
+/// `casemate status`
+pub(super) async fn status(cx: &Context, whose: &Whose) -> Result<(), Error> {
+    let mut tenancy = Tenancy::open(cx, whose.tenant.as_ref()).await?;
+    tenancy.session.read_pools().await?;
+    let status = tenancy.status().await?;
+    let places = secrets::places(&tenancy);
+    let manifest = tenancy.manifest().cloned();
+    let functions: Vec<_> = manifest
+        .iter()
+        .flat_map(|manifest| &manifest.functions)
+        .map(|(name, wanted)| {
+            let release = tenancy.release(&wanted.release);
+            let hosts = release.map(|release| release.hosts).unwrap_or_default();
+            let nodes = status.functions.get(name);
+            json!({
+                "name": name,
+                "release": wanted.release,
+                "fallbacks": wanted.fallbacks,
+                "pools": wanted.pools,
+                "hosts": hosts,
+                "nodes_current": nodes.map_or(0, |nodes| nodes.nodes_current),
+                "nodes_total": nodes.map_or(0, |nodes| nodes.nodes_total),
+            })
+        })
+        .collect();
+    let manifest_version = manifest.as_ref().map(|manifest| manifest.version);
+    let manifest_expires = manifest.as_ref().map(|manifest| manifest.expires);
+    let result = json!({
+        "tenant": tenancy.tenant.name,
+        "id": tenancy.id,
+        "tenant_version": tenancy.tenant.version,
+        "tenant_expires": tenancy.tenant.expires,
+        "hosts": tenancy.tenant.hosts,
+        "manifest_version": manifest_version,
+        "manifest_expires": manifest_expires,
+        "functions": functions,
+        "secrets": places.iter().map(|place| json!({
+            "name": place.name, "version": place.version, "pool": place.pool, "epoch": place.epoch,
+        })).collect::<Vec<_>>(),
+        "nodes": status.nodes,
+    });
+    cx.output.result(&result, || {
+        let tenant = &tenancy.tenant;
+        let mut parts = vec![format!(
+            "tenant {}, until {}",
+            tenant.name,
+            date(tenant.expires)
+        )];
+        match (&manifest, manifest_expires) {
+            (Some(manifest), Some(expires)) => {
+                parts.push(format!(
+                    "manifest {}, until {}",
+                    manifest.version,
+                    date(expires)
+                ));
+                parts.push(functions_table(&tenancy, &status));
+            }
+            _ => parts.push("nothing is deployed yet".to_owned()),
+        }
+        let nodes: Vec<_> = status
+            .nodes
+            .iter()
+            .map(|node| {
+                let refused = node.refused.as_ref();
+                vec![
+                    node.node.to_string(),
+                    node.pool.to_string(),
+                    if node.connected { "connected" } else { "away" }.to_owned(),
+                    node.manifest_version
+                        .map_or("-".to_owned(), |version| version.to_string()),
+                    refused
+                        .map(|no| {
+                            format!("refused {} ({})", printable(&no.what), printable(&no.code))
+                        })
+                        .unwrap_or_default(),
+                ]
+            })
+            .collect();
+        if !nodes.is_empty() {
+            parts.push(table(&["NODE", "POOL", "STATE", "MANIFEST", ""], &nodes));
+        }
+        parts.join("\n\n")
+    })?;
+    secrets::warn_of_old_keys(&tenancy, &places);
+    Ok(())
+}
+
+fn functions_table(tenancy: &Tenancy<'_>, status: &casemate_api::tenant::TenantStatus) -> String {
+    let state: Option<&TenantState> = tenancy.session.known.judge().tenant(&tenancy.id);
+    let accord = state.and_then(|state| state.manifest.as_ref());
+    let mut rows = Vec::new();
+    for (name, wanted) in accord.iter().flat_map(|accord| &accord.manifest.functions) {
+        let release = accord.and_then(|accord| accord.releases.get(&wanted.release));
+        let hosts: Vec<_> = release
+            .iter()
+            .flat_map(|release| &release.hosts)
+            .map(ToString::to_string)
+            .collect();
+        let nodes = status.functions.get(name);
+        rows.push(vec![
+            name.to_string(),
+            short(&wanted.release),
+            nodes.map_or("-".to_owned(), |nodes| {
+                format!("{} of {}", nodes.nodes_current, nodes.nodes_total)
+            }),
+            wanted
+                .fallbacks
+                .iter()
+                .map(short)
+                .collect::<Vec<_>>()
+                .join(" "),
+            hosts.join(" "),
+        ]);
+    }
+    table(&["FUNCTION", "RELEASE", "NODES", "EARLIER", "HOSTS"], &rows)
+}
