@@ -46,7 +46,7 @@ fn start() -> Result<u8, Box<dyn std::error::Error>> {
     let code = runtime.block_on(async move {
         // The pool's one thread, for cryptography.
         tokio::task::spawn_blocking(|| ()).await?;
-        let spare = spare::Spare::start(platform)?;
+        let spare = spare::Spare::start(platform).await?;
         layers.extend(casemate_sandbox::close(casemate_sandbox::Profile::Worker)?);
         Ok(spare.live(layers).await)
     });

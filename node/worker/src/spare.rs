@@ -55,7 +55,7 @@ impl Spare {
     ///
     /// # Errors
     /// Something of it cannot be had.
-    pub(crate) fn start(platform: Platform) -> Result<Self, Box<dyn std::error::Error>> {
+    pub(crate) async fn start(platform: Platform) -> Result<Self, Box<dyn std::error::Error>> {
         let control: Arc<Socket> = Arc::new(Control::new(
             std::io::stdin().as_fd().try_clone_to_owned()?,
         )?);
@@ -69,7 +69,7 @@ impl Spare {
             }
         });
         let worker = Worker::new(outbox.clone());
-        let engine = Engine::start(platform, worker.clone())?;
+        let engine = Engine::start(platform, worker.clone()).await?;
         Ok(Self {
             engine,
             worker,

@@ -281,7 +281,7 @@ async fn console_levels_cuts_and_floods() {
     .await;
     worker.get("/").await;
     let mut seen = Vec::new();
-    for _ in 0..2 {
+    for _ in 0..4 {
         let line = worker.log().await;
         seen.push((line.level, line.message));
     }

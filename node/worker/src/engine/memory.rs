@@ -4,7 +4,7 @@
 //! cgroup.
 
 use std::ffi::c_void;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use casemate_wire::control::Failure;
 use deno_core::{JsRuntime, v8};
@@ -26,12 +26,15 @@ const HEADROOM_BYTES: usize = 8 * MIB;
 pub(crate) struct Buffers {
     used_bytes: AtomicUsize,
     limit_bytes: AtomicUsize,
+    /// The last request was refused. V8 then tries everything to free memory, and asks about the heap's limit too.
+    refused: AtomicBool,
 }
 
 /// One isolate a process, so one count.
 pub(crate) static BUFFERS: Buffers = Buffers {
     used_bytes: AtomicUsize::new(0),
     limit_bytes: AtomicUsize::new(SPARE_HEAP_BYTES),
+    refused: AtomicBool::new(false),
 };
 
 impl Buffers {
@@ -51,6 +54,7 @@ impl Buffers {
         if !fits {
             self.give_back(len);
         }
+        self.refused.store(!fits, Ordering::Relaxed);
         fits
     }
 
@@ -110,6 +114,10 @@ pub(crate) fn limit_heap(runtime: &mut JsRuntime, limit_bytes: usize, watch: &'s
     let isolate = runtime.v8_isolate().thread_safe_handle();
     let mut stopped = false;
     let callback = move |current_bytes: usize, _initial_bytes: usize| {
+        if BUFFERS.refused.swap(false, Ordering::Relaxed) {
+            // The heap is not full: a buffer was refused, and the function will hear of it.
+            return current_bytes;
+        }
         if current_bytes < limit_bytes {
             return limit_bytes;
         }
@@ -143,6 +151,7 @@ mod tests {
         let buffers = Buffers {
             used_bytes: AtomicUsize::new(0),
             limit_bytes: AtomicUsize::new(1000),
+            refused: AtomicBool::new(false),
         };
         assert!(buffers.take(600));
         assert!(!buffers.take(401));

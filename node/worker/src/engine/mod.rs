@@ -172,7 +172,7 @@ impl Engine {
     ///
     /// # Errors
     /// No thread, timer or memory can be had, or the snapshot is not ours.
-    pub(crate) fn start(
+    pub(crate) async fn start(
         platform: Platform,
         host: Rc<dyn Host>,
     ) -> Result<Self, Box<dyn std::error::Error>> {
@@ -197,7 +197,11 @@ impl Engine {
             .set_oom_error_handler(memory::out_of_memory);
         memory::limit_heap(&mut runtime, memory::SPARE_HEAP_BYTES, &WATCH);
         watch::start(runtime.v8_isolate().thread_safe_handle())?;
-        let functions = take_functions(&mut runtime)?;
+        let (start, functions) = take_functions(&mut runtime)?;
+        let started = Box::pin(runtime.call(&start));
+        runtime
+            .with_event_loop_promise(started, PollEventLoopOptions::default())
+            .await?;
         Ok(Self {
             runtime: ManuallyDrop::new(runtime),
             platform: platform.0,
@@ -328,11 +332,12 @@ async fn watched<T>(
     .await
 }
 
-/// Calls `start` of `boot.js` and takes its functions, which then have no name any more that code could use.
-fn take_functions(runtime: &mut JsRuntime) -> Result<Functions, Box<dyn std::error::Error>> {
+/// The functions of `boot.js`; the first, which takes their names away from code, is called once.
+fn take_functions(
+    runtime: &mut JsRuntime,
+) -> Result<(Function, Functions), Box<dyn std::error::Error>> {
     let context = runtime.main_context();
     deno_core::scope!(scope, runtime);
-    v8::tc_scope!(let scope, scope);
     let global = v8::Local::new(scope, context).global(scope);
     let object =
         get(scope, global, "__casemate").and_then(|value| value.try_cast::<v8::Object>().ok());
@@ -345,7 +350,6 @@ fn take_functions(runtime: &mut JsRuntime) -> Result<Functions, Box<dyn std::err
             value.ok_or_else(|| format!("the snapshot has no function {name}"))?,
         ))
     };
-    let start = take("start")?;
     let functions = Functions {
         load: take("load")?,
         dispatch: take("dispatch")?,
@@ -357,11 +361,7 @@ fn take_functions(runtime: &mut JsRuntime) -> Result<Functions, Box<dyn std::err
         taken: take("taken")?,
         fire: take("fire")?,
     };
-    call(scope, &start, &[]);
-    match scope.exception() {
-        Some(exception) => Err(exception.to_rust_string_lossy(scope).into()),
-        None => Ok(functions),
-    }
+    Ok((take("start")?, functions))
 }
 
 fn get<'s>(

@@ -15,14 +15,20 @@ const { Date, ObjectFreeze } = primordials;
 defineGlobals();
 
 // After the snapshot: what is set up on first use is used now, while the program may still open files.
-function start() {
+async function start() {
   performance.setTimeOrigin();
   new Date(0).toString();
   new Date(0).toLocaleString();
-  globalThis.crypto.randomUUID();
-  globalThis.crypto.subtle;
   globalThis.performance.now();
   describe(new primordials.Error());
+  const { crypto } = globalThis;
+  crypto.randomUUID();
+  crypto.getRandomValues(new primordials.Uint8Array(1));
+  // The pool's thread sets up its own generator of random numbers.
+  const algorithm = { name: "ECDSA", namedCurve: "P-256", hash: "SHA-256" };
+  const { privateKey } = await crypto.subtle.generateKey(algorithm, true, ["sign", "verify"]);
+  await crypto.subtle.sign(algorithm, privateKey, new primordials.Uint8Array(1));
+  await crypto.subtle.generateKey({ name: "AES-GCM", length: 256 }, true, ["encrypt"]);
   removeGlobals();
 }
 

@@ -72,11 +72,7 @@ export function refused(handle, code, message, byVault) {
     return;
   }
   MapPrototypeDelete(calls, handle);
-  const error = failure(code, message);
-  if (byVault) {
-    WeakSetPrototypeAdd(refusals, error);
-  }
-  call.reject(error);
+  call.resolve({ code, message, byVault });
 }
 
 // The program: nobody waits for this call any more.
@@ -199,6 +195,14 @@ async function run(inner, binding, signal) {
       throw new TypeError(`fetch cannot reach ${from.protocol} URLs`);
     }
     const answer = await hop(inner, through, signal);
+    if (answer.code !== undefined) {
+      // Made here, so that its stack leads to the function's code.
+      const error = failure(answer.code, answer.message);
+      if (answer.byVault) {
+        WeakSetPrototypeAdd(refusals, error);
+      }
+      throw error;
+    }
     const location = response.redirectStatus(answer.status) ? header(answer.headerList, "location") : null;
     if (location === null || inner.redirectMode === "manual") {
       return makeResponse(answer, inner, signal);

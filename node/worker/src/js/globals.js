@@ -116,6 +116,7 @@ export function defineGlobals() {
   ObjectDefineProperty(globalThis, "performance", core.propWritable(web.performance.performance));
   ObjectDefineProperty(globalThis, "self", core.propGetterOnly(() => globalThis));
   ObjectSetPrototypeOf(globalThis, web.globalInterfaces.WorkerGlobalScope.prototype);
+  ObjectDefineProperty(globalThis, web.webidl.brand, core.propNonEnumerable(web.webidl.brand));
   event.setEventTargetData(globalThis);
   event.saveGlobalThisReference(globalThis);
   event.defineEventHandler(globalThis, "error");
