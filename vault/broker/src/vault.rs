@@ -86,7 +86,9 @@ impl VaultError {
     pub(crate) fn exit_code(&self) -> u8 {
         match self {
             Self::TokenNeeded | Self::TokenFile { .. } | Self::Token { .. } => EXIT_USAGE,
-            Self::Store { store: StoreError::Locked(_) | StoreError::Full(_) } => EXIT_TEMPORARY,
+            Self::Store {
+                store: StoreError::Locked(_) | StoreError::Full(_),
+            } => EXIT_TEMPORARY,
             Self::Store { .. } | Self::StorageKey { .. } | Self::MemoryLost(_) => EXIT_IO,
             Self::Keys | Self::Control(_) => EXIT_SOFTWARE,
         }

@@ -1,0 +1,413 @@
+//! A fleet with one node, whose vault is a real child process.
+
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use casemate_channel::Control;
+use casemate_trust::dsse::Envelope;
+use casemate_trust::id::{Digest, FleetId};
+use casemate_trust::join::{Grant, JoinRequest, JoinToken};
+use casemate_trust::key::{SealingKey, SigningKey};
+use casemate_trust::lease::Lease;
+use casemate_trust::release::{BundleRef, Credential, Limits, Perimeter, Release, Slot};
+use casemate_trust::secret::{Secret, SecretLimits, SecretPlace, SecretValue};
+use casemate_trust::statement::{
+    KeySet, Manifest, OnlineKey, Pool, Root, Statement as _, Tenant, Wanted,
+};
+use casemate_wire::control::vault::{FromVault, Hello, ObjectKind, ToVault, Verdict};
+use zeroize::Zeroizing;
+
+use crate::upstream::Upstream;
+
+/// The secret.
+pub(crate) const KEY: &str = "sk_live_0123456789abcdef";
+const FAR: u64 = 4_000_000_000;
+const SOON: Duration = Duration::from_secs(30);
+
+fn key(seed: u8) -> SigningKey {
+    SigningKey::from_seed(&[seed; 32]).unwrap()
+}
+
+fn random(bytes: &mut [u8]) {
+    ring::rand::SecureRandom::fill(&ring::rand::SystemRandom::new(), bytes).unwrap();
+}
+
+/// The child and our end of its control socket.
+pub(crate) struct Vault {
+    child: Child,
+    control: Control<ToVault, FromVault>,
+    kept: Vec<FromVault>,
+    next: u64,
+}
+
+impl Vault {
+    fn start(folder: &Path) -> Self {
+        let (ours, theirs) = casemate_channel::control::pair().unwrap();
+        rustix::io::ioctl_fionbio(&theirs, false).unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_casemate-vault"));
+        command
+            .arg("--config")
+            .arg(folder.join("vault.toml"))
+            .arg("--state")
+            .arg(folder.join("vault"));
+        let child = command.stdin(Stdio::from(theirs)).spawn().unwrap();
+        Self {
+            child,
+            control: Control::new(ours).unwrap(),
+            kept: Vec::new(),
+            next: 0,
+        }
+    }
+
+    pub(crate) async fn send(&mut self, message: ToVault, fd: Option<OwnedFd>) {
+        let fds: Vec<_> = fd.iter().map(|fd| fd.as_fd()).collect();
+        self.control.send(&message, &fds).await.unwrap();
+    }
+
+    /// The next message that `pick` wants; others are kept for later.
+    pub(crate) async fn wait<T>(&mut self, pick: impl Fn(FromVault) -> Option<T>) -> T {
+        if let Some(at) = self
+            .kept
+            .iter()
+            .position(|message| pick(message.clone()).is_some())
+        {
+            return pick(self.kept.remove(at)).unwrap();
+        }
+        loop {
+            let received = tokio::time::timeout(SOON, self.control.recv())
+                .await
+                .expect("the vault says nothing")
+                .unwrap();
+            let (message, _) = received.expect("the vault has ended");
+            match pick(message.clone()) {
+                Some(picked) => return picked,
+                None => self.kept.push(message),
+            }
+        }
+    }
+
+    pub(crate) async fn submit(&mut self, kind: ObjectKind, bytes: Vec<u8>) -> Verdict {
+        self.next += 1;
+        let asked = self.next;
+        self.send(
+            ToVault::Submit {
+                id: asked,
+                kind,
+                bytes,
+            },
+            None,
+        )
+        .await;
+        self.wait(move |message| match message {
+            FromVault::Verdict { id, verdict } if id == asked => Some(verdict),
+            _ => None,
+        })
+        .await
+    }
+}
+
+impl Drop for Vault {
+    fn drop(&mut self) {
+        let _ended = self.child.kill();
+        let _status = self.child.wait();
+    }
+}
+
+pub(crate) struct Fleet {
+    vault: Option<Vault>,
+    folder: tempfile::TempDir,
+    pub(crate) fleet: FleetId,
+    pub(crate) tenant: Tenant,
+    pool: Pool,
+    upstream_host: String,
+    upstream_port: u16,
+    ca: String,
+    root: Envelope,
+    hello: Option<Hello>,
+}
+
+impl Fleet {
+    pub(crate) async fn start(upstream: &Upstream) -> Self {
+        Self::start_with(upstream, "private_addresses = [\"127.0.0.0/8\"]\n").await
+    }
+
+    pub(crate) async fn start_with(upstream: &Upstream, config: &str) -> Self {
+        let root = Root {
+            version: 1,
+            keys: vec![key(1).public()],
+            threshold: 1,
+            issued: 1,
+            expires: FAR,
+        }
+        .sign(&[&key(1)]);
+        let fleet = FleetId(root.payload_digest().0);
+        let pool = Pool {
+            fleet,
+            name: "main".parse().unwrap(),
+            epoch: 1,
+            public_key: SealingKey::of_seed(&[5; 32]).unwrap(),
+            issued: 1,
+            expires: FAR,
+        };
+        let hosts = vec!["shop.test".parse().unwrap()];
+        let tenant = Tenant::first(
+            fleet,
+            "shop".parse().unwrap(),
+            KeySet::single(key(10).public()),
+            hosts,
+            1,
+            FAR,
+        );
+        let folder = tempfile::tempdir().unwrap();
+        let control = ("127.0.0.1:1".to_owned(), key(21).public());
+        let token = JoinToken::new(
+            fleet,
+            control,
+            "edge-1".parse().unwrap(),
+            "main".parse().unwrap(),
+            FAR,
+            &mut random,
+        );
+        std::fs::write(
+            folder.path().join("token"),
+            token.expose_secret().as_bytes(),
+        )
+        .unwrap();
+        let hosts = format!(
+            "[resolver.hosts]\n\"{}\" = [\"127.0.0.1\"]\n",
+            upstream.host
+        );
+        std::fs::write(
+            folder.path().join("vault.toml"),
+            format!("join_token_file = \"token\"\ntrust_anchors = []\n{config}{hosts}"),
+        )
+        .unwrap();
+        let vault = Some(Vault::start(folder.path()));
+        let (upstream_host, upstream_port, ca) = (
+            upstream.host.clone(),
+            upstream.port,
+            upstream.ca_pem.clone(),
+        );
+        Self {
+            vault,
+            folder,
+            fleet,
+            tenant,
+            pool,
+            upstream_host,
+            upstream_port,
+            ca,
+            root,
+            hello: None,
+        }
+    }
+
+    pub(crate) fn vault(&mut self) -> &mut Vault {
+        self.vault.as_mut().unwrap()
+    }
+
+    pub(crate) async fn kill_and_restart(&mut self) {
+        self.vault = None;
+        self.vault = Some(Vault::start(self.folder.path()));
+    }
+
+    /// Becomes a member with a lease.
+    pub(crate) async fn join(&mut self) {
+        let nonce = self.join_without_lease().await;
+        assert_eq!(self.answer_lease(&nonce, 20).await, None);
+    }
+
+    /// Becomes a member; the nonce that wants an answer.
+    pub(crate) async fn join_without_lease(&mut self) -> [u8; 32] {
+        let hello = self
+            .vault()
+            .wait(|message| {
+                if let FromVault::Hello(hello) = message {
+                    Some(*hello)
+                } else {
+                    None
+                }
+            })
+            .await;
+        let request = Envelope::parse(hello.join_request.as_ref().unwrap()).unwrap();
+        let token: JoinToken = std::fs::read_to_string(self.folder.path().join("token"))
+            .unwrap()
+            .parse()
+            .unwrap();
+        let request = JoinRequest::check(&request, &token.record().unwrap(), 1000).unwrap();
+        let public = key(20).public();
+        let online = OnlineKey {
+            fleet: self.fleet,
+            version: 1,
+            liveness: public,
+            quic: key(21).public(),
+            api: public,
+            issued: 1,
+            expires: FAR,
+        };
+        let grant = Grant::seal(
+            &self.pool,
+            &[5; 32],
+            request.node_key,
+            &request.sealing_key,
+            &mut random,
+        )
+        .unwrap();
+        let objects = [
+            (ObjectKind::Root, self.root.to_bytes()),
+            (ObjectKind::OnlineKey, online.sign(&[&key(1)]).to_bytes()),
+            (ObjectKind::Pool, self.pool.sign(&[&key(1)]).to_bytes()),
+            (ObjectKind::Grant, grant.to_bytes()),
+            (ObjectKind::Tenant, self.tenant.sign(&[&key(1)]).to_bytes()),
+        ];
+        for (kind, bytes) in objects {
+            assert_eq!(
+                self.vault().submit(kind, bytes).await,
+                Verdict::Accepted,
+                "{kind:?}"
+            );
+        }
+        self.hello = Some(hello);
+        self.vault()
+            .wait(|message| matches!(message, FromVault::Joined).then_some(()))
+            .await;
+        self.vault()
+            .wait(|message| {
+                if let FromVault::LeaseWanted { nonce } = message {
+                    Some(nonce)
+                } else {
+                    None
+                }
+            })
+            .await
+    }
+
+    /// Answers a nonce with the key of this seed; the refusal's code, if it was refused.
+    pub(crate) async fn answer_lease(&mut self, nonce: &[u8; 32], seed: u8) -> Option<String> {
+        let node =
+            casemate_trust::key::PublicKey::from_bytes(self.hello.as_ref().unwrap().node_key);
+        let lease = Lease {
+            fleet: self.fleet,
+            node,
+            nonce: nonce.to_vec(),
+        }
+        .sign(&[&key(seed)]);
+        match self
+            .vault()
+            .submit(ObjectKind::Lease, lease.to_bytes())
+            .await
+        {
+            Verdict::Refused { code, .. } => Some(code),
+            _ => None,
+        }
+    }
+
+    fn release(&self) -> Release {
+        Release {
+            fleet: self.fleet,
+            tenant: self.tenant.id,
+            function: "web".parse().unwrap(),
+            bundle: BundleRef {
+                digest: Digest([4; 32]),
+                bytes: 10,
+            },
+            entry: "main.js".into(),
+            hosts: vec!["shop.test".parse().unwrap()],
+            perimeter: Perimeter::default(),
+            limits: Limits::default(),
+            vars: vec![],
+            egress: vec![],
+            credentials: vec![Credential {
+                binding: "pay".parse().unwrap(),
+                secret: "KEY".parse().unwrap(),
+                host: self.upstream_host.parse().unwrap(),
+                port: self.upstream_port,
+                methods: vec!["POST".parse().unwrap()],
+                paths: vec!["/v1/*".parse().unwrap()],
+                slot: Slot::Bearer,
+                auto: false,
+                ca: Some(self.ca.clone()),
+            }],
+            dynamic_code: false,
+            owner: String::new(),
+        }
+    }
+
+    fn secret(&self) -> Secret {
+        let limits = SecretLimits {
+            hosts: vec![self.upstream_host.parse().unwrap()],
+            methods: vec![],
+            paths: vec![],
+            slots: vec![],
+        };
+        let name = "KEY".parse().unwrap();
+        let pool = self.pool.name.clone();
+        let place = SecretPlace {
+            fleet: self.fleet,
+            tenant: self.tenant.id,
+            name,
+            version: 1,
+            pool,
+            epoch: 1,
+            limits,
+        };
+        let value = SecretValue::parse(Zeroizing::new(KEY.as_bytes().to_vec())).unwrap();
+        // The same bytes each time, so that the digest is: a test's luxury.
+        Secret::seal(place, &self.pool, &value, &mut |bytes| bytes.fill(6)).unwrap()
+    }
+
+    pub(crate) fn manifest(&self, version: u64) -> Manifest {
+        let wanted = Wanted {
+            release: Digest::of(&self.release().to_bytes()),
+            fallbacks: vec![],
+            pools: vec![self.pool.name.clone()],
+        };
+        let secret = Digest::of(&self.secret().to_bytes());
+        Manifest {
+            fleet: self.fleet,
+            tenant: self.tenant.id,
+            tenant_version: 1,
+            version,
+            functions: [("web".parse().unwrap(), wanted)].into(),
+            secrets: [(
+                "KEY".parse().unwrap(),
+                [(self.pool.name.clone(), secret)].into(),
+            )]
+            .into(),
+            issued: 1,
+            expires: FAR,
+        }
+    }
+
+    pub(crate) async fn submit_manifest(&mut self, manifest: &Manifest) -> Verdict {
+        let bytes = manifest.sign(&[&key(10)]).to_bytes();
+        self.vault().submit(ObjectKind::Manifest, bytes).await
+    }
+
+    /// Shows manifest, what it misses, and the manifest again; the release's digest.
+    pub(crate) async fn deploy(&mut self, version: u64) -> [u8; 32] {
+        let manifest = self.manifest(version);
+        assert!(
+            matches!(self.submit_manifest(&manifest).await, Verdict::Missing { digests } if digests.len() == 2)
+        );
+        let (release, secret) = (self.release().to_bytes(), self.secret().to_bytes());
+        let digest = Digest::of(&release).0;
+        assert_eq!(
+            self.vault().submit(ObjectKind::Release, release).await,
+            Verdict::Accepted
+        );
+        assert_eq!(
+            self.vault().submit(ObjectKind::Secret, secret).await,
+            Verdict::Accepted
+        );
+        assert_eq!(self.submit_manifest(&manifest).await, Verdict::Accepted);
+        self.vault()
+            .wait(|message| {
+                matches!(message, FromVault::Plan(plan) if !plan.functions.is_empty()).then_some(())
+            })
+            .await;
+        digest
+    }
+}

@@ -1,0 +1,143 @@
+//! A small upstream over TLS that remembers what it was sent.
+
+use std::convert::Infallible;
+use std::sync::{Arc, Mutex};
+
+use base64::Engine as _;
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, Full};
+use hyper::body::Incoming;
+use hyper::{Request, Response};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+use tokio::net::TcpListener;
+
+#[derive(Debug, Clone)]
+pub(crate) struct Seen {
+    pub(crate) target: String,
+    pub(crate) body: String,
+    headers: Vec<(String, String)>,
+}
+
+impl Seen {
+    pub(crate) fn header(&self, name: &str) -> Vec<String> {
+        self.headers
+            .iter()
+            .filter(|(n, _)| n == name)
+            .map(|(_, value)| value.clone())
+            .collect()
+    }
+}
+
+pub(crate) struct Upstream {
+    pub(crate) host: String,
+    pub(crate) port: u16,
+    pub(crate) ca_pem: String,
+    seen: Arc<Mutex<Vec<Seen>>>,
+}
+
+impl Upstream {
+    pub(crate) async fn start(key: &'static str) -> Self {
+        let host = "pay.test".to_owned();
+        let ca_key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::new(Vec::<String>::new()).unwrap();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let ca = params.self_signed(&ca_key).unwrap();
+        let leaf_key = KeyPair::generate().unwrap();
+        let leaf = CertificateParams::new(vec![host.clone()])
+            .unwrap()
+            .signed_by(&leaf_key, &Issuer::new(params, ca_key))
+            .unwrap();
+        let private = rustls::pki_types::PrivatePkcs8KeyDer::from(leaf_key.serialize_der()).into();
+        let mut tls = rustls::ServerConfig::builder_with_provider(Arc::new(
+            rustls::crypto::ring::default_provider(),
+        ))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![leaf.der().clone()], private)
+        .unwrap();
+        tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        let tls = tokio_rustls::TlsAcceptor::from(Arc::new(tls));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let upstream = Self {
+            host,
+            port: listener.local_addr().unwrap().port(),
+            ca_pem: ca.pem(),
+            seen: Arc::default(),
+        };
+        let seen = upstream.seen.clone();
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let (tls, seen) = (tls.clone(), seen.clone());
+                tokio::spawn(async move {
+                    let Ok(stream) = tls.accept(stream).await else {
+                        return;
+                    };
+                    let service = hyper::service::service_fn(move |request| {
+                        answer(request, seen.clone(), key)
+                    });
+                    let server = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
+                    let _ended = server.serve_connection(TokioIo::new(stream), service).await;
+                });
+            }
+        });
+        upstream
+    }
+
+    pub(crate) fn url(&self, path: &str) -> String {
+        format!("https://{}:{}{path}", self.host, self.port)
+    }
+
+    pub(crate) fn seen(&self) -> Vec<Seen> {
+        self.seen.lock().unwrap().clone()
+    }
+}
+
+async fn answer(
+    request: Request<Incoming>,
+    seen: Arc<Mutex<Vec<Seen>>>,
+    key: &str,
+) -> Result<Response<Full<Bytes>>, Infallible> {
+    let (head, body) = request.into_parts();
+    let body = body
+        .collect()
+        .await
+        .map(|body| body.to_bytes())
+        .unwrap_or_default();
+    let headers = head
+        .headers
+        .iter()
+        .map(|(name, value)| {
+            (
+                name.to_string(),
+                value.to_str().unwrap_or_default().to_owned(),
+            )
+        })
+        .collect();
+    let target = head
+        .uri
+        .path_and_query()
+        .map(ToString::to_string)
+        .unwrap_or_default();
+    seen.lock().unwrap().push(Seen {
+        target,
+        headers,
+        body: String::from_utf8_lossy(&body).into_owned(),
+    });
+    let response = Response::builder();
+    let response = match head.uri.path() {
+        "/v1/leak" => response
+            .status(302)
+            .header("x-your-key", key)
+            .header(
+                "x-in-base64",
+                base64::engine::general_purpose::STANDARD.encode(format!("x{key}y")),
+            )
+            .header("location", format!("https://elsewhere.test/?k={key}"))
+            .body(Full::default()),
+        "/v1/echo" => response.body(Full::new(body)),
+        _ => response.body(Full::from("fine")),
+    };
+    Ok(response.unwrap())
+}
