@@ -1,0 +1,55 @@
+//! What can go wrong, and who has to do something.
+
+use std::path::PathBuf;
+
+/// Why an operation failed. Nothing was changed, unless it says so.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// Another program has the file open.
+    #[error("the store {0} is locked: another control plane uses it; stop that one first")]
+    Locked(PathBuf),
+    /// The file was changed or damaged since it was written.
+    #[error("the store {path} is damaged: {message}; put it aside and restore a backup")]
+    Corrupted {
+        /// The file.
+        path: PathBuf,
+        /// What was found.
+        message: String,
+    },
+    /// No space left.
+    #[error("the disk of the store {0} is full: nothing was written")]
+    Full(PathBuf),
+    /// The disk did not do what it was asked.
+    #[error("the store {path} could not be read or written")]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A comparison failed.
+    #[error("the key {0} is not as it was expected to be")]
+    Conflict(String),
+    /// Longer ago than is remembered.
+    #[error("revision {asked} is no longer remembered, the oldest is {oldest}")]
+    Compacted {
+        /// What was asked for.
+        asked: u64,
+        /// The oldest after which a watch can begin.
+        oldest: u64,
+    },
+    /// Over a bound.
+    #[error("{what}: expected at most {most}, got {got}")]
+    TooLarge {
+        /// Of what.
+        what: &'static str,
+        /// The bound.
+        most: usize,
+        /// What came.
+        got: usize,
+    },
+    /// The store is going away.
+    #[error("the store is closed")]
+    Closed,
+}
