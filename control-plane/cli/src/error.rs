@@ -106,14 +106,18 @@ impl Code {
 
 /// What is told to the person at the keyboard.
 #[derive(Debug, thiserror::Error)]
+#[error(transparent)]
+pub struct Error(Box<Told>);
+
+#[derive(Debug, thiserror::Error)]
 #[error("{what}")]
-pub struct Error {
+struct Told {
     code: Code,
     what: String,
     place: Option<String>,
     lines: Vec<String>,
     next: String,
-    remote: Option<Box<casemate_api::error::ErrorDetail>>,
+    remote: Option<casemate_api::error::ErrorDetail>,
     #[source]
     source: Option<Box<dyn std::error::Error + Send + Sync>>,
 }
@@ -121,7 +125,7 @@ pub struct Error {
 impl Error {
     /// What was wrong, and the next step: there is no error without one.
     pub fn new(code: Code, what: impl Into<String>, next: impl Into<String>) -> Self {
-        Self {
+        Self(Box::new(Told {
             code,
             what: what.into(),
             place: None,
@@ -129,40 +133,40 @@ impl Error {
             next: next.into(),
             remote: None,
             source: None,
-        }
+        }))
     }
 
     /// Where: a file, a URL, an object's name.
     #[must_use]
     pub fn at(mut self, place: impl fmt::Display) -> Self {
-        self.place = Some(place.to_string());
+        self.0.place = Some(place.to_string());
         self
     }
 
     /// Particulars, a line each: mistakes with their line numbers, a code frame.
     #[must_use]
     pub fn lines(mut self, lines: impl IntoIterator<Item = String>) -> Self {
-        self.lines.extend(lines);
+        self.0.lines.extend(lines);
         self
     }
 
     /// The error underneath.
     #[must_use]
     pub fn source(mut self, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
-        self.source = Some(source.into());
+        self.0.source = Some(source.into());
         self
     }
 
     /// What the control plane itself answered.
     #[must_use]
     pub fn remote(mut self, detail: casemate_api::error::ErrorDetail) -> Self {
-        self.remote = Some(Box::new(detail));
+        self.0.remote = Some(detail);
         self
     }
 
     /// The control plane's own code, when the error is its answer.
     pub fn remote_code(&self) -> Option<&str> {
-        self.remote.as_ref().map(|detail| detail.code.as_str())
+        self.0.remote.as_ref().map(|detail| detail.code.as_str())
     }
 
     /// A mistake of ours, such as a value of our own that does not serialise.
@@ -176,37 +180,37 @@ impl Error {
 
     /// Its kind.
     pub fn code(&self) -> Code {
-        self.code
+        self.0.code
     }
 
     /// For `--json`.
     pub fn to_json(&self) -> Value {
         json!({ "error": {
-            "code": self.code.name(),
-            "message": self.what,
-            "where": self.place,
-            "details": self.lines,
+            "code": self.0.code.name(),
+            "message": self.0.what,
+            "where": self.0.place,
+            "details": self.0.lines,
             "cause": self.causes(),
             "api_code": self.remote_code(),
-            "next": self.next,
-            "exit": self.code.exit(),
+            "next": self.0.next,
+            "exit": self.0.code.exit(),
         }})
     }
 
     /// For people, without colours: `error: `, then indented particulars, then the next step.
     pub fn to_text(&self) -> String {
-        let mut text = format!("error: {}\n", self.what);
-        if let Some(place) = &self.place {
+        let mut text = format!("error: {}\n", self.0.what);
+        if let Some(place) = &self.0.place {
             text += &format!("   in: {place}\n");
         }
-        for line in &self.lines {
+        for line in &self.0.lines {
             text += &format!("  {line}").trim_end().replace('\n', "\n  ");
             text.push('\n');
         }
         for cause in self.causes() {
             text += &format!("  why: {cause}\n");
         }
-        text += &format!(" next: {}\n", self.next);
+        text += &format!(" next: {}\n", self.0.next);
         text
     }
 

@@ -2,11 +2,13 @@
 //!
 //! ```text
 //! connection.json   where the control plane is, its pinned key, the token
-//! memory.json       the highest versions ever seen: what refuses a rollback
+//! memory.json       the statements and the highest versions ever seen: what refuses a rollback
 //! root.key          operator: the fleet's root key
 //! pools/NAME.N.key  operator: the private key of epoch N of a pool
 //! joins.json        operator: join tokens given out, as public keys
-//! tenant.key        tenant: the key that signs manifests
+//! nodes.json        operator: the nodes that were admitted, with the keys that they joined with
+//! tenant.key        tenant: the key that signs manifests; tenant.pub is its public half
+//! objects/          tenant: releases and sealed secrets that the newest manifest lists
 //! ```
 //! Every file is 0600 in folders of 0700, and replaced as a whole: a kill leaves the old one or the new one.
 
@@ -23,8 +25,8 @@ use crate::error::{Code, Error};
 
 /// Largest file that is read from the home folder, in bytes: far above a memory of thousands of tenants.
 const MAX_FILE_BYTES: u64 = 64 * 1024 * 1024;
-/// How long another `casemate` with the same home is waited for.
-const LOCK_WAIT: Duration = Duration::from_secs(3);
+/// How long another `casemate` with the same home is waited for: most commands are through by then.
+const LOCK_WAIT: Duration = Duration::from_secs(15);
 /// Between two tries for the lock.
 const LOCK_RETRY: Duration = Duration::from_millis(50);
 
@@ -82,8 +84,12 @@ impl Home {
     /// Keep other `casemate` programs out of this home until the lock is dropped.
     ///
     /// # Errors
-    /// Another one holds it for over three seconds, or the folder cannot be made.
+    /// Another one holds it for too long, or the folder cannot be made.
     pub fn lock(&self) -> Result<Lock, Error> {
+        self.lock_within(LOCK_WAIT)
+    }
+
+    fn lock_within(&self, wait: Duration) -> Result<Lock, Error> {
         make_folder(&self.path)?;
         let path = self.file("lock");
         let file = OpenOptions::new()
@@ -93,12 +99,12 @@ impl Home {
             .mode(0o600)
             .open(&path)
             .map_err(|error| cannot_write(&path, error))?;
-        let until = Instant::now() + LOCK_WAIT;
+        let until = Instant::now() + wait;
         loop {
             match file.try_lock() {
                 Ok(()) => return Ok(Lock { _file: file }),
                 Err(TryLockError::WouldBlock) if Instant::now() < until => {
-                    std::thread::sleep(LOCK_RETRY)
+                    std::thread::sleep(LOCK_RETRY);
                 }
                 Err(TryLockError::WouldBlock) => {
                     return Err(Error::new(
@@ -297,7 +303,8 @@ mod tests {
     fn the_second_of_two_programs_is_told_to_wait() {
         let (_dir, home) = home();
         let held = home.lock().unwrap();
-        assert_eq!(home.lock().unwrap_err().code(), Code::Busy);
+        let waited = home.lock_within(LOCK_RETRY);
+        assert_eq!(waited.unwrap_err().code(), Code::Busy);
         drop(held);
         home.lock().unwrap();
     }
