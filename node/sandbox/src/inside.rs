@@ -16,7 +16,8 @@ use rustix::process::{
 };
 use rustix::thread::{self, CapabilitySet, CapabilitySets};
 
-use crate::layers::{self, KEPT_VARIABLES, report};
+use crate::launch::KEPT_VARIABLES;
+use crate::layers::{self, report};
 use crate::{LayerReport, Profile, SandboxError, syscalls};
 
 /// Descriptors of a worker: standard ones, control, two channels, the runtime's, the files that V8 and we hold, and a

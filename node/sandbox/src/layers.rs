@@ -8,6 +8,7 @@ use rustix::process::{
 };
 
 use crate::LayerReport;
+use crate::launch::{CGROUP_PREFIX, OUTER_NAMESPACES};
 
 /// Every layer's name, as in `require = [...]`.
 pub const LAYERS: [&str; 14] = [
@@ -28,7 +29,7 @@ pub const LAYERS: [&str; 14] = [
 ];
 
 /// Layers that are namespaces, with their names in /proc/self/ns.
-pub(crate) const NAMESPACES: [(&str, &str); 6] = [
+const NAMESPACES: [(&str, &str); 6] = [
     ("user", "user"),
     ("pid", "pid"),
     ("mount", "mnt"),
@@ -36,16 +37,6 @@ pub(crate) const NAMESPACES: [(&str, &str); 6] = [
     ("ipc", "ipc"),
     ("uts", "uts"),
 ];
-
-/// The variable in which `casemate-launch` tells a child its own namespaces, as the links of /proc/self/ns with spaces
-/// between: whoever is in another one has left launch's.
-pub(crate) const OUTER_NAMESPACES: &str = "CASEMATE_OUTER_NS";
-
-/// What of the environment a program keeps.
-pub(crate) const KEPT_VARIABLES: &str = "CASEMATE_LOG";
-
-/// How `casemate-launch` names the cgroups that it makes.
-pub(crate) const CGROUP_PREFIX: &str = "casemate-";
 
 /// What the operator requires and `layers` do not have in force.
 ///

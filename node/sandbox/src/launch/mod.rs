@@ -19,6 +19,16 @@ mod client;
 
 pub use client::Client;
 
+/// The variable in which launch tells a child its own namespaces, as the links of /proc/self/ns with spaces between:
+/// whoever is in another one has left launch's.
+pub const OUTER_NAMESPACES: &str = "CASEMATE_OUTER_NS";
+
+/// Variables whose names start so are passed on to every program; launch passes on no others.
+pub const KEPT_VARIABLES: &str = "CASEMATE_LOG";
+
+/// How launch names the cgroups that it makes: `casemate-{its pid}-{child's number}`.
+pub const CGROUP_PREFIX: &str = "casemate-";
+
 /// Length of every packet, in bytes.
 pub const PACKET_BYTES: usize = 64;
 

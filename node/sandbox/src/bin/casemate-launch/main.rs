@@ -1,2 +1,179 @@
-//! casemate-launch: the only privileged program of a node.
-fn main() {}
+//! casemate-launch: the only privileged program of a node. It starts the supervisor, then programs at its command, each
+//! in its walls; reaps them; and ends with them.
+//!
+//! As root, every program gets a user id of its own. Otherwise all run as the user that launch runs as, and only user
+//! namespaces keep workers apart from the rest. It parses its own arguments and packets of 64 bytes, nothing else.
+
+mod cgroup;
+mod child;
+mod folders;
+mod serve;
+mod start;
+mod walls;
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use casemate_sandbox::launch::CHILDREN_MAX;
+use clap::Parser;
+use rustix::fs::Mode;
+use tracing_subscriber::EnvFilter;
+
+use crate::start::Launcher;
+
+/// Exit codes of sysexits.h.
+mod exit {
+    pub(crate) const USAGE: u8 = 64;
+    pub(crate) const UNAVAILABLE: u8 = 69;
+    pub(crate) const SOFTWARE: u8 = 70;
+    pub(crate) const CANNOT_CREATE: u8 = 73;
+    pub(crate) const TEMPORARY: u8 = 75;
+}
+
+/// User ids from the base on: the supervisor, the vault and the gateway have one each, workers one from a thousand on.
+mod uid {
+    pub(crate) const SUPERVISOR: u32 = 1;
+    pub(crate) const VAULT: u32 = 2;
+    pub(crate) const GATEWAY: u32 = 3;
+    pub(crate) const FIRST_WORKER: u32 = 1000;
+}
+
+/// The highest base such that all ids stay below the kernel's invalid ones.
+const UID_BASE_MAX: i64 = u32::MAX as i64 - uid::FIRST_WORKER as i64 - CHILDREN_MAX as i64 - 2;
+
+/// Starts a node's programs, each in its own walls, and ends with them.
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Args {
+    /// Configuration of the supervisor; user id BASE+1 must be able to read it
+    #[arg(long, value_name = "FILE")]
+    node: PathBuf,
+    /// Configuration of the vault; user id BASE+2 must be able to read it
+    #[arg(long, value_name = "FILE")]
+    vault: PathBuf,
+    /// Folder of the node's state; the programs must be able to pass through the folders above it
+    #[arg(long, value_name = "DIR")]
+    state: PathBuf,
+    /// Folder of the node's programs; by default the one that casemate-launch lies in
+    #[arg(long, value_name = "DIR")]
+    programs: Option<PathBuf>,
+    /// First of the 5096 user and group ids that belong to this node alone; ignored unless run as root
+    #[arg(long, value_name = "BASE", default_value_t = 700_000, value_parser = clap::value_parser!(u32).range(1000..=UID_BASE_MAX))]
+    uid_base: u32,
+}
+
+fn main() -> ExitCode {
+    // Before anything else, so that no descriptor, file mode or privilege of our parent comes along.
+    if let Err(error) = sanitise() {
+        log();
+        tracing::error!(%error, "cannot sanitise this process");
+        return exit::UNAVAILABLE.into();
+    }
+    log();
+    let args = match Args::try_parse() {
+        Ok(args) => args,
+        Err(error) => {
+            let _ = error.print();
+            return if error.use_stderr() {
+                exit::USAGE.into()
+            } else {
+                ExitCode::SUCCESS
+            };
+        }
+    };
+    match run(&args) {
+        Ok(code) => code.into(),
+        Err(refusal) => {
+            let cause = std::error::Error::source(&refusal).map(ToString::to_string);
+            tracing::error!(cause, "{refusal}");
+            refusal.code().into()
+        }
+    }
+}
+
+fn run(args: &Args) -> Result<u8, Refused> {
+    let missing = |source, path: &PathBuf| Refused::Configuration {
+        path: path.clone(),
+        source,
+    };
+    let node = fs::canonicalize(&args.node).map_err(|source| missing(source, &args.node))?;
+    let vault = fs::canonicalize(&args.vault).map_err(|source| missing(source, &args.vault))?;
+
+    let as_root = rustix::process::geteuid().is_root();
+    let base = as_root.then_some(args.uid_base);
+
+    let state = folders::prepare(&args.state, base).map_err(|source| Refused::State {
+        path: args.state.clone(),
+        source,
+    })?;
+
+    let programs = match &args.programs {
+        Some(folder) => folder.clone(),
+        None => std::env::current_exe()
+            .ok()
+            .and_then(|path| Some(path.parent()?.to_owned()))
+            .unwrap_or_default(),
+    };
+    let launcher = Launcher::new(&programs, &node, &vault, &state, base)?;
+    serve::serve(launcher)
+}
+
+/// Why launch does not start at all.
+#[derive(Debug, thiserror::Error)]
+enum Refused {
+    #[error("cannot read the configuration {path}")]
+    Configuration {
+        path: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error("cannot prepare the state folder {path}")]
+    State {
+        path: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error("cannot open the program {path}")]
+    Program {
+        path: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error("cannot {step}")]
+    Step {
+        step: &'static str,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error("cannot start the supervisor")]
+    Supervisor(#[source] start::StartError),
+}
+
+impl Refused {
+    fn code(&self) -> u8 {
+        match self {
+            Self::Configuration { .. } => exit::USAGE,
+            Self::State { .. } => exit::CANNOT_CREATE,
+            Self::Program { .. } | Self::Step { .. } | Self::Supervisor(_) => exit::UNAVAILABLE,
+        }
+    }
+}
+
+fn sanitise() -> std::io::Result<()> {
+    child::close_other_descriptors(0)?;
+    rustix::process::umask(Mode::from_raw_mode(0o077));
+    Ok(rustix::thread::set_no_new_privs(true)?)
+}
+
+fn log() {
+    let filter = EnvFilter::try_from_env("CASEMATE_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
+    if std::env::var("CASEMATE_LOG_FORMAT").is_ok_and(|format| format == "json") {
+        builder.json().init();
+    } else {
+        builder.init();
+    }
+}

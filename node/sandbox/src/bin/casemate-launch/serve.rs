@@ -1,0 +1,438 @@
+//! The loop: commands in, events out, children reaped. It ends when the supervisor does, and everything ends with it.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::io::{self, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, FromRawFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use casemate_sandbox::launch::{CHILDREN_MAX, Command, End, Event, PACKET_BYTES, Program, Refusal};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendFlags,
+    SocketFlags, SocketType, recvmsg, send, socketpair, sockopt,
+};
+use rustix::process::{Pid, Signal, WaitOptions, WaitStatus, kill_process, waitpid};
+
+use crate::cgroup::Cgroup;
+use crate::start::{Launcher, StartError};
+use crate::{Refused, exit};
+
+/// From a request to end until we end everything ourselves. The supervisor drains requests meanwhile.
+const GRACE: Duration = Duration::from_secs(15);
+/// From the supervisor closing its socket until we end everything: it is about to exit, or broken.
+const LAST_WORDS: Duration = Duration::from_secs(2);
+/// For children to be gone after SIGKILL; one that hangs in the kernel must not keep us.
+const BURIAL: Duration = Duration::from_secs(5);
+/// Events that wait for the supervisor to read; from here on we read none of its commands. Exits may come on top, one for
+/// each child.
+const EVENTS_MAX: usize = 1024;
+
+/// Serves until the end, and gives our exit code.
+pub(crate) fn serve(launcher: Launcher) -> Result<u8, Refused> {
+    let step = |step, source: io::Error| Refused::Step { step, source };
+    let signals = signals().map_err(|error| step("take our signals as a descriptor", error))?;
+    let (socket, theirs) = socketpair(
+        AddressFamily::UNIX,
+        SocketType::SEQPACKET,
+        SocketFlags::CLOEXEC,
+        None,
+    )
+    .map_err(|error| step("make the command socket", error.into()))?;
+    let supervisor = launcher
+        .start_supervisor(theirs.as_fd())
+        .map_err(Refused::Supervisor)?;
+    drop(theirs);
+    tracing::info!(pid = supervisor.pid.as_raw_nonzero(), "the supervisor runs");
+    let mut server = Server {
+        launcher,
+        socket,
+        signals,
+        supervisor: Some(supervisor.pid),
+        supervisor_end: None,
+        children: BTreeMap::new(),
+        free_slots: (0..CHILDREN_MAX as u32).collect(),
+        started: 0,
+        events: VecDeque::new(),
+        listening: true,
+        asked_to_end: false,
+        deadline: None,
+    };
+    Ok(server.run())
+}
+
+struct Server {
+    launcher: Launcher,
+    socket: OwnedFd,
+    signals: OwnedFd,
+    supervisor: Option<Pid>,
+    supervisor_end: Option<End>,
+    children: BTreeMap<u64, Child>,
+    /// Of user ids, for workers.
+    free_slots: BTreeSet<u32>,
+    /// How many children we have started, ever: their cgroups' names.
+    started: u64,
+    events: VecDeque<Event>,
+    /// Whether the supervisor's socket is still open.
+    listening: bool,
+    asked_to_end: bool,
+    deadline: Option<Instant>,
+}
+
+struct Child {
+    pid: Pid,
+    program: Program,
+    slot: Option<u32>,
+    cgroup: Option<Cgroup>,
+}
+
+/// What came from the supervisor.
+enum Received {
+    Command(Command, Option<OwnedFd>),
+    Nothing,
+    Closed,
+    Malformed,
+}
+
+impl Server {
+    fn run(&mut self) -> u8 {
+        loop {
+            self.wait();
+            self.take_signals();
+            self.reap();
+            if self.supervisor.is_none()
+                || self
+                    .deadline
+                    .is_some_and(|deadline| Instant::now() >= deadline)
+            {
+                break;
+            }
+            if self.listening && self.events.len() < EVENTS_MAX {
+                match self.receive() {
+                    Received::Command(command, descriptor) => self.obey(command, descriptor),
+                    Received::Nothing => {}
+                    Received::Closed => {
+                        self.listening = false;
+                        self.end_within(LAST_WORDS);
+                    }
+                    Received::Malformed => {
+                        tracing::error!(
+                            "the supervisor sent something that is no command; ending everything"
+                        );
+                        break;
+                    }
+                }
+            }
+            self.tell();
+        }
+        self.bury();
+        self.exit_code()
+    }
+
+    /// Until there is something to do.
+    fn wait(&self) {
+        let mut wanted = PollFlags::empty();
+        if self.events.len() < EVENTS_MAX {
+            wanted |= PollFlags::IN;
+        }
+        if !self.events.is_empty() {
+            wanted |= PollFlags::OUT;
+        }
+        let mut all = vec![PollFd::new(&self.signals, PollFlags::IN)];
+        if self.listening {
+            all.push(PollFd::new(&self.socket, wanted));
+        }
+        let limit = self
+            .deadline
+            .map(|deadline| timespec(deadline.saturating_duration_since(Instant::now())));
+        if let Err(error) = poll(&mut all, limit.as_ref()) {
+            tracing::debug!(%error, "poll");
+        }
+    }
+
+    fn take_signals(&mut self) {
+        let size = size_of::<libc::signalfd_siginfo>();
+        let mut info = [0; size_of::<libc::signalfd_siginfo>()];
+        while rustix::io::read(&self.signals, &mut info).is_ok_and(|read| read == size) {
+            // ssi_signo, the structure's first field.
+            let signal = u32::from_ne_bytes([info[0], info[1], info[2], info[3]]).cast_signed();
+            if signal != libc::SIGCHLD && !self.asked_to_end {
+                tracing::info!(
+                    signal,
+                    grace_secs = GRACE.as_secs(),
+                    "asked to end; the supervisor drains"
+                );
+                self.asked_to_end = true;
+                self.end_within(GRACE);
+                if let Some(pid) = self.supervisor {
+                    let _ = kill_process(pid, Signal::TERM);
+                }
+            }
+        }
+    }
+
+    fn end_within(&mut self, time: Duration) {
+        let deadline = Instant::now() + time;
+        self.deadline = Some(
+            self.deadline
+                .map_or(deadline, |earlier| earlier.min(deadline)),
+        );
+    }
+
+    /// All that have ended; as the first process of a container also those that are nobody's.
+    fn reap(&mut self) {
+        while let Ok(Some((pid, status))) = waitpid(None, WaitOptions::NOHANG) {
+            if self.supervisor == Some(pid) {
+                self.supervisor = None;
+                self.supervisor_end = Some(end(status, None));
+                continue;
+            }
+            let Some(id) = self
+                .children
+                .iter()
+                .find_map(|(id, child)| (child.pid == pid).then_some(*id))
+            else {
+                continue;
+            };
+            let Some(child) = self.children.remove(&id) else {
+                continue;
+            };
+            let end = end(status, child.cgroup.as_ref());
+            if let Some(cgroup) = &child.cgroup {
+                cgroup.remove();
+            }
+            self.free_slots.extend(child.slot);
+            match end {
+                End::Signal(libc::SIGSYS) => {
+                    tracing::warn!(id, program = ?child.program, "ended by a system call outside its policy");
+                }
+                end => tracing::debug!(id, program = ?child.program, ?end, "exited"),
+            }
+            self.events.push_back(Event::Exited { id, end });
+        }
+    }
+
+    fn receive(&self) -> Received {
+        // A byte more than a packet and a descriptor more than one, so that more is noticed.
+        let mut bytes = [0; PACKET_BYTES + 1];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
+        let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+        let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
+        let received = match recvmsg(
+            &self.socket,
+            &mut [IoSliceMut::new(&mut bytes)],
+            &mut ancillary,
+            flags,
+        ) {
+            Ok(received) => received,
+            Err(Errno::AGAIN | Errno::INTR) => return Received::Nothing,
+            Err(_) => return Received::Closed,
+        };
+        let mut descriptors: Vec<OwnedFd> = Vec::new();
+        for message in ancillary.drain() {
+            if let RecvAncillaryMessage::ScmRights(rights) = message {
+                descriptors.extend(rights);
+            }
+        }
+        if received.bytes == 0 && descriptors.is_empty() {
+            return Received::Closed;
+        }
+        let command = Command::decode(&bytes[..received.bytes]);
+        let whole = !received
+            .flags
+            .intersects(ReturnFlags::CTRUNC | ReturnFlags::TRUNC);
+        match (command, descriptors.len()) {
+            (Ok(command @ Command::Start { .. }), 1) if whole => {
+                Received::Command(command, descriptors.pop())
+            }
+            (Ok(command @ Command::Kill { .. }), 0) if whole => Received::Command(command, None),
+            _ => Received::Malformed,
+        }
+    }
+
+    fn obey(&mut self, command: Command, descriptor: Option<OwnedFd>) {
+        match (command, descriptor) {
+            (
+                Command::Start {
+                    id,
+                    program,
+                    memory_mib,
+                    pids,
+                },
+                Some(input),
+            ) => {
+                let event = match self.start(id, program, memory_mib, pids, &input) {
+                    Ok(pid) => Event::Started {
+                        id,
+                        pid: pid.as_raw_nonzero().get().cast_unsigned(),
+                    },
+                    Err(refusal) => {
+                        tracing::warn!(id, ?program, ?refusal, "not started");
+                        Event::Refused { id, refusal }
+                    }
+                };
+                self.events.push_back(event);
+            }
+            (Command::Kill { id }, _) => {
+                if let Some(child) = self.children.get(&id) {
+                    let _ = kill_process(child.pid, Signal::KILL);
+                }
+            }
+            (Command::Start { .. }, None) => {}
+        }
+    }
+
+    fn start(
+        &mut self,
+        id: u64,
+        program: Program,
+        memory_mib: u32,
+        pids: u32,
+        input: &OwnedFd,
+    ) -> Result<Pid, Refusal> {
+        if self.children.contains_key(&id) {
+            return Err(Refusal::Duplicate);
+        }
+        let is_worker = program == Program::Worker;
+        let single_is_up =
+            !is_worker && self.children.values().any(|child| child.program == program);
+        if single_is_up || self.children.len() >= CHILDREN_MAX {
+            return Err(Refusal::Busy);
+        }
+        if is_worker && (memory_mib == 0 || pids == 0) {
+            return Err(Refusal::Unlimited);
+        }
+        if sockopt::socket_type(input) != Ok(SocketType::SEQPACKET) {
+            return Err(Refusal::NotAControlSocket);
+        }
+        let slot = if is_worker {
+            Some(self.free_slots.pop_first().ok_or(Refusal::Busy)?)
+        } else {
+            None
+        };
+        self.started += 1;
+        let made = self.launcher.start_child(
+            self.started,
+            program,
+            slot.unwrap_or(0),
+            memory_mib,
+            pids,
+            input.as_fd(),
+        );
+        match made {
+            Ok(started) => {
+                let child = Child {
+                    pid: started.pid,
+                    program,
+                    slot,
+                    cgroup: started.cgroup,
+                };
+                self.children.insert(id, child);
+                Ok(started.pid)
+            }
+            Err(error) => {
+                self.free_slots.extend(slot);
+                Err(refusal(id, &error))
+            }
+        }
+    }
+
+    /// As much as the supervisor takes at the moment.
+    fn tell(&mut self) {
+        while let Some(event) = self.events.front() {
+            match send(
+                &self.socket,
+                &event.encode(),
+                SendFlags::NOSIGNAL | SendFlags::DONTWAIT,
+            ) {
+                Err(Errno::AGAIN | Errno::INTR) => return,
+                // Gone ones show as an end of the socket or of the process.
+                Ok(_) | Err(_) => self.events.pop_front(),
+            };
+        }
+    }
+
+    /// Ends everything that is left and waits for it.
+    fn bury(&mut self) {
+        let deadline = Instant::now() + BURIAL;
+        let left = |server: &Self| {
+            server
+                .supervisor
+                .into_iter()
+                .chain(server.children.values().map(|child| child.pid))
+                .collect()
+        };
+        let all: Vec<Pid> = left(self);
+        for pid in &all {
+            let _ = kill_process(*pid, Signal::KILL);
+        }
+        self.deadline = Some(deadline);
+        self.listening = false;
+        while Instant::now() < deadline && (self.supervisor.is_some() || !self.children.is_empty())
+        {
+            self.wait();
+            self.take_signals();
+            self.reap();
+        }
+        if !all.is_empty() {
+            tracing::info!(ended = all.len(), "ended what was left");
+        }
+    }
+
+    /// The supervisor's own, if that says that something is to be done about it; never 0 if nobody asked us to end.
+    fn exit_code(&self) -> u8 {
+        match self.supervisor_end {
+            Some(End::Exit(0)) if self.asked_to_end => 0,
+            Some(End::Exit(0)) => exit::TEMPORARY,
+            Some(End::Exit(code)) => u8::try_from(code).unwrap_or(exit::SOFTWARE),
+            end => {
+                tracing::error!(?end, "the supervisor did not end by itself");
+                exit::SOFTWARE
+            }
+        }
+    }
+}
+
+fn refusal(id: u64, error: &StartError) -> Refusal {
+    let cause = std::error::Error::source(error).map(ToString::to_string);
+    tracing::error!(id, cause, "{error}");
+    Refusal::Failed(error.errno())
+}
+
+fn end(status: WaitStatus, cgroup: Option<&Cgroup>) -> End {
+    match (status.terminating_signal(), status.exit_status()) {
+        (Some(libc::SIGKILL), _) if cgroup.is_some_and(Cgroup::out_of_memory) => End::OutOfMemory,
+        (Some(signal), _) => End::Signal(signal),
+        (None, code) => End::Exit(code.unwrap_or_default()),
+    }
+}
+
+fn timespec(duration: Duration) -> Timespec {
+    // A millisecond more, so that the deadline has passed when we wake.
+    let duration = duration + Duration::from_millis(1);
+    Timespec {
+        tv_sec: duration.as_secs().try_into().unwrap_or(i64::MAX),
+        tv_nsec: duration.subsec_nanos().into(),
+    }
+}
+
+/// SIGCHLD, SIGTERM and SIGINT as something to poll; they interrupt nothing any more.
+fn signals() -> io::Result<OwnedFd> {
+    // SAFETY: `sigemptyset` makes the set of the zeroed memory before anything reads it, and the set outlives all calls.
+    // `signalfd` with -1 gives a new descriptor that nobody else has, which is what `OwnedFd` takes over.
+    unsafe {
+        let mut set: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&raw mut set);
+        for signal in [libc::SIGCHLD, libc::SIGTERM, libc::SIGINT] {
+            libc::sigaddset(&raw mut set, signal);
+        }
+        if libc::sigprocmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut()) != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        match libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK) {
+            -1 => Err(io::Error::last_os_error()),
+            descriptor => Ok(OwnedFd::from_raw_fd(descriptor)),
+        }
+    }
+}

@@ -1,0 +1,356 @@
+//! Starting programs: what each gets, and our half of making its process.
+
+use std::ffi::{CString, NulError, OsStr};
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use casemate_sandbox::launch::{KEPT_VARIABLES, OUTER_NAMESPACES, Program};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{CWD, Mode, OFlags, openat};
+use rustix::io::Errno;
+use rustix::net::{
+    AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socketpair,
+};
+use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
+use rustix::thread::CapabilitySet;
+
+use crate::cgroup::{Cgroup, Hierarchy};
+use crate::child::{self, Exec, Plan, Step};
+use crate::walls::{WALLS, Walls};
+use crate::{Refused, uid};
+
+/// How long a child may take until it is its program. It does nothing that waits; this ends a child on a machine that
+/// has come to a stop, before the supervisor thinks the same of us.
+const START_SECS_MAX: i64 = 10;
+
+/// Where there is no cgroup, a worker's `RLIMIT_DATA` is its memory limit and this: V8 maps 512 MiB writable for code on
+/// machines without protection keys, and the limit counts what is mapped, not what is used.
+const DATA_RESERVE_MIB: u64 = 1024;
+
+/// Everything that is the same for all children: found once, at our start.
+pub(crate) struct Launcher {
+    node: Installed,
+    vault: Installed,
+    gateway: Installed,
+    worker: Installed,
+    base: Option<u32>,
+    walls: Walls,
+    cgroups: Hierarchy,
+    environment: Vec<CString>,
+    null: OwnedFd,
+}
+
+/// A program's file and the arguments that it gets. The file stays open: all children run what was there at our start.
+struct Installed {
+    file: OwnedFd,
+    arguments: Vec<CString>,
+}
+
+/// A child just made.
+#[derive(Debug)]
+pub(crate) struct Started {
+    pub(crate) pid: Pid,
+    pub(crate) cgroup: Option<Cgroup>,
+}
+
+/// Why a child was not made.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum StartError {
+    #[error("cannot make a cgroup")]
+    Cgroup(#[source] io::Error),
+    #[error("cannot make a socket pair")]
+    Line(#[source] Errno),
+    #[error("cannot make a process")]
+    Clone(#[source] io::Error),
+    #[error("cannot put the process into its cgroup")]
+    Join(#[source] io::Error),
+    #[error("cannot map the process's ids")]
+    Map(#[source] io::Error),
+    #[error("the process did not wait for us")]
+    Gone(#[source] Errno),
+    #[error("the process cannot {0}")]
+    Step(Step, #[source] Errno),
+    #[error("the process took more than {START_SECS_MAX} s")]
+    Slow,
+}
+
+impl StartError {
+    /// For the supervisor.
+    pub(crate) fn errno(&self) -> i32 {
+        match self {
+            Self::Cgroup(error) | Self::Clone(error) | Self::Join(error) | Self::Map(error) => {
+                error.raw_os_error().unwrap_or(0)
+            }
+            Self::Line(errno) | Self::Gone(errno) | Self::Step(_, errno) => errno.raw_os_error(),
+            Self::Slow => Errno::TIMEDOUT.raw_os_error(),
+        }
+    }
+}
+
+impl Launcher {
+    pub(crate) fn new(
+        programs: &Path,
+        node: &Path,
+        vault: &Path,
+        state: &Path,
+        base: Option<u32>,
+    ) -> Result<Self, Refused> {
+        let install = |name: &str, config: Option<&Path>, folder: &str| {
+            let path = programs.join(name);
+            let with_state = config.map(|config| (config, state.join(folder)));
+            Installed::open(&path, name, with_state)
+                .map_err(|source| Refused::Program { path, source })
+        };
+        let step = |step, source: io::Error| Refused::Step { step, source };
+        let null = openat(
+            CWD,
+            "/dev/null",
+            OFlags::RDWR | OFlags::CLOEXEC,
+            Mode::empty(),
+        );
+        let mut launcher = Self {
+            node: install("casemate-node", Some(node), "node")?,
+            vault: install("casemate-vault", Some(vault), "vault")?,
+            gateway: install("casemate-gateway", None, "")?,
+            worker: install("casemate-worker", None, "")?,
+            base,
+            walls: Walls::None,
+            cgroups: Hierarchy::find(),
+            environment: environment().map_err(|error| step("read our namespaces", error))?,
+            null: null.map_err(|error| step("open /dev/null", error.into()))?,
+        };
+        let works = |walls: &Walls| match launcher.try_out(*walls) {
+            Ok(()) => true,
+            Err(error) => {
+                let cause = std::error::Error::source(&error).map(ToString::to_string);
+                tracing::warn!(
+                    walls = walls.describe(),
+                    cause,
+                    "not to be had here: {error}"
+                );
+                false
+            }
+        };
+        launcher.walls = WALLS.into_iter().find(works).unwrap_or(Walls::None);
+        tracing::info!(users = base.is_some(), walls = launcher.walls.describe(), cgroups = ?launcher.cgroups, "ready to start programs");
+        Ok(launcher)
+    }
+
+    /// The supervisor, with its end of the command socket.
+    pub(crate) fn start_supervisor(&self, socket: BorrowedFd<'_>) -> Result<Started, StartError> {
+        let plan = Plan {
+            namespaces: 0,
+            id: self.id(uid::SUPERVISOR),
+            capabilities: CapabilitySet::empty(),
+            data_max: None,
+            input: Some(socket),
+            null: self.null.as_fd(),
+            program: Some(self.node.exec(&self.environment)),
+        };
+        self.start(&plan, None)
+    }
+
+    /// A child at the supervisor's command. `slot` is a worker's own among those alive.
+    pub(crate) fn start_child(
+        &self,
+        number: u64,
+        program: Program,
+        slot: u32,
+        memory_mib: u32,
+        pids: u32,
+        input: BorrowedFd<'_>,
+    ) -> Result<Started, StartError> {
+        let cgroup = self
+            .cgroups
+            .make(number, memory_mib, pids)
+            .map_err(StartError::Cgroup)?;
+        let data_max = (cgroup.is_none() && memory_mib > 0)
+            .then(|| (u64::from(memory_mib) + DATA_RESERVE_MIB) << 20);
+        let (installed, id, namespaces, capabilities) = match program {
+            Program::Vault => (&self.vault, uid::VAULT, 0, CapabilitySet::empty()),
+            // Ports below 1024; it gives this up once they are bound.
+            Program::Gateway => (
+                &self.gateway,
+                uid::GATEWAY,
+                0,
+                CapabilitySet::NET_BIND_SERVICE,
+            ),
+            Program::Worker => (
+                &self.worker,
+                uid::FIRST_WORKER + slot,
+                self.walls.flags(),
+                self.walls.capabilities(),
+            ),
+        };
+        let plan = Plan {
+            namespaces,
+            id: self.id(id),
+            capabilities,
+            data_max,
+            input: Some(input),
+            null: self.null.as_fd(),
+            program: Some(installed.exec(&self.environment)),
+        };
+        self.start(&plan, cgroup)
+    }
+
+    /// Whether a worker could be made within these walls, up to the exec.
+    fn try_out(&self, walls: Walls) -> Result<(), StartError> {
+        let plan = Plan {
+            namespaces: walls.flags(),
+            id: self.id(uid::FIRST_WORKER),
+            capabilities: walls.capabilities(),
+            data_max: None,
+            input: None,
+            null: self.null.as_fd(),
+            program: None,
+        };
+        let started = self.start(&plan, None)?;
+        let status = waitpid(Some(started.pid), WaitOptions::empty()).map_err(StartError::Gone)?;
+        match status.and_then(|(_, status)| status.exit_status()) {
+            Some(0) => Ok(()),
+            _ => Err(StartError::Gone(Errno::CHILD)),
+        }
+    }
+
+    fn id(&self, number: u32) -> Option<u32> {
+        self.base.map(|base| base + number)
+    }
+
+    /// Makes the process and sees it through until it is its program. On failure nothing of it is left.
+    fn start(&self, plan: &Plan<'_>, cgroup: Option<Cgroup>) -> Result<Started, StartError> {
+        let pair = socketpair(
+            AddressFamily::UNIX,
+            SocketType::SEQPACKET,
+            SocketFlags::CLOEXEC,
+            None,
+        );
+        let made = pair.map_err(StartError::Line).and_then(|(ours, theirs)| {
+            let pid = child::spawn(plan, theirs).map_err(StartError::Clone)?;
+            let outcome = self.see_through(plan, pid, &ours, cgroup.as_ref());
+            if outcome.is_err() {
+                end(pid);
+            }
+            outcome.map(|()| pid)
+        });
+        match made {
+            Ok(pid) => Ok(Started { pid, cgroup }),
+            Err(error) => {
+                if let Some(cgroup) = cgroup {
+                    cgroup.remove();
+                }
+                Err(error)
+            }
+        }
+    }
+
+    fn see_through(
+        &self,
+        plan: &Plan<'_>,
+        pid: Pid,
+        line: &OwnedFd,
+        cgroup: Option<&Cgroup>,
+    ) -> Result<(), StartError> {
+        if let Some(cgroup) = cgroup {
+            cgroup
+                .add(pid.as_raw_nonzero().get().cast_unsigned())
+                .map_err(StartError::Join)?;
+        }
+
+        if plan.namespaces & libc::CLONE_NEWUSER != 0 {
+            map_ids(pid, self.base.is_some(), plan.id).map_err(StartError::Map)?;
+        }
+
+        send(line, &[1], SendFlags::NOSIGNAL).map_err(StartError::Gone)?;
+
+        let limit = Timespec {
+            tv_sec: START_SECS_MAX,
+            tv_nsec: 0,
+        };
+        if poll(&mut [PollFd::new(line, PollFlags::IN)], Some(&limit)).map_err(StartError::Gone)?
+            == 0
+        {
+            return Err(StartError::Slow);
+        }
+        let mut report = [0; 8];
+        let (length, _) = recv(line, &mut report, RecvFlags::empty()).map_err(StartError::Gone)?;
+        match child::decode(&report[..length]) {
+            Some((step, errno)) => Err(StartError::Step(step, errno)),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Installed {
+    fn open(path: &PathBuf, name: &str, config: Option<(&Path, PathBuf)>) -> io::Result<Self> {
+        let file = openat(CWD, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
+        let mut words = vec![OsStr::new(name)];
+        if let Some((config, state)) = &config {
+            words.extend([
+                OsStr::new("--config"),
+                config.as_os_str(),
+                OsStr::new("--state"),
+                state.as_os_str(),
+            ]);
+        }
+        let arguments: Result<_, NulError> = words
+            .into_iter()
+            .map(|word| CString::new(word.as_bytes()))
+            .collect();
+        Ok(Self {
+            file,
+            arguments: arguments?,
+        })
+    }
+
+    fn exec<'a>(&'a self, environment: &'a [CString]) -> Exec<'a> {
+        Exec {
+            file: self.file.as_fd(),
+            arguments: &self.arguments,
+            environment,
+        }
+    }
+}
+
+/// Of ours only what says how to log; and which namespaces are ours.
+fn environment() -> io::Result<Vec<CString>> {
+    let kept = std::env::vars().filter(|(name, _)| name.starts_with(KEPT_VARIABLES));
+    let mut all: Vec<String> = kept
+        .map(|(name, value)| format!("{name}={value}"))
+        .collect();
+    let mut namespaces = Vec::new();
+    for name in ["user", "pid", "mnt", "net", "ipc", "uts"] {
+        // A kernel without a kind of namespace has no such link.
+        if let Ok(link) = fs::read_link(Path::new("/proc/self/ns").join(name)) {
+            namespaces.push(link.to_string_lossy().into_owned());
+        }
+    }
+    if namespaces.is_empty() {
+        return Err(io::ErrorKind::NotFound.into());
+    }
+    all.push(format!("{OUTER_NAMESPACES}={}", namespaces.join(" ")));
+    let all: Result<_, NulError> = all.into_iter().map(CString::new).collect();
+    Ok(all?)
+}
+
+/// The one user and group id of a new user namespace: its own, unchanged, or ours.
+fn map_ids(pid: Pid, as_root: bool, id: Option<u32>) -> io::Result<()> {
+    let folder = PathBuf::from(format!("/proc/{}", pid.as_raw_nonzero()));
+    let uid = id.unwrap_or(rustix::process::geteuid().as_raw());
+    let gid = id.unwrap_or(rustix::process::getegid().as_raw());
+    if !as_root {
+        // Without privilege, groups can be mapped only for who has given up changing them.
+        fs::write(folder.join("setgroups"), "deny")?;
+    }
+    fs::write(folder.join("uid_map"), format!("{uid} {uid} 1"))?;
+    fs::write(folder.join("gid_map"), format!("{gid} {gid} 1"))
+}
+
+/// Ends a child and waits for it: SIGKILL is not to be refused.
+fn end(pid: Pid) {
+    let _ = kill_process(pid, Signal::KILL);
+    let _ = waitpid(Some(pid), WaitOptions::empty());
+}
