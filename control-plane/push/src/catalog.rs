@@ -28,8 +28,6 @@ pub trait Catalog {
     fn statement(&self, id: &StatementId) -> Option<Vec<u8>>;
     /// The newest manifest's bytes and revision.
     fn manifest(&self, tenant: &TenantId) -> Option<(u64, Vec<u8>)>;
-    /// A tenant's object.
-    fn object(&self, tenant: &TenantId, digest: &Digest) -> Option<StoredObject>;
 }
 
 /// Who is at the other end.
@@ -43,6 +41,20 @@ pub struct Member {
     pub key: PublicKey,
     /// The fleet.
     pub fleet: FleetId,
+}
+
+/// What the shell is to write.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Transmit {
+    /// This frame.
+    Frame(Vec<u8>),
+    /// An object: read it, hand it in with [`crate::ControlEnd::loaded`], ask again.
+    Load {
+        /// The tenant.
+        tenant: TenantId,
+        /// Which.
+        digest: Digest,
+    },
 }
 
 /// What the shell is to do or to remember.

@@ -6,7 +6,7 @@ use casemate_trust::dsse::Envelope;
 use casemate_trust::id::{Digest, TenantId};
 use casemate_trust::statement::{Manifest, Statement as _};
 
-use crate::catalog::{Catalog, ControlEvent, Member, StoredObject};
+use crate::catalog::{Catalog, ControlEvent, Member, StoredObject, Transmit};
 use crate::codec::{Decoder, Violation, encode};
 use crate::message::{
     Cursor, Has, Hello, MAX_AHEAD_BYTES, MAX_FETCHES, MAX_TEXT_BYTES, MAX_UNACKED, PROTOCOL,
@@ -32,20 +32,16 @@ enum State {
 
 #[derive(Debug)]
 enum Work {
-    Statement {
-        revision: u64,
-        id: StatementId,
-    },
-    /// With the manifest that lists it, unless too much would come ahead.
-    Ahead {
-        tenant: TenantId,
-        digest: Digest,
-    },
-    /// Asked for.
-    Wanted {
-        tenant: TenantId,
-        digest: Digest,
-    },
+    Statement { revision: u64, id: StatementId },
+    Object(Object),
+}
+
+#[derive(Debug)]
+struct Object {
+    tenant: TenantId,
+    digest: Digest,
+    /// Asked for; otherwise it goes ahead of the manifest that lists it.
+    is_wanted: bool,
 }
 
 /// See the crate's documentation.
@@ -55,6 +51,7 @@ pub struct ControlEnd {
     decoder: Decoder,
     answers: VecDeque<ToNode>,
     work: VecDeque<Work>,
+    loading: Option<Object>,
     /// What the node has or was sent.
     has: Has,
     /// Tenants that were not listed need nothing at or below this revision.
@@ -91,6 +88,7 @@ impl ControlEnd {
             decoder: Decoder::default(),
             answers: VecDeque::new(),
             work: VecDeque::new(),
+            loading: None,
             has: Has::default(),
             unlisted_until: 0,
             position: 0,
@@ -229,10 +227,11 @@ impl ControlEnd {
                 .as_ref()
                 .is_some_and(|listing| listing.objects.contains(digest))
             {
-                self.work.push_back(Work::Wanted {
+                self.work.push_back(Work::Object(Object {
                     tenant,
                     digest: *digest,
-                });
+                    is_wanted: true,
+                }));
             } else {
                 self.answer(ToNode::Unavailable { digest: *digest })?;
             }
@@ -309,30 +308,75 @@ impl ControlEnd {
         Ok(())
     }
 
-    /// The next frame to write. To be called when the stream has room, and again when the catalog has changed: bytes are
-    /// read from it only now, so a slow node costs no memory.
-    pub fn poll_transmit(&mut self, catalog: &dyn Catalog) -> Option<Vec<u8>> {
+    /// What to write next. To be called when the stream has room, and again when the catalog has changed: bytes are read
+    /// only now, so a slow node costs no memory.
+    pub fn poll_transmit(&mut self, catalog: &dyn Catalog) -> Option<Transmit> {
         if let Some(answer) = self.answers.pop_front() {
-            return Some(encode(&answer));
+            return Some(Transmit::Frame(encode(&answer)));
         }
         self.served()?;
-        loop {
-            while self.unacked.len() < MAX_UNACKED {
-                let Some(work) = self.work.pop_front() else {
-                    break;
-                };
-                if let Some(message) = self.load(work, catalog) {
-                    return Some(encode(&message));
+        while self.unacked.len() < MAX_UNACKED && self.loading.is_none() {
+            match self.work.pop_front() {
+                Some(Work::Statement { revision, id }) => {
+                    if let Some(bytes) = catalog.statement(&id) {
+                        self.ahead_bytes = 0;
+                        self.unacked.insert(id.clone(), revision);
+                        let message = ToNode::Statement {
+                            revision,
+                            id,
+                            bytes,
+                        };
+                        return Some(Transmit::Frame(encode(&message)));
+                    }
                 }
+                Some(Work::Object(object)) => {
+                    let (tenant, digest) = (object.tenant, object.digest);
+                    self.loading = Some(object);
+                    return Some(Transmit::Load { tenant, digest });
+                }
+                None => match catalog.next_after(self.position) {
+                    Some((revision, id)) => {
+                        self.position = revision;
+                        self.plan(revision, id, catalog);
+                    }
+                    None => {
+                        let message = self.sync(catalog.now())?;
+                        return Some(Transmit::Frame(encode(&message)));
+                    }
+                },
             }
-            if self.unacked.len() >= MAX_UNACKED {
-                return None;
+        }
+        None
+    }
+
+    /// The object that [`Transmit::Load`] asked for, or that there is none.
+    pub fn loaded(&mut self, found: Option<StoredObject>) {
+        let Some(Object {
+            tenant,
+            digest,
+            is_wanted,
+        }) = self.loading.take()
+        else {
+            return;
+        };
+        match found {
+            Some(StoredObject { kind, bytes }) => {
+                if !is_wanted {
+                    // What would be too much ahead of its manifest, the node will ask for.
+                    if self.ahead_bytes + bytes.len() > MAX_AHEAD_BYTES {
+                        return;
+                    }
+                    self.ahead_bytes += bytes.len();
+                }
+                self.answers.push_front(ToNode::Object {
+                    tenant,
+                    digest,
+                    kind,
+                    bytes,
+                });
             }
-            let Some((revision, id)) = catalog.next_after(self.position) else {
-                return self.sync(catalog.now()).map(|message| encode(&message));
-            };
-            self.position = revision;
-            self.plan(revision, id, catalog);
+            None if is_wanted => self.answers.push_front(ToNode::Unavailable { digest }),
+            None => {}
         }
     }
 
@@ -342,44 +386,6 @@ impl ControlEnd {
         }
         self.synced = Some(now.revision);
         Some(ToNode::Synced { now })
-    }
-
-    /// Reads what is to be sent now.
-    fn load(&mut self, work: Work, catalog: &dyn Catalog) -> Option<ToNode> {
-        match work {
-            Work::Statement { revision, id } => {
-                let bytes = catalog.statement(&id)?;
-                self.ahead_bytes = 0;
-                self.unacked.insert(id.clone(), revision);
-                Some(ToNode::Statement {
-                    revision,
-                    id,
-                    bytes,
-                })
-            }
-            Work::Ahead { tenant, digest } => {
-                let StoredObject { kind, bytes } = catalog.object(&tenant, &digest)?;
-                if self.ahead_bytes + bytes.len() > MAX_AHEAD_BYTES {
-                    return None;
-                }
-                self.ahead_bytes += bytes.len();
-                Some(ToNode::Object {
-                    tenant,
-                    digest,
-                    kind,
-                    bytes,
-                })
-            }
-            Work::Wanted { tenant, digest } => Some(match catalog.object(&tenant, &digest) {
-                Some(StoredObject { kind, bytes }) => ToNode::Object {
-                    tenant,
-                    digest,
-                    kind,
-                    bytes,
-                },
-                None => ToNode::Unavailable { digest },
-            }),
-        }
     }
 
     /// Works out what a change means for this node.
@@ -472,8 +478,13 @@ impl ControlEnd {
         }
         let sent = self.sent_objects.remove(&tenant).unwrap_or_default();
         let new = listing.objects.difference(&sent).copied();
-        self.work
-            .extend(new.map(|digest| Work::Ahead { tenant, digest }));
+        self.work.extend(new.map(|digest| {
+            Work::Object(Object {
+                tenant,
+                digest,
+                is_wanted: false,
+            })
+        }));
         self.work.push_back(Work::Statement { revision, id });
         let remembered: usize = self.sent_objects.values().map(BTreeSet::len).sum();
         if remembered + listing.objects.len() > MAX_REMEMBERED {

@@ -58,6 +58,7 @@
 
 pub mod bundle;
 mod catalog;
+pub mod close;
 mod codec;
 mod control;
 mod message;
@@ -67,7 +68,7 @@ mod simulation;
 #[cfg(test)]
 mod tests;
 
-pub use catalog::{Catalog, ControlEvent, Member, StoredObject};
+pub use catalog::{Catalog, ControlEvent, Member, StoredObject, Transmit};
 pub use codec::{Violation, encode};
 pub use control::ControlEnd;
 pub use message::{

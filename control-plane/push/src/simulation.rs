@@ -177,14 +177,6 @@ impl Catalog for World {
         let (revision, id) = self.statements.iter().find(|(_, id)| of(id))?;
         Some((*revision, self.bytes[id].clone()))
     }
-
-    fn object(&self, _: &TenantId, digest: &Digest) -> Option<StoredObject> {
-        let bytes = self.objects.get(digest)?.clone();
-        Some(StoredObject {
-            kind: ObjectKind::Release,
-            bytes,
-        })
-    }
 }
 
 /// What a vault would do: never lower, never equal with other content, tenants without a gap, and remember.
@@ -287,6 +279,22 @@ pub(crate) fn member() -> Member {
     }
 }
 
+/// The next frame, with objects read on the way.
+pub(crate) fn next_frame(control: &mut ControlEnd, world: &World) -> Option<Vec<u8>> {
+    loop {
+        match control.poll_transmit(world)? {
+            Transmit::Frame(frame) => return Some(frame),
+            Transmit::Load { digest, .. } => {
+                let object = |bytes: &Vec<u8>| StoredObject {
+                    kind: ObjectKind::Release,
+                    bytes: bytes.clone(),
+                };
+                control.loaded(world.objects.get(&digest).map(object));
+            }
+        }
+    }
+}
+
 pub(crate) struct Link {
     pub(crate) node: NodeEnd,
     pub(crate) control: ControlEnd,
@@ -313,7 +321,7 @@ impl Link {
             self.to_control.extend(frame);
         }
         if self.to_node.len() < 1 << 16
-            && let Some(frame) = self.control.poll_transmit(world)
+            && let Some(frame) = next_frame(&mut self.control, world)
         {
             self.to_node.extend(frame);
         }
@@ -474,7 +482,7 @@ fn run(seed: u64) {
         .for_each(|frame| again.control.receive(&frame).unwrap());
     while again.control.poll_event(&world).unwrap().is_some() {}
     let mut sent = Vec::new();
-    while let Some(frame) = again.control.poll_transmit(&world) {
+    while let Some(frame) = next_frame(&mut again.control, &world) {
         sent.extend(frame);
     }
     again.node.receive(&sent).unwrap();

@@ -3,7 +3,7 @@
 use casemate_trust::id::{Digest, FleetId};
 use casemate_trust::key::PublicKey;
 
-use crate::simulation::{Dice, Link, Vault, World, member, name, tenant};
+use crate::simulation::{Dice, Link, Vault, World, member, name, next_frame, tenant};
 use crate::*;
 
 fn served(world: &World) -> ControlEnd {
@@ -61,7 +61,7 @@ fn a_join_becomes_a_membership_on_the_same_connection() {
     control.join_pending();
     control.admitted(member());
     for wanted in [NodeEvent::JoinPending, NodeEvent::Admitted] {
-        node.receive(&control.poll_transmit(&world).unwrap())
+        node.receive(&next_frame(&mut control, &world).unwrap())
             .unwrap();
         assert_eq!(node.poll_event().unwrap(), Some(wanted));
     }
@@ -152,7 +152,7 @@ fn objects_of_another_pool_are_not_given() {
         }))
         .unwrap();
     assert_eq!(control.poll_event(&world), Ok(None));
-    let frames: Vec<_> = std::iter::from_fn(|| control.poll_transmit(&world)).collect();
+    let frames: Vec<_> = std::iter::from_fn(|| next_frame(&mut control, &world)).collect();
     assert!(frames.contains(&encode(&ToNode::Unavailable { digest })));
 }
 
@@ -263,7 +263,7 @@ fn sent_after(world: &World, hello: Hello) -> Vec<StatementId> {
     let mut node = NodeEnd::member(hello);
     control.receive(&node.poll_transmit().unwrap()).unwrap();
     while control.poll_event(world).unwrap().is_some() {}
-    while let Some(frame) = control.poll_transmit(world) {
+    while let Some(frame) = next_frame(&mut control, world) {
         node.receive(&frame).unwrap();
     }
     let events = std::iter::from_fn(|| node.poll_event().unwrap());
