@@ -81,13 +81,7 @@ pub fn before_engine() -> Result<Vec<LayerReport>, SandboxError> {
     mitigate_speculation();
     process::set_dumpable_behavior(DumpableBehavior::NotDumpable)
         .map_err(SandboxError::Dumpable)?;
-    let settled = layers::status();
-    for report in settled
-        .into_iter()
-        .filter(|report| ["speculation", "dumpable"].contains(&report.layer.as_str()))
-    {
-        layers::replace(&mut reports, report);
-    }
+    refresh(&mut reports, &["speculation", "dumpable"]);
 
     reports.retain(|report| report.layer != "seccomp");
     Ok(reports)
@@ -126,7 +120,10 @@ pub fn close_with(
 
     drop_capabilities()?;
 
-    let landlock = restrict(profile, paths)?;
+    // While /proc is there: Landlock takes it away.
+    let mut reports = layers::status();
+
+    layers::replace(&mut reports, restrict(profile, paths)?);
 
     limit("core files", Resource::Core, 0)?;
 
@@ -136,10 +133,7 @@ pub fn close_with(
 
     process::set_dumpable_behavior(DumpableBehavior::NotDumpable)
         .map_err(SandboxError::Dumpable)?;
-
-    // Before the filter, which takes /proc away from some.
-    let mut reports = layers::status();
-    layers::replace(&mut reports, landlock);
+    refresh(&mut reports, &["rlimits", "speculation", "dumpable"]);
 
     syscalls::install_filter(profile)?;
     layers::replace(&mut reports, filtered(profile));
@@ -150,6 +144,14 @@ pub fn close_with(
         layers::replace(&mut reports, report("capabilities", false, &why));
     }
     Ok(reports)
+}
+
+/// Reads these layers again; none of them is read from /proc.
+fn refresh(reports: &mut [LayerReport], names: &[&str]) {
+    let settled = layers::status().into_iter();
+    for report in settled.filter(|report| names.contains(&report.layer.as_str())) {
+        layers::replace(reports, report);
+    }
 }
 
 fn threads() -> Result<usize, SandboxError> {

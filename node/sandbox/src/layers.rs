@@ -63,10 +63,10 @@ pub fn missing(require: &[String], layers: &[LayerReport]) -> Result<Vec<String>
 #[error("no layer is called {0:?}; the layers are {list}", list = LAYERS.join(", "))]
 pub struct UnknownLayer(pub String);
 
-/// What the kernel says of this process at this moment, one report a layer. Needs /proc; what cannot be read is not in
-/// force.
+/// What the kernel says of this thread and process at this moment, one report a layer. Needs /proc;
+/// what cannot be read is not in force.
 pub fn status() -> Vec<LayerReport> {
-    let text = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let text = fs::read_to_string("/proc/thread-self/status").unwrap_or_default();
     let mut reports = NAMESPACES
         .map(|(layer, link)| namespace(layer, link))
         .to_vec();

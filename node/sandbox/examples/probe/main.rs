@@ -27,6 +27,7 @@ fn main() -> ExitCode {
         [_, "call", name, ref numbers @ ..] => calls::one(profile(name), numbers),
         [_, "other-entry", name] => calls::other_entry(profile(name)),
         [_, "serve", name] => serve(profile(name)),
+        [_, "thread", name] => thread(profile(name)),
         [_, "files", allowed, other] => files(Path::new(allowed), Path::new(other)),
         [_, "report", name] => report(profile(name)),
         [_, "threads-before"] => threads_before(),
@@ -71,6 +72,17 @@ fn serve(profile: Profile) {
     let peer = server.expect("a thread").join().expect("the thread's end");
     assert_eq!(peer, client.local_addr().expect("an address"));
     println!("served");
+}
+
+fn thread(profile: Profile) {
+    enter(profile);
+    let thread = std::thread::Builder::new()
+        .name("named".to_owned())
+        .spawn(|| 7);
+    println!(
+        "{}",
+        thread.expect("a thread").join().expect("the thread's end")
+    );
 }
 
 fn files(allowed: &Path, other: &Path) {

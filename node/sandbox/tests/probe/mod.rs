@@ -1,0 +1,35 @@
+//! Finding and running `examples/probe`.
+
+use std::path::PathBuf;
+use std::process::Command;
+
+/// Cargo builds examples together with tests, beside them.
+pub(crate) fn path() -> PathBuf {
+    let test = std::env::current_exe().expect("our own path");
+    let path = test
+        .parent()
+        .and_then(|deps| deps.parent())
+        .expect("a target folder")
+        .join("examples/probe");
+    assert!(
+        path.is_file(),
+        "{} is missing: `cargo build -p casemate-sandbox --example probe`",
+        path.display()
+    );
+    path
+}
+
+/// What it prints.
+pub(crate) fn run(arguments: &[&str]) -> String {
+    let output = Command::new(path())
+        .args(arguments)
+        .output()
+        .expect("the probe runs");
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        output.status.success(),
+        "probe {arguments:?}: {}\n{errors}",
+        output.status
+    );
+    String::from_utf8(output.stdout).expect("text")
+}
