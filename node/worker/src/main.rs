@@ -4,6 +4,7 @@
 //! The order matters: V8 and everything else that opens files or starts threads comes first, then the walls, then the
 //! first byte of tenant code.
 
+mod account;
 mod bundle;
 mod engine;
 mod fields;

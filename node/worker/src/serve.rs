@@ -79,6 +79,7 @@ impl Server {
         inbox: mpsc::Receiver<ToWorker>,
     ) -> Self {
         let now = Instant::now();
+        let grant = worker.helper_grant();
         Self {
             engine,
             worker,
@@ -87,7 +88,7 @@ impl Server {
             sleep: Box::pin(tokio::time::sleep(Duration::ZERO)),
             sleeps_until: now,
             rounds: 0,
-            helpers_cpu: engine::settle_helpers(Duration::ZERO),
+            helpers_cpu: engine::settle_helpers(grant),
             active: now,
             stopping: None,
         }
@@ -102,10 +103,10 @@ impl Server {
             match wake {
                 Wake::Stopped(failure) => return self.exceeded(self.worker.busiest(), failure),
                 Wake::Incoming(Some(incoming)) if self.stopping.is_none() => {
-                    self.worker.accept(incoming)
+                    self.worker.accept(incoming);
                 }
                 Wake::Incoming(Some(incoming)) => {
-                    incoming.reply.reset(Failure::Unavailable.to_reset())
+                    incoming.reply.reset(Failure::Unavailable.to_reset());
                 }
                 Wake::Incoming(None) | Wake::Control(None) => self.stop(now),
                 Wake::Control(Some(ToWorker::Stop { grace_ms })) => {
@@ -113,7 +114,7 @@ impl Server {
                     self.stop(now + Duration::from_millis(grace_ms.into()));
                 }
                 Wake::Control(Some(ToWorker::Load(_))) => {
-                    tracing::warn!("a worker loads once: second load ignored")
+                    tracing::warn!("a worker loads once: second load ignored");
                 }
                 Wake::Time => self.worker.time_passed(),
                 Wake::Progress => {}

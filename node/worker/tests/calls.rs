@@ -38,7 +38,7 @@ async fn answer(incoming: Incoming, status: u16, fields: &[(&str, &str)], body: 
         sending
             .send(Bytes::from_static(body.as_bytes()))
             .await
-            .unwrap();
+            .expect("a worker that goes on");
         sending.finish();
     }
 }
@@ -56,17 +56,28 @@ async fn call(
         .body
         .send(Bytes::from_static(order.as_bytes()))
         .await
-        .unwrap();
+        .expect("a worker that goes on");
     exchange.body.finish();
     vault(&mut worker.vault).await;
-    let (_, mut body) = exchange.response.head().await.unwrap();
-    String::from_utf8(whole(&mut body).await.unwrap().to_vec()).unwrap()
+    let (_, mut body) = exchange
+        .response
+        .head()
+        .await
+        .expect("a worker that goes on");
+    String::from_utf8(
+        whole(&mut body)
+            .await
+            .expect("a worker that goes on")
+            .to_vec(),
+    )
+    .expect("a worker that goes on")
 }
 
 #[tokio::test]
 async fn a_plain_call_carries_the_request_and_no_binding() {
     let mut worker = function(CALLER).await;
-    let order = r#"{"to":"https://api.test/a?b#c","method":"POST","headers":{"X-One":"1","Host":"evil","Content-Length":"999"},"body":"sent"}"#;
+    let order = r#"{"to":"https://api.test/a?b#c","method":"POST","headers":{"X-One":"1","Host":"evil",
+        "Content-Length":"999"},"body":"sent"}"#;
     let shown = call(&mut worker, order, async |vault| {
         let mut incoming = vault.accept().await.unwrap();
         let fields = &incoming.head.fields;

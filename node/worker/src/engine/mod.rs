@@ -6,6 +6,7 @@
 
 mod clock;
 mod extensions;
+mod functions;
 mod last_words;
 mod memory;
 mod modules;
@@ -23,6 +24,7 @@ use casemate_wire::control::{Failure, Limits};
 use deno_core::{JsRuntime, PollEventLoopOptions, RuntimeOptions, v8};
 
 use crate::bundle::Bundle;
+use functions::Functions;
 use memory::MIB;
 use modules::Modules;
 use ops::{Handle, Host, RequestId};
@@ -133,10 +135,25 @@ pub(crate) use last_words::{exit_code, message as limit_message};
 
 /// Initialises V8. Once a process, before any other thread exists.
 pub(crate) fn initialize() -> Platform {
+    // SAFETY: called before any other thread exists. One arena: freeing into another thread's would read a file of
+    // /proc, behind the walls.
+    unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
+    count_cpus();
     v8::V8::set_flags_from_string("--single-threaded");
     let platform = v8::new_single_threaded_default_platform(false).make_shared();
     JsRuntime::init_platform(Some(platform.clone()));
     Platform(platform)
+}
+
+/// Lets V8's locks count the processors now. They would do it the first time that two threads want one lock (here: the
+/// main thread and the watch), which means opening a file of /sys.
+fn count_cpus() {
+    unsafe extern "C" {
+        /// `int absl::base_internal::NumCPUs()`, part of V8's library.
+        #[link_name = "_ZN4absl13base_internal7NumCPUsEv"]
+        safe fn num_cpus() -> std::ffi::c_int;
+    }
+    num_cpus();
 }
 
 /// V8's platform, initialised.
@@ -150,22 +167,6 @@ pub(crate) struct Engine {
     modules: Rc<Modules>,
     functions: Functions,
 }
-
-/// The functions of `boot.js`, by the names that they have there.
-struct Functions {
-    load: Function,
-    dispatch: Function,
-    cancelled: Function,
-    over: Function,
-    answered: Function,
-    refused: Function,
-    arrived: Function,
-    taken: Function,
-    fire: Function,
-}
-
-type Function = v8::Global<v8::Function>;
-type Scope<'a, 's, 'i> = v8::PinScope<'s, 'i>;
 
 impl Engine {
     /// Makes the isolate and starts the watch over it. Must be called inside a tokio runtime, before the sandbox closes.
@@ -197,7 +198,7 @@ impl Engine {
             .set_oom_error_handler(memory::out_of_memory);
         memory::limit_heap(&mut runtime, memory::SPARE_HEAP_BYTES, &WATCH);
         watch::start(runtime.v8_isolate().thread_safe_handle())?;
-        let (start, functions) = take_functions(&mut runtime)?;
+        let (start, functions) = functions::take(&mut runtime)?;
         let started = Box::pin(runtime.call(&start));
         runtime
             .with_event_loop_promise(started, PollEventLoopOptions::default())
@@ -234,7 +235,8 @@ impl Engine {
             .get_module_namespace(id)
             .map_err(|error| LoadError::Function(error.to_string()))?;
         let start = WATCH.begin(LOAD_CPU, LOAD_WALL);
-        let installed = install(&mut self.runtime, &self.functions.load, &namespace, load);
+        let installed =
+            functions::install(&mut self.runtime, &self.functions.load, &namespace, load);
         if let (_, Some(failure)) = WATCH.end(start) {
             return Err(LoadError::Stopped(failure));
         }
@@ -330,234 +332,6 @@ async fn watched<T>(
         }
     })
     .await
-}
-
-/// The functions of `boot.js`; the first, which takes their names away from code, is called once.
-fn take_functions(
-    runtime: &mut JsRuntime,
-) -> Result<(Function, Functions), Box<dyn std::error::Error>> {
-    let context = runtime.main_context();
-    deno_core::scope!(scope, runtime);
-    let global = v8::Local::new(scope, context).global(scope);
-    let object =
-        get(scope, global, "__casemate").and_then(|value| value.try_cast::<v8::Object>().ok());
-    let object = object.ok_or("the snapshot has no functions")?;
-    let mut take = |name: &str| -> Result<Function, Box<dyn std::error::Error>> {
-        let value =
-            get(scope, object, name).and_then(|value| value.try_cast::<v8::Function>().ok());
-        Ok(v8::Global::new(
-            scope,
-            value.ok_or_else(|| format!("the snapshot has no function {name}"))?,
-        ))
-    };
-    let functions = Functions {
-        load: take("load")?,
-        dispatch: take("dispatch")?,
-        cancelled: take("cancelled")?,
-        over: take("over")?,
-        answered: take("answered")?,
-        refused: take("refused")?,
-        arrived: take("arrived")?,
-        taken: take("taken")?,
-        fire: take("fire")?,
-    };
-    Ok((take("start")?, functions))
-}
-
-fn get<'s>(
-    scope: &mut Scope<'_, 's, '_>,
-    object: v8::Local<'s, v8::Object>,
-    name: &str,
-) -> Option<v8::Local<'s, v8::Value>> {
-    let key = v8::String::new(scope, name)?;
-    object.get(scope, key.into())
-}
-
-fn call(
-    scope: &mut Scope<'_, '_, '_>,
-    function: &Function,
-    arguments: &[v8::Local<'_, v8::Value>],
-) {
-    let this = v8::undefined(scope).into();
-    let function = v8::Local::new(scope, function);
-    function.call(scope, this, arguments);
-}
-
-/// Hands the evaluated module to `boot.js`, with what `env` is made of.
-fn install(
-    runtime: &mut JsRuntime,
-    function: &Function,
-    namespace: &v8::Global<v8::Object>,
-    load: &Load,
-) -> Result<(), String> {
-    deno_core::scope!(scope, runtime);
-    v8::tc_scope!(let scope, scope);
-    let namespace = v8::Local::new(scope, namespace);
-    let vars = pairs(
-        scope,
-        load.vars
-            .iter()
-            .map(|(name, value)| (name.as_str(), value.as_str())),
-    );
-    let bindings = load
-        .bindings
-        .iter()
-        .map(|binding| (binding.name.as_str(), binding.origin.as_str()));
-    let bindings = pairs(scope, bindings);
-    call(
-        scope,
-        function,
-        &[namespace.into(), vars.into(), bindings.into()],
-    );
-    scope.perform_microtask_checkpoint();
-    match scope.exception() {
-        Some(exception) => Err(exception.to_rust_string_lossy(scope)),
-        None => Ok(()),
-    }
-}
-
-fn pairs<'s, 'a>(
-    scope: &mut Scope<'_, 's, '_>,
-    pairs: impl Iterator<Item = (&'a str, &'a str)>,
-) -> v8::Local<'s, v8::Array> {
-    let pairs: Vec<v8::Local<'s, v8::Value>> = pairs
-        .map(|(name, value)| {
-            let pair = [text(scope, name), text(scope, value)];
-            v8::Array::new_with_elements(scope, &pair).into()
-        })
-        .collect();
-    v8::Array::new_with_elements(scope, &pairs)
-}
-
-/// A string; one that V8 cannot hold (over half a GiB) is empty.
-fn text<'s>(scope: &mut Scope<'_, 's, '_>, text: &str) -> v8::Local<'s, v8::Value> {
-    v8::String::new(scope, text)
-        .unwrap_or_else(|| v8::String::empty(scope))
-        .into()
-}
-
-fn one_byte<'s>(scope: &mut Scope<'_, 's, '_>, bytes: &[u8]) -> v8::Local<'s, v8::Value> {
-    let made = v8::String::new_from_one_byte(scope, bytes, v8::NewStringType::Normal);
-    made.unwrap_or_else(|| v8::String::empty(scope)).into()
-}
-
-fn number<'s>(scope: &mut Scope<'_, 's, '_>, number: u32) -> v8::Local<'s, v8::Value> {
-    v8::Integer::new_from_unsigned(scope, number).into()
-}
-
-fn numbers<'s>(scope: &mut Scope<'_, 's, '_>, values: &[u32]) -> v8::Local<'s, v8::Value> {
-    let values: Vec<v8::Local<'s, v8::Value>> =
-        values.iter().map(|value| number(scope, *value)).collect();
-    v8::Array::new_with_elements(scope, &values).into()
-}
-
-/// A new `Uint8Array`. Its memory comes from the counting allocator, which was asked for room before.
-fn uint8_array<'s>(scope: &mut Scope<'_, 's, '_>, bytes: &[u8]) -> v8::Local<'s, v8::Value> {
-    let buffer = v8::ArrayBuffer::new(scope, bytes.len());
-    if let Some(data) = buffer.data() {
-        // SAFETY: the buffer was just made with this length, and nobody else knows it.
-        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), data.as_ptr().cast(), bytes.len()) };
-    }
-    match v8::Uint8Array::new(scope, buffer, 0, bytes.len()) {
-        Some(array) => array.into(),
-        None => v8::undefined(scope).into(),
-    }
-}
-
-impl Functions {
-    fn tell(&self, scope: &mut Scope<'_, '_, '_>, event: &Event) {
-        match event {
-            Event::Dispatch {
-                request,
-                method,
-                body,
-            } => {
-                let arguments = [
-                    number(scope, *request),
-                    text(scope, method),
-                    number(scope, *body),
-                ];
-                call(scope, &self.dispatch, &arguments);
-            }
-            Event::Cancelled { request } => {
-                let arguments = [number(scope, *request)];
-                call(scope, &self.cancelled, &arguments);
-            }
-            Event::Over {
-                request,
-                timers,
-                handles,
-            } => {
-                let arguments = [
-                    number(scope, *request),
-                    numbers(scope, timers),
-                    numbers(scope, handles),
-                ];
-                call(scope, &self.over, &arguments);
-            }
-            Event::Answered {
-                request,
-                call: handle,
-                status,
-                headers,
-                body,
-            } => {
-                let arguments = [
-                    number(scope, *request),
-                    number(scope, *handle),
-                    number(scope, u32::from(*status)),
-                    one_byte(scope, headers),
-                    number(scope, *body),
-                ];
-                call(scope, &self.answered, &arguments);
-            }
-            Event::Refused {
-                request,
-                call: handle,
-                code,
-                message,
-                by_vault,
-            } => {
-                let arguments = [
-                    number(scope, *request),
-                    number(scope, *handle),
-                    text(scope, code),
-                    text(scope, message),
-                    v8::Boolean::new(scope, *by_vault).into(),
-                ];
-                call(scope, &self.refused, &arguments);
-            }
-            Event::Arrived {
-                request,
-                body,
-                piece,
-            } => {
-                let piece = match piece {
-                    Piece::Bytes(bytes) => uint8_array(scope, bytes),
-                    Piece::End => v8::null(scope).into(),
-                    Piece::Cut => v8::undefined(scope).into(),
-                };
-                let arguments = [number(scope, *request), number(scope, *body), piece];
-                call(scope, &self.arrived, &arguments);
-            }
-            Event::Taken {
-                request,
-                body,
-                wanted,
-            } => {
-                let arguments = [
-                    number(scope, *request),
-                    number(scope, *body),
-                    v8::Boolean::new(scope, *wanted).into(),
-                ];
-                call(scope, &self.taken, &arguments);
-            }
-            Event::Fire { request, timer } => {
-                let arguments = [number(scope, *request), number(scope, *timer)];
-                call(scope, &self.fire, &arguments);
-            }
-        }
-    }
 }
 
 /// What the visible clock shows: microseconds since the Unix epoch and since the start.
