@@ -137,9 +137,7 @@ impl Vault {
 
     /// The nonce to have signed, when it is time.
     pub(crate) fn lease_question(&self, connected_anew: bool) -> Option<[u8; 32]> {
-        if self.read().judge.online().is_none() {
-            return None;
-        }
+        self.read().judge.online()?;
         let mut liveness = self.liveness();
         if connected_anew {
             liveness.ask_again();
@@ -186,10 +184,7 @@ impl Vault {
         Have {
             root: judge.root().map_or(0, |root| root.version),
             online_key: judge.online().map_or(0, |online| online.version),
-            pools: judge
-                .pools()
-                .map(|pool| (pool.name.to_string(), pool.epoch))
-                .collect(),
+            epochs: judge.epochs(&state.identity.pool).collect(),
             tenants: judge
                 .tenants()
                 .map(|(id, state)| HaveTenant {

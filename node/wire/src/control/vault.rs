@@ -117,8 +117,8 @@ pub struct Have {
     pub root: u64,
     /// Version of the online key.
     pub online_key: u64,
-    /// Newest epoch of each pool.
-    pub pools: Vec<(String, u64)>,
+    /// Epochs of the node's pool whose statement it holds.
+    pub epochs: Vec<u64>,
     /// Tenants.
     pub tenants: Vec<HaveTenant>,
     /// Epochs of the node's pool whose private key it holds.

@@ -215,7 +215,7 @@ impl Dialer {
                     last = Refused::new(
                         "upstream_timeout",
                         format!("{} did not take the connection in time", self.host),
-                    )
+                    );
                 }
             }
         }

@@ -152,6 +152,13 @@ impl Judge {
             .map(|(_, pool)| pool)
     }
 
+    /// Epochs of a pool whose statements are held.
+    pub fn epochs(&self, name: &Name) -> impl Iterator<Item = u64> {
+        self.pools
+            .range((name.clone(), 0)..=(name.clone(), u64::MAX))
+            .map(|((_, epoch), _)| *epoch)
+    }
+
     /// All pools, each at its newest.
     pub fn pools(&self) -> impl Iterator<Item = &Pool> {
         self.memory

@@ -1,0 +1,255 @@
+//! `node.toml`: the operator's settings of a node.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use casemate_config::{Mistake, Mistakes};
+use casemate_sandbox::{Access, LayerReport};
+use casemate_wire::control::gateway::{CertificateFiles, Listener, Start};
+use serde::Deserialize;
+
+use crate::state::Bounds;
+
+/// The most workers that a node may be told to run: each has a user id and an entry with launch.
+const MAX_WORKERS: usize = 4000;
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    gateway: Gateway,
+    #[serde(default)]
+    workers: Workers,
+    #[serde(default)]
+    require: Vec<String>,
+    #[serde(default)]
+    admin_socket: Option<PathBuf>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Gateway {
+    #[serde(default)]
+    listen: Vec<SocketAddr>,
+    #[serde(default)]
+    listen_tls: Vec<SocketAddr>,
+    #[serde(default)]
+    certificates: Vec<Certificate>,
+    #[serde(default = "default_connections")]
+    max_connections: u32,
+    #[serde(default = "default_header_timeout")]
+    header_timeout_ms: u32,
+    #[serde(default = "default_idle_timeout")]
+    idle_timeout_ms: u32,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Certificate {
+    chain: PathBuf,
+    key: PathBuf,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Workers {
+    spares: usize,
+    max: usize,
+    idle_secs: u64,
+}
+
+impl Default for Workers {
+    fn default() -> Self {
+        Self {
+            spares: 2,
+            max: 200,
+            idle_secs: 300,
+        }
+    }
+}
+
+fn default_connections() -> u32 {
+    10_000
+}
+
+fn default_header_timeout() -> u32 {
+    10_000
+}
+
+fn default_idle_timeout() -> u32 {
+    60_000
+}
+
+/// The settings, checked.
+#[derive(Debug)]
+pub(crate) struct Config {
+    pub(crate) state: PathBuf,
+    pub(crate) gateway: Start,
+    pub(crate) bounds: Bounds,
+    pub(crate) admin_socket: PathBuf,
+    require: Vec<String>,
+    file: PathBuf,
+}
+
+impl Config {
+    /// Reads the file; relative paths in it are relative to it.
+    pub(crate) fn read(file: &Path, state: &Path) -> Result<Self, Mistakes> {
+        let read: File = casemate_config::read(file)?;
+        let folder = file.parent().unwrap_or(Path::new("."));
+        let mut mistakes = Vec::new();
+        let mut mistake = |message: String| mistakes.push(Mistake { line: 0, message });
+        let gateway = &read.gateway;
+        if gateway.listen.is_empty() && gateway.listen_tls.is_empty() {
+            mistake("gateway: expected an address in `listen` or `listen_tls`, such as \"0.0.0.0:8080\"".into());
+        }
+        if !gateway.listen_tls.is_empty() && gateway.certificates.is_empty() {
+            mistake(
+                "gateway: `listen_tls` needs a [[gateway.certificates]] with `chain` and `key`"
+                    .into(),
+            );
+        }
+        if gateway.max_connections == 0
+            || gateway.header_timeout_ms == 0
+            || gateway.idle_timeout_ms == 0
+        {
+            mistake("gateway: expected limits above zero".into());
+        }
+        if !(1..=MAX_WORKERS).contains(&read.workers.max) || read.workers.spares > read.workers.max
+        {
+            mistake(format!(
+                "workers: expected `max` from 1 to {MAX_WORKERS} and no more `spares` than that"
+            ));
+        }
+        if let Err(unknown) = casemate_sandbox::missing(&read.require, &[]) {
+            mistake(format!("require: {unknown}"));
+        }
+        if !mistakes.is_empty() {
+            return Err(Mistakes {
+                file: file.to_owned(),
+                mistakes,
+            });
+        }
+        let listener = |tls: bool| {
+            move |address: &SocketAddr| Listener {
+                address: address.to_string(),
+                tls,
+            }
+        };
+        let place = |path: &Path| folder.join(path).to_string_lossy().into_owned();
+        let listeners = gateway
+            .listen
+            .iter()
+            .map(listener(false))
+            .chain(gateway.listen_tls.iter().map(listener(true)))
+            .collect();
+        let certificates = gateway
+            .certificates
+            .iter()
+            .map(|files| CertificateFiles {
+                chain: place(&files.chain),
+                key: place(&files.key),
+            })
+            .collect();
+        Ok(Self {
+            state: state.to_owned(),
+            gateway: Start {
+                listeners,
+                certificates,
+                max_connections: gateway.max_connections,
+                header_timeout_ms: gateway.header_timeout_ms,
+                idle_timeout_ms: gateway.idle_timeout_ms,
+            },
+            bounds: Bounds {
+                spares: read.workers.spares,
+                max_workers: read.workers.max,
+                idle_ms: read.workers.idle_secs * 1000,
+            },
+            admin_socket: state.join(read.admin_socket.unwrap_or_else(|| "admin.sock".into())),
+            require: read.require,
+            file: file.to_owned(),
+        })
+    }
+
+    /// What stays open behind the walls.
+    pub(crate) fn paths(&self) -> Vec<(&Path, Access)> {
+        let read = [
+            "/etc/resolv.conf",
+            "/etc/hosts",
+            "/etc/nsswitch.conf",
+            "/etc/host.conf",
+            "/etc/gai.conf",
+            "/proc/self",
+            "/sys/fs/cgroup",
+        ];
+        let mut paths = vec![
+            (self.state.as_path(), Access::ReadWrite),
+            (self.file.as_path(), Access::Read),
+        ];
+        paths.extend(read.into_iter().map(|path| (Path::new(path), Access::Read)));
+        paths
+    }
+
+    /// Whether what the operator requires is in force in a program.
+    pub(crate) fn must_be_in_force(
+        &self,
+        program: &str,
+        layers: &[LayerReport],
+    ) -> Result<(), String> {
+        // Only the layers that a program reports are its: a gateway has no network namespace.
+        let own: Vec<String> = self
+            .require
+            .iter()
+            .filter(|name| layers.iter().any(|layer| layer.layer == **name))
+            .cloned()
+            .collect();
+        let missing =
+            casemate_sandbox::missing(&own, layers).map_err(|unknown| unknown.to_string())?;
+        if missing.is_empty() {
+            Ok(())
+        } else {
+            Err(format!(
+                "layers that `require` names are not in force in {program}: {}",
+                missing.join(", ")
+            ))
+        }
+    }
+
+    /// Whether what the operator requires is in force in a worker, which has every layer.
+    pub(crate) fn must_be_in_force_in_a_worker(
+        &self,
+        layers: &[LayerReport],
+    ) -> Result<(), String> {
+        let missing = casemate_sandbox::missing(&self.require, layers)
+            .map_err(|unknown| unknown.to_string())?;
+        if missing.is_empty() {
+            Ok(())
+        } else {
+            Err(format!(
+                "layers that `require` names are not in force in a worker: {}",
+                missing.join(", ")
+            ))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mistakes_are_shown_together() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("node.toml");
+        std::fs::write(
+            &file,
+            "require = [\"moat\"]\n[gateway]\nlisten_tls = [\"127.0.0.1:0\"]\n[workers]\nmax = 0\n",
+        )
+        .unwrap();
+        let text = Config::read(&file, folder.path()).unwrap_err().to_string();
+        for part in ["moat", "certificates", "workers"] {
+            assert!(text.contains(part), "{part} is not in {text}");
+        }
+        std::fs::write(&file, "[gateway]\nlisten = [\"127.0.0.1\"]\nport = 1\n").unwrap();
+        let text = Config::read(&file, folder.path()).unwrap_err().to_string();
+        assert!(text.contains(":2:") && text.contains(":3:"), "{text}");
+    }
+}

@@ -1,0 +1,199 @@
+//! Children: started through launch, spoken to through queues, so that none of them can make us wait.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::sync::Arc;
+
+use casemate_channel::Control;
+use casemate_sandbox::launch::{Client, Command, Event, Program};
+use casemate_wire::control::gateway::{FromGateway, ToGateway};
+use casemate_wire::control::vault::{FromVault, ToVault};
+use casemate_wire::control::worker::{FromWorker, ToWorker};
+use serde::{Deserialize, Serialize};
+use tokio::io::Interest;
+use tokio::net::UnixStream;
+use tokio::sync::mpsc;
+
+use super::Happening;
+
+/// Messages that wait for one child; one that lets more wait is ended.
+const MAX_QUEUE: usize = 4096;
+
+/// A way to say something to a child.
+#[derive(Debug)]
+enum Voice {
+    Vault(mpsc::Sender<(ToVault, Vec<OwnedFd>)>),
+    Gateway(mpsc::Sender<(ToGateway, Vec<OwnedFd>)>),
+    Worker(mpsc::Sender<(ToWorker, Vec<OwnedFd>)>),
+}
+
+/// The children of this supervisor.
+pub(crate) struct Children {
+    launch: Arc<Client>,
+    /// tokio's stream type only watches the descriptor.
+    watch: Arc<UnixStream>,
+    happenings: mpsc::Sender<Happening>,
+    voices: BTreeMap<u64, Voice>,
+}
+
+impl Children {
+    /// Through this launch; its events come as happenings.
+    pub(crate) fn new(launch: Client, happenings: mpsc::Sender<Happening>) -> io::Result<Self> {
+        let watched = std::os::unix::net::UnixStream::from(launch.as_fd().try_clone_to_owned()?);
+        let watch = Arc::new(UnixStream::from_std(watched)?);
+        let launch = Arc::new(launch);
+        tokio::spawn(events(launch.clone(), watch.clone(), happenings.clone()));
+        Ok(Self {
+            launch,
+            watch,
+            happenings,
+            voices: BTreeMap::new(),
+        })
+    }
+
+    /// Starts a child; everything that it says comes as happenings.
+    pub(crate) async fn start(
+        &mut self,
+        id: u64,
+        program: Program,
+        memory_mib: u32,
+        pids: u32,
+    ) -> io::Result<()> {
+        let (ours, theirs) = casemate_channel::control::pair()?;
+        let voice = match program {
+            Program::Vault => Voice::Vault(speak::<ToVault, FromVault>(
+                ours,
+                id,
+                self.happenings.clone(),
+                Happening::Vault,
+            )?),
+            Program::Gateway => Voice::Gateway(speak::<ToGateway, FromGateway>(
+                ours,
+                id,
+                self.happenings.clone(),
+                Happening::Gateway,
+            )?),
+            Program::Worker => Voice::Worker(speak::<ToWorker, FromWorker>(
+                ours,
+                id,
+                self.happenings.clone(),
+                Happening::Worker,
+            )?),
+        };
+        let command = Command::Start {
+            id,
+            program,
+            memory_mib,
+            pids,
+        };
+        self.watch
+            .async_io(Interest::WRITABLE, || {
+                self.launch.send(&command, Some(theirs.as_fd()))
+            })
+            .await?;
+        self.voices.insert(id, voice);
+        Ok(())
+    }
+
+    /// Ends a child at once.
+    pub(crate) async fn kill(&mut self, id: u64) -> io::Result<()> {
+        self.watch
+            .async_io(Interest::WRITABLE, || {
+                self.launch.send(&Command::Kill { id }, None)
+            })
+            .await
+    }
+
+    /// A child is gone.
+    pub(crate) fn forget(&mut self, id: u64) {
+        self.voices.remove(&id);
+    }
+
+    /// Says something to the vault; false when it cannot hear it.
+    pub(crate) fn vault(&self, id: Option<u64>, message: ToVault, fds: Vec<OwnedFd>) -> bool {
+        match id.and_then(|id| self.voices.get(&id)) {
+            Some(Voice::Vault(queue)) => queue.try_send((message, fds)).is_ok(),
+            _ => false,
+        }
+    }
+
+    /// Says something to the gateway; false when it cannot hear it.
+    pub(crate) fn gateway(&self, id: Option<u64>, message: ToGateway, fds: Vec<OwnedFd>) -> bool {
+        match id.and_then(|id| self.voices.get(&id)) {
+            Some(Voice::Gateway(queue)) => queue.try_send((message, fds)).is_ok(),
+            _ => false,
+        }
+    }
+
+    /// Says something to a worker; false when it cannot hear it.
+    pub(crate) fn worker(&self, id: u64, message: ToWorker, fds: Vec<OwnedFd>) -> bool {
+        match self.voices.get(&id) {
+            Some(Voice::Worker(queue)) => queue.try_send((message, fds)).is_ok(),
+            _ => false,
+        }
+    }
+}
+
+/// Launch's events, until it is gone.
+async fn events(launch: Arc<Client>, watch: Arc<UnixStream>, happenings: mpsc::Sender<Happening>) {
+    loop {
+        let happening = match watch.async_io(Interest::READABLE, || launch.recv()).await {
+            Ok(Some(Event::Started { id, pid })) => Happening::Started(id, pid),
+            Ok(Some(Event::Refused { id, refusal })) => {
+                Happening::Refused(id, format!("{refusal:?}"))
+            }
+            Ok(Some(Event::Exited { id, end })) => Happening::Exited(id, end),
+            Ok(None) | Err(_) => Happening::LaunchGone,
+        };
+        let last = matches!(happening, Happening::LaunchGone);
+        if happenings.send(happening).await.is_err() || last {
+            return;
+        }
+    }
+}
+
+/// Two tasks for a child: one writes what is queued, one reads what it says until it closes.
+fn speak<Out, In>(
+    socket: OwnedFd,
+    id: u64,
+    happenings: mpsc::Sender<Happening>,
+    heard: fn(u64, Box<In>) -> Happening,
+) -> io::Result<mpsc::Sender<(Out, Vec<OwnedFd>)>>
+where
+    Out: Serialize + Send + Sync + 'static,
+    In: for<'de> Deserialize<'de> + Send + 'static,
+{
+    let control = Arc::new(Control::<Out, In>::new(socket)?);
+    let (queue, mut queued) = mpsc::channel::<(Out, Vec<OwnedFd>)>(MAX_QUEUE);
+    let writer = control.clone();
+    tokio::spawn(async move {
+        while let Some((message, fds)) = queued.recv().await {
+            let borrowed: Vec<_> = fds.iter().map(std::os::fd::AsFd::as_fd).collect();
+            if let Err(error) = writer.send(&message, &borrowed).await {
+                // Its reader hears of the same end.
+                tracing::debug!(child = id, %error, "a child cannot be spoken to");
+                return;
+            }
+        }
+    });
+    tokio::spawn(async move {
+        loop {
+            match control.recv().await {
+                Ok(Some((message, _))) => {
+                    if happenings.send(heard(id, Box::new(message))).await.is_err() {
+                        return;
+                    }
+                }
+                Ok(None) => break,
+                Err(error) => {
+                    tracing::warn!(child = id, %error, "a child said something that is no message");
+                    break;
+                }
+            }
+        }
+        // Nobody left to tell means that we end ourselves.
+        let _told = happenings.send(Happening::Closed(id)).await;
+    });
+    Ok(queue)
+}

@@ -1,0 +1,138 @@
+//! Doing what the state machine decided.
+
+use std::collections::BTreeSet;
+use std::io;
+
+use casemate_channel::control::sealed_memfd;
+use casemate_sandbox::launch::Program;
+use casemate_trust::id::Digest;
+use casemate_wire::control::gateway::ToGateway;
+use casemate_wire::control::vault::{FunctionPlan, ToVault};
+use casemate_wire::control::worker::{Load, ToWorker};
+use casemate_wire::control::{FunctionKey, WorkerId};
+
+use super::push::Say;
+use super::{Child, Shell};
+use crate::state::{Effect, Input, Single, WORKER_PIDS};
+
+impl Shell {
+    pub(super) async fn effect(&mut self, effect: Effect) -> io::Result<()> {
+        match effect {
+            Effect::StartSingle { child, which } => {
+                let program = match which {
+                    Single::Vault => Program::Vault,
+                    Single::Gateway => Program::Gateway,
+                };
+                self.alive.insert(child, Child::default());
+                self.children.start(child, program, 0, 0).await?;
+                match which {
+                    Single::Vault => self.vault = Some(child),
+                    Single::Gateway => {
+                        self.gateway = Some(child);
+                        self.tell_gateway(ToGateway::Start(self.config.gateway.clone()));
+                    }
+                }
+            }
+            Effect::StartWorker { worker, memory_mib } => {
+                self.alive.insert(worker.0, Child::default());
+                self.children
+                    .start(worker.0, Program::Worker, memory_mib, WORKER_PIDS)
+                    .await?;
+            }
+            Effect::Kill { child } => self.children.kill(child).await?,
+            Effect::Serve { worker, key, plan } => self.serve(worker, key, &plan)?,
+            Effect::Gateway(message) => self.tell_gateway(message),
+            Effect::VaultGone { worker } => drop(self.children.vault(
+                self.vault,
+                ToVault::Gone { worker },
+                Vec::new(),
+            )),
+            Effect::Stop { worker, grace_ms } => drop(self.children.worker(
+                worker.0,
+                ToWorker::Stop { grace_ms },
+                Vec::new(),
+            )),
+            Effect::Fetch { bundle, bytes } => self.fetch(bundle, bytes).await?,
+            Effect::Keep { bundles } => {
+                if let Some(stored) = &self.bundles {
+                    stored.keep(&bundles.iter().copied().map(Digest).collect::<BTreeSet<_>>());
+                }
+                self.say(Say::Keep(bundles.into_iter().map(Digest).collect()));
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives a spare its function: the bundle, and an end each of two new channels, whose other ends go to gateway and vault.
+    fn serve(&mut self, worker: WorkerId, key: FunctionKey, plan: &FunctionPlan) -> io::Result<()> {
+        let digest = Digest(plan.bundle);
+        let Some(bytes) = self
+            .bundles
+            .as_ref()
+            .and_then(|bundles| bundles.read(&digest))
+        else {
+            tracing::error!(%digest, "a bundle that was here is gone; it is fetched again");
+            self.say(Say::FetchBundle(digest));
+            return Ok(());
+        };
+        let bundle = sealed_memfd("casemate-bundle", &bytes)?;
+        let (gateway_end, from_gateway) = casemate_channel::pair()?;
+        let (vault_end, to_vault) = casemate_channel::pair()?;
+        let load = Load {
+            function: key.function.clone(),
+            entry: plan.entry.clone(),
+            limits: plan.limits,
+            vars: plan.vars.clone(),
+            bindings: plan.bindings.clone(),
+            dynamic_code: plan.dynamic_code,
+        };
+        self.serving.insert(worker.0, key.clone());
+        let (vault, release) = (
+            ToVault::Channel {
+                worker,
+                key: key.clone(),
+                release: plan.release,
+            },
+            plan.release,
+        );
+        let gateway = ToGateway::Channel {
+            key,
+            release,
+            worker,
+            concurrency: plan.limits.concurrency,
+        };
+        let told = self.children.vault(self.vault, vault, vec![vault_end])
+            && self.children.worker(
+                worker.0,
+                ToWorker::Load(Box::new(load)),
+                vec![bundle, from_gateway, to_vault],
+            )
+            && self
+                .children
+                .gateway(self.gateway, gateway, vec![gateway_end]);
+        if !told {
+            tracing::warn!(
+                worker = worker.0,
+                "a worker could not be wired; it ends, and another is tried"
+            );
+        }
+        Ok(())
+    }
+
+    /// A bundle that is on the disk is here at once; another is asked for.
+    async fn fetch(&mut self, bundle: [u8; 32], bytes: u64) -> io::Result<()> {
+        let digest = Digest(bundle);
+        let here = self
+            .bundles
+            .as_ref()
+            .and_then(|bundles| bundles.read(&digest))
+            .is_some();
+        if here {
+            // The state asks for effects, and this is its answer: one step deeper, never more.
+            return Box::pin(self.input(Input::BundleHere(bundle))).await;
+        }
+        tracing::info!(%digest, bytes, "fetching a bundle");
+        self.say(Say::FetchBundle(digest));
+        Ok(())
+    }
+}

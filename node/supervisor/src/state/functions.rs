@@ -1,0 +1,438 @@
+//! Functions: their bundles, routes and workers.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use casemate_wire::control::gateway::{Route, ToGateway};
+use casemate_wire::control::vault::{FunctionPlan, Plan};
+use casemate_wire::control::{Digest, Failure, FunctionKey, WorkerId};
+
+use super::{Effect, Millis, SILENCE_MS, STOP_GRACE_MS, Stage, Supervision, Worker, backoff_ms};
+
+/// One function that should run here.
+#[derive(Debug)]
+pub(super) struct Function {
+    /// What the newest manifest wants.
+    pub(super) plan: FunctionPlan,
+    tenant_name: String,
+    manifest_version: u64,
+    /// The release that the gateway routes to.
+    routed: Option<Digest>,
+    /// A first worker of the wanted release is being made ready, so that switching costs no caller anything.
+    warming: bool,
+    /// Loads that failed in a row, and until when nobody tries again.
+    failures: u32,
+    again_ms: Millis,
+    last_error: Option<String>,
+}
+
+impl Supervision {
+    /// Takes a tenant's newest plan in place of the one before.
+    pub(super) fn plan(&mut self, plan: Plan, now_ms: Millis) {
+        let wanted: BTreeSet<&str> = plan
+            .functions
+            .iter()
+            .map(|function| function.function.as_str())
+            .collect();
+        let gone: Vec<FunctionKey> = self
+            .functions
+            .keys()
+            .filter(|key| key.tenant == plan.tenant && !wanted.contains(key.function.as_str()))
+            .cloned()
+            .collect();
+        gone.iter().for_each(|key| self.withdraw(key, now_ms));
+        for function in plan.functions {
+            let key = FunctionKey {
+                tenant: plan.tenant,
+                function: function.function.clone(),
+            };
+            if let Some(held) = self.functions.get_mut(&key) {
+                held.manifest_version = plan.manifest_version;
+                if held.plan == function {
+                    continue;
+                }
+                (
+                    held.plan,
+                    held.failures,
+                    held.again_ms,
+                    held.warming,
+                    held.last_error,
+                ) = (function, 0, 0, false, None);
+            } else {
+                let (tenant_name, manifest_version) = (plan.name.clone(), plan.manifest_version);
+                let held = Function {
+                    plan: function,
+                    tenant_name,
+                    manifest_version,
+                    routed: None,
+                    warming: false,
+                    failures: 0,
+                    again_ms: 0,
+                    last_error: None,
+                };
+                self.functions.insert(key.clone(), held);
+            }
+            self.bring_up(&key);
+        }
+        let keep: BTreeSet<Digest> = self
+            .functions
+            .values()
+            .map(|function| function.plan.bundle)
+            .collect();
+        if self.bundles.keys().any(|digest| !keep.contains(digest)) {
+            self.bundles.retain(|digest, _| keep.contains(digest));
+            self.effects.push(Effect::Keep {
+                bundles: keep.into_iter().collect(),
+            });
+        }
+    }
+
+    /// A function that no manifest lists any more: nobody is routed to it, and its workers finish.
+    fn withdraw(&mut self, key: &FunctionKey, now_ms: Millis) {
+        self.workers_of(key, None)
+            .into_iter()
+            .for_each(|id| self.retire(id, now_ms));
+        let Some(function) = self.functions.remove(key) else {
+            return;
+        };
+        self.waiting.retain(|other| other != key);
+        if function.routed.is_some() {
+            let route = Route {
+                key: key.clone(),
+                release: function.plan.release,
+                hosts: Vec::new(),
+                perimeter: function.plan.perimeter,
+            };
+            self.effects
+                .push(Effect::Gateway(ToGateway::Route(Box::new(route))));
+        }
+    }
+
+    /// Fetches the bundle; with it here, a first function is routed at once and a new release made warm first.
+    fn bring_up(&mut self, key: &FunctionKey) {
+        let Some(function) = self.functions.get_mut(key) else {
+            return;
+        };
+        let (bundle, bytes) = (function.plan.bundle, function.plan.bundle_bytes);
+        match self.bundles.get(&bundle) {
+            None => {
+                self.bundles.insert(bundle, false);
+                self.effects.push(Effect::Fetch { bundle, bytes });
+            }
+            Some(false) => {}
+            Some(true) if function.routed.is_none() => self.route(key),
+            Some(true) => {
+                function.warming = true;
+                if !self.waiting.contains(key) {
+                    self.waiting.push_back(key.clone());
+                }
+            }
+        }
+    }
+
+    pub(super) fn bundle_here(&mut self, digest: Digest) {
+        let keys: Vec<FunctionKey> = self
+            .functions
+            .iter()
+            .filter(|(_, function)| function.plan.bundle == digest)
+            .map(|(key, _)| key.clone())
+            .collect();
+        keys.iter().for_each(|key| self.bring_up(key));
+    }
+
+    /// Leads the function's hosts to its wanted release. A host that another function has stays there: both were signed for
+    /// by the root, and whoever came first keeps it until the operator decides.
+    fn route(&mut self, key: &FunctionKey) {
+        let taken: BTreeSet<String> = self
+            .functions
+            .iter()
+            .filter(|(other, function)| *other != key && function.routed.is_some())
+            .flat_map(|(_, function)| function.plan.hosts.iter().cloned())
+            .collect();
+        let Some(function) = self.functions.get_mut(key) else {
+            return;
+        };
+        let hosts: Vec<String> = function
+            .plan
+            .hosts
+            .iter()
+            .filter(|host| !taken.contains(*host))
+            .cloned()
+            .collect();
+        if hosts.len() < function.plan.hosts.len() {
+            function.last_error =
+                Some("a host of this function leads to another function already".into());
+        }
+        function.routed = Some(function.plan.release);
+        let route = Route {
+            key: key.clone(),
+            release: function.plan.release,
+            hosts,
+            perimeter: function.plan.perimeter.clone(),
+        };
+        self.effects
+            .push(Effect::Gateway(ToGateway::Route(Box::new(route))));
+    }
+
+    /// A gateway that has just started knows no route.
+    pub(super) fn route_all(&mut self) {
+        let keys: Vec<FunctionKey> = self.functions.keys().cloned().collect();
+        for key in &keys {
+            let here = |function: &Function| self.bundles.get(&function.plan.bundle) == Some(&true);
+            if self.functions.get(key).is_some_and(here) {
+                self.route(key);
+            }
+        }
+    }
+
+    /// Callers wait for this function.
+    pub(super) fn need(&mut self, key: FunctionKey, waiting: u32, now_ms: Millis) {
+        let Some(function) = self.functions.get(&key) else {
+            let refusal = ToGateway::Refuse {
+                key,
+                failure: Failure::Unavailable,
+                message: "the function was withdrawn".into(),
+            };
+            return self.effects.push(Effect::Gateway(refusal));
+        };
+        if now_ms < function.again_ms {
+            let message = function
+                .last_error
+                .clone()
+                .unwrap_or_else(|| "the function could not be started".into());
+            let refusal = ToGateway::Refuse {
+                key,
+                failure: Failure::LoadFailed,
+                message,
+            };
+            return self.effects.push(Effect::Gateway(refusal));
+        }
+        // Each worker on its way takes as many as it may; one more is asked for only when that is not enough.
+        let release = function.plan.release;
+        let coming = self
+            .workers_of(&key, Some(release))
+            .into_iter()
+            .filter(|id| matches!(self.workers[id].stage, Stage::Loading(..)))
+            .count();
+        let coming = coming + self.waiting.iter().filter(|other| **other == key).count();
+        if (waiting as usize) <= coming * function.plan.limits.concurrency.max(1) as usize {
+            return;
+        }
+        if self.workers.len() >= self.bounds.max_workers
+            && !self
+                .workers
+                .values()
+                .any(|worker| worker.stage == Stage::Spare)
+            && coming == 0
+        {
+            let message = "this node runs as many workers as it may".to_owned();
+            return self.effects.push(Effect::Gateway(ToGateway::Refuse {
+                key,
+                failure: Failure::Unavailable,
+                message,
+            }));
+        }
+        self.waiting.push_back(key);
+    }
+
+    /// Gives spares to those who wait, while vault, gateway and bundle are there.
+    pub(super) fn serve_waiting(&mut self, now_ms: Millis) {
+        if !self.vault.up || !self.gateway.up {
+            return;
+        }
+        let mut later = std::collections::VecDeque::new();
+        while let Some(key) = self.waiting.pop_front() {
+            let Some(function) = self.functions.get(&key) else {
+                continue;
+            };
+            if self.bundles.get(&function.plan.bundle) != Some(&true) {
+                later.push_back(key);
+                continue;
+            }
+            let spare = self
+                .workers
+                .iter()
+                .find(|(_, worker)| worker.stage == Stage::Spare && fits(worker, &function.plan));
+            let Some(id) = spare.map(|(id, _)| *id) else {
+                later.push_back(key);
+                self.replace_small_spare();
+                continue;
+            };
+            let plan = Box::new(function.plan.clone());
+            if let Some(worker) = self.workers.get_mut(&id) {
+                worker.stage = Stage::Loading(key.clone(), plan.release);
+                (worker.since_ms, worker.deadline_ms) = (now_ms, Some(now_ms + SILENCE_MS));
+            }
+            self.effects.push(Effect::Serve {
+                worker: id,
+                key,
+                plan,
+            });
+        }
+        self.waiting = later;
+    }
+
+    /// Spares that were started before a function with a larger heap came are too small for it: one makes room.
+    fn replace_small_spare(&mut self) {
+        let largest = super::WORKER_OVERHEAD_MIB + self.largest_heap_mib();
+        let is_small =
+            |worker: &Worker| worker.stage == Stage::Spare && worker.memory_mib < largest;
+        if let Some((id, worker)) = self.workers.iter_mut().find(|(_, worker)| is_small(worker)) {
+            worker.stage = Stage::Discarded;
+            self.effects.push(Effect::Kill { child: id.0 });
+        }
+    }
+
+    pub(super) fn largest_heap_mib(&self) -> u32 {
+        /// What a spare is made for before any function is known.
+        const DEFAULT_HEAP_MIB: u32 = 64;
+        self.functions
+            .values()
+            .map(|function| function.plan.limits.heap_mib)
+            .max()
+            .unwrap_or(0)
+            .max(DEFAULT_HEAP_MIB)
+    }
+
+    pub(super) fn loaded(&mut self, id: WorkerId, now_ms: Millis) {
+        let Some(worker) = self.workers.get_mut(&id) else {
+            return;
+        };
+        let Stage::Loading(key, release) = worker.stage.clone() else {
+            return;
+        };
+        (worker.stage, worker.since_ms, worker.deadline_ms) =
+            (Stage::Serving(key.clone(), release), now_ms, None);
+        let Some(function) = self.functions.get_mut(&key) else {
+            return;
+        };
+        if function.plan.release != release {
+            // Overtaken by a newer manifest while it loaded.
+            return self.retire(id, now_ms);
+        }
+        (function.failures, function.last_error) = (0, None);
+        self.switch(&key, now_ms);
+    }
+
+    /// Routes to the wanted release and lets workers of others finish.
+    fn switch(&mut self, key: &FunctionKey, now_ms: Millis) {
+        let Some(function) = self.functions.get_mut(key) else {
+            return;
+        };
+        function.warming = false;
+        let wanted = function.plan.release;
+        if function.routed != Some(wanted) {
+            self.route(key);
+        }
+        let old =
+            self.workers_of(key, None)
+                .into_iter()
+                .filter(|id| match &self.workers[id].stage {
+                    Stage::Loading(_, release) | Stage::Serving(_, release) => *release != wanted,
+                    _ => false,
+                });
+        old.collect::<Vec<_>>()
+            .into_iter()
+            .for_each(|id| self.retire(id, now_ms));
+    }
+
+    pub(super) fn load_failed(&mut self, id: WorkerId, message: String, now_ms: Millis) {
+        let Some(worker) = self.workers.get_mut(&id) else {
+            return;
+        };
+        let Stage::Loading(key, release) = worker.stage.clone() else {
+            return;
+        };
+        worker.fatal = Some(Failure::LoadFailed);
+        worker.stage = Stage::Retired(key.clone());
+        worker.deadline_ms = Some(now_ms + Millis::from(STOP_GRACE_MS));
+        self.failed(&key, release, Failure::LoadFailed, message, now_ms);
+    }
+
+    pub(super) fn died_while_loading(
+        &mut self,
+        key: &FunctionKey,
+        release: Digest,
+        failure: Failure,
+        now_ms: Millis,
+    ) {
+        let message = format!(
+            "the function's worker ended while it loaded: {}",
+            failure.code()
+        );
+        self.failed(key, release, failure, message, now_ms);
+    }
+
+    fn failed(
+        &mut self,
+        key: &FunctionKey,
+        release: Digest,
+        failure: Failure,
+        message: String,
+        now_ms: Millis,
+    ) {
+        let Some(function) = self
+            .functions
+            .get_mut(key)
+            .filter(|function| function.plan.release == release)
+        else {
+            return;
+        };
+        function.failures += 1;
+        function.again_ms = now_ms + backoff_ms(function.failures) * 4;
+        function.last_error = Some(message.clone());
+        // The wanted release is what runs, even when it does not: an older one is no longer the tenant's word.
+        if function.warming {
+            self.switch(key, now_ms);
+        }
+        self.effects.push(Effect::Gateway(ToGateway::Refuse {
+            key: key.clone(),
+            failure,
+            message,
+        }));
+    }
+
+    fn workers_of(&self, key: &FunctionKey, release: Option<Digest>) -> Vec<WorkerId> {
+        let serves = |worker: &Worker| match &worker.stage {
+            Stage::Loading(other, runs) | Stage::Serving(other, runs) => {
+                other == key && release.is_none_or(|release| release == *runs)
+            }
+            _ => false,
+        };
+        self.workers
+            .iter()
+            .filter(|(_, worker)| serves(worker))
+            .map(|(id, _)| *id)
+            .collect()
+    }
+
+    pub(super) fn describe_function(
+        &self,
+        key: &FunctionKey,
+        function: &Function,
+    ) -> serde_json::Value {
+        let hex = |bytes: &[u8]| {
+            bytes
+                .iter()
+                .map(|byte| format!("{byte:02x}"))
+                .collect::<String>()
+        };
+        let mut workers = BTreeMap::<&str, usize>::new();
+        for id in self.workers_of(key, None) {
+            let stage = if matches!(self.workers[&id].stage, Stage::Serving(..)) {
+                "serving"
+            } else {
+                "loading"
+            };
+            *workers.entry(stage).or_default() += 1;
+        }
+        serde_json::json!({
+            "tenant": function.tenant_name, "tenant_id": hex(&key.tenant), "function": key.function, "release": hex(&function.plan.release),
+            "routed": function.routed.map(|digest| hex(&digest)), "manifest": function.manifest_version, "hosts": function.plan.hosts,
+            "bundle_here": self.bundles.get(&function.plan.bundle) == Some(&true), "workers": workers, "error": function.last_error,
+        })
+    }
+}
+
+fn fits(worker: &Worker, plan: &FunctionPlan) -> bool {
+    worker.memory_mib >= super::WORKER_OVERHEAD_MIB + plan.limits.heap_mib
+}

@@ -1,0 +1,463 @@
+//! What the supervisor decides: which programs run, which worker serves which function, when to try again. Time and events
+//! in, effects out; it waits for nobody.
+
+pub(crate) mod carry;
+mod functions;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, VecDeque};
+
+use casemate_wire::control::gateway::ToGateway;
+use casemate_wire::control::vault::{FunctionPlan, Plan};
+use casemate_wire::control::{Digest, Failure, FunctionKey, WorkerId};
+
+use functions::Function;
+
+/// Milliseconds since the supervisor started.
+pub(crate) type Millis = u64;
+
+/// First pause before a program that ended is started again.
+const BACKOFF_MIN_MS: Millis = 100;
+/// Longest pause.
+const BACKOFF_MAX_MS: Millis = 10_000;
+/// A program that ran so long is well: the next pause is the first again.
+const WELL_AFTER_MS: Millis = 60_000;
+/// Until a worker that was told to stop is killed.
+const STOP_GRACE_MS: u32 = 10_000;
+/// Until a worker that said nothing after being started or loaded is killed.
+const SILENCE_MS: Millis = 30_000;
+/// Room above a function's heap that a worker's process needs: V8, its snapshot and code, buffers.
+const WORKER_OVERHEAD_MIB: u32 = 192;
+/// Processes and threads of a worker.
+pub(crate) const WORKER_PIDS: u32 = 16;
+
+/// Bounds from the operator's configuration.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Bounds {
+    /// Workers that wait for a function.
+    pub(crate) spares: usize,
+    /// Workers at all.
+    pub(crate) max_workers: usize,
+    /// An idle worker leaves after this.
+    pub(crate) idle_ms: Millis,
+}
+
+/// Programs of which there is one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Single {
+    Vault,
+    Gateway,
+}
+
+/// What happened.
+#[derive(Debug)]
+pub(crate) enum Input {
+    /// Time has passed.
+    Tick,
+    /// A child could not be started.
+    NotStarted { child: u64 },
+    /// A child is gone, and everything that it said has been read.
+    Ended { child: u64, failure: Failure },
+    /// The vault is open, or the gateway listens.
+    Up(Single),
+    /// The vault's judgement of what a tenant runs.
+    Plan(Plan),
+    /// A bundle is on the disk, checked.
+    BundleHere(Digest),
+    /// Callers wait.
+    Need { key: FunctionKey, waiting: u32 },
+    /// A worker has had nothing to do.
+    Idle { worker: WorkerId, idle_ms: Millis },
+    /// A retired worker has finished.
+    Drained { worker: WorkerId },
+    /// A worker's walls are closed.
+    Ready { worker: WorkerId },
+    /// A worker's function is loaded.
+    Loaded { worker: WorkerId },
+    /// It cannot be.
+    LoadFailed { worker: WorkerId, message: String },
+    /// A worker is about to end because of this.
+    Fatal { worker: WorkerId, failure: Failure },
+    /// The operator wants an end.
+    Drain,
+}
+
+/// What to do.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Effect {
+    /// Start the vault or the gateway.
+    StartSingle { child: u64, which: Single },
+    /// Start a worker.
+    StartWorker { worker: WorkerId, memory_mib: u32 },
+    /// End a child at once.
+    Kill { child: u64 },
+    /// Give a spare its function: bundle, and channels to gateway and vault.
+    Serve {
+        worker: WorkerId,
+        key: FunctionKey,
+        plan: Box<FunctionPlan>,
+    },
+    /// Tell the gateway.
+    Gateway(ToGateway),
+    /// Tell the vault that a worker is gone.
+    VaultGone { worker: WorkerId },
+    /// Tell a worker to finish.
+    Stop { worker: WorkerId, grace_ms: u32 },
+    /// A bundle is wanted.
+    Fetch { bundle: Digest, bytes: u64 },
+    /// Only these bundles are still wanted.
+    Keep { bundles: Vec<Digest> },
+}
+
+/// One program of which there is one.
+#[derive(Debug, Default)]
+struct Program {
+    child: Option<u64>,
+    up: bool,
+    started_ms: Millis,
+    failures: u32,
+    again_ms: Millis,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Stage {
+    /// Started; has not said that its walls are closed.
+    Starting,
+    /// Waits for a function.
+    Spare,
+    /// Has been given a function.
+    Loading(FunctionKey, Digest),
+    /// Serves it.
+    Serving(FunctionKey, Digest),
+    /// Finishes.
+    Retired(FunctionKey),
+    /// Never had a function, and is being killed.
+    Discarded,
+}
+
+#[derive(Debug)]
+struct Worker {
+    stage: Stage,
+    since_ms: Millis,
+    /// Said by itself before it ended.
+    fatal: Option<Failure>,
+    /// When it is killed if it is still there.
+    deadline_ms: Option<Millis>,
+    memory_mib: u32,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Supervision {
+    bounds: Bounds,
+    next_child: u64,
+    vault: Program,
+    gateway: Program,
+    workers: BTreeMap<WorkerId, Worker>,
+    functions: BTreeMap<FunctionKey, Function>,
+    bundles: BTreeMap<Digest, bool>,
+    /// Functions that wait for a spare, in order.
+    waiting: VecDeque<FunctionKey>,
+    /// Pace of starting workers that fail.
+    spare_failures: u32,
+    spare_again_ms: Millis,
+    draining: bool,
+    effects: Vec<Effect>,
+}
+
+fn backoff_ms(failures: u32) -> Millis {
+    (BACKOFF_MIN_MS << failures.saturating_sub(1).min(10)).min(BACKOFF_MAX_MS)
+}
+
+impl Supervision {
+    pub(crate) fn new(bounds: Bounds) -> Self {
+        Self {
+            bounds,
+            next_child: 1,
+            vault: Program::default(),
+            gateway: Program::default(),
+            workers: BTreeMap::new(),
+            functions: BTreeMap::new(),
+            bundles: BTreeMap::new(),
+            waiting: VecDeque::new(),
+            spare_failures: 0,
+            spare_again_ms: 0,
+            draining: false,
+            effects: Vec::new(),
+        }
+    }
+
+    /// Takes an event; gives what is to be done, in order.
+    pub(crate) fn handle(&mut self, input: Input, now_ms: Millis) -> Vec<Effect> {
+        match input {
+            Input::Tick => {}
+            Input::NotStarted { child } => self.ended(child, Failure::Unavailable, now_ms),
+            Input::Ended { child, failure } => self.ended(child, failure, now_ms),
+            Input::Up(which) => {
+                self.program(which).up = true;
+                if which == Single::Gateway {
+                    self.route_all();
+                }
+            }
+            Input::Plan(plan) => self.plan(plan, now_ms),
+            Input::BundleHere(digest) => {
+                if let Some(here) = self.bundles.get_mut(&digest) {
+                    *here = true;
+                    self.bundle_here(digest);
+                }
+            }
+            Input::Need { key, waiting } => self.need(key, waiting, now_ms),
+            Input::Idle { worker, idle_ms } if idle_ms >= self.bounds.idle_ms => {
+                self.retire(worker, now_ms)
+            }
+            Input::Idle { .. } => {}
+            Input::Drained { worker } => self.stop(worker, now_ms),
+            Input::Ready { worker } => {
+                if let Some(worker) = self
+                    .workers
+                    .get_mut(&worker)
+                    .filter(|worker| worker.stage == Stage::Starting)
+                {
+                    (worker.stage, worker.since_ms) = (Stage::Spare, now_ms);
+                    self.spare_failures = 0;
+                }
+            }
+            Input::Loaded { worker } => self.loaded(worker, now_ms),
+            Input::LoadFailed { worker, message } => self.load_failed(worker, message, now_ms),
+            Input::Fatal { worker, failure } => {
+                if let Some(worker) = self.workers.get_mut(&worker) {
+                    worker.fatal = Some(failure);
+                }
+            }
+            Input::Drain => self.drain(now_ms),
+        }
+        self.keep_running(now_ms);
+        std::mem::take(&mut self.effects)
+    }
+
+    /// When time alone will change something.
+    pub(crate) const TICK_MS: Millis = 250;
+
+    /// Whether a worker may still be spoken to.
+    pub(crate) fn has(&self, worker: WorkerId) -> bool {
+        self.workers.contains_key(&worker)
+    }
+
+    /// Bundles that are wanted and not here.
+    pub(crate) fn wanted_bundles(&self) -> Vec<Digest> {
+        self.bundles
+            .iter()
+            .filter(|(_, here)| !**here)
+            .map(|(digest, _)| *digest)
+            .collect()
+    }
+
+    fn program(&mut self, which: Single) -> &mut Program {
+        match which {
+            Single::Vault => &mut self.vault,
+            Single::Gateway => &mut self.gateway,
+        }
+    }
+
+    fn child(&mut self) -> u64 {
+        let child = self.next_child;
+        self.next_child += 1;
+        child
+    }
+
+    /// Starts what should run and does not, kills what is over its time, serves who waits.
+    fn keep_running(&mut self, now_ms: Millis) {
+        let overdue: Vec<WorkerId> = self
+            .workers
+            .iter()
+            .filter(|(_, worker)| {
+                worker
+                    .deadline_ms
+                    .is_some_and(|deadline| now_ms >= deadline)
+            })
+            .map(|(id, _)| *id)
+            .collect();
+        for id in overdue {
+            if let Some(worker) = self.workers.get_mut(&id) {
+                // Once; if launch is slow, so be it.
+                worker.deadline_ms = None;
+                self.effects.push(Effect::Kill { child: id.0 });
+            }
+        }
+        if self.draining {
+            return;
+        }
+        for which in [Single::Vault, Single::Gateway] {
+            if self.program(which).child.is_none() && now_ms >= self.program(which).again_ms {
+                let child = self.child();
+                let program = self.program(which);
+                (program.child, program.started_ms) = (Some(child), now_ms);
+                self.effects.push(Effect::StartSingle { child, which });
+            }
+        }
+        self.serve_waiting(now_ms);
+        self.start_spares(now_ms);
+    }
+
+    fn start_spares(&mut self, now_ms: Millis) {
+        let idle = self
+            .workers
+            .values()
+            .filter(|worker| matches!(worker.stage, Stage::Starting | Stage::Spare))
+            .count();
+        let wanted = self.bounds.spares + self.waiting.len();
+        let room = self.bounds.max_workers.saturating_sub(self.workers.len());
+        if now_ms < self.spare_again_ms {
+            return;
+        }
+        for _ in idle..wanted.min(idle + room) {
+            let worker = WorkerId(self.child());
+            let memory_mib = WORKER_OVERHEAD_MIB + self.largest_heap_mib();
+            let deadline_ms = Some(now_ms + SILENCE_MS);
+            self.workers.insert(
+                worker,
+                Worker {
+                    stage: Stage::Starting,
+                    since_ms: now_ms,
+                    fatal: None,
+                    deadline_ms,
+                    memory_mib,
+                },
+            );
+            self.effects
+                .push(Effect::StartWorker { worker, memory_mib });
+        }
+    }
+
+    fn ended(&mut self, child: u64, failure: Failure, now_ms: Millis) {
+        for which in [Single::Vault, Single::Gateway] {
+            let program = self.program(which);
+            if program.child == Some(child) {
+                let well = now_ms.saturating_sub(program.started_ms) >= WELL_AFTER_MS;
+                program.failures = if well { 1 } else { program.failures + 1 };
+                (program.child, program.up) = (None, false);
+                program.again_ms = now_ms + backoff_ms(program.failures);
+                self.cut_off(which, now_ms);
+            }
+        }
+        if let Some(worker) = self.workers.remove(&WorkerId(child)) {
+            self.worker_ended(WorkerId(child), worker, failure, now_ms);
+        }
+    }
+
+    /// Every serving worker holds a channel to the program that is gone: none of them can go on.
+    fn cut_off(&mut self, which: Single, now_ms: Millis) {
+        let serving = |worker: &Worker| {
+            matches!(
+                worker.stage,
+                Stage::Loading(..) | Stage::Serving(..) | Stage::Retired(_)
+            )
+        };
+        let cut: Vec<WorkerId> = self
+            .workers
+            .iter()
+            .filter(|(_, worker)| serving(worker))
+            .map(|(id, _)| *id)
+            .collect();
+        for id in cut {
+            match which {
+                Single::Vault => self.retire(id, now_ms),
+                Single::Gateway => self.effects.push(Effect::Kill { child: id.0 }),
+            }
+        }
+    }
+
+    fn worker_ended(&mut self, id: WorkerId, worker: Worker, failure: Failure, now_ms: Millis) {
+        let failure = worker.fatal.unwrap_or(failure);
+        match worker.stage {
+            Stage::Starting => {
+                self.spare_failures += 1;
+                self.spare_again_ms = now_ms + backoff_ms(self.spare_failures);
+            }
+            Stage::Spare | Stage::Discarded => {}
+            Stage::Loading(key, release) => {
+                self.gone(id, failure);
+                self.died_while_loading(&key, release, failure, now_ms);
+            }
+            Stage::Serving(..) | Stage::Retired(_) => self.gone(id, failure),
+        }
+    }
+
+    fn gone(&mut self, worker: WorkerId, failure: Failure) {
+        self.effects
+            .push(Effect::Gateway(ToGateway::Gone { worker, failure }));
+        self.effects.push(Effect::VaultGone { worker });
+    }
+
+    /// Gives a worker nothing new; it is stopped when the gateway says that it has finished, and killed if that takes long.
+    fn retire(&mut self, id: WorkerId, now_ms: Millis) {
+        let Some(worker) = self.workers.get_mut(&id) else {
+            return;
+        };
+        let (Stage::Loading(key, _) | Stage::Serving(key, _)) = &worker.stage else {
+            return;
+        };
+        let wall_ms = self.functions.get(key).map_or(0, |function| {
+            Millis::from(function.plan.limits.wall_time_ms)
+        });
+        worker.stage = Stage::Retired(key.clone());
+        worker.deadline_ms = Some(now_ms + wall_ms + Millis::from(STOP_GRACE_MS));
+        self.effects
+            .push(Effect::Gateway(ToGateway::Retire { worker: id }));
+    }
+
+    fn stop(&mut self, id: WorkerId, now_ms: Millis) {
+        if let Some(worker) = self
+            .workers
+            .get_mut(&id)
+            .filter(|worker| matches!(worker.stage, Stage::Retired(_)))
+        {
+            worker.deadline_ms = Some(now_ms + Millis::from(STOP_GRACE_MS));
+            self.effects.push(Effect::Stop {
+                worker: id,
+                grace_ms: STOP_GRACE_MS / 2,
+            });
+        }
+    }
+
+    fn drain(&mut self, now_ms: Millis) {
+        self.draining = true;
+        self.effects.push(Effect::Gateway(ToGateway::Drain {
+            grace_ms: STOP_GRACE_MS,
+        }));
+        for (id, worker) in &mut self.workers {
+            if matches!(worker.stage, Stage::Starting | Stage::Spare) {
+                worker.stage = Stage::Discarded;
+                self.effects.push(Effect::Kill { child: id.0 });
+            }
+        }
+        let serving: Vec<WorkerId> = self.workers.keys().copied().collect();
+        serving.into_iter().for_each(|id| self.retire(id, now_ms));
+    }
+
+    /// For the status page.
+    pub(crate) fn describe(&self) -> serde_json::Value {
+        let program = |program: &Program| serde_json::json!({ "up": program.up, "failures": program.failures });
+        let stage = |worker: &Worker| match &worker.stage {
+            Stage::Starting => "starting",
+            Stage::Spare => "spare",
+            Stage::Loading(..) => "loading",
+            Stage::Serving(..) => "serving",
+            Stage::Retired(_) | Stage::Discarded => "retired",
+        };
+        let mut stages = BTreeMap::<&str, usize>::new();
+        self.workers
+            .values()
+            .for_each(|worker| *stages.entry(stage(worker)).or_default() += 1);
+        let functions: Vec<_> = self
+            .functions
+            .iter()
+            .map(|(key, function)| self.describe_function(key, function))
+            .collect();
+        serde_json::json!({
+            "vault": program(&self.vault), "gateway": program(&self.gateway), "workers": stages, "functions": functions,
+            "draining": self.draining,
+        })
+    }
+}
