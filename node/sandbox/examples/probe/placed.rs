@@ -83,9 +83,15 @@ pub(crate) fn child(profile: Profile) {
             }
             ["fork"] => {
                 let mut made = 0;
-                // SAFETY: one thread; the child only waits for its end.
-                while made < 1000 && unsafe { libc::fork() } != -1 {
-                    made += 1;
+                while made < 1000 {
+                    // SAFETY: one thread, so the child is whole; it waits for its end.
+                    match unsafe { libc::fork() } {
+                        -1 => break,
+                        0 => loop {
+                            std::thread::park();
+                        },
+                        _ => made += 1,
+                    }
                 }
                 say(&format!("forked {made}"));
             }

@@ -20,6 +20,7 @@ pub(crate) fn path() -> PathBuf {
 }
 
 /// What it prints.
+#[allow(dead_code)] // Of the two tests that share this file only one runs it directly.
 pub(crate) fn run(arguments: &[&str]) -> String {
     let output = Command::new(path())
         .args(arguments)

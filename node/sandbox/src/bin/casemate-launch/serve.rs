@@ -13,7 +13,7 @@ use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendFlags,
     SocketFlags, SocketType, recvmsg, send, socketpair, sockopt,
 };
-use rustix::process::{Pid, Signal, WaitOptions, WaitStatus, kill_process, waitpid};
+use rustix::process::{Pid, Signal, WaitOptions, WaitStatus, kill_process, wait};
 
 use crate::cgroup::Cgroup;
 use crate::start::{Launcher, StartError};
@@ -182,7 +182,7 @@ impl Server {
 
     /// All that have ended; as the first process of a container also those that are nobody's.
     fn reap(&mut self) {
-        while let Ok(Some((pid, status))) = waitpid(None, WaitOptions::NOHANG) {
+        while let Ok(Some((pid, status))) = wait(WaitOptions::NOHANG) {
             if self.supervisor == Some(pid) {
                 self.supervisor = None;
                 self.supervisor_end = Some(end(status, None));

@@ -1,0 +1,497 @@
+//! `casemate-launch` with hostile programs in the place of ours: what each finds around itself, and how they end.
+//! As root every program has a user of its own; as nobody there are user namespaces only.
+
+mod node;
+mod probe;
+
+use std::collections::BTreeSet;
+use std::os::fd::AsFd;
+use std::time::Duration;
+
+use casemate_sandbox::launch::{Command, End, Event, PACKET_BYTES, Program, Refusal};
+use node::{Node, USERS, User, control, order, told, value};
+
+const MEMORY_MIB: u32 = 64;
+const PIDS: u32 = 16;
+
+fn start(id: u64, program: Program) -> Command {
+    Command::Start {
+        id,
+        program,
+        memory_mib: MEMORY_MIB,
+        pids: PIDS,
+    }
+}
+
+fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
+#[test]
+fn as_root_each_program_has_its_own_user_and_no_capability() {
+    if !is_root() {
+        println!("skipped: needs root");
+        return;
+    }
+    let mut node = Node::start(User::Root);
+    let base = node.base;
+    let expected = |number: u32| [(base + number).to_string().as_str(); 4].join(" ");
+    let own = node.supervisor_facts.clone();
+    let (_v, vault) = node.child(1, Program::Vault);
+    let (_g, gateway) = node.child(2, Program::Gateway);
+    let (_w, worker) = node.child(3, Program::Worker);
+    let (_o, other) = node.child(4, Program::Worker);
+    for (facts, number) in [
+        (&own, 1),
+        (&vault, 2),
+        (&gateway, 3),
+        (&worker, 1000),
+        (&other, 1001),
+    ] {
+        assert_eq!(value(facts, "Uid"), expected(number));
+        assert_eq!(value(facts, "Gid"), expected(number));
+        assert_eq!(value(facts, "Groups"), "");
+    }
+    for facts in [&own, &vault] {
+        for set in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"] {
+            assert_eq!(value(facts, set), "0000000000000000", "{set}");
+        }
+    }
+    // CAP_NET_BIND_SERVICE, until its ports are bound.
+    assert_eq!(value(&gateway, "CapEff"), "0000000000000400");
+    assert_eq!(value(&gateway, "CapBnd"), "0000000000000400");
+}
+
+#[test]
+fn every_program_starts_with_nothing_of_ours() {
+    for user in USERS {
+        let mut node = Node::start(user);
+        let own = node.supervisor_facts.clone();
+        let children = [Program::Vault, Program::Gateway, Program::Worker];
+        let all: Vec<_> = children
+            .into_iter()
+            .zip(1..)
+            .map(|(program, id)| node.child(id, program))
+            .collect();
+        let all = all.iter().map(|(_, facts)| facts).chain([&own]);
+        for (facts, number) in all.zip(0..) {
+            assert_eq!(
+                value(facts, "environment"),
+                "CASEMATE_LOG CASEMATE_OUTER_NS",
+                "{user:?}"
+            );
+            // The supervisor has a socket to the test.
+            let open = if number == 3 { "0 1 2 3 4" } else { "0 1 2 3" };
+            assert_eq!(value(facts, "descriptors"), open, "{user:?} {number}");
+            assert_eq!(value(facts, "stdout"), "/dev/null", "{user:?}");
+            assert_eq!(value(facts, "NoNewPrivs"), "1", "{user:?}");
+            assert_eq!(value(facts, "SigBlk"), "0000000000000000", "{user:?}");
+            assert_eq!(value(facts, "session"), "own", "{user:?}");
+        }
+    }
+}
+
+#[test]
+fn a_worker_is_alone_in_its_namespaces() {
+    for user in USERS {
+        let mut node = Node::start(user);
+        if !node.has_walls() {
+            println!("skipped as {user:?}: this kernel forbids user namespaces");
+            continue;
+        }
+        let own = node.supervisor_facts.clone();
+        let (_w, worker) = node.child(1, Program::Worker);
+        let (_o, other) = node.child(2, Program::Worker);
+        for name in ["ns/user", "ns/pid", "ns/mnt", "ns/net", "ns/ipc", "ns/uts"] {
+            let all = [&own, &worker, &other].map(|facts| value(facts, name).to_owned());
+            assert_eq!(BTreeSet::from(all).len(), 3, "{user:?} {name}");
+        }
+        assert!(
+            value(&worker, "NSpid").ends_with(" 1"),
+            "{user:?}: the first of its processes"
+        );
+        assert_eq!(value(&worker, "devices"), "lo", "{user:?}");
+        assert_eq!(
+            value(&worker, "loopback"),
+            "NetworkUnreachable",
+            "{user:?}: down"
+        );
+        assert_ne!(value(&own, "loopback"), "NetworkUnreachable", "{user:?}");
+    }
+}
+
+#[test]
+fn a_worker_empties_its_root_and_drops_what_that_took() {
+    for user in USERS {
+        let mut node = Node::start(user);
+        if !node.has_walls() {
+            println!("skipped as {user:?}: this kernel forbids user namespaces");
+            continue;
+        }
+        let (worker, _) = node.child(1, Program::Worker);
+        order(&worker, "half");
+        let facts = told(&worker);
+        for path in ["/etc", "/proc", "/usr", "/tmp", "/dev"] {
+            assert_eq!(value(&facts, path), "NotFound", "{user:?} {path}");
+        }
+        assert_eq!(value(&facts, "/.."), "there", "{user:?}");
+        assert_eq!(value(&facts, "inodes"), "0", "{user:?}: no room for a file");
+        assert_eq!(value(&facts, "read-only"), "true", "{user:?}");
+        assert_eq!(value(&facts, "environment"), "CASEMATE_LOG", "{user:?}");
+        assert_eq!(value(&facts, "capabilities"), "0", "{user:?}");
+        assert_eq!(value(&facts, "bounding"), "0", "{user:?}");
+        assert_eq!(value(&facts, "unshare"), "-1", "{user:?}");
+        assert_eq!(
+            value(&facts, "list"),
+            "Err(PermissionDenied)",
+            "{user:?}: Landlock"
+        );
+    }
+}
+
+#[test]
+fn a_worker_reports_every_layer_in_force() {
+    for user in USERS {
+        let mut node = Node::start(user);
+        if !node.has_walls() {
+            println!("skipped as {user:?}: this kernel forbids user namespaces");
+            continue;
+        }
+        let (worker, _) = node.child(1, Program::Worker);
+        order(&worker, "enter");
+        let reports = told(&worker);
+        for layer in casemate_sandbox::LAYERS {
+            let report = value(&reports, layer);
+            let by_the_machine = match layer {
+                "landlock" => report.contains("kernel"),
+                "cgroup" => !node.has_cgroups(),
+                "speculation" => report.contains("unknown"),
+                _ => false,
+            };
+            assert!(
+                report.starts_with("true") || by_the_machine,
+                "{user:?} {layer}: {report}"
+            );
+        }
+    }
+}
+
+#[test]
+fn ends_are_told_as_they_were() {
+    for user in USERS {
+        let mut node = Node::start(user);
+        let (exits, _) = node.child(1, Program::Worker);
+        order(&exits, "exit 7");
+        assert_eq!(
+            node.event(),
+            Event::Exited {
+                id: 1,
+                end: End::Exit(7)
+            },
+            "{user:?}"
+        );
+
+        let (opens, _) = node.child(2, Program::Worker);
+        order(&opens, "enter");
+        told(&opens);
+        order(&opens, "open");
+        assert_eq!(
+            node.event(),
+            Event::Exited {
+                id: 2,
+                end: End::Signal(libc::SIGSYS)
+            },
+            "{user:?}"
+        );
+
+        let (spins, _) = node.child(3, Program::Worker);
+        order(&spins, "spin");
+        node.send(Command::Kill { id: 3 }, None);
+        assert_eq!(
+            node.event(),
+            Event::Exited {
+                id: 3,
+                end: End::Signal(libc::SIGKILL)
+            },
+            "{user:?}"
+        );
+
+        // Gone already, and never there: nothing is said.
+        node.send(Command::Kill { id: 3 }, None);
+        node.send(Command::Kill { id: u64::MAX }, None);
+        node.child(3, Program::Vault);
+    }
+}
+
+#[test]
+fn a_worker_that_eats_memory_is_ended_and_its_end_says_so() {
+    if !is_root() {
+        println!("skipped: needs root");
+        return;
+    }
+    let mut node = Node::start(User::Root);
+    if !node.has_cgroups() {
+        println!("skipped: no cgroups here");
+        return;
+    }
+    let (worker, _) = node.child(1, Program::Worker);
+    order(&worker, &format!("eat {}", MEMORY_MIB / 2));
+    assert_eq!(told(&worker), format!("ate {}", MEMORY_MIB / 2 << 20));
+    order(&worker, &format!("eat {}", MEMORY_MIB * 4));
+    assert_eq!(
+        node.event(),
+        Event::Exited {
+            id: 1,
+            end: End::OutOfMemory
+        }
+    );
+    assert_eq!(node.cgroups(), [""; 0], "removed with their worker");
+}
+
+#[test]
+fn a_worker_that_eats_memory_where_there_is_no_cgroup_is_ended_all_the_same() {
+    let mut node = Node::start(User::Nobody);
+    let (worker, _) = node.child(1, Program::Worker);
+    order(&worker, "eat 2048");
+    match node.event() {
+        Event::Exited {
+            id: 1,
+            end: End::Signal(_),
+        } if !node.has_cgroups() => {}
+        Event::Exited {
+            id: 1,
+            end: End::OutOfMemory,
+        } if node.has_cgroups() => {}
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_worker_that_forks_without_end_comes_to_its_limit_and_its_children_end_with_it() {
+    if !is_root() {
+        println!("skipped: needs root");
+        return;
+    }
+    let mut node = Node::start(User::Root);
+    if !node.has_cgroups() {
+        println!("skipped: no cgroups here");
+        return;
+    }
+    let (worker, _) = node.child(1, Program::Worker);
+    order(&worker, "fork");
+    assert_eq!(told(&worker), format!("forked {}", PIDS - 1));
+    node.send(Command::Kill { id: 1 }, None);
+    assert_eq!(
+        node.event(),
+        Event::Exited {
+            id: 1,
+            end: End::Signal(libc::SIGKILL)
+        }
+    );
+    assert_eq!(node.cgroups(), [""; 0], "an empty cgroup can be removed");
+}
+
+#[test]
+fn what_is_not_to_be_started_is_refused_by_name() {
+    let mut node = Node::start(USERS[0]);
+    let _vault = node.child(1, Program::Vault);
+    let _gateway = node.child(2, Program::Gateway);
+    let (_worker, _) = node.child(3, Program::Worker);
+    let mut refused = |command, id, refusal| {
+        let (_ours, theirs) = control();
+        node.send(command, Some(theirs.as_fd()));
+        assert_eq!(node.event(), Event::Refused { id, refusal });
+    };
+    refused(start(3, Program::Worker), 3, Refusal::Duplicate);
+    refused(start(4, Program::Vault), 4, Refusal::Busy);
+    refused(start(5, Program::Gateway), 5, Refusal::Busy);
+    let unlimited = |memory_mib, pids| Command::Start {
+        id: 6,
+        program: Program::Worker,
+        memory_mib,
+        pids,
+    };
+    refused(unlimited(0, 1), 6, Refusal::Unlimited);
+    refused(unlimited(1, 0), 6, Refusal::Unlimited);
+    let file = std::fs::File::open("/dev/null").unwrap();
+    node.send(start(7, Program::Worker), Some(file.as_fd()));
+    assert_eq!(
+        node.event(),
+        Event::Refused {
+            id: 7,
+            refusal: Refusal::NotAControlSocket
+        }
+    );
+    node.child(8, Program::Worker);
+}
+
+#[test]
+fn a_worker_gets_a_user_that_no_live_one_has() {
+    if !is_root() {
+        println!("skipped: needs root");
+        return;
+    }
+    let mut node = Node::start(User::Root);
+    let uid = |facts: &str| value(facts, "Uid").split(' ').next().unwrap().to_owned();
+    let (first, facts) = node.child(1, Program::Worker);
+    let first_uid = uid(&facts);
+    let (_second, facts) = node.child(2, Program::Worker);
+    assert_ne!(uid(&facts), first_uid);
+    order(&first, "exit 0");
+    assert_eq!(
+        node.event(),
+        Event::Exited {
+            id: 1,
+            end: End::Exit(0)
+        }
+    );
+    let (_third, facts) = node.child(3, Program::Worker);
+    assert_eq!(uid(&facts), first_uid, "free again");
+}
+
+#[test]
+fn a_supervisor_that_sends_garbage_ends_everything() {
+    let kill = Command::Kill { id: 1 }.encode();
+    let (_ours, theirs) = control();
+    let cases: [(&str, Vec<u8>, usize); 6] = [
+        ("garbage", vec![0xff; PACKET_BYTES], 0),
+        ("half a packet", kill[..PACKET_BYTES / 2].to_vec(), 0),
+        ("a packet and a half", [&kill[..], &kill[..32]].concat(), 0),
+        (
+            "a start without a descriptor",
+            start(9, Program::Worker).encode().to_vec(),
+            0,
+        ),
+        (
+            "a start with two",
+            start(9, Program::Worker).encode().to_vec(),
+            2,
+        ),
+        ("a kill with one", kill.to_vec(), 1),
+    ];
+    for (what, bytes, descriptors) in cases {
+        let mut node = Node::start(USERS[0]);
+        let (worker, _) = node.child(1, Program::Worker);
+        node.send_raw(&bytes, &vec![theirs.as_fd(); descriptors]);
+        assert_eq!(node.exit_code(), Some(70), "{what}");
+        assert!(node::is_closed(&worker), "{what}: the worker ended with it");
+    }
+}
+
+#[test]
+fn a_flood_of_commands_and_a_supervisor_that_reads_nothing_stop_nothing() {
+    let mut node = Node::start(USERS[0]);
+    let file = std::fs::File::open("/dev/null").unwrap();
+    // More refusals than the socket and the queue hold: launch stops reading rather than growing or blocking.
+    let mut sent = 0;
+    while sent < 100_000
+        && node
+            .client
+            .send(&start(sent, Program::Worker), Some(file.as_fd()))
+            .is_ok()
+    {
+        sent += 1;
+    }
+    std::thread::sleep(Duration::from_millis(100));
+    let mut got = 0;
+    while got < sent {
+        assert_eq!(
+            node.event(),
+            Event::Refused {
+                id: got,
+                refusal: Refusal::NotAControlSocket
+            }
+        );
+        got += 1;
+    }
+    node.child(1, Program::Worker);
+}
+
+#[test]
+fn everything_ends_with_the_supervisor_and_its_code_is_ours() {
+    for (code, expected) in [(0, 75), (64, 64), (69, 69)] {
+        let mut node = Node::start(USERS[0]);
+        let (worker, _) = node.child(1, Program::Worker);
+        order(&worker, "spin");
+        node.end_supervisor(code);
+        assert_eq!(node.exit_code(), Some(expected));
+        assert!(node::is_closed(&worker));
+        assert_eq!(node.cgroups(), [""; 0]);
+    }
+}
+
+#[test]
+fn sigterm_goes_to_the_supervisor_and_everything_ends_in_order() {
+    for user in USERS {
+        let mut node = Node::start(user);
+        let (worker, _) = node.child(1, Program::Worker);
+        node.signal(libc::SIGTERM);
+        assert_eq!(node.exit_code(), Some(0), "{user:?}");
+        assert!(node::is_closed(&worker), "{user:?}");
+    }
+}
+
+#[test]
+fn a_supervisor_that_closes_its_socket_and_stays_is_ended() {
+    let mut node = Node::start(USERS[0]);
+    let (worker, _) = node.child(1, Program::Worker);
+    node.hang_up();
+    assert_eq!(node.exit_code(), Some(70));
+    assert!(node::is_closed(&worker));
+}
+
+#[test]
+fn children_do_not_outlive_a_launch_that_is_killed() {
+    for user in USERS {
+        let mut node = Node::start(user);
+        let (worker, _) = node.child(1, Program::Worker);
+        let (vault, _) = node.child(2, Program::Vault);
+        order(&worker, "spin");
+        node.signal(libc::SIGKILL);
+        assert_eq!(node.exit_code(), None, "{user:?}: by a signal");
+        for child in [&worker, &vault] {
+            assert!(node::is_closed(child), "{user:?}");
+        }
+    }
+}
+
+#[test]
+fn mistakes_in_the_arguments_end_with_64_and_unstartable_programs_with_69() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = folder.path().join("config");
+    std::fs::write(&config, "").unwrap();
+    let run = |arguments: &[&str]| {
+        let output = std::process::Command::new(env!("CARGO_BIN_EXE_casemate-launch"))
+            .args(arguments)
+            .output()
+            .unwrap();
+        (
+            output.status.code(),
+            String::from_utf8_lossy(&output.stderr).into_owned(),
+        )
+    };
+    let (config, state) = (config.to_str().unwrap(), folder.path().join("state"));
+    let state = state.to_str().unwrap();
+    let usual = ["--node", config, "--vault", config, "--state", state];
+    assert_eq!(run(&[]).0, Some(64));
+    assert_eq!(
+        run(&[&usual[..], &["--uid-base", "0"]].concat()).0,
+        Some(64)
+    );
+    assert_eq!(
+        run(&[&usual[..], &["--uid-base", "4294967295"]].concat()).0,
+        Some(64)
+    );
+    assert_eq!(
+        run(&["--node", "/nowhere", "--vault", config, "--state", state]).0,
+        Some(64)
+    );
+    let (code, text) = run(&[&usual[..], &["--programs", "/nowhere"]].concat());
+    assert_eq!(code, Some(69));
+    assert!(text.contains("/nowhere/casemate-node"), "{text}");
+    assert_eq!(
+        run(&["--node", config, "--vault", config, "--state", "/proc/no"]).0,
+        Some(73)
+    );
+    assert_eq!(run(&["--version"]).0, Some(0));
+}

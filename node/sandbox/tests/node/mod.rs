@@ -1,0 +1,342 @@
+//! A node in a temporary folder, of which the test plays the supervisor.
+
+use std::fs;
+use std::io::{IoSlice, IoSliceMut, Write};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::process::{Child, Command as Process};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use casemate_sandbox::launch::{Client, Command, Event, Program};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recv, recvmsg, send, sendmsg,
+    socketpair,
+};
+
+use super::{MEMORY_MIB, PIDS, is_root, probe};
+
+/// For anything to happen at all.
+const PATIENCE: Duration = Duration::from_secs(20);
+const NOBODY: u32 = 65534;
+
+/// Who launch runs as. Tests that are not root themselves run both as who they are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum User {
+    Root,
+    Nobody,
+}
+
+pub(crate) const USERS: [User; 2] = [User::Root, User::Nobody];
+
+pub(crate) struct Node {
+    pub(crate) client: Client,
+    pub(crate) supervisor_facts: String,
+    pub(crate) base: u32,
+    launch: Child,
+    log: Option<JoinHandle<String>>,
+    supervisor: UnixStream,
+    pid: u32,
+    walls: bool,
+    cgroups: bool,
+    _folder: tempfile::TempDir,
+}
+
+impl Node {
+    pub(crate) fn start(user: User) -> Self {
+        static NODES: AtomicU32 = AtomicU32::new(0);
+        let base = 800_000 + 10_000 * NODES.fetch_add(1, Ordering::Relaxed);
+
+        // All must be able to walk to the programs, and nobody to write its state.
+        let folder = tempfile::tempdir().unwrap();
+        open_to_all(folder.path());
+        let programs = folder.path().join("programs");
+        fs::create_dir(&programs).unwrap();
+        open_to_all(&programs);
+        for name in ["node", "vault", "gateway", "worker"] {
+            let program = programs.join(format!("casemate-{name}"));
+            fs::copy(probe::path(), &program).unwrap();
+        }
+        let launch = programs.join("casemate-launch");
+        fs::copy(env!("CARGO_BIN_EXE_casemate-launch"), &launch).unwrap();
+        let (state, socket, config) = (
+            folder.path().join("state"),
+            folder.path().join("test"),
+            folder.path().join("config"),
+        );
+        fs::create_dir(&state).unwrap();
+        let listener = UnixListener::bind(&socket).unwrap();
+        open_to_all(&socket);
+        fs::write(&config, socket.to_str().unwrap()).unwrap();
+        open_to_all(&config);
+
+        let mut command = Process::new(launch);
+        command
+            .arg("--node")
+            .arg(&config)
+            .arg("--vault")
+            .arg(&config)
+            .arg("--state")
+            .arg(&state);
+        command.args(["--uid-base", &base.to_string()]);
+        command
+            .env("CASEMATE_LOG", "debug")
+            .env("LD_PRELOAD_NOT", "1")
+            .env("SECRET", "1");
+        command.stderr(std::process::Stdio::piped());
+        if user == User::Nobody && is_root() {
+            std::os::unix::fs::chown(&state, Some(NOBODY), Some(NOBODY)).unwrap();
+            command.uid(NOBODY).gid(NOBODY);
+        }
+        let mut launch = command.spawn().unwrap();
+        let pid = launch.id();
+        let mut stderr = launch.stderr.take().unwrap();
+        let log = std::thread::spawn(move || {
+            let mut text = Vec::new();
+            let _ = std::io::copy(&mut stderr, &mut text);
+            String::from_utf8_lossy(&text).into_owned()
+        });
+        listener.set_nonblocking(true).unwrap();
+        if !readable(&listener) {
+            let _ = launch.kill();
+            panic!("the supervisor did not come: {}", log.join().unwrap());
+        }
+        let (supervisor, _) = listener.accept().unwrap();
+        supervisor.set_nonblocking(false).unwrap();
+        let (facts, command_socket) = receive_descriptor(&supervisor);
+        Self {
+            client: Client::new(command_socket).unwrap(),
+            supervisor_facts: facts,
+            base,
+            walls: true,
+            cgroups: false,
+            launch,
+            log: Some(log),
+            supervisor,
+            pid,
+            _folder: folder,
+        }
+        .look_around()
+    }
+
+    /// A throw-away worker shows what this machine gives.
+    fn look_around(mut self) -> Self {
+        let (worker, facts) = self.child(u64::MAX - 1, Program::Worker);
+        self.walls = value(&facts, "ns/user") != value(&self.supervisor_facts, "ns/user");
+        self.cgroups = !self.cgroups().is_empty();
+        drop(worker);
+        self.event();
+        self
+    }
+
+    /// Starts a child and takes its facts.
+    pub(crate) fn child(&mut self, id: u64, program: Program) -> (OwnedFd, String) {
+        let (ours, theirs) = control();
+        self.send(
+            Command::Start {
+                id,
+                program,
+                memory_mib: MEMORY_MIB,
+                pids: PIDS,
+            },
+            Some(theirs.as_fd()),
+        );
+        drop(theirs);
+        match self.event() {
+            Event::Started { id: started, pid } if started == id && pid > 0 => {}
+            other => panic!("{program:?}: {other:?}"),
+        }
+        let facts = told(&ours);
+        (ours, facts)
+    }
+
+    pub(crate) fn send(&self, command: Command, descriptor: Option<BorrowedFd<'_>>) {
+        self.client.send(&command, descriptor).unwrap();
+    }
+
+    pub(crate) fn send_raw(&self, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
+        let mut ancillary = SendAncillaryBuffer::new(&mut space);
+        if !descriptors.is_empty() {
+            assert!(ancillary.push(SendAncillaryMessage::ScmRights(descriptors)));
+        }
+        sendmsg(
+            &self.client,
+            &[IoSlice::new(bytes)],
+            &mut ancillary,
+            SendFlags::NOSIGNAL,
+        )
+        .unwrap();
+    }
+
+    pub(crate) fn event(&mut self) -> Event {
+        assert!(readable(&self.client), "no event");
+        match self.client.recv().unwrap() {
+            Some(event) => event,
+            None => panic!(
+                "launch is gone: {:?} {}",
+                self.launch.wait(),
+                self.log.take().unwrap().join().unwrap()
+            ),
+        }
+    }
+
+    pub(crate) fn end_supervisor(&mut self, code: u8) {
+        self.supervisor.write_all(&[code]).unwrap();
+    }
+
+    /// The supervisor closes its command socket.
+    pub(crate) fn hang_up(&mut self) {
+        let (other, _) = control();
+        self.client = Client::new(other).unwrap();
+    }
+
+    pub(crate) fn signal(&self, signal: i32) {
+        let pid = rustix::process::Pid::from_child(&self.launch);
+        let signal = rustix::process::Signal::from_named_raw(signal).unwrap();
+        rustix::process::kill_process(pid, signal).unwrap();
+    }
+
+    /// Of launch; `None` if a signal ended it.
+    pub(crate) fn exit_code(&mut self) -> Option<i32> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Some(status) = self.launch.try_wait().unwrap() {
+                assert!(
+                    status.code().is_some() || status.signal() == Some(libc::SIGKILL),
+                    "{status}"
+                );
+                return status.code();
+            }
+            assert!(Instant::now() < deadline, "launch goes on");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    pub(crate) fn has_walls(&self) -> bool {
+        self.walls
+    }
+
+    pub(crate) fn has_cgroups(&self) -> bool {
+        self.cgroups
+    }
+
+    /// Those that launch has made and not removed.
+    pub(crate) fn cgroups(&self) -> Vec<String> {
+        let prefix = format!("casemate-{}-", self.pid);
+        let mut found = Vec::new();
+        let mut folders = vec![std::path::PathBuf::from("/sys/fs/cgroup")];
+        while let Some(folder) = folders.pop() {
+            for entry in fs::read_dir(&folder).into_iter().flatten().flatten() {
+                if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                    let name = entry.file_name().to_string_lossy().into_owned();
+                    if name.starts_with(&prefix) {
+                        found.push(name);
+                    }
+                    folders.push(entry.path());
+                }
+            }
+        }
+        found
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        let _ = self.launch.kill();
+        let _ = self.launch.wait();
+        if std::thread::panicking()
+            && let Some(Ok(log)) = self.log.take().map(JoinHandle::join)
+        {
+            println!("{log}");
+        }
+    }
+}
+
+/// A control socket: our end and a child's.
+pub(crate) fn control() -> (OwnedFd, OwnedFd) {
+    socketpair(
+        AddressFamily::UNIX,
+        SocketType::SEQPACKET,
+        SocketFlags::CLOEXEC,
+        None,
+    )
+    .unwrap()
+}
+
+pub(crate) fn order(child: &OwnedFd, order: &str) {
+    send(child, order.as_bytes(), SendFlags::NOSIGNAL).unwrap();
+}
+
+/// The next packet of a child.
+pub(crate) fn told(child: &OwnedFd) -> String {
+    assert!(readable(child), "the child says nothing");
+    let mut bytes = vec![0; 8192];
+    let (length, _) = recv(child, &mut bytes[..], RecvFlags::DONTWAIT).unwrap();
+    assert_ne!(length, 0, "the child is gone");
+    String::from_utf8(bytes[..length].to_vec()).unwrap()
+}
+
+/// Whether a child has ended, or does so in a moment.
+pub(crate) fn is_closed(child: &OwnedFd) -> bool {
+    let mut byte = [0];
+    readable(child)
+        && matches!(
+            recv(child, &mut byte, RecvFlags::DONTWAIT),
+            Ok((0, _)) | Err(rustix::io::Errno::CONNRESET)
+        )
+}
+
+/// Of `name value` lines.
+pub(crate) fn value<'a>(facts: &'a str, name: &str) -> &'a str {
+    let line = facts
+        .lines()
+        .find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    line.unwrap_or_else(|| {
+        if facts.lines().any(|line| line == name) {
+            ""
+        } else {
+            panic!("no {name} in\n{facts}")
+        }
+    })
+}
+
+fn readable(fd: impl AsFd) -> bool {
+    let limit = Timespec {
+        tv_sec: PATIENCE.as_secs() as i64,
+        tv_nsec: 0,
+    };
+    poll(&mut [PollFd::new(&fd, PollFlags::IN)], Some(&limit)).unwrap() > 0
+}
+
+fn receive_descriptor(socket: &UnixStream) -> (String, OwnedFd) {
+    assert!(readable(socket), "the supervisor says nothing");
+    let mut bytes = vec![0; 8192];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    let received = recvmsg(
+        socket,
+        &mut [IoSliceMut::new(&mut bytes)],
+        &mut ancillary,
+        RecvFlags::CMSG_CLOEXEC,
+    )
+    .unwrap();
+    let descriptor = ancillary.drain().find_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(mut rights) => rights.next(),
+        _ => None,
+    });
+    (
+        String::from_utf8(bytes[..received.bytes].to_vec()).unwrap(),
+        descriptor.expect("the command socket"),
+    )
+}
+
+fn open_to_all(path: &std::path::Path) {
+    fs::set_permissions(path, fs::Permissions::from_mode(0o777)).unwrap();
+}
