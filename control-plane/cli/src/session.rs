@@ -410,7 +410,7 @@ impl<'a> Session<'a> {
             );
             self.cx.output.warn(&text);
         } else if expires - now < WARN_BEFORE {
-            let days = (expires - now) / DAY;
+            let days = (expires - now).div_ceil(DAY);
             let text = format!("{what} expires in {days} days ({}). {next}", date(expires));
             self.cx.output.warn(&text);
         }

@@ -1,21 +1,20 @@
 //! One tenant as its own command line sees it: the newest manifest, how the next one is made, how it is followed.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::time::Duration;
+mod draft;
+mod follow;
 
-use bytes::Bytes;
+use std::collections::{BTreeMap, BTreeSet};
+
 use casemate_api::error::code;
 use casemate_api::tenant::{ManifestAnswer, TenantStatus};
 use casemate_trust::id::{Digest, TenantId};
 use casemate_trust::judge::Refusal;
 use casemate_trust::key::SigningKey;
 use casemate_trust::keyfile::Purpose;
-use casemate_trust::name::{Identifier, Name};
+use casemate_trust::name::Name;
 use casemate_trust::release::Release;
 use casemate_trust::secret::Secret;
-use casemate_trust::statement::{
-    MAX_FALLBACKS, MAX_VERSION, Manifest, Statement as _, Tenant, Wanted,
-};
+use casemate_trust::statement::{MAX_VERSION, Manifest, Statement as _, Tenant};
 use http::Method;
 
 use crate::args::Signing;
@@ -27,8 +26,8 @@ use crate::session::{Context, Session};
 
 /// How often somebody else may be faster before we give up.
 const MAX_TRIES: u32 = 5;
-/// Between two looks at what the nodes have acknowledged.
-const LOOK_INTERVAL: Duration = Duration::from_millis(200);
+
+pub use draft::{Draft, host_not_given};
 
 /// See the module.
 #[derive(Debug)]
@@ -41,19 +40,6 @@ pub struct Tenancy<'a> {
     pub tenant: Tenant,
     /// What the newest manifest lists.
     pub objects: ObjectMap,
-}
-
-/// The next manifest while it is being made.
-#[derive(Debug, Clone, Default)]
-pub struct Draft {
-    /// Functions.
-    pub functions: BTreeMap<Name, Wanted>,
-    /// Secrets.
-    pub secrets: BTreeMap<Identifier, BTreeMap<Name, Digest>>,
-    /// Objects that are new.
-    pub objects: ObjectMap,
-    /// Bundles that are new.
-    pub bundles: BTreeMap<Digest, Bytes>,
 }
 
 impl<'a> Tenancy<'a> {
@@ -229,7 +215,11 @@ impl<'a> Tenancy<'a> {
         for _ in 0..MAX_TRIES {
             let mut draft = self.draft();
             edit(self, &mut draft)?;
-            self.fit(&mut draft)?;
+            let mut all = self.objects.clone();
+            all.extend(draft.objects.clone());
+            for warning in draft.fit(&self.tenant, &all)? {
+                self.session.cx.output.warn(&warning);
+            }
             let manifest = self.next(&draft, signing)?;
             let version = manifest.version;
             let listed = listed(&manifest);
@@ -308,71 +298,6 @@ impl<'a> Tenancy<'a> {
         })
     }
 
-    /// Everything that runs must fit what tenant and secrets allow; a fallback that no longer does is left out.
-    fn fit(&self, draft: &mut Draft) -> Result<(), Error> {
-        let mut objects = self.objects.clone();
-        objects.extend(draft.objects.clone());
-        let release = |digest: &Digest| Release::parse(objects.get(digest)?).ok();
-        let secret = |digest: &Digest| Secret::parse(objects.get(digest)?).ok();
-        let secrets = draft.secrets.clone();
-        let misfit = |release: &Release| {
-            if let Some(host) = release.host_outside(&self.tenant) {
-                return Some(host_not_given(
-                    &self.tenant,
-                    &release.function,
-                    host.as_str(),
-                ));
-            }
-            if let Some((limit, asked, allowed)) = release.limit_over(&self.tenant.ceilings) {
-                let what = format!(
-                    "{} asks for {limit} = {asked}; the tenant's ceiling is {allowed}",
-                    release.function
-                );
-                return Some(Error::new(
-                    Code::Project,
-                    what,
-                    "lower it in casemate.toml, or ask the operator for more",
-                ));
-            }
-            for slot in &release.credentials {
-                let sealed = secrets
-                    .get(&slot.secret)
-                    .into_iter()
-                    .flat_map(BTreeMap::values);
-                for sealed in sealed.filter_map(secret) {
-                    if let Some(message) = slot.widens(&sealed.place.limits) {
-                        let what = format!(
-                            "the slot {} of {}: {message}",
-                            slot.binding, release.function
-                        );
-                        let next = format!(
-                            "narrow the slot in casemate.toml, or seal the secret for more: `casemate secret put {} --host ...`",
-                            slot.secret
-                        );
-                        return Some(Error::new(Code::Project, what, next));
-                    }
-                }
-            }
-            None
-        };
-        for (name, wanted) in &mut draft.functions {
-            if let Some(error) = release(&wanted.release).as_ref().and_then(misfit) {
-                return Err(error);
-            }
-            let before = wanted.fallbacks.len();
-            wanted
-                .fallbacks
-                .retain(|digest| release(digest).is_some_and(|release| misfit(&release).is_none()));
-            if wanted.fallbacks.len() < before {
-                let text = format!(
-                    "an earlier release of {name} no longer fits what is allowed: one cannot go back to it"
-                );
-                self.session.cx.output.warn(&text);
-            }
-        }
-        Ok(())
-    }
-
     /// What a node would say to the manifest that we just made.
     fn own_fault(&self, refusal: Refusal) -> Error {
         let next = match &refusal {
@@ -422,119 +347,6 @@ impl<'a> Tenancy<'a> {
         let path = format!("/v1/tenants/{}/status", self.id);
         self.session.api.get(&path).await
     }
-
-    /// Wait until every connected node has acknowledged a version, as long as `signing` says.
-    ///
-    /// # Errors
-    /// A node refused, or not all were in time. The manifest stays signed and is taken when they can.
-    pub async fn wait(
-        &mut self,
-        version: u64,
-        signing: &Signing,
-    ) -> Result<Option<TenantStatus>, Error> {
-        self.session.unlock();
-        let output = self.session.cx.output;
-        if signing.wait == 0 {
-            return Ok(None);
-        }
-        let progress = output.progress(format!("waiting for the nodes to take manifest {version}"));
-        let until = tokio::time::Instant::now() + Duration::from_secs(signing.wait);
-        let refused_before = |what: &str| what != format!("manifest {version}");
-        loop {
-            let status = self.status().await?;
-            let current =
-                |node: &&casemate_api::tenant::NodeProgress| node.manifest_version >= Some(version);
-            let (done, total) = (
-                status.nodes.iter().filter(current).count(),
-                status.nodes.len(),
-            );
-            progress.say(format!(
-                "manifest {version}: {done} of {total} nodes run it"
-            ));
-            for node in status.nodes.iter().filter(|node| !current(node)) {
-                if let Some(refused) = node
-                    .refused
-                    .as_ref()
-                    .filter(|refused| !refused_before(&refused.what))
-                {
-                    let what = format!(
-                        "node {} refuses {} ({})",
-                        node.node, refused.what, refused.code
-                    );
-                    let next = "correct what it names and deploy again; until then the node goes on with what it had";
-                    return Err(Error::new(Code::NodeRefused, what, next)
-                        .lines([crate::machine::printable(&refused.message)]));
-                }
-            }
-            let awaited = status
-                .nodes
-                .iter()
-                .filter(|node| node.connected && !current(node))
-                .count();
-            let away: Vec<_> = status
-                .nodes
-                .iter()
-                .filter(|node| !node.connected && !current(node))
-                .collect();
-            if total == 0 {
-                drop(progress);
-                output.warn("no node of these pools has been admitted yet; the first that joins will run it");
-                return Ok(Some(status));
-            }
-            if awaited == 0 && done > 0 {
-                drop(progress);
-                for node in away {
-                    output.warn(&format!(
-                        "node {} is not connected; it takes manifest {version} when it is back",
-                        node.node
-                    ));
-                }
-                return Ok(Some(status));
-            }
-            if tokio::time::Instant::now() >= until {
-                let late = status
-                    .nodes
-                    .iter()
-                    .filter(|node| !current(node))
-                    .map(|node| {
-                        let state = if node.connected {
-                            "connected"
-                        } else {
-                            "not connected"
-                        };
-                        let has = node
-                            .manifest_version
-                            .map_or("none".to_owned(), |version| version.to_string());
-                        format!("node {} ({state}) has manifest {has}", node.node)
-                    });
-                let what = format!(
-                    "manifest {version} is stored, but not all nodes have taken it within {} seconds",
-                    signing.wait
-                );
-                let next = "nothing is lost: they take it when they can. Look with `casemate status`, or wait longer with `--wait`";
-                return Err(
-                    Error::new(Code::NotAcknowledged, what, next).lines(late.collect::<Vec<_>>())
-                );
-            }
-            tokio::time::sleep(LOOK_INTERVAL).await;
-        }
-    }
-}
-
-/// The error for a host that the tenant was not given.
-pub fn host_not_given(tenant: &Tenant, function: &Name, host: &str) -> Error {
-    let allowed: Vec<_> = tenant.hosts.iter().map(ToString::to_string).collect();
-    let next = format!(
-        "use one of {} in `hosts`, or ask the operator: `casemate tenant hosts {} --add {host}`",
-        allowed.join(", "),
-        tenant.name
-    );
-    let what = format!(
-        "{function} asks for host {host}, which the tenant {} was not given",
-        tenant.name
-    );
-    Error::new(Code::Project, what, next)
-        .lines(allowed.iter().map(|host| format!("allowed: {host}")))
 }
 
 /// Everything that a manifest lists.
@@ -544,45 +356,4 @@ fn listed(manifest: &Manifest) -> BTreeSet<Digest> {
         functions.flat_map(|wanted| std::iter::once(&wanted.release).chain(&wanted.fallbacks));
     let secrets = manifest.secrets.values().flat_map(BTreeMap::values);
     releases.chain(secrets).copied().collect()
-}
-
-impl Draft {
-    /// Let `release` run as `function`; what ran before becomes the first fallback.
-    pub fn run(&mut self, function: &Name, release: Digest, pools: &[Name]) {
-        let before = self.functions.remove(function);
-        let mut fallbacks: Vec<Digest> = before
-            .iter()
-            .flat_map(|before| std::iter::once(&before.release).chain(&before.fallbacks))
-            .filter(|digest| **digest != release)
-            .copied()
-            .collect();
-        fallbacks.truncate(MAX_FALLBACKS);
-        let wanted = Wanted {
-            release,
-            fallbacks,
-            pools: pools.to_vec(),
-        };
-        self.functions.insert(function.clone(), wanted);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_ran_becomes_the_first_fallback_and_never_twice() {
-        let (name, pools) = ("web".parse::<Name>().unwrap(), ["main".parse().unwrap()]);
-        let mut draft = Draft::default();
-        for byte in [1, 2, 3, 2, 2] {
-            draft.run(&name, Digest([byte; 32]), &pools);
-        }
-        let wanted = &draft.functions[&name];
-        assert_eq!(wanted.release, Digest([2; 32]));
-        assert_eq!(wanted.fallbacks, [Digest([3; 32]), Digest([1; 32])]);
-        for byte in 10..40 {
-            draft.run(&name, Digest([byte; 32]), &pools);
-        }
-        assert_eq!(draft.functions[&name].fallbacks.len(), MAX_FALLBACKS);
-    }
 }

@@ -1,0 +1,149 @@
+//! The next manifest while it is being made.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use casemate_trust::id::Digest;
+use casemate_trust::name::{Identifier, Name};
+use casemate_trust::release::Release;
+use casemate_trust::secret::Secret;
+use casemate_trust::statement::{MAX_FALLBACKS, Tenant, Wanted};
+
+use crate::error::{Code, Error};
+use crate::memory::ObjectMap;
+
+/// The next manifest while it is being made.
+#[derive(Debug, Clone, Default)]
+pub struct Draft {
+    /// Functions.
+    pub functions: BTreeMap<Name, Wanted>,
+    /// Secrets.
+    pub secrets: BTreeMap<Identifier, BTreeMap<Name, Digest>>,
+    /// Objects that are new.
+    pub objects: ObjectMap,
+    /// Bundles that are new.
+    pub bundles: BTreeMap<Digest, Bytes>,
+}
+
+/// The error for a host that the tenant was not given.
+pub fn host_not_given(tenant: &Tenant, function: &Name, host: &str) -> Error {
+    let allowed: Vec<_> = tenant.hosts.iter().map(ToString::to_string).collect();
+    let next = format!(
+        "use one of {} in `hosts`, or ask the operator: `casemate tenant hosts {} --add {host}`",
+        allowed.join(", "),
+        tenant.name
+    );
+    let what = format!(
+        "{function} asks for host {host}, which the tenant {} was not given",
+        tenant.name
+    );
+    Error::new(Code::Project, what, next)
+        .lines(allowed.iter().map(|host| format!("allowed: {host}")))
+}
+
+impl Draft {
+    /// Let `release` run as `function`; what ran before becomes the first fallback.
+    pub fn run(&mut self, function: &Name, release: Digest, pools: &[Name]) {
+        let before = self.functions.remove(function);
+        let mut fallbacks: Vec<Digest> = before
+            .iter()
+            .flat_map(|before| std::iter::once(&before.release).chain(&before.fallbacks))
+            .filter(|digest| **digest != release)
+            .copied()
+            .collect();
+        fallbacks.truncate(MAX_FALLBACKS);
+        let wanted = Wanted {
+            release,
+            fallbacks,
+            pools: pools.to_vec(),
+        };
+        self.functions.insert(function.clone(), wanted);
+    }
+
+    /// Everything that runs must fit what tenant and secrets allow; a fallback that no longer does is left out.
+    ///
+    /// # Errors
+    /// Something that is to run does not fit: what, and what would.
+    pub(super) fn fit(
+        &mut self,
+        tenant: &Tenant,
+        objects: &ObjectMap,
+    ) -> Result<Vec<String>, Error> {
+        let release = |digest: &Digest| Release::parse(objects.get(digest)?).ok();
+        let secret = |digest: &Digest| Secret::parse(objects.get(digest)?).ok();
+        let secrets = &self.secrets;
+        let misfit = |release: &Release| {
+            if let Some(host) = release.host_outside(tenant) {
+                return Some(host_not_given(tenant, &release.function, host.as_str()));
+            }
+            if let Some((limit, asked, allowed)) = release.limit_over(&tenant.ceilings) {
+                let what = format!(
+                    "{} asks for {limit} = {asked}; the tenant's ceiling is {allowed}",
+                    release.function
+                );
+                return Some(Error::new(
+                    Code::Project,
+                    what,
+                    "lower it in casemate.toml, or ask the operator for more",
+                ));
+            }
+            for slot in &release.credentials {
+                let sealed = secrets
+                    .get(&slot.secret)
+                    .into_iter()
+                    .flat_map(BTreeMap::values);
+                for sealed in sealed.filter_map(secret) {
+                    if let Some(message) = slot.widens(&sealed.place.limits) {
+                        let what = format!(
+                            "the slot {} of {}: {message}",
+                            slot.binding, release.function
+                        );
+                        let next = format!(
+                            "narrow the slot in casemate.toml, or seal the secret for more: `casemate secret put {} --host ...`",
+                            slot.secret
+                        );
+                        return Some(Error::new(Code::Project, what, next));
+                    }
+                }
+            }
+            None
+        };
+        let mut warnings = Vec::new();
+        for (name, wanted) in &mut self.functions {
+            if let Some(error) = release(&wanted.release).as_ref().and_then(misfit) {
+                return Err(error);
+            }
+            let before = wanted.fallbacks.len();
+            wanted
+                .fallbacks
+                .retain(|digest| release(digest).is_some_and(|release| misfit(&release).is_none()));
+            if wanted.fallbacks.len() < before {
+                warnings.push(format!(
+                    "an earlier release of {name} no longer fits what is allowed: one cannot go back to it"
+                ));
+            }
+        }
+        Ok(warnings)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_ran_becomes_the_first_fallback_and_never_twice() {
+        let (name, pools) = ("web".parse::<Name>().unwrap(), ["main".parse().unwrap()]);
+        let mut draft = Draft::default();
+        for byte in [1, 2, 3, 2, 2] {
+            draft.run(&name, Digest([byte; 32]), &pools);
+        }
+        let wanted = &draft.functions[&name];
+        assert_eq!(wanted.release, Digest([2; 32]));
+        assert_eq!(wanted.fallbacks, [Digest([3; 32]), Digest([1; 32])]);
+        for byte in 10..40 {
+            draft.run(&name, Digest([byte; 32]), &pools);
+        }
+        assert_eq!(draft.functions[&name].fallbacks.len(), MAX_FALLBACKS);
+    }
+}

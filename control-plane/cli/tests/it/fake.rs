@@ -1,0 +1,446 @@
+//! A control plane in this process that does as it is told, and may be told to lie.
+
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use axum::Router;
+use axum::body::Bytes;
+use axum::extract::{Path, State};
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::{IntoResponse as _, Response};
+use axum::routing::{get, post, put};
+use casemate_api::error::{ErrorBody, code};
+use casemate_api::fleet::{FleetView, Outcome, PoolList, PoolView, StatementAnswer};
+use casemate_api::node::{Admission, JoinList, JoinView, NewGrants, NodeSummary, NodeView};
+use casemate_api::tenant::{
+    FunctionStatus, ManifestAnswer, NodeProgress, TenantList, TenantStatus, TenantSummary,
+    TenantView,
+};
+use casemate_api::token::{MadeToken, NewToken};
+use casemate_trust::dsse::Envelope;
+use casemate_trust::id::{Digest, FleetId, TenantId};
+use casemate_trust::join::Grant;
+use casemate_trust::key::SigningKey;
+use casemate_trust::name::Name;
+use casemate_trust::statement::{Manifest, OnlineKey, Pool, Root, Statement as _, Tenant};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::service::TowerToHyperService;
+use rustls::pki_types::PrivateKeyDer;
+use tokio::net::TcpListener;
+
+/// Everything that it was given.
+#[derive(Default)]
+pub(crate) struct Given {
+    pub(crate) roots: Vec<Envelope>,
+    pub(crate) online: Option<Envelope>,
+    pub(crate) pools: Vec<Envelope>,
+    pub(crate) tenants: BTreeMap<TenantId, Vec<Envelope>>,
+    pub(crate) manifests: BTreeMap<TenantId, Vec<Envelope>>,
+    pub(crate) objects: BTreeMap<Digest, Vec<u8>>,
+    pub(crate) bundles: BTreeMap<Digest, Vec<u8>>,
+    pub(crate) joins: Vec<JoinView>,
+    pub(crate) admitted: Vec<Admission>,
+    pub(crate) grants: Vec<Grant>,
+    /// Bodies and tokens of all requests.
+    pub(crate) heard: Vec<u8>,
+    /// Show this manifest (by its place in the list) instead of the newest.
+    pub(crate) show_manifest: Option<usize>,
+    /// Nodes that acknowledge everything at once, and one that refuses.
+    pub(crate) nodes: Vec<&'static str>,
+    pub(crate) refuses: Option<&'static str>,
+}
+
+type Shared = Arc<Mutex<Given>>;
+
+pub(crate) struct Fake {
+    pub(crate) address: SocketAddr,
+    /// The key of its certificate.
+    pub(crate) key: SigningKey,
+    given: Shared,
+}
+
+/// The PKCS #8 form of an Ed25519 seed (RFC 8410, section 7).
+fn pkcs8(seed: &[u8; 32]) -> Vec<u8> {
+    let head = [
+        0x30, 0x2e, 2, 1, 0, 0x30, 5, 6, 3, 0x2b, 0x65, 0x70, 4, 0x22, 4, 0x20,
+    ];
+    [&head[..], seed].concat()
+}
+
+impl Fake {
+    pub(crate) async fn start(seed: u8) -> Self {
+        let given = Shared::default();
+        let seed = [seed; 32];
+        let private = PrivateKeyDer::Pkcs8(pkcs8(&seed).into());
+        let pair = rcgen::KeyPair::from_der_and_sign_algo(&private, &rcgen::PKCS_ED25519).unwrap();
+        let params = rcgen::CertificateParams::new(vec!["control.test".to_owned()]).unwrap();
+        let certificate = params.self_signed(&pair).unwrap().der().clone();
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let tls = rustls::ServerConfig::builder_with_provider(provider)
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(vec![certificate], private)
+            .unwrap();
+        let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(tls));
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let router = router(Arc::clone(&given));
+        tokio::spawn(async move {
+            loop {
+                let (tcp, _) = listener.accept().await.unwrap();
+                let (acceptor, router) = (acceptor.clone(), router.clone());
+                tokio::spawn(async move {
+                    let Ok(tls) = acceptor.accept(tcp).await else {
+                        return;
+                    };
+                    let server = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
+                    let service = TowerToHyperService::new(router);
+                    let _ = server.serve_connection(TokioIo::new(tls), service).await;
+                });
+            }
+        });
+        let key = SigningKey::from_seed(&seed).unwrap();
+        Self {
+            address,
+            key,
+            given,
+        }
+    }
+
+    pub(crate) fn given(&self) -> MutexGuard<'_, Given> {
+        self.given.lock().unwrap()
+    }
+
+    /// A node's request to join, as its vault signed it.
+    pub(crate) fn ask(&self, envelope: Envelope) {
+        let request = casemate_trust::join::JoinRequest::read(&envelope).unwrap();
+        self.given().joins.push(JoinView {
+            request: envelope.payload_digest(),
+            node: request.node,
+            pool: request.pool,
+            node_key: request.node_key,
+            envelope,
+            first_seen: 1,
+        });
+    }
+}
+
+fn router(given: Shared) -> Router {
+    Router::new()
+        .route("/v1/fleet", get(fleet))
+        .route("/v1/statements", post(statement))
+        .route("/v1/pools", get(pools))
+        .route("/v1/tenants", get(tenants))
+        .route("/v1/tenants/{id}", get(tenant))
+        .route(
+            "/v1/tenants/{id}/objects/{digest}",
+            put(put_object).get(get_object),
+        )
+        .route("/v1/tenants/{id}/manifest", put(manifest))
+        .route("/v1/tenants/{id}/status", get(status))
+        .route("/v1/bundles/{digest}", put(put_bundle).head(head_bundle))
+        .route("/v1/tokens", post(token))
+        .route(
+            "/v1/nodes/tokens",
+            post(async |State(given): State<Shared>, body: Bytes| {
+                given.lock().unwrap().heard.extend(&body);
+            }),
+        )
+        .route(
+            "/v1/nodes/joins",
+            get(async |State(given): State<Shared>| {
+                let joins = given.lock().unwrap().joins.clone();
+                json(&JoinList { joins })
+            }),
+        )
+        .route("/v1/nodes/admit", post(admit))
+        .route(
+            "/v1/nodes/{name}",
+            get(node).delete(async || StatusCode::OK),
+        )
+        .route("/v1/nodes/{name}/grants", post(grant))
+        .with_state(given)
+}
+
+fn json(value: &impl serde::Serialize) -> Response {
+    serde_json::to_vec(value).unwrap().into_response()
+}
+
+fn no(status: StatusCode, code: &str) -> Response {
+    (
+        status,
+        serde_json::to_vec(&ErrorBody::new(code, "no")).unwrap(),
+    )
+        .into_response()
+}
+
+fn digest(text: &str) -> Digest {
+    text.parse().unwrap()
+}
+
+async fn fleet(State(given): State<Shared>, headers: HeaderMap) -> Response {
+    let mut given = given.lock().unwrap();
+    // Whoever is not trusted yet must not be shown a token.
+    if let Some(token) = headers.get("authorization") {
+        given.heard.extend(token.as_bytes());
+    }
+    json(&FleetView {
+        fleet: given
+            .roots
+            .first()
+            .map(|root| FleetId(root.payload_digest().0)),
+        roots: given.roots.clone(),
+        online_key: given.online.clone(),
+        quic_address: "control.test:7000".into(),
+        version: "fake".into(),
+    })
+}
+
+async fn statement(State(given): State<Shared>, body: Bytes) -> Response {
+    let envelope = Envelope::parse(&body).unwrap();
+    let mut given = given.lock().unwrap();
+    given.heard.extend(&body);
+    match envelope.payload_type() {
+        Root::TYPE => given.roots.push(envelope),
+        OnlineKey::TYPE => given.online = Some(envelope),
+        Pool::TYPE => given.pools.push(envelope),
+        Tenant::TYPE => {
+            let tenant = Tenant::read(&envelope).unwrap();
+            given.tenants.entry(tenant.id).or_default().push(envelope);
+        }
+        _ => return no(StatusCode::BAD_REQUEST, code::BAD_REQUEST),
+    }
+    json(&StatementAnswer {
+        accepted: Outcome::New,
+        revision: 1,
+    })
+}
+
+async fn pools(State(given): State<Shared>) -> Response {
+    let given = given.lock().unwrap();
+    let mut views: BTreeMap<Name, PoolView> = BTreeMap::new();
+    for envelope in &given.pools {
+        let pool = Pool::read(envelope).unwrap();
+        let view = views.entry(pool.name.clone()).or_insert_with(|| PoolView {
+            name: pool.name.clone(),
+            epoch: 0,
+            expires: 0,
+            nodes: 0,
+            statements: Vec::new(),
+        });
+        (view.epoch, view.expires) = (pool.epoch, pool.expires);
+        view.statements.push(envelope.clone());
+    }
+    json(&PoolList {
+        pools: views.into_values().collect(),
+    })
+}
+
+async fn tenants(State(given): State<Shared>) -> Response {
+    let given = given.lock().unwrap();
+    let summary = |(id, statements): (&TenantId, &Vec<Envelope>)| {
+        let tenant = Tenant::read(statements.last().unwrap()).unwrap();
+        TenantSummary {
+            id: *id,
+            name: tenant.name,
+            version: tenant.version,
+            expires: tenant.expires,
+            hosts: tenant.hosts.iter().map(ToString::to_string).collect(),
+            manifest_version: None,
+            manifest_expires: None,
+            functions: 0,
+        }
+    };
+    json(&TenantList {
+        tenants: given.tenants.iter().map(summary).collect(),
+    })
+}
+
+async fn tenant(State(given): State<Shared>, Path(id): Path<TenantId>) -> Response {
+    let given = given.lock().unwrap();
+    let Some(statements) = given.tenants.get(&id) else {
+        return no(StatusCode::NOT_FOUND, code::NOT_FOUND);
+    };
+    let manifests = given.manifests.get(&id).cloned().unwrap_or_default();
+    let manifest = given
+        .show_manifest
+        .map_or_else(|| manifests.last(), |at| manifests.get(at));
+    json(&TenantView {
+        id,
+        name: Tenant::read(&statements[0]).unwrap().name,
+        statements: statements.clone(),
+        manifest: manifest.cloned(),
+    })
+}
+
+async fn put_object(
+    State(given): State<Shared>,
+    Path((_, name)): Path<(String, String)>,
+    body: Bytes,
+) -> Response {
+    let mut given = given.lock().unwrap();
+    given.heard.extend(&body);
+    if Digest::of(&body) != digest(&name) {
+        return no(StatusCode::UNPROCESSABLE_ENTITY, code::DIGEST_MISMATCH);
+    }
+    given.objects.insert(digest(&name), body.to_vec());
+    StatusCode::OK.into_response()
+}
+
+async fn get_object(
+    State(given): State<Shared>,
+    Path((_, name)): Path<(String, String)>,
+) -> Response {
+    match given.lock().unwrap().objects.get(&digest(&name)) {
+        Some(bytes) => bytes.clone().into_response(),
+        None => no(StatusCode::NOT_FOUND, code::NOT_FOUND),
+    }
+}
+
+async fn put_bundle(
+    State(given): State<Shared>,
+    Path(name): Path<String>,
+    body: Bytes,
+) -> Response {
+    let mut given = given.lock().unwrap();
+    given.heard.extend(&body);
+    given.bundles.insert(digest(&name), body.to_vec());
+    StatusCode::OK.into_response()
+}
+
+async fn head_bundle(State(given): State<Shared>, Path(name): Path<String>) -> StatusCode {
+    let there = given.lock().unwrap().bundles.contains_key(&digest(&name));
+    if there {
+        StatusCode::OK
+    } else {
+        StatusCode::NOT_FOUND
+    }
+}
+
+async fn manifest(State(given): State<Shared>, Path(id): Path<TenantId>, body: Bytes) -> Response {
+    let envelope = Envelope::parse(&body).unwrap();
+    let manifest = Manifest::read(&envelope).unwrap();
+    let mut given = given.lock().unwrap();
+    given.heard.extend(&body);
+    let held = given.manifests.entry(id).or_default();
+    let newest = held
+        .last()
+        .map_or(0, |held| Manifest::read(held).unwrap().version);
+    if manifest.version <= newest {
+        return no(StatusCode::CONFLICT, code::MANIFEST_CONFLICT);
+    }
+    held.push(envelope);
+    json(&ManifestAnswer {
+        accepted: Outcome::New,
+        revision: 1,
+    })
+}
+
+async fn status(State(given): State<Shared>, Path(id): Path<TenantId>) -> Response {
+    let given = given.lock().unwrap();
+    let newest = given.manifests.get(&id).and_then(|held| held.last());
+    let manifest = newest.map(|held| Manifest::read(held).unwrap());
+    let version = manifest.as_ref().map(|manifest| manifest.version);
+    let progress = |node: &&str| {
+        let refuses = given.refuses == Some(*node);
+        NodeProgress {
+            node: node.parse().unwrap(),
+            pool: "main".parse().unwrap(),
+            connected: true,
+            manifest_version: version.filter(|_| !refuses),
+            acknowledged: Some(1),
+            refused: refuses.then(|| casemate_api::tenant::Refused {
+                what: format!("manifest {}", version.unwrap_or_default()),
+                code: "release_malformed".into(),
+                message: "the release is not understood".into(),
+                at: 1,
+            }),
+        }
+    };
+    let functions = manifest
+        .iter()
+        .flat_map(|manifest| &manifest.functions)
+        .map(|(name, wanted)| {
+            let status = FunctionStatus {
+                release: wanted.release,
+                pools: wanted.pools.clone(),
+                hosts: Vec::new(),
+                nodes_current: given.nodes.len(),
+                nodes_total: given.nodes.len(),
+            };
+            (name.clone(), status)
+        });
+    json(&TenantStatus {
+        id,
+        name: "shop".parse().unwrap(),
+        manifest_version: version,
+        manifest_expires: None,
+        functions: functions.collect(),
+        nodes: given.nodes.iter().map(progress).collect(),
+    })
+}
+
+async fn token(body: Bytes) -> Response {
+    let new: NewToken = serde_json::from_slice(&body).unwrap();
+    json(&MadeToken {
+        id: "t1".into(),
+        token: format!("casemate_{}", new.label.len()),
+    })
+}
+
+fn view(given: &Given, name: &str) -> Option<NodeView> {
+    let admission = given
+        .admitted
+        .iter()
+        .rfind(|admission| admission.name.as_str() == name)?;
+    let join = given
+        .joins
+        .iter()
+        .find(|join| join.request == admission.request)?;
+    let grants = given
+        .grants
+        .iter()
+        .filter(|grant| grant.node_key == admission.node_key);
+    Some(NodeView {
+        summary: NodeSummary {
+            name: admission.name.clone(),
+            pool: admission.pool.clone(),
+            key: admission.node_key,
+            admitted: 1,
+            connected_since: None,
+            last_seen: None,
+            version: None,
+            synced_revision: None,
+        },
+        join: join.envelope.clone(),
+        grants: grants.map(|grant| grant.epoch).collect(),
+        status: serde_json::Value::Null,
+        manifests: BTreeMap::new(),
+        refused: Vec::new(),
+    })
+}
+
+async fn admit(State(given): State<Shared>, body: Bytes) -> Response {
+    let admission: Admission = serde_json::from_slice(&body).unwrap();
+    let mut given = given.lock().unwrap();
+    given.grants.extend(admission.grants.clone());
+    let name = admission.name.clone();
+    given.admitted.push(admission);
+    json(&view(&given, name.as_str()).unwrap())
+}
+
+async fn node(State(given): State<Shared>, Path(name): Path<String>) -> Response {
+    match view(&given.lock().unwrap(), &name) {
+        Some(view) => json(&view),
+        None => no(StatusCode::NOT_FOUND, code::NOT_FOUND),
+    }
+}
+
+async fn grant(State(given): State<Shared>, Path(name): Path<String>, body: Bytes) -> Response {
+    let new: NewGrants = serde_json::from_slice(&body).unwrap();
+    let mut given = given.lock().unwrap();
+    given.grants.extend(new.grants);
+    json(&view(&given, &name).unwrap())
+}
