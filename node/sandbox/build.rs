@@ -39,11 +39,12 @@ const SYMBOLS: &[(&str, i64)] = &[
     ("F_SETFD", libc::F_SETFD as i64),
     ("F_SETFL", libc::F_SETFL as i64),
     ("F_SETLK", libc::F_SETLK as i64),
+    ("PR_GET_AUXV", 0x4155_5856),
     ("PR_SET_NAME", libc::PR_SET_NAME as i64),
     ("SELF", 0),
 ];
 
-#[derive(Deserialize)]
+#[derive(Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Policy {
     allow: Vec<Allowed>,
@@ -51,7 +52,7 @@ struct Policy {
     no_such_call: Vec<Refused>,
 }
 
-#[derive(Deserialize)]
+#[derive(Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Allowed {
     call: String,
@@ -62,7 +63,7 @@ struct Allowed {
     arch: Option<String>,
 }
 
-#[derive(Deserialize)]
+#[derive(Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Argument {
     index: u8,
@@ -70,11 +71,21 @@ struct Argument {
 }
 
 /// Answered with ENOSYS, so that the C library takes its older way, which can be judged by its arguments.
-#[derive(Deserialize)]
+#[derive(Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Refused {
     call: String,
     why: String,
+}
+
+impl Policy {
+    /// Without the calls of other architectures.
+    fn on(&self, arch: &str) -> Self {
+        let mut policy = self.clone();
+        let here = |allowed: &Allowed| allowed.arch.as_ref().is_none_or(|only| only == arch);
+        policy.allow.retain(here);
+        policy
+    }
 }
 
 fn main() {
@@ -85,12 +96,14 @@ fn main() {
     for profile in PROFILES {
         let path = format!("policies/{profile}.json");
         let text = fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path}: {error}"));
-        let mut policy: Policy =
+        let policy: Policy =
             serde_json::from_str(&text).unwrap_or_else(|error| panic!("{path}: {error}"));
         review(&path, &policy);
-        policy
-            .allow
-            .retain(|allowed| allowed.arch.as_ref().is_none_or(|only| *only == arch));
+        // For every architecture, so that a call which one of them lacks is noticed on the others.
+        for other in ["x86_64", "aarch64"] {
+            compile(&path, &policy.on(other), other);
+        }
+        let policy = policy.on(&arch);
         let program = compile(&path, &policy, &arch);
         let out = Path::new(&out);
         fs::write(out.join(format!("{profile}.bpf")), bytes(&program))

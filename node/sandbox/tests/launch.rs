@@ -1,6 +1,8 @@
 //! `casemate-launch` with hostile programs in the place of ours: what each finds around itself, and how they end.
 //! As root every program has a user of its own; as nobody there are user namespaces only.
 
+#![allow(clippy::unwrap_used, clippy::print_stdout)] // The functions beside the tests are tests too.
+
 mod node;
 mod probe;
 
@@ -236,7 +238,7 @@ fn a_worker_that_eats_memory_is_ended_and_its_end_says_so() {
     }
     let (worker, _) = node.child(1, Program::Worker);
     order(&worker, &format!("eat {}", MEMORY_MIB / 2));
-    assert_eq!(told(&worker), format!("ate {}", MEMORY_MIB / 2 << 20));
+    assert_eq!(told(&worker), format!("ate {}", (MEMORY_MIB / 2) << 20));
     order(&worker, &format!("eat {}", MEMORY_MIB * 4));
     assert_eq!(
         node.event(),
