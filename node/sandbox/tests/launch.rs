@@ -8,6 +8,7 @@ mod probe;
 
 use std::collections::BTreeSet;
 use std::os::fd::AsFd;
+use std::process::Stdio;
 use std::time::Duration;
 
 use casemate_sandbox::launch::{Command, End, Event, PACKET_BYTES, Program, Refusal};
@@ -463,10 +464,12 @@ fn mistakes_in_the_arguments_end_with_64_and_unstartable_programs_with_69() {
     let config = folder.path().join("config");
     std::fs::write(&config, "").unwrap();
     let run = |arguments: &[&str]| {
-        let output = std::process::Command::new(env!("CARGO_BIN_EXE_casemate-launch"))
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_casemate-launch"));
+        command
             .args(arguments)
-            .output()
-            .unwrap();
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped());
+        let output = node::spawn(&mut command).wait_with_output().unwrap();
         (
             output.status.code(),
             String::from_utf8_lossy(&output.stderr).into_owned(),

@@ -8,6 +8,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, Command as Process};
+use std::sync::RwLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -25,6 +26,9 @@ use super::{MEMORY_MIB, PIDS, is_root, probe};
 /// For anything to happen at all.
 const PATIENCE: Duration = Duration::from_secs(20);
 const NOBODY: u32 = 65534;
+
+/// Held for writing while programs are copied, for reading while a process is made.
+static FORKS: RwLock<()> = RwLock::new(());
 
 /// Who launch runs as. Tests that are not root themselves run both as who they are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,12 +63,14 @@ impl Node {
         let programs = folder.path().join("programs");
         fs::create_dir(&programs).unwrap();
         open_to_all(&programs);
-        for name in ["node", "vault", "gateway", "worker"] {
-            let program = programs.join(format!("casemate-{name}"));
-            fs::copy(probe::path(), &program).unwrap();
-        }
         let launch = programs.join("casemate-launch");
-        fs::copy(env!("CARGO_BIN_EXE_casemate-launch"), &launch).unwrap();
+        {
+            let _no_fork = FORKS.write().unwrap();
+            for name in ["node", "vault", "gateway", "worker"] {
+                fs::copy(probe::path(), programs.join(format!("casemate-{name}"))).unwrap();
+            }
+            fs::copy(env!("CARGO_BIN_EXE_casemate-launch"), &launch).unwrap();
+        }
         let (state, socket, config) = (
             folder.path().join("state"),
             folder.path().join("test"),
@@ -94,7 +100,7 @@ impl Node {
             std::os::unix::fs::chown(&state, Some(NOBODY), Some(NOBODY)).unwrap();
             command.uid(NOBODY).gid(NOBODY);
         }
-        let mut launch = command.spawn().unwrap();
+        let mut launch = spawn(&mut command);
         let pid = launch.id();
         let mut stderr = launch.stderr.take().unwrap();
         let log = std::thread::spawn(move || {
@@ -257,6 +263,12 @@ impl Drop for Node {
             println!("{log}");
         }
     }
+}
+
+/// Starts a process. A copy that is being written must not be open in it, or the copy cannot be executed.
+pub(crate) fn spawn(command: &mut Process) -> Child {
+    let _no_copy = FORKS.read().unwrap();
+    command.spawn().unwrap()
 }
 
 /// A control socket: our end and a child's.
