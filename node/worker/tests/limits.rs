@@ -473,7 +473,9 @@ async fn a_small_and_a_large_heap_limit_both_hold() {
         "128",
         "over the spare's limit, under its own"
     );
-    let mut worker = tight(source).await;
+    let mut settings = load();
+    settings.limits.heap_mib = 32;
+    let mut worker = function_with(&[("main.js", source.as_bytes())], settings).await;
     assert_eq!(worker.get("/8").await.text(), "8");
     worker
         .ask(head("GET", "https://fn.test/128"))

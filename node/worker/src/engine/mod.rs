@@ -8,6 +8,7 @@ mod clock;
 mod extensions;
 mod functions;
 mod last_words;
+mod locks;
 mod memory;
 mod modules;
 pub(crate) mod ops;
@@ -138,22 +139,21 @@ pub(crate) fn initialize() -> Platform {
     // SAFETY: called before any other thread exists. One arena: freeing into another thread's would read a file of
     // /proc, behind the walls.
     unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
-    count_cpus();
+    locks::prepare_thread();
+    // V8 reads /dev/urandom, which Landlock has closed, and would go on with the time of day: its hash seeds and
+    // `Math.random` could be guessed.
+    v8::V8::set_entropy_source(fill_with_randomness);
     v8::V8::set_flags_from_string("--single-threaded");
     let platform = v8::new_single_threaded_default_platform(false).make_shared();
     JsRuntime::init_platform(Some(platform.clone()));
     Platform(platform)
 }
 
-/// Lets V8's locks count the processors now. They would do it the first time that two threads want one lock (here: the
-/// main thread and the watch), which means opening a file of /sys.
-fn count_cpus() {
-    unsafe extern "C" {
-        /// `int absl::base_internal::NumCPUs()`, part of V8's library.
-        #[link_name = "_ZN4absl13base_internal7NumCPUsEv"]
-        safe fn num_cpus() -> std::ffi::c_int;
-    }
-    num_cpus();
+/// Random bytes from the kernel; false when it has none.
+fn fill_with_randomness(buffer: &mut [u8]) -> bool {
+    // SAFETY: pointer and length are those of a live buffer.
+    let filled = unsafe { libc::getrandom(buffer.as_mut_ptr().cast(), buffer.len(), 0) };
+    usize::try_from(filled) == Ok(buffer.len())
 }
 
 /// V8's platform, initialised.

@@ -14,7 +14,7 @@ use std::time::Duration;
 use casemate_wire::control::Failure;
 use deno_core::v8;
 
-use super::last_words;
+use super::{last_words, locks};
 
 /// CPU time between two looks. The kernel's own tick makes it 4 ms at best.
 const LOOK_EVERY: Duration = Duration::from_millis(5);
@@ -133,6 +133,7 @@ pub(crate) fn start(isolate: v8::IsolateHandle) -> io::Result<()> {
     std::thread::Builder::new()
         .name("watch".to_owned())
         .spawn(move || {
+            locks::prepare_thread();
             let signals = match block_signal() {
                 Ok(signals) => signals,
                 Err(error) => return drop(ready.send(Err(error))),
