@@ -76,19 +76,23 @@ impl Output {
 
     /// Something that was done, for people who watch.
     pub fn done(self, text: &str) {
-        if !self.quiet {
+        if !self.quiet && !self.json {
             note(&format!("{} {text}", "✓".green()));
         }
     }
 
     /// Something that deserves a second look.
     pub fn warn(self, text: &str) {
-        note(&format!("{} {text}", "warning:".yellow().bold()));
+        if self.json {
+            note(&serde_json::json!({ "warning": text }).to_string());
+        } else {
+            note(&format!("{} {text}", "warning:".yellow().bold()));
+        }
     }
 
     /// Advice that nobody must read.
     pub fn hint(self, text: &str) {
-        if !self.quiet {
+        if !self.quiet && !self.json {
             note(&format!("{}", text.dimmed()));
         }
     }

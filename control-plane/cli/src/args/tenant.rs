@@ -45,7 +45,7 @@ pub struct Login {
     )]
     pub token: Option<String>,
     /// Read the API token from FILE instead of asking (- for standard input)
-    #[arg(long, value_name = "FILE", conflicts_with = "token")]
+    #[arg(long, value_name = "FILE")]
     pub token_file: Option<PathBuf>,
     /// This home holds the fleet's root key: publish what it has signed
     #[arg(long)]

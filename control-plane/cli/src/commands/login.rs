@@ -85,13 +85,14 @@ fn fingerprint(text: &str) -> Result<FleetId, Error> {
 }
 
 fn token(args: &Login) -> Result<Zeroizing<String>, Error> {
-    let text = match (&args.token, &args.token_file) {
-        (Some(token), _) => Zeroizing::new(token.clone()),
-        (None, Some(path)) if path == Path::new("-") => read(std::io::stdin().lock(), path)?,
-        (None, Some(path)) => {
+    // A file that is named goes before a token of the environment.
+    let text = match (&args.token_file, &args.token) {
+        (Some(path), _) if path == Path::new("-") => read(std::io::stdin().lock(), path)?,
+        (Some(path), _) => {
             let file = std::fs::File::open(path).map_err(|error| cannot_read(path, error))?;
             read(file, path)?
         }
+        (None, Some(token)) => Zeroizing::new(token.clone()),
         (None, None) if std::io::stdin().is_terminal() => {
             let typed = rpassword::prompt_password("API token: ");
             Zeroizing::new(typed.map_err(|error| cannot_read(Path::new("the terminal"), error))?)

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{IsTerminal as _, Read};
 
-use casemate_trust::judge::Refusal;
+use casemate_trust::judge::{Judge, Refusal};
 use casemate_trust::name::Name;
 use casemate_trust::release::SlotKind as Kind;
 use casemate_trust::secret::{
@@ -179,22 +179,26 @@ fn pools(
             _ => names.extend(DEFAULT_POOL.parse::<Name>()),
         }
     }
-    let mut pools = Vec::new();
-    for name in names {
-        let pool = judge.newest_pool(&name).ok_or_else(|| {
-            let known: Vec<_> = judge.pools().map(|pool| pool.name.to_string()).collect();
-            let next = format!(
-                "say which with `--pool NAME`; there are {}",
-                known.join(", ")
-            );
-            Error::new(Code::NotFound, format!("there is no pool {name}"), next)
-        })?;
-        if pool.expires <= judge.time(now()) {
-            return Err(refused("pool", Refusal::PoolExpired).at(&name));
-        }
-        pools.push(pool.clone());
+    names
+        .iter()
+        .map(|name| sealable(judge, name, now()))
+        .collect()
+}
+
+/// A pool with its newest key, which has not expired.
+fn sealable(judge: &Judge, name: &Name, clock: u64) -> Result<Pool, Error> {
+    let pool = judge.newest_pool(name).ok_or_else(|| {
+        let known: Vec<_> = judge.pools().map(|pool| pool.name.to_string()).collect();
+        let next = format!(
+            "say which with `--pool NAME`; there are {}",
+            known.join(", ")
+        );
+        Error::new(Code::NotFound, format!("there is no pool {name}"), next)
+    })?;
+    if pool.expires <= judge.time(clock) {
+        return Err(refused("pool", Refusal::PoolExpired).at(name));
     }
-    Ok(pools)
+    Ok(pool.clone())
 }
 
 /// `casemate secret list`
@@ -314,7 +318,47 @@ pub(super) async fn remove(cx: &Context, args: &SecretRemove) -> Result<(), Erro
 
 #[cfg(test)]
 mod tests {
+    use casemate_trust::id::FleetId;
+    use casemate_trust::key::{SealingKey, SigningKey};
+    use casemate_trust::statement::{Root, Statement as _};
+
     use super::*;
+
+    #[test]
+    fn nothing_is_sealed_to_an_expired_key_even_if_an_older_one_holds() {
+        let key = SigningKey::from_seed(&[1; 32]).unwrap();
+        let root = Root {
+            version: 1,
+            keys: vec![key.public()],
+            threshold: 1,
+            issued: 1,
+            expires: 9000,
+        };
+        let root = root.sign(&[&key]);
+        let mut judge = Judge::new(FleetId(root.payload_digest().0), None);
+        judge.accept_root(&root, 1).unwrap();
+        let mut pool = Pool {
+            fleet: judge.fleet(),
+            name: "main".parse().unwrap(),
+            epoch: 1,
+            public_key: SealingKey::of_seed(&[5; 32]).unwrap(),
+            issued: 1,
+            expires: 9000,
+        };
+        judge.accept_pool(&pool.sign(&[&key]), 1).unwrap();
+        (pool.epoch, pool.expires) = (2, 5000);
+        pool.public_key = SealingKey::of_seed(&[6; 32]).unwrap();
+        judge.accept_pool(&pool.sign(&[&key]), 1).unwrap();
+        assert_eq!(sealable(&judge, &pool.name, 4999).unwrap().epoch, 2);
+        let error = sealable(&judge, &pool.name, 5000).unwrap_err();
+        assert!(
+            error.to_text().contains("casemate pool rotate"),
+            "{}",
+            error.to_text()
+        );
+        let unknown = sealable(&judge, &"eu".parse().unwrap(), 1).unwrap_err();
+        assert_eq!(unknown.code(), Code::NotFound);
+    }
 
     #[test]
     fn too_much_is_seen_and_not_read_on() {

@@ -30,7 +30,17 @@ impl Tenancy<'_> {
         let until = tokio::time::Instant::now() + Duration::from_secs(signing.wait);
         let this = format!("manifest {version}");
         loop {
-            let status = self.status().await?;
+            let status = match self.status().await {
+                Ok(status) => status,
+                // The manifest is stored; the control plane may be starting again.
+                Err(error)
+                    if error.code() == Code::Unreachable && tokio::time::Instant::now() < until =>
+                {
+                    tokio::time::sleep(LOOK_INTERVAL).await;
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
             let current =
                 |node: &&casemate_api::tenant::NodeProgress| node.manifest_version >= Some(version);
             let (done, total) = (

@@ -6,18 +6,22 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use axum::Router;
 use axum::body::Bytes;
-use axum::extract::{Path, State};
+use axum::extract::{Path, Query, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse as _, Response};
-use axum::routing::{get, post, put};
+use axum::routing::{delete, get, post, put};
+use casemate_api::audit::{AuditPage, AuditQuery, AuditRecord};
 use casemate_api::error::{ErrorBody, code};
 use casemate_api::fleet::{FleetView, Outcome, PoolList, PoolView, StatementAnswer};
-use casemate_api::node::{Admission, JoinList, JoinView, NewGrants, NodeSummary, NodeView};
+use casemate_api::log::{LogQuery, LogRecord};
+use casemate_api::node::{
+    Admission, JoinList, JoinView, NewGrants, NodeList, NodeSummary, NodeView,
+};
 use casemate_api::tenant::{
     FunctionStatus, ManifestAnswer, NodeProgress, TenantList, TenantStatus, TenantSummary,
     TenantView,
 };
-use casemate_api::token::{MadeToken, NewToken};
+use casemate_api::token::{MadeToken, NewToken, Scope, TokenList, TokenView};
 use casemate_trust::dsse::Envelope;
 use casemate_trust::id::{Digest, FleetId, TenantId};
 use casemate_trust::join::Grant;
@@ -42,6 +46,7 @@ pub(crate) struct Given {
     pub(crate) joins: Vec<JoinView>,
     pub(crate) admitted: Vec<Admission>,
     pub(crate) grants: Vec<Grant>,
+    pub(crate) audit: Vec<AuditRecord>,
     /// Bodies and tokens of all requests.
     pub(crate) heard: Vec<u8>,
     /// Show this manifest (by its place in the list) instead of the newest.
@@ -141,7 +146,11 @@ fn router(given: Shared) -> Router {
         .route("/v1/tenants/{id}/manifest", put(manifest))
         .route("/v1/tenants/{id}/status", get(status))
         .route("/v1/bundles/{digest}", put(put_bundle).head(head_bundle))
-        .route("/v1/tokens", post(token))
+        .route("/v1/tenants/{id}/logs", get(logs))
+        .route("/v1/audit", get(audit))
+        .route("/v1/nodes", get(nodes))
+        .route("/v1/tokens", post(token).get(tokens))
+        .route("/v1/tokens/{id}", delete(async || StatusCode::OK))
         .route(
             "/v1/nodes/tokens",
             post(async |State(given): State<Shared>, body: Bytes| {
@@ -379,6 +388,71 @@ async fn status(State(given): State<Shared>, Path(id): Path<TenantId>) -> Respon
         manifest_expires: None,
         functions: functions.collect(),
         nodes: given.nodes.iter().map(progress).collect(),
+    })
+}
+
+/// Two old records; while following a third one and then the end.
+async fn logs(Query(query): Query<LogQuery>) -> Response {
+    let record = |seq: u64, message: &str| LogRecord {
+        seq,
+        time_ms: 1_000 * seq,
+        node: "edge-1".parse().unwrap(),
+        function: "web".parse().unwrap(),
+        request: None,
+        level: "info".into(),
+        message: message.into(),
+        failure: None,
+    };
+    let all = [
+        record(1, "one"),
+        record(2, "two \u{1b}[2Jcleared"),
+        record(3, "three"),
+    ];
+    let count = if query.follow { 3 } else { 2 };
+    let wanted = all[..count]
+        .iter()
+        .filter(|record| record.seq > query.since.unwrap_or(0));
+    let lines: Vec<String> = wanted
+        .map(|record| serde_json::to_string(record).unwrap() + "\n\n")
+        .collect();
+    lines.concat().into_response()
+}
+
+async fn audit(Query(query): Query<AuditQuery>, State(given): State<Shared>) -> Response {
+    let given = given.lock().unwrap();
+    let rest = given.audit.iter().filter(|record| record.seq > query.since);
+    let records = rest.take(2).cloned().collect();
+    let newest = given.audit.len() as u64;
+    json(&AuditPage {
+        records,
+        newest,
+        verified: true,
+    })
+}
+
+async fn nodes(State(given): State<Shared>) -> Response {
+    let given = given.lock().unwrap();
+    let names = given
+        .admitted
+        .iter()
+        .map(|admission| admission.name.to_string());
+    let nodes = names
+        .filter_map(|name| view(&given, &name))
+        .map(|view| view.summary)
+        .collect();
+    json(&NodeList { nodes })
+}
+
+async fn tokens() -> Response {
+    let token = TokenView {
+        id: "t1".into(),
+        scope: Scope::Operator,
+        label: "first".into(),
+        created: 1,
+        expires: None,
+    };
+    json(&TokenList {
+        tokens: vec![token],
     })
 }
 
