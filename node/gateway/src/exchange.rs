@@ -171,7 +171,7 @@ async fn forward(
         .cloned()
         .ok_or(Code::NoSuchHost)?;
     let route = found.insert(route);
-    if head.headers.len() > fields::MAX_REQUEST_FIELDS {
+    if !fits(head) {
         return Err(Code::HeadTooLarge.into());
     }
     let path = head.uri.path();
@@ -193,6 +193,20 @@ fn read_host(head: &Parts) -> Result<Host<'_>, Code> {
     let target = head.uri.authority().map(http::uri::Authority::as_str);
     let named = head.headers.get_all(HOST).iter().map(HeaderValue::as_bytes);
     Host::of_request(target, named, head.version == Version::HTTP_11).map_err(|_| Code::BadHost)
+}
+
+/// The parsers' own bounds are rougher: HTTP/1 reads some bytes beyond, HTTP/2 counts no fields.
+fn fits(head: &Parts) -> bool {
+    let lines = head
+        .headers
+        .iter()
+        .map(|(name, value)| name.as_str().len() + value.len());
+    let target = head
+        .uri
+        .path_and_query()
+        .map_or(0, |rest| rest.as_str().len());
+    head.headers.len() <= fields::MAX_REQUEST_FIELDS
+        && target + lines.sum::<usize>() <= fields::MAX_HEAD_BYTES
 }
 
 fn wants_websocket(fields: &HeaderMap) -> bool {

@@ -8,6 +8,9 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 /// Fields in a request's head at most; HTTP/1 is held to the same number by its parser.
 pub const MAX_REQUEST_FIELDS: usize = 100;
 
+/// Bytes of a request's head at most.
+pub const MAX_HEAD_BYTES: usize = 48 * 1024;
+
 /// The head of a response cannot be passed on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the function's response head is no HTTP")]

@@ -2,7 +2,7 @@
 //!
 //! It reads hostile bytes from the internet, so what it decides stands apart from what it does: [`host`], [`route`],
 //! [`fields`], [`pool`] and [`answer`] know no socket and no clock. Around them: [`start`] (bind, read, wall in),
-//! [`serve`] (connections), [`exchange`] (one request), [`supervise`] (the control channel).
+//! [`serve`] (connections), [`exchange`] (one request), [`supervise`] (the control channel), [`run`] (all of it).
 //!
 //! A request passes: which host is it, is there a route, the perimeter (method, path, size), a worker with room, its
 //! channel. Nothing is ever sent twice: once a request has gone to a worker, its caller gets that worker's answer or is
@@ -20,6 +20,7 @@ pub mod fields;
 pub mod host;
 pub mod pool;
 pub mod route;
+pub mod run;
 pub mod serve;
 pub mod start;
 pub mod supervise;

@@ -1,28 +1,17 @@
 //! `casemate-gateway`: started by the supervisor, which speaks on descriptor 0.
 #![forbid(unsafe_code)]
 
+use std::error::Error;
 use std::process::ExitCode;
-use std::sync::Arc;
-use std::time::Duration;
 
-use casemate_gateway::connection::Patience;
-use casemate_gateway::exchange::RequestIds;
-use casemate_gateway::serve::{self, Gateway};
-use casemate_gateway::start::{self, Prepared, Supervisor};
-use casemate_gateway::supervise;
-use casemate_gateway::tls::Certificates;
-use casemate_wire::control::gateway::FromGateway;
-use ring::rand::{SecureRandom as _, SystemRandom};
-use tokio::sync::oneshot;
-use tokio_rustls::TlsAcceptor;
+use casemate_gateway::run::RunError;
+use casemate_gateway::start::{self, Prepared};
 use tracing_subscriber::EnvFilter;
 
 /// The supervisor is gone, or speaks another language.
 const EXIT_ALONE: u8 = 1;
 /// `EX_SOFTWARE`: something of ours.
 const EXIT_SOFTWARE: u8 = 70;
-/// The last words to the supervisor may take so long.
-const FAREWELL: Duration = Duration::from_secs(5);
 
 fn main() -> ExitCode {
     log();
@@ -31,118 +20,31 @@ fn main() -> ExitCode {
     let prepared = match start::prepare() {
         Ok(prepared) => prepared,
         Err(error) => {
-            tracing::error!(
-                error = &error as &dyn std::error::Error,
-                "the gateway did not start"
-            );
+            tracing::error!(%error, "the gateway did not start");
             return ExitCode::from(error.exit_code());
         }
     };
+    match serve(prepared, threads) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!(error = &error as &dyn Error, "the gateway ends");
+            ExitCode::from(match error {
+                RunError::Alone | RunError::Control(_) => EXIT_ALONE,
+                RunError::Socket(_) | RunError::Tls(_) | RunError::Random => EXIT_SOFTWARE,
+            })
+        }
+    }
+}
+
+fn serve(prepared: Prepared, threads: usize) -> Result<(), RunError> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(threads)
         .enable_all()
-        .build();
-    let ran = runtime.map_err(Into::into).and_then(|runtime| {
-        let code = runtime.block_on(run(prepared));
-        // Connections over the grace time end with the process.
-        runtime.shutdown_background();
-        code
-    });
-    ran.unwrap_or_else(|error: Box<dyn std::error::Error>| {
-        tracing::error!(error = &*error, "the gateway failed");
-        ExitCode::from(EXIT_SOFTWARE)
-    })
-}
-
-async fn run(prepared: Prepared) -> Result<ExitCode, Box<dyn std::error::Error>> {
-    let Prepared {
-        start,
-        listeners,
-        addresses,
-        certificates,
-        layers,
-        control,
-    } = prepared;
-    let patience = Patience {
-        header: Duration::from_millis(start.header_timeout_ms.max(1).into()),
-        idle: Duration::from_millis(start.idle_timeout_ms.max(1).into()),
-    };
-    let mut random = [0; 8];
-    SystemRandom::new()
-        .fill(&mut random)
-        .map_err(|_| "no random bytes")?;
-    let ids = RequestIds::new(u64::from_le_bytes(random), 0);
-    let tls = certificates
-        .as_ref()
-        .map(Certificates::config)
-        .transpose()?
-        .map(TlsAcceptor::from);
-    let (gateway, records) = Gateway::new(ids, patience, start.max_connections, certificates);
-    for (listener, speaks_tls) in listeners {
-        let listener = tokio::net::TcpListener::from_std(listener)?;
-        tokio::spawn(serve::listen(
-            gateway.clone(),
-            listener,
-            tls.clone().filter(|_| speaks_tls),
-        ));
-    }
-    let supervisor = Arc::new(Supervisor::new(control)?);
-    tracing::info!(?addresses, "listening");
-    supervisor
-        .send(&FromGateway::Ready { addresses, layers }, &[])
-        .await?;
-
-    let (stop, stopped) = oneshot::channel();
-    let mut speaking = tokio::spawn(supervise::speak(
-        gateway.clone(),
-        supervisor.clone(),
-        records,
-        stopped,
-    ));
-    let grace = loop {
-        let message = tokio::select! {
-            message = supervisor.recv() => message,
-            _ = &mut speaking => return Ok(ExitCode::from(EXIT_ALONE)),
-        };
-        match message {
-            Ok(Some((message, fds))) => {
-                if let Some(grace) = supervise::obey(&gateway, message, fds) {
-                    break grace;
-                }
-            }
-            Ok(None) => return Ok(ExitCode::from(EXIT_ALONE)),
-            Err(error) => {
-                tracing::error!(
-                    error = &error as &dyn std::error::Error,
-                    "the control channel broke"
-                );
-                return Ok(ExitCode::from(EXIT_ALONE));
-            }
-        }
-    };
-    gateway.drain();
-    let drained = tokio::time::timeout(grace, gateway.drained());
-    tokio::pin!(drained);
-    loop {
-        tokio::select! {
-            done = &mut drained => {
-                tracing::info!(in_time = done.is_ok(), "drained");
-                break;
-            }
-            // Workers still come and go while requests finish.
-            message = supervisor.recv() => match message {
-                Ok(Some((message, fds))) => drop(supervise::obey(&gateway, message, fds)),
-                _ => return Ok(ExitCode::from(EXIT_ALONE)),
-            },
-        }
-    }
-    drop(stop);
-    let said = tokio::time::timeout(FAREWELL, speaking).await;
-    Ok(if matches!(said, Ok(Ok(Ok(())))) {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::from(EXIT_ALONE)
-    })
+        .build()?;
+    let ended = runtime.block_on(casemate_gateway::run::run(prepared));
+    // Connections over the grace time end with the process.
+    runtime.shutdown_background();
+    ended
 }
 
 fn log() {

@@ -24,12 +24,11 @@ use tokio_rustls::TlsAcceptor;
 use crate::body::Body;
 use crate::connection::{Connection, Patience, Verdict, Watched};
 use crate::exchange::{self, RequestIds};
+use crate::fields::MAX_HEAD_BYTES;
 use crate::route::Table;
 use crate::tls::Certificates;
 use crate::workers::{Function, Registry, now_ms};
 
-/// Bytes of a request's head; also what is read of a body at a time.
-const MAX_HEAD_BYTES: usize = 48 * 1024;
 /// Streams at a time on an HTTP/2 connection.
 const MAX_HTTP2_STREAMS: u32 = 128;
 /// HTTP/2 streams reset before we have looked at them (rapid reset); then the connection ends.

@@ -21,11 +21,11 @@ const BACKLOG: i32 = 1024;
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// Descriptor 0 is no control channel, or it broke.
-    #[error("descriptor 0 is no control channel")]
-    Control(#[from] ControlError),
+    #[error("descriptor 0 is no control channel: {0}")]
+    Control(ControlError),
     /// It could not be watched.
-    #[error("descriptor 0 cannot be watched")]
-    Descriptor(#[source] std::io::Error),
+    #[error("descriptor 0 cannot be watched: {0}")]
+    Descriptor(std::io::Error),
     /// Nobody is there.
     #[error("the control channel closed before `Start`")]
     Closed,
@@ -100,7 +100,7 @@ pub fn prepare() -> Result<Prepared, StartError> {
     let watched = control.try_clone().map_err(StartError::Descriptor)?;
     runtime.block_on(async move {
         let supervisor = Supervisor::new(watched).map_err(StartError::Descriptor)?;
-        let start = match supervisor.recv().await? {
+        let start = match supervisor.recv().await.map_err(StartError::Control)? {
             Some((ToGateway::Start(start), _)) => start,
             Some(_) => return tell(&supervisor, StartError::Order).await,
             None => return Err(StartError::Closed),
@@ -120,7 +120,8 @@ async fn tell(supervisor: &Supervisor, error: StartError) -> Result<Prepared, St
             },
             &[],
         )
-        .await?;
+        .await
+        .map_err(StartError::Control)?;
     Err(error)
 }
 

@@ -1,0 +1,120 @@
+//! From closed walls to the end.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use casemate_channel::ControlError;
+use casemate_wire::control::gateway::FromGateway;
+use ring::rand::{SecureRandom as _, SystemRandom};
+use tokio::sync::oneshot;
+use tokio_rustls::TlsAcceptor;
+
+use crate::connection::Patience;
+use crate::exchange::RequestIds;
+use crate::serve::{self, Gateway};
+use crate::start::{Prepared, Supervisor};
+use crate::supervise;
+use crate::tls::{Certificates, TlsError};
+
+/// The last words to the supervisor may take so long.
+const FAREWELL: Duration = Duration::from_secs(5);
+
+/// Why the gateway ended without having been drained.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// The supervisor is gone.
+    #[error("the supervisor is gone")]
+    Alone,
+    /// What it says, or what we say, does not come through.
+    #[error("the control channel broke")]
+    Control(#[from] ControlError),
+    /// A socket cannot be watched.
+    #[error("a socket cannot be watched")]
+    Socket(#[from] std::io::Error),
+    /// TLS.
+    #[error("TLS cannot be set up")]
+    Tls(#[from] TlsError),
+    /// The kernel has no random bytes.
+    #[error("no random bytes")]
+    Random,
+}
+
+/// Serves until the supervisor drains us, at most its grace time longer.
+///
+/// # Errors
+/// See [`RunError`].
+pub async fn run(prepared: Prepared) -> Result<(), RunError> {
+    let Prepared {
+        start,
+        listeners,
+        addresses,
+        certificates,
+        layers,
+        control,
+    } = prepared;
+    let patience = Patience {
+        header: Duration::from_millis(start.header_timeout_ms.max(1).into()),
+        idle: Duration::from_millis(start.idle_timeout_ms.max(1).into()),
+    };
+    let mut random = [0; 8];
+    SystemRandom::new()
+        .fill(&mut random)
+        .map_err(|_| RunError::Random)?;
+    let ids = RequestIds::new(u64::from_le_bytes(random), 0);
+    let tls = certificates
+        .as_ref()
+        .map(Certificates::config)
+        .transpose()?
+        .map(TlsAcceptor::from);
+    let (gateway, records) = Gateway::new(ids, patience, start.max_connections, certificates);
+    for (listener, speaks_tls) in listeners {
+        let listener = tokio::net::TcpListener::from_std(listener)?;
+        tokio::spawn(serve::listen(
+            gateway.clone(),
+            listener,
+            tls.clone().filter(|_| speaks_tls),
+        ));
+    }
+    let supervisor = Arc::new(Supervisor::new(control)?);
+    tracing::info!(?addresses, "listening");
+    supervisor
+        .send(&FromGateway::Ready { addresses, layers }, &[])
+        .await?;
+
+    let (stop, stopped) = oneshot::channel();
+    let mut speaking = tokio::spawn(supervise::speak(
+        gateway.clone(),
+        supervisor.clone(),
+        records,
+        stopped,
+    ));
+    let grace = tokio::select! {
+        grace = obey_until_drain(&gateway, &supervisor) => grace?,
+        _ = &mut speaking => return Err(RunError::Alone),
+    };
+    gateway.drain();
+    tokio::select! {
+        done = tokio::time::timeout(grace, gateway.drained()) => tracing::info!(in_time = done.is_ok(), "drained"),
+        // Workers still come and go while requests finish. A second `Drain` changes nothing.
+        broken = async { loop { if let Err(error) = obey_until_drain(&gateway, &supervisor).await { break error } } } => return Err(broken),
+    }
+    drop(stop);
+    let said = tokio::time::timeout(FAREWELL, speaking).await;
+    if matches!(said, Ok(Ok(Ok(())))) {
+        Ok(())
+    } else {
+        Err(RunError::Alone)
+    }
+}
+
+async fn obey_until_drain(
+    gateway: &Arc<Gateway>,
+    supervisor: &Supervisor,
+) -> Result<Duration, RunError> {
+    loop {
+        let (message, fds) = supervisor.recv().await?.ok_or(RunError::Alone)?;
+        if let Some(grace) = supervise::obey(gateway, message, fds) {
+            return Ok(grace);
+        }
+    }
+}

@@ -1,0 +1,356 @@
+//! The real gateway as a child; the test plays supervisor, workers and callers.
+#![allow(clippy::unwrap_used, reason = "a test that panics says enough")]
+#![allow(unreachable_pub, reason = "shared by several test programs")]
+#![allow(dead_code, reason = "each test program uses its own part")]
+
+use std::collections::VecDeque;
+use std::future::Future;
+use std::os::fd::AsFd as _;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::Duration;
+
+use bytes::Bytes;
+use casemate_channel::{Acceptor, Control, Incoming};
+use casemate_wire::control::gateway::{
+    Access, FromGateway, Listener, Perimeter, Route, Start, ToGateway,
+};
+use casemate_wire::control::{Digest, Failure, FunctionKey, WorkerId};
+use casemate_wire::{Fields, ResponseHead};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+/// Nothing in these tests takes nearly so long.
+pub const SOON: Duration = Duration::from_secs(20);
+pub const RELEASE: Digest = [7; 32];
+
+pub struct Node {
+    pub child: Child,
+    pub control: Control<ToGateway, FromGateway>,
+    pub addresses: Vec<String>,
+    /// Access records that came by.
+    pub records: Vec<Access>,
+    /// Other messages that came by.
+    pub seen: VecDeque<FromGateway>,
+}
+
+pub fn start() -> Start {
+    Start {
+        listeners: vec![Listener {
+            address: "127.0.0.1:0".into(),
+            tls: false,
+        }],
+        certificates: Vec::new(),
+        max_connections: 100,
+        header_timeout_ms: 10_000,
+        idle_timeout_ms: 10_000,
+    }
+}
+
+pub fn key(function: &str) -> FunctionKey {
+    FunctionKey {
+        tenant: [1; 32],
+        function: function.into(),
+    }
+}
+
+pub fn perimeter() -> Perimeter {
+    Perimeter {
+        methods: vec![],
+        paths: vec![],
+        max_body_bytes: 8 << 20,
+    }
+}
+
+pub fn route(function: &str, hosts: &[&str], perimeter: Perimeter) -> ToGateway {
+    let hosts = hosts.iter().map(|host| (*host).to_owned()).collect();
+    ToGateway::Route(Box::new(Route {
+        key: key(function),
+        release: RELEASE,
+        hosts,
+        perimeter,
+    }))
+}
+
+/// Starts the program and says `Start`.
+pub async fn spawn(start: Start) -> (Child, Control<ToGateway, FromGateway>) {
+    let (ours, theirs) = casemate_channel::control::pair().unwrap();
+    let child = Command::new(env!("CARGO_BIN_EXE_casemate-gateway"))
+        .env(
+            "CASEMATE_LOG",
+            std::env::var("CASEMATE_LOG").unwrap_or_else(|_| "warn".into()),
+        )
+        .stdin(Stdio::from(theirs))
+        .spawn()
+        .unwrap();
+    let control = Control::new(ours).unwrap();
+    control.send(&ToGateway::Start(start), &[]).await.unwrap();
+    (child, control)
+}
+
+impl Node {
+    pub async fn start(start: Start) -> Self {
+        let (child, control) = spawn(start).await;
+        let ready = timeout(SOON, control.recv())
+            .await
+            .unwrap()
+            .unwrap()
+            .unwrap()
+            .0;
+        let FromGateway::Ready { addresses, layers } = ready else {
+            panic!("{ready:?}")
+        };
+        assert!(
+            layers
+                .iter()
+                .any(|layer| layer.layer == "seccomp" && layer.in_force),
+            "{layers:?}"
+        );
+        Self {
+            child,
+            control,
+            addresses,
+            records: Vec::new(),
+            seen: VecDeque::new(),
+        }
+    }
+
+    /// With a route from `a.test`.
+    pub async fn with_route() -> Self {
+        Self::with_start(start()).await
+    }
+
+    /// The same, started so.
+    pub async fn with_start(start: Start) -> Self {
+        let mut node = Self::start(start).await;
+        node.say(route("f", &["a.test"], perimeter())).await;
+        node.settle().await;
+        node
+    }
+
+    /// Waits until all that was said is done: messages are obeyed in their order, and this one is answered.
+    pub async fn settle(&mut self) {
+        let last = WorkerId(u64::MAX);
+        let _acceptor = self.worker("nobody", last.0, 1).await;
+        self.say(ToGateway::Retire { worker: last }).await;
+        self.hear(|message| (*message == FromGateway::Drained { worker: last }).then_some(()))
+            .await;
+        self.say(ToGateway::Gone {
+            worker: last,
+            failure: Failure::WorkerLost,
+        })
+        .await;
+    }
+
+    /// With a route from `a.test`, and a worker that answers so.
+    pub async fn with_worker<F: Future<Output = ()> + Send + 'static>(
+        handle: impl Fn(Incoming) -> F + Send + 'static,
+    ) -> Self {
+        let node = Self::with_route().await;
+        tokio::spawn(work(node.worker("f", 1, 64).await, handle));
+        node
+    }
+
+    pub async fn say(&self, message: ToGateway) {
+        self.control.send(&message, &[]).await.unwrap();
+    }
+
+    pub async fn worker(&self, function: &str, id: u64, concurrency: u32) -> Acceptor {
+        let (ours, theirs) = casemate_channel::pair().unwrap();
+        let message = ToGateway::Channel {
+            key: key(function),
+            release: RELEASE,
+            worker: WorkerId(id),
+            concurrency,
+        };
+        self.control
+            .send(&message, &[theirs.as_fd()])
+            .await
+            .unwrap();
+        casemate_channel::acceptor(ours).unwrap()
+    }
+
+    /// The next message that `wanted` takes; others are kept.
+    pub async fn hear<T>(&mut self, mut wanted: impl FnMut(&FromGateway) -> Option<T>) -> T {
+        if let Some(at) = self
+            .seen
+            .iter()
+            .position(|message| wanted(message).is_some())
+        {
+            return wanted(&self.seen.remove(at).unwrap()).unwrap();
+        }
+        loop {
+            let message = timeout(SOON, self.control.recv())
+                .await
+                .expect("a message in time")
+                .unwrap()
+                .unwrap()
+                .0;
+            if let Some(found) = wanted(&message) {
+                return found;
+            }
+            match message {
+                FromGateway::Access(access) => self.records.push(access),
+                other => self.seen.push_back(other),
+            }
+        }
+    }
+
+    /// The next access record.
+    pub async fn record(&mut self) -> Access {
+        if !self.records.is_empty() {
+            return self.records.remove(0);
+        }
+        self.hear(|message| match message {
+            FromGateway::Access(access) => Some(access.clone()),
+            _ => None,
+        })
+        .await
+    }
+
+    pub async fn connect(&self) -> TcpStream {
+        TcpStream::connect(&self.addresses[0]).await.unwrap()
+    }
+
+    /// Sends these bytes on a connection of their own; all that comes back until the gateway closes it.
+    pub async fn raw(&self, bytes: impl AsRef<[u8]>) -> String {
+        let mut stream = self.connect().await;
+        // The gateway may close before it has read all; what it said is what counts.
+        let _ = stream.write_all(bytes.as_ref()).await;
+        read_all(&mut stream).await
+    }
+
+    /// A request without a body, as the only one on its connection.
+    pub async fn get(&self, host: &str, path: &str) -> String {
+        self.raw(format!(
+            "GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n"
+        ))
+        .await
+    }
+
+    pub async fn exit(&mut self) -> ExitStatus {
+        for _ in 0..2000 {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        panic!("the gateway did not exit");
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// All until the end; what came before a reset counts too.
+pub async fn read_all(stream: &mut TcpStream) -> String {
+    let mut bytes = Vec::new();
+    let _ = timeout(SOON, stream.read_to_end(&mut bytes))
+        .await
+        .expect("the gateway closes in time");
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+/// Reads until `end` has come.
+pub async fn read_until(stream: &mut TcpStream, end: &str) -> String {
+    let mut text = String::new();
+    let mut piece = [0; 4096];
+    while !text.contains(end) {
+        let count = timeout(SOON, stream.read(&mut piece))
+            .await
+            .expect("an answer in time")
+            .unwrap();
+        assert!(count > 0, "closed before {end:?}: {text:?}");
+        text.push_str(&String::from_utf8_lossy(&piece[..count]));
+    }
+    text
+}
+
+/// Serves a channel, each request in a task of its own.
+pub async fn work<F: Future<Output = ()> + Send + 'static>(
+    mut acceptor: Acceptor,
+    handle: impl Fn(Incoming) -> F,
+) {
+    while let Some(incoming) = acceptor.accept().await {
+        tokio::spawn(handle(incoming));
+    }
+}
+
+pub fn ok(fields: &[(&str, &str)]) -> ResponseHead {
+    status(200, fields)
+}
+
+pub fn status(status: u16, fields: &[(&str, &str)]) -> ResponseHead {
+    let fields = fields
+        .iter()
+        .map(|(name, value)| (*name, Bytes::copy_from_slice(value.as_bytes())));
+    ResponseHead {
+        status,
+        fields: fields.collect::<Fields>(),
+    }
+}
+
+/// Answers with what it was asked: method, target, and the fields, one a line.
+pub async fn describe(incoming: Incoming) {
+    let head = &incoming.head;
+    let mut text = format!("{} {}\n", head.method, head.target);
+    for (name, value) in &head.fields.0 {
+        text.push_str(&format!("{name}={}\n", String::from_utf8_lossy(value)));
+    }
+    let mut body = incoming
+        .reply
+        .send(&ok(&[("content-type", "text/plain")]), false);
+    let _ = body.send(text.into()).await;
+    body.finish();
+}
+
+/// Sends the body back as it comes, and its trailers.
+pub async fn echo(mut incoming: Incoming) {
+    let mut out = incoming.reply.send(&ok(&[]), false);
+    while let Some(piece) = incoming.body.next().await {
+        let Ok(piece) = piece else { return };
+        if out.send(piece).await.is_err() {
+            return;
+        }
+    }
+    out.finish_with(&incoming.body.trailers().cloned().unwrap_or_default());
+}
+
+/// The client's first bytes of HTTP/2.
+pub const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+pub const SETTINGS: &[u8] = &[0, 0, 0, 4, 0, 0, 0, 0, 0];
+
+pub fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let length = (payload.len() as u32).to_be_bytes();
+    [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
+}
+
+/// `GET` for `a.test`; HPACK with static names and literal values.
+pub fn headers(stream: u32, path: &str, end_headers: bool) -> Vec<u8> {
+    let mut block = vec![0x82, 0x86, 0x01, 6];
+    block.extend_from_slice(b"a.test");
+    block.extend_from_slice(&[0x04, path.len() as u8]);
+    block.extend_from_slice(path.as_bytes());
+    frame(1, if end_headers { 5 } else { 1 }, stream, &block)
+}
+
+/// A caller over HTTP/2.
+pub async fn http2<B>(
+    io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+) -> hyper::client::conn::http2::SendRequest<B>
+where
+    B: http_body::Body<Error: std::error::Error + Send + Sync, Data: Send> + Unpin + Send + 'static,
+{
+    let (sender, connection) =
+        hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(io))
+            .await
+            .unwrap();
+    tokio::spawn(connection);
+    sender
+}

@@ -1,0 +1,227 @@
+//! Workers that break, lie, or mean harm.
+#![allow(clippy::unwrap_used, reason = "a test that panics says enough")]
+
+mod harness;
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use casemate_wire::control::gateway::ToGateway;
+use casemate_wire::control::{Failure, WorkerId};
+use harness::{Node, SOON, describe, ok, read_until, status, work};
+use tokio::io::AsyncWriteExt as _;
+use tokio::time::timeout;
+
+const GET: &[u8] = b"GET / HTTP/1.1\r\nHost: a.test\r\n\r\n";
+
+#[tokio::test]
+async fn a_worker_killed_in_the_middle_is_a_clear_502_and_the_next_request_succeeds() {
+    let mut node = Node::with_route().await;
+    let mut acceptor = node.worker("f", 1, 8).await;
+    let mut stream = node.connect().await;
+    stream.write_all(GET).await.unwrap();
+    let incoming = timeout(SOON, acceptor.accept()).await.unwrap().unwrap();
+    // The kernel closes a killed process's descriptors; nobody says why.
+    drop((incoming.body, acceptor));
+    std::mem::forget(incoming.reply);
+    kill(&node, 1).await;
+    let answer = read_until(&mut stream, "}}").await;
+    assert!(
+        answer.starts_with("HTTP/1.1 502") && answer.contains(r#""code":"worker_lost""#),
+        "{answer}"
+    );
+    tokio::spawn(work(node.worker("f", 2, 8).await, describe));
+    stream.write_all(GET).await.unwrap();
+    assert!(
+        read_until(&mut stream, ":client")
+            .await
+            .starts_with("HTTP/1.1 200"),
+        "the same connection goes on"
+    );
+    assert_eq!(node.record().await.failure, Some(Failure::WorkerLost));
+}
+
+/// The end of a worker whose channel somebody still holds open.
+async fn kill(node: &Node, worker: u64) {
+    node.say(ToGateway::Gone {
+        worker: WorkerId(worker),
+        failure: Failure::WorkerLost,
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_channel_that_closes_without_a_word_is_a_lost_worker_and_nothing_is_sent_twice() {
+    let mut node = Node::with_route().await;
+    let mut acceptor = node.worker("f", 1, 8).await;
+    let mut second = node.worker("f", 2, 8).await;
+    let mut stream = node.connect().await;
+    stream.write_all(GET).await.unwrap();
+    let incoming = tokio::select! {
+        incoming = acceptor.accept() => incoming.unwrap(),
+        incoming = second.accept() => panic!("the first has as few streams: {incoming:?}"),
+    };
+    drop((incoming, acceptor));
+    let answer = read_until(&mut stream, "}}").await;
+    assert!(
+        answer.starts_with("HTTP/1.1 502") && answer.contains("worker_lost"),
+        "{answer}"
+    );
+    assert!(
+        timeout(Duration::from_millis(100), second.accept())
+            .await
+            .is_err(),
+        "it must not be tried again"
+    );
+    node.record().await;
+}
+
+#[tokio::test]
+async fn the_reason_of_a_workers_end_reaches_its_callers() {
+    let cases = [
+        (Failure::ExceededCpu, "503"),
+        (Failure::ExceededMemory, "503"),
+        (Failure::ExceededWall, "504"),
+        (Failure::Exception, "500"),
+    ];
+    let mut node = Node::with_route().await;
+    for (id, (failure, code)) in (1..).zip(cases) {
+        let mut acceptor = node.worker("f", id, 8).await;
+        let mut stream = node.connect().await;
+        stream.write_all(GET).await.unwrap();
+        let incoming = timeout(SOON, acceptor.accept()).await.unwrap().unwrap();
+        node.say(ToGateway::Gone {
+            worker: WorkerId(id),
+            failure,
+        })
+        .await;
+        let answer = read_until(&mut stream, "}}").await;
+        assert!(
+            answer.starts_with(&format!("HTTP/1.1 {code}")) && answer.contains(failure.code()),
+            "{answer}"
+        );
+        assert_eq!(node.record().await.failure, Some(failure));
+        drop(incoming);
+    }
+    // One request's end, said by the worker itself, is the end of no other.
+    let mut acceptor = node.worker("f", 9, 8).await;
+    let mut stream = node.connect().await;
+    stream.write_all(GET).await.unwrap();
+    timeout(SOON, acceptor.accept())
+        .await
+        .unwrap()
+        .unwrap()
+        .reply
+        .reset(Failure::ExceededCpu.to_reset());
+    assert!(read_until(&mut stream, "}}").await.contains("exceeded_cpu"));
+    tokio::spawn(work(acceptor, describe));
+    assert!(node.get("a.test", "/").await.starts_with("HTTP/1.1 200"));
+}
+
+#[tokio::test]
+async fn a_response_that_breaks_off_is_cut_and_cannot_be_taken_for_whole() {
+    let node = Node::with_worker(|incoming| async move {
+        let length = incoming.head.target.ends_with("/length");
+        let mut body = incoming.reply.send(
+            &ok(if length {
+                &[("content-length", "10")]
+            } else {
+                &[]
+            }),
+            false,
+        );
+        body.send(Bytes::from_static(b"half")).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        body.reset(Failure::ExceededCpu.to_reset());
+    })
+    .await;
+    for path in ["/chunked", "/length"] {
+        let answer = node.get("a.test", path).await;
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+        assert!(
+            !answer.ends_with("0\r\n\r\n") && answer.contains("half"),
+            "{answer}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_worker_cannot_split_or_confuse_responses() {
+    let node = Node::with_worker(|incoming| async move {
+        let (_, path) = incoming.head.target.rsplit_once('/').unwrap();
+        let head = match path {
+            "0" | "99" | "100" | "101" | "600" | "65535" => status(path.parse().unwrap(), &[]),
+            "lengths" => ok(&[("content-length", "1"), ("content-length", "2")]),
+            "none" | "longer" => ok(&[("content-length", "5")]),
+            _ => ok(&[("content-length", "x")]),
+        };
+        let mut body = incoming.reply.send(&head, path == "none");
+        if path != "none" {
+            let _ = body
+                .send(Bytes::from_static(b"HTTP/1.1 200 OK\r\n\r\n"))
+                .await;
+        }
+        body.finish();
+    })
+    .await;
+    for path in [
+        "0", "99", "100", "101", "600", "65535", "lengths", "none", "longer", "x",
+    ] {
+        let answer = node.get("a.test", &format!("/{path}")).await;
+        assert!(
+            answer.starts_with("HTTP/1.1 500") && answer.contains("exception"),
+            "{path}: {answer}"
+        );
+    }
+    let node = Node::with_worker(|incoming| async move {
+        let fields = [
+            (":secret", "x\r\ny"),
+            ("connection", "x-hop"),
+            ("x-hop", "1"),
+            ("transfer-encoding", "gzip"),
+            ("x-casemate-request", "forged"),
+        ];
+        incoming.reply.send(&ok(&fields), true).finish();
+    })
+    .await;
+    let answer = node.get("a.test", "/").await;
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    assert!(
+        !["secret", "x-hop", "gzip", "forged"]
+            .iter()
+            .any(|word| answer.contains(word)),
+        "{answer}"
+    );
+}
+
+#[tokio::test]
+async fn a_worker_that_speaks_garbage_is_a_lost_worker() {
+    let node = Node::with_route().await;
+    let (ours, theirs) = casemate_channel::pair().unwrap();
+    let channel = ToGateway::Channel {
+        key: harness::key("f"),
+        release: harness::RELEASE,
+        worker: WorkerId(1),
+        concurrency: 9,
+    };
+    node.control
+        .send(&channel, &[std::os::fd::AsFd::as_fd(&theirs)])
+        .await
+        .unwrap();
+    let mut stream = node.connect().await;
+    stream.write_all(GET).await.unwrap();
+    let mut worker = std::os::unix::net::UnixStream::from(ours);
+    worker.set_nonblocking(false).unwrap();
+    let garbage = tokio::task::spawn_blocking(move || {
+        use std::io::{Read as _, Write as _};
+        worker.read_exact(&mut [0; 4]).unwrap();
+        worker.write_all(&[0xff; 4096]).unwrap();
+        worker
+    });
+    let _held = timeout(SOON, garbage).await.unwrap().unwrap();
+    assert!(
+        read_until(&mut stream, "}}")
+            .await
+            .starts_with("HTTP/1.1 502")
+    );
+}
