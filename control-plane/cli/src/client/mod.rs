@@ -393,6 +393,10 @@ fn refused(status: StatusCode, body: &[u8]) -> Error {
             Code::Conflict,
             "somebody else was faster: run the command again",
         ),
+        (code::BUNDLE_MISSING, _) => (
+            Code::Api,
+            "the control plane has lost a function's code: deploy that function again from its sources",
+        ),
         (code::STORAGE_FULL, _) => (
             Code::Unreachable,
             "tell the operator that the control plane's disk is full; nothing was changed",

@@ -688,3 +688,97 @@ async fn logs_are_followed_and_cannot_move_the_cursor() {
     child.wait().unwrap();
     assert_eq!(seen, [1, 2, 3]);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_threshold_of_keys_and_a_passphrase() {
+    let dir = tempfile::tempdir().unwrap();
+    let fake = Fake::start(3).await;
+    let people = ["operator", "one", "two"].map(|name| Person::new(dir.path(), name));
+    let [operator, one, two] = &people;
+    let (public, passphrase) = (
+        dir.path().join("public.json"),
+        dir.path().join("passphrase"),
+    );
+    std::fs::write(&public, public_keys(&fake).to_string()).unwrap();
+    std::fs::write(&passphrase, "correct horse\n").unwrap();
+    let passphrase = passphrase.to_str().unwrap();
+    let init = [
+        "fleet",
+        "init",
+        "--control-public",
+        public.to_str().unwrap(),
+    ];
+    let ran = operator.run(&init);
+    assert_eq!(ran.code, 77, "nobody can be asked: {}", ran.err);
+    let with = |args: &[&'static str]| [&["--passphrase-file", passphrase], args].concat();
+    let made = operator.json(&[&init[..], &["--passphrase-file", passphrase]].concat());
+    let url = format!(
+        "https://{}#{}",
+        fake.address,
+        made["fleet"].as_str().unwrap()
+    );
+    operator.json_with(&["login", &url], "casemate_operator");
+    let ran = operator.run(&["pool", "add", "eu"]);
+    assert_eq!(ran.code, 77, "{}", ran.err);
+    operator.json(&with(&["pool", "add", "eu"]));
+    let keys = [one, two]
+        .map(|person| person.json(&["tenant", "key", "--plain-keys"])["public_key"].clone());
+    let [first, second] = [0, 1].map(|at| keys[at].as_str().unwrap());
+    let add = [
+        "tenant",
+        "add",
+        "shop",
+        "--key",
+        first,
+        "--key",
+        second,
+        "--threshold",
+        "2",
+        "--host",
+        "*.shop.test",
+    ];
+    let ran = operator.run(&[
+        "tenant",
+        "add",
+        "shop",
+        "--key",
+        &"0".repeat(64),
+        "--key",
+        first,
+        "--host",
+        "a.test",
+    ]);
+    assert_eq!(ran.code, 76, "another fingerprint: {}", ran.err);
+    let added = operator.json(&[&add[..], &["--passphrase-file", passphrase]].concat());
+    one.json_with(
+        &["login", added["login"].as_str().unwrap()],
+        added["token"].as_str().unwrap(),
+    );
+    let project = one.project("web", "web.shop.test", "pools = [\"main\", \"eu\"]\n");
+    let ran = one.run(&["deploy", "--project", &project]);
+    assert_eq!(ran.code, 78, "{}", ran.err);
+    assert!(
+        ran.err.contains("2 keys must sign, 1 are here"),
+        "{}",
+        ran.err
+    );
+    let other = two.home.join("tenant.key");
+    one.json(&[
+        "deploy",
+        "--project",
+        &project,
+        "--with-key",
+        other.to_str().unwrap(),
+    ]);
+    let put = [
+        "secret",
+        "put",
+        "K",
+        "--host",
+        "a.test",
+        "--with-key",
+        other.to_str().unwrap(),
+    ];
+    let sealed = one.json_with(&put, "value");
+    assert_eq!(sealed["pools"], serde_json::json!(["eu", "main"]));
+}
