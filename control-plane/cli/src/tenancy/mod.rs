@@ -116,7 +116,10 @@ impl<'a> Tenancy<'a> {
                             }
                         }
                         Err(Refusal::ManifestVersionLower(ours, theirs)) if from_memory && had.is_some() => {
-                            let text = format!("the control plane shows manifest {theirs}; going on from {ours}, which this home remembers");
+                            let text = format!(
+ "the control plane shows manifest {theirs}; going on from {ours}, \
+ which this home remembers"
+ );
                             self.session.cx.output.warn(&text);
                             break;
                         }

@@ -1,0 +1,205 @@
+//! Nodes, listings, records.
+
+use std::process::{Command, Stdio};
+
+use casemate_trust::join::{JoinRequest, JoinToken};
+use casemate_trust::key::{SealingKey, SigningKey};
+use casemate_trust::statement::Statement as _;
+use serde_json::Value;
+
+use super::fake::Fake;
+use super::world::{World, world};
+
+fn ask(fake: &Fake, token: &str, seed: u8) {
+    let token: JoinToken = token.parse().unwrap();
+    let node = SigningKey::from_seed(&[seed; 32]).unwrap();
+    let request = JoinRequest {
+        fleet: token.fleet,
+        node: token.node.clone(),
+        pool: token.pool.clone(),
+        node_key: node.public(),
+        sealing_key: SealingKey::of_seed(&[seed; 32]).unwrap(),
+    };
+    fake.ask(request.sign(&[&token.key().unwrap(), &node]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_joins_once_and_gets_the_key_of_each_epoch() {
+    let World {
+        fake,
+        operator,
+        _dir,
+        ..
+    } = world().await;
+    let token = operator.json(&["node", "token", "edge-1"]);
+    assert_eq!(token["control"], "control.test:7000");
+    let token = token["token"].as_str().unwrap();
+    let raw = operator.home.join("joins.json");
+    assert!(
+        !std::fs::read_to_string(raw)
+            .unwrap()
+            .contains(&token[5..40]),
+        "the token itself is not kept"
+    );
+    ask(&fake, token, 8);
+    let admitted = operator.json(&["node", "admit", "edge-1"]);
+    assert_eq!(admitted["admitted"][0]["node"], "edge-1");
+    assert_eq!(fake.given().grants.len(), 1);
+    // The same token from another node.
+    fake.given().joins.clear();
+    ask(&fake, token, 9);
+    let ran = operator.run(&["node", "admit", "edge-1", "--wait", "1"]);
+    assert_eq!(ran.code, 76, "{}", ran.err);
+    assert!(ran.err.contains("token_used"), "{}", ran.err);
+    assert_eq!(fake.given().admitted.len(), 1);
+    // A rotation gives the new key to whoever stays.
+    fake.given().joins.clear();
+    ask(&fake, token, 8);
+    let rotated = operator.json(&["pool", "rotate", "main"]);
+    assert_eq!(
+        (&rotated["epoch"], &rotated["grants"]),
+        (&2.into(), &1.into())
+    );
+    operator.json(&["node", "revoke", "edge-1"]);
+    let rotated = operator.json(&["pool", "rotate", "main"]);
+    assert_eq!(
+        (&rotated["epoch"], &rotated["grants"]),
+        (&3.into(), &0.into())
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn listings_are_json_and_tables() {
+    let World {
+        fake,
+        operator,
+        tenant,
+        _dir,
+        ..
+    } = world().await;
+    let token = operator.json(&["node", "token", "edge-1"]);
+    ask(&fake, token["token"].as_str().unwrap(), 8);
+    operator.json(&["node", "admit"]);
+    assert_eq!(operator.json(&["node", "list"])[0]["name"], "edge-1");
+    assert_eq!(operator.json(&["node", "show", "edge-1"])["pool"], "main");
+    assert_eq!(operator.json(&["pool", "list"])[0]["epoch"], 1);
+    assert_eq!(operator.json(&["tenant", "list"])[0]["name"], "shop");
+    assert_eq!(
+        operator.json(&["tenant", "show", "shop"])["hosts"][0],
+        "*.shop.test"
+    );
+    assert_eq!(operator.json(&["token", "list"])[0]["id"], "t1");
+    assert_eq!(operator.json(&["token", "revoke", "t1"])["revoked"], "t1");
+    let made = operator.json(&[
+        "token",
+        "create",
+        "--scope",
+        "tenant",
+        "--tenant",
+        "shop",
+        "--out",
+        "token.txt",
+    ]);
+    assert!(made["token"].is_null());
+    assert!(
+        std::fs::read_to_string(operator.folder.join("token.txt"))
+            .unwrap()
+            .starts_with("casemate_")
+    );
+    let fingerprint = operator.json(&["fingerprint"]);
+    assert!(
+        fingerprint["login"]
+            .as_str()
+            .unwrap()
+            .ends_with(fingerprint["fleet"].as_str().unwrap())
+    );
+    for (args, text) in [
+        (&["node", "list"][..], "edge-1  main  never seen"),
+        (
+            &["node", "show", "edge-1"],
+            "pool       main (key epochs [1])",
+        ),
+        (&["pool", "list"], "POOL  EPOCH"),
+        (&["tenant", "list"], "shop"),
+        (&["tenant", "show", "shop"], "host       *.shop.test"),
+        (&["token", "list"], "t1     operator  never    first"),
+        (&["completions", "bash"], "complete -F"),
+    ] {
+        let ran = operator.run(args);
+        assert!(
+            ran.code == 0 && ran.out.contains(text),
+            "{args:?}: {text}\n{}{}",
+            ran.out,
+            ran.err
+        );
+    }
+    assert_eq!(tenant.json(&["secret", "list"]), serde_json::json!([]));
+    let status = tenant.run(&["status"]);
+    assert!(
+        status.out.contains("nothing is deployed yet"),
+        "{}",
+        status.out
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broken_audit_chain_is_found_over_pages() {
+    use casemate_api::audit::AuditRecord;
+    let World {
+        fake,
+        operator,
+        _dir,
+        ..
+    } = world().await;
+    for seq in 1..=5 {
+        let mut given = fake.given();
+        let next = AuditRecord::follow(given.audit.last(), seq, "a", "b", "c");
+        given.audit.push(next);
+    }
+    assert_eq!(
+        operator.json(&["audit", "--last", "2"])["records"][0]["seq"],
+        4
+    );
+    let verified = operator.json(&["audit", "--verify", "--last", "3"]);
+    assert_eq!(
+        (
+            &verified["verified"],
+            verified["records"].as_array().unwrap().len()
+        ),
+        (&5.into(), 3)
+    );
+    fake.given().audit[2].subject = "d".into();
+    let ran = operator.run(&["audit", "--verify"]);
+    assert_eq!(ran.code, 76, "{}", ran.err);
+    assert!(ran.err.contains("broken at record 3"), "{}", ran.err);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn logs_are_followed_and_cannot_move_the_cursor() {
+    use std::io::{BufRead as _, BufReader};
+    let World { tenant, _dir, .. } = world().await;
+    let ran = tenant.run(&["logs", "--last", "1"]);
+    assert!(
+        ran.out.contains("edge-1/web two") && !ran.out.contains("one"),
+        "{}",
+        ran.out
+    );
+    assert!(!ran.out.contains('\u{1b}'), "{}", ran.out);
+    let mut child = Command::new(env!("CARGO_BIN_EXE_casemate"))
+        .arg("--home")
+        .arg(&tenant.home)
+        .args(["--json", "logs", "web", "--follow"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let read = |line: std::io::Result<String>| {
+        serde_json::from_str::<Value>(&line.unwrap()).unwrap()["seq"].clone()
+    };
+    // The stream ends after the third record and is opened again behind it: nothing is shown twice.
+    let seen: Vec<Value> = tokio::task::block_in_place(|| lines.take(3).map(read).collect());
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert_eq!(seen, [1, 2, 3]);
+}

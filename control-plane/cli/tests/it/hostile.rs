@@ -1,0 +1,114 @@
+//! A control plane that lies, is another, or is away; a node that refuses.
+
+use casemate_trust::statement::{Manifest, Statement as _};
+
+use super::fake::Fake;
+use super::world::{Person, World, world};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_key_at_the_same_address_is_not_the_control_plane() {
+    let World {
+        fake, tenant, _dir, ..
+    } = world().await;
+    let impostor = Fake::start(4).await;
+    {
+        // It shows everything that the right one shows.
+        let (mut other, given) = (impostor.given(), fake.given());
+        (other.roots, other.online) = (given.roots.clone(), given.online.clone());
+    }
+    let connection = tenant.home.join("connection.json");
+    let text = std::fs::read_to_string(&connection).unwrap();
+    std::fs::write(
+        &connection,
+        text.replace(&fake.address.to_string(), &impostor.address.to_string()),
+    )
+    .unwrap();
+    let ran = tenant.run(&["--json", "status"]);
+    assert_eq!(ran.code, 76, "{}", ran.err);
+    assert!(ran.err.contains("not_the_control_plane"), "{}", ran.err);
+    assert!(impostor.given().heard.is_empty(), "it heard the token");
+    let login = format!("https://{}#{}", impostor.address, "0".repeat(64));
+    let stranger = Person {
+        home: tenant.home.with_file_name("stranger"),
+        folder: tenant.folder.clone(),
+    };
+    let ran = stranger.run(&["login", &login, "--token", "casemate_x"]);
+    assert_eq!(ran.code, 76, "{}", ran.err);
+    assert!(ran.err.contains("fleet_other"), "{}", ran.err);
+    assert!(impostor.given().heard.is_empty(), "it heard the token");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rollback_by_the_control_plane_is_refused() {
+    let World {
+        fake, tenant, _dir, ..
+    } = world().await;
+    let project = tenant.project("web", "web.shop.test", "");
+    tenant.json(&["deploy", "--project", &project]);
+    tenant.source("web", 2);
+    tenant.json(&["deploy", "--project", &project]);
+    fake.given().show_manifest = Some(0);
+    for command in [
+        &["status"][..],
+        &["deploy", "--project", &project],
+        &["renew"],
+    ] {
+        let ran = tenant.run(command);
+        assert_eq!(ran.code, 76, "{}", ran.err);
+        assert!(ran.err.contains("manifest_version_lower"), "{}", ran.err);
+    }
+    let id = *fake.given().manifests.keys().next().unwrap();
+    assert_eq!(fake.given().manifests[&id].len(), 2);
+    let renewed = tenant.json(&["renew", "--from-memory"]);
+    assert_eq!(renewed["manifest"], 3);
+    // Silence deletes nothing either.
+    fake.given().show_manifest = Some(99);
+    let ran = tenant.run(&["deploy", "--project", &project]);
+    assert_eq!(ran.code, 0, "{}", ran.err);
+    assert!(
+        ran.err.contains("has lost this tenant's manifest"),
+        "{}",
+        ran.err
+    );
+    let newest = fake.given().manifests[&id].last().cloned().unwrap();
+    assert_eq!(Manifest::read(&newest).unwrap().version, 4);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_refuses_is_named() {
+    let World {
+        fake, tenant, _dir, ..
+    } = world().await;
+    fake.given().nodes = vec!["edge-1", "edge-2"];
+    fake.given().refuses = Some("edge-2");
+    let project = tenant.project("web", "web.shop.test", "");
+    let ran = tenant.run(&["deploy", "--project", &project]);
+    assert_eq!(ran.code, 76, "{}", ran.err);
+    assert!(
+        ran.err
+            .contains("node edge-2 refuses manifest 1 (release_malformed)"),
+        "{}",
+        ran.err
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_control_plane_the_exit_code_is_69() {
+    let World {
+        tenant, fake, _dir, ..
+    } = world().await;
+    let connection = tenant.home.join("connection.json");
+    let text = std::fs::read_to_string(&connection).unwrap();
+    let free = std::net::TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap();
+    std::fs::write(
+        &connection,
+        text.replace(&fake.address.to_string(), &free.to_string()),
+    )
+    .unwrap();
+    let ran = tenant.run(&["status"]);
+    assert_eq!(ran.code, 69, "{}", ran.err);
+    assert!(ran.err.contains("does not answer"), "{}", ran.err);
+}
