@@ -313,7 +313,7 @@ async fn modules_and_assets_are_imported_as_what_they_are() {
     let main = br#"
         import add from "./lib/add.wasm";
         import settings from "./settings.json";
-        import typed from "./settings.json" with { type: "json" };
+        import withType from "./settings.json" with { type: "json" };
         import text from "./text.txt";
         import data from "./data.bin";
         import { twice } from "./lib/twice.mjs";
@@ -322,9 +322,14 @@ async fn modules_and_assets_are_imported_as_what_they_are() {
             async fetch() {
                 const { exports } = await WebAssembly.instantiate(add);
                 const again = await import("./lib/later.js");
+                const empty = new Uint8Array([0, 97, 115, 109, 1, 0, 0, 0]);
+                const typed = (type) => new Response(empty, { headers: { "content-type": type } });
+                const streamed = await WebAssembly.compileStreaming(typed("application/wasm"));
+                const wrong = await WebAssembly.compileStreaming(typed("text/html")).catch((error) => error);
                 return Response.json([
-                    add instanceof WebAssembly.Module, exports.add(2, 3), settings.a, typed.a, text,
+                    add instanceof WebAssembly.Module, exports.add(2, 3), settings.a, withType.a, text,
                     data instanceof ArrayBuffer && data.byteLength, twice(4), later.name, again === later, import.meta.url,
+                    streamed instanceof WebAssembly.Module, wrong.name,
                 ]);
             },
         };"#;
@@ -339,7 +344,7 @@ async fn modules_and_assets_are_imported_as_what_they_are() {
         ("main.js.map", b"{}"),
     ];
     let worker = function_with(files, load()).await;
-    let expected = r#"[true,5,1,1,"grün",3,8,"later",true,"file:///main.js"]"#;
+    let expected = r#"[true,5,1,1,"grün",3,8,"later",true,"file:///main.js",true,"TypeError"]"#;
     assert_eq!(worker.get("/").await.text(), expected);
 }
 

@@ -281,7 +281,7 @@ deno_core::extension!(
     esm_entry_point = "ext:casemate/boot.js",
     esm = [
         dir "src/js",
-        "web.js", "calls.js", "body.js", "timers.js", "fetch.js", "incoming.js", "globals.js", "boot.js"
+        "web.js", "calls.js", "body.js", "timers.js", "fetch.js", "incoming.js", "globals.js", "wasm.js", "boot.js"
     ],
     middleware = |op| match op.name {
         "op_now" => op.with_implementation_from(&op_casemate_now()),

@@ -1,13 +1,14 @@
 // What the program calls. It takes these functions when the worker starts; after that nothing here can be reached from
 // the function's code.
 
-import { primordials } from "ext:core/mod.js";
+import { core, primordials } from "ext:core/mod.js";
 import { arrived, dropped, taken } from "ext:casemate/body.js";
 import { within } from "ext:casemate/calls.js";
 import { abandoned, answered, capability, refused } from "ext:casemate/fetch.js";
 import { defineGlobals, removeGlobals } from "ext:casemate/globals.js";
 import { cancelled, describe, dispatch, install, settled } from "ext:casemate/incoming.js";
 import { fire, forget } from "ext:casemate/timers.js";
+import { stream } from "ext:casemate/wasm.js";
 import { performance } from "ext:casemate/web.js";
 
 const { Date, ObjectFreeze } = primordials;
@@ -16,6 +17,7 @@ defineGlobals();
 
 // After the snapshot: what is set up on first use is used now, while the program may still open files.
 async function start() {
+  core.setWasmStreamingCallback(stream);
   performance.setTimeOrigin();
   new Date(0).toString();
   new Date(0).toLocaleString();
@@ -29,7 +31,26 @@ async function start() {
   const { privateKey } = await crypto.subtle.generateKey(algorithm, true, ["sign", "verify"]);
   await crypto.subtle.sign(algorithm, privateKey, new primordials.Uint8Array(1));
   await crypto.subtle.generateKey({ name: "AES-GCM", length: 256 }, true, ["encrypt"]);
+  rehearse();
   removeGlobals();
+}
+
+// Requests that nobody sent, so that the first real one finds its way compiled: the program ignores what is said about
+// request 0.
+function rehearse() {
+  const { Request, Response, URL } = globalThis;
+  const rehearsal = {
+    fetch(request, env, context) {
+      context.waitUntil(request.url + request.method + request.headers.get("accept"));
+      new Request("https://rehearsal.invalid/", { method: "POST", body: "{}" });
+      const { pathname, searchParams } = new URL("https://rehearsal.invalid/path?name=value");
+      return searchParams.get("name") ? Response.json({ pathname }) : new Response(pathname, { headers: { a: "b" } });
+    },
+  };
+  install({ default: rehearsal }, {});
+  for (let i = 0; i < 3; i++) {
+    dispatch(0, "GET", 0);
+  }
 }
 
 // The function's modules are evaluated: `bindings` are [name, origin] pairs.
