@@ -14,7 +14,7 @@ use std::os::fd::AsFd;
 use tokio::process::{Child, Command};
 
 /// No answer of a worker takes longer, in a debug build on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A worker that has its function.
 pub(crate) struct Function {
@@ -43,7 +43,7 @@ impl Answer {
 pub(crate) fn limits() -> Limits {
     Limits {
         cpu_time_ms: 2000,
-        wall_time_ms: 5000,
+        wall_time_ms: 40_000,
         heap_mib: 64,
         subrequests: 8,
         concurrency: 16,
