@@ -33,27 +33,45 @@ impl Answer {
 
 /// GET of `path` on `host` from the gateway at `gateway`.
 pub async fn get(gateway: SocketAddr, host: &str, path: &str) -> Result<Answer> {
-    let request = Request::get(path).header("host", host).body(Full::default())?;
+    let request = Request::get(path)
+        .header("host", host)
+        .body(Full::default())?;
     send(gateway, request).await
 }
 
 /// POST of `body` to `path` on `host`.
-pub async fn post(gateway: SocketAddr, host: &str, path: &str, body: impl Into<Bytes>) -> Result<Answer> {
-    let request = Request::post(path).header("host", host).body(Full::new(body.into()))?;
+pub async fn post(
+    gateway: SocketAddr,
+    host: &str,
+    path: &str,
+    body: impl Into<Bytes>,
+) -> Result<Answer> {
+    let request = Request::post(path)
+        .header("host", host)
+        .body(Full::new(body.into()))?;
     send(gateway, request).await
 }
 
 /// Sends `request`, which carries its own `Host`, and reads the whole answer.
 pub async fn send(gateway: SocketAddr, request: Request<Full<Bytes>>) -> Result<Answer> {
     let call = async {
-        let stream = TcpStream::connect(gateway).await.with_context(|| format!("connecting to the gateway at {gateway}"))?;
+        let stream = TcpStream::connect(gateway)
+            .await
+            .with_context(|| format!("connecting to the gateway at {gateway}"))?;
         stream.set_nodelay(true)?;
-        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+        let (mut sender, connection) =
+            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
         let driver = tokio::spawn(connection);
         let (head, body) = sender.send_request(request).await?.into_parts();
         let body = body.collect().await?.to_bytes();
         driver.abort();
-        Ok(Answer { status: head.status, headers: head.headers, body })
+        Ok(Answer {
+            status: head.status,
+            headers: head.headers,
+            body,
+        })
     };
-    tokio::time::timeout(CALL_TIMEOUT, call).await.context("the caller waited too long")?
+    tokio::time::timeout(CALL_TIMEOUT, call)
+        .await
+        .context("the caller waited too long")?
 }

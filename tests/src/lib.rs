@@ -3,5 +3,8 @@
 
 pub mod caller;
 pub mod cli;
+pub mod control;
+pub mod fleet;
+pub mod node;
 pub mod programs;
 pub mod upstream;

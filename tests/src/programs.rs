@@ -27,7 +27,11 @@ pub fn programs_folder() -> Result<PathBuf> {
     let this = std::env::current_exe().context("finding this program")?;
     let folder = this.parent().context("a program lies in a folder")?;
     // A test lies in `deps/`, beside which the programs are.
-    let folder = if folder.ends_with("deps") { folder.parent().context("deps/ lies in a folder")? } else { folder };
+    let folder = if folder.ends_with("deps") {
+        folder.parent().context("deps/ lies in a folder")?
+    } else {
+        folder
+    };
     Ok(folder.to_owned())
 }
 
@@ -42,10 +46,23 @@ pub struct Running {
 impl Running {
     /// Starts `command` with its output in `log` (appended to).
     pub fn start(name: &str, mut command: Command, log: &Path) -> Result<Self> {
-        let file = File::options().create(true).append(true).open(log).with_context(|| log.display().to_string())?;
-        command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file);
-        let child = command.spawn().with_context(|| format!("starting {name}"))?;
-        Ok(Self { name: name.to_owned(), child, log: log.to_owned() })
+        let file = File::options()
+            .create(true)
+            .append(true)
+            .open(log)
+            .with_context(|| log.display().to_string())?;
+        command
+            .stdin(Stdio::null())
+            .stdout(file.try_clone()?)
+            .stderr(file);
+        let child = command
+            .spawn()
+            .with_context(|| format!("starting {name}"))?;
+        Ok(Self {
+            name: name.to_owned(),
+            child,
+            log: log.to_owned(),
+        })
     }
 
     /// Process id.
@@ -55,7 +72,9 @@ impl Running {
 
     /// Everything that it has said.
     pub fn log(&self) -> String {
-        std::fs::read(&self.log).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
+        std::fs::read(&self.log)
+            .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+            .unwrap_or_default()
     }
 
     /// Ends it the orderly way (SIGTERM), by force after a while.
@@ -83,7 +102,10 @@ impl Running {
     }
 
     fn signal(&mut self, signal: rustix::process::Signal) {
-        if let (Ok(None), Some(pid)) = (self.child.try_wait(), rustix::process::Pid::from_raw(self.child.id() as i32)) {
+        if let (Ok(None), Some(pid)) = (
+            self.child.try_wait(),
+            rustix::process::Pid::from_raw(self.child.id() as i32),
+        ) {
             // It may have ended between the look and the signal; the pid is not reused before `wait`.
             let _gone = rustix::process::kill_process(pid, signal);
         }
@@ -93,11 +115,21 @@ impl Running {
     pub fn wait_for_log(&mut self, text: &str, within: Duration) -> Result<()> {
         let found = wait_until(within, || {
             if let Some(status) = self.child.try_wait()? {
-                bail!("{} ended with {status} instead of saying {text:?}:\n{}", self.name, self.log());
+                bail!(
+                    "{} ended with {status} instead of saying {text:?}:\n{}",
+                    self.name,
+                    self.log()
+                );
             }
             Ok(self.log().contains(text).then_some(()))
         });
-        found.with_context(|| format!("{} did not say {text:?}; it said:\n{}", self.name, self.log()))
+        found.with_context(|| {
+            format!(
+                "{} did not say {text:?}; it said:\n{}",
+                self.name,
+                self.log()
+            )
+        })
     }
 }
 

@@ -35,7 +35,10 @@ pub struct Seen {
 impl Seen {
     /// First value of a header.
     pub fn header(&self, name: &str) -> Option<&str> {
-        self.headers.iter().find(|(n, _)| n == name).map(|(_, value)| value.as_str())
+        self.headers
+            .iter()
+            .find(|(n, _)| n == name)
+            .map(|(_, value)| value.as_str())
     }
 }
 
@@ -50,6 +53,8 @@ pub struct Upstream {
 }
 
 impl Upstream {
+    /// Its certificate authority is made anew each time.
+    ///
     /// Listens on a loopback port under a certificate for `host` (and `127.0.0.1`). Accepts `Bearer KEY` only.
     ///
     /// - `/echo` answers with the request's headers and body, in clear;
@@ -62,7 +67,8 @@ impl Upstream {
         let ca = ca_params.self_signed(&ca_key)?;
         let issuer = Issuer::new(ca_params, ca_key);
         let leaf_key = KeyPair::generate()?;
-        let leaf = CertificateParams::new(vec![host.to_owned(), "127.0.0.1".to_owned()])?.signed_by(&leaf_key, &issuer)?;
+        let leaf = CertificateParams::new(vec![host.to_owned(), "127.0.0.1".to_owned()])?
+            .signed_by(&leaf_key, &issuer)?;
 
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let private = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(leaf_key.serialize_der()));
@@ -72,10 +78,21 @@ impl Upstream {
             .with_single_cert(vec![leaf.der().clone()], private)?;
         tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
 
-        let listener = TcpListener::bind("127.0.0.1:0").await.context("binding the upstream")?;
-        let upstream = Self { address: listener.local_addr()?, ca_pem: ca.pem(), seen: Arc::default() };
+        let listener = TcpListener::bind("127.0.0.1:0")
+            .await
+            .context("binding the upstream")?;
+        let upstream = Self {
+            address: listener.local_addr()?,
+            ca_pem: ca.pem(),
+            seen: Arc::default(),
+        };
         let (seen, key) = (upstream.seen.clone(), Arc::<str>::from(key));
-        tokio::spawn(accept(listener, TlsAcceptor::from(Arc::new(tls)), seen, key));
+        tokio::spawn(accept(
+            listener,
+            TlsAcceptor::from(Arc::new(tls)),
+            seen,
+            key,
+        ));
         Ok(upstream)
     }
 
@@ -85,11 +102,18 @@ impl Upstream {
     }
 }
 
-async fn accept(listener: TcpListener, tls: TlsAcceptor, seen: Arc<Mutex<Vec<Seen>>>, key: Arc<str>) {
+async fn accept(
+    listener: TcpListener,
+    tls: TlsAcceptor,
+    seen: Arc<Mutex<Vec<Seen>>>,
+    key: Arc<str>,
+) {
     while let Ok((stream, _)) = listener.accept().await {
         let (tls, seen, key) = (tls.clone(), seen.clone(), key.clone());
         tokio::spawn(async move {
-            let Ok(stream) = tls.accept(stream).await else { return };
+            let Ok(stream) = tls.accept(stream).await else {
+                return;
+            };
             let service = hyper::service::service_fn(|request| {
                 let (seen, key) = (seen.clone(), key.clone());
                 async move { Ok::<_, Infallible>(answer(request, &seen, &key).await) }
@@ -101,16 +125,41 @@ async fn accept(listener: TcpListener, tls: TlsAcceptor, seen: Arc<Mutex<Vec<See
     }
 }
 
-async fn answer(request: Request<Incoming>, seen: &Mutex<Vec<Seen>>, key: &str) -> Response<Full<Bytes>> {
+async fn answer(
+    request: Request<Incoming>,
+    seen: &Mutex<Vec<Seen>>,
+    key: &str,
+) -> Response<Full<Bytes>> {
     let (head, body) = request.into_parts();
-    let body = http_body_util::Limited::new(body, MAX_BODY_BYTES).collect().await;
-    let body = body.map(http_body_util::Collected::to_bytes).unwrap_or_default();
-    let text = |value: &hyper::header::HeaderValue| String::from_utf8_lossy(value.as_bytes()).into_owned();
-    let headers: Vec<_> = head.headers.iter().map(|(name, value)| (name.to_string(), text(value))).collect();
-    let target = head.uri.path_and_query().map(ToString::to_string).unwrap_or_default();
-    let authorised = head.headers.get(AUTHORIZATION).is_some_and(|value| text(value) == format!("Bearer {key}"));
+    let body = http_body_util::Limited::new(body, MAX_BODY_BYTES)
+        .collect()
+        .await;
+    let body = body
+        .map(http_body_util::Collected::to_bytes)
+        .unwrap_or_default();
+    let text =
+        |value: &hyper::header::HeaderValue| String::from_utf8_lossy(value.as_bytes()).into_owned();
+    let headers: Vec<_> = head
+        .headers
+        .iter()
+        .map(|(name, value)| (name.to_string(), text(value)))
+        .collect();
+    let target = head
+        .uri
+        .path_and_query()
+        .map(ToString::to_string)
+        .unwrap_or_default();
+    let authorised = head
+        .headers
+        .get(AUTHORIZATION)
+        .is_some_and(|value| text(value) == format!("Bearer {key}"));
     let (method, path) = (head.method.to_string(), head.uri.path().to_owned());
-    let record = Seen { method: method.clone(), target, headers: headers.clone(), body: body.clone() };
+    let record = Seen {
+        method: method.clone(),
+        target,
+        headers: headers.clone(),
+        body: body.clone(),
+    };
     seen.lock().expect("no holder panics").push(record);
 
     if !authorised {
@@ -119,12 +168,19 @@ async fn answer(request: Request<Incoming>, seen: &Mutex<Vec<Seen>>, key: &str) 
     }
     match path.as_str() {
         "/echo" => {
-            let mut text: String = headers.iter().map(|(name, value)| format!("{name}: {value}\n")).collect();
+            let mut text: String = headers
+                .iter()
+                .map(|(name, value)| format!("{name}: {value}\n"))
+                .collect();
             text.push_str(&String::from_utf8_lossy(&body));
             respond(StatusCode::OK, "text/plain", text.into())
         }
         "/redirect" => {
-            let to = head.uri.query().and_then(|query| query.strip_prefix("to=")).unwrap_or("/");
+            let to = head
+                .uri
+                .query()
+                .and_then(|query| query.strip_prefix("to="))
+                .unwrap_or("/");
             let mut response = respond(StatusCode::FOUND, "text/plain", Bytes::new());
             if let Ok(to) = to.parse() {
                 response.headers_mut().insert(LOCATION, to);
@@ -133,7 +189,10 @@ async fn answer(request: Request<Incoming>, seen: &Mutex<Vec<Seen>>, key: &str) 
         }
         "/leak" => {
             let mut response = respond(StatusCode::FOUND, "text/plain", Bytes::new());
-            if let (Ok(key_header), Ok(location)) = (key.parse(), format!("https://elsewhere.test/?k={key}").parse()) {
+            if let (Ok(key_header), Ok(location)) = (
+                key.parse(),
+                format!("https://elsewhere.test/?k={key}").parse(),
+            ) {
                 response.headers_mut().insert("x-your-key", key_header);
                 response.headers_mut().insert(LOCATION, location);
             }
@@ -149,6 +208,8 @@ async fn answer(request: Request<Incoming>, seen: &Mutex<Vec<Seen>>, key: &str) 
 fn respond(status: StatusCode, kind: &'static str, body: Bytes) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::new(body));
     *response.status_mut() = status;
-    response.headers_mut().insert(CONTENT_TYPE, hyper::header::HeaderValue::from_static(kind));
+    response
+        .headers_mut()
+        .insert(CONTENT_TYPE, hyper::header::HeaderValue::from_static(kind));
     response
 }

@@ -1,1 +1,379 @@
-//! The state machine alone.
+//! The state machine alone: by example, and under seeded chance.
+
+use super::*;
+use casemate_wire::control::Limits;
+use casemate_wire::control::gateway::Perimeter;
+
+const BOUNDS: Bounds = Bounds {
+    spares: 1,
+    max_workers: 6,
+    idle_ms: 1000,
+};
+const TENANT: Digest = [1; 32];
+
+fn function(name: &str, release: u8) -> FunctionPlan {
+    FunctionPlan {
+        function: name.into(),
+        release: [release; 32],
+        bundle: [release; 32],
+        bundle_bytes: 1,
+        entry: "main.js".into(),
+        hosts: vec![format!("{name}.test")],
+        perimeter: Perimeter {
+            methods: vec![],
+            paths: vec![],
+            max_body_bytes: 1,
+        },
+        limits: Limits {
+            cpu_time_ms: 1,
+            wall_time_ms: 1,
+            heap_mib: 64,
+            subrequests: 1,
+            concurrency: 2,
+        },
+        vars: vec![],
+        bindings: vec![],
+        dynamic_code: false,
+    }
+}
+
+fn plan(version: u64, functions: Vec<FunctionPlan>) -> Input {
+    Input::Plan(Plan {
+        tenant: TENANT,
+        name: "shop".into(),
+        manifest_version: version,
+        manifest: [0; 32],
+        functions,
+    })
+}
+
+fn key(name: &str) -> FunctionKey {
+    FunctionKey {
+        tenant: TENANT,
+        function: name.into(),
+    }
+}
+
+/// A node with vault and gateway up and one spare.
+fn up() -> (Supervision, WorkerId) {
+    let mut state = Supervision::new(BOUNDS);
+    let effects = state.handle(Input::Tick, 0);
+    let spare = started(&effects)[0];
+    state.handle(Input::Up(Single::Vault), 0);
+    state.handle(Input::Up(Single::Gateway), 0);
+    state.handle(Input::Ready { worker: spare }, 0);
+    (state, spare)
+}
+
+fn started(effects: &[Effect]) -> Vec<WorkerId> {
+    effects
+        .iter()
+        .filter_map(|effect| {
+            if let Effect::StartWorker { worker, .. } = effect {
+                Some(*worker)
+            } else {
+                None
+            }
+        })
+        .collect()
+}
+
+fn served(effects: &[Effect]) -> Vec<(WorkerId, Digest)> {
+    effects
+        .iter()
+        .filter_map(|effect| {
+            if let Effect::Serve { worker, plan, .. } = effect {
+                Some((*worker, plan.release))
+            } else {
+                None
+            }
+        })
+        .collect()
+}
+
+fn routed(effects: &[Effect]) -> Vec<(Digest, Vec<String>)> {
+    let route = |effect: &Effect| match effect {
+        Effect::Gateway(ToGateway::Route(route)) => Some((route.release, route.hosts.clone())),
+        _ => None,
+    };
+    effects.iter().filter_map(route).collect()
+}
+
+#[test]
+fn a_function_is_routed_when_its_bundle_is_here_and_served_when_it_is_needed() {
+    let (mut state, spare) = up();
+    let effects = state.handle(plan(1, vec![function("web", 5)]), 1);
+    assert!(effects.contains(&Effect::Fetch {
+        bundle: [5; 32],
+        bytes: 1
+    }));
+    assert!(routed(&effects).is_empty());
+    assert_eq!(
+        routed(&state.handle(Input::BundleHere([5; 32]), 2)),
+        [([5; 32], vec!["web.test".to_owned()])]
+    );
+    let effects = state.handle(
+        Input::Need {
+            key: key("web"),
+            waiting: 1,
+        },
+        3,
+    );
+    assert_eq!(served(&effects), [(spare, [5; 32])]);
+    assert_eq!(started(&effects).len(), 1, "a new spare takes its place");
+    assert!(
+        served(&state.handle(
+            Input::Need {
+                key: key("web"),
+                waiting: 2
+            },
+            4
+        ))
+        .is_empty(),
+        "the one that is coming takes two"
+    );
+}
+
+#[test]
+fn a_new_release_is_made_warm_before_callers_are_led_to_it() {
+    let (mut state, first) = up();
+    state.handle(plan(1, vec![function("web", 5)]), 1);
+    state.handle(Input::BundleHere([5; 32]), 1);
+    let spare = started(&state.handle(
+        Input::Need {
+            key: key("web"),
+            waiting: 1,
+        },
+        1,
+    ))[0];
+    state.handle(Input::Loaded { worker: first }, 2);
+    state.handle(Input::Ready { worker: spare }, 2);
+    state.handle(plan(2, vec![function("web", 6)]), 3);
+    let effects = state.handle(Input::BundleHere([6; 32]), 4);
+    assert_eq!(served(&effects), [(spare, [6; 32])]);
+    assert!(routed(&effects).is_empty(), "not yet");
+    let effects = state.handle(Input::Loaded { worker: spare }, 5);
+    assert_eq!(routed(&effects)[0].0, [6; 32]);
+    assert!(effects.contains(&Effect::Gateway(ToGateway::Retire { worker: first })));
+    let effects = state.handle(Input::Drained { worker: first }, 6);
+    assert!(matches!(effects[0], Effect::Stop { worker, .. } if worker == first));
+    let effects = state.handle(Input::Tick, 6 + u64::from(STOP_GRACE_MS));
+    assert!(
+        effects.contains(&Effect::Kill { child: first.0 }),
+        "one that does not stop is killed"
+    );
+}
+
+#[test]
+fn a_release_that_does_not_load_is_refused_and_not_hammered() {
+    let (mut state, spare) = up();
+    state.handle(plan(1, vec![function("web", 5)]), 1);
+    state.handle(Input::BundleHere([5; 32]), 1);
+    state.handle(
+        Input::Need {
+            key: key("web"),
+            waiting: 1,
+        },
+        1,
+    );
+    let effects = state.handle(
+        Input::LoadFailed {
+            worker: spare,
+            message: "SyntaxError".into(),
+        },
+        2,
+    );
+    assert!(
+        matches!(&effects[0], Effect::Gateway(ToGateway::Refuse { message, .. }) if message == "SyntaxError")
+    );
+    state.handle(
+        Input::Ended {
+            child: spare.0,
+            failure: Failure::WorkerLost,
+        },
+        3,
+    );
+    let effects = state.handle(
+        Input::Need {
+            key: key("web"),
+            waiting: 1,
+        },
+        4,
+    );
+    assert!(
+        matches!(
+            &effects[0],
+            Effect::Gateway(ToGateway::Refuse {
+                failure: Failure::LoadFailed,
+                ..
+            })
+        ),
+        "{effects:?}"
+    );
+}
+
+#[test]
+fn what_no_manifest_lists_is_routed_to_nobody() {
+    let (mut state, _) = up();
+    state.handle(plan(1, vec![function("web", 5)]), 1);
+    state.handle(Input::BundleHere([5; 32]), 1);
+    let effects = state.handle(plan(2, vec![]), 2);
+    assert_eq!(routed(&effects), [([5; 32], vec![])]);
+    assert!(effects.contains(&Effect::Keep { bundles: vec![] }));
+}
+
+#[test]
+fn a_host_stays_with_who_had_it_first() {
+    let (mut state, _) = up();
+    state.handle(plan(1, vec![function("web", 5)]), 1);
+    state.handle(Input::BundleHere([5; 32]), 1);
+    let mut thief = function("thief", 6);
+    thief.hosts = vec!["web.test".into()];
+    let other = Plan {
+        tenant: [2; 32],
+        name: "other".into(),
+        manifest_version: 1,
+        manifest: [0; 32],
+        functions: vec![thief],
+    };
+    state.handle(Input::Plan(other), 2);
+    assert_eq!(
+        routed(&state.handle(Input::BundleHere([6; 32]), 3)),
+        [([6; 32], vec![])]
+    );
+}
+
+#[test]
+fn programs_that_end_are_started_again_ever_more_slowly() {
+    let mut state = Supervision::new(BOUNDS);
+    let vault = |effects: &[Effect]| {
+        effects.iter().find_map(|effect| {
+            if let Effect::StartSingle {
+                child,
+                which: Single::Vault,
+            } = effect
+            {
+                Some(*child)
+            } else {
+                None
+            }
+        })
+    };
+    let mut child = vault(&state.handle(Input::Tick, 0)).unwrap();
+    let (mut now_ms, mut pauses) = (0, Vec::new());
+    for _ in 0..9 {
+        state.handle(
+            Input::Ended {
+                child,
+                failure: Failure::WorkerLost,
+            },
+            now_ms,
+        );
+        let ended_ms = now_ms;
+        child = loop {
+            now_ms += 50;
+            if let Some(child) = vault(&state.handle(Input::Tick, now_ms)) {
+                break child;
+            }
+        };
+        pauses.push(now_ms - ended_ms);
+    }
+    assert!(pauses.is_sorted() && pauses[0] <= 200, "{pauses:?}");
+    assert_eq!(*pauses.last().unwrap(), BACKOFF_MAX_MS);
+}
+
+/// Anything may happen at any time; whatever it is, there are never more workers than allowed, no worker gets a second
+/// function, nobody is served whose bundle is not here, and effects name only what exists.
+#[test]
+fn simulation() {
+    for seed in 0..200u64 {
+        let mut dice = seed;
+        let mut roll = move |sides: u64| {
+            dice = dice
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
+            (dice >> 33) % sides
+        };
+        let mut state = Supervision::new(BOUNDS);
+        let (mut alive, mut given) = (Vec::<u64>::new(), std::collections::BTreeSet::new());
+        let (mut here, mut now_ms) = (std::collections::BTreeSet::new(), 0);
+        for version in 1..400u64 {
+            now_ms += roll(500);
+            let any = if alive.is_empty() {
+                1
+            } else {
+                alive[roll(alive.len() as u64) as usize]
+            };
+            let (name, release) = (["web", "api"][roll(2) as usize], roll(4) as u8 + 5);
+            let input = match roll(12) {
+                0 => plan(
+                    version,
+                    (0..roll(3))
+                        .map(|n| function(["web", "api"][n as usize % 2], release))
+                        .collect(),
+                ),
+                1 => {
+                    here.insert([release; 32]);
+                    Input::BundleHere([release; 32])
+                }
+                2 | 3 => Input::Need {
+                    key: key(name),
+                    waiting: roll(9) as u32,
+                },
+                4 => Input::Ready {
+                    worker: WorkerId(any),
+                },
+                5 => Input::Loaded {
+                    worker: WorkerId(any),
+                },
+                6 => Input::LoadFailed {
+                    worker: WorkerId(any),
+                    message: "no".into(),
+                },
+                7 => Input::Idle {
+                    worker: WorkerId(any),
+                    idle_ms: roll(3000),
+                },
+                8 => Input::Drained {
+                    worker: WorkerId(any),
+                },
+                9 => Input::Up(if roll(2) == 0 {
+                    Single::Vault
+                } else {
+                    Single::Gateway
+                }),
+                10 => {
+                    alive.retain(|child| *child != any);
+                    Input::Ended {
+                        child: any,
+                        failure: Failure::WorkerLost,
+                    }
+                }
+                _ => Input::Tick,
+            };
+            for effect in state.handle(input, now_ms) {
+                match effect {
+                    Effect::StartWorker { worker, .. } => alive.push(worker.0),
+                    Effect::StartSingle { child, .. } => alive.push(child),
+                    Effect::Serve { worker, plan, .. } => {
+                        assert!(
+                            given.insert(worker),
+                            "seed {seed}: a second function for {worker:?}"
+                        );
+                        assert!(
+                            here.contains(&plan.bundle),
+                            "seed {seed}: served without its bundle"
+                        );
+                        assert!(alive.contains(&worker.0), "seed {seed}: served by nobody");
+                    }
+                    Effect::Kill { child } => {
+                        assert!(alive.contains(&child), "seed {seed}: killed nobody")
+                    }
+                    _ => {}
+                }
+            }
+            assert!(state.workers.len() <= BOUNDS.max_workers, "seed {seed}");
+        }
+        assert!(!given.is_empty(), "seed {seed}: nothing happened");
+    }
+}

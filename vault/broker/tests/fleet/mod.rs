@@ -1,5 +1,7 @@
 //! A fleet with one node, whose vault is a real child process.
 
+#![allow(dead_code, reason = "each test file uses a part of it")]
+
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -9,28 +11,29 @@ use casemate_channel::Control;
 use casemate_trust::dsse::Envelope;
 use casemate_trust::id::{Digest, FleetId};
 use casemate_trust::join::{Grant, JoinRequest, JoinToken};
-use casemate_trust::key::{SealingKey, SigningKey};
+use casemate_trust::key::{PublicKey, SealingKey, SigningKey};
 use casemate_trust::lease::Lease;
 use casemate_trust::release::{BundleRef, Credential, Limits, Perimeter, Release, Slot};
 use casemate_trust::secret::{Secret, SecretLimits, SecretPlace, SecretValue};
 use casemate_trust::statement::{
     KeySet, Manifest, OnlineKey, Pool, Root, Statement as _, Tenant, Wanted,
 };
-use casemate_wire::control::vault::{FromVault, Hello, ObjectKind, ToVault, Verdict};
+use casemate_wire::control::vault::{FromVault, Have, Hello, ObjectKind, ToVault, Verdict};
 use zeroize::Zeroizing;
 
 use crate::upstream::Upstream;
 
 /// The secret.
 pub(crate) const KEY: &str = "sk_live_0123456789abcdef";
-const FAR: u64 = 4_000_000_000;
+/// When everything expires.
+pub(crate) const FAR: u64 = 4_000_000_000;
 const SOON: Duration = Duration::from_secs(30);
 
-fn key(seed: u8) -> SigningKey {
+pub(crate) fn key(seed: u8) -> SigningKey {
     SigningKey::from_seed(&[seed; 32]).unwrap()
 }
 
-fn random(bytes: &mut [u8]) {
+pub(crate) fn random(bytes: &mut [u8]) {
     ring::rand::SecureRandom::fill(&ring::rand::SystemRandom::new(), bytes).unwrap();
 }
 
@@ -64,6 +67,19 @@ impl Vault {
     pub(crate) async fn send(&mut self, message: ToVault, fd: Option<OwnedFd>) {
         let fds: Vec<_> = fd.iter().map(|fd| fd.as_fd()).collect();
         self.control.send(&message, &fds).await.unwrap();
+    }
+
+    /// What it holds.
+    pub(crate) async fn have(&mut self) -> Have {
+        self.send(ToVault::Connected, None).await;
+        self.wait(|message| {
+            if let FromVault::Have(have) = message {
+                Some(*have)
+            } else {
+                None
+            }
+        })
+        .await
     }
 
     /// The next message that `pick` wants; others are kept for later.
@@ -120,7 +136,7 @@ pub(crate) struct Fleet {
     folder: tempfile::TempDir,
     pub(crate) fleet: FleetId,
     pub(crate) tenant: Tenant,
-    pool: Pool,
+    pub(crate) pool: Pool,
     upstream_host: String,
     upstream_port: u16,
     ca: String,
@@ -286,8 +302,7 @@ impl Fleet {
 
     /// Answers a nonce with the key of this seed; the refusal's code, if it was refused.
     pub(crate) async fn answer_lease(&mut self, nonce: &[u8; 32], seed: u8) -> Option<String> {
-        let node =
-            casemate_trust::key::PublicKey::from_bytes(self.hello.as_ref().unwrap().node_key);
+        let node = PublicKey::from_bytes(self.hello.as_ref().unwrap().node_key);
         let lease = Lease {
             fleet: self.fleet,
             node,
@@ -302,6 +317,14 @@ impl Fleet {
             Verdict::Refused { code, .. } => Some(code),
             _ => None,
         }
+    }
+
+    /// The node's public keys, as it joined.
+    pub(crate) fn node_keys(&self) -> (PublicKey, SealingKey) {
+        let hello = self.hello.as_ref().unwrap();
+        let request = Envelope::parse(hello.join_request.as_ref().unwrap()).unwrap();
+        let request = JoinRequest::read(&request).unwrap();
+        (request.node_key, request.sealing_key)
     }
 
     fn release(&self) -> Release {

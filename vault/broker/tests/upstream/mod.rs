@@ -1,5 +1,7 @@
 //! A small upstream over TLS that remembers what it was sent.
 
+#![allow(dead_code, reason = "each test file uses a part of it")]
+
 use std::convert::Infallible;
 use std::sync::{Arc, Mutex};
 

@@ -1,0 +1,26 @@
+//! A control plane that says anything to a node.
+#![no_main]
+
+use casemate_push::NodeEnd;
+use casemate_push::bundle::Receiver;
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|pieces: Vec<Vec<u8>>| {
+    let mut node = NodeEnd::joining(vec![1]);
+    let mut receiver = Receiver::default();
+    for piece in pieces {
+        if node.receive(&piece).is_err() {
+            return;
+        }
+        loop {
+            match node.poll_event() {
+                Ok(Some(_)) => {}
+                Ok(None) => break,
+                Err(_) => return,
+            }
+        }
+        if receiver.receive(&piece).is_ok() {
+            while let Ok(Some(_)) = receiver.poll() {}
+        }
+    }
+});

@@ -1,0 +1,264 @@
+//! The main job, for a person to watch: a fleet, a node behind its walls, a tenant, a sealed key, a function, its callers.
+//! `casemate-demo` leaves everything running until Ctrl-C; `casemate-demo --once` ends by itself.
+#![forbid(unsafe_code)]
+
+use std::io::Write as _;
+use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+use std::process::{Command, ExitCode};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use casemate_tests::caller;
+use casemate_tests::fleet::{FUNCTION_HOST, Fleet, SOON, UPSTREAM_HOST, UPSTREAM_KEY};
+use casemate_tests::upstream::Upstream;
+use tokio::task::block_in_place;
+
+/// Between two calls of the caller that goes on while versions change.
+const CALL_INTERVAL: Duration = Duration::from_millis(20);
+
+/// Says what happens, with the time since the beginning.
+struct Story {
+    started: Instant,
+    number: usize,
+}
+
+impl Story {
+    fn line(&self, text: &str) {
+        let mut out = std::io::stdout().lock();
+        // A reader that has gone away misses the rest; the demo goes on and ends well.
+        let _written = writeln!(out, "{text}").and_then(|()| out.flush());
+    }
+
+    fn step(&mut self, text: &str) {
+        self.number += 1;
+        self.line(&format!(
+            "\n{:>2}. {text}  [{:.1} s]",
+            self.number,
+            self.started.elapsed().as_secs_f32()
+        ));
+    }
+
+    fn shown(&self, what: &str, text: &str) {
+        self.line(&format!("    {what}:"));
+        text.trim_end()
+            .lines()
+            .for_each(|line| self.line(&format!("      {line}")));
+    }
+}
+
+fn main() -> ExitCode {
+    let once = std::env::args().any(|argument| argument == "--once");
+    let mut story = Story {
+        started: Instant::now(),
+        number: 0,
+    };
+    let runtime = match tokio::runtime::Runtime::new() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            story.line(&format!("cannot start: {error}"));
+            return ExitCode::from(70);
+        }
+    };
+    match runtime.block_on(run(once, &mut story)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            story.line(&format!("\nthe demo failed: {error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(once: bool, story: &mut Story) -> Result<()> {
+    let temporary = tempfile::Builder::new()
+        .prefix("casemate-demo-")
+        .tempdir()?;
+    std::fs::set_permissions(temporary.path(), std::fs::Permissions::from_mode(0o755))?;
+    story.line("Casemate: a function uses a key that it never sees, on a node that trusts nobody.");
+    story.line(&format!(
+        "Everything lies in {}",
+        temporary.path().display()
+    ));
+
+    story.step("an upstream starts: over TLS, and 401 for whoever comes without the key");
+    let upstream = Upstream::start(UPSTREAM_HOST, UPSTREAM_KEY).await?;
+    let mut fleet =
+        block_in_place(|| Fleet::start_in(temporary.path(), &mut |text| story.step(text)))?;
+    let project = block_in_place(|| fleet.project(&upstream))?;
+    story.step("the tenant's function: TypeScript, several files, and hono from npm");
+    block_in_place(|| install(&project))?;
+    story.step(
+        "the tenant seals the upstream's key: from here on only the nodes' vaults can open it",
+    );
+    block_in_place(|| fleet.put_secret(&project))?;
+    story.step("the tenant deploys: bundled, signed, uploaded, pushed, judged by the vault");
+    block_in_place(|| fleet.deploy(&project))?;
+
+    let gateway = fleet.node.gateway;
+    story.step("a caller asks");
+    story.shown(
+        &format!("GET http://{FUNCTION_HOST}/"),
+        &until_version(gateway, "1").await?,
+    );
+    let charge = caller::get(gateway, FUNCTION_HOST, "/charge/42").await?;
+    ensure!(
+        charge.status == 200 && charge.text().contains("\"upstream_status\":200"),
+        "the upstream did not take the call: {}",
+        charge.text()
+    );
+    story.shown(
+        "GET /charge/42, for which the function calls the upstream",
+        &charge.text(),
+    );
+    let seen = upstream.seen();
+    let injected = seen
+        .iter()
+        .any(|seen| seen.header("authorization") == Some(&format!("Bearer {UPSTREAM_KEY}")));
+    ensure!(injected, "the upstream saw no key");
+    story.line("    The upstream saw the right key: the vault set it on the way out.");
+
+    story.step("what the function itself can see");
+    let environment = caller::get(gateway, FUNCTION_HOST, "/environment")
+        .await?
+        .text();
+    ensure!(
+        environment.contains("payments") && !environment.contains(UPSTREAM_KEY),
+        "the environment is not as it should be: {environment}"
+    );
+    story.shown("GET /environment, everything in its `env`", &environment);
+    story.line("    A slot called “payments”, and no key.");
+
+    story.step("version 2 is deployed and rolled back while requests go on");
+    let traffic = Traffic::start(gateway);
+    let config = project.join("casemate.toml");
+    let text = std::fs::read_to_string(&config)?.replace("VERSION = \"1\"", "VERSION = \"2\"");
+    std::fs::write(&config, text)?;
+    block_in_place(|| fleet.deploy(&project))?;
+    story.shown("after the deployment", &until_version(gateway, "2").await?);
+    block_in_place(|| {
+        fleet
+            .tenant
+            .ok(&project, &["rollback", "hello", "--wait", "60"], b"")
+    })?;
+    story.shown("after the rollback", &until_version(gateway, "1").await?);
+    let (calls, failed) = traffic.stop().await?;
+    ensure!(failed == 0, "{failed} of {calls} requests failed meanwhile");
+    story.line(&format!(
+        "    {calls} requests went on meanwhile, none failed."
+    ));
+
+    if !once {
+        linger(story, &fleet, &project).await?;
+    }
+    story.step("everything ends");
+    block_in_place(|| fleet.node.stop())?;
+    Ok(())
+}
+
+/// Installs the project's npm packages, as its lock file says.
+fn install(project: &Path) -> Result<()> {
+    let ran = Command::new("npm")
+        .args([
+            "ci",
+            "--ignore-scripts",
+            "--no-audit",
+            "--no-fund",
+            "--silent",
+        ])
+        .current_dir(project)
+        .output();
+    let ran = ran.context("running npm")?;
+    if !ran.status.success() {
+        bail!(
+            "npm ci ended with {}:\n{}",
+            ran.status,
+            String::from_utf8_lossy(&ran.stderr)
+        );
+    }
+    Ok(())
+}
+
+/// The function's greeting, once it says this version.
+async fn until_version(gateway: SocketAddr, version: &str) -> Result<String> {
+    let end = Instant::now() + SOON;
+    let wanted = format!("version {version}");
+    loop {
+        let answer = caller::get(gateway, FUNCTION_HOST, "/").await?;
+        if answer.status == 200 && answer.text().contains(&wanted) {
+            return Ok(answer.text());
+        }
+        ensure!(
+            Instant::now() < end,
+            "version {version} does not answer; last: {} {}",
+            answer.status,
+            answer.text()
+        );
+        tokio::time::sleep(CALL_INTERVAL).await;
+    }
+}
+
+/// A caller that goes on and counts.
+struct Traffic {
+    stop: Arc<AtomicBool>,
+    failed: Arc<AtomicUsize>,
+    task: tokio::task::JoinHandle<usize>,
+}
+
+impl Traffic {
+    fn start(gateway: SocketAddr) -> Self {
+        let (stop, failed) = (
+            Arc::new(AtomicBool::new(false)),
+            Arc::new(AtomicUsize::new(0)),
+        );
+        let (stopped, failures) = (stop.clone(), failed.clone());
+        let task = tokio::spawn(async move {
+            let mut calls = 0;
+            while !stopped.load(Ordering::Relaxed) {
+                calls += 1;
+                let well = caller::get(gateway, FUNCTION_HOST, "/")
+                    .await
+                    .is_ok_and(|answer| answer.status == 200);
+                failures.fetch_add(usize::from(!well), Ordering::Relaxed);
+                tokio::time::sleep(CALL_INTERVAL).await;
+            }
+            calls
+        });
+        Self { stop, failed, task }
+    }
+
+    async fn stop(self) -> Result<(usize, usize)> {
+        self.stop.store(true, Ordering::Relaxed);
+        let calls = self.task.await?;
+        Ok((calls, self.failed.load(Ordering::Relaxed)))
+    }
+}
+
+/// Leaves everything running, with what to try.
+async fn linger(story: &Story, fleet: &Fleet, project: &Path) -> Result<()> {
+    let casemate = casemate_tests::programs::program("casemate")?;
+    let (casemate, gateway) = (casemate.display(), fleet.node.gateway);
+    let (operator, tenant) = (
+        fleet.operator.home().display(),
+        fleet.tenant.home().display(),
+    );
+    story.line("\nEverything is running. Try, in another terminal:");
+    story.line(&format!(
+        "  curl -H 'Host: {FUNCTION_HOST}' http://{gateway}/charge/7"
+    ));
+    story.line(&format!("  {casemate} --home {operator} node show edge-1"));
+    story.line(&format!("  {casemate} --home {operator} audit"));
+    story.line(&format!("  {casemate} --home {tenant} logs --follow"));
+    story.line(&format!(
+        "  cd {} && {casemate} --home {tenant} status",
+        project.display()
+    ));
+    story.line(&format!(
+        "  edit {}/src/main.ts, then: {casemate} --home {tenant} deploy",
+        project.display()
+    ));
+    story.line("\nCtrl-C ends it and removes everything.");
+    tokio::signal::ctrl_c().await.context("waiting for Ctrl-C")
+}

@@ -1,0 +1,108 @@
+//! A control plane: `casemate-control`, with its state in a folder of the test.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::programs::{Running, program, wait_until};
+
+/// Until it listens.
+const START_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// A control plane that may be stopped and started again on the same ports.
+#[derive(Debug)]
+pub struct Control {
+    folder: PathBuf,
+    running: Option<Running>,
+    /// Of the HTTPS API.
+    pub api: SocketAddr,
+    /// Of the QUIC socket.
+    pub quic: SocketAddr,
+}
+
+impl Control {
+    /// Makes the keys and the first start, on ports that the kernel chooses and that are kept from then on.
+    pub fn start(folder: &Path) -> Result<Self> {
+        std::fs::create_dir_all(folder)?;
+        let mut init = Command::new(program("casemate-control")?);
+        let made = init
+            .arg("init")
+            .arg("--state")
+            .arg(folder.join("state"))
+            .output()?;
+        if !made.status.success() {
+            bail!(
+                "casemate-control init ended with {}:\n{}",
+                made.status,
+                String::from_utf8_lossy(&made.stderr)
+            );
+        }
+        let any = "127.0.0.1:0".parse()?;
+        let mut control = Self {
+            folder: folder.to_owned(),
+            running: None,
+            api: any,
+            quic: any,
+        };
+        control.restart()?;
+        Ok(control)
+    }
+
+    /// Where its keys and its store are.
+    pub fn state(&self) -> PathBuf {
+        self.folder.join("state")
+    }
+
+    /// Everything that it has said.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.folder.join("log")).unwrap_or_default()
+    }
+
+    /// Process id while it runs.
+    pub fn pid(&self) -> Option<u32> {
+        self.running.as_ref().map(Running::pid)
+    }
+
+    /// Ends it by SIGKILL.
+    pub fn kill(&mut self) -> Result<()> {
+        if let Some(mut running) = self.running.take() {
+            running.kill()?;
+        }
+        Ok(())
+    }
+
+    /// Starts it where it was.
+    pub fn restart(&mut self) -> Result<()> {
+        let config = self.folder.join("control.toml");
+        let text = format!(
+            "state = \"state\"\napi = \"{}\"\nquic = \"{}\"\n",
+            self.api, self.quic
+        );
+        std::fs::write(&config, text)?;
+        let addresses = self.state().join("addresses.json");
+        // Of an earlier run.
+        let _removed = std::fs::remove_file(&addresses);
+        let mut command = Command::new(program("casemate-control")?);
+        command.arg("serve").arg("--config").arg(&config);
+        let mut running = Running::start("casemate-control", command, &self.folder.join("log"))?;
+        let found = wait_until(START_TIMEOUT, || {
+            if let Some(status) = running.ended()? {
+                bail!("casemate-control ended with {status}:\n{}", running.log());
+            }
+            let Ok(text) = std::fs::read_to_string(&addresses) else {
+                return Ok(None);
+            };
+            Ok(serde_json::from_str::<serde_json::Value>(&text).ok())
+        });
+        let found = found.context("the control plane does not listen")?;
+        let address = |name: &str| -> Result<SocketAddr> {
+            Ok(found[name].as_str().context("an address")?.parse()?)
+        };
+        (self.api, self.quic) = (address("api")?, address("quic")?);
+        self.running = Some(running);
+        Ok(())
+    }
+}

@@ -1,0 +1,211 @@
+//! A whole fleet: control plane, operator, one node, one tenant with a secret, and the upstream that it calls.
+
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+
+use crate::cli::Cli;
+use crate::control::Control;
+use crate::node::{Node, Settings};
+use crate::upstream::Upstream;
+
+/// The key that the upstream wants and that nobody else may see.
+pub const UPSTREAM_KEY: &str = "cmk_live_7f3Kq/9s+Zr2b=Xw5e8T";
+/// The upstream's name, which only the node's vault resolves.
+pub const UPSTREAM_HOST: &str = "payments.demo.test";
+/// The host of the tenant's first function.
+pub const FUNCTION_HOST: &str = "hello.demo.test";
+/// Until something that was pushed is there.
+pub const SOON: Duration = Duration::from_secs(60);
+
+/// See the module.
+#[derive(Debug)]
+pub struct Fleet {
+    /// Everything lies in here.
+    pub folder: PathBuf,
+    /// The control plane.
+    pub control: Control,
+    /// The operator's command line.
+    pub operator: Cli,
+    /// The tenant's command line.
+    pub tenant: Cli,
+    /// The node.
+    pub node: Node,
+    /// The fleet's fingerprint.
+    pub fingerprint: String,
+    _temporary: Option<tempfile::TempDir>,
+}
+
+impl Fleet {
+    /// Everything in a folder that goes away with the fleet, up to a tenant that is logged in.
+    pub fn start() -> Result<Self> {
+        let temporary = tempfile::Builder::new().prefix("casemate-").tempdir()?;
+        // The programs of a node run under users of their own, which must be able to pass.
+        std::fs::set_permissions(temporary.path(), std::fs::Permissions::from_mode(0o755))?;
+        let mut fleet = Self::start_in(temporary.path(), &mut |_| ())?;
+        fleet._temporary = Some(temporary);
+        Ok(fleet)
+    }
+
+    /// The same in `folder`, saying each step.
+    pub fn start_in(folder: &Path, step: &mut dyn FnMut(&str)) -> Result<Self> {
+        step("a control plane starts; its keys sign nothing but that it is alive");
+        let control = Control::start(&folder.join("control"))?;
+        step("the operator makes a fleet: the root key never leaves this machine");
+        let operator = Cli::new(&folder.join("operator"))?;
+        let public = control.state().join("public.json");
+        let made = operator.json(
+            folder,
+            &[
+                "fleet",
+                "init",
+                "--plain-keys",
+                "--control-public",
+                text(&public)?,
+            ],
+        )?;
+        let fingerprint = made["fleet"]
+            .as_str()
+            .context("the fleet's fingerprint")?
+            .to_owned();
+        let address = format!("https://{}#{fingerprint}", control.api);
+        let token = control.state().join("operator.token");
+        operator.ok(
+            folder,
+            &[
+                "login",
+                &address,
+                "--operator",
+                "--token-file",
+                text(&token)?,
+            ],
+            b"",
+        )?;
+        step(
+            "a node starts with a join token: launch, supervisor, vault, gateway and spare workers, each behind its walls",
+        );
+        let join = folder.join("edge-1.token");
+        operator.ok(
+            folder,
+            &["node", "token", "edge-1", "--out", text(&join)?],
+            b"",
+        )?;
+        let settings = Settings {
+            hosts: vec![UPSTREAM_HOST.to_owned()],
+            require: vec!["seccomp".into(), "no_new_privs".into()],
+        };
+        let node = Node::start(
+            &folder.join("node"),
+            &std::fs::read_to_string(&join)?,
+            &settings,
+        )?;
+        step("the operator's machine admits it and seals the pool's key to its vault");
+        operator.ok(folder, &["node", "admit", "edge-1", "--wait", "60"], b"")?;
+        node.wait_for("a member with a lease", SOON, |status| {
+            status["vault"]["lease_left_secs"]
+                .as_u64()
+                .is_some_and(|left| left > 0)
+        })?;
+        step("a tenant makes a key, and the operator admits the tenant by it");
+        let tenant = Cli::new(&folder.join("tenant"))?;
+        let key = tenant.json(folder, &["tenant", "key", "--plain-keys"])?;
+        let key = key["public_key"]
+            .as_str()
+            .context("the tenant's public key")?
+            .to_owned();
+        let token = folder.join("shop.token");
+        let hosts = ["--host", FUNCTION_HOST, "--host", "*.apps.demo.test"];
+        let add = [
+            "tenant",
+            "add",
+            "shop",
+            "--key",
+            &key,
+            "--token-out",
+            text(&token)?,
+        ];
+        operator.ok(folder, &[&add[..], &hosts].concat(), b"")?;
+        tenant.ok(
+            folder,
+            &["login", &address, "--token-file", text(&token)?],
+            b"",
+        )?;
+        Ok(Self {
+            folder: folder.to_owned(),
+            control,
+            operator,
+            tenant,
+            node,
+            fingerprint,
+            _temporary: None,
+        })
+    }
+
+    /// The demo's project, with the upstream's address in it, ready to deploy.
+    pub fn project(&self, upstream: &Upstream) -> Result<PathBuf> {
+        let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("demo");
+        let to = self.folder.join("hello");
+        copy(&from, &to)?;
+        let config = to.join("casemate.toml");
+        let address = format!("{UPSTREAM_HOST}:{}", upstream.address.port());
+        std::fs::write(
+            &config,
+            std::fs::read_to_string(&config)?.replace("@UPSTREAM_HOST@", &address),
+        )?;
+        std::fs::write(to.join("upstream-ca.pem"), &upstream.ca_pem)?;
+        Ok(to)
+    }
+
+    /// A project of one JavaScript file, for tests of one thing.
+    pub fn small_project(&self, name: &str, config: &str, code: &str) -> Result<PathBuf> {
+        let folder = self.folder.join(name);
+        std::fs::create_dir_all(&folder)?;
+        let head =
+            format!("name = \"{name}\"\nmain = \"main.js\"\nhosts = [\"{name}.apps.demo.test\"]\n");
+        std::fs::write(folder.join("casemate.toml"), head + config)?;
+        std::fs::write(folder.join("main.js"), code)?;
+        Ok(folder)
+    }
+
+    /// Seals the upstream's key.
+    pub fn put_secret(&self, project: &Path) -> Result<()> {
+        let args = [
+            "secret",
+            "put",
+            "PAYMENTS_KEY",
+            "--host",
+            UPSTREAM_HOST,
+            "--path",
+            "/v1/*",
+        ];
+        self.tenant.ok(project, &args, UPSTREAM_KEY.as_bytes())?;
+        Ok(())
+    }
+
+    /// Deploys, and waits until the node runs it.
+    pub fn deploy(&self, project: &Path) -> Result<()> {
+        self.tenant.ok(project, &["deploy", "--wait", "60"], b"")?;
+        Ok(())
+    }
+}
+
+fn text(path: &Path) -> Result<&str> {
+    path.to_str().context("a path of text")
+}
+
+/// Copies a folder.
+fn copy(from: &Path, to: &Path) -> Result<()> {
+    std::fs::create_dir_all(to)?;
+    for entry in std::fs::read_dir(from)? {
+        let entry = entry?;
+        let target = to.join(entry.file_name());
+        if entry.file_type()?.is_dir() {
+            copy(&entry.path(), &target)?;
+        } else {
+            std::fs::copy(entry.path(), &target)?;
+        }
+    }
+    Ok(())
+}

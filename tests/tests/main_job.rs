@@ -1,0 +1,249 @@
+//! The main job with the real programs, and what must survive.
+
+#![allow(clippy::unwrap_used, reason = "a test that panics says enough")]
+
+mod plaintext;
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use casemate_tests::caller::{self, Answer};
+use casemate_tests::fleet::{Fleet, SOON, UPSTREAM_HOST, UPSTREAM_KEY};
+use casemate_tests::upstream::Upstream;
+use tokio::task::block_in_place;
+
+/// Calls the upstream through its slot, and says what it can see.
+const CALLER: &str = r#"
+export default {
+  async fetch(request, env) {
+    const url = new URL(request.url);
+    if (url.pathname === "/slow") {
+      await new Promise((resolve) => setTimeout(resolve, 20000));
+      return new Response("late");
+    }
+    if (url.pathname === "/env") return new Response(JSON.stringify([Object.keys(env), String(env.VERSION)]));
+    const answer = await env.payments.fetch("/v1" + url.pathname, { method: "POST", body: "x" });
+    return new Response(await answer.text(), { status: answer.status, headers: { "x-leak": answer.headers.get("x-your-key") ?? "" } });
+  },
+};
+"#;
+
+fn config(upstream: &Upstream, version: u32) -> String {
+    format!(
+        "[limits]\nwall_time_ms = 30000\n[vars]\nVERSION = \"{version}\"\n[[credential]]\nbinding = \"payments\"\nsecret = \"PAYMENTS_KEY\"\n\
+         host = \"{UPSTREAM_HOST}:{}\"\nmethods = [\"POST\"]\npaths = [\"/v1/*\"]\nslot = \"bearer\"\nca = \"ca.pem\"\n",
+        upstream.address.port()
+    )
+}
+
+fn project(fleet: &Fleet, upstream: &Upstream, name: &str, version: u32) -> std::path::PathBuf {
+    let project = fleet
+        .small_project(name, &config(upstream, version), CALLER)
+        .unwrap();
+    std::fs::write(project.join("ca.pem"), &upstream.ca_pem).unwrap();
+    project
+}
+
+async fn fleet() -> (Fleet, Upstream) {
+    let upstream = Upstream::start(UPSTREAM_HOST, UPSTREAM_KEY).await.unwrap();
+    let fleet = block_in_place(Fleet::start).unwrap();
+    (fleet, upstream)
+}
+
+fn host(name: &str) -> String {
+    format!("{name}.apps.demo.test")
+}
+
+/// Asks until the answer is as wanted.
+async fn until(
+    gateway: SocketAddr,
+    name: &str,
+    path: &str,
+    wanted: impl Fn(&Answer) -> bool,
+) -> Answer {
+    let end = Instant::now() + SOON;
+    loop {
+        let answer = caller::get(gateway, &host(name), path).await;
+        match answer {
+            Ok(answer) if wanted(&answer) => return answer,
+            answer => assert!(Instant::now() < end, "{name}{path}: last {answer:?}"),
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+fn deploy(fleet: &Fleet, project: &Path) {
+    block_in_place(|| fleet.deploy(project)).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_function_uses_a_key_that_nobody_else_ever_holds() {
+    let (mut fleet, upstream) = fleet().await;
+    let web = project(&fleet, &upstream, "web", 1);
+    block_in_place(|| fleet.put_secret(&web)).unwrap();
+    deploy(&fleet, &web);
+    let answer = until(fleet.node.gateway, "web", "/charges", |answer| {
+        answer.status == 200
+    })
+    .await;
+    assert!(
+        answer.text().contains("\"path\":\"/v1/charges\""),
+        "{}",
+        answer.text()
+    );
+    let seen = upstream.seen();
+    assert_eq!(
+        seen[0].header("authorization"),
+        Some(format!("Bearer {UPSTREAM_KEY}").as_str())
+    );
+    let env = until(fleet.node.gateway, "web", "/env", |answer| {
+        answer.status == 200
+    })
+    .await;
+    assert_eq!(env.text(), "[[\"VERSION\",\"payments\"],\"1\"]");
+
+    // Not in what the function gets back, and nowhere in what anybody stored, logged or printed.
+    let leak = until(fleet.node.gateway, "web", "/leak", |answer| {
+        answer.status == 302
+    })
+    .await;
+    assert_eq!(leak.headers["x-leak"], "[scrubbed]");
+    block_in_place(|| fleet.node.stop()).unwrap();
+    fleet.control.kill().unwrap();
+    plaintext::must_not_be_below(&fleet.folder, UPSTREAM_KEY.as_bytes());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_node_serves_while_the_control_plane_is_gone_and_catches_up() {
+    let (mut fleet, upstream) = fleet().await;
+    let web = project(&fleet, &upstream, "web", 1);
+    block_in_place(|| fleet.put_secret(&web)).unwrap();
+    deploy(&fleet, &web);
+    until(fleet.node.gateway, "web", "/charges", |answer| {
+        answer.status == 200
+    })
+    .await;
+
+    fleet.control.kill().unwrap();
+    let refused = block_in_place(|| fleet.tenant.run_in(&web, &["deploy"], b"")).unwrap();
+    assert_eq!(
+        refused.code, 69,
+        "a control plane that is away: {}",
+        refused.stderr
+    );
+    for _ in 0..5 {
+        assert_eq!(
+            caller::get(fleet.node.gateway, &host("web"), "/charges")
+                .await
+                .unwrap()
+                .status,
+            200
+        );
+    }
+    // Restarted from its own store, with injection under the old lease.
+    block_in_place(|| fleet.node.kill()).unwrap();
+    block_in_place(|| fleet.node.restart()).unwrap();
+    until(fleet.node.gateway, "web", "/charges", |answer| {
+        answer.status == 200
+    })
+    .await;
+
+    block_in_place(|| fleet.control.restart()).unwrap();
+    let web = project(&fleet, &upstream, "web", 2);
+    deploy(&fleet, &web);
+    until(fleet.node.gateway, "web", "/env", |answer| {
+        answer.text().contains("\"2\"")
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_acknowledged_is_lost_when_the_node_is_killed_twenty_times() {
+    let (mut fleet, upstream) = fleet().await;
+    let web = project(&fleet, &upstream, "web", 0);
+    block_in_place(|| fleet.put_secret(&web)).unwrap();
+    deploy(&fleet, &web);
+    for round in 1..=20u32 {
+        // A push is under way when the kill comes, a little later each time.
+        project(&fleet, &upstream, "web", round);
+        let deploying = fleet
+            .tenant
+            .command(&web, &["deploy", "--wait", "0"])
+            .unwrap()
+            .stdin(std::process::Stdio::null())
+            .spawn();
+        let mut deploying = deploying.unwrap();
+        tokio::time::sleep(Duration::from_millis(u64::from(round) * 37)).await;
+        block_in_place(|| fleet.node.kill()).unwrap();
+        assert!(
+            block_in_place(|| deploying.wait()).unwrap().success(),
+            "round {round}"
+        );
+        block_in_place(|| fleet.node.restart()).unwrap();
+        let wanted = format!("\"{round}\"");
+        until(fleet.node.gateway, "web", "/env", |answer| {
+            answer.text().contains(&wanted)
+        })
+        .await;
+    }
+    until(fleet.node.gateway, "web", "/charges", |answer| {
+        answer.status == 200
+    })
+    .await;
+    assert!(
+        !fleet.node.folder().join("state/vault/set-aside").exists(),
+        "nothing had to be set aside"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_killed_in_the_middle_costs_its_caller_a_502_and_nobody_else_anything() {
+    let (fleet, upstream) = fleet().await;
+    let (web, other) = (
+        project(&fleet, &upstream, "web", 1),
+        project(&fleet, &upstream, "other", 1),
+    );
+    block_in_place(|| fleet.put_secret(&web)).unwrap();
+    deploy(&fleet, &web);
+    deploy(&fleet, &other);
+    until(fleet.node.gateway, "web", "/env", |answer| {
+        answer.status == 200
+    })
+    .await;
+    until(fleet.node.gateway, "other", "/env", |answer| {
+        answer.status == 200
+    })
+    .await;
+    let gateway = fleet.node.gateway;
+    let slow = tokio::spawn(async move { caller::get(gateway, &host("web"), "/slow").await });
+    let neighbour = tokio::spawn(async move {
+        for _ in 0..40 {
+            assert_eq!(
+                caller::get(gateway, &host("other"), "/env")
+                    .await
+                    .unwrap()
+                    .status,
+                200
+            );
+            tokio::time::sleep(Duration::from_millis(25)).await;
+        }
+    });
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let status = fleet.node.status().unwrap();
+    let worker = status["workers"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|worker| worker["function"] == "web")
+        .unwrap();
+    let pid =
+        rustix::process::Pid::from_raw(i32::try_from(worker["pid"].as_i64().unwrap()).unwrap())
+            .unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+    let answer = slow.await.unwrap().unwrap();
+    assert_eq!(answer.status, 502, "{}", answer.text());
+    assert!(answer.text().contains("worker_lost"), "{}", answer.text());
+    until(gateway, "web", "/env", |answer| answer.status == 200).await;
+    neighbour.await.unwrap();
+}

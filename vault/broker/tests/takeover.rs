@@ -1,0 +1,317 @@
+//! A control plane that has been taken over, played against the real vault: every refusal by name, and after each the
+//! honest state goes on.
+
+#![allow(clippy::unwrap_used, reason = "a test that panics says enough")]
+
+mod fleet;
+mod upstream;
+
+use casemate_trust::id::{Digest, FleetId, TenantId};
+use casemate_trust::join::Grant;
+use casemate_trust::key::{SealingKey, SigningKey};
+use casemate_trust::statement::{KeySet, Manifest, OnlineKey, Pool, Root, Statement as _, Tenant};
+use casemate_wire::control::vault::{ObjectKind, Verdict};
+use fleet::{FAR, Fleet, KEY, key, random};
+use upstream::Upstream;
+
+async fn code(fleet: &mut Fleet, kind: ObjectKind, bytes: Vec<u8>) -> String {
+    match fleet.vault().submit(kind, bytes).await {
+        Verdict::Refused { code, .. } => code,
+        verdict => format!("{verdict:?}"),
+    }
+}
+
+fn signed(manifest: &Manifest, keys: &[&SigningKey]) -> Vec<u8> {
+    manifest.sign(keys).to_bytes()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_refusal_of_a_taken_over_control_plane_by_name() {
+    let upstream = Upstream::start(KEY).await;
+    let mut fleet = Fleet::start(&upstream).await;
+    fleet.join().await;
+    fleet.deploy(5).await;
+    let evil = key(66);
+    let honest = fleet.vault().have().await;
+
+    // Keys of its own.
+    let root = |version, keys: &[u8]| Root {
+        version,
+        keys: keys.iter().map(|seed| key(*seed).public()).collect(),
+        threshold: 1,
+        issued: 1,
+        expires: FAR,
+    };
+    let own = |root: Root, keys: &[&SigningKey]| root.sign(keys).to_bytes();
+    assert_eq!(
+        code(&mut fleet, ObjectKind::Root, own(root(1, &[66]), &[&evil])).await,
+        "root_same_version_other_digest"
+    );
+    assert_eq!(
+        code(&mut fleet, ObjectKind::Root, own(root(2, &[66]), &[&evil])).await,
+        "signature_threshold"
+    );
+    assert_eq!(
+        code(
+            &mut fleet,
+            ObjectKind::Root,
+            own(root(9, &[66]), &[&evil, &key(1)])
+        )
+        .await,
+        "root_version_gap"
+    );
+    let online = |version| {
+        let public = evil.public();
+        OnlineKey {
+            fleet: fleet.fleet,
+            version,
+            liveness: public,
+            quic: public,
+            api: public,
+            issued: 1,
+            expires: FAR,
+        }
+        .sign(&[&evil])
+        .to_bytes()
+    };
+    let (online_same, online_next) = (online(1), online(2));
+    assert_eq!(
+        code(&mut fleet, ObjectKind::OnlineKey, online_same).await,
+        "online_same_version_other_digest"
+    );
+    assert_eq!(
+        code(&mut fleet, ObjectKind::OnlineKey, online_next).await,
+        "signature_threshold"
+    );
+    let pool = |epoch| Pool {
+        fleet: fleet.fleet,
+        name: "main".parse().unwrap(),
+        epoch,
+        public_key: SealingKey::of_seed(&[66; 32]).unwrap(),
+        issued: 1,
+        expires: FAR,
+    };
+    let (pool_same, pool_next) = (pool(1), pool(2));
+    assert_eq!(
+        code(
+            &mut fleet,
+            ObjectKind::Pool,
+            pool_same.sign(&[&evil]).to_bytes()
+        )
+        .await,
+        "pool_same_epoch_other_key"
+    );
+    assert_eq!(
+        code(
+            &mut fleet,
+            ObjectKind::Pool,
+            pool_next.sign(&[&evil]).to_bytes()
+        )
+        .await,
+        "signature_threshold"
+    );
+
+    // A grant that holds a pool key that is not the signed one.
+    let (node_key, sealing_key) = fleet.node_keys();
+    let grant = |pool: &Pool, seed: u8| {
+        Grant::seal(pool, &[seed; 32], node_key, &sealing_key, &mut random)
+            .unwrap()
+            .to_bytes()
+    };
+    let (not_the_pools, unknown) = (grant(&fleet.pool, 66), grant(&pool_next, 66));
+    assert_eq!(
+        code(&mut fleet, ObjectKind::Grant, not_the_pools).await,
+        "grant_key_not_the_pools"
+    );
+    assert_eq!(
+        code(&mut fleet, ObjectKind::Grant, unknown).await,
+        "pool_unknown"
+    );
+
+    // Tenants of its own.
+    let tenant = fleet.tenant.clone();
+    let impostor = Tenant::first(
+        fleet.fleet,
+        "shop".parse().unwrap(),
+        KeySet::single(evil.public()),
+        vec![],
+        1,
+        FAR,
+    );
+    assert_eq!(
+        code(
+            &mut fleet,
+            ObjectKind::Tenant,
+            impostor.sign(&[&evil]).to_bytes()
+        )
+        .await,
+        "signature_threshold"
+    );
+    let keys = Tenant {
+        version: 2,
+        current: KeySet::single(evil.public()),
+        ..tenant.clone()
+    };
+    assert_eq!(
+        code(
+            &mut fleet,
+            ObjectKind::Tenant,
+            keys.sign(&[&evil]).to_bytes()
+        )
+        .await,
+        "tenant_key_change_unauthorised"
+    );
+    let wider = Tenant {
+        version: 2,
+        hosts: vec!["bank.test".parse().unwrap()],
+        ..tenant.clone()
+    };
+    assert_eq!(
+        code(
+            &mut fleet,
+            ObjectKind::Tenant,
+            wider.sign(&[&key(10)]).to_bytes()
+        )
+        .await,
+        "tenant_scope_widened"
+    );
+    let again = Tenant {
+        issued: 2,
+        ..tenant.clone()
+    };
+    assert_eq!(
+        code(
+            &mut fleet,
+            ObjectKind::Tenant,
+            again.sign(&[&key(1)]).to_bytes()
+        )
+        .await,
+        "tenant_same_version_other_digest"
+    );
+
+    // Manifests.
+    let next = fleet.manifest(6);
+    assert_eq!(
+        code(&mut fleet, ObjectKind::Manifest, signed(&next, &[])).await,
+        "signature_threshold"
+    );
+    assert_eq!(
+        code(
+            &mut fleet,
+            ObjectKind::Manifest,
+            signed(&next, &[&evil, &evil])
+        )
+        .await,
+        "signature_threshold"
+    );
+    assert_eq!(
+        code(&mut fleet, ObjectKind::Manifest, signed(&next, &[&key(1)])).await,
+        "signature_threshold"
+    );
+    let lower = fleet.manifest(4);
+    assert_eq!(
+        code(
+            &mut fleet,
+            ObjectKind::Manifest,
+            signed(&lower, &[&key(10)])
+        )
+        .await,
+        "manifest_version_lower"
+    );
+    let equal = Manifest {
+        issued: 2,
+        ..fleet.manifest(5)
+    };
+    assert_eq!(
+        code(
+            &mut fleet,
+            ObjectKind::Manifest,
+            signed(&equal, &[&key(10)])
+        )
+        .await,
+        "manifest_same_version_other_digest"
+    );
+    let expired = Manifest {
+        expires: 2,
+        ..next.clone()
+    };
+    assert_eq!(
+        code(
+            &mut fleet,
+            ObjectKind::Manifest,
+            signed(&expired, &[&key(10)])
+        )
+        .await,
+        "manifest_expired"
+    );
+    let others = Manifest {
+        tenant: TenantId([9; 32]),
+        ..next.clone()
+    };
+    assert_eq!(
+        code(
+            &mut fleet,
+            ObjectKind::Manifest,
+            signed(&others, &[&key(10)])
+        )
+        .await,
+        "tenant_unknown"
+    );
+    let fleets = Manifest {
+        fleet: FleetId([9; 32]),
+        ..next.clone()
+    };
+    assert_eq!(
+        code(
+            &mut fleet,
+            ObjectKind::Manifest,
+            signed(&fleets, &[&key(10)])
+        )
+        .await,
+        "fleet_other"
+    );
+    let last = Manifest {
+        version: u64::MAX,
+        ..next.clone()
+    };
+    assert_eq!(
+        code(&mut fleet, ObjectKind::Manifest, signed(&last, &[&key(10)])).await,
+        "statement_malformed"
+    );
+
+    // Objects that no manifest lists, and floods.
+    assert_eq!(
+        code(&mut fleet, ObjectKind::Release, b"{}".to_vec()).await,
+        "object_unlisted"
+    );
+    assert_eq!(
+        code(&mut fleet, ObjectKind::Secret, b"{}".to_vec()).await,
+        "object_unlisted"
+    );
+    assert_eq!(
+        code(&mut fleet, ObjectKind::Release, vec![b' '; 1 << 20]).await,
+        "object_too_large"
+    );
+    assert_eq!(
+        code(&mut fleet, ObjectKind::Manifest, vec![b' '; 2 << 20]).await,
+        "statement_malformed"
+    );
+
+    // A listed object that does not exist keeps the manifest out, and what was there goes on.
+    let mut hollow = next.clone();
+    hollow
+        .functions
+        .values_mut()
+        .for_each(|wanted| wanted.release = Digest([3; 32]));
+    assert!(matches!(
+        fleet.submit_manifest(&hollow).await,
+        Verdict::Missing { .. }
+    ));
+    assert_eq!(
+        fleet.vault().have().await,
+        honest,
+        "nothing of all that changed anything"
+    );
+    fleet.kill_and_restart().await;
+    assert_eq!(fleet.vault().have().await, honest, "and nothing is lost");
+}
