@@ -83,6 +83,8 @@ pub mod code {
     pub const GRANT_OTHER: &str = "grant_other";
     /// 422: no such pool has been signed.
     pub const POOL_UNKNOWN: &str = "pool_unknown";
+    /// 422: the online key names other keys than the control plane holds.
+    pub const ONLINE_KEY_OTHER: &str = "online_key_other";
     /// 429: more than can be kept of these; `details.limit`.
     pub const TOO_MANY: &str = "too_many";
     /// 409: someone else changed the same thing at the same time; trying again is safe.

@@ -19,9 +19,9 @@ pub struct StoredObject {
 pub trait Catalog {
     /// The store and the revision of its newest statement.
     fn now(&self) -> Cursor;
-    /// The first statement with a revision above `revision`. Each revision holds one statement at most; of manifests and
-    /// online keys only the newest is held.
-    fn next_after(&self, revision: u64) -> Option<(u64, StatementId)>;
+    /// The statements of the first revision above `revision` that has any: one, or the grants that came together. Of
+    /// manifests and online keys only the newest is held.
+    fn next_after(&self, revision: u64) -> Option<(u64, Vec<StatementId>)>;
     /// The statements of a tenant as (version, revision), ascending.
     fn tenant_versions(&self, tenant: &TenantId) -> Vec<(u64, u64)>;
     /// A statement's bytes.

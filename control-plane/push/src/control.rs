@@ -335,9 +335,10 @@ impl ControlEnd {
                     return Some(Transmit::Load { tenant, digest });
                 }
                 None => match catalog.next_after(self.position) {
-                    Some((revision, id)) => {
+                    Some((revision, ids)) => {
                         self.position = revision;
-                        self.plan(revision, id, catalog);
+                        ids.into_iter()
+                            .for_each(|id| self.plan(revision, id, catalog));
                     }
                     None => {
                         let message = self.sync(catalog.now())?;

@@ -149,11 +149,11 @@ impl Catalog for World {
         }
     }
 
-    fn next_after(&self, revision: u64) -> Option<(u64, StatementId)> {
+    fn next_after(&self, revision: u64) -> Option<(u64, Vec<StatementId>)> {
         self.statements
             .range(revision + 1..)
             .next()
-            .map(|(revision, id)| (*revision, id.clone()))
+            .map(|(revision, id)| (*revision, vec![id.clone()]))
     }
 
     fn tenant_versions(&self, tenant: &TenantId) -> Vec<(u64, u64)> {

@@ -1,2 +1,30 @@
 //! casemate-control: the control plane.
+//!
+//! It is trusted for availability only: it holds no key that signs a statement, opens a secret or makes a node a member,
+//! only its own online keys. It judges what it is given with the same judge as everybody, so that nonsense is refused
+//! early; what it stores and pushes is judged again by each node.
+//!
+//! | module | holds |
+//! |---|---|
+//! | `plane` | the state, and each change of it: judged, written with an audit record, shown |
+//! | `https` | the API: routed and authorised by the table in `casemate-api` |
+//! | `quic` | the nodes' connections: a thin shell around `casemate_push::ControlEnd` |
+//! | `bundles` | bundles in an object store |
+//! | `tls`, `keys`, `files`, `config` | what it starts from |
 #![forbid(unsafe_code)]
+
+mod bundles;
+mod config;
+mod failure;
+mod fault;
+mod files;
+mod https;
+mod keys;
+mod plane;
+mod quic;
+mod start;
+mod tls;
+
+pub use config::Config;
+pub use failure::Failure;
+pub use start::{Initialised, init, serve};

@@ -1,0 +1,243 @@
+//! Bundles by digest, in an object store: a folder.
+
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+use casemate_api::error::code;
+use casemate_api::limits::MAX_BUNDLE_BYTES;
+use casemate_trust::id::Digest;
+use futures_util::StreamExt as _;
+use futures_util::stream::BoxStream;
+use object_store::local::LocalFileSystem;
+use object_store::path::Path as ObjectPath;
+use object_store::{Error, GetOptions, GetRange, ObjectStore, ObjectStoreExt as _};
+use serde_json::json;
+use tokio::sync::Semaphore;
+
+use crate::fault::Fault;
+
+/// Uploads at a time; others wait. Each holds a few chunks and a temporary file.
+const MAX_UPLOADS: usize = 16;
+/// Bytes of one part: the upload is written as it comes.
+const PART_BYTES: usize = 256 * 1024;
+
+/// See the module.
+#[derive(Debug, Clone)]
+pub(crate) struct Bundles {
+    store: Arc<dyn ObjectStore>,
+    uploads: Arc<Semaphore>,
+}
+
+impl Bundles {
+    /// Opens the folder, made before; what a killed upload has left is swept.
+    pub(crate) fn open(folder: &Path) -> io::Result<Self> {
+        for entry in std::fs::read_dir(folder)? {
+            let path = entry?.path();
+            // The object store writes to `NAME#NUMBER` and renames.
+            if path
+                .file_name()
+                .is_some_and(|name| name.to_string_lossy().contains('#'))
+            {
+                std::fs::remove_file(path)?;
+            }
+        }
+        let store = LocalFileSystem::new_with_prefix(folder).map_err(io::Error::other)?;
+        Ok(Self {
+            store: Arc::new(store.with_fsync(true)),
+            uploads: Arc::new(Semaphore::new(MAX_UPLOADS)),
+        })
+    }
+
+    /// Size of a bundle, if it is there.
+    pub(crate) async fn size(&self, digest: &Digest) -> Result<Option<u64>, Fault> {
+        match self.store.head(&name(digest)).await {
+            Ok(found) => Ok(Some(found.size)),
+            Err(Error::NotFound { .. }) => Ok(None),
+            Err(error) => Err(fault(&error)),
+        }
+    }
+
+    /// Stores what `body` gives, if its digest is `digest`. Whole and synced when it returns.
+    pub(crate) async fn put(
+        &self,
+        digest: &Digest,
+        mut body: impl futures_util::Stream<Item = Result<bytes::Bytes, Fault>> + Unpin,
+    ) -> Result<(), Fault> {
+        let closed = |_| Fault::storage_failed();
+        let _permit = self.uploads.acquire().await.map_err(closed)?;
+        let mut upload = self
+            .store
+            .put_multipart(&name(digest))
+            .await
+            .map_err(|error| fault(&error))?;
+        let (mut hash, mut total) = (ring::digest::Context::new(&ring::digest::SHA256), 0);
+        let mut part = Vec::new();
+        let received = async {
+            while let Some(chunk) = body.next().await {
+                let chunk = chunk?;
+                total += chunk.len() as u64;
+                if total > MAX_BUNDLE_BYTES {
+                    let message = format!("expected a bundle of at most {MAX_BUNDLE_BYTES} bytes");
+                    let details = json!({ "limit_bytes": MAX_BUNDLE_BYTES });
+                    return Err(Fault::new(413, code::TOO_LARGE, message).with(details));
+                }
+                hash.update(&chunk);
+                part.extend_from_slice(&chunk);
+                if part.len() >= PART_BYTES {
+                    let full = std::mem::take(&mut part);
+                    upload
+                        .put_part(full.into())
+                        .await
+                        .map_err(|error| fault(&error))?;
+                }
+            }
+            let found = hash.finish();
+            if found.as_ref() != digest.0 {
+                let found = hex::encode(found);
+                let message = format!("the bundle's digest is {found}, not {digest}");
+                return Err(Fault::new(422, code::DIGEST_MISMATCH, message)
+                    .with(json!({ "digest": found })));
+            }
+            upload
+                .put_part(part.into())
+                .await
+                .map_err(|error| fault(&error))?;
+            upload.complete().await.map_err(|error| fault(&error))
+        };
+        match received.await {
+            Ok(_) => Ok(()),
+            Err(refused) => {
+                // The temporary file; sweeping at the next start gets what cannot be removed now.
+                upload.abort().await.ok();
+                Err(refused)
+            }
+        }
+    }
+
+    /// Size of a bundle and its bytes from `offset` on.
+    pub(crate) async fn get(
+        &self,
+        digest: &Digest,
+        offset: u64,
+    ) -> Result<Option<(u64, BoxStream<'static, Result<bytes::Bytes, Error>>)>, Fault> {
+        let Some(total) = self.size(digest).await?.filter(|total| offset <= *total) else {
+            return Ok(None);
+        };
+        if offset == total {
+            return Ok(Some((total, futures_util::stream::empty().boxed())));
+        }
+        let options = GetOptions {
+            range: Some(GetRange::Offset(offset)),
+            ..GetOptions::default()
+        };
+        match self.store.get_opts(&name(digest), options).await {
+            Ok(found) => Ok(Some((total, found.into_stream()))),
+            Err(Error::NotFound { .. }) => Ok(None),
+            Err(error) => Err(fault(&error)),
+        }
+    }
+}
+
+fn name(digest: &Digest) -> ObjectPath {
+    ObjectPath::from(digest.to_string())
+}
+
+fn fault(error: &Error) -> Fault {
+    tracing::error!(
+        error = error as &dyn std::error::Error,
+        "the bundle store failed"
+    );
+    let mut source: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(inner) = source {
+        let io = inner.downcast_ref::<io::Error>().map(io::Error::kind);
+        if matches!(
+            io,
+            Some(io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+        ) {
+            return Fault::storage_full();
+        }
+        source = inner.source();
+    }
+    Fault::storage_failed()
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::stream;
+
+    use super::*;
+
+    fn body(
+        chunks: &[&'static [u8]],
+    ) -> impl futures_util::Stream<Item = Result<bytes::Bytes, Fault>> + Unpin + use<> {
+        stream::iter(
+            chunks
+                .iter()
+                .map(|chunk| Ok(bytes::Bytes::from_static(chunk)))
+                .collect::<Vec<_>>(),
+        )
+    }
+
+    #[tokio::test]
+    async fn a_bundle_is_stored_whole_or_not_at_all() {
+        let folder = tempfile::tempdir().unwrap();
+        let bundles = Bundles::open(folder.path()).unwrap();
+        let digest = Digest::of(b"hello world");
+        let refused = bundles
+            .put(&digest, body(&[b"hello ", b"word"]))
+            .await
+            .unwrap_err();
+        assert_eq!(refused.code(), code::DIGEST_MISMATCH);
+        let cut = stream::iter([
+            Ok(bytes::Bytes::from_static(b"hello ")),
+            Err(Fault::bad_request("cut")),
+        ]);
+        assert!(bundles.put(&digest, cut).await.is_err());
+        assert_eq!(bundles.size(&digest).await.unwrap(), None);
+        assert_eq!(
+            std::fs::read_dir(folder.path()).unwrap().count(),
+            0,
+            "nothing is left behind"
+        );
+        for _ in 0..2 {
+            bundles
+                .put(&digest, body(&[b"hello ", b"world"]))
+                .await
+                .unwrap();
+        }
+        let (total, rest) = bundles.get(&digest, 6).await.unwrap().unwrap();
+        let rest: Vec<_> = rest.map(Result::unwrap).collect().await;
+        assert_eq!((total, rest.concat()), (11, b"world".to_vec()));
+        assert!(bundles.get(&digest, 12).await.unwrap().is_none());
+        assert_eq!(
+            bundles
+                .get(&digest, 11)
+                .await
+                .unwrap()
+                .unwrap()
+                .1
+                .count()
+                .await,
+            0
+        );
+    }
+
+    #[tokio::test]
+    async fn a_bundle_that_never_ends_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let bundles = Bundles::open(folder.path()).unwrap();
+        let endless = stream::repeat_with(|| Ok(bytes::Bytes::from_static(&[0; 65_536])));
+        let refused = bundles.put(&Digest([1; 32]), endless).await.unwrap_err();
+        assert_eq!((refused.status, refused.code()), (413, code::TOO_LARGE));
+    }
+
+    #[test]
+    fn what_a_kill_has_left_is_swept() {
+        let folder = tempfile::tempdir().unwrap();
+        let left = folder.path().join(format!("{}#1", Digest([1; 32])));
+        std::fs::write(&left, "half").unwrap();
+        Bundles::open(folder.path()).unwrap();
+        assert!(!left.exists());
+    }
+}

@@ -1,0 +1,161 @@
+//! From a question to its answer.
+
+use axum::body::{Body, Bytes};
+use axum::response::{IntoResponse as _, Response};
+use casemate_api::audit::AuditQuery;
+use casemate_api::error::code;
+use casemate_api::limits::{
+    MAX_BUNDLE_BYTES, MAX_ENVELOPE_BYTES, MAX_JSON_BYTES, MAX_OBJECT_BYTES,
+};
+use casemate_api::log::LogQuery;
+use casemate_api::node::NewJoinToken;
+use casemate_trust::id::{Digest, TenantId};
+use http::StatusCode;
+use http::header::{CONTENT_LENGTH, CONTENT_TYPE};
+use serde::Serialize;
+
+use super::ask::Ask;
+use crate::fault::Fault;
+
+/// Answers what was routed and authorised.
+pub(super) async fn answer(mut ask: Ask) -> Result<Response, Fault> {
+    let plane = std::sync::Arc::clone(&ask.plane);
+    let actor = ask.actor.clone();
+    match ask.endpoint.id {
+        "health" => plane
+            .health()
+            .await
+            .map(|()| json(&serde_json::json!({ "status": "ok" }))),
+        "openapi" => Ok(json(&casemate_api::openapi::document())),
+        "fleet" => Ok(json(&plane.fleet())),
+        "post_statement" => {
+            let body = ask.body(MAX_ENVELOPE_BYTES).await?;
+            Ok(json(&plane.post_statement(&actor, &body).await?))
+        }
+        "list_pools" => Ok(json(&plane.pools())),
+        "list_tenants" => Ok(json(&plane.tenants(&actor))),
+        "get_tenant" => Ok(json(&plane.tenant(&ask.param("id")?)?)),
+        "put_object" => {
+            let (tenant, digest) = (ask.param("id")?, ask.param("digest")?);
+            let body = ask.body(MAX_OBJECT_BYTES).await?;
+            plane.put_object(&tenant, &digest, body).await?;
+            Ok(StatusCode::NO_CONTENT.into_response())
+        }
+        "get_object" => {
+            let (tenant, digest): (TenantId, Digest) = (ask.param("id")?, ask.param("digest")?);
+            let found = plane
+                .object(&tenant, &digest)
+                .await?
+                .ok_or_else(|| Fault::not_found("object"))?;
+            Ok(([(CONTENT_TYPE, "application/octet-stream")], found.bytes).into_response())
+        }
+        "put_manifest" => {
+            let tenant = ask.param("id")?;
+            let body = ask.body(MAX_ENVELOPE_BYTES).await?;
+            Ok(json(&plane.put_manifest(&actor, &tenant, &body).await?))
+        }
+        "tenant_status" => Ok(json(&plane.tenant_status(&ask.param("id")?)?)),
+        "tenant_logs" => logs(ask),
+        "put_bundle" => put_bundle(ask).await,
+        "head_bundle" => {
+            let size = plane.bundles().size(&ask.param("digest")?).await?;
+            let size = size.ok_or_else(|| Fault::not_found("bundle"))?;
+            Ok(([(CONTENT_LENGTH, size)], StatusCode::OK).into_response())
+        }
+        "make_token" => {
+            let new = ask.json(MAX_JSON_BYTES).await?;
+            Ok((
+                StatusCode::CREATED,
+                json(&plane.make_token(&actor, new).await?),
+            )
+                .into_response())
+        }
+        "list_tokens" => Ok(json(&plane.tokens())),
+        "delete_token" => {
+            let id: String = ask.param("token")?;
+            plane.delete_token(&actor, &id).await?;
+            Ok(StatusCode::NO_CONTENT.into_response())
+        }
+        "register_join_token" => {
+            let NewJoinToken { record } = ask.json(MAX_JSON_BYTES).await?;
+            plane.register_join_token(&actor, record).await?;
+            Ok(StatusCode::NO_CONTENT.into_response())
+        }
+        "list_joins" => Ok(json(&plane.joins())),
+        "admit_node" => {
+            let admission = ask.json(MAX_JSON_BYTES).await?;
+            Ok(json(&plane.admit(&actor, admission).await?))
+        }
+        "list_nodes" => Ok(json(&plane.nodes())),
+        "get_node" => Ok(json(&plane.node(&ask.param("name")?)?)),
+        "grant_node" => {
+            let name = ask.param("name")?;
+            let grants = ask.json(MAX_JSON_BYTES).await?;
+            Ok(json(&plane.grant(&actor, &name, grants).await?))
+        }
+        "revoke_node" => {
+            plane.revoke(&actor, &ask.param("name")?).await?;
+            Ok(StatusCode::NO_CONTENT.into_response())
+        }
+        "audit" => {
+            let AuditQuery { since } = ask.query()?;
+            Ok(json(&plane.audit(since).await?))
+        }
+        other => Err(Fault::new(
+            500,
+            code::INTERNAL,
+            format!("{other} is in the table and has no answer"),
+        )),
+    }
+}
+
+fn json<T: Serialize>(answer: &T) -> Response {
+    axum::Json(answer).into_response()
+}
+
+async fn put_bundle(mut ask: Ask) -> Result<Response, Fault> {
+    let digest = ask.param("digest")?;
+    // What is there already needs no second upload; reading the body would only take time.
+    if ask
+        .plane
+        .bundles()
+        .size(&digest)
+        .await?
+        .is_none_or(|size| size > MAX_BUNDLE_BYTES)
+    {
+        let body = ask.stream();
+        ask.plane.bundles().put(&digest, body).await?;
+    }
+    Ok(StatusCode::NO_CONTENT.into_response())
+}
+
+fn logs(ask: Ask) -> Result<Response, Fault> {
+    let query: LogQuery = ask.query()?;
+    let tenant = ask.param("id")?;
+    ask.plane.tenant(&tenant)?;
+    let following = ask.plane.follow(tenant, query);
+    let lines = futures_util::stream::unfold(Some((ask, following)), |state| async move {
+        let (ask, mut following) = state?;
+        let records = tokio::select! {
+            records = ask.plane.next_logs(&mut following) => records,
+            () = ask.stopping.cancelled() => Vec::new(),
+        };
+        if records.is_empty() {
+            return None;
+        }
+        let mut lines = Vec::new();
+        for record in records {
+            serde_json::to_writer(&mut lines, &*record).ok()?;
+            lines.push(b'\n');
+        }
+        Some((
+            Ok::<_, std::convert::Infallible>(Bytes::from(lines)),
+            Some((ask, following)),
+        ))
+    });
+    Ok((
+        [(CONTENT_TYPE, "application/x-ndjson")],
+        Body::from_stream(lines),
+    )
+        .into_response())
+}

@@ -1,0 +1,225 @@
+//! From a request to a question: routed, authorised and bounded by the API's table.
+
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::{Body, Bytes, HttpBody as _};
+use axum::extract::{RawPathParams, Request};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{MethodFilter, on};
+use casemate_api::endpoint::{ENDPOINTS, Endpoint, Method};
+use casemate_api::error::code;
+use casemate_trust::id::TenantId;
+use futures_util::{Stream, StreamExt as _};
+use http::header::{AUTHORIZATION, WWW_AUTHENTICATE};
+use http::{HeaderMap, HeaderValue, StatusCode};
+use serde::de::DeserializeOwned;
+use serde_json::json;
+use tokio_util::sync::CancellationToken;
+
+use super::answer;
+use crate::fault::Fault;
+use crate::plane::{Actor, Plane};
+
+/// Between two chunks of a body.
+const CHUNK_TIMEOUT: Duration = Duration::from_secs(30);
+/// For a whole body: the largest bundle at 100 kB a second.
+const BODY_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// One question.
+pub(super) struct Ask {
+    pub(super) plane: Arc<Plane>,
+    pub(super) stopping: CancellationToken,
+    pub(super) endpoint: &'static Endpoint,
+    /// Who asks; everybody's questions are the program's own.
+    pub(super) actor: Actor,
+    params: Vec<(String, String)>,
+    query: String,
+    headers: HeaderMap,
+    body: Body,
+}
+
+/// Every endpoint of the table.
+pub(crate) fn router(plane: &Arc<Plane>, stopping: &CancellationToken) -> Router {
+    let mut router = Router::new();
+    for endpoint in ENDPOINTS {
+        let (plane, stopping) = (Arc::clone(plane), stopping.clone());
+        let handler = move |params: RawPathParams, request: Request| {
+            let params = params
+                .iter()
+                .map(|(name, value)| (name.to_owned(), value.to_owned()))
+                .collect();
+            let (parts, body) = request.into_parts();
+            let ask = Ask {
+                plane: Arc::clone(&plane),
+                stopping: stopping.clone(),
+                endpoint,
+                actor: Actor::Program,
+                params,
+                query: parts.uri.query().unwrap_or_default().to_owned(),
+                headers: parts.headers,
+                body,
+            };
+            ask.answer()
+        };
+        router = router.route(endpoint.path, on(filter(endpoint.method), handler));
+    }
+    let no_path = async || respond(&Fault::new(404, code::NOT_FOUND, "there is no such path"));
+    let no_method = async || {
+        respond(&Fault::new(
+            405,
+            code::METHOD_NOT_ALLOWED,
+            "this path does not take that method",
+        ))
+    };
+    router
+        .fallback(no_path)
+        .method_not_allowed_fallback(no_method)
+}
+
+const fn filter(method: Method) -> MethodFilter {
+    match method {
+        Method::Get => MethodFilter::GET,
+        Method::Head => MethodFilter::HEAD,
+        Method::Put => MethodFilter::PUT,
+        Method::Post => MethodFilter::POST,
+        Method::Delete => MethodFilter::DELETE,
+    }
+}
+
+fn respond(fault: &Fault) -> Response {
+    let status = StatusCode::from_u16(fault.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    let mut response = (status, axum::Json(&fault.body)).into_response();
+    if status == StatusCode::UNAUTHORIZED {
+        response
+            .headers_mut()
+            .insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+    }
+    response
+}
+
+impl Ask {
+    async fn answer(mut self) -> Response {
+        let id = self.endpoint.id;
+        let answered = match self.authorise() {
+            Ok(()) => answer::answer(self).await,
+            Err(fault) => Err(fault),
+        };
+        answered.unwrap_or_else(|fault| {
+            tracing::debug!(
+                endpoint = id,
+                status = fault.status,
+                code = fault.code(),
+                "refused"
+            );
+            respond(&fault)
+        })
+    }
+
+    /// Whether this actor may ask this; the table says.
+    fn authorise(&mut self) -> Result<(), Fault> {
+        if self.endpoint.access == casemate_api::endpoint::Access::Public {
+            return Ok(());
+        }
+        let unknown = || {
+            let message = "expected `Authorization: Bearer casemate_...` with a token that is known and has not expired";
+            Fault::new(401, code::UNAUTHENTICATED, message)
+        };
+        let header = self
+            .headers
+            .get(AUTHORIZATION)
+            .and_then(|value| value.to_str().ok());
+        let token = header
+            .and_then(|value| value.strip_prefix("Bearer "))
+            .ok_or_else(unknown)?;
+        let actor = self.plane.authenticate(token.trim()).ok_or_else(unknown)?;
+        let tenant = self
+            .params
+            .iter()
+            .find(|(name, _)| name == "id")
+            .map(|(_, id)| id.parse::<TenantId>());
+        let tenant = tenant
+            .transpose()
+            .map_err(|error| Fault::bad_request(error.to_string()))?;
+        let Actor::Token { scope, .. } = &actor else {
+            return Err(unknown());
+        };
+        if !self.endpoint.access.allows(scope, tenant.as_ref()) {
+            let message = format!(
+                "a token of scope {scope} may not; allowed to: {}",
+                self.endpoint.access.as_str()
+            );
+            return Err(Fault::new(403, code::FORBIDDEN, message));
+        }
+        self.actor = actor;
+        Ok(())
+    }
+
+    /// A parameter of the path.
+    pub(super) fn param<T: FromStr<Err: std::fmt::Display>>(&self, name: &str) -> Result<T, Fault> {
+        let found = self.params.iter().find(|(of, _)| of == name);
+        let text = found.map(|(_, value)| value.as_str()).unwrap_or_default();
+        text.parse()
+            .map_err(|error: T::Err| Fault::bad_request(format!("{name}: {error}")))
+    }
+
+    /// The query.
+    pub(super) fn query<T: DeserializeOwned>(&self) -> Result<T, Fault> {
+        let uri: http::Uri = format!("/?{}", self.query)
+            .parse()
+            .map_err(|_| Fault::bad_request("the query is malformed"))?;
+        let query = axum::extract::Query::try_from_uri(&uri);
+        query
+            .map(|query| query.0)
+            .map_err(|error| Fault::bad_request(error.body_text()))
+    }
+
+    /// The body as it comes, each chunk in time.
+    pub(super) fn stream(&mut self) -> impl Stream<Item = Result<Bytes, Fault>> + Unpin + use<> {
+        let deadline = tokio::time::Instant::now() + BODY_TIMEOUT;
+        let stream = std::mem::take(&mut self.body).into_data_stream();
+        let timed = futures_util::stream::unfold(stream, move |mut stream| async move {
+            let next_chunk = deadline.min(tokio::time::Instant::now() + CHUNK_TIMEOUT);
+            match tokio::time::timeout_at(next_chunk, stream.next()).await {
+                Ok(None) => None,
+                Ok(Some(Ok(chunk))) => Some((Ok(chunk), stream)),
+                Ok(Some(Err(_))) => Some((Err(Fault::bad_request("the body was cut off")), stream)),
+                Err(_) => Some((
+                    Err(Fault::new(408, code::TIMEOUT, "the body came too slowly")),
+                    stream,
+                )),
+            }
+        });
+        Box::pin(timed)
+    }
+
+    /// The whole body, at most `limit` bytes.
+    pub(super) async fn body(&mut self, limit: usize) -> Result<Vec<u8>, Fault> {
+        let too_large = || {
+            let message = format!("expected a body of at most {limit} bytes");
+            Fault::new(413, code::TOO_LARGE, message).with(json!({ "limit_bytes": limit }))
+        };
+        if self.body.size_hint().lower() > limit as u64 {
+            return Err(too_large());
+        }
+        let (mut stream, mut body) = (self.stream(), Vec::new());
+        while let Some(chunk) = stream.next().await {
+            let chunk = chunk?;
+            if body.len() + chunk.len() > limit {
+                return Err(too_large());
+            }
+            body.extend_from_slice(&chunk);
+        }
+        Ok(body)
+    }
+
+    /// The body as JSON.
+    pub(super) async fn json<T: DeserializeOwned>(&mut self, limit: usize) -> Result<T, Fault> {
+        let body = self.body(limit).await?;
+        serde_json::from_slice(&body).map_err(|error| {
+            Fault::bad_request(format!("the body is not what is expected: {error}"))
+        })
+    }
+}

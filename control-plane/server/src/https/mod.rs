@@ -1,0 +1,114 @@
+//! The HTTPS listener: bounded connections, slow clients cut off.
+
+mod answer;
+mod ask;
+mod patient;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto::Builder;
+use hyper_util::service::TowerToHyperService;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use patient::Patient;
+
+pub(crate) use ask::router;
+
+/// Connections at a time; further ones wait in the kernel's queue.
+const MAX_CONNECTIONS: usize = 512;
+/// Until TLS is spoken.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Until a request's head is there, also on a connection that idles.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a client may leave our bytes lying.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
+/// Largest head of a request, bytes.
+const MAX_HEAD_BYTES: usize = 32 * 1024;
+/// Streams of an HTTP/2 connection.
+const MAX_STREAMS: u32 = 64;
+/// Between two pings of an HTTP/2 connection.
+const PING_INTERVAL: Duration = Duration::from_secs(30);
+/// After an accept that failed, most likely for want of descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Serves until `stopping`, then lets running requests end.
+pub(crate) async fn serve(
+    listener: TcpListener,
+    tls: rustls::ServerConfig,
+    router: Router,
+    stopping: CancellationToken,
+) {
+    let acceptor = TlsAcceptor::from(Arc::new(tls));
+    let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let tracker = TaskTracker::new();
+    loop {
+        let accepted = async {
+            let permit = Arc::clone(&permits).acquire_owned().await.ok()?;
+            Some((permit, listener.accept().await))
+        };
+        let accepted = tokio::select! {
+            accepted = accepted => accepted,
+            () = stopping.cancelled() => None,
+        };
+        match accepted {
+            None => break,
+            Some((permit, Ok((stream, _)))) => {
+                let (acceptor, router, stopping) =
+                    (acceptor.clone(), router.clone(), stopping.clone());
+                tracker.spawn(connection(permit, stream, acceptor, router, stopping));
+            }
+            Some((_, Err(error))) => {
+                tracing::warn!(%error, "a connection could not be accepted");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+    tracker.close();
+    tracker.wait().await;
+}
+
+async fn connection(
+    _permit: OwnedSemaphorePermit,
+    stream: TcpStream,
+    acceptor: TlsAcceptor,
+    router: Router,
+    stopping: CancellationToken,
+) {
+    stream.set_nodelay(true).ok();
+    let Ok(Ok(stream)) = tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await
+    else {
+        return;
+    };
+    let mut builder = Builder::new(TokioExecutor::new());
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER_TIMEOUT)
+        .max_buf_size(MAX_HEAD_BYTES);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(MAX_STREAMS)
+        .max_header_list_size(MAX_HEAD_BYTES as u32)
+        .keep_alive_interval(PING_INTERVAL);
+    let stream = TokioIo::new(Patient::new(stream, WRITE_TIMEOUT));
+    let serving = builder.serve_connection(stream, TowerToHyperService::new(router));
+    tokio::pin!(serving);
+    tokio::select! {
+        ended = serving.as_mut() => {
+            if let Err(error) = ended {
+                tracing::debug!(error, "a connection ended badly");
+            }
+            return;
+        }
+        () = stopping.cancelled() => serving.as_mut().graceful_shutdown(),
+    }
+    serving.await.ok();
+}

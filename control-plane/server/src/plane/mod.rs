@@ -1,0 +1,297 @@
+//! The control plane's state and every change to it. One change at a time: it is judged, written together with its audit
+//! record, and only then shown to anybody.
+
+mod held;
+mod logs;
+mod nodes;
+mod presence;
+mod statements;
+mod tokens;
+mod views;
+
+use std::fmt;
+use std::sync::{PoisonError, RwLock, RwLockReadGuard};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use casemate_api::audit::{AuditPage, AuditRecord};
+use casemate_api::fleet::PublicKeys;
+use casemate_api::limits::AUDIT_PAGE_RECORDS;
+use casemate_api::token::Scope;
+use casemate_control_store::{Change, Compare, Redb, Store as _, StoreError};
+use casemate_trust::Seconds;
+use casemate_trust::id::{Digest, TenantId};
+use casemate_trust::name::Name;
+use tokio::sync::{Mutex, MutexGuard, watch};
+
+use crate::bundles::Bundles;
+use crate::fault::Fault;
+
+use held::{Held, NodeCatalog, key};
+use logs::Logs;
+pub(crate) use nodes::Joining;
+use presence::Presence;
+pub(crate) use presence::Visit;
+
+/// Longest text of a subject in an audit record, characters.
+const MAX_SUBJECT_CHARS: usize = 300;
+
+/// Who does something.
+#[derive(Debug, Clone)]
+pub(crate) enum Actor {
+    /// Whoever holds a token.
+    Token {
+        /// Its id.
+        id: String,
+        /// Its label.
+        label: String,
+        /// What it may do.
+        scope: Scope,
+    },
+    /// A node, or one that wants to be.
+    Node(Name),
+    /// The program itself.
+    Program,
+}
+
+impl fmt::Display for Actor {
+    fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Token { id, label, .. } => write!(to, "token {id} ({label})"),
+            Self::Node(name) => write!(to, "node {name}"),
+            Self::Program => to.write_str("casemate-control"),
+        }
+    }
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Plane {
+    store: Redb,
+    bundles: Bundles,
+    keys: PublicKeys,
+    quic_address: String,
+    held: RwLock<Held>,
+    writing: Mutex<()>,
+    /// Counts up with each change that a connection may have to tell its node.
+    changes: watch::Sender<u64>,
+    logs: Logs,
+    presence: Presence,
+}
+
+impl Plane {
+    /// Reads the store.
+    pub(crate) async fn open(
+        store: Redb,
+        bundles: Bundles,
+        keys: PublicKeys,
+        quic_address: String,
+    ) -> Result<Self, StoreError> {
+        let held = Held::load(&store).await?;
+        let seen = held::rows(&store, key::SEEN).await?;
+        let presence =
+            Presence::new(seen.map(|(_, last): (_, presence::Last)| (last.node.clone(), last)));
+        Ok(Self {
+            store,
+            bundles,
+            keys,
+            quic_address,
+            held: RwLock::new(held),
+            writing: Mutex::new(()),
+            changes: watch::Sender::new(0),
+            logs: Logs::default(),
+            presence,
+        })
+    }
+
+    /// Bundles.
+    pub(crate) fn bundles(&self) -> &Bundles {
+        &self.bundles
+    }
+
+    /// Whether the store answers.
+    pub(crate) async fn health(&self) -> Result<(), Fault> {
+        self.store.get(key::ONLINE).await?;
+        Ok(())
+    }
+
+    /// Told of each change.
+    pub(crate) fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
+    }
+
+    /// A look at the state as one node may see it.
+    pub(crate) fn with_catalog<T>(
+        &self,
+        node: &Name,
+        pool: &Name,
+        look: impl FnOnce(&dyn casemate_push::Catalog) -> T,
+    ) -> T {
+        let held = self.held();
+        look(&NodeCatalog {
+            held: &held,
+            node,
+            pool,
+        })
+    }
+
+    /// What a member said in its hello.
+    pub(crate) fn hello(&self, node: &Name, hello: &casemate_push::Hello) {
+        self.presence.hello(node, hello);
+    }
+
+    /// Up to where a node was sent everything.
+    pub(crate) fn synced(&self, node: &Name, revision: Option<u64>) {
+        self.presence.synced(node, revision);
+    }
+
+    /// A node has accepted a statement.
+    pub(crate) fn acked(&self, node: &Name, id: &casemate_push::StatementId) {
+        self.presence.acked(node, id);
+    }
+
+    /// A node has refused a statement.
+    pub(crate) fn nacked(
+        &self,
+        node: &Name,
+        id: casemate_push::StatementId,
+        code: String,
+        message: String,
+    ) {
+        self.presence.nacked(node, id, code, message);
+    }
+
+    /// What a node says of itself.
+    pub(crate) fn status(&self, node: &Name, json: &str) {
+        self.presence.status(node, json);
+    }
+
+    /// One of a tenant's objects.
+    pub(crate) async fn object(
+        &self,
+        tenant: &TenantId,
+        digest: &Digest,
+    ) -> Result<Option<casemate_push::StoredObject>, Fault> {
+        Ok(held::object(&self.store, tenant, digest).await?)
+    }
+
+    fn held(&self) -> RwLockReadGuard<'_, Held> {
+        self.held.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn change<T>(&self, change: impl FnOnce(&mut Held) -> T) -> T {
+        change(&mut self.held.write().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Begins a change: there is one at a time.
+    async fn begin(&self) -> Result<Writing<'_>, Fault> {
+        let guard = self.writing.lock().await;
+        if self.held().is_stale {
+            let held = Held::load(&self.store).await?;
+            self.change(|stale| *stale = held);
+            tracing::info!("the state was read anew after a write that failed");
+        }
+        Ok(Writing {
+            plane: self,
+            _guard: guard,
+        })
+    }
+
+    /// Whether the audit chain was unbroken when it was read.
+    pub(crate) fn audit_intact(&self) -> bool {
+        self.held().audit_intact
+    }
+
+    /// Audit records after `since`.
+    pub(crate) async fn audit(&self, since: u64) -> Result<AuditPage, Fault> {
+        let after = key::audit(since);
+        let page = self
+            .store
+            .range(key::AUDIT, Some(&after), AUDIT_PAGE_RECORDS)
+            .await?;
+        let records = page
+            .iter()
+            .filter_map(|entry| serde_json::from_slice(&entry.value).ok())
+            .collect();
+        let held = self.held();
+        Ok(AuditPage {
+            records,
+            newest: held.audit.as_ref().map_or(0, |record| record.seq),
+            verified: held.audit_intact,
+        })
+    }
+}
+
+/// A change under way; no other is.
+struct Writing<'a> {
+    plane: &'a Plane,
+    _guard: MutexGuard<'a, ()>,
+}
+
+impl Writing<'_> {
+    /// Writes a change with its audit record; its revision. If that fails, memory is read anew before the next change,
+    /// because the judge may have seen what the disk has not.
+    async fn commit(
+        &self,
+        actor: &Actor,
+        action: &str,
+        subject: impl fmt::Display,
+        mut compare: Vec<Compare>,
+        mut changes: Vec<Change>,
+    ) -> Result<u64, Fault> {
+        let subject: String = subject
+            .to_string()
+            .chars()
+            .take(MAX_SUBJECT_CHARS)
+            .collect();
+        let before = self.plane.held().audit.clone();
+        let record =
+            AuditRecord::follow(before.as_ref(), now(), &actor.to_string(), action, &subject);
+        let record = record.at_revision(self.plane.store.revision() + 1);
+        let at = key::audit(record.seq);
+        compare.push(Compare::absent(&at));
+        changes.push(Change::put(at, json(&record)));
+        match self.plane.store.commit(compare, changes).await {
+            Ok(revision) => {
+                tracing::info!(actor = record.actor, action, subject, revision, "changed");
+                self.plane.change(|held| held.audit = Some(record));
+                Ok(revision)
+            }
+            Err(error) => {
+                self.plane.change(|held| held.is_stale = true);
+                Err(error.into())
+            }
+        }
+    }
+
+    /// Leaves an audit record of a refusal, and gives it back. A record that cannot be written does not hide it.
+    async fn refused(
+        &self,
+        actor: &Actor,
+        action: &str,
+        subject: impl fmt::Display,
+        fault: Fault,
+    ) -> Fault {
+        let subject = format!("{subject}: {}", fault.code());
+        match self.commit(actor, action, subject, vec![], vec![]).await {
+            Ok(_) => fault,
+            Err(unwritten) => unwritten,
+        }
+    }
+
+    /// Wakes every connection.
+    fn announce(&self) {
+        self.plane.changes.send_modify(|count| *count += 1);
+    }
+}
+
+fn json<T: serde::Serialize>(row: &T) -> Vec<u8> {
+    // Rows are plain data with string keys, which always serialise.
+    serde_json::to_vec(row).unwrap_or_default()
+}
+
+/// Unix time, seconds.
+pub(crate) fn now() -> Seconds {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| since.as_secs())
+}

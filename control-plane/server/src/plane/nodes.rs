@@ -1,0 +1,479 @@
+//! Nodes: tokens registered, joins relayed, admission, grants, being thrown out.
+
+use casemate_api::error::code;
+use casemate_api::limits::{MAX_GRANTS, MAX_JOIN_TOKENS, MAX_JOINS, MAX_NODES};
+use casemate_api::node::{Admission, JoinList, JoinView, NewGrants, NodeView};
+use casemate_control_store::{Change, Compare};
+use casemate_push::Member;
+use casemate_trust::dsse::Envelope;
+use casemate_trust::id::Digest;
+use casemate_trust::join::{Grant, JoinError, JoinRequest, TokenRecord};
+use casemate_trust::judge::Judge;
+use casemate_trust::key::PublicKey;
+use casemate_trust::name::Name;
+use casemate_trust::statement::Statement as _;
+
+use super::held::{Held, JoinRow, NodeRow, key};
+use super::{Actor, Plane, Visit, json, now};
+use crate::fault::Fault;
+
+/// What becomes of a join request.
+#[derive(Debug)]
+pub(crate) enum Joining {
+    /// It waits for the operator.
+    Pending,
+    /// It will not be relayed.
+    Refused(Fault),
+}
+
+impl Plane {
+    /// Registers the public part of a join token.
+    pub(crate) async fn register_join_token(
+        &self,
+        actor: &Actor,
+        mut record: TokenRecord,
+    ) -> Result<(), Fault> {
+        record.used_by = None;
+        let writing = self.begin().await?;
+        {
+            let held = self.held();
+            let judge = held.judge.as_ref().ok_or_else(Fault::no_fleet)?;
+            if judge.newest_pool(&record.pool).is_none() {
+                return Err(Fault::new(
+                    422,
+                    code::POOL_UNKNOWN,
+                    format!("there is no pool {}", record.pool),
+                ));
+            }
+            if record.expires <= now() {
+                return Err(Fault::new(
+                    422,
+                    code::TOKEN_EXPIRED,
+                    "the join token has expired already",
+                ));
+            }
+            if held.nodes.contains_key(&record.node) {
+                return Err(node_exists(&record.node));
+            }
+            match held.join_tokens.get(&record.key) {
+                Some(known) if known.used_by.is_some() => return Err(token_used()),
+                Some(_) => return Ok(()),
+                None if held.join_tokens.len() >= MAX_JOIN_TOKENS => {
+                    return Err(Fault::too_many("join tokens", MAX_JOIN_TOKENS));
+                }
+                None => {}
+            }
+        }
+        let changes = vec![Change::put(key::join_token(&record.key), json(&record))];
+        let subject = format!("{} in {}", record.node, record.pool);
+        writing
+            .commit(actor, "join-token.register", subject, vec![], changes)
+            .await?;
+        self.change(|held| held.join_tokens.insert(record.key, record));
+        Ok(())
+    }
+
+    /// Takes a join request from a node whose TLS key is `from`.
+    pub(crate) async fn join(&self, from: &PublicKey, bytes: &[u8]) -> Joining {
+        match self.try_join(from, bytes).await {
+            Ok(()) => Joining::Pending,
+            Err(fault) => Joining::Refused(fault),
+        }
+    }
+
+    async fn try_join(&self, from: &PublicKey, bytes: &[u8]) -> Result<(), Fault> {
+        let no_request = |message: String| {
+            Fault::new(
+                422,
+                "join_format",
+                format!("this is no join request: {message}"),
+            )
+        };
+        let envelope = Envelope::parse(bytes).map_err(|error| no_request(error.to_string()))?;
+        let request = JoinRequest::read(&envelope).map_err(no_request)?;
+        if request.node_key != *from {
+            return Err(Fault::new(
+                422,
+                "join_identity",
+                "the request names another key than the connection's",
+            ));
+        }
+        // What a stranger sends is checked against the registered tokens before it costs a write.
+        let record = self.token_of(&envelope, &request)?;
+        let writing = self.begin().await?;
+        let digest = envelope.payload_digest();
+        let replaced = {
+            let held = self.held();
+            must_be_new(&held, &request)?;
+            if held.joins.contains_key(&digest) {
+                return Ok(());
+            }
+            let same_token = held
+                .joins
+                .iter()
+                .find(|(_, row)| row.token == record.key)
+                .map(|(digest, _)| *digest);
+            if same_token.is_none() && held.joins.len() >= MAX_JOINS {
+                return Err(Fault::too_many("join requests", MAX_JOINS));
+            }
+            same_token
+        };
+        let row = JoinRow {
+            envelope,
+            token: record.key,
+            first_seen: now(),
+        };
+        let mut changes = vec![Change::put(key::join(&digest), json(&row))];
+        changes.extend(replaced.map(|digest| Change::delete(key::join(&digest))));
+        let actor = Actor::Node(request.node.clone());
+        writing
+            .commit(&actor, "join.request", digest, vec![], changes)
+            .await?;
+        self.change(|held| {
+            replaced.map(|digest| held.joins.remove(&digest));
+            held.joins.insert(digest, row);
+        });
+        Ok(())
+    }
+
+    /// The registered token that a request was made with.
+    fn token_of(&self, envelope: &Envelope, request: &JoinRequest) -> Result<TokenRecord, Fault> {
+        let held = self.held();
+        if held.judge.as_ref().map(Judge::fleet) != Some(request.fleet) {
+            return Err(Fault::new(
+                422,
+                "fleet_other",
+                "the request is for another fleet",
+            ));
+        }
+        let of_name = held
+            .join_tokens
+            .values()
+            .filter(|record| record.node == request.node);
+        let mut refused = Fault::new(
+            422,
+            code::TOKEN_UNKNOWN,
+            "no registered join token signed this request",
+        );
+        for record in of_name {
+            match JoinRequest::check(envelope, record, now()) {
+                Ok(_) if record.used_by.is_some_and(|node| node != request.node_key) => {
+                    return Err(token_used());
+                }
+                Ok(_) => return Ok(record.clone()),
+                Err(error @ JoinError::Expired) => {
+                    refused = Fault::new(422, code::TOKEN_EXPIRED, error.to_string())
+                }
+                Err(_) => {}
+            }
+        }
+        Err(refused)
+    }
+
+    /// The requests that wait.
+    pub(crate) fn joins(&self) -> JoinList {
+        let held = self.held();
+        let mut joins: Vec<_> = held
+            .joins
+            .iter()
+            .filter_map(|(digest, row)| view(digest, row))
+            .collect();
+        joins.sort_by(|one, other| {
+            (one.first_seen, &one.node).cmp(&(other.first_seen, &other.node))
+        });
+        JoinList { joins }
+    }
+
+    /// Admits a node.
+    pub(crate) async fn admit(
+        &self,
+        actor: &Actor,
+        admission: Admission,
+    ) -> Result<NodeView, Fault> {
+        let writing = self.begin().await?;
+        let (row, mut record) = self.check_admission(&admission)?;
+        record.used_by = Some(admission.node_key);
+        let node = NodeRow {
+            name: admission.name.clone(),
+            pool: admission.pool,
+            key: admission.node_key,
+            admitted: now(),
+            join: row.envelope,
+        };
+        let mut changes = vec![
+            Change::put(key::node(&node.name), json(&node)),
+            Change::put(key::join_token(&record.key), json(&record)),
+            Change::delete(key::join(&admission.request)),
+        ];
+        changes.extend(
+            admission
+                .grants
+                .iter()
+                .map(|grant| Change::put(key::grant(&node.name, grant.epoch), grant.to_bytes())),
+        );
+        let compare = vec![Compare::absent(key::node(&node.name))];
+        let subject = format!("{} in {}, key {}", node.name, node.pool, node.key);
+        let revision = writing
+            .commit(actor, "node.admit", subject, compare, changes)
+            .await?;
+        self.change(|held| {
+            held.joins.remove(&admission.request);
+            held.join_tokens.insert(record.key, record);
+            for grant in &admission.grants {
+                held.index
+                    .insert_grant(node.name.clone(), grant.epoch, revision, grant.to_bytes());
+            }
+            held.nodes.insert(node.name.clone(), node);
+        });
+        writing.announce();
+        self.node(&admission.name)
+    }
+
+    fn check_admission(&self, admission: &Admission) -> Result<(JoinRow, TokenRecord), Fault> {
+        let held = self.held();
+        let row = match held.joins.get(&admission.request) {
+            Some(row) => row.clone(),
+            // A second admission of the same node says what is so, not that there is no request.
+            None if held.nodes.contains_key(&admission.name) => {
+                return Err(node_exists(&admission.name));
+            }
+            None => return Err(Fault::not_found("join request")),
+        };
+        let record = held
+            .join_tokens
+            .get(&row.token)
+            .ok_or_else(|| Fault::not_found("join token"))?;
+        if record.used_by.is_some() {
+            return Err(token_used());
+        }
+        let request =
+            JoinRequest::check(&row.envelope, record, now()).map_err(|error| match error {
+                JoinError::Expired => Fault::new(422, code::TOKEN_EXPIRED, error.to_string()),
+                error => Fault::new(422, error.code(), error.to_string()),
+            })?;
+        let is_same = (&request.node, &request.pool, &request.node_key)
+            == (&admission.name, &admission.pool, &admission.node_key);
+        if !is_same {
+            return Err(Fault::bad_request(
+                "name, pool and key are not those of the join request",
+            ));
+        }
+        must_be_new(&held, &request)?;
+        if held.nodes.len() >= MAX_NODES {
+            return Err(Fault::too_many("nodes", MAX_NODES));
+        }
+        check_grants(
+            &held,
+            &admission.grants,
+            &admission.pool,
+            &admission.node_key,
+        )?;
+        Ok((row, record.clone()))
+    }
+
+    /// Stores more grants for a node.
+    pub(crate) async fn grant(
+        &self,
+        actor: &Actor,
+        name: &Name,
+        new: NewGrants,
+    ) -> Result<NodeView, Fault> {
+        let writing = self.begin().await?;
+        {
+            let held = self.held();
+            let node = held
+                .nodes
+                .get(name)
+                .ok_or_else(|| Fault::not_found("node"))?;
+            check_grants(&held, &new.grants, &node.pool, &node.key)?;
+        }
+        let changes = new
+            .grants
+            .iter()
+            .map(|grant| Change::put(key::grant(name, grant.epoch), grant.to_bytes()));
+        let epochs: Vec<_> = new
+            .grants
+            .iter()
+            .map(|grant| grant.epoch.to_string())
+            .collect();
+        let subject = format!("{name}, epochs {}", epochs.join(" "));
+        let revision = writing
+            .commit(actor, "node.grant", subject, vec![], changes.collect())
+            .await?;
+        self.change(|held| {
+            for grant in &new.grants {
+                held.index
+                    .insert_grant(name.clone(), grant.epoch, revision, grant.to_bytes());
+            }
+        });
+        writing.announce();
+        self.node(name)
+    }
+
+    /// Throws a node out: its row, its grants and its connection go.
+    pub(crate) async fn revoke(&self, actor: &Actor, name: &Name) -> Result<(), Fault> {
+        let writing = self.begin().await?;
+        let epochs: Vec<_> = {
+            let held = self.held();
+            held.nodes
+                .get(name)
+                .ok_or_else(|| Fault::not_found("node"))?;
+            held.index.grants(name).map(|(epoch, _, _)| epoch).collect()
+        };
+        let mut changes = vec![
+            Change::delete(key::node(name)),
+            Change::delete(key::seen(name)),
+        ];
+        // A node whose grants do not fit into one commit loses the rest right after; without its row they mean nothing.
+        let (first, rest) = epochs.split_at(epochs.len().min(MAX_GRANTS));
+        changes.extend(
+            first
+                .iter()
+                .map(|epoch| Change::delete(key::grant(name, *epoch))),
+        );
+        writing
+            .commit(actor, "node.revoke", name, vec![], changes)
+            .await?;
+        self.change(|held| {
+            held.nodes.remove(name);
+            held.index.remove_grants(name);
+        });
+        self.presence.revoke(name);
+        writing.announce();
+        for epochs in rest.chunks(MAX_GRANTS) {
+            let changes = epochs
+                .iter()
+                .map(|epoch| Change::delete(key::grant(name, *epoch)));
+            writing
+                .commit(actor, "node.revoke", name, vec![], changes.collect())
+                .await?;
+        }
+        Ok(())
+    }
+
+    /// The member that a key belongs to.
+    pub(crate) fn member(&self, key: &PublicKey) -> Option<Member> {
+        let held = self.held();
+        let fleet = held.judge.as_ref()?.fleet();
+        let node = held.nodes.values().find(|node| node.key == *key)?;
+        Some(Member {
+            name: node.name.clone(),
+            pool: node.pool.clone(),
+            key: node.key,
+            fleet,
+        })
+    }
+
+    /// A member's connection has begun. `None`: it was thrown out just now.
+    pub(crate) fn arrive(&self, member: &Member) -> Option<Visit> {
+        // Under the state's lock, so that a revocation either is seen here or finds the visit.
+        let held = self.held();
+        let is_member = held
+            .nodes
+            .get(&member.name)
+            .is_some_and(|node| node.key == member.key);
+        is_member.then(|| self.presence.arrive(&member.name))
+    }
+
+    /// A member's connection has ended.
+    pub(crate) async fn depart(&self, visit: &Visit) {
+        let Some(last) = self.presence.depart(visit) else {
+            return;
+        };
+        let Ok(_writing) = self.begin().await else {
+            return;
+        };
+        if self.held().nodes.contains_key(&visit.node) {
+            let changes = vec![Change::put(key::seen(&visit.node), json(&last))];
+            if let Err(error) =
+                casemate_control_store::Store::commit(&self.store, vec![], changes).await
+            {
+                tracing::warn!(node = %visit.node, %error, "a node's last words could not be written down");
+            }
+        }
+    }
+
+    /// Whether a release that runs, or may run, in this pool has this bundle.
+    pub(crate) fn is_bundle_of(&self, pool: &Name, digest: &Digest) -> bool {
+        let held = self.held();
+        let tenants = held.judge.iter().flat_map(Judge::tenants);
+        let mut accords = tenants.filter_map(|(_, state)| state.manifest.as_ref());
+        accords.any(|accord| {
+            let functions = accord
+                .manifest
+                .functions
+                .values()
+                .filter(|wanted| wanted.pools.contains(pool));
+            let mut releases = functions
+                .flat_map(|wanted| std::iter::once(&wanted.release).chain(&wanted.fallbacks));
+            releases.any(|release| {
+                accord
+                    .releases
+                    .get(release)
+                    .is_some_and(|release| release.bundle.digest == *digest)
+            })
+        })
+    }
+}
+
+fn view(digest: &Digest, row: &JoinRow) -> Option<JoinView> {
+    let request = JoinRequest::read(&row.envelope).ok()?;
+    Some(JoinView {
+        request: *digest,
+        node: request.node,
+        pool: request.pool,
+        node_key: request.node_key,
+        envelope: row.envelope.clone(),
+        first_seen: row.first_seen,
+    })
+}
+
+fn must_be_new(held: &Held, request: &JoinRequest) -> Result<(), Fault> {
+    let by_key = held
+        .nodes
+        .values()
+        .find(|node| node.key == request.node_key);
+    match held.nodes.get(&request.node).or(by_key) {
+        Some(node) => Err(node_exists(&node.name)),
+        None => Ok(()),
+    }
+}
+
+fn check_grants(held: &Held, grants: &[Grant], pool: &Name, key: &PublicKey) -> Result<(), Fault> {
+    let judge = held.judge.as_ref().ok_or_else(Fault::no_fleet)?;
+    if !(1..=MAX_GRANTS).contains(&grants.len()) {
+        return Err(Fault::bad_request(format!(
+            "expected 1 to {MAX_GRANTS} grants, got {}",
+            grants.len()
+        )));
+    }
+    for grant in grants {
+        let is_theirs =
+            grant.fleet == judge.fleet() && grant.pool == *pool && grant.node_key == *key;
+        if !is_theirs || grant.to_bytes().len() > casemate_trust::join::MAX_GRANT_BYTES {
+            return Err(Fault::new(
+                422,
+                code::GRANT_OTHER,
+                "the grant is for another node, pool or fleet",
+            ));
+        }
+        if judge.pool(pool, grant.epoch).is_none() {
+            let message = format!("pool {pool} has no epoch {}", grant.epoch);
+            return Err(Fault::new(422, code::POOL_UNKNOWN, message));
+        }
+    }
+    Ok(())
+}
+
+fn node_exists(name: &Name) -> Fault {
+    let message = format!("node {name} exists already, by this name or this key; revoke it first");
+    Fault::new(409, code::NODE_EXISTS, message)
+}
+
+fn token_used() -> Fault {
+    Fault::new(
+        422,
+        code::TOKEN_USED,
+        "the join token was used already; make another with `casemate node token`",
+    )
+}

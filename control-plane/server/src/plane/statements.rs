@@ -1,0 +1,331 @@
+//! Statements, manifests and objects, as they come in.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use casemate_api::error::code;
+use casemate_api::fleet::{Outcome, StatementAnswer};
+use casemate_api::limits::{MAX_OBJECT_BYTES, MAX_SECRET_BYTES};
+use casemate_api::tenant::ManifestAnswer;
+use casemate_api::token::Scope;
+use casemate_control_store::{Change, Store as _};
+use casemate_push::{ObjectKind, StatementId, StoredObject};
+use casemate_trust::dsse::Envelope;
+use casemate_trust::id::{Digest, FleetId, TenantId};
+use casemate_trust::judge::{Accepted, Judge, Refusal};
+use casemate_trust::release::Release;
+use casemate_trust::secret::Secret;
+use casemate_trust::statement::{Manifest, OnlineKey, Pool, Root, Statement, Tenant};
+use serde_json::json;
+
+use super::held::{self, key};
+use super::{Actor, Plane, Writing, now};
+use crate::fault::Fault;
+
+impl Plane {
+    /// Takes a `Root`, `OnlineKey`, `Pool` or `Tenant`.
+    pub(crate) async fn post_statement(
+        &self,
+        actor: &Actor,
+        bytes: &[u8],
+    ) -> Result<StatementAnswer, Fault> {
+        let envelope = parse(bytes)?;
+        let id = self.identify(actor, &envelope)?;
+        let writing = self.begin().await?;
+        let judged = self.judge(&id, &envelope);
+        let accepted = match judged {
+            Ok(accepted) => accepted,
+            Err(fault) => {
+                return Err(writing
+                    .refused(actor, "statement.refused", &id, fault)
+                    .await);
+            }
+        };
+        let is_new = accepted != Accepted::Held || self.is_signed_anew(&id, &envelope);
+        let revision = if is_new {
+            let changes = vec![Change::put(key::statement(&id), envelope.to_bytes())];
+            let revision = writing
+                .commit(actor, "statement.put", &id, vec![], changes)
+                .await?;
+            self.change(|held| held.index.insert(revision, id, envelope.to_bytes()));
+            writing.announce();
+            revision
+        } else {
+            self.store.revision()
+        };
+        let accepted = if is_new { Outcome::New } else { Outcome::Held };
+        Ok(StatementAnswer { accepted, revision })
+    }
+
+    /// What an envelope claims to be, and whether this actor may hand in such a thing at all.
+    fn identify(&self, actor: &Actor, envelope: &Envelope) -> Result<StatementId, Fault> {
+        let malformed = |message| Fault::from(Refusal::Malformed(message));
+        let id = match envelope.payload_type() {
+            Root::TYPE => Root::read(envelope).map(|root| StatementId::Root {
+                version: root.version,
+            }),
+            OnlineKey::TYPE => OnlineKey::read(envelope).map(|online| StatementId::OnlineKey {
+                version: online.version,
+            }),
+            Pool::TYPE => Pool::read(envelope).map(|pool| StatementId::Pool {
+                name: pool.name,
+                epoch: pool.epoch,
+            }),
+            Tenant::TYPE => Tenant::read(envelope).map(|tenant| StatementId::Tenant {
+                tenant: tenant.id,
+                version: tenant.version,
+            }),
+            Manifest::TYPE => {
+                Err("a manifest goes to its tenant: PUT /v1/tenants/{id}/manifest".to_owned())
+            }
+            _ => Err("expected a Root, OnlineKey, Pool or Tenant".to_owned()),
+        };
+        let id = id.map_err(malformed)?;
+        let may = match actor {
+            Actor::Token {
+                scope: Scope::Operator,
+                ..
+            } => true,
+            Actor::Token {
+                scope: Scope::Tenant(own),
+                ..
+            } => matches!(&id, StatementId::Tenant { tenant, .. } if tenant == own),
+            _ => false,
+        };
+        if may {
+            Ok(id)
+        } else {
+            let message =
+                "a tenant's token hands in that tenant's own key rotation and nothing else";
+            Err(Fault::new(403, code::FORBIDDEN, message))
+        }
+    }
+
+    fn judge(&self, id: &StatementId, envelope: &Envelope) -> Result<Accepted, Fault> {
+        if let Ok(online) = OnlineKey::read(envelope)
+            && (online.liveness, online.quic, online.api)
+                != (self.keys.liveness, self.keys.quic, self.keys.api)
+        {
+            let message = "the online key names other keys than this control plane holds; sign those of its public.json";
+            return Err(Fault::new(422, code::ONLINE_KEY_OTHER, message));
+        }
+        self.change(|held| {
+            let judge = match &mut held.judge {
+                Some(judge) => judge,
+                // The fleet is the first root's digest: whoever holds the first operator token says which.
+                none if matches!(id, StatementId::Root { version: 1 }) => {
+                    let mut judge = Judge::new(FleetId(envelope.payload_digest().0), None);
+                    let accepted = judge.accept_root(envelope, now())?;
+                    *none = Some(judge);
+                    return Ok(accepted);
+                }
+                None => return Err(Fault::no_fleet()),
+            };
+            let accepted = match id {
+                StatementId::Root { .. } => judge.accept_root(envelope, now()),
+                StatementId::OnlineKey { .. } => judge.accept_online_key(envelope, now()),
+                StatementId::Pool { .. } => judge.accept_pool(envelope, now()),
+                _ => judge.accept_tenant(envelope, now()),
+            };
+            Ok(accepted?)
+        })
+    }
+
+    /// Whether the same statement now has the newest root's signature and the stored one has not: after a change of the
+    /// root, nodes that start afresh need it so.
+    fn is_signed_anew(&self, id: &StatementId, envelope: &Envelope) -> bool {
+        let held = self.held();
+        let Some(root) = held.judge.as_ref().and_then(Judge::root) else {
+            return false;
+        };
+        let by_root = |envelope: &Envelope| envelope.verify(&root.keys, root.threshold);
+        let stored = held
+            .index
+            .get(id)
+            .and_then(|(_, bytes)| Envelope::parse(bytes).ok());
+        by_root(envelope) && stored.is_some_and(|stored| !by_root(&stored))
+    }
+
+    /// Stores a release or a sealed secret of a tenant.
+    pub(crate) async fn put_object(
+        &self,
+        tenant: &TenantId,
+        digest: &Digest,
+        bytes: Vec<u8>,
+    ) -> Result<(), Fault> {
+        let found = Digest::of(&bytes);
+        if found != *digest {
+            let message = format!("the object's digest is {found}, not {digest}");
+            return Err(
+                Fault::new(422, code::DIGEST_MISMATCH, message).with(json!({ "digest": found }))
+            );
+        }
+        let malformed = |message: String| Fault::new(422, code::OBJECT_MALFORMED, message);
+        let kind = match (Release::parse(&bytes), Secret::parse(&bytes)) {
+            (Ok(release), _) if release.tenant == *tenant => ObjectKind::Release,
+            (_, Ok(secret)) if secret.place.tenant == *tenant => ObjectKind::Secret,
+            (Ok(_), _) | (_, Ok(_)) => {
+                return Err(malformed("the object is another tenant's".into()));
+            }
+            (Err(_), Err(secret))
+                if bytes.len() > MAX_SECRET_BYTES && bytes.len() > MAX_OBJECT_BYTES =>
+            {
+                return Err(malformed(secret.to_string()));
+            }
+            (Err(release), Err(secret)) => {
+                return Err(malformed(format!(
+                    "neither a release ({release}) nor a sealed secret ({secret})"
+                )));
+            }
+        };
+        let at = key::object(tenant, digest);
+        let _writing = self.begin().await?;
+        if self.store.get(&at).await?.is_some() {
+            return Ok(());
+        }
+        // Objects mean nothing until a manifest lists them, so they leave no audit record of their own.
+        let object = StoredObject { kind, bytes };
+        self.store
+            .commit(vec![], vec![Change::put(at, held::stored(&object))])
+            .await?;
+        Ok(())
+    }
+
+    /// Takes a tenant's next manifest.
+    pub(crate) async fn put_manifest(
+        &self,
+        actor: &Actor,
+        tenant: &TenantId,
+        bytes: &[u8],
+    ) -> Result<ManifestAnswer, Fault> {
+        let envelope = parse(bytes)?;
+        let manifest = Manifest::read(&envelope).map_err(Refusal::Malformed)?;
+        if manifest.tenant != *tenant {
+            let message = "the manifest is another tenant's";
+            return Err(Fault::new(403, code::FORBIDDEN, message));
+        }
+        let version = manifest.version;
+        let id = StatementId::Manifest {
+            tenant: *tenant,
+            version,
+        };
+        let writing = self.begin().await?;
+        match self.judge_manifest(&writing, &envelope, &manifest).await {
+            Ok(Outcome::Held) => Ok(ManifestAnswer {
+                accepted: Outcome::Held,
+                revision: self.store.revision(),
+            }),
+            Ok(Outcome::New) => {
+                let changes = vec![Change::put(key::statement(&id), envelope.to_bytes())];
+                let revision = writing
+                    .commit(actor, "manifest.put", &id, vec![], changes)
+                    .await?;
+                self.change(|held| held.index.insert(revision, id, envelope.to_bytes()));
+                writing.announce();
+                Ok(ManifestAnswer {
+                    accepted: Outcome::New,
+                    revision,
+                })
+            }
+            Err(fault) => Err(writing.refused(actor, "manifest.refused", &id, fault).await),
+        }
+    }
+
+    async fn judge_manifest(
+        &self,
+        _: &Writing<'_>,
+        envelope: &Envelope,
+        manifest: &Manifest,
+    ) -> Result<Outcome, Fault> {
+        self.must_be_next(envelope, manifest)?;
+        // First without objects: whatever is wrong with the manifest itself shows before anything is read for it.
+        let digests = match self.accept_manifest(envelope, &BTreeMap::new()) {
+            Ok(Accepted::Held) => return Ok(Outcome::Held),
+            Ok(Accepted::New | Accepted::Again) => return Ok(Outcome::New),
+            Err(Refusal::Missing(digests)) => digests,
+            Err(refusal) => return Err(refusal.into()),
+        };
+        let objects = held::objects(&self.store, &manifest.tenant, &digests).await?;
+        let missing: Vec<_> = digests
+            .into_iter()
+            .filter(|digest| !objects.contains_key(digest))
+            .collect();
+        if !missing.is_empty() {
+            return Err(Refusal::Missing(missing).into());
+        }
+        self.must_have_bundles(&objects).await?;
+        self.accept_manifest(envelope, &objects)?;
+        Ok(Outcome::New)
+    }
+
+    fn accept_manifest(
+        &self,
+        envelope: &Envelope,
+        objects: &BTreeMap<Digest, StoredObject>,
+    ) -> Result<Accepted, Refusal> {
+        let find = |digest: &Digest| objects.get(digest).map(|object| object.bytes.clone());
+        self.change(|held| match &mut held.judge {
+            Some(judge) => judge.accept_manifest(envelope, now(), &find),
+            None => Err(Refusal::RootUnknown),
+        })
+    }
+
+    /// Two deploys at once: one wins, the other is told what it has to build on.
+    fn must_be_next(&self, envelope: &Envelope, manifest: &Manifest) -> Result<(), Fault> {
+        let held = self.held();
+        let judge = held.judge.as_ref().ok_or_else(Fault::no_fleet)?;
+        let seen = judge
+            .memory()
+            .tenants
+            .get(&manifest.tenant)
+            .and_then(|seen| seen.manifest);
+        let Some(seen) = seen else { return Ok(()) };
+        let is_same = seen.version == manifest.version && seen.digest == envelope.payload_digest();
+        if is_same || manifest.version > seen.version {
+            return Ok(());
+        }
+        let message = format!(
+            "manifest {} is there already; build the next one on it, not on {}",
+            seen.version,
+            manifest.version.saturating_sub(1)
+        );
+        let details = json!({ "version": seen.version, "digest": seen.digest });
+        Err(Fault::new(409, code::MANIFEST_CONFLICT, message).with(details))
+    }
+
+    async fn must_have_bundles(
+        &self,
+        objects: &BTreeMap<Digest, StoredObject>,
+    ) -> Result<(), Fault> {
+        let releases = objects
+            .values()
+            .filter(|object| object.kind == ObjectKind::Release);
+        let releases = releases.filter_map(|object| Release::parse(&object.bytes).ok());
+        let wanted: BTreeSet<_> = releases
+            .map(|release| (release.bundle.digest, release.bundle.bytes))
+            .collect();
+        let mut missing = Vec::new();
+        for (digest, bytes) in wanted {
+            match self.bundles.size(&digest).await? {
+                Some(found) if found == bytes => {}
+                Some(found) => {
+                    let message =
+                        format!("bundle {digest} has {found} bytes, the release says {bytes}");
+                    return Err(Fault::new(422, code::OBJECT_MALFORMED, message));
+                }
+                None => missing.push(digest),
+            }
+        }
+        if missing.is_empty() {
+            return Ok(());
+        }
+        let message = format!(
+            "{} bundles of listed releases were not uploaded",
+            missing.len()
+        );
+        Err(Fault::new(422, code::BUNDLE_MISSING, message).with(json!({ "digests": missing })))
+    }
+}
+
+fn parse(bytes: &[u8]) -> Result<Envelope, Fault> {
+    Envelope::parse(bytes).map_err(|error| Refusal::Malformed(error.to_string()).into())
+}

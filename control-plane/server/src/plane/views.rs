@@ -1,0 +1,259 @@
+//! What is answered to questions.
+
+use std::collections::BTreeMap;
+
+use casemate_api::fleet::{FleetView, PoolList, PoolView};
+use casemate_api::node::{NodeList, NodeSummary, NodeView};
+use casemate_api::tenant::{
+    FunctionStatus, NodeProgress, TenantList, TenantStatus, TenantSummary, TenantView,
+};
+use casemate_api::token::Scope;
+use casemate_push::StatementId;
+use casemate_trust::dsse::Envelope;
+use casemate_trust::id::TenantId;
+use casemate_trust::judge::{Judge, TenantState};
+use casemate_trust::name::Name;
+
+use super::held::{Held, NodeRow};
+use super::presence::Presence;
+use super::{Actor, Plane};
+use crate::fault::Fault;
+
+impl Plane {
+    /// What everybody may know.
+    pub(crate) fn fleet(&self) -> FleetView {
+        let held = self.held();
+        let (first, last) = (
+            StatementId::Root { version: 0 },
+            StatementId::Root { version: u64::MAX },
+        );
+        let online = (
+            StatementId::OnlineKey { version: 0 },
+            StatementId::OnlineKey { version: u64::MAX },
+        );
+        FleetView {
+            fleet: held.judge.as_ref().map(Judge::fleet),
+            roots: envelopes(&held, first, last),
+            online_key: envelopes(&held, online.0, online.1).pop(),
+            quic_address: self.quic_address.clone(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+        }
+    }
+
+    /// All pools.
+    pub(crate) fn pools(&self) -> PoolList {
+        let held = self.held();
+        let pools = held.judge.iter().flat_map(Judge::pools).map(|pool| {
+            let of = |epoch| StatementId::Pool {
+                name: pool.name.clone(),
+                epoch,
+            };
+            PoolView {
+                name: pool.name.clone(),
+                epoch: pool.epoch,
+                expires: pool.expires,
+                nodes: held
+                    .nodes
+                    .values()
+                    .filter(|node| node.pool == pool.name)
+                    .count(),
+                statements: envelopes(&held, of(0), of(u64::MAX)),
+            }
+        });
+        PoolList {
+            pools: pools.collect(),
+        }
+    }
+
+    /// The tenants that an actor may see.
+    pub(crate) fn tenants(&self, actor: &Actor) -> TenantList {
+        let held = self.held();
+        let may_see = |id: &TenantId| match actor {
+            Actor::Token {
+                scope: Scope::Tenant(own),
+                ..
+            } => own == id,
+            _ => true,
+        };
+        let tenants = held
+            .judge
+            .iter()
+            .flat_map(Judge::tenants)
+            .filter(|(id, _)| may_see(id));
+        TenantList {
+            tenants: tenants.map(|(id, state)| summary(id, state)).collect(),
+        }
+    }
+
+    /// One tenant with what was signed.
+    pub(crate) fn tenant(&self, id: &TenantId) -> Result<TenantView, Fault> {
+        let held = self.held();
+        let state = tenant_state(&held, id)?;
+        let statement = |version| StatementId::Tenant {
+            tenant: *id,
+            version,
+        };
+        let manifest = |version| StatementId::Manifest {
+            tenant: *id,
+            version,
+        };
+        Ok(TenantView {
+            id: *id,
+            name: state.tenant.name.clone(),
+            statements: envelopes(&held, statement(0), statement(u64::MAX)),
+            manifest: envelopes(&held, manifest(0), manifest(u64::MAX)).pop(),
+        })
+    }
+
+    /// What the nodes made of a tenant's newest manifest.
+    pub(crate) fn tenant_status(&self, id: &TenantId) -> Result<TenantStatus, Fault> {
+        let held = self.held();
+        let state = tenant_state(&held, id)?;
+        let mut status = TenantStatus {
+            id: *id,
+            name: state.tenant.name.clone(),
+            manifest_version: None,
+            manifest_expires: None,
+            functions: BTreeMap::new(),
+            nodes: Vec::new(),
+        };
+        let Some(accord) = &state.manifest else {
+            return Ok(status);
+        };
+        let manifest = &accord.manifest;
+        status.manifest_version = Some(manifest.version);
+        status.manifest_expires = Some(manifest.expires);
+        let runs_in = |pool: &Name| {
+            manifest
+                .functions
+                .values()
+                .any(|wanted| wanted.pools.contains(pool))
+        };
+        let nodes = held.nodes.values().filter(|node| runs_in(&node.pool));
+        status.nodes = nodes
+            .map(|node| progress(&self.presence, node, id))
+            .collect();
+        for (function, wanted) in &manifest.functions {
+            let here = || {
+                status
+                    .nodes
+                    .iter()
+                    .filter(|node| wanted.pools.contains(&node.pool))
+            };
+            let hosts = accord
+                .releases
+                .get(&wanted.release)
+                .map(|release| &release.hosts);
+            let function_status = FunctionStatus {
+                release: wanted.release,
+                pools: wanted.pools.clone(),
+                hosts: hosts
+                    .into_iter()
+                    .flatten()
+                    .map(ToString::to_string)
+                    .collect(),
+                nodes_current: here()
+                    .filter(|node| node.manifest_version == Some(manifest.version))
+                    .count(),
+                nodes_total: here().count(),
+            };
+            status.functions.insert(function.clone(), function_status);
+        }
+        Ok(status)
+    }
+
+    /// All nodes.
+    pub(crate) fn nodes(&self) -> NodeList {
+        let held = self.held();
+        NodeList {
+            nodes: held
+                .nodes
+                .values()
+                .map(|node| node_summary(&self.presence, node))
+                .collect(),
+        }
+    }
+
+    /// One node.
+    pub(crate) fn node(&self, name: &Name) -> Result<NodeView, Fault> {
+        let held = self.held();
+        let node = held
+            .nodes
+            .get(name)
+            .ok_or_else(|| Fault::not_found("node"))?;
+        let (last, _) = self.presence.look(name);
+        Ok(NodeView {
+            summary: node_summary(&self.presence, node),
+            join: node.join.clone(),
+            grants: held.index.grants(name).map(|(epoch, _, _)| epoch).collect(),
+            status: last.status,
+            manifests: last
+                .manifests
+                .into_iter()
+                .map(|(tenant, (version, _))| (tenant, version))
+                .collect(),
+            refused: last
+                .refused
+                .into_iter()
+                .map(|(_, refused)| refused)
+                .collect(),
+        })
+    }
+}
+
+fn envelopes(held: &Held, from: StatementId, to: StatementId) -> Vec<Envelope> {
+    held.index
+        .range(from, to)
+        .filter_map(|(_, _, bytes)| Envelope::parse(bytes).ok())
+        .collect()
+}
+
+fn tenant_state<'a>(held: &'a Held, id: &TenantId) -> Result<&'a TenantState, Fault> {
+    let found = held.judge.as_ref().and_then(|judge| judge.tenant(id));
+    found.ok_or_else(|| Fault::not_found("tenant"))
+}
+
+fn summary(id: &TenantId, state: &TenantState) -> TenantSummary {
+    let manifest = state.manifest.as_ref().map(|accord| &accord.manifest);
+    TenantSummary {
+        id: *id,
+        name: state.tenant.name.clone(),
+        version: state.tenant.version,
+        expires: state.tenant.expires,
+        hosts: state.tenant.hosts.iter().map(ToString::to_string).collect(),
+        manifest_version: manifest.map(|manifest| manifest.version),
+        manifest_expires: manifest.map(|manifest| manifest.expires),
+        functions: manifest.map_or(0, |manifest| manifest.functions.len()),
+    }
+}
+
+fn node_summary(presence: &Presence, node: &NodeRow) -> NodeSummary {
+    let (last, connected_since) = presence.look(&node.name);
+    NodeSummary {
+        name: node.name.clone(),
+        pool: node.pool.clone(),
+        key: node.key,
+        admitted: node.admitted,
+        connected_since,
+        last_seen: last.last_seen,
+        version: last.software,
+        synced_revision: last.synced,
+    }
+}
+
+fn progress(presence: &Presence, node: &NodeRow, tenant: &TenantId) -> NodeProgress {
+    let (mut last, connected_since) = presence.look(&node.name);
+    let acknowledged = last.manifests.get(tenant).copied();
+    let refused = last
+        .refused
+        .iter()
+        .rposition(|(id, _)| id.tenant() == Some(tenant));
+    NodeProgress {
+        node: node.name.clone(),
+        pool: node.pool.clone(),
+        connected: connected_since.is_some(),
+        manifest_version: acknowledged.map(|(version, _)| version),
+        acknowledged: acknowledged.map(|(_, at)| at),
+        refused: refused.map(|at| last.refused.swap_remove(at).1),
+    }
+}

@@ -1,0 +1,464 @@
+//! One node's connection: bytes in, events handled, frames out, all in one task that never waits for the node.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use casemate_push::bundle::Header;
+use casemate_push::{ControlEnd, ControlEvent, Member, Transmit, Violation, close};
+use casemate_trust::id::Digest;
+use casemate_trust::key::PublicKey;
+use casemate_trust::lease::Lease;
+use casemate_trust::statement::Statement as _;
+use futures_util::StreamExt as _;
+use quinn::{Connecting, Connection, RecvStream, SendStream, VarInt};
+use rustls::pki_types::CertificateDer;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::strangers::{Stranger, Strangers};
+use crate::keys::Keys;
+use crate::plane::{Joining, Plane, Visit};
+use crate::tls;
+
+/// Until the handshake is done, and again until the node has opened its stream and said its first message.
+const FIRST_WORD: Duration = Duration::from_secs(10);
+/// How long a stranger may wait for the operator on one connection.
+const STRANGER_TIME: Duration = Duration::from_secs(10 * 60);
+/// For a last message to arrive before the connection is closed.
+const LAST_WORD: Duration = Duration::from_secs(2);
+/// Bytes that are read at a time.
+const CHUNK_BYTES: usize = 64 * 1024;
+/// Bundles give way to statements.
+const BUNDLE_PRIORITY: i32 = -1;
+
+/// What a connection works with.
+pub(super) struct Shell {
+    pub(super) plane: Arc<Plane>,
+    pub(super) keys: Arc<Keys>,
+    pub(super) strangers: Arc<Strangers>,
+    pub(super) stopping: CancellationToken,
+}
+
+/// Why a connection is closed by us.
+struct Ending {
+    code: u32,
+    reason: String,
+}
+
+impl Ending {
+    fn new(code: u32, reason: impl Into<String>) -> Self {
+        let reason = reason.into();
+        Self { code, reason }
+    }
+}
+
+impl From<Violation> for Ending {
+    fn from(violation: Violation) -> Self {
+        Self::new(violation.close_code(), violation.to_string())
+    }
+}
+
+/// The other end has gone.
+struct Gone;
+
+enum Stop {
+    Ending(Ending),
+    Gone,
+}
+
+impl<T: Into<Ending>> From<T> for Stop {
+    fn from(ending: T) -> Self {
+        Self::Ending(ending.into())
+    }
+}
+
+impl From<Gone> for Stop {
+    fn from(_: Gone) -> Self {
+        Self::Gone
+    }
+}
+
+impl Shell {
+    pub(super) async fn run(self, connecting: Connecting) {
+        let Ok(Ok(connection)) = tokio::time::timeout(FIRST_WORD, connecting).await else {
+            return;
+        };
+        let remote = connection.remote_address();
+        let Some(key) = peer_key(&connection) else {
+            return;
+        };
+        let stopped = match tokio::time::timeout(FIRST_WORD, connection.accept_bi()).await {
+            Ok(Ok((send, recv))) => self.talk(&connection, key, send, recv).await,
+            Ok(Err(_)) => Stop::Gone,
+            Err(_) => Ending::new(close::WAITED, "the node opened no stream").into(),
+        };
+        if let Stop::Ending(Ending { code, reason }) = stopped {
+            tracing::info!(%remote, %key, code, reason, "closed a node's connection");
+            connection.close(VarInt::from_u32(code), reason.as_bytes());
+        }
+    }
+
+    async fn talk(
+        self,
+        connection: &Connection,
+        key: PublicKey,
+        send: SendStream,
+        recv: RecvStream,
+    ) -> Stop {
+        let mut talk = Talk {
+            changes: self.plane.changes(),
+            connection: connection.clone(),
+            key,
+            send,
+            recv,
+            control: ControlEnd::stranger(),
+            stage: Stage::Member(None),
+            pending: Vec::new(),
+            written: 0,
+            bundles: JoinSet::new(),
+            deadline: Instant::now() + FIRST_WORD,
+            shell: self,
+        };
+        let stopped = match talk.begin() {
+            Ok(()) => loop {
+                if let Err(stop) = talk.step().await {
+                    break stop;
+                }
+            },
+            Err(stop) => stop,
+        };
+        if let Stage::Member(Some((_, visit))) = &talk.stage {
+            tracing::info!(node = %visit.node, "disconnected");
+            talk.shell.plane.depart(visit).await;
+        }
+        stopped
+    }
+}
+
+/// The client's key, which its handshake has proven.
+fn peer_key(connection: &Connection) -> Option<PublicKey> {
+    let identity = connection
+        .peer_identity()?
+        .downcast::<Vec<CertificateDer<'static>>>()
+        .ok()?;
+    tls::public_key(identity.first()?)
+}
+
+enum Stage {
+    Stranger {
+        /// Held until it goes or is admitted.
+        _place: Stranger,
+    },
+    Member(Option<(Member, Visit)>),
+}
+
+struct Talk {
+    shell: Shell,
+    connection: Connection,
+    key: PublicKey,
+    send: SendStream,
+    recv: RecvStream,
+    control: ControlEnd,
+    stage: Stage,
+    changes: watch::Receiver<u64>,
+    /// A frame on its way, and how much of it is written.
+    pending: Vec<u8>,
+    written: usize,
+    bundles: JoinSet<Digest>,
+    /// For the first message, or a stranger's patience; members have none after their hello.
+    deadline: Instant,
+}
+
+impl Talk {
+    fn begin(&mut self) -> Result<(), Stop> {
+        match self.shell.plane.member(&self.key) {
+            Some(member) => {
+                self.control = ControlEnd::member(member.clone());
+                self.become_member(member)
+            }
+            None => {
+                let address = self.connection.remote_address().ip();
+                let stranger = self.shell.strangers.enter(address);
+                let too_many = || Ending::new(close::TOO_MANY, "too many want to join at a time");
+                let _place = stranger.ok_or_else(too_many)?;
+                self.stage = Stage::Stranger { _place };
+                Ok(())
+            }
+        }
+    }
+
+    fn become_member(&mut self, member: Member) -> Result<(), Stop> {
+        let revoked = || Ending::new(close::REVOKED, "the node was revoked");
+        let visit = self.shell.plane.arrive(&member).ok_or_else(revoked)?;
+        self.stage = Stage::Member(Some((member, visit)));
+        self.deadline = Instant::now() + FIRST_WORD;
+        Ok(())
+    }
+
+    fn member(&self) -> Option<&Member> {
+        match &self.stage {
+            Stage::Member(Some((member, _))) => Some(member),
+            _ => None,
+        }
+    }
+
+    /// Waits for whatever comes first, and deals with it.
+    async fn step(&mut self) -> Result<(), Stop> {
+        self.fill().await?;
+        let is_waiting = self.written < self.pending.len();
+        let is_timed = self.control.served().is_none();
+        let has_bundles = !self.bundles.is_empty();
+        let closing = match &mut self.stage {
+            Stage::Member(Some((_, visit))) => Some(&mut visit.closing),
+            _ => None,
+        };
+        tokio::select! {
+            read = self.recv.read_chunk(CHUNK_BYTES, true) => {
+                let chunk = read.ok().flatten().ok_or(Gone)?;
+                self.control.receive(&chunk.bytes)?;
+                self.handle_events().await
+            }
+            written = self.send.write(&self.pending[self.written..]), if is_waiting => {
+                self.written += written.map_err(|_| Gone)?;
+                Ok(())
+            }
+            changed = self.changes.changed() => {
+                changed.map_err(|_| Gone)?;
+                self.notice_admission()
+            }
+            code = closed_by_us(closing) => Err(Ending::new(code, "the node was revoked, or has connected again").into()),
+            done = self.bundles.join_next(), if has_bundles => {
+                if let Some(Ok(digest)) = done {
+                    self.control.bundle_done(&digest);
+                }
+                Ok(())
+            }
+            () = tokio::time::sleep_until(self.deadline), if is_timed => {
+                Err(Ending::new(close::WAITED, "waited long enough; try again").into())
+            }
+            () = self.shell.stopping.cancelled() => Err(Ending::new(close::STOPPING, "the control plane stops").into()),
+        }
+    }
+
+    /// Puts the next frame in front of the stream.
+    async fn fill(&mut self) -> Result<(), Stop> {
+        while self.written == self.pending.len() {
+            let before = self.control.synced();
+            let transmit = match &self.stage {
+                Stage::Member(Some((member, _))) => {
+                    let poll =
+                        |catalog: &dyn casemate_push::Catalog| self.control.poll_transmit(catalog);
+                    self.shell
+                        .plane
+                        .with_catalog(&member.name, &member.pool, poll)
+                }
+                _ => self.control.poll_transmit(&NoCatalog),
+            };
+            match transmit {
+                None => return Ok(()),
+                Some(Transmit::Frame(frame)) => (self.pending, self.written) = (frame, 0),
+                Some(Transmit::Load { tenant, digest }) => {
+                    let failed =
+                        |_| Ending::new(close::STOPPING, "the control plane's store failed");
+                    let found = self
+                        .shell
+                        .plane
+                        .object(&tenant, &digest)
+                        .await
+                        .map_err(failed)?;
+                    self.control.loaded(found);
+                }
+            }
+            if self.control.synced() != before
+                && let Some(member) = self.member()
+            {
+                self.shell.plane.synced(&member.name, self.control.synced());
+            }
+        }
+        Ok(())
+    }
+
+    /// A stranger may have become a member.
+    fn notice_admission(&mut self) -> Result<(), Stop> {
+        if matches!(self.stage, Stage::Stranger { .. })
+            && let Some(member) = self.shell.plane.member(&self.key)
+        {
+            self.control.admitted(member.clone());
+            self.become_member(member)?;
+        }
+        Ok(())
+    }
+
+    async fn handle_events(&mut self) -> Result<(), Stop> {
+        loop {
+            let event = match &self.stage {
+                Stage::Member(Some((member, _))) => {
+                    let poll =
+                        |catalog: &dyn casemate_push::Catalog| self.control.poll_event(catalog);
+                    self.shell
+                        .plane
+                        .with_catalog(&member.name, &member.pool, poll)?
+                }
+                _ => self.control.poll_event(&NoCatalog)?,
+            };
+            match event {
+                None => return Ok(()),
+                Some(ControlEvent::Join { request }) => self.join(&request).await?,
+                Some(event) => self.handle(event).await?,
+            }
+        }
+    }
+
+    async fn join(&mut self, request: &[u8]) -> Result<(), Stop> {
+        self.deadline = Instant::now() + STRANGER_TIME;
+        match self.shell.plane.join(&self.key, request).await {
+            Joining::Pending => {
+                self.control.join_pending();
+                Ok(())
+            }
+            Joining::Refused(fault) => {
+                let (code, message) = (&fault.body.error.code, &fault.body.error.message);
+                self.control.join_refused(code, message);
+                self.fill().await?;
+                let said = async {
+                    self.send
+                        .write_all(&self.pending[self.written..])
+                        .await
+                        .ok();
+                    self.send.finish().ok();
+                    self.send.stopped().await.ok();
+                };
+                tokio::time::timeout(LAST_WORD, said).await.ok();
+                Err(Ending::new(close::JOIN_REFUSED, code.clone()).into())
+            }
+        }
+    }
+
+    async fn handle(&mut self, event: ControlEvent) -> Result<(), Stop> {
+        let Some(member) = self.member().cloned() else {
+            return Ok(());
+        };
+        let plane = &self.shell.plane;
+        match event {
+            ControlEvent::Join { .. } => {}
+            ControlEvent::Hello(hello) => {
+                tracing::info!(node = %member.name, version = hello.software, "connected");
+                plane.hello(&member.name, &hello);
+            }
+            ControlEvent::Acked { id, .. } => plane.acked(&member.name, &id),
+            ControlEvent::Nacked {
+                id, code, message, ..
+            } => {
+                tracing::warn!(node = %member.name, what = %id, code, message, "refused by a node");
+                plane.nacked(&member.name, id, code, message);
+            }
+            ControlEvent::FetchBundle { digest, offset } => {
+                self.send_bundle(&member, digest, offset).await?
+            }
+            ControlEvent::Lease { nonce } => {
+                let lease = Lease {
+                    fleet: member.fleet,
+                    node: member.key,
+                    nonce: nonce.to_vec(),
+                };
+                self.control
+                    .lease_answer(lease.sign(&[&self.shell.keys.liveness]).to_bytes())?;
+            }
+            ControlEvent::Logs { entries, lost } => {
+                if lost > 0 {
+                    tracing::warn!(node = %member.name, lost, "log records were lost on the node");
+                }
+                plane.log(&member.name, &member.pool, entries);
+            }
+            ControlEvent::Status { json } => plane.status(&member.name, &json),
+        }
+        Ok(())
+    }
+
+    async fn send_bundle(
+        &mut self,
+        member: &Member,
+        digest: Digest,
+        offset: u64,
+    ) -> Result<(), Stop> {
+        let plane = &self.shell.plane;
+        let found = if plane.is_bundle_of(&member.pool, &digest) {
+            plane.bundles().get(&digest, offset).await.ok().flatten()
+        } else {
+            None
+        };
+        let Some((total, mut content)) = found else {
+            return Ok(self.control.bundle_unavailable(&digest)?);
+        };
+        let connection = self.connection.clone();
+        self.bundles.spawn(async move {
+            let sent = async {
+                let mut stream = connection.open_uni().await?;
+                stream.set_priority(BUNDLE_PRIORITY).ok();
+                stream
+                    .write_all(
+                        &Header {
+                            digest,
+                            offset,
+                            total,
+                        }
+                        .to_bytes(),
+                    )
+                    .await?;
+                while let Some(chunk) = content.next().await {
+                    stream
+                        .write_chunk(chunk.map_err(std::io::Error::other)?)
+                        .await?;
+                }
+                stream.finish()?;
+                Ok::<_, Box<dyn std::error::Error + Send + Sync>>(())
+            };
+            if let Err(error) = sent.await {
+                tracing::debug!(%digest, %error, "a bundle was not sent to its end");
+            }
+            digest
+        });
+        Ok(())
+    }
+}
+
+/// Waits until this connection has to go.
+async fn closed_by_us(closing: Option<&mut watch::Receiver<Option<u32>>>) -> u32 {
+    match closing {
+        Some(closing) => match closing.wait_for(Option::is_some).await {
+            Ok(code) => (*code).unwrap_or(close::REVOKED),
+            Err(_) => close::REVOKED,
+        },
+        None => std::future::pending().await,
+    }
+}
+
+/// What a stranger may see.
+struct NoCatalog;
+
+impl casemate_push::Catalog for NoCatalog {
+    fn now(&self) -> casemate_push::Cursor {
+        casemate_push::Cursor {
+            store: casemate_push::StoreId([0; 16]),
+            revision: 0,
+        }
+    }
+
+    fn next_after(&self, _: u64) -> Option<(u64, Vec<casemate_push::StatementId>)> {
+        None
+    }
+
+    fn tenant_versions(&self, _: &casemate_trust::id::TenantId) -> Vec<(u64, u64)> {
+        Vec::new()
+    }
+
+    fn statement(&self, _: &casemate_push::StatementId) -> Option<Vec<u8>> {
+        None
+    }
+
+    fn manifest(&self, _: &casemate_trust::id::TenantId) -> Option<(u64, Vec<u8>)> {
+        None
+    }
+}

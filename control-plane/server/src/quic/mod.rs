@@ -1,0 +1,167 @@
+//! The QUIC socket of the nodes.
+
+mod connection;
+mod strangers;
+
+use std::net::{SocketAddr, UdpSocket};
+use std::sync::Arc;
+use std::time::Duration;
+
+use casemate_push::close;
+use quinn::crypto::rustls::QuicServerConfig;
+use quinn::{
+    ConnectionId, ConnectionIdGenerator, Endpoint, EndpointConfig, ServerConfig, TokioRuntime,
+    TransportConfig, VarInt,
+};
+use ring::rand::{SecureRandom as _, SystemRandom};
+use ring::{hkdf, hmac};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::failure::Failure;
+use crate::keys::{Keys, SocketSecrets};
+use crate::plane::Plane;
+use crate::tls;
+
+use strangers::Strangers;
+
+/// A node is missed after this long without a word.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
+/// Ours and the node's: three may be lost.
+const KEEP_ALIVE: Duration = Duration::from_secs(8);
+/// The one stream that a node opens.
+const NODE_STREAMS: u32 = 1;
+/// What a node may have on its way to us, bytes: hellos and log batches, a quarter of a frame at a time.
+const RECEIVE_WINDOW: u32 = 1024 * 1024;
+/// What we may have on its way to a node, bytes.
+const SEND_WINDOW: u64 = 8 * 1024 * 1024;
+/// Handshakes under way that we keep state for.
+const MAX_INCOMING: usize = 512;
+/// What a handshake may send before it is done, bytes.
+const INCOMING_BYTES: u64 = 16 * 1024;
+/// With more connections than this, an address has to prove that it receives before it costs anything.
+const CONNECTIONS_WITHOUT_PROOF: usize = 64;
+/// Connections at a time: every node and those that come again before the old connection is missed.
+const MAX_CONNECTIONS: usize = casemate_api::limits::MAX_NODES + 2000;
+/// Length of our connection ids, bytes.
+const CONNECTION_ID_BYTES: usize = 8;
+/// How long the goodbyes of a stop may take.
+const GOODBYE: Duration = Duration::from_secs(3);
+
+/// Opens the socket; it answers nothing before [`serve`].
+pub(crate) fn bind(address: SocketAddr, keys: &Keys) -> Result<Endpoint, Failure> {
+    let crypto = QuicServerConfig::try_from(tls::quic(&keys.quic)?)
+        .map_err(|error| Failure::internal(error.to_string()))?;
+    let mut transport = TransportConfig::default();
+    transport
+        .max_concurrent_bidi_streams(VarInt::from_u32(NODE_STREAMS))
+        .max_concurrent_uni_streams(VarInt::from_u32(0))
+        .stream_receive_window(VarInt::from_u32(RECEIVE_WINDOW))
+        .receive_window(VarInt::from_u32(RECEIVE_WINDOW))
+        .send_window(SEND_WINDOW)
+        .datagram_receive_buffer_size(None)
+        .keep_alive_interval(Some(KEEP_ALIVE))
+        .max_idle_timeout(IDLE_TIMEOUT.try_into().ok());
+    let SocketKeys { reset, token } = SocketKeys::new(&keys.socket);
+    let mut server = ServerConfig::new(Arc::new(crypto), Arc::new(token));
+    server
+        .transport_config(Arc::new(transport))
+        .max_incoming(MAX_INCOMING)
+        .incoming_buffer_size(INCOMING_BYTES)
+        .incoming_buffer_size_total(INCOMING_BYTES * MAX_INCOMING as u64);
+    let mut endpoint = EndpointConfig::new(Arc::new(reset));
+    endpoint.cid_generator(|| Box::new(RandomIds));
+    let socket = UdpSocket::bind(address).map_err(|error| cannot_listen(address, &error))?;
+    let made = Endpoint::new(endpoint, Some(server), socket, Arc::new(TokioRuntime));
+    made.map_err(|error| cannot_listen(address, &error))
+}
+
+pub(crate) fn cannot_listen(address: SocketAddr, error: &std::io::Error) -> Failure {
+    let hint = match error.kind() {
+        std::io::ErrorKind::AddrInUse => {
+            "; another program uses this port: stop it, or choose another in the configuration"
+        }
+        std::io::ErrorKind::AddrNotAvailable => "; this machine does not have that address",
+        _ => "",
+    };
+    Failure::unavailable(format!("cannot listen on {address}: {error}{hint}"))
+}
+
+struct SocketKeys {
+    reset: hmac::Key,
+    token: hkdf::Prk,
+}
+
+impl SocketKeys {
+    fn new(secrets: &SocketSecrets) -> Self {
+        Self {
+            reset: hmac::Key::new(hmac::HMAC_SHA256, secrets.expose_reset_key()),
+            token: hkdf::Salt::new(hkdf::HKDF_SHA256, b"casemate quic token v1")
+                .extract(secrets.expose_token_key()),
+        }
+    }
+}
+
+/// Random connection ids, any of which may be one of ours from before a restart: so a stateless reset, whose key is kept,
+/// tells the node at once. quinn's own generator would not recognise them.
+#[derive(Debug)]
+struct RandomIds;
+
+impl ConnectionIdGenerator for RandomIds {
+    fn generate_cid(&mut self) -> ConnectionId {
+        let mut bytes = [0; CONNECTION_ID_BYTES];
+        // Zeros from a kernel without randomness would collide, and quinn then asks again.
+        SystemRandom::new().fill(&mut bytes).ok();
+        ConnectionId::new(&bytes)
+    }
+
+    fn cid_len(&self) -> usize {
+        CONNECTION_ID_BYTES
+    }
+
+    fn cid_lifetime(&self) -> Option<Duration> {
+        None
+    }
+}
+
+/// Serves until `stopping`.
+pub(crate) async fn serve(
+    endpoint: Endpoint,
+    plane: Arc<Plane>,
+    keys: Arc<Keys>,
+    stopping: CancellationToken,
+) {
+    let strangers = Arc::new(Strangers::default());
+    let tracker = TaskTracker::new();
+    loop {
+        let incoming = tokio::select! {
+            incoming = endpoint.accept() => incoming,
+            () = stopping.cancelled() => None,
+        };
+        let Some(incoming) = incoming else { break };
+        let open = endpoint.open_connections();
+        if open >= MAX_CONNECTIONS {
+            incoming.refuse();
+        } else if open > CONNECTIONS_WITHOUT_PROOF && !incoming.remote_address_validated() {
+            // An error means that the packet is already answered with a retry: nothing is left to do.
+            incoming.retry().ok();
+        } else if let Ok(connecting) = incoming.accept() {
+            let driver = connection::Shell {
+                plane: Arc::clone(&plane),
+                keys: Arc::clone(&keys),
+                strangers: Arc::clone(&strangers),
+                stopping: stopping.clone(),
+            };
+            tracker.spawn(driver.run(connecting));
+        }
+    }
+    tracker.close();
+    tracker.wait().await;
+    endpoint.close(
+        VarInt::from_u32(close::STOPPING),
+        b"the control plane stops",
+    );
+    tokio::time::timeout(GOODBYE, endpoint.wait_idle())
+        .await
+        .ok();
+}

@@ -1,0 +1,194 @@
+//! Making a state folder, and running from one.
+
+use std::future::Future;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use casemate_api::fleet::PublicKeys;
+use casemate_api::token::{NewToken, Scope};
+use casemate_control_store::{Redb, StoreId};
+use serde::Serialize;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use crate::bundles::Bundles;
+use crate::config::Config;
+use crate::failure::Failure;
+use crate::keys::Keys;
+use crate::plane::{Actor, Plane};
+use crate::{files, https, keys, quic, tls};
+
+const KEYS: &str = "keys";
+const BUNDLES: &str = "bundles";
+const STORE: &str = "store.redb";
+const PUBLIC: &str = "public.json";
+const OPERATOR_TOKEN: &str = "operator.token";
+const ADDRESSES: &str = "addresses.json";
+/// How long running requests and connections may take to end.
+const DRAIN: Duration = Duration::from_secs(10);
+
+/// What `init` has made.
+#[derive(Debug, Serialize)]
+pub struct Initialised {
+    /// The folder.
+    pub state: PathBuf,
+    /// File of the public keys, for the operator's machine.
+    pub public_file: PathBuf,
+    /// File of the first operator token.
+    pub operator_token_file: PathBuf,
+    /// The public keys.
+    pub keys: PublicKeys,
+}
+
+/// Makes a state folder: keys, an empty store, the first operator token. It is there whole or not at all.
+///
+/// # Errors
+/// The folder exists and is not empty, or cannot be written.
+pub async fn init(state: &Path) -> Result<Initialised, Failure> {
+    let is_taken = std::fs::read_dir(state).is_ok_and(|mut entries| entries.next().is_some());
+    if is_taken {
+        let message = format!(
+            "the folder {} is there already and not empty; nothing was changed",
+            state.display()
+        );
+        return Err(Failure::cannot_create(message));
+    }
+    let name = state
+        .file_name()
+        .ok_or_else(|| Failure::config(format!("{} names no folder", state.display())))?;
+    let parent = state
+        .parent()
+        .filter(|parent| !parent.as_os_str().is_empty())
+        .unwrap_or(Path::new("."));
+    std::fs::create_dir_all(parent).map_err(|error| {
+        Failure::cannot_create(format!("cannot create {}: {error}", parent.display()))
+    })?;
+    let mut hidden = std::ffi::OsString::from(".");
+    hidden.push(name);
+    hidden.push(format!(".new-{}", std::process::id()));
+    let new = parent.join(hidden);
+    let made = fill(&new).await;
+    let made = made.and_then(|keys| {
+        let renamed = std::fs::rename(&new, state).and_then(|()| files::sync_folder(parent));
+        renamed.map(|()| keys).map_err(|error| {
+            Failure::cannot_create(format!("cannot create {}: {error}", state.display()))
+        })
+    });
+    if made.is_err() {
+        std::fs::remove_dir_all(&new).ok();
+    }
+    Ok(Initialised {
+        keys: made?,
+        state: state.to_owned(),
+        public_file: state.join(PUBLIC),
+        operator_token_file: state.join(OPERATOR_TOKEN),
+    })
+}
+
+async fn fill(folder: &Path) -> Result<PublicKeys, Failure> {
+    files::create_folder(folder)?;
+    files::create_folder(&folder.join(KEYS))?;
+    files::create_folder(&folder.join(BUNDLES))?;
+    let keys = Keys::create(&folder.join(KEYS))?;
+    let public = serde_json::to_vec_pretty(&keys.public())
+        .map_err(|error| Failure::internal(error.to_string()))?;
+    files::write_public(&folder.join(PUBLIC), &public)?;
+    let plane = open(folder, &keys, String::new(), true).await?;
+    let new = NewToken {
+        scope: Scope::Operator,
+        label: "first operator".into(),
+        expires: None,
+    };
+    let made = plane.make_token(&Actor::Program, new).await;
+    let made = made.map_err(|fault| Failure::io(fault.body.error.message.clone()))?;
+    files::write_private(&folder.join(OPERATOR_TOKEN), made.token.as_bytes())?;
+    Ok(keys.public())
+}
+
+async fn open(
+    state: &Path,
+    keys: &Keys,
+    quic_address: String,
+    is_new: bool,
+) -> Result<Plane, Failure> {
+    let path = state.join(STORE);
+    if !is_new && !path.exists() {
+        let message = format!(
+            "there is no store {}; restore it from a backup",
+            path.display()
+        );
+        return Err(Failure::io(message));
+    }
+    let store =
+        StoreId(keys::random().map_err(|_| Failure::internal("the kernel gave no random bytes"))?);
+    let store = tokio::task::spawn_blocking(move || Redb::open(&path, store)).await;
+    let store = store.map_err(|error| Failure::internal(error.to_string()))??;
+    let folder = state.join(BUNDLES);
+    let bundles = Bundles::open(&folder)
+        .map_err(|error| Failure::io(format!("cannot open {}: {error}", folder.display())))?;
+    Ok(Plane::open(store, bundles, keys.public(), quic_address).await?)
+}
+
+/// Where a running control plane listens, as `addresses.json` says it.
+#[derive(Serialize)]
+struct Addresses {
+    api: String,
+    quic: String,
+}
+
+/// Runs until `stop` ends.
+///
+/// # Errors
+/// It could not start.
+pub async fn serve(config: Config, stop: impl Future<Output = ()>) -> Result<(), Failure> {
+    let state = &config.state;
+    if !state.join(KEYS).is_dir() {
+        let message = format!(
+            "{} is no state folder; `casemate-control init --state {0}` makes one",
+            state.display()
+        );
+        return Err(Failure::config(message));
+    }
+    let keys = Arc::new(Keys::open(&state.join(KEYS))?);
+    let listener = TcpListener::bind(config.api)
+        .await
+        .map_err(|error| quic::cannot_listen(config.api, &error))?;
+    let endpoint = quic::bind(config.quic, &keys)?;
+    let unknown = |error: std::io::Error| Failure::internal(error.to_string());
+    let addresses = Addresses {
+        api: listener.local_addr().map_err(unknown)?.to_string(),
+        quic: endpoint.local_addr().map_err(unknown)?.to_string(),
+    };
+    let public = config
+        .public_quic
+        .clone()
+        .unwrap_or_else(|| addresses.quic.clone());
+    let plane = Arc::new(open(state, &keys, public, false).await?);
+    if !plane.audit_intact() {
+        tracing::error!(
+            "the audit log was tampered with; it goes on behind the break, and every answer says so"
+        );
+    }
+    let json =
+        serde_json::to_vec(&addresses).map_err(|error| Failure::internal(error.to_string()))?;
+    files::write_public(&state.join(ADDRESSES), &json)?;
+    let stopping = CancellationToken::new();
+    let router = https::router(&plane, &stopping);
+    let api = tokio::spawn(https::serve(
+        listener,
+        tls::api(&keys.api)?,
+        router,
+        stopping.clone(),
+    ));
+    let nodes = tokio::spawn(quic::serve(endpoint, plane, keys, stopping.clone()));
+    tracing::info!("ready api={} quic={}", addresses.api, addresses.quic);
+    stop.await;
+    tracing::info!("stopping");
+    stopping.cancel();
+    let drained = tokio::time::timeout(DRAIN, async { tokio::join!(api, nodes) }).await;
+    if drained.is_err() {
+        tracing::warn!("stopped with requests under way");
+    }
+    Ok(())
+}
