@@ -4,28 +4,30 @@ pub(crate) mod admin;
 mod bundles;
 mod children;
 mod effects;
+mod hear;
 mod push;
+mod report;
 mod tls;
 
 use std::collections::BTreeMap;
 use std::io;
 use std::os::unix::net::UnixListener;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
-use casemate_push::{Cursor, Has, Hello, LogEntry, LogLevel, NodeEvent, PROTOCOL, TenantHas};
+use casemate_push::{Cursor, Has, Hello, PROTOCOL, TenantHas};
 use casemate_sandbox::launch::{Client, End};
 use casemate_trust::id::{Digest, FleetId, TenantId};
 use casemate_trust::key::PublicKey;
-use casemate_wire::control::gateway::{Access, FromGateway, ToGateway};
-use casemate_wire::control::vault::{Event, FromVault, Have, Hello as VaultHello, ToVault};
+use casemate_wire::control::gateway::{FromGateway, ToGateway};
+use casemate_wire::control::vault::{FromVault, Have, Hello as VaultHello, ToVault};
 use casemate_wire::control::worker::FromWorker;
-use casemate_wire::control::{Failure, FunctionKey, LayerReport, WorkerId, worker};
+use casemate_wire::control::{Failure, FunctionKey, LayerReport};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::config::Config;
 use crate::state::carry::{Carried, Carrier};
-use crate::state::{Input, Single, Supervision};
+use crate::state::{Input, Supervision};
 use bundles::Bundles;
 use children::Children;
 use push::{Heard, Say};
@@ -262,194 +264,6 @@ impl Shell {
         }
     }
 
-    async fn from_vault(&mut self, message: FromVault) -> io::Result<Option<u8>> {
-        match message {
-            FromVault::Hello(hello) => {
-                if let Err(message) = self.config.must_be_in_force("the vault", &hello.layers) {
-                    tracing::error!(message);
-                    return Ok(Some(casemate_config::EXIT_UNAVAILABLE));
-                }
-                self.layers.insert("vault", hello.layers.clone());
-                self.bundles = Some(Bundles::open(&self.config.state, &hello.state_key)?);
-                self.identity = Some(hello);
-                self.input(Input::Up(Single::Vault)).await?;
-                self.connect()?;
-            }
-            FromVault::Failed { message } => {
-                tracing::error!(message, "the vault cannot start");
-                self.description = serde_json::json!({ "error": message });
-            }
-            FromVault::Verdict { id, verdict } => {
-                let carried = self.carrier.judged(id, verdict);
-                self.carry(carried);
-            }
-            FromVault::Plan(plan) => self.input(Input::Plan(*plan)).await?,
-            FromVault::LeaseWanted { nonce } => self.say(Say::Lease(nonce)),
-            FromVault::Have(have) => self.hello(&have),
-            FromVault::Joined => {
-                tracing::info!("this node is a member of its fleet");
-                if let Some(identity) = &mut self.identity {
-                    identity.join_request = None;
-                }
-            }
-            FromVault::Refill { set_aside } => {
-                tracing::error!(
-                    set_aside,
-                    "the vault's records could not be read; the control plane will send everything again"
-                );
-                self.cursor = None;
-            }
-            FromVault::Event(event) => self.log_event(event),
-            FromVault::Description { json } => {
-                self.description = serde_json::from_str(&json).unwrap_or_default()
-            }
-        }
-        Ok(None)
-    }
-
-    async fn from_gateway(&mut self, message: FromGateway) -> io::Result<Option<u8>> {
-        match message {
-            FromGateway::Ready { addresses, layers } => {
-                if let Err(message) = self.config.must_be_in_force("the gateway", &layers) {
-                    tracing::error!(message);
-                    return Ok(Some(casemate_config::EXIT_UNAVAILABLE));
-                }
-                tracing::info!(addresses = addresses.join(" "), "the gateway listens");
-                self.layers.insert("gateway", layers);
-                self.addresses = addresses;
-                self.input(Input::Up(Single::Gateway)).await?;
-            }
-            FromGateway::Failed { message } => tracing::error!(message, "the gateway cannot start"),
-            FromGateway::Need { key, waiting } => self.input(Input::Need { key, waiting }).await?,
-            FromGateway::Idle { worker, idle_ms } => {
-                self.input(Input::Idle { worker, idle_ms }).await?
-            }
-            FromGateway::Drained { worker } => self.input(Input::Drained { worker }).await?,
-            FromGateway::Access(access) => self.log_access(access),
-            FromGateway::Stopped => {}
-        }
-        Ok(None)
-    }
-
-    async fn from_worker(&mut self, id: u64, message: FromWorker) -> io::Result<()> {
-        let worker = WorkerId(id);
-        if !self.state.has(worker) {
-            return Ok(());
-        }
-        match message {
-            FromWorker::Ready { layers } => {
-                if let Err(message) = self.config.must_be_in_force_in_a_worker(&layers) {
-                    tracing::error!(message);
-                    return self.children.kill(id).await;
-                }
-                self.layers.insert("worker", layers);
-                self.input(Input::Ready { worker }).await?;
-            }
-            FromWorker::Loaded { load_us } => {
-                tracing::debug!(worker = id, load_us, "loaded");
-                self.input(Input::Loaded { worker }).await?;
-            }
-            FromWorker::LoadFailed { message } => {
-                self.log(
-                    id,
-                    None,
-                    LogLevel::Error,
-                    &message,
-                    Some(Failure::LoadFailed.code()),
-                );
-                self.input(Input::LoadFailed { worker, message }).await?;
-            }
-            FromWorker::Log(line) => {
-                let level = match line.level {
-                    worker::LogLevel::Debug => LogLevel::Debug,
-                    worker::LogLevel::Info => LogLevel::Info,
-                    worker::LogLevel::Warn => LogLevel::Warn,
-                    worker::LogLevel::Error => LogLevel::Error,
-                };
-                if line.dropped > 0 {
-                    self.log(
-                        id,
-                        None,
-                        LogLevel::Warn,
-                        &format!(
-                            "{} log lines were dropped: the function logs too fast",
-                            line.dropped
-                        ),
-                        None,
-                    );
-                }
-                self.log(id, line.request, level, &line.message, None);
-            }
-            FromWorker::Outcome(outcome) => {
-                if let Some(failure) = outcome.failure {
-                    self.log(
-                        id,
-                        Some(outcome.request),
-                        LogLevel::Error,
-                        &outcome.message,
-                        Some(failure.code()),
-                    );
-                }
-            }
-            FromWorker::Fatal { failure, message } => {
-                self.log(id, None, LogLevel::Error, &message, Some(failure.code()));
-                self.input(Input::Fatal { worker, failure }).await?;
-            }
-        }
-        Ok(())
-    }
-
-    async fn from_push(&mut self, heard: Heard) -> io::Result<()> {
-        match heard {
-            Heard::Connected => {
-                self.carrier = Carrier::starting_at(self.carrier.next());
-                self.children
-                    .vault(self.vault, ToVault::Connected, Vec::new());
-            }
-            Heard::Disconnected(why) => {
-                if self.connected || self.last_disconnect.as_ref() != Some(&why) {
-                    tracing::warn!(why, "not connected to the control plane; what runs goes on");
-                }
-                self.connected = false;
-                self.last_disconnect = Some(why);
-            }
-            Heard::Bundle { digest, bytes } => {
-                let Some(bundles) = &self.bundles else {
-                    return Ok(());
-                };
-                match bundles.write(&digest, &bytes) {
-                    Ok(()) => self.input(Input::BundleHere(digest.0)).await?,
-                    Err(error) => {
-                        tracing::error!(%digest, %error, "a bundle cannot be stored; it will be fetched again");
-                        self.say(Say::FetchBundle(digest));
-                    }
-                }
-            }
-            Heard::Event(NodeEvent::Welcome { .. }) => {
-                tracing::info!("connected to the control plane");
-                (self.connected, self.last_disconnect) = (true, None);
-                self.report();
-            }
-            Heard::Event(NodeEvent::Synced { now }) => self.cursor = Some(now),
-            Heard::Event(NodeEvent::JoinPending) => {
-                tracing::info!("waiting for the operator to admit this node: `casemate node admit`")
-            }
-            Heard::Event(NodeEvent::JoinRefused { code, message }) => tracing::error!(
-                code,
-                message,
-                "the control plane does not relay our join request"
-            ),
-            Heard::Event(NodeEvent::Refused { code, message }) => {
-                tracing::error!(code, message, "the control plane refuses this node")
-            }
-            Heard::Event(event) => {
-                let carried = self.carrier.pushed(event);
-                self.carry(carried);
-            }
-        }
-        Ok(())
-    }
-
     fn carry(&mut self, carried: Vec<Carried>) {
         for carried in carried {
             match carried {
@@ -550,112 +364,6 @@ impl Shell {
             has,
         };
         self.say(Say::Hello(Box::new(hello)));
-    }
-
-    fn log(
-        &mut self,
-        worker: u64,
-        request: Option<String>,
-        level: LogLevel,
-        message: &str,
-        failure: Option<&str>,
-    ) {
-        if let Some(key) = self.serving.get(&worker).cloned() {
-            self.log_function(&key, request, level, message, failure);
-        }
-    }
-
-    fn log_function(
-        &mut self,
-        key: &FunctionKey,
-        request: Option<String>,
-        level: LogLevel,
-        message: &str,
-        failure: Option<&str>,
-    ) {
-        let Ok(function) = key.function.parse() else {
-            return;
-        };
-        let time_ms = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .map_or(0, |since| {
-                u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
-            });
-        let (message, failure) = (message.to_owned(), failure.map(ToOwned::to_owned));
-        self.say(Say::Log(LogEntry {
-            tenant: TenantId(key.tenant),
-            function,
-            request,
-            level,
-            message,
-            time_ms,
-            failure,
-        }));
-    }
-
-    fn log_event(&mut self, event: Event) {
-        match event.key {
-            Some(key) => self.log_function(
-                &key,
-                event.request,
-                LogLevel::Warn,
-                &event.message,
-                Some(&event.code),
-            ),
-            None => tracing::warn!(
-                code = event.code,
-                message = event.message,
-                "the vault reports"
-            ),
-        }
-    }
-
-    fn log_access(&mut self, access: Access) {
-        let Some(key) = access.key else { return };
-        let message = format!(
-            "{} {} {} {} us",
-            access.method, access.path, access.status, access.head_us
-        );
-        let failure = access.failure.map(Failure::code);
-        self.log_function(
-            &key,
-            Some(access.request),
-            LogLevel::Info,
-            &message,
-            failure,
-        );
-    }
-
-    /// Tells the control plane how we are, and asks the vault how it is for the next time.
-    fn report(&mut self) {
-        self.children
-            .vault(self.vault, ToVault::Describe, Vec::new());
-        let status = self.status().to_string();
-        self.say(Say::Status(status));
-    }
-
-    fn status(&self) -> serde_json::Value {
-        let layers: BTreeMap<_, Vec<_>> = self
-            .layers
-            .iter()
-            .map(|(program, layers)| {
-                let layer = |layer: &LayerReport| serde_json::json!({ "layer": layer.layer, "in_force": layer.in_force, "detail": layer.detail });
-                (*program, layers.iter().map(layer).collect())
-            })
-            .collect();
-        let pid = |id: Option<u64>| id.and_then(|id| self.alive.get(&id)).map(|child| child.pid);
-        let workers: Vec<_> = self
-            .serving
-            .iter()
-            .map(|(id, key)| serde_json::json!({ "worker": id, "pid": pid(Some(*id)), "function": key.function }))
-            .collect();
-        serde_json::json!({
-            "software": env!("CARGO_PKG_VERSION"),
-            "node": self.identity.as_ref().map(|identity| identity.node.clone()),
-            "connected": self.connected, "disconnected_because": self.last_disconnect, "listening": self.addresses,
-            "state": self.state.describe(), "vault": self.description, "sandbox": layers,
-            "pids": { "vault": pid(self.vault), "gateway": pid(self.gateway) }, "workers": workers, "lost_logs": self.lost_logs,
-        })
     }
 
     fn tell_gateway(&self, message: ToGateway) {

@@ -1,0 +1,205 @@
+//! What children and the control plane say, and what it means.
+
+use std::io;
+
+use casemate_push::{LogLevel, NodeEvent};
+use casemate_wire::control::gateway::FromGateway;
+use casemate_wire::control::vault::{FromVault, ToVault};
+use casemate_wire::control::worker::{self, FromWorker};
+use casemate_wire::control::{Failure, WorkerId};
+
+use super::Shell;
+use super::bundles::Bundles;
+use super::push::{Heard, Say};
+use crate::state::carry::Carrier;
+use crate::state::{Input, Single};
+
+impl Shell {
+    pub(super) async fn from_vault(&mut self, message: FromVault) -> io::Result<Option<u8>> {
+        match message {
+            FromVault::Hello(hello) => {
+                if let Err(message) = self.config.must_be_in_force("the vault", &hello.layers) {
+                    tracing::error!(message);
+                    return Ok(Some(casemate_config::EXIT_UNAVAILABLE));
+                }
+                self.layers.insert("vault", hello.layers.clone());
+                self.bundles = Some(Bundles::open(&self.config.state, &hello.state_key)?);
+                self.identity = Some(hello);
+                self.input(Input::Up(Single::Vault)).await?;
+                self.connect()?;
+            }
+            FromVault::Failed { message } => {
+                tracing::error!(message, "the vault cannot start");
+                self.description = serde_json::json!({ "error": message });
+            }
+            FromVault::Verdict { id, verdict } => {
+                let carried = self.carrier.judged(id, verdict);
+                self.carry(carried);
+            }
+            FromVault::Plan(plan) => self.input(Input::Plan(*plan)).await?,
+            FromVault::LeaseWanted { nonce } => self.say(Say::Lease(nonce)),
+            FromVault::Have(have) => self.hello(&have),
+            FromVault::Joined => {
+                tracing::info!("this node is a member of its fleet");
+                if let Some(identity) = &mut self.identity {
+                    identity.join_request = None;
+                }
+            }
+            FromVault::Refill { set_aside } => {
+                tracing::error!(
+                    set_aside,
+                    "the vault's records could not be read; the control plane will send everything again"
+                );
+                self.cursor = None;
+            }
+            FromVault::Event(event) => self.log_event(event),
+            FromVault::Description { json } => {
+                self.description = serde_json::from_str(&json).unwrap_or_default()
+            }
+        }
+        Ok(None)
+    }
+
+    pub(super) async fn from_gateway(&mut self, message: FromGateway) -> io::Result<Option<u8>> {
+        match message {
+            FromGateway::Ready { addresses, layers } => {
+                if let Err(message) = self.config.must_be_in_force("the gateway", &layers) {
+                    tracing::error!(message);
+                    return Ok(Some(casemate_config::EXIT_UNAVAILABLE));
+                }
+                tracing::info!(addresses = addresses.join(" "), "the gateway listens");
+                self.layers.insert("gateway", layers);
+                self.addresses = addresses;
+                self.input(Input::Up(Single::Gateway)).await?;
+            }
+            FromGateway::Failed { message } => tracing::error!(message, "the gateway cannot start"),
+            FromGateway::Need { key, waiting } => self.input(Input::Need { key, waiting }).await?,
+            FromGateway::Idle { worker, idle_ms } => {
+                self.input(Input::Idle { worker, idle_ms }).await?
+            }
+            FromGateway::Drained { worker } => self.input(Input::Drained { worker }).await?,
+            FromGateway::Access(access) => self.log_access(access),
+            FromGateway::Stopped => {}
+        }
+        Ok(None)
+    }
+
+    pub(super) async fn from_worker(&mut self, id: u64, message: FromWorker) -> io::Result<()> {
+        let worker = WorkerId(id);
+        if !self.state.has(worker) {
+            return Ok(());
+        }
+        match message {
+            FromWorker::Ready { layers } => {
+                if let Err(message) = self.config.must_be_in_force_in_a_worker(&layers) {
+                    tracing::error!(message);
+                    return self.children.kill(id).await;
+                }
+                self.layers.insert("worker", layers);
+                self.input(Input::Ready { worker }).await?;
+            }
+            FromWorker::Loaded { load_us } => {
+                tracing::debug!(worker = id, load_us, "loaded");
+                self.input(Input::Loaded { worker }).await?;
+            }
+            FromWorker::LoadFailed { message } => {
+                self.log(
+                    id,
+                    None,
+                    LogLevel::Error,
+                    &message,
+                    Some(Failure::LoadFailed.code()),
+                );
+                self.input(Input::LoadFailed { worker, message }).await?;
+            }
+            FromWorker::Log(line) => {
+                let level = match line.level {
+                    worker::LogLevel::Debug => LogLevel::Debug,
+                    worker::LogLevel::Info => LogLevel::Info,
+                    worker::LogLevel::Warn => LogLevel::Warn,
+                    worker::LogLevel::Error => LogLevel::Error,
+                };
+                if line.dropped > 0 {
+                    self.log(
+                        id,
+                        None,
+                        LogLevel::Warn,
+                        &format!(
+                            "{} log lines were dropped: the function logs too fast",
+                            line.dropped
+                        ),
+                        None,
+                    );
+                }
+                self.log(id, line.request, level, &line.message, None);
+            }
+            FromWorker::Outcome(outcome) => {
+                if let Some(failure) = outcome.failure {
+                    self.log(
+                        id,
+                        Some(outcome.request),
+                        LogLevel::Error,
+                        &outcome.message,
+                        Some(failure.code()),
+                    );
+                }
+            }
+            FromWorker::Fatal { failure, message } => {
+                self.log(id, None, LogLevel::Error, &message, Some(failure.code()));
+                self.input(Input::Fatal { worker, failure }).await?;
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) async fn from_push(&mut self, heard: Heard) -> io::Result<()> {
+        match heard {
+            Heard::Connected => {
+                self.carrier = Carrier::starting_at(self.carrier.next());
+                self.children
+                    .vault(self.vault, ToVault::Connected, Vec::new());
+            }
+            Heard::Disconnected(why) => {
+                if self.connected || self.last_disconnect.as_ref() != Some(&why) {
+                    tracing::warn!(why, "not connected to the control plane; what runs goes on");
+                }
+                self.connected = false;
+                self.last_disconnect = Some(why);
+            }
+            Heard::Bundle { digest, bytes } => {
+                let Some(bundles) = &self.bundles else {
+                    return Ok(());
+                };
+                match bundles.write(&digest, &bytes) {
+                    Ok(()) => self.input(Input::BundleHere(digest.0)).await?,
+                    Err(error) => {
+                        tracing::error!(%digest, %error, "a bundle cannot be stored; it will be fetched again");
+                        self.say(Say::FetchBundle(digest));
+                    }
+                }
+            }
+            Heard::Event(NodeEvent::Welcome { .. }) => {
+                tracing::info!("connected to the control plane");
+                (self.connected, self.last_disconnect) = (true, None);
+                self.report();
+            }
+            Heard::Event(NodeEvent::Synced { now }) => self.cursor = Some(now),
+            Heard::Event(NodeEvent::JoinPending) => {
+                tracing::info!("waiting for the operator to admit this node: `casemate node admit`")
+            }
+            Heard::Event(NodeEvent::JoinRefused { code, message }) => tracing::error!(
+                code,
+                message,
+                "the control plane does not relay our join request"
+            ),
+            Heard::Event(NodeEvent::Refused { code, message }) => {
+                tracing::error!(code, message, "the control plane refuses this node")
+            }
+            Heard::Event(event) => {
+                let carried = self.carrier.pushed(event);
+                self.carry(carried);
+            }
+        }
+        Ok(())
+    }
+}
