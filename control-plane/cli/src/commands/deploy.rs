@@ -27,8 +27,9 @@ pub(super) async fn deploy(cx: &Context, args: &Deploy) -> Result<(), Error> {
     let kib = bundle.bytes.len().div_ceil(1024);
     let digest = Digest(bundle.digest);
     cx.output.done(&format!(
-        "bundled {} modules, {kib} KiB, digest {}",
+        "bundled {} module{}, {kib} KiB, digest {}",
         bundle.modules,
+        if bundle.modules == 1 { "" } else { "s" },
         short(&digest)
     ));
     // A dry run works before the first login, with less to check.

@@ -47,9 +47,11 @@ impl Tenancy<'_> {
                 status.nodes.iter().filter(current).count(),
                 status.nodes.len(),
             );
-            progress.say(format!(
-                "manifest {version}: {done} of {total} nodes run it"
-            ));
+            if total > 0 {
+                progress.say(format!(
+                    "manifest {version}: {done} of {total} nodes run it"
+                ));
+            }
             for node in status.nodes.iter().filter(|node| !current(node)) {
                 if let Some(refused) = node.refused.as_ref().filter(|refused| refused.what == this)
                 {
