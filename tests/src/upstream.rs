@@ -187,7 +187,7 @@ async fn answer(
             }
             response
         }
-        "/leak" => {
+        "/leak" | "/v1/leak" => {
             let mut response = respond(StatusCode::FOUND, "text/plain", Bytes::new());
             if let (Ok(key_header), Ok(location)) = (
                 key.parse(),
