@@ -6,7 +6,7 @@ use bytes::Bytes;
 use casemate_channel::{Incoming, StreamError};
 use casemate_wire::control::Failure;
 use casemate_wire::{Fields, ResponseHead};
-use harness::{Function, function, function_with, head, load, whole};
+use harness::{Function, PATIENCE, function, function_with, head, load, whole};
 
 /// Calls what the path says and shows what came of it.
 const CALLER: &str = r#"export default {
@@ -58,7 +58,8 @@ async fn call(
         .await
         .expect("a worker that goes on");
     exchange.body.finish();
-    vault(&mut worker.vault).await;
+    let played = tokio::time::timeout(PATIENCE, vault(&mut worker.vault)).await;
+    played.expect("the calls that were expected, in time");
     let (_, mut body) = exchange
         .response
         .head()

@@ -14,7 +14,7 @@ use std::os::fd::AsFd;
 use tokio::process::{Child, Command};
 
 /// No answer of a worker takes longer, in a debug build on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A worker that has its function.
 pub(crate) struct Function {
