@@ -8,7 +8,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use bytes::Bytes;
-use casemate_channel::{RecvBody, SendBody};
+use casemate_channel::{RecvBody, SendBody, StreamError};
 use futures_util::FutureExt as _;
 use http_body::{Body as _, Frame, SizeHint};
 use hyper::body::Incoming;
@@ -152,7 +152,7 @@ pub enum Known {
     /// The beginning, and where the rest comes from.
     Begun(Option<Bytes>, RecvBody),
     /// It broke off already.
-    Broken,
+    Broken(StreamError),
 }
 
 /// Takes what has arrived with the head: small responses are then whole, and go out in one piece with their length.
@@ -161,7 +161,7 @@ pub fn known(mut body: RecvBody) -> Known {
         None => Known::Begun(None, body),
         Some(None) if body.trailers().is_none() => Known::Whole(Bytes::new()),
         Some(None) => Known::Begun(None, body),
-        Some(Some(Err(_))) => Known::Broken,
+        Some(Some(Err(error))) => Known::Broken(error),
         Some(Some(Ok(first))) => {
             if !body.is_end() {
                 return Known::Begun(Some(first), body);

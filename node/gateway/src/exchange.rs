@@ -186,7 +186,7 @@ async fn forward(
     let limits = (route.gate.max_body_bytes, gateway.patience.idle);
     let wait = tokio::time::timeout(HEAD_WAIT, converse(exchange, body, limits, &lease));
     let (response, rest, pump) = wait.await.map_err(|_| Failure::ExceededWall)??;
-    to_caller(&head.method, response, rest, pump, lease)
+    to_caller(&head.method, response, rest, pump, lease).await
 }
 
 fn read_host(head: &Parts) -> Result<Host<'_>, Code> {
@@ -309,7 +309,7 @@ async fn explain(error: StreamError, lease: &Lease) -> Refusal {
 }
 
 /// A worker's answer as HTTP, or 500 `exception` where it is none.
-fn to_caller(
+async fn to_caller(
     method: &Method,
     head: ResponseHead,
     rest: RecvBody,
@@ -348,7 +348,7 @@ fn to_caller(
             length,
             pump,
         },
-        Known::Broken => return Err(Failure::WorkerLost.into()),
+        Known::Broken(error) => return Err(explain(error, &lease).await),
     };
     Ok(Answer {
         status,

@@ -419,5 +419,6 @@ async fn the_queue_for_a_function_is_bounded() {
     // And nobody is forgotten.
     drop(streams);
     tokio::spawn(work(node.worker("f", 1, 64).await, describe));
+    node.settle().await;
     assert!(node.get("a.test", "/next").await.contains("/next"));
 }
