@@ -275,7 +275,7 @@ async fn heads_beyond_their_limits_are_refused() {
     let large = "a".repeat(60 * 1024);
     let answer = node
         .raw(format!(
-            "GET / HTTP/1.1\r\nHost: a.test\r\nX: {large}\r\n\r\n"
+            "GET / HTTP/1.1\r\nHost: a.test\r\nX: {large}\r\nConnection: close\r\n\r\n"
         ))
         .await;
     assert!(

@@ -22,7 +22,8 @@ async fn a_request_reaches_the_worker_and_its_answer_the_caller() {
     let mut node = Node::with_worker(describe).await;
     let port = node.addresses[0].rsplit(':').next().unwrap().to_owned();
     let request = format!(
-        "POST /x/y%20z?q=1 HTTP/1.1\r\nHost: A.test:{port}\r\nX-One: 1\r\nx-one: 2\r\nConnection: close, X-Hop\r\nX-Hop: 1\r\nContent-Length: 2\r\n\r\nhi"
+        "POST /x/y%20z?q=1 HTTP/1.1\r\nHost: A.test:{port}\r\nX-One: 1\r\nx-one: 2\r\n\
+         Connection: close, X-Hop\r\nX-Hop: 1\r\nContent-Length: 2\r\n\r\nhi"
     );
     let answer = node.raw(request).await;
     assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
