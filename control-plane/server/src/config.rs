@@ -101,7 +101,7 @@ impl Config {
                 mistakes.push((
                     *number,
                     format!("`{name}`: expected an address such as 127.0.0.1:8443, got {text:?}"),
-                ))
+                ));
             };
             parsed.map_err(wrong).ok()
         };

@@ -1,7 +1,7 @@
 //! casemate-control: the control plane.
 #![forbid(unsafe_code)]
 
-use std::io::Write as _;
+use std::io::{IsTerminal as _, Write as _};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -117,7 +117,10 @@ fn log(filter: Option<&str>) -> Result<(), Failure> {
         code: USAGE,
         message: format!("the log filter {text:?}: {error}"),
     })?;
+    // A reader that has gone takes the log with it, not the program.
     let subscriber = tracing_subscriber::fmt()
+        .log_internal_errors(false)
+        .with_ansi(std::io::stderr().is_terminal())
         .with_env_filter(filter)
         .with_writer(std::io::stderr);
     if std::env::var("CASEMATE_LOG_FORMAT").is_ok_and(|format| format == "json") {

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, HashMap};
 use casemate_api::audit::AuditRecord;
 use casemate_api::token::TokenView;
 use casemate_control_store::{Entry, MAX_RANGE, Redb, Store as _, StoreError};
-use casemate_push::{Cursor, ObjectKind, StatementId, StoreId, StoredObject};
+use casemate_push::{ObjectKind, StatementId, StoreId, StoredObject};
 use casemate_trust::Seconds;
 use casemate_trust::dsse::Envelope;
 use casemate_trust::id::{Digest, FleetId, TenantId};
@@ -18,66 +18,7 @@ use casemate_trust::statement::{Manifest, OnlineKey, Pool, Root, Statement, Tena
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-/// Keys of the store. Numbers have twenty digits, so that they sort.
-pub(crate) mod key {
-    use super::{Digest, Name, PublicKey, StatementId, TenantId};
-
-    pub(crate) const ROOT: &str = "root/";
-    pub(crate) const ONLINE: &str = "online";
-    pub(crate) const POOL: &str = "pool/";
-    pub(crate) const TENANT: &str = "tenant/";
-    pub(crate) const MANIFEST: &str = "manifest/";
-    pub(crate) const TOKEN: &str = "token/";
-    pub(crate) const JOIN_TOKEN: &str = "join-token/";
-    pub(crate) const JOIN: &str = "join/";
-    pub(crate) const NODE: &str = "node/";
-    pub(crate) const GRANT: &str = "grant/";
-    pub(crate) const SEEN: &str = "seen/";
-    pub(crate) const AUDIT: &str = "audit/";
-
-    pub(crate) fn statement(id: &StatementId) -> String {
-        match id {
-            StatementId::Root { version } => format!("{ROOT}{version:020}"),
-            StatementId::OnlineKey { .. } => ONLINE.to_owned(),
-            StatementId::Pool { name, epoch } => format!("{POOL}{name}/{epoch:020}"),
-            StatementId::Tenant { tenant, version } => format!("{TENANT}{tenant}/{version:020}"),
-            StatementId::Manifest { tenant, .. } => format!("{MANIFEST}{tenant}"),
-            StatementId::Grant { pool, epoch } => format!("{GRANT}{pool}/{epoch:020}"),
-        }
-    }
-
-    pub(crate) fn object(tenant: &TenantId, digest: &Digest) -> String {
-        format!("object/{tenant}/{digest}")
-    }
-
-    pub(crate) fn token(id: &str) -> String {
-        format!("{TOKEN}{id}")
-    }
-
-    pub(crate) fn join_token(key: &PublicKey) -> String {
-        format!("{JOIN_TOKEN}{}", key.fingerprint())
-    }
-
-    pub(crate) fn join(request: &Digest) -> String {
-        format!("{JOIN}{request}")
-    }
-
-    pub(crate) fn node(name: &Name) -> String {
-        format!("{NODE}{name}")
-    }
-
-    pub(crate) fn grant(node: &Name, epoch: u64) -> String {
-        format!("{GRANT}{node}/{epoch:020}")
-    }
-
-    pub(crate) fn seen(node: &Name) -> String {
-        format!("{SEEN}{node}")
-    }
-
-    pub(crate) fn audit(seq: u64) -> String {
-        format!("{AUDIT}{seq:020}")
-    }
-}
+use super::key;
 
 /// A token of the API as it is stored.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -550,74 +491,4 @@ async fn statements<T: Statement>(
     Ok(envelopes
         .filter_map(|(entry, envelope)| T::read(&envelope).ok().map(|read| (entry, envelope, read)))
         .collect())
-}
-
-/// What one node may see.
-pub(crate) struct NodeCatalog<'a> {
-    pub(crate) held: &'a Held,
-    pub(crate) node: &'a Name,
-    pub(crate) pool: &'a Name,
-}
-
-impl casemate_push::Catalog for NodeCatalog<'_> {
-    fn now(&self) -> Cursor {
-        Cursor {
-            store: self.held.store,
-            revision: self.held.index.newest(self.node),
-        }
-    }
-
-    fn next_after(&self, revision: u64) -> Option<(u64, Vec<StatementId>)> {
-        let statement = self.held.index.after(revision);
-        let grants = || {
-            self.held
-                .index
-                .grants(self.node)
-                .filter(|(_, at, _)| *at > revision)
-        };
-        let first = grants().map(|(_, at, _)| at).min();
-        match (first, statement) {
-            (Some(at), statement) if statement.as_ref().is_none_or(|(other, _)| at < *other) => {
-                let grant = |epoch| StatementId::Grant {
-                    pool: self.pool.clone(),
-                    epoch,
-                };
-                let together = grants().filter(|(_, other, _)| *other == at);
-                Some((at, together.map(|(epoch, _, _)| grant(epoch)).collect()))
-            }
-            (_, statement) => statement.map(|(at, id)| (at, vec![id])),
-        }
-    }
-
-    fn tenant_versions(&self, tenant: &TenantId) -> Vec<(u64, u64)> {
-        let of = |version| StatementId::Tenant {
-            tenant: *tenant,
-            version,
-        };
-        let versions = self.held.index.range(of(0), of(u64::MAX));
-        versions
-            .map(|(id, revision, _)| (id.version(), revision))
-            .collect()
-    }
-
-    fn statement(&self, id: &StatementId) -> Option<Vec<u8>> {
-        match id {
-            StatementId::Grant { epoch, .. } => {
-                let mut grants = self.held.index.grants(self.node);
-                grants
-                    .find(|(of, _, _)| of == epoch)
-                    .map(|(_, _, bytes)| bytes.to_vec())
-            }
-            id => self.held.index.get(id).map(|(_, bytes)| bytes.to_vec()),
-        }
-    }
-
-    fn manifest(&self, tenant: &TenantId) -> Option<(u64, Vec<u8>)> {
-        let of = |version| StatementId::Manifest {
-            tenant: *tenant,
-            version,
-        };
-        let newest = self.held.index.range(of(0), of(u64::MAX)).next_back();
-        newest.map(|(_, revision, bytes)| (revision, bytes.to_vec()))
-    }
 }

@@ -1,7 +1,9 @@
 //! The control plane's state and every change to it. One change at a time: it is judged, written together with its audit
 //! record, and only then shown to anybody.
 
+mod catalog;
 mod held;
+mod key;
 mod logs;
 mod nodes;
 mod presence;
@@ -26,7 +28,8 @@ use tokio::sync::{Mutex, MutexGuard, watch};
 use crate::bundles::Bundles;
 use crate::fault::Fault;
 
-use held::{Held, NodeCatalog, key};
+use catalog::NodeCatalog;
+use held::Held;
 use logs::Logs;
 pub(crate) use nodes::Joining;
 use presence::Presence;
@@ -185,15 +188,21 @@ impl Plane {
     /// Begins a change: there is one at a time.
     async fn begin(&self) -> Result<Writing<'_>, Fault> {
         let guard = self.writing.lock().await;
+        self.refresh().await?;
+        Ok(Writing {
+            plane: self,
+            _guard: guard,
+        })
+    }
+
+    /// Reads the state anew after a write that failed.
+    async fn refresh(&self) -> Result<(), StoreError> {
         if self.held().is_stale {
             let held = Held::load(&self.store).await?;
             self.change(|stale| *stale = held);
             tracing::info!("the state was read anew after a write that failed");
         }
-        Ok(Writing {
-            plane: self,
-            _guard: guard,
-        })
+        Ok(())
     }
 
     /// Whether the audit chain was unbroken when it was read.
@@ -258,6 +267,8 @@ impl Writing<'_> {
             }
             Err(error) => {
                 self.plane.change(|held| held.is_stale = true);
+                // What cannot be read now either is read when the next change begins.
+                self.plane.refresh().await.ok();
                 Err(error.into())
             }
         }

@@ -13,8 +13,8 @@ use casemate_trust::key::PublicKey;
 use casemate_trust::name::Name;
 use casemate_trust::statement::Statement as _;
 
-use super::held::{Held, JoinRow, NodeRow, key};
-use super::{Actor, Plane, Visit, json, now};
+use super::held::{Held, JoinRow, NodeRow};
+use super::{Actor, Plane, Visit, json, key, now};
 use crate::fault::Fault;
 
 /// What becomes of a join request.
@@ -162,7 +162,7 @@ impl Plane {
                 }
                 Ok(_) => return Ok(record.clone()),
                 Err(error @ JoinError::Expired) => {
-                    refused = Fault::new(422, code::TOKEN_EXPIRED, error.to_string())
+                    refused = Fault::new(422, code::TOKEN_EXPIRED, error.to_string());
                 }
                 Err(_) => {}
             }

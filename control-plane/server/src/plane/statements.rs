@@ -17,8 +17,7 @@ use casemate_trust::secret::Secret;
 use casemate_trust::statement::{Manifest, OnlineKey, Pool, Root, Statement, Tenant};
 use serde_json::json;
 
-use super::held::{self, key};
-use super::{Actor, Plane, Writing, now};
+use super::{Actor, Plane, Writing, held, key, now};
 use crate::fault::Fault;
 
 impl Plane {

@@ -9,8 +9,8 @@ use casemate_api::token::{
 use casemate_control_store::Change;
 use casemate_trust::id::Digest;
 
-use super::held::{TokenRow, key};
-use super::{Actor, Plane, json, now};
+use super::held::TokenRow;
+use super::{Actor, Plane, json, key, now};
 use crate::fault::Fault;
 use crate::keys::random;
 
@@ -49,11 +49,11 @@ impl Plane {
             return Err(Fault::too_many("tokens", MAX_TOKENS));
         }
         if let Scope::Tenant(id) = new.scope
-            && !self
+            && self
                 .held()
                 .judge
                 .as_ref()
-                .is_some_and(|judge| judge.tenant(&id).is_some())
+                .is_none_or(|judge| judge.tenant(&id).is_none())
         {
             return Err(Fault::not_found("tenant"));
         }

@@ -355,7 +355,7 @@ impl Talk {
                 plane.nacked(&member.name, id, code, message);
             }
             ControlEvent::FetchBundle { digest, offset } => {
-                self.send_bundle(&member, digest, offset).await?
+                self.send_bundle(&member, digest, offset).await?;
             }
             ControlEvent::Lease { nonce } => {
                 let lease = Lease {

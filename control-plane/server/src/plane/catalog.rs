@@ -1,0 +1,77 @@
+//! What one node may see.
+
+use casemate_push::{Cursor, StatementId};
+use casemate_trust::id::TenantId;
+use casemate_trust::name::Name;
+
+use super::held::Held;
+
+/// See the module.
+pub(crate) struct NodeCatalog<'a> {
+    pub(crate) held: &'a Held,
+    pub(crate) node: &'a Name,
+    pub(crate) pool: &'a Name,
+}
+
+impl casemate_push::Catalog for NodeCatalog<'_> {
+    fn now(&self) -> Cursor {
+        Cursor {
+            store: self.held.store,
+            revision: self.held.index.newest(self.node),
+        }
+    }
+
+    fn next_after(&self, revision: u64) -> Option<(u64, Vec<StatementId>)> {
+        let statement = self.held.index.after(revision);
+        let grants = || {
+            self.held
+                .index
+                .grants(self.node)
+                .filter(|(_, at, _)| *at > revision)
+        };
+        let first = grants().map(|(_, at, _)| at).min();
+        match (first, statement) {
+            (Some(at), statement) if statement.as_ref().is_none_or(|(other, _)| at < *other) => {
+                let grant = |epoch| StatementId::Grant {
+                    pool: self.pool.clone(),
+                    epoch,
+                };
+                let together = grants().filter(|(_, other, _)| *other == at);
+                Some((at, together.map(|(epoch, _, _)| grant(epoch)).collect()))
+            }
+            (_, statement) => statement.map(|(at, id)| (at, vec![id])),
+        }
+    }
+
+    fn tenant_versions(&self, tenant: &TenantId) -> Vec<(u64, u64)> {
+        let of = |version| StatementId::Tenant {
+            tenant: *tenant,
+            version,
+        };
+        let versions = self.held.index.range(of(0), of(u64::MAX));
+        versions
+            .map(|(id, revision, _)| (id.version(), revision))
+            .collect()
+    }
+
+    fn statement(&self, id: &StatementId) -> Option<Vec<u8>> {
+        match id {
+            StatementId::Grant { epoch, .. } => {
+                let mut grants = self.held.index.grants(self.node);
+                grants
+                    .find(|(of, _, _)| of == epoch)
+                    .map(|(_, _, bytes)| bytes.to_vec())
+            }
+            id => self.held.index.get(id).map(|(_, bytes)| bytes.to_vec()),
+        }
+    }
+
+    fn manifest(&self, tenant: &TenantId) -> Option<(u64, Vec<u8>)> {
+        let of = |version| StatementId::Manifest {
+            tenant: *tenant,
+            version,
+        };
+        let newest = self.held.index.range(of(0), of(u64::MAX)).next_back();
+        newest.map(|(_, revision, bytes)| (revision, bytes.to_vec()))
+    }
+}

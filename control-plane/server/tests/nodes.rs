@@ -1,0 +1,510 @@
+//! Nodes over real QUIC: joining, being served, coming again, being thrown out.
+// A test that cannot go on fails.
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use casemate_api::node::{Admission, JoinList, NewGrants, NodeView};
+use casemate_api::tenant::TenantStatus;
+use casemate_push::{LogEntry, LogLevel, NodeEnd, NodeEvent, StatementId, close};
+use casemate_trust::id::Digest;
+use casemate_trust::join::JoinToken;
+use casemate_trust::key::SigningKey;
+use casemate_trust::lease::{self, Lease};
+use casemate_trust::statement::{OnlineKey, Statement as _};
+use http_body_util::BodyExt as _;
+use support::fleet::{LATER, key, name, tenant_path};
+use support::node::{connect, hello, quic_config};
+use support::{Control, Fleet, Node, eventually};
+
+async fn joining(control: &Control, fleet: &Fleet, token: &JoinToken, key: &SigningKey) -> Node {
+    let request = fleet.join_request(token, key).to_bytes();
+    Node::connect(control, key, NodeEnd::joining(request)).await
+}
+
+async fn admission(control: &Control, fleet: &Fleet, key: &SigningKey) -> Admission {
+    let joins: JoinList = control.operator().get("/v1/nodes/joins").await.ok().json();
+    let join = joins
+        .joins
+        .into_iter()
+        .find(|join| join.node_key == key.public())
+        .unwrap();
+    Admission {
+        request: join.request,
+        node_key: join.node_key,
+        name: join.node,
+        pool: join.pool,
+        grants: vec![fleet.grant(key)],
+    }
+}
+
+/// A node that has joined and was served everything.
+async fn member(control: &Control, fleet: &Fleet, node: &str, key: &SigningKey) -> Node {
+    let token = fleet.join_token(control, node, LATER).await;
+    let mut joined = joining(control, fleet, &token, key).await;
+    assert_eq!(joined.next().await.unwrap(), NodeEvent::JoinPending);
+    let admission = admission(control, fleet, key).await;
+    control
+        .operator()
+        .post("/v1/nodes/admit", &admission)
+        .await
+        .ok();
+    assert_eq!(joined.next().await.unwrap(), NodeEvent::Admitted);
+    joined.end.hello(hello(node, key, fleet.id)).unwrap();
+    joined
+}
+
+#[tokio::test]
+async fn a_node_joins_and_is_served_on_the_same_connection() {
+    let control = Control::new().await;
+    let fleet = Fleet::new(&control).await;
+    let tenant = control.client(&fleet.tenant_token);
+    fleet.deploy(&tenant, 1, b"bundle one").await;
+    let mut node = member(&control, &fleet, "edge-1", &key(20)).await;
+    let came = node.sync().await;
+    let id = fleet.tenant.id;
+    let wanted = [
+        StatementId::Root { version: 1 },
+        StatementId::OnlineKey { version: 1 },
+        StatementId::Pool {
+            name: name("main"),
+            epoch: 1,
+        },
+        StatementId::Tenant {
+            tenant: id,
+            version: 1,
+        },
+        StatementId::Manifest {
+            tenant: id,
+            version: 1,
+        },
+        StatementId::Grant {
+            pool: name("main"),
+            epoch: 1,
+        },
+    ];
+    assert_eq!(came.ids(), wanted);
+    assert_eq!(
+        came.objects.len(),
+        2,
+        "the release and the secret came with the manifest"
+    );
+    // A deploy is pushed at once, with only the objects that are new.
+    fleet.deploy(&tenant, 2, b"bundle two").await;
+    let pushed = node.sync().await;
+    assert_eq!(
+        pushed.ids(),
+        [StatementId::Manifest {
+            tenant: id,
+            version: 2
+        }]
+    );
+    assert_eq!(
+        node.fetch(Digest::of(b"bundle two"), 0).await,
+        b"bundle two"
+    );
+    assert_eq!(
+        node.fetch(Digest::of(b"bundle two"), 7).await,
+        b"two",
+        "a cut bundle goes on"
+    );
+    let status: TenantStatus = tenant.get(&tenant_path(&id, "status")).await.ok().json();
+    assert_eq!(status.functions[&name("web")].nodes_total, 1);
+    eventually("the acknowledgement", async || {
+        let status: TenantStatus = tenant.get(&tenant_path(&id, "status")).await.ok().json();
+        status.functions[&name("web")].nodes_current == 1 && status.nodes[0].connected
+    })
+    .await;
+    // Coming again with what it has, it is sent nothing.
+    let mut has = came.has();
+    has.tenants
+        .extend(pushed.has().tenants.into_iter().map(|(id, mut new)| {
+            new.version = 1;
+            (id, new)
+        }));
+    let mut again = hello("edge-1", &key(20), fleet.id);
+    again.has = has;
+    let mut node = Node::connect(&control, &key(20), NodeEnd::member(again)).await;
+    assert_eq!(node.sync().await.ids(), []);
+}
+
+#[tokio::test]
+async fn refusals_of_a_node_are_visible_and_end_with_the_next_version() {
+    let control = Control::new().await;
+    let fleet = Fleet::new(&control).await;
+    let tenant = control.client(&fleet.tenant_token);
+    let mut node = member(&control, &fleet, "edge-1", &key(20)).await;
+    node.sync().await;
+    fleet.deploy(&tenant, 1, b"bundle one").await;
+    loop {
+        if let NodeEvent::Statement { id, .. } = node.next().await.unwrap() {
+            match id {
+                StatementId::Manifest { .. } => {
+                    node.end
+                        .nack(&id, "manifest_expired", "the manifest has expired")
+                        .unwrap();
+                    break;
+                }
+                id => node.end.ack(&id).unwrap(),
+            }
+        }
+    }
+    node.end.status(r#"{"layers":["seccomp"]}"#.into());
+    node.write().await;
+    eventually("the refusal", async || {
+        let view: NodeView = control.operator().get("/v1/nodes/edge-1").await.ok().json();
+        view.refused
+            .iter()
+            .any(|refused| refused.code == "manifest_expired")
+            && view.status["layers"][0] == "seccomp"
+    })
+    .await;
+    // The end of the first push, then the second.
+    node.sync().await;
+    fleet.deploy(&tenant, 2, b"bundle two").await;
+    node.sync().await;
+    eventually("the refusal has gone", async || {
+        let view: NodeView = control.operator().get("/v1/nodes/edge-1").await.ok().json();
+        view.refused.is_empty() && view.manifests[&fleet.tenant.id] == 2
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_unknown_key_may_only_join() {
+    let control = Control::new().await;
+    let fleet = Fleet::new(&control).await;
+    let said_hello = Node::connect(
+        &control,
+        &key(66),
+        NodeEnd::member(hello("edge-1", &key(66), fleet.id)),
+    )
+    .await;
+    assert!(said_hello.close_code().await >= 16, "a violation");
+    // Without a registered token, with an expired one, with a request that another key signed.
+    let address = (control.quic.clone(), control.keys.quic);
+    let unknown = JoinToken::new(
+        fleet.id,
+        address,
+        name("edge-9"),
+        name("main"),
+        LATER,
+        &mut support::fleet::random,
+    );
+    let mut node = joining(&control, &fleet, &unknown, &key(66)).await;
+    assert!(
+        matches!(node.next().await.unwrap(), NodeEvent::JoinRefused { code, .. } if code == "token_unknown")
+    );
+    assert_eq!(node.close_code().await, u64::from(close::JOIN_REFUSED));
+    let token = fleet.join_token(&control, "edge-1", LATER).await;
+    let stolen = fleet.join_request(&token, &key(20)).to_bytes();
+    let mut node = Node::connect(&control, &key(66), NodeEnd::joining(stolen)).await;
+    assert!(
+        matches!(node.next().await.unwrap(), NodeEvent::JoinRefused { code, .. } if code == "join_identity")
+    );
+    let joins: JoinList = control.operator().get("/v1/nodes/joins").await.ok().json();
+    assert!(joins.joins.is_empty());
+}
+
+#[tokio::test]
+async fn expired_and_twice_used_tokens_and_second_nodes_are_refused() {
+    let control = Control::new().await;
+    let fleet = Fleet::new(&control).await;
+    let operator = control.operator();
+    let soon = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .unwrap()
+        .as_secs()
+        + 2;
+    let expiring = fleet.join_token(&control, "edge-2", soon).await;
+    let mut late = joining(&control, &fleet, &expiring, &key(22)).await;
+    assert_eq!(late.next().await.unwrap(), NodeEvent::JoinPending);
+    let late = admission(&control, &fleet, &key(22)).await;
+
+    let token = fleet.join_token(&control, "edge-1", LATER).await;
+    let mut first = joining(&control, &fleet, &token, &key(20)).await;
+    assert_eq!(first.next().await.unwrap(), NodeEvent::JoinPending);
+    let admission = admission(&control, &fleet, &key(20)).await;
+    let mut other_grant = admission.clone();
+    other_grant.grants = vec![fleet.grant(&key(21))];
+    assert_eq!(
+        operator
+            .post("/v1/nodes/admit", &other_grant)
+            .await
+            .refused(422),
+        "grant_other"
+    );
+    operator.post("/v1/nodes/admit", &admission).await.ok();
+    assert_eq!(
+        operator
+            .post("/v1/nodes/admit", &admission)
+            .await
+            .refused(409),
+        "node_exists"
+    );
+    // The same token, another key.
+    let mut second = joining(&control, &fleet, &token, &key(21)).await;
+    assert!(
+        matches!(second.next().await.unwrap(), NodeEvent::JoinRefused { code, .. } if code == "token_used")
+    );
+    // Another token for the same name, and another name with the same key.
+    let body = casemate_api::node::NewJoinToken {
+        record: token.record().unwrap(),
+    };
+    assert_eq!(
+        operator.post("/v1/nodes/tokens", &body).await.refused(409),
+        "node_exists"
+    );
+
+    tokio::time::sleep(std::time::Duration::from_secs(2)).await;
+    assert_eq!(
+        operator.post("/v1/nodes/admit", &late).await.refused(422),
+        "token_expired"
+    );
+    let mut again = joining(&control, &fleet, &expiring, &key(22)).await;
+    assert!(
+        matches!(again.next().await.unwrap(), NodeEvent::JoinRefused { code, .. } if code == "token_expired")
+    );
+}
+
+#[tokio::test]
+async fn revoking_closes_the_connection_at_once_and_for_good() {
+    let control = Control::new().await;
+    let fleet = Fleet::new(&control).await;
+    let mut node = member(&control, &fleet, "edge-1", &key(20)).await;
+    let came = node.sync().await;
+    control.operator().delete("/v1/nodes/edge-1").await.ok();
+    assert_eq!(node.close_code().await, u64::from(close::REVOKED));
+    let mut again = hello("edge-1", &key(20), fleet.id);
+    again.has = came.has();
+    let node = Node::connect(&control, &key(20), NodeEnd::member(again)).await;
+    assert!(
+        node.close_code().await >= 16,
+        "a stranger may not say hello"
+    );
+    assert_eq!(
+        control
+            .operator()
+            .get("/v1/nodes/edge-1")
+            .await
+            .refused(404),
+        "not_found"
+    );
+    let grants = NewGrants {
+        grants: vec![fleet.grant(&key(20))],
+    };
+    assert_eq!(
+        control
+            .operator()
+            .post("/v1/nodes/edge-1/grants", &grants)
+            .await
+            .refused(404),
+        "not_found"
+    );
+}
+
+#[tokio::test]
+async fn leases_are_signed_with_the_liveness_key_for_who_asks() {
+    let control = Control::new().await;
+    let fleet = Fleet::new(&control).await;
+    let mut node = member(&control, &fleet, "edge-1", &key(20)).await;
+    let came = node.sync().await;
+    let (_, online) = came
+        .statements
+        .iter()
+        .find(|(id, _)| matches!(id, StatementId::OnlineKey { .. }))
+        .unwrap();
+    let online = OnlineKey::read(&casemate_trust::dsse::Envelope::parse(online).unwrap()).unwrap();
+    node.end.lease([9; 32]).unwrap();
+    let NodeEvent::Lease { answer } = node.next().await.unwrap() else {
+        panic!("no lease")
+    };
+    let answer = casemate_trust::dsse::Envelope::parse(&answer).unwrap();
+    let asked = |nonce: u8| Lease {
+        fleet: fleet.id,
+        node: key(20).public(),
+        nonce: vec![nonce; 32],
+    };
+    lease::check(&answer, &asked(9), &online).unwrap();
+    assert!(lease::check(&answer, &asked(8), &online).is_err());
+}
+
+#[tokio::test]
+async fn logs_reach_their_tenant_and_follow() {
+    let control = Control::new().await;
+    let fleet = Fleet::new(&control).await;
+    let tenant = control.client(&fleet.tenant_token);
+    fleet.deploy(&tenant, 1, b"bundle one").await;
+    let mut node = member(&control, &fleet, "edge-1", &key(20)).await;
+    node.sync().await;
+    let entry = |message: &str, tenant| LogEntry {
+        tenant,
+        function: name("web"),
+        request: Some("r1".into()),
+        level: LogLevel::Info,
+        message: message.into(),
+        time_ms: 1,
+        failure: None,
+    };
+    let path = tenant_path(&fleet.tenant.id, "logs");
+    let mut following = tenant
+        .open("GET", &format!("{path}?follow=true"), vec![])
+        .await
+        .into_body();
+    node.end.log(entry("first", fleet.tenant.id));
+    node.end
+        .log(entry("not theirs", casemate_trust::id::TenantId([3; 32])));
+    node.write().await;
+    let line = following
+        .frame()
+        .await
+        .unwrap()
+        .unwrap()
+        .into_data()
+        .unwrap();
+    let record: casemate_api::log::LogRecord = serde_json::from_slice(&line).unwrap();
+    assert_eq!(
+        (record.message.as_str(), record.node.as_str(), record.seq),
+        ("first", "edge-1", 1)
+    );
+    node.end.log(entry("second", fleet.tenant.id));
+    node.write().await;
+    let line = following
+        .frame()
+        .await
+        .unwrap()
+        .unwrap()
+        .into_data()
+        .unwrap();
+    assert!(String::from_utf8_lossy(&line).contains("second"));
+    let since = tenant
+        .get(&format!("{path}?since=1&function=web"))
+        .await
+        .ok();
+    assert_eq!(since.body.iter().filter(|byte| **byte == b'\n').count(), 1);
+    assert!(
+        tenant
+            .get(&format!("{path}?function=other"))
+            .await
+            .ok()
+            .body
+            .is_empty()
+    );
+    assert_eq!(
+        tenant.get(&format!("{path}?folow=true")).await.refused(400),
+        "bad_request"
+    );
+}
+
+#[tokio::test]
+async fn a_node_that_comes_twice_keeps_the_newer_connection() {
+    let control = Control::new().await;
+    let fleet = Fleet::new(&control).await;
+    let first = member(&control, &fleet, "edge-1", &key(20)).await;
+    let mut second = Node::connect(
+        &control,
+        &key(20),
+        NodeEnd::member(hello("edge-1", &key(20), fleet.id)),
+    )
+    .await;
+    assert_eq!(first.close_code().await, u64::from(close::REPLACED));
+    assert_eq!(
+        second.sync().await.ids().len(),
+        4,
+        "root, online key, pool and grant"
+    );
+}
+
+#[tokio::test]
+async fn another_alpn_another_server_key_and_bundles_of_others_are_refused() {
+    let control = Control::new().await;
+    let fleet = Fleet::new(&control).await;
+    assert!(
+        connect(
+            &control.quic,
+            quic_config(&key(20), control.keys.quic, b"h3")
+        )
+        .await
+        .is_err()
+    );
+    assert!(
+        connect(
+            &control.quic,
+            quic_config(&key(20), control.keys.api, casemate_push::ALPN)
+        )
+        .await
+        .is_err()
+    );
+    let tenant = control.client(&fleet.tenant_token);
+    let bundle = b"listed by no manifest";
+    tenant
+        .put(
+            &format!("/v1/bundles/{}", Digest::of(bundle)),
+            bundle.to_vec(),
+        )
+        .await
+        .ok();
+    let mut node = member(&control, &fleet, "edge-1", &key(20)).await;
+    node.sync().await;
+    node.end.fetch_bundle(Digest::of(bundle), 0).unwrap();
+    let digest = Digest::of(bundle);
+    assert_eq!(
+        node.next().await.unwrap(),
+        NodeEvent::Unavailable { digest }
+    );
+}
+
+#[tokio::test]
+async fn a_restart_keeps_everything_and_a_node_notices_at_once() {
+    let mut control = Control::new().await;
+    let fleet = Fleet::new(&control).await;
+    let tenant = control.client(&fleet.tenant_token);
+    let manifest = fleet.deploy(&tenant, 1, b"bundle one").await;
+    let mut node = member(&control, &fleet, "edge-1", &key(20)).await;
+    let before = node.sync().await;
+    let nodes_before = control
+        .operator()
+        .get("/v1/nodes/edge-1")
+        .await
+        .ok()
+        .json::<NodeView>();
+    control.stop().await;
+    assert_eq!(node.close_code().await, u64::from(close::STOPPING));
+    control.start().await;
+    let tenant = control.client(&fleet.tenant_token);
+    let view: casemate_api::tenant::TenantView = tenant
+        .get(&format!("/v1/tenants/{}", fleet.tenant.id))
+        .await
+        .ok()
+        .json();
+    assert_eq!(view.manifest, Some(manifest));
+    assert_eq!(view.statements.len(), 1);
+    let node_after: NodeView = control.operator().get("/v1/nodes/edge-1").await.ok().json();
+    assert_eq!(
+        (node_after.summary.key, node_after.grants),
+        (nodes_before.summary.key, vec![1])
+    );
+    assert!(node_after.summary.last_seen.is_some());
+    let mut node = Node::connect(
+        &control,
+        &key(20),
+        NodeEnd::member(hello("edge-1", &key(20), fleet.id)),
+    )
+    .await;
+    let after = node.sync().await;
+    assert_eq!(
+        after.statements, before.statements,
+        "the same statements in the same order"
+    );
+    assert_eq!(
+        node.fetch(Digest::of(b"bundle one"), 0).await,
+        b"bundle one"
+    );
+    // And it goes on: the next version is judged against what was before.
+    let same = fleet.manifest(1, b"", None).sign(&[&key(10)]);
+    let conflict = tenant
+        .put(&tenant_path(&fleet.tenant.id, "manifest"), same.to_bytes())
+        .await;
+    assert_eq!(conflict.refused(409), "manifest_conflict");
+    fleet.deploy(&tenant, 2, b"bundle two").await;
+}

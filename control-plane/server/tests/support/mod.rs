@@ -1,0 +1,117 @@
+//! A real control plane on loopback, a fleet to feed it, a client that pins its key, and nodes.
+// Each test program uses a part of this.
+#![allow(
+    dead_code,
+    unused_imports,
+    unreachable_pub,
+    missing_docs,
+    clippy::unwrap_used
+)]
+
+pub mod client;
+pub mod fleet;
+pub mod node;
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use casemate_api::fleet::PublicKeys;
+use casemate_control::Config;
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+
+pub use client::Client;
+pub use fleet::Fleet;
+pub use node::Node;
+
+/// How long anything may take to happen.
+pub const SOON: Duration = Duration::from_secs(20);
+
+/// A running control plane.
+pub struct Control {
+    pub folder: tempfile::TempDir,
+    pub api: String,
+    pub quic: String,
+    pub keys: PublicKeys,
+    pub operator: String,
+    stop: Option<oneshot::Sender<()>>,
+    task: Option<JoinHandle<()>>,
+}
+
+impl Control {
+    /// A new one, without a fleet.
+    pub async fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let made = casemate_control::init(&folder.path().join("state"))
+            .await
+            .unwrap();
+        let operator = std::fs::read_to_string(&made.operator_token_file).unwrap();
+        let mut control = Self {
+            folder,
+            api: String::new(),
+            quic: String::new(),
+            keys: made.keys,
+            operator,
+            stop: None,
+            task: None,
+        };
+        control.start().await;
+        control
+    }
+
+    pub fn state(&self) -> PathBuf {
+        self.folder.path().join("state")
+    }
+
+    pub async fn start(&mut self) {
+        let addresses = self.state().join("addresses.json");
+        std::fs::remove_file(&addresses).ok();
+        let config = config(&self.state());
+        let (stop, stopped) = oneshot::channel();
+        let task = tokio::spawn(async move {
+            let stop = async { drop(stopped.await) };
+            casemate_control::serve(config, stop).await.unwrap();
+        });
+        (self.stop, self.task) = (Some(stop), Some(task));
+        eventually("addresses", async || addresses.exists()).await;
+        let text = std::fs::read(&addresses).unwrap();
+        let found: serde_json::Value = serde_json::from_slice(&text).unwrap();
+        self.api = found["api"].as_str().unwrap().to_owned();
+        self.quic = found["quic"].as_str().unwrap().to_owned();
+    }
+
+    pub async fn stop(&mut self) {
+        self.stop.take().unwrap().send(()).unwrap();
+        self.task.take().unwrap().await.unwrap();
+    }
+
+    pub fn client(&self, token: &str) -> Client {
+        Client::new(&self.api, self.keys.api, token)
+    }
+
+    pub fn operator(&self) -> Client {
+        self.client(&self.operator)
+    }
+}
+
+pub fn config(state: &Path) -> Config {
+    Config {
+        state: state.to_owned(),
+        api: "127.0.0.1:0".parse().unwrap(),
+        quic: "127.0.0.1:0".parse().unwrap(),
+        public_quic: None,
+        log: None,
+    }
+}
+
+/// Waits until something is so.
+pub async fn eventually(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
+    let waiting = async {
+        while !is_so().await {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(SOON, waiting)
+        .await
+        .unwrap_or_else(|_| panic!("waited too long: {what}"));
+}

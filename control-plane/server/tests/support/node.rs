@@ -1,0 +1,278 @@
+//! A node: `NodeEnd` over a real QUIC connection with raw public keys.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use casemate_push::bundle::{Part, Receiver};
+use casemate_push::{Has, Hello, NodeEnd, NodeEvent, PROTOCOL, StatementId, TenantHas};
+use casemate_trust::dsse::Envelope;
+use casemate_trust::id::{Digest, FleetId};
+use casemate_trust::key::{PublicKey, SigningKey};
+use quinn::crypto::rustls::QuicClientConfig;
+use quinn::{Connection, ConnectionError, Endpoint, RecvStream, SendStream, TransportConfig};
+use rustls::client::AlwaysResolvesClientRawPublicKeys;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{CryptoProvider, ring, verify_tls13_signature_with_raw_key};
+use rustls::pki_types::{
+    CertificateDer, PrivatePkcs8KeyDer, ServerName, SubjectPublicKeyInfoDer, UnixTime,
+};
+use rustls::sign::CertifiedKey;
+use rustls::{DigitallySignedStruct, Error, SignatureScheme};
+
+use super::{Control, SOON};
+
+const SPKI_PREFIX: [u8; 12] = [
+    0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00,
+];
+const PKCS8_PREFIX: [u8; 16] = [
+    0x30, 0x2e, 0x02, 0x01, 0x00, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x04, 0x22, 0x04, 0x20,
+];
+
+pub struct Node {
+    pub end: NodeEnd,
+    pub connection: Connection,
+    send: SendStream,
+    recv: RecvStream,
+    _endpoint: Endpoint,
+}
+
+/// The client configuration of a node with this key, which expects that key.
+pub fn quic_config(key: &SigningKey, control: PublicKey, alpn: &[u8]) -> quinn::ClientConfig {
+    let der = [&PKCS8_PREFIX[..], key.expose_secret()].concat();
+    let signing = ring::sign::any_eddsa_type(&PrivatePkcs8KeyDer::from(der)).unwrap();
+    let spki = CertificateDer::from([&SPKI_PREFIX[..], key.public().as_bytes()].concat());
+    let certified = Arc::new(CertifiedKey::new(vec![spki], signing));
+    let builder = rustls::ClientConfig::builder_with_provider(Arc::new(ring::default_provider()));
+    let mut config = builder
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .unwrap()
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(Raw(control, ring::default_provider())))
+        .with_client_cert_resolver(Arc::new(AlwaysResolvesClientRawPublicKeys::new(certified)));
+    config.alpn_protocols = vec![alpn.to_vec()];
+    let mut config =
+        quinn::ClientConfig::new(Arc::new(QuicClientConfig::try_from(config).unwrap()));
+    let mut transport = TransportConfig::default();
+    transport
+        .keep_alive_interval(Some(Duration::from_secs(5)))
+        .max_concurrent_uni_streams(8_u32.into());
+    config.transport_config(Arc::new(transport));
+    config
+}
+
+pub async fn connect(
+    address: &str,
+    config: quinn::ClientConfig,
+) -> Result<(Endpoint, Connection), ConnectionError> {
+    let endpoint = Endpoint::client("127.0.0.1:0".parse().unwrap()).unwrap();
+    let connecting = endpoint
+        .connect_with(config, address.parse().unwrap(), "casemate-control")
+        .unwrap();
+    let connection = tokio::time::timeout(SOON, connecting).await.unwrap()?;
+    Ok((endpoint, connection))
+}
+
+pub fn hello(name: &str, key: &SigningKey, fleet: FleetId) -> Hello {
+    Hello {
+        protocol: PROTOCOL,
+        node: name.parse().unwrap(),
+        node_key: key.public(),
+        fleet,
+        software: "test".into(),
+        cursor: None,
+        has: Has::default(),
+    }
+}
+
+/// What came until everything was synced.
+#[derive(Debug, Default)]
+pub struct Came {
+    pub statements: Vec<(StatementId, Vec<u8>)>,
+    pub objects: BTreeMap<Digest, Vec<u8>>,
+}
+
+impl Came {
+    pub fn ids(&self) -> Vec<StatementId> {
+        self.statements.iter().map(|(id, _)| id.clone()).collect()
+    }
+
+    /// What a vault that accepted it all would say that it has.
+    pub fn has(&self) -> Has {
+        let mut has = Has::default();
+        for (id, bytes) in &self.statements {
+            match id {
+                StatementId::Root { version } => has.root = *version,
+                StatementId::OnlineKey { version } => has.online = *version,
+                StatementId::Pool { epoch, .. } => drop(has.epochs.insert(*epoch)),
+                StatementId::Grant { epoch, .. } => drop(has.grants.insert(*epoch)),
+                StatementId::Tenant { tenant, version } => {
+                    has.tenants
+                        .entry(*tenant)
+                        .or_insert_with(TenantHas::default)
+                        .version = *version;
+                }
+                StatementId::Manifest { tenant, version } => {
+                    let digest = Envelope::parse(bytes).unwrap().payload_digest();
+                    has.tenants
+                        .entry(*tenant)
+                        .or_insert_with(TenantHas::default)
+                        .manifest = Some((*version, digest));
+                }
+            }
+        }
+        has
+    }
+}
+
+impl Node {
+    pub async fn connect(control: &Control, key: &SigningKey, end: NodeEnd) -> Self {
+        let config = quic_config(key, control.keys.quic, casemate_push::ALPN);
+        let (endpoint, connection) = connect(&control.quic, config).await.unwrap();
+        let (send, recv) = connection.open_bi().await.unwrap();
+        let mut node = Self {
+            end,
+            connection,
+            send,
+            recv,
+            _endpoint: endpoint,
+        };
+        node.write().await;
+        node
+    }
+
+    /// Writes what waits.
+    pub async fn write(&mut self) {
+        while let Some(frame) = self.end.poll_transmit() {
+            self.send.write_all(&frame).await.unwrap();
+        }
+    }
+
+    /// The next event, or why there is none.
+    pub async fn next(&mut self) -> Result<NodeEvent, String> {
+        loop {
+            self.write().await;
+            if let Some(event) = self
+                .end
+                .poll_event()
+                .map_err(|violation| violation.to_string())?
+            {
+                return Ok(event);
+            }
+            let read = tokio::time::timeout(SOON, self.recv.read_chunk(65_536, true))
+                .await
+                .map_err(|_| "too long")?;
+            let chunk = read
+                .map_err(|error| error.to_string())?
+                .ok_or("the stream has ended")?;
+            self.end
+                .receive(&chunk.bytes)
+                .map_err(|violation| violation.to_string())?;
+        }
+    }
+
+    /// Accepts everything until it is synced.
+    pub async fn sync(&mut self) -> Came {
+        let mut came = Came::default();
+        loop {
+            match self.next().await.unwrap() {
+                NodeEvent::Statement { id, bytes, .. } => {
+                    self.end.ack(&id).unwrap();
+                    came.statements.push((id, bytes));
+                }
+                NodeEvent::Object { digest, bytes, .. } => drop(came.objects.insert(digest, bytes)),
+                NodeEvent::Synced { .. } => {
+                    self.write().await;
+                    return came;
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// A bundle from `offset` on.
+    pub async fn fetch(&mut self, digest: Digest, offset: u64) -> Vec<u8> {
+        self.end.fetch_bundle(digest, offset).unwrap();
+        self.write().await;
+        let mut stream = tokio::time::timeout(SOON, self.connection.accept_uni())
+            .await
+            .unwrap()
+            .unwrap();
+        let (mut receiver, mut bytes) = (Receiver::default(), Vec::new());
+        while let Some(chunk) = stream.read_chunk(65_536, true).await.unwrap() {
+            receiver.receive(&chunk.bytes).unwrap();
+            while let Some(part) = receiver.poll().unwrap() {
+                match part {
+                    Part::Header(header) => assert!(self.end.expects(&header)),
+                    Part::Bytes(more) => bytes.extend(more),
+                    Part::End => {}
+                }
+            }
+        }
+        assert!(receiver.is_over());
+        self.end.bundle_done(&digest);
+        bytes
+    }
+
+    /// The code with which the control plane closes.
+    pub async fn close_code(&self) -> u64 {
+        match tokio::time::timeout(SOON, self.connection.closed())
+            .await
+            .unwrap()
+        {
+            ConnectionError::ApplicationClosed(close) => close.error_code.into_inner(),
+            other => panic!("{other}"),
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Raw(PublicKey, CryptoProvider);
+
+impl ServerCertVerifier for Raw {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        let is_key = end_entity.as_ref() == [&SPKI_PREFIX[..], self.0.as_bytes()].concat();
+        is_key
+            .then(ServerCertVerified::assertion)
+            .ok_or_else(|| Error::General("another key".into()))
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        Err(Error::General("TLS 1.2".into()))
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        let spki = SubjectPublicKeyInfoDer::from(cert.as_ref());
+        verify_tls13_signature_with_raw_key(
+            message,
+            &spki,
+            dss,
+            &self.1.signature_verification_algorithms,
+        )
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        vec![SignatureScheme::ED25519]
+    }
+
+    fn requires_raw_public_keys(&self) -> bool {
+        true
+    }
+}
