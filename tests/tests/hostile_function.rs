@@ -11,6 +11,7 @@ use tokio::task::block_in_place;
 
 /// Tries each way, and hands out all that it learned.
 const HOSTILE: &str = r#"
+const outside = ["file:///etc/passwd", "../../etc/passwd"];
 const tries = {
   placement: (env) => env.payments.fetch("/v1/a", { method: "POST", headers: [["Authorization", "mine"], ["AUTHORIZATION", "mine too"]] }),
   connection: (env) => env.payments.fetch("/v1/b", { method: "POST", headers: { connection: "authorization", te: "trailers" } }),
@@ -32,9 +33,9 @@ const tries = {
   code: () => new Function("return 1")(),
   evil: () => (0, eval)("1"),
   env: (env) => JSON.stringify(Object.getOwnPropertyDescriptors(env)) + JSON.stringify(Reflect.ownKeys(env.payments)),
-  globals: () => [typeof Deno, typeof process, typeof require, typeof SharedArrayBuffer, typeof __bootstrap].join(),
-  file: () => import("file:///etc/passwd"),
-  parent: () => import("../../etc/passwd"),
+  globals: () => [typeof Deno, typeof process, typeof SharedArrayBuffer, typeof __bootstrap].join(),
+  file: () => import(outside[0]),
+  parent: () => import(outside[1]),
 };
 async function one(name, env, base) {
   try {
@@ -76,10 +77,7 @@ const OUTCOMES: &[(&str, &str)] = &[
     ("code", "EvalError"),
     ("evil", "EvalError"),
     ("env", "BASE"),
-    (
-        "globals",
-        "undefined,undefined,undefined,undefined,undefined",
-    ),
+    ("globals", "undefined,undefined,undefined,undefined"),
     ("file", "Error"),
     ("parent", "Error"),
 ];
@@ -91,7 +89,8 @@ async fn a_function_cannot_get_at_its_own_secret() {
     let port = upstream.address.port();
     let config = format!(
         "[limits]\ncpu_time_ms = 1000\n[vars]\nBASE = \"https://{UPSTREAM_HOST}:{port}\"\n[[credential]]\nbinding = \"payments\"\n\
-         secret = \"PAYMENTS_KEY\"\nhost = \"{UPSTREAM_HOST}:{port}\"\nmethods = [\"POST\"]\npaths = [\"/v1/*\"]\nslot = \"bearer\"\nca = \"ca.pem\"\n"
+         secret = \"PAYMENTS_KEY\"\nhost = \"{UPSTREAM_HOST}:{port}\"\nmethods = [\"POST\"]\npaths = [\"/v1/*\"]\n\
+         slot = \"bearer\"\nca = \"ca.pem\"\n"
     );
     let project = fleet.small_project("hostile", &config, HOSTILE).unwrap();
     std::fs::write(project.join("ca.pem"), &upstream.ca_pem).unwrap();

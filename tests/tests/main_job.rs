@@ -23,7 +23,7 @@ export default {
       return new Response("late");
     }
     if (url.pathname === "/env") return new Response(JSON.stringify([Object.keys(env), String(env.VERSION)]));
-    const answer = await env.payments.fetch("/v1" + url.pathname, { method: "POST", body: "x" });
+    const answer = await env.payments.fetch("/v1" + url.pathname, { method: "POST", body: "x", redirect: "manual" });
     return new Response(await answer.text(), { status: answer.status, headers: { "x-leak": answer.headers.get("x-your-key") ?? "" } });
   },
 };
@@ -31,7 +31,8 @@ export default {
 
 fn config(upstream: &Upstream, version: u32) -> String {
     format!(
-        "[limits]\nwall_time_ms = 30000\n[vars]\nVERSION = \"{version}\"\n[[credential]]\nbinding = \"payments\"\nsecret = \"PAYMENTS_KEY\"\n\
+        "[limits]\nwall_time_ms = 30000\n[vars]\nVERSION = \"{version}\"\n[[credential]]\n\
+         binding = \"payments\"\nsecret = \"PAYMENTS_KEY\"\n\
          host = \"{UPSTREAM_HOST}:{}\"\nmethods = [\"POST\"]\npaths = [\"/v1/*\"]\nslot = \"bearer\"\nca = \"ca.pem\"\n",
         upstream.address.port()
     )

@@ -84,7 +84,7 @@ pub(crate) fn must_not_be_below(folder: &Path, secret: &[u8]) {
 fn plaintext_is_found_in_each_form() {
     let folder = tempfile::tempdir().expect("a folder");
     (0..30).for_each(|number| {
-        fs::write(folder.path().join(number.to_string()), "nothing").expect("written")
+        fs::write(folder.path().join(number.to_string()), "nothing").expect("written");
     });
     must_not_be_below(folder.path(), b"hunter2+/hunter2");
     for (form, needle) in forms(b"hunter2+/hunter2") {

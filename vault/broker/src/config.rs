@@ -189,7 +189,8 @@ mod tests {
     fn mistakes_are_shown_together() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("vault.toml");
-        std::fs::write(&file, "lease_secs = 1\nrequire = [\"moat\"]\ntrust_anchors = [\"none.pem\"]\n[resolver.hosts]\n\"A.test\" = []\n").unwrap();
+        let text = "lease_secs = 1\nrequire = [\"moat\"]\ntrust_anchors = [\"none.pem\"]\n[resolver.hosts]\n\"A.test\" = []\n";
+        std::fs::write(&file, text).unwrap();
         let text = Config::read(&file, folder.path()).unwrap_err().to_string();
         for part in ["lease_secs", "moat", "A.test", "none.pem"] {
             assert!(text.contains(part), "{part} is not in {text}");

@@ -3,6 +3,7 @@
 use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use casemate_trust::Random;
 use zeroize::Zeroizing;
@@ -13,6 +14,11 @@ use crate::{SetAside, StoreError};
 
 /// sled's cache, bytes: the judge holds what matters in memory anyway.
 const CACHE_BYTES: u64 = 8 * 1024 * 1024;
+
+/// How long a lock that somebody is about to let go of is waited for.
+const LOCK_WAIT: Duration = Duration::from_secs(5);
+/// Between two tries for it.
+const LOCK_RETRY: Duration = Duration::from_millis(20);
 
 /// What a record is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -70,12 +76,15 @@ impl Records {
         let path = folder.join("records");
         make_folder(&path)?;
         remove_half_written_snapshots(&path)?;
-        let (db, aside) = match try_open(&path) {
+        let (db, aside) = match open_once_free(&path) {
             Ok(db) => (db, None),
             Err(error) if is_full(&error) => return Err(StoreError::Full(path)),
+            // Never taken for damage: whoever has it will let go, or is another vault.
+            Err(error) if is_locked(&error) => return Err(StoreError::Locked(path)),
             Err(error) => {
                 let aside = set_aside(folder, &path)?;
-                tracing::error!(%error, aside = %aside.display(), "the record store cannot be opened; it is set aside and an empty one begun");
+                let place = aside.display();
+                tracing::error!(%error, aside = %place, "the record store cannot be opened; it is set aside and an empty one begun");
                 make_folder(&path)?;
                 (try_open(&path).map_err(StoreError::Records)?, Some(aside))
             }
@@ -200,6 +209,23 @@ fn try_open(path: &Path) -> Result<sled::Db, String> {
         Ok(Err(error)) => Err(error.to_string()),
         Err(_) => Err("sled panicked while opening".into()),
     }
+}
+
+/// A process that was killed holds its lock until it is quite gone.
+fn open_once_free(path: &Path) -> Result<sled::Db, String> {
+    let until = Instant::now() + LOCK_WAIT;
+    loop {
+        match try_open(path) {
+            Err(error) if is_locked(&error) && Instant::now() < until => {
+                std::thread::sleep(LOCK_RETRY)
+            }
+            opened => return opened,
+        }
+    }
+}
+
+fn is_locked(error: &str) -> bool {
+    error.contains("could not acquire lock")
 }
 
 fn is_full(error: &str) -> bool {

@@ -15,7 +15,7 @@ use crate::state::carry::Carrier;
 use crate::state::{Input, Single};
 
 impl Shell {
-    pub(super) async fn from_vault(&mut self, message: FromVault) -> io::Result<Option<u8>> {
+    pub(super) async fn hear_vault(&mut self, message: FromVault) -> io::Result<Option<u8>> {
         match message {
             FromVault::Hello(hello) => {
                 if let Err(message) = self.config.must_be_in_force("the vault", &hello.layers) {
@@ -54,13 +54,14 @@ impl Shell {
             }
             FromVault::Event(event) => self.log_event(event),
             FromVault::Description { json } => {
-                self.description = serde_json::from_str(&json).unwrap_or_default()
+                self.description = serde_json::from_str(&json).unwrap_or_default();
+                self.answer();
             }
         }
         Ok(None)
     }
 
-    pub(super) async fn from_gateway(&mut self, message: FromGateway) -> io::Result<Option<u8>> {
+    pub(super) async fn hear_gateway(&mut self, message: FromGateway) -> io::Result<Option<u8>> {
         match message {
             FromGateway::Ready { addresses, layers } => {
                 if let Err(message) = self.config.must_be_in_force("the gateway", &layers) {
@@ -75,7 +76,7 @@ impl Shell {
             FromGateway::Failed { message } => tracing::error!(message, "the gateway cannot start"),
             FromGateway::Need { key, waiting } => self.input(Input::Need { key, waiting }).await?,
             FromGateway::Idle { worker, idle_ms } => {
-                self.input(Input::Idle { worker, idle_ms }).await?
+                self.input(Input::Idle { worker, idle_ms }).await?;
             }
             FromGateway::Drained { worker } => self.input(Input::Drained { worker }).await?,
             FromGateway::Access(access) => self.log_access(access),
@@ -84,7 +85,7 @@ impl Shell {
         Ok(None)
     }
 
-    pub(super) async fn from_worker(&mut self, id: u64, message: FromWorker) -> io::Result<()> {
+    pub(super) async fn hear_worker(&mut self, id: u64, message: FromWorker) -> io::Result<()> {
         let worker = WorkerId(id);
         if !self.state.has(worker) {
             return Ok(());
@@ -152,7 +153,7 @@ impl Shell {
         Ok(())
     }
 
-    pub(super) async fn from_push(&mut self, heard: Heard) -> io::Result<()> {
+    pub(super) async fn hear_push(&mut self, heard: Heard) -> io::Result<()> {
         match heard {
             Heard::Connected => {
                 self.carrier = Carrier::starting_at(self.carrier.next());
@@ -185,7 +186,9 @@ impl Shell {
             }
             Heard::Event(NodeEvent::Synced { now }) => self.cursor = Some(now),
             Heard::Event(NodeEvent::JoinPending) => {
-                tracing::info!("waiting for the operator to admit this node: `casemate node admit`")
+                tracing::info!(
+                    "waiting for the operator to admit this node: `casemate node admit`"
+                );
             }
             Heard::Event(NodeEvent::JoinRefused { code, message }) => tracing::error!(
                 code,
@@ -193,7 +196,7 @@ impl Shell {
                 "the control plane does not relay our join request"
             ),
             Heard::Event(NodeEvent::Refused { code, message }) => {
-                tracing::error!(code, message, "the control plane refuses this node")
+                tracing::error!(code, message, "the control plane refuses this node");
             }
             Heard::Event(event) => {
                 let carried = self.carrier.pushed(event);

@@ -88,6 +88,8 @@ struct Shell {
     description: serde_json::Value,
     last_disconnect: Option<String>,
     lost_logs: u64,
+    /// Readers of the admin socket who wait.
+    asks: Vec<oneshot::Sender<serde_json::Value>>,
 }
 
 /// Runs the node until it is told to end; the exit code.
@@ -124,6 +126,7 @@ pub(crate) async fn run(
         description: serde_json::Value::Null,
         last_disconnect: None,
         lost_logs: 0,
+        asks: Vec::new(),
     };
     let mut ticks = tokio::time::interval(Duration::from_millis(Supervision::TICK_MS));
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
@@ -142,7 +145,10 @@ pub(crate) async fn run(
                     return Ok(code);
                 },
             },
-            _ = ticks.tick() => shell.input(Input::Tick).await?,
+            _ = ticks.tick() => {
+                shell.answer();
+                shell.input(Input::Tick).await?;
+            }
             _ = reports.tick() => shell.report(),
             _ = terminate.recv(), if end_by.is_none() => end_by = Some(shell.drain().await?),
             _ = interrupt.recv(), if end_by.is_none() => end_by = Some(shell.drain().await?),
@@ -208,17 +214,19 @@ impl Shell {
             }
             Happening::LaunchGone => {}
             Happening::Vault(id, message) if self.vault == Some(id) => {
-                return self.from_vault(*message).await;
+                return self.hear_vault(*message).await;
             }
             Happening::Gateway(id, message) if self.gateway == Some(id) => {
-                return self.from_gateway(*message).await;
+                return self.hear_gateway(*message).await;
             }
             Happening::Vault(..) | Happening::Gateway(..) => {}
-            Happening::Worker(id, message) => self.from_worker(id, *message).await?,
-            Happening::Push(heard) => self.from_push(heard).await?,
+            Happening::Worker(id, message) => self.hear_worker(id, *message).await?,
+            Happening::Push(heard) => self.hear_push(heard).await?,
+            // Answered with what the vault says of itself now; without a vault, at the next tick.
             Happening::Status(ask) => {
-                // Whoever asked may be gone.
-                let _sent = ask.send(self.status());
+                self.asks.push(ask);
+                self.children
+                    .vault(self.vault, ToVault::Describe, Vec::new());
             }
         }
         Ok(None)
@@ -287,7 +295,7 @@ impl Shell {
                     self.say(Say::Nack { id, code, message });
                 }
                 Carried::Fetch { tenant, digests } => {
-                    self.say(Say::FetchObjects { tenant, digests })
+                    self.say(Say::FetchObjects { tenant, digests });
                 }
             }
         }

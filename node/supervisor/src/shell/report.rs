@@ -95,12 +95,27 @@ impl Shell {
         self.say(Say::Status(status));
     }
 
+    /// Answers whoever waits at the admin socket.
+    pub(super) fn answer(&mut self) {
+        for ask in std::mem::take(&mut self.asks) {
+            // Whoever asked may be gone.
+            let _sent = ask.send(self.status());
+        }
+    }
+
     pub(super) fn status(&self) -> serde_json::Value {
         let layers: BTreeMap<_, Vec<_>> = self
             .layers
             .iter()
             .map(|(program, layers)| {
-                let layer = |layer: &LayerReport| serde_json::json!({ "layer": layer.layer, "in_force": layer.in_force, "detail": layer.detail });
+                let layer = |layer: &LayerReport| {
+                    let LayerReport {
+                        layer,
+                        in_force,
+                        detail,
+                    } = layer;
+                    serde_json::json!({ "layer": layer, "in_force": in_force, "detail": detail })
+                };
                 (*program, layers.iter().map(layer).collect())
             })
             .collect();

@@ -209,7 +209,7 @@ impl Supervision {
             }
             Input::Need { key, waiting } => self.need(key, waiting, now_ms),
             Input::Idle { worker, idle_ms } if idle_ms >= self.bounds.idle_ms => {
-                self.retire(worker, now_ms)
+                self.retire(worker, now_ms);
             }
             Input::Idle { .. } => {}
             Input::Drained { worker } => self.stop(worker, now_ms),

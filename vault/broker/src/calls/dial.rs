@@ -49,7 +49,8 @@ impl Resolving {
             TokioResolver::builder_tokio().or_else(|error| {
                 // A machine without resolv.conf still serves functions that call nobody.
                 tracing::warn!(%error, "the machine's resolver cannot be read; only names in `resolver.hosts` resolve");
-                Ok::<_, String>(TokioResolver::builder_with_config(ResolverConfig::from_parts(None, vec![], vec![]), TokioRuntimeProvider::default()))
+                let nobody = ResolverConfig::from_parts(None, vec![], vec![]);
+                Ok::<_, String>(TokioResolver::builder_with_config(nobody, TokioRuntimeProvider::default()))
             })?
         } else {
             let servers = servers

@@ -203,7 +203,10 @@ impl Calls {
         let sent = tokio::time::timeout(HEAD_TIMEOUT, client.request(request));
         let response = tokio::select! {
             sent = sent => sent.map_err(|_| Refused::new("upstream_timeout", "the upstream did not answer in time"))?,
-            () = closed.wait() => return Err(Refused::new("credential_withdrawn", "the credential was withdrawn while the call was under way")),
+            () = closed.wait() => {
+                let message = "the credential was withdrawn while the call was under way";
+                return Err(Refused::new("credential_withdrawn", message));
+            }
         };
         let response = response.map_err(|error| dial::refusal(&error))?;
         let (parts, body) = response.into_parts();

@@ -222,7 +222,8 @@ fn replay(store: &Store, state: &mut State, aside: &mut SetAside) -> Result<(), 
             if let Err(refusal) = result
                 && kind != Kind::Root
             {
-                tracing::warn!(?kind, name, code = refusal.code(), %refusal, "a stored statement no longer stands; the control plane will be asked");
+                let code = refusal.code();
+                tracing::warn!(?kind, name, code, %refusal, "a stored statement no longer stands; the control plane is asked");
             }
         }
     }

@@ -27,7 +27,13 @@ proptest! {
     fn any_flipped_bit_is_refused(bit: usize, which in 0usize..5) {
         let (mut world, manifest) = WORLD.clone();
         let online = OnlineKey {
-            fleet: world.fleet, version: 1, liveness: key(2).public(), quic: key(3).public(), api: key(4).public(), issued: 1, expires: LATER,
+            fleet: world.fleet,
+            version: 1,
+            liveness: key(2).public(),
+            quic: key(3).public(),
+            api: key(4).public(),
+            issued: 1,
+            expires: LATER,
         };
         let pool = Pool { epoch: 2, ..world.pool.clone() };
         let tenant = Tenant { version: 2, ..world.tenant.clone() };

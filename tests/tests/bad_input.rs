@@ -1,0 +1,162 @@
+//! What bad input gets, with the real programs: a clear error that names what, where and what would be right.
+
+#![allow(clippy::unwrap_used, reason = "a test that panics says enough")]
+
+use std::process::{Command, Stdio};
+
+use casemate_tests::fleet::{Fleet, UPSTREAM_HOST, UPSTREAM_KEY};
+use casemate_tests::programs::program;
+use casemate_tests::upstream::Upstream;
+use tokio::task::block_in_place;
+
+const HELLO: &str = "export default { fetch() { return new Response('hello'); } };\n";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn mistakes_are_told_and_nothing_is_lost() {
+    let upstream = Upstream::start(UPSTREAM_HOST, UPSTREAM_KEY).await.unwrap();
+    let fleet = block_in_place(Fleet::start).unwrap();
+    drop(upstream);
+    block_in_place(|| mistakes(&fleet));
+}
+
+fn mistakes(fleet: &Fleet) {
+    let good = fleet.small_project("good", "", HELLO).unwrap();
+    fleet.deploy(&good).unwrap();
+    let refused =
+        |project: &std::path::Path, args: &[&str], stdin: &[u8], code: i32, parts: &[&str]| {
+            let ran = fleet.tenant.run_in(project, args, stdin).unwrap();
+            assert_eq!(ran.code, code, "{args:?}: {}", ran.stderr);
+            for part in parts {
+                assert!(
+                    ran.stderr.contains(part),
+                    "{part:?} is not in: {}",
+                    ran.stderr
+                );
+            }
+            assert!(
+                ran.stderr.contains("next:"),
+                "an error has a next step: {}",
+                ran.stderr
+            );
+        };
+
+    // casemate.toml: all mistakes at once, by line.
+    let wrong = fleet
+        .small_project("wrong", "limit = 1\n[limits]\ncpu_time = 5\n", HELLO)
+        .unwrap();
+    refused(
+        &wrong,
+        &["deploy"],
+        b"",
+        64,
+        &["line 4", "line 6", "cpu_time"],
+    );
+    // TypeScript: file, line, column.
+    let broken = fleet
+        .small_project(
+            "broken",
+            "",
+            "export default {\n  fetch() { return ( } };\n",
+        )
+        .unwrap();
+    refused(&broken, &["deploy"], b"", 65, &["main.js:2:"]);
+    // A host that the tenant was not given.
+    let thief = fleet.small_project("thief", "", HELLO).unwrap();
+    let config = std::fs::read_to_string(thief.join("casemate.toml"))
+        .unwrap()
+        .replace("thief.apps.demo.test", "bank.example");
+    std::fs::write(thief.join("casemate.toml"), config).unwrap();
+    refused(&thief, &["deploy"], b"", 64, &["bank.example"]);
+    // A secret that would break a header; its value is not repeated.
+    for value in [&b"sec\rret-value"[..], b"sec\nret-value", b"sec\0ret-value"] {
+        let ran = fleet
+            .tenant
+            .run_in(&good, &["secret", "put", "K", "--host", "a.test"], value)
+            .unwrap();
+        assert_eq!(ran.code, 65, "{}", ran.stderr);
+        assert!(
+            ran.stderr.contains("byte 3") && !ran.stderr.contains("ret-value"),
+            "{}",
+            ran.stderr
+        );
+    }
+    // A bundle over its size.
+    let big = format!(
+        "export const data = '{}';\nexport default {{ fetch() {{ return new Response(data); }} }};\n",
+        "x".repeat(11 << 20)
+    );
+    let huge = fleet.small_project("huge", "", &big).unwrap();
+    refused(&huge, &["deploy"], b"", 65, &["10 MiB"]);
+
+    // Two deploys at once: both end well or one is told that it may be run again; the last word is one of the two.
+    let children: Vec<_> = (0..2)
+        .map(|_| {
+            fleet
+                .tenant
+                .command(&good, &["deploy", "--wait", "0"])
+                .unwrap()
+                .stdin(Stdio::null())
+                .stderr(Stdio::piped())
+                .spawn()
+                .unwrap()
+        })
+        .collect();
+    for child in children {
+        let ended = child.wait_with_output().unwrap();
+        assert!(
+            matches!(ended.status.code(), Some(0 | 75)),
+            "{}",
+            String::from_utf8_lossy(&ended.stderr)
+        );
+    }
+
+    // A token used twice: the second node is not admitted, whoever it is.
+    let again = fleet
+        .operator
+        .run_in(&fleet.folder, &["node", "token", "edge-1"], b"")
+        .unwrap();
+    assert_ne!(
+        again.code, 0,
+        "a second node of that name: {}",
+        again.stdout
+    );
+
+    // A port in use, and a store that is locked.
+    let config = fleet.folder.join("second.toml");
+    let state = fleet.folder.join("second");
+    let init = Command::new(program("casemate-control").unwrap())
+        .arg("init")
+        .arg("--state")
+        .arg(&state)
+        .output()
+        .unwrap();
+    assert!(init.status.success());
+    let serve = |state: &std::path::Path, api: &str| {
+        std::fs::write(
+            &config,
+            format!(
+                "state = \"{}\"\napi = \"{api}\"\nquic = \"127.0.0.1:0\"\n",
+                state.display()
+            ),
+        )
+        .unwrap();
+        let ran = Command::new(program("casemate-control").unwrap())
+            .arg("serve")
+            .arg("--config")
+            .arg(&config)
+            .output()
+            .unwrap();
+        (
+            ran.status.code(),
+            String::from_utf8_lossy(&ran.stderr).into_owned(),
+        )
+    };
+    let (code, said) = serve(&state, &fleet.control.api.to_string());
+    assert_eq!(code, Some(69), "a port in use: {said}");
+    let (code, said) = serve(&fleet.control.state(), "127.0.0.1:0");
+    assert_eq!(code, Some(75), "a locked store: {said}");
+
+    // And the good one still stands.
+    let status = fleet.tenant.json(&good, &["status"]).unwrap();
+    assert!(status.to_string().contains("good"), "{status}");
+}
