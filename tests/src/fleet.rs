@@ -95,6 +95,7 @@ impl Fleet {
         let settings = Settings {
             hosts: vec![UPSTREAM_HOST.to_owned()],
             require: vec!["seccomp".into(), "no_new_privs".into()],
+            user: None,
         };
         let node = Node::start(
             &folder.join("node"),

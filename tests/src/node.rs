@@ -4,6 +4,7 @@ use std::io::Read as _;
 use std::net::SocketAddr;
 use std::os::unix::fs::{PermissionsExt as _, chown};
 use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -27,6 +28,7 @@ const VAULT_UID: u32 = 2;
 pub struct Node {
     folder: PathBuf,
     uid_base: u32,
+    user: Option<u32>,
     running: Option<Running>,
     /// Where callers reach its gateway.
     pub gateway: SocketAddr,
@@ -39,6 +41,8 @@ pub struct Settings {
     pub hosts: Vec<String>,
     /// Layers that must be in force.
     pub require: Vec<String>,
+    /// Run as this user, without any privilege; else as who runs the test.
+    pub user: Option<u32>,
 }
 
 impl Node {
@@ -49,12 +53,20 @@ impl Node {
         let token_file = folder.join("join-token");
         std::fs::write(&token_file, token)?;
         std::fs::set_permissions(&token_file, std::fs::Permissions::from_mode(0o400))?;
-        if rustix::process::geteuid().is_root() {
-            chown(
-                &token_file,
-                Some(uid_base + VAULT_UID),
-                Some(uid_base + VAULT_UID),
-            )?;
+        // Who opens the token: the vault's user, or the one that everything runs as.
+        match settings.user {
+            Some(user) => {
+                chown(&token_file, Some(user), Some(user))?;
+                chown(folder, Some(user), Some(user))?;
+            }
+            None if rustix::process::geteuid().is_root() => {
+                chown(
+                    &token_file,
+                    Some(uid_base + VAULT_UID),
+                    Some(uid_base + VAULT_UID),
+                )?;
+            }
+            None => {}
         }
         let require = serde_json::to_string(&settings.require)?;
         let hosts: String = settings
@@ -69,6 +81,7 @@ impl Node {
         let mut node = Self {
             folder: folder.to_owned(),
             uid_base,
+            user: settings.user,
             running: None,
             gateway: "127.0.0.1:0".parse()?,
         };
@@ -101,6 +114,9 @@ impl Node {
             .arg(&state)
             .arg("--uid-base")
             .arg(self.uid_base.to_string());
+        if let Some(user) = self.user {
+            command.uid(user).gid(user);
+        }
         // A socket of an earlier run would answer for nobody.
         let _removed = std::fs::remove_file(self.admin_socket());
         let mut running = Running::start("casemate-launch", command, &self.folder.join("log"))?;

@@ -50,6 +50,7 @@ async fn a_node_comes_up_without_its_control_plane_and_says_so() {
         &Settings {
             hosts: vec![],
             require,
+            user: None,
         },
     )
     .unwrap();
@@ -76,6 +77,30 @@ async fn a_node_comes_up_without_its_control_plane_and_says_so() {
     assert_eq!(answer.status, 404);
     assert!(answer.text().contains("no_such_host"), "{}", answer.text());
     assert!(node.stop().unwrap().success());
+}
+
+/// Of Debian's `nobody`.
+const NOBODY: u32 = 65_534;
+
+#[test]
+fn a_node_runs_without_any_privilege_where_user_namespaces_are_allowed() {
+    if !rustix::process::geteuid().is_root() {
+        // Whoever runs the test has no privilege, so the other test is this one.
+        return;
+    }
+    let folder = folder();
+    let require = ["seccomp", "user", "pid", "network", "mount"]
+        .map(ToOwned::to_owned)
+        .to_vec();
+    let settings = Settings {
+        hosts: vec![],
+        require,
+        user: Some(NOBODY),
+    };
+    let node = Node::start(folder.path(), &token(4_000_000_000), &settings).unwrap();
+    let spare = |status: &serde_json::Value| status["state"]["workers"]["spare"] == 1;
+    node.wait_for("a spare worker in its walls", SOON, spare)
+        .unwrap();
 }
 
 #[test]

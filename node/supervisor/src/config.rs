@@ -13,6 +13,15 @@ use crate::state::Bounds;
 /// The most workers that a node may be told to run: each has a user id and an entry with launch.
 const MAX_WORKERS: usize = 4000;
 
+/// Layers that every program has. Namespaces and the cgroup are a worker's: the others need the network or their folder.
+const LAYERS_OF_ALL: &[&str] = &[
+    "seccomp",
+    "landlock",
+    "no_new_privs",
+    "capabilities",
+    "dumpable",
+];
+
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct File {
@@ -188,29 +197,15 @@ impl Config {
         paths
     }
 
-    /// Whether what the operator requires is in force in a program.
+    /// Whether what the operator requires is in force in a program, as far as every program has it.
     pub(crate) fn must_be_in_force(
         &self,
         program: &str,
         layers: &[LayerReport],
     ) -> Result<(), String> {
-        // Only the layers that a program reports are its: a gateway has no network namespace.
-        let own: Vec<String> = self
-            .require
-            .iter()
-            .filter(|name| layers.iter().any(|layer| layer.layer == **name))
-            .cloned()
-            .collect();
-        let missing =
-            casemate_sandbox::missing(&own, layers).map_err(|unknown| unknown.to_string())?;
-        if missing.is_empty() {
-            Ok(())
-        } else {
-            Err(format!(
-                "layers that `require` names are not in force in {program}: {}",
-                missing.join(", ")
-            ))
-        }
+        let of_all = |name: &&String| LAYERS_OF_ALL.contains(&name.as_str());
+        let own: Vec<String> = self.require.iter().filter(of_all).cloned().collect();
+        none_missing(program, &own, layers)
     }
 
     /// Whether what the operator requires is in force in a worker, which has every layer.
@@ -218,17 +213,20 @@ impl Config {
         &self,
         layers: &[LayerReport],
     ) -> Result<(), String> {
-        let missing = casemate_sandbox::missing(&self.require, layers)
-            .map_err(|unknown| unknown.to_string())?;
-        if missing.is_empty() {
-            Ok(())
-        } else {
-            Err(format!(
-                "layers that `require` names are not in force in a worker: {}",
-                missing.join(", ")
-            ))
-        }
+        none_missing("a worker", &self.require, layers)
     }
+}
+
+fn none_missing(program: &str, require: &[String], layers: &[LayerReport]) -> Result<(), String> {
+    let missing =
+        casemate_sandbox::missing(require, layers).map_err(|unknown| unknown.to_string())?;
+    if missing.is_empty() {
+        return Ok(());
+    }
+    Err(format!(
+        "layers that `require` names are not in force in {program}: {}",
+        missing.join(", ")
+    ))
 }
 
 #[cfg(test)]

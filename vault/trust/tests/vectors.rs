@@ -42,7 +42,7 @@ fn xwing_of_the_draft() {
         assert_eq!(key.fingerprint().to_string(), public);
         let randomness = hex::decode(randomness).unwrap();
         let sealed = seal(&key, b"info", b"aad", b"value", &mut |bytes| {
-            bytes.copy_from_slice(&randomness)
+            bytes.copy_from_slice(&randomness);
         })
         .unwrap();
         assert_eq!(Digest::of(&sealed.enc).to_string(), encapsulated);
