@@ -217,7 +217,7 @@ fn open_once_free(path: &Path) -> Result<sled::Db, String> {
     loop {
         match try_open(path) {
             Err(error) if is_locked(&error) && Instant::now() < until => {
-                std::thread::sleep(LOCK_RETRY)
+                std::thread::sleep(LOCK_RETRY);
             }
             opened => return opened,
         }
