@@ -49,8 +49,9 @@ pub(crate) async fn serve(
             });
         }
     };
+    let mut hello = vault.hello(layers);
     control
-        .send(&FromVault::Hello(Box::new(vault.hello(layers))), &[])
+        .send(&FromVault::Hello(Box::new(hello.clone())), &[])
         .await?;
     for plan in vault.plans() {
         control.send(&FromVault::Plan(Box::new(plan)), &[]).await?;
@@ -58,6 +59,14 @@ pub(crate) async fn serve(
     if let Some(set_aside) = vault.refill.clone() {
         control.send(&FromVault::Refill { set_aside }, &[]).await?;
     }
+    // In a task of its own: a supervisor that does not read its socket stops this loop, and must not stop that.
+    let watched = calls.clone();
+    tokio::spawn(async move {
+        loop {
+            tokio::time::sleep(LEASE_INTERVAL).await;
+            watched.close_what_is_withdrawn();
+        }
+    });
     let mut leases = tokio::time::interval(LEASE_INTERVAL);
     leases.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
     loop {
@@ -67,13 +76,18 @@ pub(crate) async fn serve(
                     if !handle(message, fds, &control, &vault, &calls).await? {
                         return Ok(());
                     }
+                    // The root has signed another key for the control plane: the old one is not to be trusted any longer.
+                    let now = vault.hello(hello.layers.clone());
+                    if now.control_key != hello.control_key {
+                        hello = now;
+                        control.send(&FromVault::Hello(Box::new(hello.clone())), &[]).await?;
+                    }
                 }
                 // Our supervisor is gone, and with it whoever could ask us anything.
                 None => return Ok(()),
             },
             Some(event) = pending.recv() => control.send(&FromVault::Event(event), &[]).await?,
             _ = leases.tick() => {
-                calls.close_what_is_withdrawn();
                 if let Some(nonce) = vault.lease_question(false) {
                     control.send(&FromVault::LeaseWanted { nonce }, &[]).await?;
                 }

@@ -19,6 +19,8 @@ pub const MAX_BUNDLE_BYTES: u64 = 10 * 1024 * 1024;
 pub const MAX_HOSTS: usize = 64;
 /// Most variables, egress rules, or credentials of a function, each.
 pub const MAX_ENTRIES: usize = 128;
+/// Most methods, and most paths, of a perimeter.
+pub const MAX_PATTERNS: usize = 32;
 /// Largest sum of names and values of the variables, bytes.
 pub const MAX_VARS_BYTES: usize = 32 * 1024;
 /// Largest PEM of a private certificate authority, bytes.
@@ -378,6 +380,16 @@ impl Release {
             ("variables", self.vars.len(), MAX_ENTRIES),
             ("egress rules", self.egress.len(), MAX_ENTRIES),
             ("credentials", self.credentials.len(), MAX_ENTRIES),
+            (
+                "methods of the perimeter",
+                self.perimeter.methods.len(),
+                MAX_PATTERNS,
+            ),
+            (
+                "paths of the perimeter",
+                self.perimeter.paths.len(),
+                MAX_PATTERNS,
+            ),
         ];
         if let Some((what, count, most)) = counts.into_iter().find(|(_, count, most)| count > most)
         {

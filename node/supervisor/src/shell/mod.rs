@@ -302,9 +302,11 @@ impl Shell {
     }
 
     fn say(&mut self, say: Say) {
-        if let Some(says) = &self.says
-            && says.try_send(say).is_err()
-        {
+        let Some(says) = &self.says else { return };
+        // Half of the queue is kept for what must arrive: logs are lost first, and counted.
+        let may_wait = matches!(say, Say::Log(_) | Say::Status(_));
+        let full = may_wait && says.capacity() < push::MAX_COMMANDS / 2;
+        if full || says.try_send(say).is_err() {
             self.lost_logs += 1;
         }
     }

@@ -21,7 +21,7 @@ use casemate_wire::control::{FunctionKey, WorkerId};
 use casemate_wire::{Fields, ResponseHead};
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming as UpstreamBody;
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 
 use crate::config::Config;
 use crate::vault::Vault;
@@ -30,6 +30,10 @@ use upstream::Upstreams;
 
 /// Until the head of an answer has come; a function's own wall-clock limit is mostly shorter.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(300);
+/// Calls of one worker at a time; more wait in its channel.
+const MAX_CALLS_OF_A_WORKER: usize = 128;
+/// Calls at a time, each with a connection at most: well below the descriptors that a process is commonly allowed.
+const MAX_CALLS: usize = 700;
 /// Between two pieces of an answer's body.
 const BODY_TIMEOUT: Duration = Duration::from_secs(120);
 
@@ -65,6 +69,7 @@ pub(crate) struct Calls {
     upstreams: Upstreams,
     events: mpsc::Sender<Event>,
     workers: Mutex<HashMap<WorkerId, tokio::task::AbortHandle>>,
+    room: Arc<Semaphore>,
 }
 
 impl Calls {
@@ -79,6 +84,7 @@ impl Calls {
             upstreams: Upstreams::new(config)?,
             events,
             workers: Mutex::default(),
+            room: Arc::new(Semaphore::new(MAX_CALLS)),
         })
     }
 
@@ -106,9 +112,21 @@ impl Calls {
                 Ok(acceptor) => acceptor,
                 Err(error) => return tracing::warn!(?worker, %error, "a worker's channel is none"),
             };
-            while let Some(incoming) = acceptor.accept().await {
+            let own = Arc::new(Semaphore::new(MAX_CALLS_OF_A_WORKER));
+            // Room first, then the call: a flood waits in its worker's socket and takes nobody's descriptors.
+            loop {
+                let room = (
+                    own.clone().acquire_owned().await,
+                    calls.room.clone().acquire_owned().await,
+                );
+                let Some(incoming) = acceptor.accept().await else {
+                    return;
+                };
                 let (calls, caller) = (calls.clone(), caller.clone());
-                tokio::spawn(async move { calls.call(&caller, incoming).await });
+                tokio::spawn(async move {
+                    calls.call(&caller, incoming).await;
+                    drop(room);
+                });
             }
         });
         let mut workers = self.workers.lock().unwrap_or_else(PoisonError::into_inner);
@@ -276,9 +294,14 @@ async fn deliver(
         };
         match frame {
             Ok(Some(Ok(frame))) => {
-                if let Ok(data) = frame.into_data()
-                    && out.send(data).await.is_err()
-                {
+                let Ok(data) = frame.into_data() else {
+                    continue;
+                };
+                let sent = tokio::select! {
+                    sent = tokio::time::timeout(BODY_TIMEOUT, out.send(data)) => sent,
+                    () = closed.wait() => return out.reset(casemate_wire::RESET_ABANDONED),
+                };
+                if !matches!(sent, Ok(Ok(()))) {
                     return;
                 }
             }

@@ -34,7 +34,7 @@ impl Vault {
         let storage = storage_key(&config.storage_key_file)?;
         let (store, mut aside) = Store::open(&config.state, &storage.vault_key())?;
         let identity = identity(config, &store)?;
-        let (memory, lost) = memory(config, &store)?;
+        let (memory, lost) = memory(config, &store, identity.join_request().is_none())?;
         let here = Some(identity.pool.clone());
         let judge = match memory {
             Some(memory) if memory.fleet == identity.fleet => Judge::remembering(memory, here),
@@ -48,6 +48,10 @@ impl Vault {
             wanted: HashMap::new(),
         };
         replay(&store, &mut state, &mut aside)?;
+        // A kill between records and memory leaves the memory behind what was replayed: it catches up before anything is
+        // acknowledged.
+        let remembered = serde_json::to_vec(state.judge.memory()).unwrap_or_default();
+        store.write(StateFile::Memory, &remembered, &mut clock::random)?;
         let refill = refill(&aside, &state.judge, lost);
         let boot_id = clock::boot_id();
         let liveness = Liveness::new(config.lease_ms, lease(&store, &boot_id)?);
@@ -170,10 +174,16 @@ fn identity(config: &Config, store: &Store) -> Result<Identity, VaultError> {
 }
 
 /// What was accepted before, and whether it was lost.
-fn memory(config: &Config, store: &Store) -> Result<(Option<Memory>, bool), VaultError> {
+fn memory(
+    config: &Config,
+    store: &Store,
+    is_member: bool,
+) -> Result<(Option<Memory>, bool), VaultError> {
     let read = store.read(StateFile::Memory);
     let parsed = match read {
-        Ok(None) => return Ok((None, false)),
+        // A new node has nothing to remember; a member that remembers nothing has lost it.
+        Ok(None) if !is_member => return Ok((None, false)),
+        Ok(None) => None,
         Ok(Some(bytes)) => serde_json::from_slice::<Memory>(&bytes).ok(),
         Err(StoreError::Sealed(_)) => None,
         Err(error) => return Err(error.into()),
@@ -181,8 +191,8 @@ fn memory(config: &Config, store: &Store) -> Result<(Option<Memory>, bool), Vaul
     match parsed {
         Some(memory) => Ok((Some(memory), false)),
         None if config.accept_lost_memory => {
-            let place = store.set_aside(StateFile::Memory)?;
-            tracing::error!(aside = %place.display(), "the memory of what was accepted is lost, and the operator accepts that");
+            let place = store.set_aside(StateFile::Memory).ok();
+            tracing::error!(aside = ?place, "the memory of what was accepted is lost, and the operator accepts that");
             Ok((None, true))
         }
         None => Err(VaultError::MemoryLost(
