@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use casemate_wire::channel::MAX_OUTPUT_BYTES;
 use casemate_wire::{Channel, Event, Fields, RequestHead, ResponseHead, Side, StreamId};
 use tokio::io::Interest;
@@ -17,6 +17,9 @@ use crate::StreamError;
 
 /// Read at a time: a few of the largest frames.
 const READ_BYTES: usize = 128 * 1024;
+
+/// A piece below this is copied together with its neighbours, bytes.
+const SMALL_BYTES: usize = 8 * 1024;
 
 /// What handles and driver share.
 #[derive(Debug)]
@@ -44,7 +47,9 @@ pub(crate) struct State {
 #[derive(Debug, Default)]
 pub(crate) struct Arrived {
     pub(crate) head: Option<(ResponseHead, bool)>,
-    pub(crate) data: VecDeque<Bytes>,
+    data: VecDeque<Bytes>,
+    /// Small pieces since the last large one, copied together: each would otherwise keep a whole read buffer alive.
+    tail: BytesMut,
     pub(crate) end: bool,
     pub(crate) trailers: Option<Fields>,
     pub(crate) reset: Option<u16>,
@@ -52,6 +57,35 @@ pub(crate) struct Arrived {
     pub(crate) writing: Option<Waker>,
     /// Handles that still look at it.
     pub(crate) handles: u8,
+}
+
+impl Arrived {
+    fn put(&mut self, bytes: Bytes) {
+        if bytes.len() < SMALL_BYTES {
+            self.tail.extend_from_slice(&bytes);
+        }
+        if bytes.len() >= SMALL_BYTES || self.tail.len() >= SMALL_BYTES {
+            if !self.tail.is_empty() {
+                self.data.push_back(self.tail.split().freeze());
+            }
+            if bytes.len() >= SMALL_BYTES {
+                self.data.push_back(bytes);
+            }
+        }
+    }
+
+    /// The next piece.
+    pub(crate) fn take(&mut self) -> Option<Bytes> {
+        let tail = &mut self.tail;
+        self.data
+            .pop_front()
+            .or_else(|| (!tail.is_empty()).then(|| tail.split().freeze()))
+    }
+
+    /// Whether everything that came was taken.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.data.is_empty() && self.tail.is_empty()
+    }
 }
 
 /// Dropped with the last handle: then the driver ends.
@@ -259,7 +293,7 @@ impl State {
                 stream.head = Some((head, end));
                 stream.end = end;
             }),
-            Event::Data { id, bytes } => self.arrived(id, |stream| stream.data.push_back(bytes)),
+            Event::Data { id, bytes } => self.arrived(id, |stream| stream.put(bytes)),
             Event::End { id, trailers } => self.arrived(id, |stream| {
                 stream.end = true;
                 stream.trailers = (!trailers.0.is_empty()).then_some(trailers);

@@ -304,7 +304,7 @@ impl RecvBody {
         let Half { shared, id, .. } = &self.half;
         let piece = shared.with(|state| {
             if let Some(stream) = state.streams.get_mut(id) {
-                if let Some(bytes) = stream.data.pop_front() {
+                if let Some(bytes) = stream.take() {
                     state.channel.consumed(*id, bytes.len());
                     return Poll::Ready(Some(Ok(bytes)));
                 }
@@ -329,7 +329,7 @@ impl RecvBody {
             || state
                 .streams
                 .get(&self.half.id)
-                .is_some_and(|stream| stream.end && stream.data.is_empty())
+                .is_some_and(|stream| stream.end && stream.is_empty())
     }
 
     /// Trailers, once the body has ended.

@@ -505,6 +505,10 @@ impl Channel {
 
     fn handle_window(&mut self, id: StreamId, payload: [u8; 4]) -> Result<(), Violation> {
         let more = u32::from_le_bytes(payload);
+        if more == 0 {
+            // Costs the sender nothing and means nothing: only whoever wants to keep us busy sends it.
+            return Err(Violation::Window(id));
+        }
         let raise = |credit: u32, limit: u32| credit.checked_add(more).filter(|sum| *sum <= limit);
         if id == 0 {
             self.send_credit =
