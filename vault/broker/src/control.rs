@@ -4,7 +4,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
-use casemate_channel::Control;
+use casemate_channel::{Control, ControlError};
 use casemate_trust::id::TenantId;
 use casemate_wire::control::LayerReport;
 use casemate_wire::control::vault::{Event, FromVault, ToVault};
@@ -50,14 +50,12 @@ pub(crate) async fn serve(
         }
     };
     let mut hello = vault.hello(layers);
-    control
-        .send(&FromVault::Hello(Box::new(hello.clone())), &[])
-        .await?;
+    tell(&control, &FromVault::Hello(Box::new(hello.clone()))).await?;
     for plan in vault.plans() {
-        control.send(&FromVault::Plan(Box::new(plan)), &[]).await?;
+        tell(&control, &FromVault::Plan(Box::new(plan))).await?;
     }
     if let Some(set_aside) = vault.refill.clone() {
-        control.send(&FromVault::Refill { set_aside }, &[]).await?;
+        tell(&control, &FromVault::Refill { set_aside }).await?;
     }
     // In a task of its own: a supervisor that does not read its socket stops this loop, and must not stop that.
     let watched = calls.clone();
@@ -80,16 +78,16 @@ pub(crate) async fn serve(
                     let now = vault.hello(hello.layers.clone());
                     if now.control_key != hello.control_key {
                         hello = now;
-                        control.send(&FromVault::Hello(Box::new(hello.clone())), &[]).await?;
+                        tell(&control, &FromVault::Hello(Box::new(hello.clone()))).await?;
                     }
                 }
                 // Our supervisor is gone, and with it whoever could ask us anything.
                 None => return Ok(()),
             },
-            Some(event) = pending.recv() => control.send(&FromVault::Event(event), &[]).await?,
+            Some(event) = pending.recv() => tell(&control, &FromVault::Event(event)).await?,
             _ = leases.tick() => {
                 if let Some(nonce) = vault.lease_question(false) {
-                    control.send(&FromVault::LeaseWanted { nonce }, &[]).await?;
+                    tell(&control, &FromVault::LeaseWanted { nonce }).await?;
                 }
             }
         }
@@ -108,24 +106,22 @@ async fn handle(
     match message {
         ToVault::Submit { id, kind, bytes } => {
             let (verdict, effect) = tokio::task::block_in_place(|| vault.submit(kind, &bytes));
-            control
-                .send(&FromVault::Verdict { id, verdict }, &[])
-                .await?;
+            tell(control, &FromVault::Verdict { id, verdict }).await?;
             if effect.joined {
-                control.send(&FromVault::Joined, &[]).await?;
+                tell(control, &FromVault::Joined).await?;
             }
             if !effect.tenants.is_empty() {
                 calls.close_what_is_withdrawn();
             }
             for tenant in effect.tenants {
                 if let Some(plan) = plan_of(vault, tenant) {
-                    control.send(&FromVault::Plan(Box::new(plan)), &[]).await?;
+                    tell(control, &FromVault::Plan(Box::new(plan))).await?;
                 }
             }
             if !effect.leased
                 && let Some(nonce) = vault.lease_question(false)
             {
-                control.send(&FromVault::LeaseWanted { nonce }, &[]).await?;
+                tell(control, &FromVault::LeaseWanted { nonce }).await?;
             }
         }
         ToVault::Channel {
@@ -143,11 +139,9 @@ async fn handle(
             }
         }
         ToVault::Connected => {
-            control
-                .send(&FromVault::Have(Box::new(vault.have())), &[])
-                .await?;
+            tell(control, &FromVault::Have(Box::new(vault.have()))).await?;
             if let Some(nonce) = vault.lease_question(true) {
-                control.send(&FromVault::LeaseWanted { nonce }, &[]).await?;
+                tell(control, &FromVault::LeaseWanted { nonce }).await?;
             }
         }
         ToVault::Describe => {
@@ -165,6 +159,17 @@ async fn handle(
         ToVault::Stop => return Ok(false),
     }
     Ok(true)
+}
+
+/// Says something to the supervisor. What is too large to be said is logged and left out: it must not end the vault.
+async fn tell(control: &Socket, message: &FromVault) -> Result<(), ControlError> {
+    match control.send(message, &[]).await {
+        Err(ControlError::Message(error)) => {
+            tracing::error!(%error, "a message to the supervisor is too large and is left out");
+            Ok(())
+        }
+        sent => sent,
+    }
 }
 
 fn plan_of(vault: &Vault, tenant: TenantId) -> Option<casemate_wire::control::vault::Plan> {
