@@ -11,8 +11,9 @@ fuzz_target!(|input: (&str, &[u8], &[u8])| {
         let sent = format!("{}://{}{}", target.scheme.as_str(), target.authority(), target.path_and_query());
         assert_eq!(Target::parse(&sent), Ok(target));
     }
-    let scrubber = Scrubber::new(secret);
-    let scrubbed = scrubber.scrub(bytes::Bytes::copy_from_slice(value));
-    let leaks = secret.len() >= 4 && scrubbed.windows(secret.len()).any(|window| window == secret);
-    assert!(!leaks || scrubbed == casemate_vault_core::scrub::SCRUBBED);
+    if let Some(scrubber) = Scrubber::new(secret) {
+        let scrubbed = scrubber.scrub(bytes::Bytes::copy_from_slice(value));
+        let leaks = scrubbed.windows(secret.len()).any(|window| window == secret);
+        assert!(!leaks || scrubbed == casemate_vault_core::scrub::SCRUBBED);
+    }
 });

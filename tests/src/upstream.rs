@@ -167,7 +167,7 @@ async fn answer(
         return respond(StatusCode::UNAUTHORIZED, "application/json", body.into());
     }
     match path.as_str() {
-        "/echo" => {
+        "/echo" | "/v1/echo" => {
             let mut text: String = headers
                 .iter()
                 .map(|(name, value)| format!("{name}: {value}\n"))

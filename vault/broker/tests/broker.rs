@@ -22,6 +22,8 @@ struct Answer {
     status: u16,
     fields: Fields,
     body: Vec<u8>,
+    /// It ended before its end.
+    broken: bool,
 }
 
 impl Answer {
@@ -64,13 +66,18 @@ async fn call(
         .unwrap()
         .unwrap();
     let mut body = Vec::new();
+    let mut broken = false;
     while let Some(piece) = tokio::time::timeout(SOON, received.next()).await.unwrap() {
-        body.extend_from_slice(&piece.unwrap());
+        match piece {
+            Ok(piece) => body.extend_from_slice(&piece),
+            Err(_) => broken = true,
+        }
     }
     Answer {
         status: head.status,
         fields: head.fields,
         body,
+        broken,
     }
 }
 
@@ -192,6 +199,59 @@ async fn redirects_are_not_followed_and_headers_are_scrubbed() {
     assert_eq!(answer.fields.text("x-your-key"), Some("[scrubbed]"));
     assert_eq!(answer.fields.text("x-in-base64"), Some("[scrubbed]"));
     assert_eq!(answer.fields.text("location"), Some("[scrubbed]"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_body_that_echoes_the_credential_is_scrubbed_however_it_is_written() {
+    let upstream = Upstream::start(KEY).await;
+    let (mut fleet, release) = serving(&upstream).await;
+    let worker = channel(&mut fleet, release).await;
+    let whole = r#"{"before":1,"key":"[scrubbed]","after":2}"#;
+    // What the upstream does, what the function sees of it, and whether the answer breaks off.
+    let cases = [
+        ("plain", whole, false),
+        ("an+error+page", whole, false),
+        ("gzip", whole, false),
+        ("events", &format!("data: {whole}\n\n").repeat(3), false),
+        ("base64", "[scrubbed]", false),
+        ("hex", "[scrubbed]", false),
+        ("percent", "[scrubbed]", false),
+        ("a+lie", "", true),
+    ];
+    for (how, seen, broken) in cases {
+        let url = upstream.url(&format!("/v1/mirror?{how}"));
+        let fields = [("accept-encoding", "zstd"), ("te", "trailers")];
+        let answer = call(&worker, Some("pay"), "POST", &url, "", &fields).await;
+        let body = String::from_utf8(answer.body.clone()).unwrap();
+        assert!(body.contains(seen), "{how}: {body}");
+        assert_eq!(answer.broken, broken, "{how}");
+        assert!(answer.fields.text("content-encoding").is_none(), "{how}");
+        let written = body.to_lowercase();
+        for form in [KEY.to_owned(), hex(KEY), base64(KEY)[..8].to_owned()] {
+            assert!(!written.contains(&form.to_lowercase()), "{how}: {body}");
+        }
+    }
+    for how in ["unasked", "twice"] {
+        let url = upstream.url(&format!("/v1/mirror?{how}"));
+        let answer = call(&worker, Some("pay"), "POST", &url, "", &[]).await;
+        assert_eq!(
+            (answer.error(), answer.body.len()),
+            ("upstream_encoding", 0),
+            "{how}"
+        );
+    }
+    for seen in upstream.seen() {
+        assert_eq!(seen.header("accept-encoding"), ["gzip, br"]);
+    }
+}
+
+fn hex(text: &str) -> String {
+    text.bytes().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn base64(text: &str) -> String {
+    use base64::Engine as _;
+    base64::engine::general_purpose::STANDARD.encode(text)
 }
 
 #[tokio::test(flavor = "multi_thread")]

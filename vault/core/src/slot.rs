@@ -34,6 +34,10 @@ const NOT_THE_FUNCTIONS: &[&str] = &[
     "via",
 ];
 
+/// What a call with a credential asks for, whatever the function asked for: the encodings in which the answer can be searched
+/// for the credential.
+const ACCEPT_ENCODING: &str = "gzip, br";
+
 /// Unreserved characters stay (RFC 3986, section 2.3).
 const QUERY_VALUE: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'-')
@@ -82,8 +86,10 @@ pub fn fill(
         let lower = name.to_ascii_lowercase();
         let is_slot =
             slot_header.is_some_and(|header| lower.replace('_', "-") == header.replace('_', "-"));
+        let is_ours = slot.is_some() && lower == "accept-encoding";
         !name.starts_with(':')
             && !is_slot
+            && !is_ours
             && !NOT_THE_FUNCTIONS.contains(&lower.as_str())
             && !named_by_connection.contains(&lower)
     };
@@ -94,6 +100,10 @@ pub fn fill(
     let mut fields: Vec<_> = kept
         .map(|(name, value)| (name.to_ascii_lowercase(), value.clone(), false))
         .collect();
+    if slot.is_some() {
+        let value = Bytes::from_static(ACCEPT_ENCODING.as_bytes());
+        fields.push(("accept-encoding".to_owned(), value, false));
+    }
     let mut path_and_query = Zeroizing::new(target.path_and_query());
     match slot {
         Some((Slot::Query { name }, secret)) => {
@@ -177,11 +187,15 @@ mod tests {
             Some((slot, &secret())),
         );
         let text = |bytes: &Bytes| String::from_utf8(bytes.to_vec()).unwrap();
-        let sent = outgoing
+        let mut sent: Vec<_> = outgoing
             .fields
             .iter()
             .map(|(name, value, _)| (name.clone(), text(value)))
             .collect();
+        let encodings = sent
+            .extract_if(.., |(name, _)| name == "accept-encoding")
+            .map(|(_, value)| value);
+        assert_eq!(encodings.collect::<Vec<_>>(), [ACCEPT_ENCODING]);
         (outgoing.path_and_query.to_string(), sent)
     }
 
@@ -229,6 +243,7 @@ mod tests {
             (":authority", "evil.test"),
             ("te", "trailers"),
             ("expect", "100-continue"),
+            ("Accept-Encoding", "zstd"),
             ("upgrade", "h2c"),
         ];
         let (_, sent) = filled(&tries, &Slot::Bearer, "https://a.test/");

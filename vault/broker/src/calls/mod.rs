@@ -1,6 +1,7 @@
 //! Outgoing calls: each worker's channel is served by what its function's release allows, and by nothing that a message
 //! claims.
 
+mod answer;
 mod body;
 mod dial;
 mod prepare;
@@ -11,20 +12,17 @@ use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use bytes::Bytes;
-use casemate_channel::{Incoming, Reply};
+use casemate_channel::Incoming;
 use casemate_trust::id::{Digest, TenantId};
 use casemate_trust::name::Name;
-use casemate_vault_core::scrub::Scrubber;
 use casemate_wire::control::vault::Event;
 use casemate_wire::control::{FunctionKey, WorkerId};
 use casemate_wire::{Fields, ResponseHead};
-use http_body_util::BodyExt as _;
-use hyper::body::Incoming as UpstreamBody;
 use tokio::sync::{Semaphore, mpsc};
 
 use crate::config::Config;
 use crate::vault::Vault;
+use answer::Answer;
 use prepare::Prepared;
 use upstream::Upstreams;
 
@@ -34,8 +32,6 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(300);
 const MAX_CALLS_OF_A_WORKER: usize = 128;
 /// Calls at a time, each with a connection at most: well below the descriptors that a process is commonly allowed.
 const MAX_CALLS: usize = 700;
-/// Between two pieces of an answer's body.
-const BODY_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// Why a call got no answer from its upstream. The function reads code and message.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -183,7 +179,7 @@ impl Calls {
             () = reply.cancelled() => return,
         };
         match answered {
-            Ok((head, body, closed)) => deliver(reply, head, body, closed).await,
+            Ok(answer) => answer.deliver(reply).await,
             Err(refused) => {
                 let Refused { code, message } = refused;
                 tracing::info!(tenant = %caller.tenant, function = %caller.function, code, "a call was refused");
@@ -211,7 +207,7 @@ impl Calls {
         caller: &Caller,
         head: casemate_wire::RequestHead,
         body: casemate_channel::RecvBody,
-    ) -> Result<(ResponseHead, UpstreamBody, upstream::Closed), Refused> {
+    ) -> Result<Answer, Refused> {
         let Prepared {
             request,
             place,
@@ -227,86 +223,6 @@ impl Calls {
             }
         };
         let response = response.map_err(|error| dial::refusal(&error))?;
-        let (parts, body) = response.into_parts();
-        Ok((visible_head(&parts, &scrubber)?, body, closed))
-    }
-}
-
-/// Fields of a connection (RFC 9110, section 7.6.1), and our own.
-fn is_hop_by_hop(name: &str) -> bool {
-    matches!(
-        name,
-        "connection"
-            | "keep-alive"
-            | "proxy-connection"
-            | "te"
-            | "trailer"
-            | "transfer-encoding"
-            | "upgrade"
-            | "proxy-authenticate"
-    )
-}
-
-/// What the function may see of an answer's head.
-fn visible_head(
-    parts: &http::response::Parts,
-    scrubber: &Scrubber,
-) -> Result<ResponseHead, Refused> {
-    let mut fields = Fields::default();
-    for (name, value) in &parts.headers {
-        if is_hop_by_hop(name.as_str()) || scrubber.finds(name.as_str().as_bytes()) {
-            continue;
-        }
-        fields.push(
-            name.as_str(),
-            scrubber.scrub(Bytes::copy_from_slice(value.as_bytes())),
-        );
-    }
-    if fields.0.len() > casemate_wire::head::MAX_FIELDS {
-        return Err(Refused::new(
-            "upstream_failed",
-            "the upstream's answer has too many header fields",
-        ));
-    }
-    Ok(ResponseHead {
-        status: parts.status.as_u16(),
-        fields,
-    })
-}
-
-async fn deliver(
-    reply: Reply,
-    head: ResponseHead,
-    mut body: UpstreamBody,
-    closed: upstream::Closed,
-) {
-    use hyper::body::Body as _;
-    let empty = body.is_end_stream();
-    let mut out = reply.send(&head, empty);
-    if empty {
-        return out.finish();
-    }
-    loop {
-        let frame = tokio::select! {
-            frame = tokio::time::timeout(BODY_TIMEOUT, body.frame()) => frame,
-            () = closed.wait() => return out.reset(casemate_wire::RESET_ABANDONED),
-            () = out.cancelled() => return,
-        };
-        match frame {
-            Ok(Some(Ok(frame))) => {
-                let Ok(data) = frame.into_data() else {
-                    continue;
-                };
-                let sent = tokio::select! {
-                    sent = tokio::time::timeout(BODY_TIMEOUT, out.send(data)) => sent,
-                    () = closed.wait() => return out.reset(casemate_wire::RESET_ABANDONED),
-                };
-                if !matches!(sent, Ok(Ok(()))) {
-                    return;
-                }
-            }
-            Ok(None) => return out.finish(),
-            Ok(Some(Err(_))) | Err(_) => return out.reset(casemate_wire::RESET_ABANDONED),
-        }
+        Answer::new(response, scrubber, closed)
     }
 }

@@ -24,7 +24,8 @@ use crate::vault::{State, Vault};
 pub(crate) struct Prepared {
     pub(crate) request: Request<CallBody>,
     pub(crate) place: Place,
-    pub(crate) scrubber: Scrubber,
+    /// Of the credential, where there is one.
+    pub(crate) scrubber: Option<Scrubber>,
 }
 
 /// Decides by the release that belongs to the channel, opens the secret, and builds the request.
@@ -58,10 +59,9 @@ pub(crate) fn prepare(
         .zip(opened.as_ref())
         .map(|(credential, (_, value))| (&credential.slot, value));
     let outgoing = fill(&allowed.target, &head.fields.0, slot);
-    let scrubber = opened.as_ref().map_or_else(
-        || Scrubber::new(b""),
-        |(_, value)| Scrubber::new(value.expose_secret()),
-    );
+    let scrubber = opened
+        .as_ref()
+        .and_then(|(_, value)| Scrubber::new(value.expose_secret()));
 
     let length = head
         .fields

@@ -3,12 +3,13 @@
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
 use std::convert::Infallible;
+use std::io::Write as _;
 use std::sync::{Arc, Mutex};
 
 use base64::Engine as _;
 use bytes::Bytes;
-use http_body_util::{BodyExt as _, Full};
-use hyper::body::Incoming;
+use http_body_util::{BodyExt as _, Full, StreamBody};
+use hyper::body::{Frame, Incoming};
 use hyper::{Request, Response};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
@@ -96,11 +97,68 @@ impl Upstream {
     }
 }
 
+type Body = http_body_util::combinators::UnsyncBoxBody<Bytes, Infallible>;
+
+/// A body in small pieces with a trailer, all of which say the key.
+fn in_pieces(body: &[u8], key: &str) -> Body {
+    let mut frames: Vec<_> = body
+        .chunks(3)
+        .map(|piece| Ok(Frame::data(Bytes::copy_from_slice(piece))))
+        .collect();
+    let trailer = http::HeaderMap::from_iter([(
+        http::HeaderName::from_static("x-key"),
+        key.parse().unwrap(),
+    )]);
+    frames.push(Ok(Frame::trailers(trailer)));
+    StreamBody::new(futures_util::stream::iter(frames)).boxed_unsync()
+}
+
+/// An answer whose body holds what the request was authorised with, written as the query says.
+fn mirror(how: &str, key: &str) -> Response<Body> {
+    let text = format!("{{\"before\":1,\"key\":\"{key}\",\"after\":2}}");
+    let base64 = base64::engine::general_purpose::STANDARD;
+    let (encoding, body) = match how {
+        "base64" => (None, base64.encode(text).into_bytes()),
+        "hex" => (
+            None,
+            text.bytes()
+                .map(|byte| format!("{byte:02X}"))
+                .collect::<String>()
+                .into(),
+        ),
+        "percent" => (
+            None,
+            text.bytes()
+                .map(|byte| format!("%{byte:02x}"))
+                .collect::<String>()
+                .into(),
+        ),
+        "events" => (None, format!("data: {text}\n\n").repeat(3).into_bytes()),
+        "gzip" => {
+            let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+            gzip.write_all(text.as_bytes()).unwrap();
+            (Some("gzip"), gzip.finish().unwrap())
+        }
+        "a lie" => (Some("gzip"), text.into_bytes()),
+        "unasked" => (Some("zstd"), text.into_bytes()),
+        "twice" => (Some("gzip, br"), text.into_bytes()),
+        _ => (None, text.into_bytes()),
+    };
+    let mut response = Response::builder();
+    if let Some(encoding) = encoding {
+        response = response.header("content-encoding", encoding);
+    }
+    if how == "an error page" {
+        response = response.status(500);
+    }
+    response.body(in_pieces(&body, key)).unwrap()
+}
+
 async fn answer(
     request: Request<Incoming>,
     seen: Arc<Mutex<Vec<Seen>>>,
     key: &str,
-) -> Result<Response<Full<Bytes>>, Infallible> {
+) -> Result<Response<Body>, Infallible> {
     let (head, body) = request.into_parts();
     let body = body
         .collect()
@@ -129,6 +187,12 @@ async fn answer(
     });
     let response = Response::builder();
     let response = match head.uri.path() {
+        "/v1/mirror" => {
+            return Ok(mirror(
+                &head.uri.query().unwrap_or_default().replace('+', " "),
+                key,
+            ));
+        }
         "/v1/leak" => response
             .status(302)
             .header("x-your-key", key)
@@ -137,9 +201,9 @@ async fn answer(
                 base64::engine::general_purpose::STANDARD.encode(format!("x{key}y")),
             )
             .header("location", format!("https://elsewhere.test/?k={key}"))
-            .body(Full::default()),
-        "/v1/echo" => response.body(Full::new(body)),
-        _ => response.body(Full::from("fine")),
+            .body(Full::default().boxed_unsync()),
+        "/v1/echo" => response.body(Full::new(body).boxed_unsync()),
+        _ => response.body(Full::from("fine").boxed_unsync()),
     };
     Ok(response.unwrap())
 }
