@@ -11,14 +11,17 @@ use hyper_util::client::legacy::Client;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use tokio::sync::watch;
 
-use super::Refused;
 use super::body::CallBody;
 use super::dial::{Dialer, Resolving, Trust};
 use super::prepare::SecretKey;
+use super::{MAX_CALLS, Refused};
 use crate::config::Config;
 
-/// Pools at a time; the one that was unused longest goes first.
+/// Pools at a time: more than calls, so that there is always one that may go.
 const MAX_POOLS: usize = 1024;
+const _: () = assert!(MAX_POOLS > MAX_CALLS);
+/// Pools of one tenant at a time: a function that calls many hosts makes room among its own.
+const MAX_POOLS_OF_A_TENANT: usize = 64;
 /// Connections that wait for more work, in each pool.
 const MAX_IDLE: usize = 32;
 /// How long they wait.
@@ -43,6 +46,13 @@ struct Entry {
     client: Pool,
     open: watch::Sender<()>,
     used: Instant,
+}
+
+impl Entry {
+    /// Each call under way waits for the pool's end.
+    fn is_in_use(&self) -> bool {
+        self.open.receiver_count() > 0
+    }
 }
 
 /// Says when a pool has been closed.
@@ -81,14 +91,7 @@ impl Upstreams {
             entry.used = Instant::now();
             return Ok((entry.client.clone(), Closed(entry.open.subscribe())));
         }
-        if pools.len() >= MAX_POOLS
-            && let Some(oldest) = pools
-                .iter()
-                .min_by_key(|(_, entry)| entry.used)
-                .map(|(place, _)| place.clone())
-        {
-            pools.remove(&oldest);
-        }
+        make_room(&mut pools, &place.tenant)?;
         let tls = match place.scheme {
             Scheme::Https => Some(self.trust.client(place.ca.as_deref())?),
             Scheme::Http => None,
@@ -125,5 +128,114 @@ impl Upstreams {
         let pools = self.pools.lock().unwrap_or_else(PoisonError::into_inner);
         let with_credential = pools.keys().filter(|place| place.secret.is_some()).count();
         serde_json::json!({ "pools": pools.len(), "with_credential": with_credential })
+    }
+}
+
+/// Room for one more pool of this tenant. Pools with a call under way stay. Where all tenants together have too many, one of
+/// whoever has most goes.
+fn make_room(pools: &mut HashMap<Place, Entry>, tenant: &TenantId) -> Result<(), Refused> {
+    let mut held: HashMap<TenantId, usize> = HashMap::new();
+    for place in pools.keys() {
+        *held.entry(place.tenant).or_default() += 1;
+    }
+    let own = held.get(tenant).copied().unwrap_or_default();
+    let whose = if own >= MAX_POOLS_OF_A_TENANT {
+        Some(*tenant)
+    } else if pools.len() >= MAX_POOLS {
+        None
+    } else {
+        return Ok(());
+    };
+    let idle = pools
+        .iter()
+        .filter(|(place, entry)| {
+            whose.is_none_or(|tenant| place.tenant == tenant) && !entry.is_in_use()
+        })
+        .max_by_key(|(place, entry)| (held[&place.tenant], std::cmp::Reverse(entry.used)))
+        .map(|(place, _)| place.clone());
+    let idle = idle.ok_or_else(|| {
+        Refused::new(
+            "too_many_upstreams",
+            format!(
+                "calls to {MAX_POOLS_OF_A_TENANT} hosts are under way, and a tenant may have no more on this node: try again when some \
+                 have ended"
+            ),
+        )
+    })?;
+    pools.remove(&idle);
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn upstreams() -> Upstreams {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("vault.toml");
+        let settings = "trust_anchors = []\n[resolver]\nservers = [\"127.0.0.1\"]\n";
+        std::fs::write(&file, settings).unwrap();
+        Upstreams::new(&Config::read(&file, folder.path()).unwrap()).unwrap()
+    }
+
+    fn place(tenant: u8, host: usize) -> Place {
+        Place {
+            tenant: TenantId([tenant; 32]),
+            scheme: Scheme::Http,
+            host: format!("h{host}.test").parse().unwrap(),
+            port: 80,
+            secret: None,
+            ca: None,
+        }
+    }
+
+    fn held(upstreams: &Upstreams, tenant: u8) -> usize {
+        let pools = upstreams.pools.lock().unwrap();
+        let own = pools
+            .keys()
+            .filter(|place| place.tenant == TenantId([tenant; 32]));
+        own.count()
+    }
+
+    #[tokio::test]
+    async fn a_tenant_with_many_hosts_makes_room_among_its_own_and_never_closes_a_call_under_way() {
+        let upstreams = upstreams();
+        let (_, neighbour) = upstreams.client(place(1, 0)).unwrap();
+        let (_, first) = upstreams.client(place(2, 0)).unwrap();
+        for host in 1..3 * MAX_POOLS_OF_A_TENANT {
+            upstreams.client(place(2, host)).unwrap();
+        }
+        assert_eq!(
+            (held(&upstreams, 1), held(&upstreams, 2)),
+            (1, MAX_POOLS_OF_A_TENANT)
+        );
+        for closed in [&neighbour, &first] {
+            let wait = tokio::time::timeout(Duration::from_millis(1), closed.wait());
+            assert!(wait.await.is_err(), "a call under way was closed");
+        }
+        let busy: Vec<_> = (1..MAX_POOLS_OF_A_TENANT)
+            .map(|host| upstreams.client(place(2, 1000 + host)).unwrap())
+            .collect();
+        let refused = upstreams
+            .client(place(2, 5000))
+            .err()
+            .map(|refused| refused.code);
+        assert_eq!(refused, Some("too_many_upstreams"));
+        drop(busy);
+        assert!(upstreams.client(place(2, 5000)).is_ok());
+    }
+
+    #[tokio::test]
+    async fn when_all_have_too_many_one_of_whoever_has_most_goes() {
+        let upstreams = upstreams();
+        let many = (MAX_POOLS / MAX_POOLS_OF_A_TENANT) as u8;
+        upstreams.client(place(0, 0)).unwrap();
+        for tenant in 1..=many {
+            for host in 0..MAX_POOLS_OF_A_TENANT {
+                upstreams.client(place(tenant, host)).unwrap();
+            }
+        }
+        assert_eq!(held(&upstreams, 0), 1);
+        assert_eq!(upstreams.pools.lock().unwrap().len(), MAX_POOLS);
     }
 }
