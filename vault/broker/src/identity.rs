@@ -85,11 +85,20 @@ impl Identity {
 
     /// To be sealed.
     pub(crate) fn to_bytes(&self) -> Zeroizing<Vec<u8>> {
+        self.sealable(self.token.as_ref())
+    }
+
+    /// To be sealed as a member's, if it is still a newcomer's.
+    pub(crate) fn to_bytes_as_member(&self) -> Option<Zeroizing<Vec<u8>>> {
+        self.token.as_ref().map(|_| self.sealable(None))
+    }
+
+    fn sealable(&self, token: Option<&SigningKey>) -> Zeroizing<Vec<u8>> {
         let (identity, sealing) = self.keys.expose_secret();
         let stored = Stored {
             identity: *identity,
             sealing: *sealing,
-            token: self.token.as_ref().map(|token| *token.expose_secret()),
+            token: token.map(|token| *token.expose_secret()),
             fleet: self.fleet,
             node: self.node.clone(),
             pool: self.pool.clone(),
@@ -129,8 +138,8 @@ impl Identity {
         Some(request.sign(&[token, self.keys.identity()]).to_bytes())
     }
 
-    /// The token has done its work; true if there was one.
-    pub(crate) fn forget_token(&mut self) -> bool {
-        self.token.take().is_some()
+    /// The token has done its work.
+    pub(crate) fn forget_token(&mut self) {
+        self.token = None;
     }
 }

@@ -2,12 +2,11 @@
 
 mod accept;
 mod open;
+mod staging;
 
-use std::collections::{BTreeSet, HashMap};
 use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use casemate_config::{EXIT_IO, EXIT_SOFTWARE, EXIT_TEMPORARY, EXIT_USAGE};
-use casemate_trust::id::{Digest, TenantId};
 use casemate_trust::join::JoinError;
 use casemate_trust::judge::Judge;
 use casemate_vault_core::keys::{PoolKeys, StorageKey};
@@ -18,6 +17,7 @@ use casemate_wire::control::vault::{Have, HaveTenant, Hello, Plan};
 
 use crate::clock;
 use crate::identity::Identity;
+use staging::Staging;
 
 /// Why the vault cannot open, or must end.
 #[derive(Debug, thiserror::Error)]
@@ -95,9 +95,11 @@ impl VaultError {
     }
 }
 
-/// See the module. Reading (calls) and changing (submits) exclude each other; deciding a call never waits for the disk.
+/// See the module. One change at a time holds `changing`, judges and writes to the disk; only then it takes the lock that
+/// calls read under: deciding a call never waits for the disk.
 pub(crate) struct Vault {
     state: RwLock<State>,
+    changing: Mutex<Staging>,
     liveness: Mutex<Liveness>,
     pub(crate) storage: StorageKey,
     store: Store,
@@ -111,10 +113,6 @@ pub(crate) struct State {
     pub(crate) judge: Judge,
     pub(crate) pool_keys: PoolKeys,
     pub(crate) identity: Identity,
-    /// Objects that a verified manifest lists and that came before it could be accepted.
-    staged: HashMap<Digest, Vec<u8>>,
-    /// What verified manifests still need.
-    wanted: HashMap<TenantId, BTreeSet<Digest>>,
 }
 
 impl Vault {
@@ -235,5 +233,37 @@ impl Vault {
             "member": !state.pool_keys.is_empty(), "root": state.judge.root().map(|root| root.version),
             "lease_left_secs": left_secs, "tenants": tenants,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use casemate_trust::id::{Digest, TenantId};
+    use casemate_trust::judge::{MAX_TENANTS, Memory, Seen, TenantSeen};
+    use casemate_vault_store::MAX_FILE_BYTES;
+
+    #[test]
+    fn the_memory_of_as_many_tenants_as_are_ever_remembered_can_be_written() {
+        let seen = Seen {
+            version: u64::MAX,
+            digest: Digest([255; 32]),
+        };
+        let tenant = TenantSeen {
+            tenant: seen,
+            manifest: Some(seen),
+        };
+        let tenants = (0..MAX_TENANTS).map(|number| {
+            let mut id = [255; 32];
+            id[..8].copy_from_slice(&number.to_be_bytes());
+            (TenantId(id), tenant.clone())
+        });
+        let memory = Memory {
+            tenants: tenants.collect(),
+            ..casemate_trust::judge::Judge::new(casemate_trust::id::FleetId([255; 32]), None)
+                .memory()
+                .clone()
+        };
+        // As much again is left for everything else.
+        assert!(serde_json::to_vec(&memory).unwrap().len() < MAX_FILE_BYTES / 2);
     }
 }

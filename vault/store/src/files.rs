@@ -9,7 +9,7 @@ use casemate_trust::Random;
 use zeroize::Zeroizing;
 
 use crate::sealing::Sealer;
-use crate::{MAX_RECORD_BYTES, StoreError};
+use crate::{MAX_FILE_BYTES, StoreError};
 
 /// A sealed file beside the records.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -104,10 +104,10 @@ pub(crate) fn read_sealed(
     };
     let mut sealed = Vec::new();
     opened
-        .take(MAX_RECORD_BYTES as u64 + 1)
+        .take(MAX_FILE_BYTES as u64 + 1)
         .read_to_end(&mut sealed)
         .map_err(failed("cannot read", &path))?;
-    let bytes = if sealed.len() > MAX_RECORD_BYTES {
+    let bytes = if sealed.len() > MAX_FILE_BYTES {
         None
     } else {
         sealer.open(file.name(), &sealed)
@@ -123,6 +123,9 @@ pub(crate) fn write_sealed(
     random: Random<'_>,
 ) -> Result<(), StoreError> {
     let sealed = sealer.seal(file.name(), bytes, random)?;
+    if sealed.len() > MAX_FILE_BYTES {
+        return Err(StoreError::TooLarge(folder.join(file.name())));
+    }
     write_whole(&folder.join(file.name()), &sealed)
 }
 

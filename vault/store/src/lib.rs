@@ -26,8 +26,8 @@ use sealing::Sealer;
 
 /// Length of the key that everything is sealed with, bytes.
 pub const KEY_BYTES: usize = 32;
-/// Largest record or file, bytes: far over the largest envelope.
-pub const MAX_RECORD_BYTES: usize = 8 * 1024 * 1024;
+/// Largest state file, bytes: over the memory of as many tenants and pools as are ever remembered.
+pub const MAX_FILE_BYTES: usize = 128 * 1024 * 1024;
 
 /// Why the store could not do as asked.
 #[derive(Debug, thiserror::Error)]
@@ -49,6 +49,9 @@ pub enum StoreError {
     /// The disk is full.
     #[error("the disk that holds {} is full: nothing was lost, nothing more can be accepted", .0.display())]
     Full(PathBuf),
+    /// It could not be read again.
+    #[error("{} would be larger than {MAX_FILE_BYTES} bytes", .0.display())]
+    TooLarge(PathBuf),
     /// A sealed file does not open: another storage key, or changed.
     #[error("{} does not open with this storage key", .0.display())]
     Sealed(PathBuf),

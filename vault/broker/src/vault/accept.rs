@@ -1,6 +1,7 @@
 //! Judging what the supervisor carries. Accepted means: on the disk, synced.
 
 use std::collections::BTreeSet;
+use std::sync::PoisonError;
 
 use casemate_trust::dsse::Envelope;
 use casemate_trust::id::{Digest, TenantId};
@@ -13,12 +14,10 @@ use casemate_vault_core::opening::open_grant;
 use casemate_vault_store::{Kind, StateFile, StoreError, Write};
 use casemate_wire::control::vault::{ObjectKind, Verdict};
 
+use super::Vault;
 use super::open::StoredLease;
-use super::{State, Vault};
+use super::staging::{NotStaged, Staging};
 use crate::clock;
-
-/// Most bytes of objects that wait for their manifest.
-const MAX_STAGED_BYTES: usize = 64 * 1024 * 1024;
 
 /// What a judgement meant for the rest of the program.
 #[derive(Debug, Default)]
@@ -80,13 +79,13 @@ type Judged = Result<Effect, No>;
 impl Vault {
     /// Judges one object.
     pub(crate) fn submit(&self, kind: ObjectKind, bytes: &[u8]) -> (Verdict, Effect) {
-        let mut state = self.write();
+        let mut staging = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
         let judged = match kind {
-            ObjectKind::Root => self.statement(&mut state, bytes, Judge::accept_root),
-            ObjectKind::OnlineKey => self.statement(&mut state, bytes, Judge::accept_online_key),
-            ObjectKind::Pool => self.statement(&mut state, bytes, Judge::accept_pool),
-            ObjectKind::Tenant => self.statement(&mut state, bytes, Judge::accept_tenant),
-            ObjectKind::Manifest => match self.manifest(&mut state, bytes) {
+            ObjectKind::Root => self.statement(bytes, Judge::accept_root),
+            ObjectKind::OnlineKey => self.statement(bytes, Judge::accept_online_key),
+            ObjectKind::Pool => self.statement(bytes, Judge::accept_pool),
+            ObjectKind::Tenant => self.statement(bytes, Judge::accept_tenant),
+            ObjectKind::Manifest => match self.manifest(&mut staging, bytes) {
                 Ok(Ok(effect)) => Ok(effect),
                 Ok(Err(missing)) => {
                     return (
@@ -98,10 +97,10 @@ impl Vault {
                 }
                 Err(no) => Err(no),
             },
-            ObjectKind::Release => stage(&mut state, bytes, MAX_RELEASE_BYTES),
-            ObjectKind::Secret => stage(&mut state, bytes, MAX_SECRET_BYTES),
-            ObjectKind::Grant => self.grant(&mut state, bytes),
-            ObjectKind::Lease => self.lease(&state, bytes),
+            ObjectKind::Release => stage(&mut staging, bytes, MAX_RELEASE_BYTES),
+            ObjectKind::Secret => stage(&mut staging, bytes, MAX_SECRET_BYTES),
+            ObjectKind::Grant => self.grant(bytes),
+            ObjectKind::Lease => self.lease(bytes),
         };
         match judged {
             Ok(effect) => (Verdict::Accepted, effect),
@@ -115,58 +114,55 @@ impl Vault {
     /// Statements of the root, and of tenants about themselves.
     fn statement(
         &self,
-        state: &mut State,
         bytes: &[u8],
         accept: fn(&mut Judge, &Envelope, u64) -> Result<Accepted, Refusal>,
     ) -> Judged {
         let envelope = parse(bytes)?;
-        let mut judge = state.judge.clone();
+        let mut judge = self.read().judge.clone();
         if accept(&mut judge, &envelope, clock::unix())? == Accepted::Held {
             return Ok(Effect::default());
         }
         let (kind, name, tenant) = place(&envelope)?;
         self.persist(&judge, &[Write::Put(kind, name, bytes.to_vec())])?;
-        state.judge = judge;
+        self.write().judge = judge;
         Ok(Effect {
             tenants: tenant.into_iter().collect(),
             ..Effect::default()
         })
     }
 
-    fn manifest(&self, state: &mut State, bytes: &[u8]) -> Result<Result<Effect, Vec<Digest>>, No> {
+    fn manifest(
+        &self,
+        staging: &mut Staging,
+        bytes: &[u8],
+    ) -> Result<Result<Effect, Vec<Digest>>, No> {
         let envelope = parse(bytes)?;
-        let mut judge = state.judge.clone();
-        let staged = &state.staged;
-        let find = |digest: &Digest| {
-            let stored = || {
-                self.store
-                    .get(Kind::Object, &digest.to_string())
-                    .ok()
-                    .flatten()
-                    .map(|bytes| bytes.to_vec())
-            };
-            staged.get(digest).cloned().or_else(stored)
-        };
         let id = Manifest::read(&envelope)
             .map_err(Refusal::Malformed)?
             .tenant;
+        let mut judge = self.read().judge.clone();
+        let dropped = objects(&judge, id);
+        let find = |digest: &Digest| {
+            let stored = || {
+                let stored = self.store.get(Kind::Object, &digest.to_string());
+                stored.ok().flatten().map(|bytes| bytes.to_vec())
+            };
+            staging.get(&id, digest).cloned().or_else(stored)
+        };
         match judge.accept_manifest(&envelope, clock::unix(), &find) {
             Ok(Accepted::Held) => return Ok(Ok(Effect::default())),
             Ok(_) => {}
             Err(Refusal::Missing(missing)) => {
-                state.wanted.insert(id, missing.iter().copied().collect());
+                staging.wants(id, &missing);
                 return Ok(Err(missing));
             }
             Err(refusal) => return Err(refusal.into()),
         }
-        let (listed, dropped) = (objects(&judge, id), objects(&state.judge, id));
+        let listed = objects(&judge, id);
         let mut writes = vec![Write::Put(Kind::Manifest, id.to_string(), bytes.to_vec())];
         writes.extend(listed.iter().filter_map(|digest| {
-            Some(Write::Put(
-                Kind::Object,
-                digest.to_string(),
-                staged.get(digest)?.clone(),
-            ))
+            let bytes = staging.get(&id, digest)?.clone();
+            Some(Write::Put(Kind::Object, digest.to_string(), bytes))
         }));
         writes.extend(
             dropped
@@ -174,72 +170,75 @@ impl Vault {
                 .map(|digest| Write::Drop(Kind::Object, digest.to_string())),
         );
         self.persist(&judge, &writes)?;
-        state.judge = judge;
-        state.wanted.remove(&id);
-        let wanted: BTreeSet<Digest> = state.wanted.values().flatten().copied().collect();
-        state.staged.retain(|digest, _| wanted.contains(digest));
+        self.write().judge = judge;
+        staging.done(&id);
         Ok(Ok(Effect {
             tenants: vec![id],
             ..Effect::default()
         }))
     }
 
-    fn grant(&self, state: &mut State, bytes: &[u8]) -> Judged {
+    fn grant(&self, bytes: &[u8]) -> Judged {
         let grant = Grant::parse(bytes).map_err(|error| No::new(error.code(), error))?;
-        let pool = state.judge.pool(&grant.pool, grant.epoch);
-        let pool = pool.ok_or_else(|| {
-            No::new(
-                "pool_unknown",
-                "the root-signed statement of this pool and epoch was not shown yet",
-            )
-        })?;
-        if pool.name != state.identity.pool {
-            return Err(No::new(
-                "pool_other",
-                "the grant is for another pool than this node's",
-            ));
-        }
-        let seed = open_grant(&grant, &state.identity.keys, pool)
-            .map_err(|error| No::new(error.code(), error))?;
+        let (seed, member) = {
+            let state = self.read();
+            let pool = state.judge.pool(&grant.pool, grant.epoch);
+            let pool = pool.ok_or_else(|| {
+                No::new(
+                    "pool_unknown",
+                    "the root-signed statement of this pool and epoch was not shown yet",
+                )
+            })?;
+            if pool.name != state.identity.pool {
+                return Err(No::new(
+                    "pool_other",
+                    "the grant is for another pool than this node's",
+                ));
+            }
+            let seed = open_grant(&grant, &state.identity.keys, pool)
+                .map_err(|error| No::new(error.code(), error))?;
+            (seed, state.identity.to_bytes_as_member())
+        };
         let name = format!("{}/{:020}", grant.pool, grant.epoch);
         self.store.commit(
             &[Write::Put(Kind::Grant, name, bytes.to_vec())],
             &mut clock::random,
         )?;
-        state.pool_keys.insert(grant.pool, grant.epoch, seed);
-        let joined = state.identity.forget_token();
-        if joined {
-            self.store.write(
-                StateFile::Identity,
-                &state.identity.to_bytes(),
-                &mut clock::random,
-            )?;
+        if let Some(member) = &member {
+            self.store
+                .write(StateFile::Identity, member, &mut clock::random)?;
         }
+        let mut state = self.write();
+        state.pool_keys.insert(grant.pool, grant.epoch, seed);
+        state.identity.forget_token();
         Ok(Effect {
-            joined,
+            joined: member.is_some(),
             ..Effect::default()
         })
     }
 
-    fn lease(&self, state: &State, bytes: &[u8]) -> Judged {
+    fn lease(&self, bytes: &[u8]) -> Judged {
         let envelope = parse(bytes)?;
-        let online = state.judge.online().ok_or_else(|| {
-            No::new(
-                "online_unknown",
-                "the root-signed online key was not shown yet",
-            )
-        })?;
-        if state.judge.time(clock::unix()) >= online.expires {
-            return Err(No::new("online_expired", "the online key has expired"));
-        }
-        let node = state.identity.keys.identity().public();
-        let mut liveness = self.liveness();
-        liveness
-            .answer(&envelope, state.identity.fleet, node, online)
-            .map_err(|error| No::new(error.code(), error))?;
-        let stored = StoredLease {
-            boot_id: self.boot_id.clone(),
-            until_ms: liveness.until_ms().unwrap_or(0),
+        let stored = {
+            let state = self.read();
+            let online = state.judge.online().ok_or_else(|| {
+                No::new(
+                    "online_unknown",
+                    "the root-signed online key was not shown yet",
+                )
+            })?;
+            if state.judge.time(clock::unix()) >= online.expires {
+                return Err(No::new("online_expired", "the online key has expired"));
+            }
+            let node = state.identity.keys.identity().public();
+            let mut liveness = self.liveness();
+            liveness
+                .answer(&envelope, state.identity.fleet, node, online)
+                .map_err(|error| No::new(error.code(), error))?;
+            StoredLease {
+                boot_id: self.boot_id.clone(),
+                until_ms: liveness.until_ms().unwrap_or(0),
+            }
         };
         let bytes = serde_json::to_vec(&stored).unwrap_or_default();
         self.store
@@ -296,24 +295,19 @@ fn objects(judge: &Judge, id: TenantId) -> BTreeSet<Digest> {
 }
 
 /// Keeps an object that a verified manifest waits for; any other is refused, so that nobody fills our memory.
-fn stage(state: &mut State, bytes: &[u8], most: usize) -> Judged {
+fn stage(staging: &mut Staging, bytes: &[u8], most: usize) -> Judged {
     if bytes.len() > most {
         return Err(No::new(
             "object_too_large",
             format!("expected at most {most} bytes, got {}", bytes.len()),
         ));
     }
-    let digest = Digest::of(bytes);
-    if !state.wanted.values().any(|wanted| wanted.contains(&digest)) {
-        return Err(Refusal::ObjectUnlisted.into());
-    }
-    let held: usize = state.staged.values().map(Vec::len).sum();
-    if held + bytes.len() > MAX_STAGED_BYTES {
-        return Err(No::new(
+    match staging.stage(bytes) {
+        Ok(()) => Ok(Effect::default()),
+        Err(NotStaged::Unlisted) => Err(Refusal::ObjectUnlisted.into()),
+        Err(NotStaged::TooMany) => Err(No::new(
             "too_many",
             "too many objects wait for their manifests",
-        ));
+        )),
     }
-    state.staged.insert(digest, bytes.to_vec());
-    Ok(Effect::default())
 }

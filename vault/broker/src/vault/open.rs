@@ -44,8 +44,6 @@ impl Vault {
             judge,
             pool_keys: PoolKeys::default(),
             identity,
-            staged: HashMap::new(),
-            wanted: HashMap::new(),
         };
         replay(&store, &mut state, &mut aside)?;
         // A kill between records and memory leaves the memory behind what was replayed: it catches up before anything is
@@ -57,6 +55,7 @@ impl Vault {
         let liveness = Liveness::new(config.lease_ms, lease(&store, &boot_id)?);
         Ok(Self {
             state: RwLock::new(state),
+            changing: Mutex::default(),
             liveness: Mutex::new(liveness),
             storage,
             store,
