@@ -281,7 +281,6 @@ pub fn refused(what: &str, refusal: Refusal) -> Error {
     let next = match &refusal {
         Refusal::RootVersionLower(..)
         | Refusal::OnlineVersionLower(..)
-        | Refusal::PoolEpochLower(..)
         | Refusal::TenantVersionLower(..)
         | Refusal::ManifestVersionLower(..) => {
             "the control plane shows something older than this home has seen: it was restored from an old backup, or \
