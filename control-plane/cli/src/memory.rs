@@ -297,6 +297,9 @@ pub fn refused(what: &str, refusal: Refusal) -> Error {
         Refusal::RootUnknown | Refusal::FleetOther => {
             "compare the fingerprint with the operator, not over the network; nothing was accepted"
         }
+        Refusal::RootExpired => {
+            "nothing that the fleet's root says is accepted any more until the operator signs the next root with it"
+        }
         Refusal::PoolExpired => "ask the operator to run `casemate pool rotate`",
         Refusal::OnlineExpired => "ask the operator to run `casemate fleet online`",
         Refusal::ManifestExpired => "sign it anew with `casemate renew`",

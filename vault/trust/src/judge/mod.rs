@@ -230,14 +230,16 @@ impl Judge {
         clock.max(self.memory.floor)
     }
 
-    /// Judges a `Root`.
+    /// Judges a `Root`, whether or not it has expired: a step of the chain may have (TUF, section 5.3), or nobody who comes
+    /// late could follow it. What else an expired root signs is refused, so the clock is here only for the likeness to the
+    /// other kinds.
     ///
     /// # Errors
     /// The refusal, by name; nothing has changed.
     pub fn accept_root(
         &mut self,
         envelope: &Envelope,
-        clock: Seconds,
+        _clock: Seconds,
     ) -> Result<Accepted, Refusal> {
         let root = Root::read(envelope).map_err(Refusal::Malformed)?;
         let digest = envelope.payload_digest();
@@ -281,7 +283,6 @@ impl Judge {
             }
         }
         if age == Age::New {
-            self.must_be_fresh(root.expires, clock, Refusal::RootExpired)?;
             self.memory.root = Some(Seen {
                 version: root.version,
                 digest,
@@ -316,7 +317,7 @@ impl Judge {
             return Ok(Accepted::Held);
         }
         if age == Age::New {
-            self.must_be_signed_by_root(envelope)?;
+            self.must_be_signed_by_root(envelope, clock)?;
             self.must_be_fresh(online.expires, clock, Refusal::OnlineExpired)?;
             self.memory.online = Some(Seen {
                 version: online.version,
@@ -359,7 +360,7 @@ impl Judge {
             None => Age::New,
         };
         if age == Age::New {
-            self.must_be_signed_by_root(envelope)?;
+            self.must_be_signed_by_root(envelope, clock)?;
             self.must_be_fresh(pool.expires, clock, Refusal::PoolExpired)?;
             let version = pool.epoch;
             self.memory
@@ -378,13 +379,12 @@ impl Judge {
         }
     }
 
-    fn must_be_signed_by_root(&self, envelope: &Envelope) -> Result<(), Refusal> {
+    fn must_be_signed_by_root(&self, envelope: &Envelope, clock: Seconds) -> Result<(), Refusal> {
         let root = self.root.as_ref().ok_or(Refusal::RootUnknown)?;
-        if envelope.verify(&root.keys, root.threshold) {
-            Ok(())
-        } else {
-            Err(Refusal::SignatureThreshold)
+        if !envelope.verify(&root.keys, root.threshold) {
+            return Err(Refusal::SignatureThreshold);
         }
+        self.must_be_fresh(root.expires, clock, Refusal::RootExpired)
     }
 
     fn must_be_fresh(

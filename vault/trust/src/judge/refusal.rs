@@ -31,8 +31,8 @@ pub enum Refusal {
         /// What came.
         got: u64,
     },
-    /// An expired root.
-    #[error("the root has expired")]
+    /// Signed by a root that has expired.
+    #[error("the root that signed it has expired")]
     RootExpired,
     /// Too few of the right keys have signed.
     #[error("fewer of the right keys have signed than the threshold asks for")]

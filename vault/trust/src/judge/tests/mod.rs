@@ -1,6 +1,7 @@
 //! Every refusal of a taken-over control plane, by name.
 
 mod adversary;
+mod rotation;
 mod world;
 
 use super::*;
@@ -51,17 +52,6 @@ fn another_root_is_refused() {
     assert_eq!(
         refused(judge, root(3, &[2]), &[&key(1), &key(2)]),
         "root_version_gap"
-    );
-    assert_eq!(
-        refused(
-            judge,
-            Root {
-                expires: NOW,
-                ..root(2, &[2])
-            },
-            &[&key(1), &key(2)]
-        ),
-        "root_expired"
     );
     assert_eq!(
         refused(
@@ -135,104 +125,6 @@ fn a_pool_key_of_its_own_is_refused() {
     );
     own.expires = NOW;
     assert_eq!(code(&mut world.judge, own.sign(&[&key(1)])), "pool_expired");
-}
-
-fn pool(world: &World, epoch: u64) -> Pool {
-    Pool {
-        epoch,
-        public_key: SealingKey::of_seed(&[epoch as u8; 32]).unwrap(),
-        ..world.pool.clone()
-    }
-}
-
-/// What the program before epochs were remembered wrote: one digest a pool.
-#[test]
-fn a_memory_of_the_newest_epoch_only_is_still_read() {
-    let (fleet, digest) = ("0a".repeat(32), "0b".repeat(32));
-    let written = format!(
-        r#"{{"fleet":"{fleet}","root":{{"version":1,"digest":"{digest}"}},"online":null,
-        "pools":{{"main":{{"version":3,"digest":"{digest}"}}}},"tenants":{{}},"floor":7}}"#
-    );
-    let memory: Memory = serde_json::from_str(&written).unwrap();
-    let seen = Seen {
-        version: 3,
-        digest: Digest([11; 32]),
-    };
-    let main = PoolSeen {
-        newest: seen,
-        older: BTreeMap::new(),
-    };
-    assert_eq!(memory.pools, [(name("main"), main)].into());
-    assert_eq!((memory.floor, memory.root.unwrap().version), (7, 1));
-    let other = Pool {
-        fleet: FleetId([10; 32]),
-        ..pool(&World::new(), 3)
-    };
-    let mut judge = Judge::remembering(memory, None);
-    assert_eq!(
-        judge.accept_pool(&other.sign(&[&key(1)]), NOW),
-        Err(Refusal::PoolEqualOther)
-    );
-}
-
-#[test]
-fn every_epoch_outlives_a_change_of_root_and_a_restart() {
-    let mut world = World::new();
-    let envelopes = [1, 2, 3].map(|epoch| match epoch {
-        1 => world.pool.sign(&[&key(1)]),
-        _ => pool(&world, epoch).sign(&[&key(1)]),
-    });
-    // One that was never seen may be lower than the newest.
-    for at in [2, 1] {
-        assert_eq!(
-            world.judge.accept_pool(&envelopes[at], NOW),
-            Ok(Accepted::New)
-        );
-    }
-    let second = root(2, &[2]).sign(&[&key(1), &key(2)]);
-    world.judge.accept_root(&second, NOW).unwrap();
-    let written = serde_json::to_vec(world.judge.memory()).unwrap();
-    let memory: Memory = serde_json::from_slice(&written).unwrap();
-    assert_eq!(memory, *world.judge.memory());
-
-    let mut judge = Judge::remembering(memory, Some(name("main")));
-    judge.accept_root(&second, LATER).unwrap();
-    let mut other = pool(&world, 1);
-    other.public_key = SealingKey::of_seed(&[66; 32]).unwrap();
-    assert_eq!(
-        judge.accept_pool(&other.sign(&[&key(2)]), NOW),
-        Err(Refusal::PoolEqualOther),
-        "remembered, though not held"
-    );
-    for envelope in &envelopes {
-        assert_eq!(judge.accept_pool(envelope, LATER), Ok(Accepted::Again));
-    }
-    assert_eq!(judge.epochs(&name("main")).collect::<Vec<_>>(), [1, 2, 3]);
-    let unseen = pool(&world, 4);
-    assert_eq!(
-        judge.accept_pool(&unseen.sign(&[&key(1)]), NOW),
-        Err(Refusal::SignatureThreshold),
-        "the root that was replaced says nothing new"
-    );
-}
-
-#[test]
-fn of_too_many_epochs_the_lowest_are_forgotten() {
-    let mut memory = World::new().judge.memory().clone();
-    let seen = |version| Seen {
-        version,
-        digest: Digest([version as u8; 32]),
-    };
-    let most = MAX_EPOCHS_REMEMBERED as u64;
-    for version in (2..=most + 1).rev().chain([most + 2]) {
-        memory.remember_pool(&name("main"), seen(version));
-    }
-    let main = &memory.pools[&name("main")];
-    assert_eq!(main.newest, seen(most + 2));
-    let older: Vec<u64> = main.older.keys().copied().collect();
-    assert_eq!(older, (3..=most + 1).collect::<Vec<_>>());
-    memory.remember_pool(&name("main"), seen(2));
-    assert_eq!(memory.pools[&name("main")].older.len(), older.len());
 }
 
 #[test]
