@@ -281,7 +281,6 @@ pub fn refused(what: &str, refusal: Refusal) -> Error {
     let next = match &refusal {
         Refusal::RootVersionLower(..)
         | Refusal::OnlineVersionLower(..)
-        | Refusal::PoolEpochLower(..)
         | Refusal::TenantVersionLower(..)
         | Refusal::ManifestVersionLower(..) => {
             "the control plane shows something older than this home has seen: it was restored from an old backup, or \
@@ -297,6 +296,9 @@ pub fn refused(what: &str, refusal: Refusal) -> Error {
         }
         Refusal::RootUnknown | Refusal::FleetOther => {
             "compare the fingerprint with the operator, not over the network; nothing was accepted"
+        }
+        Refusal::RootExpired => {
+            "nothing that the fleet's root says is accepted any more until the operator signs the next root with it"
         }
         Refusal::PoolExpired => "ask the operator to run `casemate pool rotate`",
         Refusal::OnlineExpired => "ask the operator to run `casemate fleet online`",

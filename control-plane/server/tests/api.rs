@@ -123,6 +123,27 @@ async fn a_changed_root_can_sign_old_statements_anew() {
 }
 
 #[tokio::test]
+async fn an_expired_root_signs_nothing_new_and_leads_to_the_next() {
+    let control = Control::new().await;
+    let fleet = Fleet::new(&control).await;
+    let root = |version: u8, expires| {
+        let next = Root {
+            version: version.into(),
+            keys: vec![key(version).public()],
+            threshold: 1,
+            issued: 2,
+            expires,
+        };
+        next.sign(&[&key(version - 1), &key(version)])
+    };
+    post(&control, &root(2, 3)).await.ok();
+    let other = |seed| pool(fleet.id, "other", 1).sign(&[&key(seed)]);
+    assert_eq!(post(&control, &other(2)).await.refused(422), "root_expired");
+    post(&control, &root(3, LATER)).await.ok();
+    post(&control, &other(3)).await.ok();
+}
+
+#[tokio::test]
 async fn a_manifest_needs_its_objects_its_bundles_and_the_version_before() {
     let control = Control::new().await;
     let fleet = Fleet::new(&control).await;

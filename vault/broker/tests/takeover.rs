@@ -315,3 +315,55 @@ async fn every_refusal_of_a_taken_over_control_plane_by_name() {
     fleet.kill_and_restart().await;
     assert_eq!(fleet.vault().have().await, honest, "and nothing is lost");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_expired_root_signs_nothing_new_and_leads_to_the_next() {
+    let upstream = Upstream::start(KEY).await;
+    let mut fleet = Fleet::start(&upstream).await;
+    fleet.join().await;
+    fleet.deploy(5).await;
+    let root = |version: u8, expires| {
+        let next = Root {
+            version: version.into(),
+            keys: vec![key(version).public()],
+            threshold: 1,
+            issued: 1,
+            expires,
+        };
+        next.sign(&[&key(version - 1), &key(version)]).to_bytes()
+    };
+    let pool = Pool {
+        epoch: 2,
+        public_key: SealingKey::of_seed(&[6; 32]).unwrap(),
+        ..fleet.pool.clone()
+    };
+    let tenant = Tenant {
+        version: 2,
+        hosts: vec!["shop.test".parse().unwrap(), "more.test".parse().unwrap()],
+        ..fleet.tenant.clone()
+    };
+    let accepted = Verdict::Accepted;
+    let verdict = fleet.vault().submit(ObjectKind::Root, root(2, 2)).await;
+    assert_eq!(verdict, accepted);
+    let before = fleet.vault().have().await;
+    let statements = |seed| {
+        [
+            (ObjectKind::Pool, pool.sign(&[&key(seed)]).to_bytes()),
+            (ObjectKind::Tenant, tenant.sign(&[&key(seed)]).to_bytes()),
+        ]
+    };
+    for (kind, bytes) in statements(2) {
+        assert_eq!(code(&mut fleet, kind, bytes).await, "root_expired");
+    }
+    fleet.kill_and_restart().await;
+    assert_eq!(
+        fleet.vault().have().await,
+        before,
+        "what was accepted stands"
+    );
+    let verdict = fleet.vault().submit(ObjectKind::Root, root(3, FAR)).await;
+    assert_eq!(verdict, accepted);
+    for (kind, bytes) in statements(3) {
+        assert_eq!(fleet.vault().submit(kind, bytes).await, accepted);
+    }
+}

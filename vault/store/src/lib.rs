@@ -66,7 +66,7 @@ pub enum StoreError {
 /// What was found wrong at opening, and where it is now.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct SetAside {
-    /// The whole record store, when it could not be opened.
+    /// The whole record store, when it could not be opened or read to its end.
     pub records: Option<PathBuf>,
     /// Single records that did not open.
     pub single: Vec<PathBuf>,
@@ -89,11 +89,12 @@ pub struct Store {
 }
 
 impl Store {
-    /// Opens the store in `folder`, making it when there is none. A record store that cannot be opened is set aside and an
-    /// empty one begun.
+    /// Opens the store in `folder`, making it when there is none. A record store that is damaged, wherever in it, is set aside
+    /// and an empty one begun. What sled cannot tell from a write that a kill cut short, it drops without a word: whoever has
+    /// a memory compares.
     ///
     /// # Errors
-    /// In use, unreadable, or full.
+    /// In use, full, or refused by the system.
     pub fn open(
         folder: &Path,
         key: &Zeroizing<[u8; KEY_BYTES]>,

@@ -1,6 +1,7 @@
 //! The one place that names sled.
 
 use std::fs;
+use std::io::ErrorKind;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -76,18 +77,17 @@ impl Records {
         let path = folder.join("records");
         make_folder(&path)?;
         remove_half_written_snapshots(&path)?;
-        let (db, aside) = match open_once_free(&path) {
+        let (db, aside) = match open_whole(&path) {
             Ok(db) => (db, None),
-            Err(error) if is_full(&error) => return Err(StoreError::Full(path)),
-            // Never taken for damage: whoever has it will let go, or is another vault.
-            Err(error) if is_locked(&error) => return Err(StoreError::Locked(path)),
-            Err(error) => {
+            Err(error) if is_damage(&error) => {
                 let aside = set_aside(folder, &path)?;
                 let place = aside.display();
-                tracing::error!(%error, aside = %place, "the record store cannot be opened; it is set aside and an empty one begun");
+                tracing::error!(%error, aside = %place, "the record store is damaged; it is set aside and an empty one begun");
                 make_folder(&path)?;
-                (try_open(&path).map_err(StoreError::Records)?, Some(aside))
+                let db = open_whole(&path).map_err(refused("cannot open", &path))?;
+                (db, Some(aside))
             }
+            Err(error) => return Err(refused("cannot open", &path)(error)),
         };
         Ok((Self { db, folder: path }, aside))
     }
@@ -110,15 +110,9 @@ impl Records {
                 }
             }
         }
-        let written = catch_unwind(AssertUnwindSafe(|| {
-            self.db.apply_batch(batch).and_then(|()| self.db.flush())
-        }));
-        match written {
-            Ok(Ok(_)) => self.sync(),
-            Ok(Err(sled::Error::Io(error))) => Err(failed("cannot write", &self.folder)(error)),
-            Ok(Err(error)) => Err(StoreError::Records(error.to_string())),
-            Err(_) => Err(StoreError::Records("sled panicked while writing".into())),
-        }
+        guarded(|| self.db.apply_batch(batch).and_then(|()| self.db.flush()))
+            .map_err(refused("cannot write", &self.folder))?;
+        self.sync()
     }
 
     /// sled's flush is `sync_file_range`, which no disk cache hears of.
@@ -142,11 +136,8 @@ impl Records {
         folder: &Path,
     ) -> Result<Option<Zeroizing<Vec<u8>>>, StoreError> {
         let key = format!("{}{name}", kind.prefix());
-        match self
-            .db
-            .get(&key)
-            .map_err(|error| StoreError::Records(error.to_string()))?
-        {
+        let found = guarded(|| self.db.get(&key)).map_err(refused("cannot read", &self.folder))?;
+        match found {
             None => Ok(None),
             Some(sealed) => sealer
                 .open(&key, &sealed)
@@ -163,8 +154,9 @@ impl Records {
         aside: &mut SetAside,
     ) -> Result<Vec<Named>, StoreError> {
         let (mut opened, mut broken) = (Vec::new(), Vec::new());
-        for entry in self.db.scan_prefix(kind.prefix()) {
-            let (key, sealed) = entry.map_err(|error| StoreError::Records(error.to_string()))?;
+        let found: Vec<_> = guarded(|| self.db.scan_prefix(kind.prefix()).collect())
+            .map_err(refused("cannot read", &self.folder))?;
+        for (key, sealed) in found {
             let name = String::from_utf8_lossy(&key).into_owned();
             match sealer.open(&name, &sealed) {
                 Some(bytes) => opened.push((name[kind.prefix().len()..].to_owned(), bytes)),
@@ -174,9 +166,7 @@ impl Records {
         for (key, sealed, name) in broken {
             let place = free_place(folder, &name.replace('/', "-"))?;
             write_whole(&place, &sealed)?;
-            self.db
-                .remove(&key)
-                .map_err(|error| StoreError::Records(error.to_string()))?;
+            guarded(|| self.db.remove(&key)).map_err(refused("cannot write", &self.folder))?;
             tracing::error!(record = name, aside = %place.display(), "a record does not open; it is set aside");
             aside.single.push(place);
         }
@@ -197,22 +187,27 @@ fn remove_half_written_snapshots(path: &Path) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// sled panics on some damage instead of saying so.
-fn try_open(path: &Path) -> Result<sled::Db, String> {
+/// sled panics on some damage instead of saying so: that is an error like any other.
+fn guarded<T>(work: impl FnOnce() -> sled::Result<T>) -> sled::Result<T> {
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<String>().map(String::as_str);
+        let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
+        let text = format!("it panicked: {}", text.unwrap_or("and did not say why"));
+        Err(sled::Error::ReportableBug(text))
+    })
+}
+
+fn try_open(path: &Path) -> sled::Result<sled::Db> {
     let config = sled::Config::new()
         .path(path)
         .cache_capacity(CACHE_BYTES)
         .flush_every_ms(None)
         .mode(sled::Mode::LowSpace);
-    match catch_unwind(AssertUnwindSafe(|| config.open())) {
-        Ok(Ok(db)) => Ok(db),
-        Ok(Err(error)) => Err(error.to_string()),
-        Err(_) => Err("sled panicked while opening".into()),
-    }
+    guarded(|| config.open())
 }
 
 /// A process that was killed holds its lock until it is quite gone.
-fn open_once_free(path: &Path) -> Result<sled::Db, String> {
+fn open_once_free(path: &Path) -> sled::Result<sled::Db> {
     let until = Instant::now() + LOCK_WAIT;
     loop {
         match try_open(path) {
@@ -224,19 +219,132 @@ fn open_once_free(path: &Path) -> Result<sled::Db, String> {
     }
 }
 
-fn is_locked(error: &str) -> bool {
-    error.contains("could not acquire lock")
+/// Opens and reads everything once: sled looks at most of its pages, and so finds damage, only when they are asked for, and
+/// halfway through a replay would be too late.
+fn open_whole(path: &Path) -> sled::Result<sled::Db> {
+    let db = open_once_free(path)?;
+    let walked = guarded(|| db.iter().try_for_each(|entry| entry.map(drop)));
+    match walked {
+        Ok(()) => Ok(db),
+        Err(error) => {
+            // Gone before its folder is moved: it writes by path.
+            let _closed = guarded(|| {
+                drop(db);
+                Ok(())
+            });
+            Err(error)
+        }
+    }
 }
 
-fn is_full(error: &str) -> bool {
-    let text =
-        std::io::Error::from_raw_os_error(rustix::io::Errno::NOSPC.raw_os_error()).to_string();
-    error.contains(&text) || error.contains("StorageFull")
+/// Whether the files themselves are wrong. What the system refuses, it may grant again: a full disk, a lock, a permission, a
+/// limit; and whoever set the records aside for that would lose them for nothing.
+fn is_damage(error: &sled::Error) -> bool {
+    match error {
+        sled::Error::Io(error) => {
+            let is_unreadable = error.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error());
+            is_unreadable
+                || matches!(
+                    error.kind(),
+                    ErrorKind::NotFound
+                        | ErrorKind::UnexpectedEof
+                        | ErrorKind::InvalidData
+                        | ErrorKind::InvalidInput
+                        | ErrorKind::IsADirectory
+                        | ErrorKind::NotADirectory
+                )
+        }
+        // sled unwraps some of the system's refusals: the panic has them in its text.
+        sled::Error::ReportableBug(text) => !is_full(text) && !text.contains("PermissionDenied"),
+        _ => true,
+    }
+}
+
+fn is_locked(error: &sled::Error) -> bool {
+    matches!(error, sled::Error::Io(error) if error.to_string().contains("could not acquire lock"))
+}
+
+fn is_full(text: &str) -> bool {
+    text.contains("StorageFull") || text.contains("QuotaExceeded")
+}
+
+fn refused(what: &'static str, path: &Path) -> impl FnOnce(sled::Error) -> StoreError {
+    move |error| match error {
+        error if is_locked(&error) => StoreError::Locked(path.to_owned()),
+        sled::Error::Io(error) => failed(what, path)(error),
+        sled::Error::ReportableBug(text) if is_full(&text) => StoreError::Full(path.to_owned()),
+        error => StoreError::Records(error.to_string()),
+    }
 }
 
 #[cfg(test)]
 impl Records {
     pub(crate) fn db(&self) -> &sled::Db {
         &self.db
+    }
+
+    /// Whether sled itself finds nothing wrong at opening.
+    pub(crate) fn opens(path: &Path) -> bool {
+        try_open(path).is_ok_and(|db| {
+            // Damage that it has not seen yet may make it panic here.
+            guarded(|| {
+                drop(db);
+                Ok(())
+            })
+            .is_ok()
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use super::*;
+
+    #[test]
+    fn what_the_system_refuses_is_no_damage() {
+        let os = |errno: rustix::io::Errno| {
+            sled::Error::Io(io::Error::from_raw_os_error(errno.raw_os_error()))
+        };
+        use rustix::io::Errno;
+        for errno in [
+            Errno::NOSPC,
+            Errno::DQUOT,
+            Errno::ACCESS,
+            Errno::PERM,
+            Errno::ROFS,
+            Errno::MFILE,
+            Errno::NOMEM,
+        ] {
+            assert!(!is_damage(&os(errno)), "{errno}");
+            let unwrapped = guarded(|| -> sled::Result<()> { panic!("{:?}", os(errno)) });
+            let is_named = matches!(
+                errno,
+                Errno::NOSPC | Errno::DQUOT | Errno::ACCESS | Errno::PERM
+            );
+            assert_eq!(!is_damage(&unwrapped.unwrap_err()), is_named, "{errno}");
+        }
+        let path = Path::new("/records");
+        for full in [Errno::NOSPC, Errno::DQUOT] {
+            let error = refused("cannot open", path)(os(full));
+            assert!(matches!(error, StoreError::Full(_)), "{error}");
+        }
+        for errno in [Errno::IO, Errno::NOENT, Errno::ISDIR] {
+            assert!(is_damage(&os(errno)), "{errno}");
+        }
+        assert!(is_damage(&sled::Error::Corruption { at: None, bt: () }));
+        let panicked = guarded(|| -> sled::Result<()> { panic!("a page is not where it was") });
+        assert!(is_damage(&panicked.unwrap_err()));
+    }
+
+    #[test]
+    fn a_lock_is_no_damage() {
+        let folder = tempfile::tempdir().unwrap();
+        let _held = try_open(folder.path()).unwrap();
+        let error = try_open(folder.path()).unwrap_err();
+        assert!(is_locked(&error) && !is_damage(&error));
+        let error = refused("cannot open", folder.path())(error);
+        assert!(matches!(error, StoreError::Locked(_)), "{error}");
     }
 }

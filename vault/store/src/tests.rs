@@ -114,6 +114,103 @@ fn a_store_that_cannot_be_opened_is_set_aside_and_state_files_stay() {
     );
 }
 
+/// What stands for a node's records: several of sled's segments, and one record too large for any.
+fn many() -> Vec<Named> {
+    let bytes = |at: u8| Zeroizing::new(vec![at; if at == 7 { 200_000 } else { 15_000 }]);
+    (0..40).map(|at| (format!("{at:02}"), bytes(at))).collect()
+}
+
+fn copy(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap().map(Result::unwrap) {
+        let to = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            copy(&entry.path(), &to);
+        } else {
+            fs::copy(entry.path(), to).unwrap();
+        }
+    }
+}
+
+fn files(folder: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap());
+    let (folders, mut found): (Vec<_>, Vec<_>) = entries
+        .map(|entry| entry.path())
+        .partition(|path| path.is_dir());
+    found.extend(folders.iter().flat_map(|folder| files(folder)));
+    found.sort();
+    found
+}
+
+/// A byte of each of sled's files, over their whole length.
+fn flips(records: &Path) -> Vec<(PathBuf, usize)> {
+    const EACH: usize = 40;
+    let places = files(records).into_iter().flat_map(|file| {
+        let length = fs::metadata(&file).unwrap().len() as usize;
+        let step = (length / EACH).max(1);
+        let file = file.strip_prefix(records).unwrap().to_owned();
+        (0..length).step_by(step).map(move |at| (file.clone(), at))
+    });
+    places.collect()
+}
+
+fn flip(file: &Path, at: usize) {
+    let mut bytes = fs::read(file).unwrap();
+    bytes[at] ^= 0x55;
+    fs::write(file, bytes).unwrap();
+}
+
+/// One byte wrong, anywhere: either every record is there, or the store is set aside and an empty one works. sled finds most
+/// of it only when it reads, and panics over some.
+#[test]
+fn damage_that_sled_finds_late_sets_the_store_aside_and_nothing_panics() {
+    let original = tempfile::tempdir().unwrap();
+    let (store, _) = Store::open(original.path(), &key()).unwrap();
+    for (name, bytes) in many() {
+        store.commit(&[put(&name, &bytes)], &mut random).unwrap();
+    }
+    store.write(StateFile::Memory, b"m", &mut random).unwrap();
+    drop(store);
+    // Opened once more, so that sled has written down where its pages are.
+    drop(Store::open(original.path(), &key()).unwrap());
+    let memory = fs::read(original.path().join("memory")).unwrap();
+    let (mut whole, mut at_open, mut at_reading) = (0, 0, 0);
+    for (file, at) in flips(&original.path().join("records")) {
+        let folder = tempfile::tempdir().unwrap();
+        copy(original.path(), folder.path());
+        flip(&folder.path().join("records").join(&file), at);
+        let (store, aside) = Store::open(folder.path(), &key()).unwrap();
+        let (held, single) = all(&store);
+        assert!(single.is_empty());
+        match aside.records {
+            None => {
+                assert_eq!(held, many(), "{} at {at}", file.display());
+                whole += 1;
+            }
+            Some(place) => {
+                assert!(held.is_empty() && place.join("db").is_file());
+                store.commit(&[put("a", b"1")], &mut random).unwrap();
+                assert_eq!(all(&store).0.len(), 1);
+                let records = folder.path().join("again");
+                copy(&original.path().join("records"), &records);
+                flip(&records.join(&file), at);
+                let opens = records::Records::opens(&records);
+                *(if opens { &mut at_reading } else { &mut at_open }) += 1;
+            }
+        }
+        assert_eq!(fs::read(folder.path().join("memory")).unwrap(), memory);
+        assert_eq!(
+            store.read(StateFile::Memory).unwrap().unwrap().as_slice(),
+            b"m"
+        );
+    }
+    println!("whole {whole}, found at opening {at_open}, at reading {at_reading}");
+    assert!(
+        whole > 0 && at_open > 0 && at_reading > 10,
+        "{whole} {at_open} {at_reading}"
+    );
+}
+
 #[test]
 fn records_under_another_name_or_key_are_set_aside() {
     let folder = tempfile::tempdir().unwrap();

@@ -1,6 +1,8 @@
 //! A control plane that lies, is another, or is away; a node that refuses.
 
-use casemate_trust::statement::{Manifest, Statement as _};
+use casemate_trust::id::FleetId;
+use casemate_trust::key::SigningKey;
+use casemate_trust::statement::{Manifest, OnlineKey, Root, Statement as _};
 
 use super::fake::Fake;
 use super::world::{Person, World, world};
@@ -36,6 +38,50 @@ async fn another_key_at_the_same_address_is_not_the_control_plane() {
     assert_eq!(ran.code, 76, "{}", ran.err);
     assert!(ran.err.contains("fleet_other"), "{}", ran.err);
     assert!(impostor.given().heard.is_empty(), "it heard the token");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_expired_root_keeps_a_new_home_out_until_the_next_one_is_signed() {
+    let dir = tempfile::tempdir().unwrap();
+    let fake = Fake::start(3).await;
+    let key = |seed| SigningKey::from_seed(&[seed; 32]).unwrap();
+    let root = |version: u8, expires| Root {
+        version: version.into(),
+        keys: vec![key(version).public()],
+        threshold: 1,
+        issued: 1,
+        expires,
+    };
+    let (first, second) = (
+        root(1, 2).sign(&[&key(1)]),
+        root(2, 4_000_000_000).sign(&[&key(1), &key(2)]),
+    );
+    let fleet = FleetId(first.payload_digest().0);
+    let public = fake.key.public();
+    let online = OnlineKey {
+        fleet,
+        version: 1,
+        liveness: public,
+        quic: public,
+        api: public,
+        issued: 1,
+        expires: 4_000_000_000,
+    };
+    let person = Person::new(dir.path(), "tenant");
+    let address = format!("https://{}#{fleet}", fake.address);
+    let login = ["login", &address, "--token", "casemate_x"];
+    fake.given().roots = vec![first];
+    fake.given().online = Some(online.sign(&[&key(1)]));
+    let ran = person.run(&login);
+    assert_eq!(ran.code, 76, "{}", ran.err);
+    for said in ["root_expired", "has expired", "the next root"] {
+        assert!(ran.err.contains(said), "{}", ran.err);
+    }
+    assert!(fake.given().heard.is_empty(), "it heard the token");
+    fake.given().roots.push(second);
+    fake.given().online = Some(online.sign(&[&key(2)]));
+    let ran = person.run(&login);
+    assert_eq!(ran.code, 0, "{}", ran.err);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -370,9 +370,7 @@ impl Statements {
             floor: issued.max().unwrap_or(0),
         };
         for (_, envelope, pool) in &self.pools {
-            memory
-                .pools
-                .insert(pool.name.clone(), seen(pool.epoch, envelope));
+            memory.remember_pool(&pool.name, seen(pool.epoch, envelope));
         }
         for (_, envelope, tenant) in &self.tenants {
             let tenant_seen = TenantSeen {

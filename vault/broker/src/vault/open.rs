@@ -8,7 +8,7 @@ use std::sync::{Mutex, RwLock};
 
 use casemate_trust::dsse::Envelope;
 use casemate_trust::join::{Grant, JoinError, JoinToken, MAX_TOKEN_BYTES};
-use casemate_trust::judge::{Judge, Memory};
+use casemate_trust::judge::{Judge, Memory, PoolSeen, TenantSeen};
 use casemate_vault_core::keys::{PoolKeys, STORAGE_KEY_BYTES, StorageKey};
 use casemate_vault_core::liveness::Liveness;
 use casemate_vault_core::opening::open_grant;
@@ -258,13 +258,17 @@ fn refill(aside: &SetAside, judge: &Judge, lost: bool) -> Option<String> {
         return Some(place.display().to_string());
     }
     let memory = judge.memory();
-    let not_held = |id| {
+    let no_tenant = |(id, seen): (_, &TenantSeen)| {
         judge
             .tenant(id)
-            .is_none_or(|state| memory.tenants[id].manifest.is_some() && state.manifest.is_none())
+            .is_none_or(|state| seen.manifest.is_some() && state.manifest.is_none())
     };
-    let holes =
-        (memory.root.is_some() && judge.root().is_none()) || memory.tenants.keys().any(not_held);
+    let no_pool = |(name, seen): (_, &PoolSeen)| judge.pool(name, seen.newest.version).is_none();
+    // sled takes damage to the end of its log for a write that a kill cut short, and says nothing: the memory knows.
+    let holes = (memory.root.is_some() && judge.root().is_none())
+        || (memory.online.is_some() && judge.online().is_none())
+        || memory.pools.iter().any(no_pool)
+        || memory.tenants.iter().any(no_tenant);
     (lost || holes).then(|| "records are missing that the memory names".to_owned())
 }
 

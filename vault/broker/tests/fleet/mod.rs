@@ -229,6 +229,20 @@ impl Fleet {
         self.vault = Some(Vault::start(self.folder.path()));
     }
 
+    /// Ends the vault, spoils its records from `at` on, and starts it again.
+    pub(crate) fn damage_records_and_restart(&mut self, at: usize) {
+        /// Between two wrong bytes: no message of sled's log stays whole.
+        const STEP: usize = 64;
+        self.vault = None;
+        let path = self.folder.path().join("vault/records/db");
+        let mut bytes = std::fs::read(&path).unwrap();
+        for byte in bytes.iter_mut().skip(at).step_by(STEP) {
+            *byte ^= 0x55;
+        }
+        std::fs::write(&path, bytes).unwrap();
+        self.vault = Some(Vault::start(self.folder.path()));
+    }
+
     /// Becomes a member with a lease.
     pub(crate) async fn join(&mut self) {
         let nonce = self.join_without_lease().await;
@@ -253,6 +267,24 @@ impl Fleet {
             .parse()
             .unwrap();
         let request = JoinRequest::check(&request, &token.record().unwrap(), 1000).unwrap();
+        self.hello = Some(hello);
+        self.fill(request.node_key, &request.sealing_key).await;
+        self.vault()
+            .wait(|message| matches!(message, FromVault::Joined).then_some(()))
+            .await;
+        self.vault()
+            .wait(|message| {
+                if let FromVault::LeaseWanted { nonce } = message {
+                    Some(nonce)
+                } else {
+                    None
+                }
+            })
+            .await
+    }
+
+    /// Shows everything that the root says, and the grant.
+    pub(crate) async fn fill(&mut self, node_key: PublicKey, sealing_key: &SealingKey) {
         let public = key(20).public();
         let online = OnlineKey {
             fleet: self.fleet,
@@ -263,14 +295,7 @@ impl Fleet {
             issued: 1,
             expires: FAR,
         };
-        let grant = Grant::seal(
-            &self.pool,
-            &[5; 32],
-            request.node_key,
-            &request.sealing_key,
-            &mut random,
-        )
-        .unwrap();
+        let grant = Grant::seal(&self.pool, &[5; 32], node_key, sealing_key, &mut random).unwrap();
         let objects = [
             (ObjectKind::Root, self.root.to_bytes()),
             (ObjectKind::OnlineKey, online.sign(&[&key(1)]).to_bytes()),
@@ -285,19 +310,6 @@ impl Fleet {
                 "{kind:?}"
             );
         }
-        self.hello = Some(hello);
-        self.vault()
-            .wait(|message| matches!(message, FromVault::Joined).then_some(()))
-            .await;
-        self.vault()
-            .wait(|message| {
-                if let FromVault::LeaseWanted { nonce } = message {
-                    Some(nonce)
-                } else {
-                    None
-                }
-            })
-            .await
     }
 
     /// Answers a nonce with the key of this seed; the refusal's code, if it was refused.

@@ -27,6 +27,9 @@ pub use tenant::{Accord, Objects, TenantState};
 pub const MAX_TENANTS: usize = 100_000;
 /// Most pools that are remembered.
 pub const MAX_POOLS_HELD: usize = 1000;
+/// Most epochs of a pool that are remembered, the highest: a key that is replaced each week and holds for 400 days has 58
+/// at a time, and all of the most pools still fit into one record of the store.
+pub const MAX_EPOCHS_REMEMBERED: usize = 64;
 
 /// A version and the digest that it had.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -46,6 +49,27 @@ pub struct TenantSeen {
     pub manifest: Option<Seen>,
 }
 
+/// The epochs of one pool.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PoolSeen {
+    /// The newest.
+    #[serde(flatten)]
+    pub newest: Seen,
+    /// Digests of those before it, by epoch. Earlier programs remembered only the newest.
+    #[serde(default)]
+    pub older: BTreeMap<u64, Digest>,
+}
+
+impl PoolSeen {
+    fn digest(&self, epoch: u64) -> Option<&Digest> {
+        if epoch == self.newest.version {
+            Some(&self.newest.digest)
+        } else {
+            self.older.get(&epoch)
+        }
+    }
+}
+
 /// What must never be forgotten.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Memory {
@@ -56,11 +80,35 @@ pub struct Memory {
     /// The online key.
     pub online: Option<Seen>,
     /// Pools by name.
-    pub pools: BTreeMap<Name, Seen>,
+    pub pools: BTreeMap<Name, PoolSeen>,
     /// Tenants by id.
     pub tenants: BTreeMap<TenantId, TenantSeen>,
     /// The latest time at which the root has signed something that was accepted: it is not earlier than that.
     pub floor: Seconds,
+}
+
+impl Memory {
+    /// Remembers an epoch of a pool, for good: the lowest give way when there are too many.
+    pub fn remember_pool(&mut self, name: &Name, epoch: Seen) {
+        let Some(pool) = self.pools.get_mut(name) else {
+            let older = BTreeMap::new();
+            let first = PoolSeen {
+                newest: epoch,
+                older,
+            };
+            self.pools.insert(name.clone(), first);
+            return;
+        };
+        let older = if epoch.version > pool.newest.version {
+            std::mem::replace(&mut pool.newest, epoch)
+        } else {
+            epoch
+        };
+        pool.older.insert(older.version, older.digest);
+        while pool.older.len() >= MAX_EPOCHS_REMEMBERED {
+            pool.older.pop_first();
+        }
+    }
 }
 
 /// What accepting a statement meant.
@@ -182,14 +230,16 @@ impl Judge {
         clock.max(self.memory.floor)
     }
 
-    /// Judges a `Root`.
+    /// Judges a `Root`, whether or not it has expired: a step of the chain may have (TUF, section 5.3), or nobody who comes
+    /// late could follow it. What else an expired root signs is refused, so the clock is here only for the likeness to the
+    /// other kinds.
     ///
     /// # Errors
     /// The refusal, by name; nothing has changed.
     pub fn accept_root(
         &mut self,
         envelope: &Envelope,
-        clock: Seconds,
+        _clock: Seconds,
     ) -> Result<Accepted, Refusal> {
         let root = Root::read(envelope).map_err(Refusal::Malformed)?;
         let digest = envelope.payload_digest();
@@ -233,7 +283,6 @@ impl Judge {
             }
         }
         if age == Age::New {
-            self.must_be_fresh(root.expires, clock, Refusal::RootExpired)?;
             self.memory.root = Some(Seen {
                 version: root.version,
                 digest,
@@ -268,7 +317,7 @@ impl Judge {
             return Ok(Accepted::Held);
         }
         if age == Age::New {
-            self.must_be_signed_by_root(envelope)?;
+            self.must_be_signed_by_root(envelope, clock)?;
             self.must_be_fresh(online.expires, clock, Refusal::OnlineExpired)?;
             self.memory.online = Some(Seen {
                 version: online.version,
@@ -301,32 +350,21 @@ impl Judge {
             };
         }
         let seen = self.memory.pools.get(&pool.name);
-        let age = match seen {
-            Some(seen) if pool.epoch < seen.version => Age::Same,
-            seen => age(
-                seen,
-                pool.epoch,
-                digest,
-                Refusal::PoolEpochLower,
-                Refusal::PoolEqualOther,
-            )?,
-        };
         if seen.is_none() && self.memory.pools.len() >= MAX_POOLS_HELD {
             return Err(Refusal::TooMany("pools"));
         }
-        // What is remembered by its digest was checked when it was new, perhaps by a root that was replaced since.
-        if seen.is_none_or(|seen| seen.digest != digest) {
-            self.must_be_signed_by_root(envelope)?;
-        }
+        let age = match seen.and_then(|seen| seen.digest(pool.epoch)) {
+            Some(seen) if *seen != digest => return Err(Refusal::PoolEqualOther),
+            // It was checked when it was new, perhaps by a root that was replaced since.
+            Some(_) => Age::Same,
+            None => Age::New,
+        };
         if age == Age::New {
+            self.must_be_signed_by_root(envelope, clock)?;
             self.must_be_fresh(pool.expires, clock, Refusal::PoolExpired)?;
-            self.memory.pools.insert(
-                pool.name.clone(),
-                Seen {
-                    version: pool.epoch,
-                    digest,
-                },
-            );
+            let version = pool.epoch;
+            self.memory
+                .remember_pool(&pool.name, Seen { version, digest });
             self.memory.floor = self.memory.floor.max(pool.issued);
         }
         self.pools.insert(key, pool);
@@ -341,13 +379,12 @@ impl Judge {
         }
     }
 
-    fn must_be_signed_by_root(&self, envelope: &Envelope) -> Result<(), Refusal> {
+    fn must_be_signed_by_root(&self, envelope: &Envelope, clock: Seconds) -> Result<(), Refusal> {
         let root = self.root.as_ref().ok_or(Refusal::RootUnknown)?;
-        if envelope.verify(&root.keys, root.threshold) {
-            Ok(())
-        } else {
-            Err(Refusal::SignatureThreshold)
+        if !envelope.verify(&root.keys, root.threshold) {
+            return Err(Refusal::SignatureThreshold);
         }
+        self.must_be_fresh(root.expires, clock, Refusal::RootExpired)
     }
 
     fn must_be_fresh(

@@ -31,8 +31,8 @@ pub enum Refusal {
         /// What came.
         got: u64,
     },
-    /// An expired root.
-    #[error("the root has expired")]
+    /// Signed by a root that has expired.
+    #[error("the root that signed it has expired")]
     RootExpired,
     /// Too few of the right keys have signed.
     #[error("fewer of the right keys have signed than the threshold asks for")]
@@ -46,9 +46,6 @@ pub enum Refusal {
     /// Expired.
     #[error("the online key has expired")]
     OnlineExpired,
-    /// Lower than remembered.
-    #[error("pool epoch {1} is lower than {0}, which was accepted before")]
-    PoolEpochLower(u64, u64),
     /// Same epoch, other key.
     #[error("another key of the same pool and epoch was accepted before")]
     PoolEqualOther,
@@ -169,7 +166,6 @@ impl Refusal {
             Self::OnlineVersionLower(..) => "online_version_lower",
             Self::OnlineEqualOther => "online_same_version_other_digest",
             Self::OnlineExpired => "online_expired",
-            Self::PoolEpochLower(..) => "pool_epoch_lower",
             Self::PoolEqualOther => "pool_same_epoch_other_key",
             Self::PoolExpired => "pool_expired",
             Self::TenantVersionLower(..) => "tenant_version_lower",

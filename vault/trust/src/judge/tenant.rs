@@ -78,7 +78,9 @@ impl Judge {
             return Err(Refusal::TooMany("tenants"));
         }
         if age == Age::New {
-            self.must_be_authorised(envelope, &tenant, held.map(|held| &held.tenant))?;
+            let by_root = self.must_be_signed_by_root(envelope, clock);
+            let signed_by_root = by_root.is_ok();
+            must_be_authorised(by_root, envelope, &tenant, held.map(|held| &held.tenant))?;
             self.must_be_fresh(tenant.expires, clock, Refusal::TenantExpired)?;
             let manifest = seen.and_then(|seen| seen.manifest);
             let seen = TenantSeen {
@@ -88,7 +90,6 @@ impl Judge {
                 },
                 manifest,
             };
-            let signed_by_root = self.must_be_signed_by_root(envelope).is_ok();
             self.memory.tenants.insert(tenant.id, seen);
             if signed_by_root {
                 self.memory.floor = self.memory.floor.max(tenant.issued);
@@ -105,30 +106,6 @@ impl Judge {
             )),
         }
         Ok(accepted(age))
-    }
-
-    /// A change is the root's to make; the keys alone, also the threshold's of the keys before.
-    fn must_be_authorised(
-        &self,
-        envelope: &Envelope,
-        tenant: &Tenant,
-        held: Option<&Tenant>,
-    ) -> Result<(), Refusal> {
-        match (self.must_be_signed_by_root(envelope), held) {
-            (Ok(()), _) => Ok(()),
-            (Err(refusal), None) => Err(refusal),
-            (Err(_), Some(held)) => {
-                let follows = tenant.version == held.version + 1;
-                if !follows || !envelope.verify(&held.current.keys, held.current.threshold) {
-                    return Err(Refusal::TenantKeyChange);
-                }
-                if held.only_keys_change(tenant) {
-                    Ok(())
-                } else {
-                    Err(Refusal::TenantScopeWidened)
-                }
-            }
-        }
     }
 
     /// Judges a `Manifest` with what it lists. [`Refusal::Missing`] names the objects that are needed first; everything
@@ -274,6 +251,32 @@ impl Judge {
             .iter()
             .find(|(_, state)| state.tenant.name == *name)
             .map(|(id, _)| *id)
+    }
+}
+
+/// A change is the root's to make; the keys alone, also the threshold's of the keys before.
+fn must_be_authorised(
+    by_root: Result<(), Refusal>,
+    envelope: &Envelope,
+    tenant: &Tenant,
+    held: Option<&Tenant>,
+) -> Result<(), Refusal> {
+    match (by_root, held) {
+        (Ok(()), _) => Ok(()),
+        (Err(refusal), None) => Err(refusal),
+        // It has signed, only too late: that says more than that the tenant has not.
+        (Err(refusal @ Refusal::RootExpired), _) => Err(refusal),
+        (Err(_), Some(held)) => {
+            let follows = tenant.version == held.version + 1;
+            if !follows || !envelope.verify(&held.current.keys, held.current.threshold) {
+                return Err(Refusal::TenantKeyChange);
+            }
+            if held.only_keys_change(tenant) {
+                Ok(())
+            } else {
+                Err(Refusal::TenantScopeWidened)
+            }
+        }
     }
 }
 

@@ -58,12 +58,225 @@ proptest! {
     }
 }
 
-/// Nodes that an adversary feeds: it reorders, hides and replays honest statements and adds its own. Whatever it does, no
-/// node's versions ever go down, and what a node holds is what some honest signer signed.
+/// After everything.
+const FAR: Seconds = 10 * LATER;
+/// The time that passes between two deliveries, seconds: 2,000 of them go from [`NOW`] past two roots' expiry.
+const STEP: Seconds = 1000;
+const DELIVERIES: Seconds = 2000;
+/// From when to until when each root is the fleet's; its key's seed is 100 and its version, but for the first.
+const ROOTS: [(Seconds, Seconds); 4] = [
+    (NOW, LATER),
+    (NOW + 500 * STEP, NOW + 1400 * STEP),
+    (NOW + 1000 * STEP, NOW + 1800 * STEP),
+    (NOW + 1500 * STEP, FAR),
+];
+
+static ROOT_DIGESTS: LazyLock<[Digest; 4]> =
+    LazyLock::new(|| [1, 2, 3, 4].map(|version| rotated_root(version).payload_digest()));
+
+/// What the adversary may deliver, and from when it exists.
+struct Letter {
+    from: Seconds,
+    envelope: Envelope,
+}
+
+fn root_key(version: usize) -> SigningKey {
+    key(if version == 1 { 1 } else { 100 + version as u8 })
+}
+
+fn rotated_root(version: usize) -> Envelope {
+    if version == 1 {
+        return root(1, &[1]).sign(&[&key(1)]);
+    }
+    let (issued, expires) = ROOTS[version - 1];
+    let next = Root {
+        version: version as u64,
+        keys: vec![root_key(version).public()],
+        threshold: 1,
+        issued,
+        expires,
+    };
+    next.sign(&[&root_key(version - 1), &root_key(version)])
+}
+
+/// The honest history of a fleet whose root changes three times, and with it what a thief of old keys adds.
+fn letters(world: &World, honest: &Manifest, roll: &mut dyn FnMut(usize) -> usize) -> Vec<Letter> {
+    let mut letters = Vec::new();
+    let (mut tenant, mut signer) = (world.tenant.clone(), 10);
+    tenant.expires = FAR;
+    for (at, (from, _)) in ROOTS.into_iter().enumerate() {
+        let mut write = |envelope| letters.push(Letter { from, envelope });
+        let version = at + 1;
+        let own = root_key(version);
+        write(rotated_root(version));
+        write(root(version as u64 + 1, &[66]).sign(&[&key(66)]));
+        // Each root signs what stands anew, for those who come late.
+        for epoch in 1..=version as u64 {
+            let expires = FAR;
+            let pool = Pool {
+                epoch,
+                expires,
+                ..world.pool.clone()
+            };
+            write(pool.sign(&[&own]));
+        }
+        let stolen = Pool {
+            epoch: 50 + version as u64,
+            expires: FAR,
+            ..world.pool.clone()
+        };
+        write(stolen.sign(&[&key(1)]));
+        write(tenant.sign(&[&own]));
+        for number in 1..4 {
+            let manifest = Manifest {
+                tenant_version: tenant.version,
+                version: 3 * at as u64 + number,
+                expires: FAR,
+                ..honest.clone()
+            };
+            write(manifest.sign(&[&key(signer)]));
+            let version = manifest.version + 50;
+            write(
+                Manifest {
+                    version,
+                    ..manifest
+                }
+                .sign(&[&key(66)]),
+            );
+        }
+        if roll(2) == 0 {
+            tenant.version += 1;
+            tenant.current = KeySet::single(key(signer + 1).public());
+            let before = key(signer);
+            write(tenant.sign(&[if roll(2) == 0 { &own } else { &before }]));
+            signer += 1;
+        }
+    }
+    letters
+}
+
+fn deliver(
+    judge: &mut Judge,
+    letter: &Envelope,
+    clock: Seconds,
+    objects: Objects<'_>,
+) -> Result<Accepted, Refusal> {
+    match letter.payload_type() {
+        Root::TYPE => judge.accept_root(letter, clock),
+        Pool::TYPE => judge.accept_pool(letter, clock),
+        Tenant::TYPE => judge.accept_tenant(letter, clock),
+        _ => judge.accept_manifest(letter, clock, objects),
+    }
+}
+
+/// Under which name a vault keeps it, in the order in which it is shown again.
+fn place(letter: &Envelope) -> String {
+    match letter.payload_type() {
+        Root::TYPE => format!("1/{:02}", Root::read(letter).unwrap().version),
+        Pool::TYPE => format!("2/{:02}", Pool::read(letter).unwrap().epoch),
+        Tenant::TYPE => "3".into(),
+        _ => "4".into(),
+    }
+}
+
+/// Everything that a judge holds, by version.
+fn holdings(judge: &Judge) -> (Option<u64>, Vec<u64>, Vec<(u64, Option<u64>)>) {
+    let tenants = judge.tenants().map(|(_, state)| {
+        let manifest = state.manifest.as_ref();
+        (
+            state.tenant.version,
+            manifest.map(|accord| accord.manifest.version),
+        )
+    });
+    let root = judge.root().map(|root| root.version);
+    (
+        root,
+        judge.epochs(&name("main")).collect(),
+        tenants.collect(),
+    )
+}
+
+/// Nothing that was remembered is forgotten or lower, and nothing is the adversary's own.
+fn must_not_shrink(before: &Memory, after: &Memory) {
+    let version = |memory: &Memory| memory.root.map(|root| root.version);
+    assert!(version(after) >= version(before));
+    let honest = |seen: Seen| ROOT_DIGESTS[seen.version as usize - 1] == seen.digest;
+    assert!(after.root.is_none_or(honest));
+    assert!(after.floor >= before.floor);
+    for (pool, seen) in &before.pools {
+        let after = &after.pools[pool];
+        assert!(after.newest.version >= seen.newest.version);
+        for epoch in seen.older.keys().chain([&seen.newest.version]) {
+            assert_eq!(after.digest(*epoch), seen.digest(*epoch), "epoch {epoch}");
+        }
+    }
+    for (id, seen) in &before.tenants {
+        let after = &after.tenants[id];
+        assert!(after.tenant.version >= seen.tenant.version);
+        assert!(after.manifest.map(|m| m.version) >= seen.manifest.map(|m| m.version));
+        assert!(after.manifest.is_none_or(|m| m.version < 50));
+    }
+}
+
+/// A vault: its judge, and the statements on its disk.
+struct Node {
+    judge: Judge,
+    stored: BTreeMap<String, Envelope>,
+}
+
+impl Node {
+    fn new(fleet: FleetId) -> Self {
+        Self {
+            judge: Judge::new(fleet, Some(name("main"))),
+            stored: BTreeMap::new(),
+        }
+    }
+
+    fn take(&mut self, letter: &Envelope, clock: Seconds, objects: Objects<'_>) {
+        let before = self.judge.memory().clone();
+        let root = self.judge.root().cloned();
+        let result = deliver(&mut self.judge, letter, clock, objects);
+        must_not_shrink(&before, self.judge.memory());
+        if result.is_err() {
+            assert_eq!(*self.judge.memory(), before, "a refusal changes nothing");
+        }
+        if result == Ok(Accepted::New) && letter.payload_type() == Pool::TYPE {
+            let root = root.unwrap();
+            assert!(letter.verify(&root.keys, root.threshold) && clock < root.expires);
+        }
+        if result.is_ok_and(|accepted| accepted != Accepted::Held) {
+            self.stored.insert(place(letter), letter.clone());
+        }
+    }
+
+    /// From its memory as it is written, with what is stored shown again, however much has expired.
+    fn restart(&mut self, clock: Seconds, objects: Objects<'_>) {
+        let before = holdings(&self.judge);
+        let written = serde_json::to_vec(self.judge.memory()).unwrap();
+        let memory: Memory = serde_json::from_slice(&written).unwrap();
+        let mut judge = Judge::remembering(memory, Some(name("main")));
+        for (place, letter) in &self.stored {
+            let result = deliver(&mut judge, letter, clock, objects);
+            let is_ancestor = matches!(result, Err(Refusal::RootVersionLower(..)));
+            assert!(
+                is_ancestor || result == Ok(Accepted::Again),
+                "{place}: {result:?}"
+            );
+        }
+        assert_eq!(holdings(&judge), before);
+        assert_eq!(judge.memory(), self.judge.memory());
+        self.judge = judge;
+    }
+}
+
+/// Nodes that an adversary feeds: it reorders, hides and replays honest statements and adds its own, while the fleet's roots
+/// change and expire, nodes join late, restart, and lose their disks. Whatever it does, no node's versions ever go down, a
+/// node that restarts holds what it held, and what a node holds is what some honest signer signed.
 #[test]
 fn no_node_ever_accepts_less_than_it_had() {
-    let mut taken = 0;
-    for seed in 0..40u64 {
+    let (mut with_manifest, mut at_the_last_root, mut of_many_epochs) = (0, 0, 0);
+    let mut latest = 0;
+    for seed in 0..20u64 {
         let mut dice = seed;
         let mut roll = move |sides: usize| {
             dice = dice
@@ -72,83 +285,51 @@ fn no_node_ever_accepts_less_than_it_had() {
             (dice >> 33) as usize % sides
         };
         let (world, honest) = WORLD.clone();
-        let mut letters = vec![
-            (3, world.tenant.sign(&[&key(1)])),
-            (0, root(1, &[1]).sign(&[&key(1)])),
-            (2, world.pool.sign(&[&key(1)])),
-        ];
-        let mut signer = 10;
-        let mut tenant = world.tenant.clone();
-        for version in 1..12 {
-            let manifest = Manifest {
-                tenant_version: tenant.version,
-                version,
-                ..honest.clone()
-            };
-            letters.push((4, manifest.sign(&[&key(signer)])));
-            letters.push((
-                4,
-                Manifest {
-                    version: version + 50,
-                    ..manifest.clone()
-                }
-                .sign(&[&key(66)]),
-            ));
-            if roll(3) == 0 {
-                let next = Tenant {
-                    version: tenant.version + 1,
-                    current: KeySet::single(key(signer + 1).public()),
-                    ..tenant.clone()
-                };
-                letters.push((3, next.sign(&[&key(if roll(2) == 0 { 1 } else { signer })])));
-                (tenant, signer) = (next, signer + 1);
+        let letters = letters(&world, &honest, &mut roll);
+        let (roots, others): (Vec<_>, Vec<_>) = letters
+            .iter()
+            .partition(|letter| letter.envelope.payload_type() == Root::TYPE);
+        let mut nodes: Vec<Node> = (0..3).map(|_| Node::new(world.fleet)).collect();
+        let fetch = |digest: &Digest| world.objects.get(digest).cloned();
+        for delivery in 0..DELIVERIES {
+            let clock = NOW + delivery * STEP;
+            // The last one when the first root has long expired.
+            if [250, 500, 1250].contains(&delivery) {
+                nodes.push(Node::new(world.fleet));
             }
-        }
-        let mut nodes: Vec<Judge> = (0..4)
-            .map(|_| Judge::new(world.fleet, Some(name("main"))))
-            .collect();
-        let objects = world.objects.clone();
-        for _ in 0..1500 {
-            let (kind, letter) = &letters[roll(letters.len())];
             let at = roll(nodes.len());
             let node = &mut nodes[at];
-            let before = node.memory().clone();
-            let fetch = |digest: &Digest| objects.get(digest).cloned();
-            let result = match kind {
-                0 => node.accept_root(letter, NOW),
-                2 => node.accept_pool(letter, NOW),
-                3 => node.accept_tenant(letter, NOW),
-                _ => node.accept_manifest(letter, NOW, &fetch),
-            };
-            let after = node.memory();
-            if result.is_err() {
-                assert_eq!(*after, before, "a refusal changes nothing");
+            let bag = if roll(3) == 0 { &roots } else { &others };
+            let letter = bag[roll(bag.len())];
+            if letter.from <= clock {
+                node.take(&letter.envelope, clock, &fetch);
             }
-            for (id, seen) in &before.tenants {
-                assert!(after.tenants[id].tenant.version >= seen.tenant.version);
-                assert!(
-                    after.tenants[id].manifest.map(|m| m.version)
-                        >= seen.manifest.map(|m| m.version)
-                );
-                assert!(
-                    after.tenants[id].manifest.is_none_or(|m| m.version < 50),
-                    "the adversary's own"
-                );
-            }
-            if roll(40) == 0 {
-                nodes[at] = Judge::remembering(nodes[at].memory().clone(), Some(name("main")));
+            match roll(80) {
+                0 | 1 => {
+                    of_many_epochs +=
+                        usize::from(node.judge.epochs(&name("main")).nth(2).is_some());
+                    node.restart(clock, &fetch);
+                }
+                2 => {
+                    let memory = node.judge.memory().clone();
+                    node.judge = Judge::remembering(memory, Some(name("main")));
+                    node.stored.clear();
+                }
+                _ => {}
             }
         }
-        let with_manifest = |node: &&Judge| {
-            node.memory()
-                .tenants
-                .values()
-                .any(|seen| seen.manifest.is_some())
+        let holds = |node: &&Node| {
+            let tenants = &node.judge.memory().tenants;
+            tenants.values().any(|seen| seen.manifest.is_some())
         };
-        taken += nodes.iter().filter(with_manifest).count();
+        let version = |node: &Node| node.judge.memory().root.map_or(0, |root| root.version);
+        with_manifest += nodes.iter().filter(holds).count();
+        at_the_last_root += nodes.iter().filter(|node| version(node) == 4).count();
+        latest += nodes.last().iter().filter(|node| holds(node)).count();
     }
-    assert!(
-        taken > 40,
-        "honest statements must get through, or this proves nothing: {taken}"
-    );
+    // Honest statements must get through, or this proves nothing.
+    assert!(with_manifest > 80, "{with_manifest} of 120 nodes");
+    assert!(at_the_last_root > 80, "{at_the_last_root} of 120 nodes");
+    assert!(of_many_epochs > 100, "{of_many_epochs} restarts");
+    assert!(latest > 4, "{latest} of 20 that came after the first root");
 }
