@@ -172,7 +172,8 @@ pub const ENDPOINTS: &[Endpoint] = &[
     ask(Get, "/v1/pools", "list_pools", Any, "All pools with their statements").gives(Json("PoolList")),
     ask(Get, "/v1/tenants", "list_tenants", Any, "The tenants that the token may see").gives(Json("TenantList")),
     ask(Get, "/v1/tenants/{id}", "get_tenant", LookOwn, "A tenant's statements and newest manifest").gives(Json("TenantView")),
-    ask(Put, "/v1/tenants/{id}/objects/{digest}", "put_object", Own, "Uploads a release or a sealed secret").takes(Bytes),
+    ask(Put, "/v1/tenants/{id}/objects/{digest}", "put_object", Own,
+        "Uploads a release or a sealed secret; over the tenant's storage: 413 `quota_exceeded`").takes(Bytes),
     ask(Get, "/v1/tenants/{id}/objects/{digest}", "get_object", LookOwn, "A release or a sealed secret").gives(Bytes),
     ask(Put, "/v1/tenants/{id}/manifest", "put_manifest", Own, "Hands in the next manifest")
         .takes(Envelope).gives(Json("ManifestAnswer")),
@@ -180,8 +181,10 @@ pub const ENDPOINTS: &[Endpoint] = &[
         .gives(Json("TenantStatus")),
     ask(Get, "/v1/tenants/{id}/logs", "tenant_logs", LookOwn, "The tenant's log; streams while following")
         .gives(Lines("LogRecord")).with_query(&["follow", "function", "since"]),
-    ask(Put, "/v1/bundles/{digest}", "put_bundle", Tenants, "Uploads a bundle").takes(Bytes),
-    ask(Head, "/v1/bundles/{digest}", "head_bundle", Tenants, "Whether a bundle is there"),
+    ask(Put, "/v1/bundles/{digest}", "put_bundle", Tenants,
+        "Uploads a bundle; over the tenant's storage: 413 `quota_exceeded`").takes(Bytes),
+    ask(Head, "/v1/bundles/{digest}", "head_bundle", Tenants,
+        "Whether a bundle is there, and will be when the manifest comes that lists it"),
     ask(Post, "/v1/tokens", "make_token", Operator, "Makes a token and shows it once")
         .takes(Json("NewToken")).gives(Json("MadeToken")),
     ask(Get, "/v1/tokens", "list_tokens", Look, "All tokens without their secret part").gives(Json("TokenList")),

@@ -59,6 +59,8 @@ pub mod code {
     pub const TOO_LARGE: &str = "too_large";
     /// 408: the body came too slowly.
     pub const TIMEOUT: &str = "timeout";
+    /// 413: the tenant's storage is full; `details.used_bytes`, `details.asked_bytes` and `details.limit_bytes`.
+    pub const QUOTA_EXCEEDED: &str = "quota_exceeded";
     /// 422: the bytes have another digest than the path says; `details.digest`.
     pub const DIGEST_MISMATCH: &str = "digest_mismatch";
     /// 422: neither a release nor a secret of this tenant.

@@ -85,6 +85,18 @@ pub struct TenantStatus {
     pub functions: BTreeMap<Name, FunctionStatus>,
     /// Nodes in a pool of the manifest, by name.
     pub nodes: Vec<NodeProgress>,
+    /// What is stored for the tenant.
+    pub storage: StorageView,
+}
+
+/// What is stored for a tenant: its bundles, releases and sealed secrets. Uploads that would go over the limit are refused
+/// with `quota_exceeded`; what the newest manifest does not list is removed some time after its upload.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct StorageView {
+    /// In use, with uploads under way.
+    pub used_bytes: u64,
+    /// Most that may be.
+    pub limit_bytes: u64,
 }
 
 /// One function of the newest manifest.

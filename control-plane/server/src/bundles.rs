@@ -1,4 +1,4 @@
-//! Bundles by digest, in an object store: a folder.
+//! Bundles by tenant and digest, in an object store: a folder with one for each tenant.
 
 use std::io;
 use std::path::Path;
@@ -6,14 +6,15 @@ use std::sync::Arc;
 
 use casemate_api::error::code;
 use casemate_api::limits::MAX_BUNDLE_BYTES;
-use casemate_trust::id::Digest;
+use casemate_trust::Seconds;
+use casemate_trust::id::{Digest, TenantId};
 use futures_util::StreamExt as _;
 use futures_util::stream::BoxStream;
 use object_store::local::LocalFileSystem;
 use object_store::path::Path as ObjectPath;
 use object_store::{Error, GetOptions, GetRange, ObjectStore, ObjectStoreExt as _};
 use serde_json::json;
-use tokio::sync::Semaphore;
+use tokio::sync::{RwLock, RwLockWriteGuard, Semaphore};
 
 use crate::fault::Fault;
 
@@ -27,48 +28,76 @@ const PART_BYTES: usize = 256 * 1024;
 pub(crate) struct Bundles {
     store: Arc<dyn ObjectStore>,
     uploads: Arc<Semaphore>,
+    /// Uploads read, removals write: what is put in place just now is not removed by a decision that was made before.
+    moving: Arc<RwLock<()>>,
 }
 
 impl Bundles {
     /// Opens the folder, made before; what a killed upload has left is swept.
     pub(crate) fn open(folder: &Path) -> io::Result<Self> {
-        for entry in std::fs::read_dir(folder)? {
-            let path = entry?.path();
-            // The object store writes to `NAME#NUMBER` and renames.
-            if path
-                .file_name()
-                .is_some_and(|name| name.to_string_lossy().contains('#'))
-            {
-                std::fs::remove_file(path)?;
+        for tenant in std::fs::read_dir(folder)? {
+            let tenant = tenant?;
+            if !tenant.file_type()?.is_dir() {
+                continue;
+            }
+            for entry in std::fs::read_dir(tenant.path())? {
+                let entry = entry?;
+                // The object store writes to `NAME#NUMBER` and renames.
+                if entry.file_name().to_string_lossy().contains('#') {
+                    std::fs::remove_file(entry.path())?;
+                }
             }
         }
         let store = LocalFileSystem::new_with_prefix(folder).map_err(io::Error::other)?;
         Ok(Self {
             store: Arc::new(store.with_fsync(true)),
             uploads: Arc::new(Semaphore::new(MAX_UPLOADS)),
+            moving: Arc::default(),
         })
     }
 
+    /// Every bundle: whose, its digest, its size in bytes and the Unix time of its upload. What cannot be read is logged.
+    pub(crate) fn list(&self) -> BoxStream<'static, (TenantId, Digest, u64, Seconds)> {
+        let listed = self.store.list(None).filter_map(async |found| {
+            let found = found.inspect_err(|error| drop(fault(error))).ok()?;
+            let (tenant, digest) = found.location.as_ref().split_once('/')?;
+            let since = Seconds::try_from(found.last_modified.timestamp()).unwrap_or(0);
+            Some((
+                tenant.parse().ok()?,
+                digest.parse().ok()?,
+                found.size,
+                since,
+            ))
+        });
+        listed.boxed()
+    }
+
     /// Size of a bundle, if it is there.
-    pub(crate) async fn size(&self, digest: &Digest) -> Result<Option<u64>, Fault> {
-        match self.store.head(&name(digest)).await {
+    pub(crate) async fn size(
+        &self,
+        tenant: &TenantId,
+        digest: &Digest,
+    ) -> Result<Option<u64>, Fault> {
+        match self.store.head(&name(tenant, digest)).await {
             Ok(found) => Ok(Some(found.size)),
             Err(Error::NotFound { .. }) => Ok(None),
             Err(error) => Err(fault(&error)),
         }
     }
 
-    /// Stores what `body` gives, if its digest is `digest`. Whole and synced when it returns.
+    /// Stores what `body` gives, if its digest is `digest`. Whole and synced when `kept` is told its size.
     pub(crate) async fn put(
         &self,
+        tenant: &TenantId,
         digest: &Digest,
         mut body: impl futures_util::Stream<Item = Result<bytes::Bytes, Fault>> + Unpin,
+        kept: impl FnOnce(u64),
     ) -> Result<(), Fault> {
         let closed = |_| Fault::storage_failed();
         let _permit = self.uploads.acquire().await.map_err(closed)?;
         let mut upload = self
             .store
-            .put_multipart(&name(digest))
+            .put_multipart(&name(tenant, digest))
             .await
             .map_err(|error| fault(&error))?;
         let (mut hash, mut total) = (ring::digest::Context::new(&ring::digest::SHA256), 0);
@@ -103,10 +132,13 @@ impl Bundles {
                 .put_part(part.into())
                 .await
                 .map_err(|error| fault(&error))?;
-            upload.complete().await.map_err(|error| fault(&error))
+            let _moving = self.moving.read().await;
+            upload.complete().await.map_err(|error| fault(&error))?;
+            kept(total);
+            Ok(())
         };
         match received.await {
-            Ok(_) => Ok(()),
+            Ok(()) => Ok(()),
             Err(refused) => {
                 // The temporary file; sweeping at the next start gets what cannot be removed now.
                 upload.abort().await.ok();
@@ -115,13 +147,26 @@ impl Bundles {
         }
     }
 
+    /// Begins to remove.
+    pub(crate) async fn begin_removal(&self) -> Removal<'_> {
+        Removal {
+            bundles: self,
+            _moving: self.moving.write().await,
+        }
+    }
+
     /// Size of a bundle and its bytes from `offset` on.
     pub(crate) async fn get(
         &self,
+        tenant: &TenantId,
         digest: &Digest,
         offset: u64,
     ) -> Result<Option<(u64, BoxStream<'static, Result<bytes::Bytes, Error>>)>, Fault> {
-        let Some(total) = self.size(digest).await?.filter(|total| offset <= *total) else {
+        let Some(total) = self
+            .size(tenant, digest)
+            .await?
+            .filter(|total| offset <= *total)
+        else {
             return Ok(None);
         };
         if offset == total {
@@ -131,7 +176,7 @@ impl Bundles {
             range: Some(GetRange::Offset(offset)),
             ..GetOptions::default()
         };
-        match self.store.get_opts(&name(digest), options).await {
+        match self.store.get_opts(&name(tenant, digest), options).await {
             Ok(found) => Ok(Some((total, found.into_stream()))),
             Err(Error::NotFound { .. }) => Ok(None),
             Err(error) => Err(fault(&error)),
@@ -139,8 +184,24 @@ impl Bundles {
     }
 }
 
-fn name(digest: &Digest) -> ObjectPath {
-    ObjectPath::from(digest.to_string())
+/// No upload is put in place while this is held.
+pub(crate) struct Removal<'a> {
+    bundles: &'a Bundles,
+    _moving: RwLockWriteGuard<'a, ()>,
+}
+
+impl Removal<'_> {
+    /// Removes a bundle. Whoever reads it just now reads it to its end.
+    pub(crate) async fn remove(&self, tenant: &TenantId, digest: &Digest) -> Result<(), Fault> {
+        match self.bundles.store.delete(&name(tenant, digest)).await {
+            Ok(()) | Err(Error::NotFound { .. }) => Ok(()),
+            Err(error) => Err(fault(&error)),
+        }
+    }
+}
+
+fn name(tenant: &TenantId, digest: &Digest) -> ObjectPath {
+    ObjectPath::from_iter([tenant.to_string(), digest.to_string()])
 }
 
 fn fault(error: &Error) -> Fault {
@@ -168,6 +229,13 @@ mod tests {
 
     use super::*;
 
+    const SHOP: TenantId = TenantId([1; 32]);
+    const BANK: TenantId = TenantId([2; 32]);
+
+    fn unkept(_: u64) {
+        panic!("what was refused is not kept");
+    }
+
     fn body(
         chunks: &[&'static [u8]],
     ) -> impl futures_util::Stream<Item = Result<bytes::Bytes, Fault>> + Unpin + use<> {
@@ -185,7 +253,7 @@ mod tests {
         let bundles = Bundles::open(folder.path()).unwrap();
         let digest = Digest::of(b"hello world");
         let refused = bundles
-            .put(&digest, body(&[b"hello ", b"word"]))
+            .put(&SHOP, &digest, body(&[b"hello ", b"word"]), unkept)
             .await
             .unwrap_err();
         assert_eq!(refused.code(), code::DIGEST_MISMATCH);
@@ -193,26 +261,32 @@ mod tests {
             Ok(bytes::Bytes::from_static(b"hello ")),
             Err(Fault::bad_request("cut")),
         ]);
-        assert!(bundles.put(&digest, cut).await.is_err());
-        assert_eq!(bundles.size(&digest).await.unwrap(), None);
+        assert!(bundles.put(&SHOP, &digest, cut, unkept).await.is_err());
+        assert_eq!(bundles.size(&SHOP, &digest).await.unwrap(), None);
         assert_eq!(
-            std::fs::read_dir(folder.path()).unwrap().count(),
+            std::fs::read_dir(folder.path().join(SHOP.to_string()))
+                .unwrap()
+                .count(),
             0,
             "nothing is left behind"
         );
         for _ in 0..2 {
+            let mut size = 0;
             bundles
-                .put(&digest, body(&[b"hello ", b"world"]))
+                .put(&SHOP, &digest, body(&[b"hello ", b"world"]), |bytes| {
+                    size = bytes;
+                })
                 .await
                 .unwrap();
+            assert_eq!(size, 11);
         }
-        let (total, rest) = bundles.get(&digest, 6).await.unwrap().unwrap();
+        let (total, rest) = bundles.get(&SHOP, &digest, 6).await.unwrap().unwrap();
         let rest: Vec<_> = rest.map(Result::unwrap).collect().await;
         assert_eq!((total, rest.concat()), (11, b"world".to_vec()));
-        assert!(bundles.get(&digest, 12).await.unwrap().is_none());
+        assert!(bundles.get(&SHOP, &digest, 12).await.unwrap().is_none());
         assert_eq!(
             bundles
-                .get(&digest, 11)
+                .get(&SHOP, &digest, 11)
                 .await
                 .unwrap()
                 .unwrap()
@@ -224,18 +298,49 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn what_one_tenant_loses_another_keeps() {
+        let folder = tempfile::tempdir().unwrap();
+        let bundles = Bundles::open(folder.path()).unwrap();
+        let digest = Digest::of(b"shared");
+        for tenant in [SHOP, BANK] {
+            let put = bundles.put(&tenant, &digest, body(&[b"shared"]), |_| {});
+            put.await.unwrap();
+        }
+        let read = bundles.get(&SHOP, &digest, 0).await.unwrap().unwrap().1;
+        let removal = bundles.begin_removal().await;
+        // Removing what is gone is no mistake: a kill may have come after the first time.
+        for _ in 0..2 {
+            removal.remove(&SHOP, &digest).await.unwrap();
+        }
+        drop(removal);
+        assert_eq!(bundles.size(&SHOP, &digest).await.unwrap(), None);
+        assert_eq!(bundles.size(&BANK, &digest).await.unwrap(), Some(6));
+        let read: Vec<_> = read.map(Result::unwrap).collect().await;
+        assert_eq!(read.concat(), b"shared", "who was reading it reads on");
+        let listed: Vec<_> = bundles.list().collect().await;
+        let (tenant, listed, bytes, since) = listed[0];
+        assert_eq!((tenant, listed, bytes), (BANK, digest, 6));
+        assert!(since.abs_diff(crate::plane::now()) < 60);
+    }
+
+    #[tokio::test]
     async fn a_bundle_that_never_ends_is_refused() {
         let folder = tempfile::tempdir().unwrap();
         let bundles = Bundles::open(folder.path()).unwrap();
         let endless = stream::repeat_with(|| Ok(bytes::Bytes::from_static(&[0; 65_536])));
-        let refused = bundles.put(&Digest([1; 32]), endless).await.unwrap_err();
+        let refused = bundles
+            .put(&SHOP, &Digest([1; 32]), endless, unkept)
+            .await
+            .unwrap_err();
         assert_eq!((refused.status, refused.code()), (413, code::TOO_LARGE));
     }
 
     #[test]
     fn what_a_kill_has_left_is_swept() {
         let folder = tempfile::tempdir().unwrap();
-        let left = folder.path().join(format!("{}#1", Digest([1; 32])));
+        let tenant = folder.path().join(SHOP.to_string());
+        std::fs::create_dir(&tenant).unwrap();
+        let left = tenant.join(format!("{}#1", Digest([1; 32])));
         std::fs::write(&left, "half").unwrap();
         Bundles::open(folder.path()).unwrap();
         assert!(!left.exists());

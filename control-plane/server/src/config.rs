@@ -10,9 +10,14 @@ use toml::de::{DeTable, DeValue};
 
 use crate::failure::Failure;
 
-/// Largest file, bytes: five settings and many comments.
+/// Storage of a tenant where the file says nothing, MiB: a hundred of the largest bundles, so that ten functions keep all the
+/// releases that they may go back to.
+const TENANT_STORAGE_MIB: u64 = 1024;
+/// Most that can be set, MiB: a TiB. What is meant to be more is a mistake in the unit.
+const MAX_TENANT_STORAGE_MIB: u64 = 1024 * 1024;
+/// Largest file, bytes: six settings and many comments.
 const MAX_FILE_BYTES: usize = 64 * 1024;
-const KEYS: &str = "expected `state`, `api`, `quic`, `public_quic` or `log`";
+const KEYS: &str = "expected `state`, `api`, `quic`, `public_quic`, `tenant_storage_mib` or `log`";
 
 /// What `casemate-control serve` needs to know.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,6 +30,8 @@ pub struct Config {
     pub quic: SocketAddr,
     /// `host:port` under which nodes reach `quic`; without it, what `quic` is bound to.
     pub public_quic: Option<String>,
+    /// What is stored for one tenant at most, MiB: bundles, releases and sealed secrets.
+    pub tenant_storage_mib: u64,
     /// Log filter; `CASEMATE_LOG` goes before it.
     pub log: Option<String>,
 }
@@ -64,6 +71,7 @@ impl Config {
             .map(|error| (at(error), error.message().to_owned()))
             .collect();
         let mut found: BTreeMap<String, (usize, String)> = BTreeMap::new();
+        let mut tenant_storage_mib = TENANT_STORAGE_MIB;
         for (key, value) in table.get_ref() {
             let number = line(key.span().start);
             match (key.get_ref().as_ref(), value.get_ref()) {
@@ -79,6 +87,13 @@ impl Config {
                         format!("`{}`: expected a text in quotes", key.get_ref()),
                     ));
                 }
+                ("tenant_storage_mib", value) => match storage_mib(value) {
+                    Some(mib) => tenant_storage_mib = mib,
+                    None => mistakes.push((
+                        number,
+                        format!("`tenant_storage_mib`: expected a number from 1 to {MAX_TENANT_STORAGE_MIB}"),
+                    )),
+                },
                 (other, _) => mistakes.push((number, format!("unknown key `{other}`: {KEYS}"))),
             }
         }
@@ -126,6 +141,7 @@ impl Config {
                 api,
                 quic,
                 public_quic: found.remove("public_quic").map(|(_, address)| address),
+                tenant_storage_mib,
                 log: found.remove("log").map(|(_, filter)| filter),
             }),
             _ => Err(mistakes
@@ -134,6 +150,14 @@ impl Config {
                 .collect()),
         }
     }
+}
+
+fn storage_mib(value: &DeValue<'_>) -> Option<u64> {
+    let DeValue::Integer(value) = value else {
+        return None;
+    };
+    let mib = u64::from_str_radix(value.as_str(), value.radix()).ok()?;
+    (1..=MAX_TENANT_STORAGE_MIB).contains(&mib).then_some(mib)
 }
 
 fn is_host_and_port(text: &str) -> bool {
@@ -156,6 +180,21 @@ mod tests {
         assert_eq!(config.state, Path::new("/etc/casemate/data"));
         assert_eq!(config.public_quic.as_deref(), Some("control.test:7443"));
         assert_eq!((config.api.port(), config.log), (0, None));
+        assert_eq!(config.tenant_storage_mib, TENANT_STORAGE_MIB);
+        let set = Config::parse(
+            &format!("{text}tenant_storage_mib = 1_000\n"),
+            Path::new(""),
+        );
+        assert_eq!(set.unwrap().tenant_storage_mib, 1000);
+        for wrong in ["0", "-1", "\"1 GiB\"", "1.5", "2_000_000"] {
+            let text = format!("{text}tenant_storage_mib = {wrong}\n");
+            let mistakes = Config::parse(&text, Path::new("")).unwrap_err();
+            assert_eq!(mistakes.len(), 1, "{wrong}: {mistakes:?}");
+            assert!(
+                mistakes[0].starts_with("5: `tenant_storage_mib`"),
+                "{mistakes:?}"
+            );
+        }
     }
 
     #[test]

@@ -16,7 +16,7 @@ use crate::bundles::Bundles;
 use crate::config::Config;
 use crate::failure::Failure;
 use crate::keys::Keys;
-use crate::plane::{Actor, Plane};
+use crate::plane::{Actor, Plane, collect};
 use crate::{files, https, keys, quic, tls};
 
 const KEYS: &str = "keys";
@@ -25,6 +25,7 @@ const STORE: &str = "store.redb";
 const PUBLIC: &str = "public.json";
 const OPERATOR_TOKEN: &str = "operator.token";
 const ADDRESSES: &str = "addresses.json";
+const MIB_BYTES: u64 = 1024 * 1024;
 /// How long running requests and connections may take to end.
 const DRAIN: Duration = Duration::from_secs(10);
 
@@ -94,7 +95,7 @@ async fn fill(folder: &Path) -> Result<PublicKeys, Failure> {
     let public = serde_json::to_vec_pretty(&keys.public())
         .map_err(|error| Failure::internal(error.to_string()))?;
     files::write_public(&folder.join(PUBLIC), &public)?;
-    let plane = open(folder, &keys, String::new(), true).await?;
+    let plane = open(folder, &keys, String::new(), true, 0).await?;
     let new = NewToken {
         scope: Scope::Operator,
         label: "first operator".into(),
@@ -111,6 +112,7 @@ async fn open(
     keys: &Keys,
     quic_address: String,
     is_new: bool,
+    tenant_limit_bytes: u64,
 ) -> Result<Plane, Failure> {
     let path = state.join(STORE);
     if !is_new && !path.exists() {
@@ -127,7 +129,8 @@ async fn open(
     let folder = state.join(BUNDLES);
     let bundles = Bundles::open(&folder)
         .map_err(|error| Failure::io(format!("cannot open {}: {error}", folder.display())))?;
-    Ok(Plane::open(store, bundles, keys.public(), quic_address).await?)
+    let keys = keys.public();
+    Ok(Plane::open(store, bundles, keys, quic_address, tenant_limit_bytes).await?)
 }
 
 /// Where a running control plane listens, as `addresses.json` says it.
@@ -164,7 +167,8 @@ pub async fn serve(config: Config, stop: impl Future<Output = ()>) -> Result<(),
         .public_quic
         .clone()
         .unwrap_or_else(|| addresses.quic.clone());
-    let plane = Arc::new(open(state, &keys, public, false).await?);
+    let limit_bytes = config.tenant_storage_mib.saturating_mul(MIB_BYTES);
+    let plane = Arc::new(open(state, &keys, public, false, limit_bytes).await?);
     if !plane.audit_intact() {
         tracing::error!(
             "the audit log was tampered with; it goes on behind the break, and every answer says so"
@@ -181,12 +185,13 @@ pub async fn serve(config: Config, stop: impl Future<Output = ()>) -> Result<(),
         router,
         stopping.clone(),
     ));
+    let removing = tokio::spawn(collect::run(Arc::clone(&plane), stopping.clone()));
     let nodes = tokio::spawn(quic::serve(endpoint, plane, keys, stopping.clone()));
     tracing::info!("ready api={} quic={}", addresses.api, addresses.quic);
     stop.await;
     tracing::info!("stopping");
     stopping.cancel();
-    let drained = tokio::time::timeout(DRAIN, async { tokio::join!(api, nodes) }).await;
+    let drained = tokio::time::timeout(DRAIN, async { tokio::join!(api, nodes, removing) }).await;
     if drained.is_err() {
         tracing::warn!("stopped with requests under way");
     }

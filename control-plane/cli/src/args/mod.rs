@@ -12,8 +12,8 @@ pub use operator::{
     PoolAdd, PoolRotate, Tenant, TenantAdd, TenantHosts, TenantKey, Token, TokenCreate, TokenScope,
 };
 pub use tenant::{
-    Deploy, Init, Login, Logs, Remove, Renew, Rollback, Secret, SecretPut, SecretRemove, Signing,
-    SlotKind, Template, Whose,
+    Deploy, Init, Login, Logs, Prune, Remove, Renew, Rollback, Secret, SecretPut, SecretRemove,
+    Signing, SlotKind, Template, Whose,
 };
 
 /// Who a command is for, in the order of the help text. Every command is in one group: a test says so.
@@ -21,7 +21,7 @@ const GROUPS: &[(&str, &[&str])] = &[
     (
         "Your function (tenant)",
         &[
-            "init", "deploy", "secret", "status", "logs", "rollback", "renew", "remove",
+            "init", "deploy", "secret", "status", "logs", "rollback", "renew", "prune", "remove",
         ],
     ),
     (
@@ -98,6 +98,8 @@ pub enum Command {
     Rollback(Rollback),
     /// Sign the manifest anew before it expires; needs no secret
     Renew(Renew),
+    /// Forget earlier releases of a function, so that their bundles take no storage
+    Prune(Prune),
     /// Withdraw a function from all nodes
     Remove(Remove),
     /// Create the fleet: its root key is made here and never leaves this machine

@@ -184,6 +184,19 @@ pub struct Renew {
     pub signing: Signing,
 }
 
+/// `casemate prune`
+#[derive(Debug, Args)]
+pub struct Prune {
+    /// The function
+    pub function: Name,
+    /// Earlier releases that one can still go back to, the newest ones
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub keep: usize,
+    /// How it is signed
+    #[command(flatten)]
+    pub signing: Signing,
+}
+
 /// `casemate remove`
 #[derive(Debug, Args)]
 pub struct Remove {

@@ -401,6 +401,10 @@ fn refused(status: StatusCode, body: &[u8]) -> Error {
             Code::Unreachable,
             "tell the operator that the control plane's disk is full; nothing was changed",
         ),
+        (code::QUOTA_EXCEEDED, _) => (
+            Code::Api,
+            "`casemate prune FUNCTION` forgets earlier releases; `casemate status` says how much is used",
+        ),
         (code::NODE_EXISTS, _) => (
             Code::Exists,
             "revoke that node first with `casemate node revoke NAME`, or give the new one another name",

@@ -36,6 +36,7 @@ fn answers_of_the_api_become_errors_with_a_next_step() {
         (code::MANIFEST_CONFLICT, 409, Code::Conflict),
         (code::NODE_EXISTS, 409, Code::Exists),
         (code::STORAGE_FULL, 507, Code::Unreachable),
+        (code::QUOTA_EXCEEDED, 413, Code::Api),
         ("release_host_not_tenants", 422, Code::Api),
     ] {
         let error = refused(StatusCode::from_u16(status).unwrap(), &body(remote));

@@ -1,4 +1,4 @@
-//! `casemate deploy`, `rollback`, `renew`, `remove`: each signs the next manifest.
+//! `casemate deploy`, `rollback`, `renew`, `prune`, `remove`: each signs the next manifest.
 
 use casemate_api::tenant::TenantStatus;
 use casemate_trust::id::Digest;
@@ -7,7 +7,7 @@ use casemate_trust::release::{MAX_RELEASE_BYTES, Release};
 use serde_json::json;
 
 use super::short;
-use crate::args::{Deploy, Remove, Renew, Rollback, Signing};
+use crate::args::{Deploy, Prune, Remove, Renew, Rollback, Signing};
 use crate::bundle::{Bundle, bundle};
 use crate::error::{Code, Error};
 use crate::machine::{date, now};
@@ -260,6 +260,39 @@ pub(super) async fn renew(cx: &Context, args: &Renew) -> Result<(), Error> {
         .map_or_else(now, |manifest| manifest.expires);
     let told = format!("the manifest holds until {}", date(expires));
     let more = json!({ "expires": expires });
+    finish(&mut tenancy, &args.signing, version, more, &told).await
+}
+
+/// `casemate prune`
+pub(super) async fn prune(cx: &Context, args: &Prune) -> Result<(), Error> {
+    let mut tenancy = Tenancy::open(cx, args.signing.whose.tenant.as_ref()).await?;
+    let mut forgotten = Vec::new();
+    let version = tenancy
+        .change(&args.signing, |tenancy, draft| {
+            let wanted = draft
+                .functions
+                .get_mut(&args.function)
+                .ok_or_else(|| no_function(tenancy, &args.function))?;
+            forgotten = wanted
+                .fallbacks
+                .split_off(args.keep.min(wanted.fallbacks.len()));
+            if forgotten.is_empty() {
+                let what = format!(
+                    "{} has no more than {} earlier releases",
+                    args.function, args.keep
+                );
+                let next = "name another function, or keep fewer with `--keep N`";
+                return Err(Error::new(Code::NotFound, what, next));
+            }
+            Ok(())
+        })
+        .await?;
+    let told = format!(
+        "{} earlier releases of {} are forgotten; the control plane removes their bundles",
+        forgotten.len(),
+        args.function
+    );
+    let more = json!({ "function": args.function, "forgotten": forgotten });
     finish(&mut tenancy, &args.signing, version, more, &told).await
 }
 

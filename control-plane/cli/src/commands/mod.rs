@@ -105,6 +105,7 @@ async fn dispatch(cli: Cli, output: Output) -> Result<(), Error> {
         Command::Deploy(args) => deploy::deploy(&cx, &args).await,
         Command::Rollback(args) => deploy::rollback(&cx, &args).await,
         Command::Renew(args) => deploy::renew(&cx, &args).await,
+        Command::Prune(args) => deploy::prune(&cx, &args).await,
         Command::Remove(args) => deploy::remove(&cx, &args).await,
         Command::Secret(args::Secret::Put(args)) => secrets::put(&cx, &args).await,
         Command::Secret(args::Secret::List(whose)) => secrets::list(&cx, &whose).await,

@@ -11,6 +11,8 @@ use crate::output::table;
 use crate::session::Context;
 use crate::tenancy::Tenancy;
 
+const MIB_BYTES: u64 = 1024 * 1024;
+
 /// `casemate status`
 pub(super) async fn status(cx: &Context, whose: &Whose) -> Result<(), Error> {
     let mut tenancy = Tenancy::open(cx, whose.tenant.as_ref()).await?;
@@ -51,6 +53,7 @@ pub(super) async fn status(cx: &Context, whose: &Whose) -> Result<(), Error> {
             "name": place.name, "version": place.version, "pool": place.pool, "epoch": place.epoch,
         })).collect::<Vec<_>>(),
         "nodes": status.nodes,
+        "storage": status.storage,
     });
     cx.output.result(&result, || {
         let tenant = &tenancy.tenant;
@@ -70,6 +73,11 @@ pub(super) async fn status(cx: &Context, whose: &Whose) -> Result<(), Error> {
             }
             _ => parts.push("nothing is deployed yet".to_owned()),
         }
+        parts.push(format!(
+            "storage: {} of {} MiB",
+            status.storage.used_bytes.div_ceil(MIB_BYTES),
+            status.storage.limit_bytes / MIB_BYTES
+        ));
         let nodes: Vec<_> = status
             .nodes
             .iter()

@@ -388,6 +388,10 @@ async fn status(State(given): State<Shared>, Path(id): Path<TenantId>) -> Respon
         manifest_expires: None,
         functions: functions.collect(),
         nodes: given.nodes.iter().map(progress).collect(),
+        storage: casemate_api::tenant::StorageView {
+            used_bytes: 3 << 20,
+            limit_bytes: 1 << 30,
+        },
     })
 }
 

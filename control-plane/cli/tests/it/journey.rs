@@ -52,6 +52,15 @@ async fn from_nothing_to_a_function_that_is_rolled_back() {
     assert_eq!(status["manifest_version"], 6);
     assert_eq!(status["functions"][0]["fallbacks"][0], first["release"]);
     assert_eq!(status["secrets"][0]["name"], "PAY_KEY");
+    assert_eq!(status["storage"]["used_bytes"], 3 << 20);
+    let shown = tenant.run(&["status"]).out;
+    assert!(shown.contains("storage: 3 of 1024 MiB"), "{shown}");
+    let pruned = tenant.json(&["prune", "web", "--keep", "0"]);
+    assert_eq!(pruned["forgotten"], serde_json::json!([first["release"]]));
+    let again = tenant.run(&["prune", "web", "--keep", "0"]);
+    assert_eq!(again.code, 66, "{}", again.err);
+    let none = tenant.run(&["rollback", "web"]);
+    assert!(none.err.contains("no earlier release"), "{}", none.err);
     let removed = tenant.run(&["secret", "rm", "PAY_KEY"]);
     assert!(
         removed.err.contains("web uses it as env.pay"),

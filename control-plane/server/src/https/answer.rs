@@ -4,9 +4,7 @@ use axum::body::{Body, Bytes};
 use axum::response::{IntoResponse as _, Response};
 use casemate_api::audit::AuditQuery;
 use casemate_api::error::code;
-use casemate_api::limits::{
-    MAX_BUNDLE_BYTES, MAX_ENVELOPE_BYTES, MAX_JSON_BYTES, MAX_OBJECT_BYTES,
-};
+use casemate_api::limits::{MAX_ENVELOPE_BYTES, MAX_JSON_BYTES, MAX_OBJECT_BYTES};
 use casemate_api::log::LogQuery;
 use casemate_api::node::NewJoinToken;
 use casemate_trust::id::{Digest, TenantId};
@@ -58,7 +56,8 @@ pub(super) async fn answer(mut ask: Ask) -> Result<Response, Fault> {
         "tenant_logs" => logs(ask),
         "put_bundle" => put_bundle(ask).await,
         "head_bundle" => {
-            let size = plane.bundles().size(&ask.param("digest")?).await?;
+            let (tenant, digest) = (ask.own_tenant()?, ask.param("digest")?);
+            let size = plane.bundle_size(&tenant, &digest).await?;
             let size = size.ok_or_else(|| Fault::not_found("bundle"))?;
             Ok(([(CONTENT_LENGTH, size)], StatusCode::OK).into_response())
         }
@@ -114,18 +113,11 @@ fn json<T: Serialize>(answer: &T) -> Response {
 }
 
 async fn put_bundle(mut ask: Ask) -> Result<Response, Fault> {
-    let digest = ask.param("digest")?;
-    // What is there already needs no second upload; reading the body would only take time.
-    if ask
-        .plane
-        .bundles()
-        .size(&digest)
-        .await?
-        .is_none_or(|size| size > MAX_BUNDLE_BYTES)
-    {
-        let body = ask.stream();
-        ask.plane.bundles().put(&digest, body).await?;
-    }
+    let (tenant, digest) = (ask.own_tenant()?, ask.param("digest")?);
+    let (declared, body) = (ask.declared_bytes(), ask.stream());
+    ask.plane
+        .put_bundle(&tenant, &digest, declared, body)
+        .await?;
     Ok(StatusCode::NO_CONTENT.into_response())
 }
 

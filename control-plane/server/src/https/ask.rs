@@ -11,6 +11,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodFilter, on};
 use casemate_api::endpoint::{ENDPOINTS, Endpoint, Method};
 use casemate_api::error::code;
+use casemate_api::token::Scope;
 use casemate_trust::id::TenantId;
 use futures_util::{Stream, StreamExt as _};
 use http::header::{AUTHORIZATION, WWW_AUTHENTICATE};
@@ -163,6 +164,22 @@ impl Ask {
         let text = found.map(|(_, value)| value.as_str()).unwrap_or_default();
         text.parse()
             .map_err(|error: T::Err| Fault::bad_request(format!("{name}: {error}")))
+    }
+
+    /// The tenant whose token it is, where the path names none.
+    pub(super) fn own_tenant(&self) -> Result<TenantId, Fault> {
+        match &self.actor {
+            Actor::Token {
+                scope: Scope::Tenant(id),
+                ..
+            } => Ok(*id),
+            _ => Err(Fault::new(403, code::FORBIDDEN, "only a tenant may")),
+        }
+    }
+
+    /// How long the body is, if the head says so.
+    pub(super) fn declared_bytes(&self) -> Option<u64> {
+        self.body.size_hint().exact()
     }
 
     /// The query.

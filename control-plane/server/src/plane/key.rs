@@ -10,6 +10,8 @@ pub(crate) const ONLINE: &str = "online";
 pub(crate) const POOL: &str = "pool/";
 pub(crate) const TENANT: &str = "tenant/";
 pub(crate) const MANIFEST: &str = "manifest/";
+/// When and how large an object was uploaded: beside it, so that looking through them all reads no object.
+pub(crate) const KEPT: &str = "kept/";
 pub(crate) const TOKEN: &str = "token/";
 pub(crate) const JOIN_TOKEN: &str = "join-token/";
 pub(crate) const JOIN: &str = "join/";
@@ -31,6 +33,15 @@ pub(crate) fn statement(id: &StatementId) -> String {
 
 pub(crate) fn object(tenant: &TenantId, digest: &Digest) -> String {
     format!("object/{tenant}/{digest}")
+}
+
+pub(crate) fn kept(tenant: &TenantId, digest: &Digest) -> String {
+    format!("{KEPT}{tenant}/{digest}")
+}
+
+pub(crate) fn parse_kept(key: &str) -> Option<(TenantId, Digest)> {
+    let (tenant, digest) = key.strip_prefix(KEPT)?.split_once('/')?;
+    Some((tenant.parse().ok()?, digest.parse().ok()?))
 }
 
 pub(crate) fn token(id: &str) -> String {

@@ -2,12 +2,14 @@
 //! record, and only then shown to anybody.
 
 mod catalog;
+pub(crate) mod collect;
 mod held;
 mod key;
 mod logs;
 mod nodes;
 mod presence;
 mod statements;
+mod storage;
 mod tokens;
 mod views;
 
@@ -29,11 +31,13 @@ use crate::bundles::Bundles;
 use crate::fault::Fault;
 
 use catalog::NodeCatalog;
+use collect::Due;
 use held::Held;
 use logs::Logs;
 pub(crate) use nodes::Joining;
 use presence::Presence;
 pub(crate) use presence::Visit;
+use storage::Ledger;
 
 /// Longest text of a subject in an audit record, characters.
 const MAX_SUBJECT_CHARS: usize = 300;
@@ -71,6 +75,8 @@ impl fmt::Display for Actor {
 pub(crate) struct Plane {
     store: Redb,
     bundles: Bundles,
+    ledger: Ledger,
+    due: Due,
     keys: PublicKeys,
     quic_address: String,
     held: RwLock<Held>,
@@ -88,7 +94,9 @@ impl Plane {
         bundles: Bundles,
         keys: PublicKeys,
         quic_address: String,
+        tenant_limit_bytes: u64,
     ) -> Result<Self, StoreError> {
+        let ledger = Ledger::load(&store, &bundles, tenant_limit_bytes).await?;
         let held = Held::load(&store).await?;
         let seen = held::rows(&store, key::SEEN).await?;
         let presence =
@@ -96,6 +104,8 @@ impl Plane {
         Ok(Self {
             store,
             bundles,
+            ledger,
+            due: Due::default(),
             keys,
             quic_address,
             held: RwLock::new(held),

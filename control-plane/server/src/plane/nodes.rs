@@ -6,7 +6,7 @@ use casemate_api::node::{Admission, JoinList, JoinView, NewGrants, NodeView};
 use casemate_control_store::{Change, Compare};
 use casemate_push::Member;
 use casemate_trust::dsse::Envelope;
-use casemate_trust::id::Digest;
+use casemate_trust::id::{Digest, TenantId};
 use casemate_trust::join::{Grant, JoinError, JoinRequest, TokenRecord};
 use casemate_trust::judge::Judge;
 use casemate_trust::key::PublicKey;
@@ -394,11 +394,11 @@ impl Plane {
     }
 
     /// Whether a release that runs, or may run, in this pool has this bundle.
-    pub(crate) fn is_bundle_of(&self, pool: &Name, digest: &Digest) -> bool {
+    pub(crate) fn bundle_owner(&self, pool: &Name, digest: &Digest) -> Option<TenantId> {
         let held = self.held();
         let tenants = held.judge.iter().flat_map(Judge::tenants);
-        let mut accords = tenants.filter_map(|(_, state)| state.manifest.as_ref());
-        accords.any(|accord| {
+        let mut accords = tenants.filter_map(|(id, state)| Some((*id, state.manifest.as_ref()?)));
+        let owner = accords.find(|(_, accord)| {
             let functions = accord
                 .manifest
                 .functions
@@ -412,7 +412,8 @@ impl Plane {
                     .get(release)
                     .is_some_and(|release| release.bundle.digest == *digest)
             })
-        })
+        });
+        owner.map(|(id, _)| id)
     }
 }
 

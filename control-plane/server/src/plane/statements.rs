@@ -17,6 +17,7 @@ use casemate_trust::secret::Secret;
 use casemate_trust::statement::{Manifest, OnlineKey, Pool, Root, Statement, Tenant};
 use serde_json::json;
 
+use super::storage::{Item, Kept};
 use super::{Actor, Plane, Writing, held, key, now};
 use crate::fault::Fault;
 
@@ -176,16 +177,24 @@ impl Plane {
                 )));
             }
         };
-        let at = key::object(tenant, digest);
+        let (at, item) = (key::object(tenant, digest), Item::Object(*digest));
         let _writing = self.begin().await?;
-        if self.store.get(&at).await?.is_some() {
+        if self.stays(tenant, &item) && self.store.get(&at).await?.is_some() {
             return Ok(());
         }
+        let kept = Kept {
+            bytes: bytes.len() as u64,
+            since: now(),
+        };
+        let _room = self.ledger.reserve(tenant, item, kept.bytes)?;
         // Objects mean nothing until a manifest lists them, so they leave no audit record of their own.
         let object = StoredObject { kind, bytes };
-        self.store
-            .commit(vec![], vec![Change::put(at, held::stored(&object))])
-            .await?;
+        let changes = vec![
+            Change::put(at, held::stored(&object)),
+            Change::put(key::kept(tenant, digest), super::json(&kept)),
+        ];
+        self.store.commit(vec![], changes).await?;
+        self.ledger.keep(tenant, item, kept);
         Ok(())
     }
 
@@ -220,6 +229,7 @@ impl Plane {
                     .await?;
                 self.change(|held| held.index.insert(revision, id, envelope.to_bytes()));
                 writing.announce();
+                self.due.add([*tenant]);
                 Ok(ManifestAnswer {
                     accepted: Outcome::New,
                     revision,
@@ -251,7 +261,7 @@ impl Plane {
         if !missing.is_empty() {
             return Err(Refusal::Missing(missing).into());
         }
-        self.must_have_bundles(&objects).await?;
+        self.must_have_bundles(&manifest.tenant, &objects).await?;
         self.accept_manifest(envelope, &objects)?;
         Ok(Outcome::New)
     }
@@ -293,6 +303,7 @@ impl Plane {
 
     async fn must_have_bundles(
         &self,
+        tenant: &TenantId,
         objects: &BTreeMap<Digest, StoredObject>,
     ) -> Result<(), Fault> {
         let releases = objects
@@ -304,7 +315,7 @@ impl Plane {
             .collect();
         let mut missing = Vec::new();
         for (digest, bytes) in wanted {
-            match self.bundles.size(&digest).await? {
+            match self.bundles.size(tenant, &digest).await? {
                 Some(found) if found == bytes => {}
                 Some(found) => {
                     let message =

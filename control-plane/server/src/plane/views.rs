@@ -116,6 +116,7 @@ impl Plane {
             manifest_expires: None,
             functions: BTreeMap::new(),
             nodes: Vec::new(),
+            storage: self.ledger.view(id),
         };
         let Some(accord) = &state.manifest else {
             return Ok(status);

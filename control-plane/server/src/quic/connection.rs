@@ -384,10 +384,12 @@ impl Talk {
         offset: u64,
     ) -> Result<(), Stop> {
         let plane = &self.shell.plane;
-        let found = if plane.is_bundle_of(&member.pool, &digest) {
-            plane.bundles().get(&digest, offset).await.ok().flatten()
-        } else {
-            None
+        let found = match plane.bundle_owner(&member.pool, &digest) {
+            Some(tenant) => {
+                let found = plane.bundles().get(&tenant, &digest, offset).await;
+                found.ok().flatten()
+            }
+            None => None,
         };
         let Some((total, mut content)) = found else {
             return Ok(self.control.bundle_unavailable(&digest)?);

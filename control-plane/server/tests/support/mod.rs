@@ -34,6 +34,7 @@ pub struct Control {
     pub quic: String,
     pub keys: PublicKeys,
     pub operator: String,
+    pub tenant_storage_mib: u64,
     stop: Option<oneshot::Sender<()>>,
     task: Option<JoinHandle<()>>,
 }
@@ -52,6 +53,7 @@ impl Control {
             quic: String::new(),
             keys: made.keys,
             operator,
+            tenant_storage_mib: 1024,
             stop: None,
             task: None,
         };
@@ -66,7 +68,8 @@ impl Control {
     pub async fn start(&mut self) {
         let addresses = self.state().join("addresses.json");
         std::fs::remove_file(&addresses).ok();
-        let config = config(&self.state());
+        let mut config = config(&self.state());
+        config.tenant_storage_mib = self.tenant_storage_mib;
         let (stop, stopped) = oneshot::channel();
         let task = tokio::spawn(async move {
             let stop = async { drop(stopped.await) };
@@ -100,6 +103,7 @@ pub fn config(state: &Path) -> Config {
         api: "127.0.0.1:0".parse().unwrap(),
         quic: "127.0.0.1:0".parse().unwrap(),
         public_quic: None,
+        tenant_storage_mib: 1024,
         log: None,
     }
 }

@@ -1,4 +1,12 @@
 //! Carrying: what the control plane pushes goes to the vault to be judged, and the judgement goes back.
+//!
+//! A manifest may lack objects. It waits for them, and a newer one of its tenant may come meanwhile. Then, as soon as the
+//! vault has found the newer one to be the tenant's word (it accepts it, or misses objects of it), the older is answered with
+//! [`SUPERSEDED`]; a newer one that is refused changes nothing for the older.
+
+mod ahead;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -6,8 +14,15 @@ use casemate_push::{NodeEvent, ObjectKind as PushedKind, StatementId};
 use casemate_trust::id::{Digest, TenantId};
 use casemate_wire::control::vault::{ObjectKind, Verdict};
 
-/// Objects that came before their manifest, bytes: what the control plane may send ahead.
-const MAX_AHEAD_BYTES: usize = casemate_push::MAX_AHEAD_BYTES;
+use ahead::Ahead;
+
+/// Refused because the tenant's newer manifest came before this one had its objects.
+const SUPERSEDED: &str = "superseded";
+/// Refused because listed objects cannot be had.
+const OBJECTS_MISSING: &str = "objects_missing";
+/// Most times that one manifest is shown again: a vault that misses the same after all came, or whose room for objects
+/// others fill faster than we fetch, would make us go round for ever.
+const MAX_ROUNDS: u32 = 3;
 
 /// What to do.
 #[derive(Debug, PartialEq, Eq)]
@@ -33,28 +48,38 @@ pub(crate) enum Carried {
     },
 }
 
+/// A statement that is shown to the vault.
+#[derive(Debug)]
+struct Shown {
+    id: StatementId,
+    bytes: Vec<u8>,
+    /// How often the vault has missed objects of it.
+    rounds: u32,
+}
+
 /// What a submit was for.
 #[derive(Debug)]
 enum Purpose {
-    Statement(StatementId, Vec<u8>),
-    Object(TenantId),
+    Statement(Shown),
+    Object(TenantId, Digest),
     Lease,
 }
 
 /// A manifest that waits for objects.
 #[derive(Debug)]
 struct Waiting {
-    id: StatementId,
-    bytes: Vec<u8>,
-    missing: BTreeSet<Digest>,
-    /// Objects on their way through the vault.
-    under_way: usize,
-    /// A vault that misses the same after all came would make us go round for ever.
-    rounds: u32,
+    shown: Shown,
+    lacks: Lacks,
 }
 
-/// Most times that one manifest is shown again.
-const MAX_ROUNDS: u32 = 3;
+/// Objects that a manifest lacks.
+#[derive(Debug, Default)]
+struct Lacks {
+    /// Asked for.
+    asked: BTreeSet<Digest>,
+    /// On their way through the vault.
+    under_way: BTreeSet<Digest>,
+}
 
 /// See the module. One for each connection: what was under way when it broke is sent again by the next.
 #[derive(Debug, Default)]
@@ -62,8 +87,7 @@ pub(crate) struct Carrier {
     next: u64,
     submitted: BTreeMap<u64, Purpose>,
     waiting: BTreeMap<TenantId, Waiting>,
-    ahead: BTreeMap<Digest, (PushedKind, Vec<u8>)>,
-    ahead_bytes: usize,
+    ahead: Ahead,
 }
 
 fn kind_of(id: &StatementId) -> ObjectKind {
@@ -101,12 +125,17 @@ impl Carrier {
         }
     }
 
+    fn show(&mut self, shown: Shown) -> Carried {
+        let (kind, bytes) = (kind_of(&shown.id), shown.bytes.clone());
+        self.submit(kind, bytes, Purpose::Statement(shown))
+    }
+
     /// What came from the control plane, as far as it is to be judged.
     pub(crate) fn pushed(&mut self, event: NodeEvent) -> Vec<Carried> {
         match event {
             NodeEvent::Statement { id, bytes, .. } => {
-                let purpose = Purpose::Statement(id.clone(), bytes.clone());
-                vec![self.submit(kind_of(&id), bytes, purpose)]
+                let rounds = 0;
+                vec![self.show(Shown { id, bytes, rounds })]
             }
             NodeEvent::Lease { answer } => {
                 vec![self.submit(ObjectKind::Lease, answer, Purpose::Lease)]
@@ -121,7 +150,7 @@ impl Carrier {
                 let stuck: Vec<TenantId> = self
                     .waiting
                     .iter()
-                    .filter(|(_, waiting)| waiting.missing.contains(&digest))
+                    .filter(|(_, waiting)| waiting.lacks.asked.contains(&digest))
                     .map(|(id, _)| *id)
                     .collect();
                 stuck
@@ -145,123 +174,184 @@ impl Carrier {
         kind: PushedKind,
         bytes: Vec<u8>,
     ) -> Vec<Carried> {
-        let wanted = self.waiting.get_mut(&tenant).is_some_and(|waiting| {
-            waiting.missing.remove(&digest) && {
-                waiting.under_way += 1;
-                true
-            }
-        });
-        if wanted {
-            return vec![self.submit(object_kind(kind), bytes, Purpose::Object(tenant))];
+        if let Some(waiting) = self.waiting.get_mut(&tenant)
+            && waiting.lacks.asked.remove(&digest)
+        {
+            waiting.lacks.under_way.insert(digest);
+            let purpose = Purpose::Object(tenant, digest);
+            return vec![self.submit(object_kind(kind), bytes, purpose)];
         }
-        if self.ahead_bytes + bytes.len() <= MAX_AHEAD_BYTES {
-            self.ahead_bytes += bytes.len();
-            if let Some((_, old)) = self.ahead.insert(digest, (kind, bytes)) {
-                self.ahead_bytes -= old.len();
-            }
-        }
+        self.ahead.keep(tenant, digest, kind, bytes);
         Vec::new()
     }
 
-    /// The vault's judgement of submit `id`.
+    /// The vault's judgement of submit `id`. It judges in the order in which it was asked.
     pub(crate) fn judged(&mut self, id: u64, verdict: Verdict) -> Vec<Carried> {
-        match (self.submitted.remove(&id), verdict) {
-            (Some(Purpose::Statement(id, bytes)), Verdict::Missing { digests }) => {
-                self.missing(id, bytes, digests)
-            }
-            (Some(Purpose::Statement(id, _)), verdict) => {
-                if let StatementId::Manifest { tenant, .. } = &id {
-                    self.waiting.remove(tenant);
-                    // What came ahead has been used or will not be.
-                    self.ahead.clear();
-                    self.ahead_bytes = 0;
-                }
-                vec![match verdict {
-                    Verdict::Refused { code, message } => Carried::Nack { id, code, message },
-                    _ => Carried::Ack(id),
-                }]
-            }
-            (Some(Purpose::Object(tenant)), Verdict::Refused { code, message }) => self
-                .give_up(
-                    &tenant,
-                    format!("a listed object was refused: {code}: {message}"),
-                )
+        match self.submitted.remove(&id) {
+            Some(Purpose::Statement(shown)) => self.statement_judged(shown, verdict),
+            Some(Purpose::Object(tenant, digest)) => self
+                .object_judged(&tenant, &digest, verdict)
                 .into_iter()
                 .collect(),
-            (Some(Purpose::Object(tenant)), _) => self.object_taken(tenant),
-            (Some(Purpose::Lease) | None, _) => Vec::new(),
+            Some(Purpose::Lease) | None => Vec::new(),
         }
     }
 
-    fn missing(&mut self, id: StatementId, bytes: Vec<u8>, digests: Vec<[u8; 32]>) -> Vec<Carried> {
-        let Some(tenant) = id.tenant().copied() else {
-            return Vec::new();
+    fn statement_judged(&mut self, shown: Shown, verdict: Verdict) -> Vec<Carried> {
+        let manifest_of = match &shown.id {
+            StatementId::Manifest { tenant, .. } => Some(*tenant),
+            _ => None,
         };
-        let rounds = self
-            .waiting
-            .get(&tenant)
-            .filter(|waiting| waiting.id == id)
-            .map_or(0, |waiting| waiting.rounds)
-            + 1;
-        let mut missing: BTreeSet<Digest> = digests.into_iter().map(Digest).collect();
         let mut carried = Vec::new();
-        for digest in missing.clone() {
-            if let Some((kind, bytes)) = self.ahead.remove(&digest) {
-                self.ahead_bytes -= bytes.len();
-                missing.remove(&digest);
-                carried.push(self.submit(object_kind(kind), bytes, Purpose::Object(tenant)));
+        let answer = match (verdict, manifest_of) {
+            (Verdict::Missing { digests }, Some(tenant)) => {
+                return self.missing(tenant, shown, digests);
             }
-        }
-        let under_way = carried.len();
-        if !missing.is_empty() {
-            carried.push(Carried::Fetch {
-                tenant,
-                digests: missing.iter().copied().collect(),
-            });
-        }
-        self.waiting.insert(
-            tenant,
-            Waiting {
-                id,
-                bytes,
-                missing,
-                under_way,
-                rounds,
-            },
-        );
-        if rounds > MAX_ROUNDS {
-            return self
-                .give_up(&tenant, "listed objects are missing again and again".into())
-                .into_iter()
-                .collect();
+            (Verdict::Missing { .. }, None) => {
+                nack(shown.id, OBJECTS_MISSING, "only a manifest lists objects")
+            }
+            (Verdict::Refused { code, message }, _) => nack(shown.id, code, message),
+            (Verdict::Accepted, _) => {
+                carried.extend(self.supersede(&shown.id).map(|(older, _)| older));
+                Carried::Ack(shown.id)
+            }
+        };
+        carried.push(answer);
+        if let Some(tenant) = manifest_of {
+            carried.extend(self.show_again(&tenant));
+            if self.newest_shown(&tenant).is_none() {
+                // What came ahead has been used or will not be.
+                self.ahead.forget(&tenant);
+            }
         }
         carried
     }
 
-    fn object_taken(&mut self, tenant: TenantId) -> Vec<Carried> {
-        let Some(waiting) = self.waiting.get_mut(&tenant) else {
-            return Vec::new();
-        };
-        waiting.under_way = waiting.under_way.saturating_sub(1);
-        if waiting.under_way > 0 || !waiting.missing.is_empty() {
-            return Vec::new();
+    /// Gets what a manifest lacks, each object once: from what came ahead, or from what its predecessor waited for.
+    fn missing(
+        &mut self,
+        tenant: TenantId,
+        mut shown: Shown,
+        digests: Vec<[u8; 32]>,
+    ) -> Vec<Carried> {
+        let newer = self.waiting.get(&tenant).map(|waiting| &waiting.shown.id);
+        if let Some(newer) = newer.filter(|newer| newer.version() > shown.id.version()) {
+            return vec![superseded(shown.id, newer)];
         }
-        let (id, bytes) = (waiting.id.clone(), waiting.bytes.clone());
-        vec![self.submit(
-            ObjectKind::Manifest,
-            bytes.clone(),
-            Purpose::Statement(id, bytes),
-        )]
+        let (older, before) = self.supersede(&shown.id).unzip();
+        let mut carried: Vec<Carried> = older.into_iter().collect();
+        shown.rounds += 1;
+        if shown.rounds > MAX_ROUNDS {
+            let message = "listed objects are missing again and again";
+            carried.push(nack(shown.id, OBJECTS_MISSING, message));
+            return carried;
+        }
+        let (before, mut lacks, mut fetch) =
+            (before.unwrap_or_default(), Lacks::default(), Vec::new());
+        for digest in digests.into_iter().map(Digest) {
+            if before.under_way.contains(&digest) {
+                lacks.under_way.insert(digest);
+            } else if let Some((kind, bytes)) = self.ahead.take(&tenant, &digest) {
+                let purpose = Purpose::Object(tenant, digest);
+                carried.push(self.submit(object_kind(kind), bytes, purpose));
+                lacks.under_way.insert(digest);
+            } else {
+                lacks.asked.insert(digest);
+                if !before.asked.contains(&digest) {
+                    fetch.push(digest);
+                }
+            }
+        }
+        if !fetch.is_empty() {
+            let digests = fetch;
+            carried.push(Carried::Fetch { tenant, digests });
+        }
+        self.waiting.insert(tenant, Waiting { shown, lacks });
+        carried.extend(self.show_again(&tenant));
+        carried
+    }
+
+    fn object_judged(
+        &mut self,
+        tenant: &TenantId,
+        digest: &Digest,
+        verdict: Verdict,
+    ) -> Option<Carried> {
+        // One of a manifest that does not wait any more counts for no other.
+        let counts = |waiting: &mut Waiting| waiting.lacks.under_way.remove(digest);
+        if !self.waiting.get_mut(tenant).is_some_and(counts) {
+            return None;
+        }
+        match verdict {
+            Verdict::Refused { code, message } => self.give_up(
+                tenant,
+                format!("a listed object was refused: {code}: {message}"),
+            ),
+            _ => self.show_again(tenant),
+        }
+    }
+
+    /// Shows a manifest again that has all its objects. Not while a newer one is being judged: that supersedes it, or is
+    /// refused, and then its turn has come.
+    fn show_again(&mut self, tenant: &TenantId) -> Option<Carried> {
+        let waiting = self.waiting.get(tenant)?;
+        let version = Some(waiting.shown.id.version());
+        let is_complete = waiting.lacks.asked.is_empty() && waiting.lacks.under_way.is_empty();
+        if !is_complete || self.newest_shown(tenant) > version {
+            return None;
+        }
+        let waiting = self.waiting.remove(tenant)?;
+        Some(self.show(waiting.shown))
+    }
+
+    /// Version of the newest of a tenant's manifests that are being judged.
+    fn newest_shown(&self, tenant: &TenantId) -> Option<u64> {
+        let versions = self.submitted.values().filter_map(|purpose| match purpose {
+            Purpose::Statement(shown) => match &shown.id {
+                StatementId::Manifest {
+                    tenant: of,
+                    version,
+                } if of == tenant => Some(*version),
+                _ => None,
+            },
+            _ => None,
+        });
+        versions.max()
+    }
+
+    /// Ends the waiting of an older manifest of the same tenant; its answer, and what it still lacked.
+    fn supersede(&mut self, newer: &StatementId) -> Option<(Carried, Lacks)> {
+        let StatementId::Manifest { tenant, version } = newer else {
+            return None;
+        };
+        let is_older = |waiting: &Waiting| waiting.shown.id.version() < *version;
+        self.waiting
+            .get(tenant)
+            .filter(|waiting| is_older(waiting))?;
+        let Waiting { shown, lacks } = self.waiting.remove(tenant)?;
+        Some((superseded(shown.id, newer), lacks))
     }
 
     fn give_up(&mut self, tenant: &TenantId, message: String) -> Option<Carried> {
         let waiting = self.waiting.remove(tenant)?;
-        Some(Carried::Nack {
-            id: waiting.id,
-            code: "objects_missing".into(),
-            message,
-        })
+        Some(nack(waiting.shown.id, OBJECTS_MISSING, message))
     }
+}
+
+fn nack(id: StatementId, code: impl Into<String>, message: impl Into<String>) -> Carried {
+    Carried::Nack {
+        id,
+        code: code.into(),
+        message: message.into(),
+    }
+}
+
+fn superseded(older: StatementId, newer: &StatementId) -> Carried {
+    let message = format!(
+        "manifest {} of this tenant came before all objects of this one were there",
+        newer.version()
+    );
+    nack(older, SUPERSEDED, message)
 }
 
 fn object_kind(kind: PushedKind) -> ObjectKind {
