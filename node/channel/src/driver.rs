@@ -18,6 +18,9 @@ use crate::StreamError;
 /// Read at a time: a few of the largest frames.
 const READ_BYTES: usize = 128 * 1024;
 
+/// Reads after which the other tasks of this thread have a turn: an end that writes without pause must not keep it.
+const READS_IN_A_TURN: u32 = 4;
+
 /// A piece below this is copied together with its neighbours, bytes.
 const SMALL_BYTES: usize = 8 * 1024;
 
@@ -123,7 +126,12 @@ pub(crate) fn start(fd: OwnedFd, side: Side) -> io::Result<(Arc<Shared>, Arc<Ali
 async fn drive(socket: UnixStream, shared: Arc<Shared>) {
     let (mut output, mut written) = (Vec::new(), 0);
     let mut input = vec![0; READ_BYTES];
+    let mut reads = 0;
     loop {
+        if reads >= READS_IN_A_TURN {
+            reads = 0;
+            tokio::task::yield_now().await;
+        }
         if written == output.len() {
             output.clear();
             written = 0;
@@ -158,6 +166,7 @@ async fn drive(socket: UnixStream, shared: Arc<Shared>) {
             match socket.try_read(&mut input) {
                 Ok(0) => break,
                 Ok(count) => {
+                    reads += 1;
                     if shared.receive(&input[..count]).is_err() {
                         break;
                     }

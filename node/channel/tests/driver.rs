@@ -3,11 +3,13 @@
 
 use std::io::Write as _;
 use std::os::fd::{AsFd as _, OwnedFd};
-use std::time::Duration;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use casemate_channel::{Acceptor, Opener, RecvBody, StreamError, acceptor, opener, pair};
-use casemate_wire::{Fields, RequestHead, ResponseHead};
+use casemate_wire::{Channel, Fields, RequestHead, ResponseHead, Side};
 use tokio::time::timeout;
 
 const SOON: Duration = Duration::from_secs(20);
@@ -160,6 +162,61 @@ async fn an_end_that_never_reads_is_given_up() {
     });
     assert!(timeout(SOON, acceptor.accept()).await.unwrap().is_none());
     assert!(timeout(SOON, flood).await.unwrap().unwrap() < 8 << 20);
+}
+
+/// Writes frames that need no answer, as fast as it can: the other channels of the thread go on.
+#[tokio::test]
+async fn an_end_that_writes_without_pause_keeps_nobody_else_waiting() {
+    use casemate_wire::frame::{Header, Kind};
+    let reset = Header {
+        length: 2,
+        stream: 1,
+        kind: Kind::Reset,
+        flags: 0,
+    };
+    let idle = [&reset.bytes()[..], &1u16.to_le_bytes()]
+        .concat()
+        .repeat(10_000);
+    let (one, other) = pair().unwrap();
+    let _flooded = acceptor(one).unwrap();
+    let hostile = std::os::unix::net::UnixStream::from(other);
+    let mut opening = Channel::new(Side::Opener);
+    opening.open(&request("/"), false).unwrap();
+    let opened = std::mem::take(opening.output());
+    let (began, begun) = tokio::sync::oneshot::channel();
+    let done = Arc::new(AtomicBool::new(false));
+    let stop = done.clone();
+    let flood = tokio::task::spawn_blocking(move || {
+        hostile.set_nonblocking(false).unwrap();
+        (&hostile).write_all(&opened).unwrap();
+        (&hostile).write_all(&idle).unwrap();
+        began.send(()).unwrap();
+        let end = Instant::now() + SOON;
+        while !stop.load(Ordering::Relaxed) && Instant::now() < end {
+            (&hostile).write_all(&idle).unwrap();
+        }
+        stop.load(Ordering::Relaxed)
+    });
+    begun.await.unwrap();
+    let neighbour = tokio::spawn(async {
+        let (opener, mut acceptor) = both();
+        for _ in 0..20 {
+            let exchange = opener.open(request("/"), true).unwrap();
+            let incoming = acceptor.accept().await.unwrap();
+            let head = ResponseHead {
+                status: 200,
+                fields: Fields::default(),
+            };
+            incoming.reply.send(&head, true).finish();
+            exchange.response.head().await.unwrap();
+        }
+    });
+    neighbour.await.unwrap();
+    done.store(true, Ordering::Relaxed);
+    assert!(
+        flood.await.unwrap(),
+        "the neighbour had to wait for its end"
+    );
 }
 
 #[tokio::test]

@@ -76,6 +76,9 @@ pub enum OpenError {
     /// The other end takes no new ones, or ids are used up.
     #[error("the channel takes no new streams")]
     GoingAway,
+    /// The other end does not read.
+    #[error("the other end has not read what was sent before")]
+    Stalled,
     /// The head does not fit.
     #[error("the head does not fit a channel")]
     Head(#[from] HeadError),
@@ -165,6 +168,8 @@ pub struct Channel {
     input: BytesMut,
     output: Vec<u8>,
     events: VecDeque<Event>,
+    /// Pings that were not answered yet.
+    pings: u32,
     going_away: bool,
 }
 
@@ -182,6 +187,7 @@ impl Channel {
             input: BytesMut::new(),
             output: Vec::new(),
             events: VecDeque::new(),
+            pings: 0,
             going_away: false,
         }
     }
@@ -202,6 +208,10 @@ impl Channel {
         }
         if self.streams.len() >= MAX_STREAMS {
             return Err(OpenError::TooManyStreams);
+        }
+        // Streams that are opened and reset again leave their heads behind.
+        if self.output.len() >= MAX_OUTPUT_BYTES {
+            return Err(OpenError::Stalled);
         }
         let payload = head.write()?;
         self.highest += 1;
@@ -335,6 +345,7 @@ impl Channel {
 
     /// Asks for an answer, to see whether the other end is there.
     pub fn ping(&mut self, payload: [u8; 8]) {
+        self.pings += 1;
         frame::write(&mut self.output, Kind::Ping, 0, 0, &payload);
     }
 
@@ -416,7 +427,10 @@ impl Channel {
                 <[u8; 4]>::try_from(payload.as_ref()).map_err(|_| out_of_place)?,
             ),
             Kind::Ping if payload.len() != 8 => Err(out_of_place),
-            Kind::Ping if header.flags & FLAG_ACK != 0 => Ok(()),
+            Kind::Ping if header.flags & FLAG_ACK != 0 => {
+                self.pings = self.pings.checked_sub(1).ok_or(out_of_place)?;
+                Ok(())
+            }
             Kind::Ping if self.output.len() >= MAX_OUTPUT_BYTES => Err(Violation::Flood),
             Kind::Ping => {
                 frame::write(&mut self.output, Kind::Ping, FLAG_ACK, 0, &payload);
@@ -477,6 +491,10 @@ impl Channel {
 
     fn handle_data(&mut self, id: StreamId, bytes: Bytes) -> Result<(), Violation> {
         self.must_have_been(id, Kind::Data)?;
+        if bytes.is_empty() {
+            // As a window of nothing.
+            return Err(Violation::Unexpected(Kind::Data, id));
+        }
         let length = bytes.len() as u32;
         self.receive_credit = self
             .receive_credit
@@ -497,7 +515,7 @@ impl Channel {
         stream.held += length;
         if stream.discard {
             self.consumed(id, bytes.len());
-        } else if !bytes.is_empty() {
+        } else {
             self.events.push_back(Event::Data { id, bytes });
         }
         Ok(())
@@ -505,8 +523,8 @@ impl Channel {
 
     fn handle_window(&mut self, id: StreamId, payload: [u8; 4]) -> Result<(), Violation> {
         let more = u32::from_le_bytes(payload);
-        if more == 0 {
-            // Costs the sender nothing and means nothing: only whoever wants to keep us busy sends it.
+        if more < WINDOW_UPDATE_BYTES {
+            // Each update wakes whoever waits for it: only who wants to keep us busy sends more of them than we would.
             return Err(Violation::Window(id));
         }
         let raise = |credit: u32, limit: u32| credit.checked_add(more).filter(|sum| *sum <= limit);

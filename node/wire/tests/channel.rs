@@ -4,8 +4,10 @@
 use std::collections::HashMap;
 
 use bytes::Bytes;
-use casemate_wire::channel::{CHANNEL_WINDOW_BYTES, MAX_STREAMS, STREAM_WINDOW_BYTES};
-use casemate_wire::frame::{Header, Kind};
+use casemate_wire::channel::{
+    CHANNEL_WINDOW_BYTES, MAX_OUTPUT_BYTES, MAX_STREAMS, STREAM_WINDOW_BYTES,
+};
+use casemate_wire::frame::{FLAG_ACK, Header, Kind};
 use casemate_wire::{
     Channel, Event, Fields, OpenError, RequestHead, ResponseHead, Side, Violation,
 };
@@ -263,6 +265,46 @@ fn windows_over_their_limit_are_a_violation() {
         acceptor.receive(&raw(Kind::Window, 1, &u32::MAX.to_le_bytes())),
         Err(Violation::Window(1))
     );
+}
+
+#[test]
+fn frames_that_cost_little_and_mean_nothing_are_violations() {
+    let mut opener = Channel::new(Side::Opener);
+    let id = opener.open(&request(), false).unwrap();
+    let mut body = Bytes::from(vec![7; 32 * 1024]);
+    assert!(opener.send(id, &mut body));
+    for at in [0, id] {
+        assert_eq!(
+            opener.receive(&raw(Kind::Window, at, &1u32.to_le_bytes())),
+            Err(Violation::Window(at)),
+            "an honest end collects before it gives credit back"
+        );
+    }
+    let mut acceptor = Channel::new(Side::Acceptor);
+    acceptor.receive(&opened()).unwrap();
+    assert!(acceptor.receive(&raw(Kind::Data, 1, b"")).is_err());
+    let mut answer = raw(Kind::Ping, 0, &[0; 8]);
+    answer[9] = FLAG_ACK;
+    let mut asking = Channel::new(Side::Opener);
+    asking.ping([0; 8]);
+    assert!(asking.receive(&answer).is_ok());
+    assert!(asking.receive(&answer).is_err(), "nobody asked again");
+}
+
+#[test]
+fn streams_opened_to_an_end_that_does_not_read_are_bounded() {
+    let mut opener = Channel::new(Side::Opener);
+    let refused = (0..1_000_000).find_map(|_| match opener.open(&request(), false) {
+        Ok(id) => {
+            opener.reset(id, 1);
+            None
+        }
+        Err(error) => Some(error),
+    });
+    assert_eq!(refused, Some(OpenError::Stalled));
+    assert!(opener.output().len() < 2 * MAX_OUTPUT_BYTES);
+    opener.output().clear();
+    assert!(opener.open(&request(), false).is_ok());
 }
 
 #[test]
