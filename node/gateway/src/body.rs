@@ -94,7 +94,11 @@ pub struct Body {
 
 #[derive(Debug)]
 enum Inner {
-    Whole(Bytes),
+    Whole {
+        bytes: Bytes,
+        /// On HTTP/2, where a caller may take the connection's bytes and not the stream's.
+        _watched: Option<Arc<SharedFlow>>,
+    },
     Flow(Flow),
 }
 
@@ -109,7 +113,7 @@ struct Flow {
     pump: Option<AbortHandle>,
 }
 
-/// Seen by the connection too, which cuts a flow that does not move: hyper does not even ask for the next piece while
+/// Seen by the connection too, which cuts a body that does not move: hyper does not even ask for the next piece while
 /// the caller reads none.
 #[derive(Debug)]
 pub struct SharedFlow {
@@ -119,24 +123,49 @@ pub struct SharedFlow {
 
 #[derive(Debug)]
 struct Source {
-    /// With the worker's place. Taken when it is cut or over.
+    /// With the worker's place. Taken when it is cut or over; a body that was whole has none.
     stream: Option<(RecvBody, Lease)>,
     reader: Option<Waker>,
 }
 
+/// What a body that may have stalled needs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stalled {
+    /// It moves.
+    No,
+    /// It did not, and the worker was let go; the caller's side ends with an error.
+    Cut,
+    /// It has no worker any more, and the caller does not take what is left: only the end of the connection helps.
+    Untaken,
+}
+
 impl SharedFlow {
-    /// Lets go of the worker when nothing has moved for so long; the caller's side ends with an error.
-    pub fn cut_if_stalled(&self, idle: Duration) {
+    fn new(stream: Option<(RecvBody, Lease)>) -> Arc<Self> {
+        let reader = None;
+        Arc::new(Self {
+            source: Mutex::new(Source { stream, reader }),
+            moved_ms: AtomicU64::new(now_ms()),
+        })
+    }
+
+    /// Lets go of the worker when nothing has moved for so long.
+    pub fn cut_if_stalled(&self, now_ms: u64, idle: Duration) -> Stalled {
         let moved_ms = self.moved_ms.load(Ordering::Relaxed);
-        if u128::from(now_ms().saturating_sub(moved_ms)) < idle.as_millis() {
-            return;
+        if u128::from(now_ms.saturating_sub(moved_ms)) < idle.as_millis() {
+            return Stalled::No;
         }
         let (stream, reader) = {
             let mut source = self.source();
             (source.stream.take(), source.reader.take())
         };
+        if stream.is_none() {
+            return Stalled::Untaken;
+        }
+        // The caller has as long again to take the error.
+        self.moved_ms.store(now_ms, Ordering::Relaxed);
         drop(stream);
         reader.into_iter().for_each(Waker::wake);
+        Stalled::Cut
     }
 
     fn source(&self) -> MutexGuard<'_, Source> {
@@ -177,8 +206,16 @@ pub fn known(mut body: RecvBody) -> Known {
 impl Body {
     /// All of it at once.
     pub fn whole(bytes: Bytes, flight: InFlight) -> Self {
+        let watched = flight.is_http2() && !bytes.is_empty();
+        let shared = watched.then(|| SharedFlow::new(None));
+        if let Some(shared) = &shared {
+            flight.watch(shared);
+        }
         Self {
-            inner: Inner::Whole(bytes),
+            inner: Inner::Whole {
+                bytes,
+                _watched: shared,
+            },
             _flight: flight,
         }
     }
@@ -191,29 +228,20 @@ impl Body {
         length: Option<u64>,
         pump: Option<AbortHandle>,
         flight: InFlight,
-    ) -> (Self, Arc<SharedFlow>) {
-        let source = Source {
-            stream: Some((rest, lease)),
-            reader: None,
-        };
-        let shared = Arc::new(SharedFlow {
-            source: Mutex::new(source),
-            moved_ms: AtomicU64::new(now_ms()),
-        });
+    ) -> Self {
+        let shared = SharedFlow::new(Some((rest, lease)));
+        flight.watch(&shared);
         let flow = Flow {
-            shared: shared.clone(),
+            shared,
             left: length,
             first,
             over: false,
             pump,
         };
-        (
-            Self {
-                inner: Inner::Flow(flow),
-                _flight: flight,
-            },
-            shared,
-        )
+        Self {
+            inner: Inner::Flow(flow),
+            _flight: flight,
+        }
     }
 }
 
@@ -292,22 +320,22 @@ impl http_body::Body for Body {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
         match &mut self.get_mut().inner {
-            Inner::Whole(bytes) if bytes.is_empty() => Poll::Ready(None),
-            Inner::Whole(bytes) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(bytes))))),
+            Inner::Whole { bytes, .. } if bytes.is_empty() => Poll::Ready(None),
+            Inner::Whole { bytes, .. } => Poll::Ready(Some(Ok(Frame::data(std::mem::take(bytes))))),
             Inner::Flow(flow) => flow.poll(context),
         }
     }
 
     fn is_end_stream(&self) -> bool {
         match &self.inner {
-            Inner::Whole(bytes) => bytes.is_empty(),
+            Inner::Whole { bytes, .. } => bytes.is_empty(),
             Inner::Flow(flow) => flow.over,
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match &self.inner {
-            Inner::Whole(bytes) => SizeHint::with_exact(bytes.len() as u64),
+            Inner::Whole { bytes, .. } => SizeHint::with_exact(bytes.len() as u64),
             Inner::Flow(Flow {
                 left: Some(left), ..
             }) => SizeHint::with_exact(*left),

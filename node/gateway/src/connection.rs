@@ -11,7 +11,7 @@ use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::Notify;
 
-use crate::body::SharedFlow;
+use crate::body::{SharedFlow, Stalled};
 use crate::workers::now_ms;
 
 /// Requests that a caller may abandon within a second on one connection. More is a flood (HTTP/2 rapid reset), each of
@@ -100,7 +100,7 @@ impl Connection {
     }
 
     /// A body that goes on after its head: to be watched.
-    pub fn watch(&self, flow: &Arc<SharedFlow>) {
+    fn watch(&self, flow: &Arc<SharedFlow>) {
         let mut flows = self.flows.lock().unwrap_or_else(PoisonError::into_inner);
         // Those that ended meanwhile are forgotten here too, so that their number is bounded by what is under way.
         if flows.len() == flows.capacity() {
@@ -118,14 +118,18 @@ impl Connection {
         if past(&self.blocked_ms, patience.idle) {
             return Verdict::Cut;
         }
+        let mut untaken = false;
         let mut flows = self.flows.lock().unwrap_or_else(PoisonError::into_inner);
         flows.retain(|flow| {
             flow.upgrade().is_some_and(|flow| {
-                flow.cut_if_stalled(patience.idle);
+                untaken |= flow.cut_if_stalled(now_ms, patience.idle) == Stalled::Untaken;
                 true
             })
         });
         drop(flows);
+        if untaken {
+            return Verdict::Cut;
+        }
         if self.flight.load(Ordering::Relaxed) > 0 {
             return Verdict::Stay;
         }
@@ -188,6 +192,16 @@ pub struct InFlight {
 }
 
 impl InFlight {
+    /// Whether it came by HTTP/2.
+    pub fn is_http2(&self) -> bool {
+        self.connection.http2.load(Ordering::Relaxed)
+    }
+
+    /// Its response's body: to be watched.
+    pub fn watch(&self, flow: &Arc<SharedFlow>) {
+        self.connection.watch(flow);
+    }
+
     /// The head of its response is there.
     pub fn answered(&mut self) {
         self.answered = true;

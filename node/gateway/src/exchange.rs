@@ -110,11 +110,7 @@ pub async fn answer(
                     lease,
                     length,
                     pump,
-                } => {
-                    let (body, flow) = Body::flow(first, rest, lease, length, pump, flight);
-                    connection.watch(&flow);
-                    body
-                }
+                } => Body::flow(first, rest, lease, length, pump, flight),
             };
             let mut response = Response::new(body);
             (*response.status_mut(), *response.headers_mut()) = (answer.status, answer.fields);

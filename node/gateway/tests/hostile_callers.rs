@@ -121,11 +121,19 @@ async fn an_http2_stream_that_is_not_read_is_cut_and_its_worker_freed() {
             describe(incoming).await;
         }
     }));
+    read_without_credit(&node, "/endless").await;
+    assert!(node.get("a.test", "/next").await.contains("/next"));
+}
+
+/// Asks by HTTP/2, reads the socket, and pings, but gives no credit.
+async fn read_without_credit(node: &Node, path: &str) {
+    /// SETTINGS_INITIAL_WINDOW_SIZE.
+    const NO_WINDOW: &[u8] = &[0, 4, 0, 0, 0, 0];
     let mut slow = node.connect().await;
-    slow.write_all(&[PREFACE, SETTINGS, &headers(1, "/endless", true)].concat())
+    let settings = frame(4, 0, 0, NO_WINDOW);
+    slow.write_all(&[PREFACE, &settings, &headers(1, path, true)].concat())
         .await
         .unwrap();
-    // It reads the socket, and pings, but gives no credit.
     let (mut reader, mut writer) = slow.into_split();
     tokio::spawn(async move {
         let mut sink = [0; 65536];
@@ -136,7 +144,27 @@ async fn an_http2_stream_that_is_not_read_is_cut_and_its_worker_freed() {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     });
-    assert!(node.get("a.test", "/next").await.contains("/next"));
+}
+
+#[tokio::test]
+async fn an_http2_caller_that_gives_no_credit_loses_its_place() {
+    for path in ["/whole", "/endless"] {
+        let node = Node::with_start(Start {
+            max_connections: 1,
+            ..impatient()
+        })
+        .await;
+        tokio::spawn(work(node.worker("f", 1, 1).await, |incoming| async move {
+            if incoming.head.target.ends_with("/endless") {
+                endless(incoming).await;
+            } else {
+                describe(incoming).await;
+            }
+        }));
+        read_without_credit(&node, path).await;
+        let next = timeout(SOON, node.get("a.test", "/next")).await;
+        assert!(next.is_ok_and(|next| next.contains("/next")), "{path}");
+    }
 }
 
 #[tokio::test]
