@@ -6,7 +6,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use casemate_wire::control::{
-    MAX_DESCRIPTORS, MAX_INLINE_BYTES, MAX_MESSAGE_BYTES, MessageError, decode, encode,
+    MAX_DESCRIPTORS, MAX_INLINE_BYTES, Message, MessageError, decode, encode,
 };
 use casemate_wire::frame::{FrameError, HEADER_BYTES, control_packet, control_payload};
 use rustix::fs::{MemfdFlags, SealFlags};
@@ -14,7 +14,6 @@ use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags,
     SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType,
 };
-use serde::{Deserialize, Serialize};
 use tokio::io::Interest;
 use tokio::net::UnixStream;
 
@@ -34,8 +33,8 @@ pub enum ControlError {
     #[error("the packet was cut off")]
     Truncated,
     /// The memfd of a large message is not what it should be.
-    #[error("expected a sealed memfd of at most {MAX_MESSAGE_BYTES} bytes")]
-    Memfd,
+    #[error("expected a sealed memfd of at most {0} bytes")]
+    Memfd(usize),
 }
 
 impl From<rustix::io::Errno> for ControlError {
@@ -90,23 +89,23 @@ pub fn sealed_memfd(name: &str, bytes: &[u8]) -> io::Result<OwnedFd> {
 pub fn read_sealed_memfd(fd: impl AsFd, max_bytes: usize) -> Result<Vec<u8>, ControlError> {
     let wanted = SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE;
     let sealed = rustix::fs::fcntl_get_seals(&fd).is_ok_and(|seals| seals.contains(wanted));
-    let size = rustix::fs::fstat(&fd)?.st_size;
+    let size = rustix::fs::fstat(&fd).map_or(-1, |stat| stat.st_size);
     let size = usize::try_from(size)
         .ok()
         .filter(|size| sealed && *size <= max_bytes)
-        .ok_or(ControlError::Memfd)?;
+        .ok_or(ControlError::Memfd(max_bytes))?;
     let mut bytes = vec![0; size];
     let mut filled = 0;
     while filled < size {
-        match rustix::io::pread(&fd, &mut bytes[filled..], filled as u64)? {
-            0 => return Err(ControlError::Memfd),
-            count => filled += count,
+        match rustix::io::pread(&fd, &mut bytes[filled..], filled as u64) {
+            Ok(0) | Err(_) => return Err(ControlError::Memfd(max_bytes)),
+            Ok(count) => filled += count,
         }
     }
     Ok(bytes)
 }
 
-impl<Out: Serialize, In: for<'de> Deserialize<'de>> Control<Out, In> {
+impl<Out: Message, In: Message> Control<Out, In> {
     /// The end on this socket.
     ///
     /// # Errors
@@ -176,8 +175,8 @@ impl<Out: Serialize, In: for<'de> Deserialize<'de>> Control<Out, In> {
         let payload = control_payload(&packet[..length])?;
         let message = if payload.is_empty() {
             decode(&read_sealed_memfd(
-                fds.pop().ok_or(ControlError::Memfd)?,
-                MAX_MESSAGE_BYTES,
+                fds.pop().ok_or(ControlError::Memfd(In::MAX_BYTES))?,
+                In::MAX_BYTES,
             )?)?
         } else {
             decode(payload)?

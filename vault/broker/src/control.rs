@@ -7,6 +7,7 @@ use std::time::Duration;
 use casemate_channel::{Control, ControlError};
 use casemate_trust::id::TenantId;
 use casemate_wire::control::LayerReport;
+use casemate_wire::control::parts::Part;
 use casemate_wire::control::vault::{Event, FromVault, ToVault};
 use tokio::sync::mpsc;
 
@@ -17,6 +18,8 @@ use crate::vault::{Vault, VaultError};
 
 /// Events that wait to be sent; more are dropped and counted in the log.
 const MAX_EVENTS: usize = 1024;
+/// Longest text for people in a message, bytes: the control plane hears half of it.
+const MAX_TEXT_BYTES: usize = 4096;
 /// How often a lease is looked at.
 const LEASE_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -35,14 +38,10 @@ pub(crate) async fn serve(
     let calls = match Calls::new(config, vault.clone(), events) {
         Ok(calls) => Arc::new(calls),
         Err(message) => {
-            control
-                .send(
-                    &FromVault::Failed {
-                        message: message.clone(),
-                    },
-                    &[],
-                )
-                .await?;
+            let failed = FromVault::Failed {
+                message: cut(message.clone()),
+            };
+            tell(&control, &failed).await?;
             return Err(VaultError::StorageKey {
                 path: "trust_anchors".into(),
                 message,
@@ -51,8 +50,8 @@ pub(crate) async fn serve(
     };
     let mut hello = vault.hello(layers);
     tell(&control, &FromVault::Hello(Box::new(hello.clone()))).await?;
-    for plan in vault.plans() {
-        tell(&control, &FromVault::Plan(Box::new(plan))).await?;
+    for tenant in vault.tenants() {
+        tell_plan(&control, &vault, tenant).await?;
     }
     if let Some(set_aside) = vault.refill.clone() {
         tell(&control, &FromVault::Refill { set_aside }).await?;
@@ -114,9 +113,7 @@ async fn handle(
                 calls.close_what_is_withdrawn();
             }
             for tenant in effect.tenants {
-                if let Some(plan) = plan_of(vault, tenant) {
-                    tell(control, &FromVault::Plan(Box::new(plan))).await?;
-                }
+                tell_plan(control, vault, tenant).await?;
             }
             if !effect.leased
                 && let Some(nonce) = vault.lease_question(false)
@@ -139,7 +136,9 @@ async fn handle(
             }
         }
         ToVault::Connected => {
-            tell(control, &FromVault::Have(Box::new(vault.have()))).await?;
+            for part in Part::cut(vault.have()) {
+                tell(control, &FromVault::Have(Box::new(part))).await?;
+            }
             if let Some(nonce) = vault.lease_question(true) {
                 tell(control, &FromVault::LeaseWanted { nonce }).await?;
             }
@@ -147,35 +146,83 @@ async fn handle(
         ToVault::Describe => {
             let mut description = vault.describe();
             description["upstreams"] = calls.describe();
-            control
-                .send(
-                    &FromVault::Description {
-                        json: description.to_string(),
-                    },
-                    &[],
-                )
-                .await?;
+            let json = description.to_string();
+            tell(control, &FromVault::Description { json }).await?;
         }
         ToVault::Stop => return Ok(false),
     }
     Ok(true)
 }
 
-/// Says something to the supervisor. What is too large to be said is logged and left out: it must not end the vault.
-async fn tell(control: &Socket, message: &FromVault) -> Result<(), ControlError> {
-    match control.send(message, &[]).await {
-        Err(ControlError::Message(error)) => {
-            tracing::error!(%error, "a message to the supervisor is too large and is left out");
-            Ok(())
-        }
-        sent => sent,
+/// Says what a tenant runs, in parts of which the supervisor acts on none before it has all.
+async fn tell_plan(control: &Socket, vault: &Vault, tenant: TenantId) -> Result<(), ControlError> {
+    for part in vault.plan(&tenant).into_iter().flat_map(Part::cut) {
+        tell(control, &FromVault::Plan(Box::new(part))).await?;
     }
+    Ok(())
 }
 
-fn plan_of(vault: &Vault, tenant: TenantId) -> Option<casemate_wire::control::vault::Plan> {
-    let state = vault.read();
-    state
-        .judge
-        .tenant(&tenant)
-        .map(|tenant| crate::plan::plan(tenant, &state.identity.pool))
+/// Says something to the supervisor. Nothing is too large to be said: lists go in parts, texts are cut, and tests hold the
+/// rest against the largest that the judge accepts.
+async fn tell(control: &Socket, message: &FromVault) -> Result<(), ControlError> {
+    control.send(message, &[]).await
+}
+
+/// A text for people that somebody else chose the length of, cut between characters.
+pub(crate) fn cut(mut text: String) -> String {
+    text.truncate(text.floor_char_boundary(MAX_TEXT_BYTES));
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use casemate_trust::dsse::MAX_ENVELOPE_BYTES;
+    use casemate_trust::judge::{MAX_EPOCHS_HELD, MAX_TENANTS};
+    use casemate_trust::statement::{MAX_FALLBACKS, MAX_FUNCTIONS, MAX_SECRETS, MAX_VERSION};
+    use casemate_wire::control::encode;
+    use casemate_wire::control::vault::{Have, HaveTenant, ObjectKind, Verdict};
+
+    use super::*;
+
+    /// Plans are held against their bound where they are made.
+    #[test]
+    fn the_largest_of_everything_that_the_judge_accepts_can_be_said() {
+        let envelope = ToVault::Submit {
+            id: u64::MAX,
+            kind: ObjectKind::Manifest,
+            bytes: vec![1; MAX_ENVELOPE_BYTES],
+        };
+        encode(&envelope).unwrap();
+        let listed = MAX_FUNCTIONS * (1 + MAX_FALLBACKS) + MAX_SECRETS;
+        let missing = FromVault::Verdict {
+            id: u64::MAX,
+            verdict: Verdict::Missing {
+                digests: vec![[0xff; 32]; listed],
+            },
+        };
+        encode(&missing).unwrap();
+        let tenant = HaveTenant {
+            tenant: [0xff; 32],
+            tenant_version: MAX_VERSION,
+            manifest: Some((MAX_VERSION, [0xff; 32])),
+        };
+        let have = Have {
+            root: MAX_VERSION,
+            online_key: MAX_VERSION,
+            epochs: vec![MAX_VERSION; MAX_EPOCHS_HELD],
+            tenants: vec![tenant; MAX_TENANTS],
+            grants: vec![MAX_VERSION; MAX_EPOCHS_HELD],
+        };
+        for part in Part::cut(have) {
+            encode(&FromVault::Have(Box::new(part))).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_text_is_cut_between_characters() {
+        assert_eq!(cut("short".into()), "short");
+        let long = cut("\u{e9}".repeat(MAX_TEXT_BYTES) + "x");
+        assert_eq!(long, "\u{e9}".repeat(MAX_TEXT_BYTES / 2));
+        assert_eq!(cut(format!("x{long}")).len(), MAX_TEXT_BYTES - 1);
+    }
 }

@@ -126,6 +126,7 @@ fn fail(code: u8, control: Option<OwnedFd>, message: String) -> ExitCode {
             .ok()?;
         runtime.block_on(async {
             let control: Control<FromVault, ToVault> = Control::new(control?).ok()?;
+            let message = control::cut(message);
             control.send(&FromVault::Failed { message }, &[]).await.ok()
         })
     };

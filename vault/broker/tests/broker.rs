@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use casemate_channel::{Opener, opener};
-use casemate_wire::control::vault::{FromVault, ObjectKind, ToVault, Verdict};
+use casemate_wire::control::vault::{ObjectKind, ToVault, Verdict};
 use casemate_wire::control::{FunctionKey, WorkerId};
 use casemate_wire::{Fields, RequestHead};
 use fleet::{Fleet, KEY};
@@ -309,11 +309,7 @@ async fn what_was_accepted_is_there_after_sigkill_with_its_lease() {
     let upstream = Upstream::start(KEY).await;
     let (mut fleet, release) = serving(&upstream).await;
     fleet.kill_and_restart().await;
-    let plan = fleet.vault().wait(|message| match message {
-        FromVault::Plan(plan) => Some(plan),
-        _ => None,
-    });
-    assert_eq!(plan.await.functions[0].release, release);
+    assert_eq!(fleet.vault().plan().await.functions[0].release, release);
     let worker = channel(&mut fleet, release).await;
     assert_eq!(
         call(

@@ -7,10 +7,10 @@ use std::sync::Arc;
 
 use casemate_channel::Control;
 use casemate_sandbox::launch::{Client, Command, Event, Program};
+use casemate_wire::control::Message;
 use casemate_wire::control::gateway::{FromGateway, ToGateway};
 use casemate_wire::control::vault::{FromVault, ToVault};
 use casemate_wire::control::worker::{FromWorker, ToWorker};
-use serde::{Deserialize, Serialize};
 use tokio::io::Interest;
 use tokio::net::UnixStream;
 use tokio::sync::mpsc;
@@ -161,18 +161,19 @@ fn speak<Out, In>(
     heard: fn(u64, Box<In>) -> Happening,
 ) -> io::Result<mpsc::Sender<(Out, Vec<OwnedFd>)>>
 where
-    Out: Serialize + Send + Sync + 'static,
-    In: for<'de> Deserialize<'de> + Send + 'static,
+    Out: Message + Send + Sync + 'static,
+    In: Message + Send + 'static,
 {
     let control = Arc::new(Control::<Out, In>::new(socket)?);
     let (queue, mut queued) = mpsc::channel::<(Out, Vec<OwnedFd>)>(MAX_QUEUE);
-    let writer = control.clone();
+    let (writer, deaf) = (control.clone(), happenings.clone());
     tokio::spawn(async move {
         while let Some((message, fds)) = queued.recv().await {
             let borrowed: Vec<_> = fds.iter().map(std::os::fd::AsFd::as_fd).collect();
             if let Err(error) = writer.send(&message, &borrowed).await {
-                // Its reader hears of the same end.
-                tracing::debug!(child = id, %error, "a child cannot be spoken to");
+                tracing::warn!(child = id, %error, "a child cannot be spoken to");
+                // Nobody left to tell means that we end ourselves.
+                let _told = deaf.send(Happening::Deaf(id)).await;
                 return;
             }
         }

@@ -24,6 +24,7 @@ use hyper::body::Incoming as UpstreamBody;
 use tokio::sync::{Semaphore, mpsc};
 
 use crate::config::Config;
+use crate::control::cut;
 use crate::vault::Vault;
 use prepare::Prepared;
 use upstream::Upstreams;
@@ -189,9 +190,9 @@ impl Calls {
                 tracing::info!(tenant = %caller.tenant, function = %caller.function, code, "a call was refused");
                 let event = Event {
                     key: Some(caller.key.clone()),
-                    request,
+                    request: request.map(cut),
                     code: code.to_owned(),
-                    message: message.clone(),
+                    message: cut(message.clone()),
                 };
                 if self.events.try_send(event).is_err() {
                     tracing::warn!("more events than can be carried; one is dropped");

@@ -16,6 +16,7 @@ use casemate_wire::control::vault::{ObjectKind, Verdict};
 use super::open::StoredLease;
 use super::{State, Vault};
 use crate::clock;
+use crate::control::cut;
 
 /// Most bytes of objects that wait for their manifest.
 const MAX_STAGED_BYTES: usize = 64 * 1024 * 1024;
@@ -106,6 +107,8 @@ impl Vault {
         match judged {
             Ok(effect) => (Verdict::Accepted, effect),
             Err(No { code, message }) => {
+                // It may quote what came: a name of a megabyte, say.
+                let message = cut(message);
                 tracing::warn!(?kind, code, message, "refused");
                 (Verdict::Refused { code, message }, Effect::default())
             }

@@ -11,14 +11,16 @@ use casemate_channel::Control;
 use casemate_trust::dsse::Envelope;
 use casemate_trust::id::{Digest, FleetId};
 use casemate_trust::join::{Grant, JoinRequest, JoinToken};
+use casemate_trust::judge::MAX_TENANTS;
 use casemate_trust::key::{PublicKey, SealingKey, SigningKey};
 use casemate_trust::lease::Lease;
 use casemate_trust::release::{BundleRef, Credential, Limits, Perimeter, Release, Slot};
 use casemate_trust::secret::{Secret, SecretLimits, SecretPlace, SecretValue};
 use casemate_trust::statement::{
-    KeySet, Manifest, OnlineKey, Pool, Root, Statement as _, Tenant, Wanted,
+    KeySet, MAX_FUNCTIONS, Manifest, OnlineKey, Pool, Root, Statement as _, Tenant, Wanted,
 };
-use casemate_wire::control::vault::{FromVault, Have, Hello, ObjectKind, ToVault, Verdict};
+use casemate_wire::control::parts::Arriving;
+use casemate_wire::control::vault::{FromVault, Have, Hello, ObjectKind, Plan, ToVault, Verdict};
 use zeroize::Zeroizing;
 
 use crate::upstream::Upstream;
@@ -72,14 +74,30 @@ impl Vault {
     /// What it holds.
     pub(crate) async fn have(&mut self) -> Have {
         self.send(ToVault::Connected, None).await;
-        self.wait(|message| {
-            if let FromVault::Have(have) = message {
-                Some(*have)
-            } else {
-                None
+        let mut arriving = Arriving::new(MAX_TENANTS as u32);
+        loop {
+            let part = self.wait(|message| match message {
+                FromVault::Have(part) => Some(*part),
+                _ => None,
+            });
+            if let Some(have) = arriving.take(part.await).unwrap() {
+                return have;
             }
-        })
-        .await
+        }
+    }
+
+    /// The next plan.
+    pub(crate) async fn plan(&mut self) -> Plan {
+        let mut arriving = Arriving::new(MAX_FUNCTIONS as u32);
+        loop {
+            let part = self.wait(|message| match message {
+                FromVault::Plan(part) => Some(*part),
+                _ => None,
+            });
+            if let Some(plan) = arriving.take(part.await).unwrap() {
+                return plan;
+            }
+        }
     }
 
     /// The next message that `pick` wants; others are kept for later.
@@ -327,7 +345,7 @@ impl Fleet {
         (request.node_key, request.sealing_key)
     }
 
-    fn release(&self) -> Release {
+    pub(crate) fn release(&self) -> Release {
         Release {
             fleet: self.fleet,
             tenant: self.tenant.id,
@@ -426,11 +444,7 @@ impl Fleet {
             Verdict::Accepted
         );
         assert_eq!(self.submit_manifest(&manifest).await, Verdict::Accepted);
-        self.vault()
-            .wait(|message| {
-                matches!(message, FromVault::Plan(plan) if !plan.functions.is_empty()).then_some(())
-            })
-            .await;
+        while self.vault().plan().await.functions.is_empty() {}
         digest
     }
 }

@@ -27,6 +27,9 @@ pub use tenant::{Accord, Objects, TenantState};
 pub const MAX_TENANTS: usize = 100_000;
 /// Most pools that are remembered.
 pub const MAX_POOLS_HELD: usize = 1000;
+/// Most epochs of a pool that are held: what a node holds has to fit its first message to the control plane. With a new key
+/// every week they last for nineteen years.
+pub const MAX_EPOCHS_HELD: usize = 1000;
 
 /// A version and the digest that it had.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -313,6 +316,9 @@ impl Judge {
         };
         if seen.is_none() && self.memory.pools.len() >= MAX_POOLS_HELD {
             return Err(Refusal::TooMany("pools"));
+        }
+        if self.epochs(&pool.name).count() >= MAX_EPOCHS_HELD {
+            return Err(Refusal::TooMany("epochs of a pool"));
         }
         // What is remembered by its digest was checked when it was new, perhaps by a root that was replaced since.
         if seen.is_none_or(|seen| seen.digest != digest) {
