@@ -2,9 +2,9 @@
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use casemate_channel::{Control, ControlError};
+use casemate_channel::{Control, ControlError, Skipped};
 use casemate_trust::id::TenantId;
 use casemate_wire::control::LayerReport;
 use casemate_wire::control::parts::Part;
@@ -20,6 +20,10 @@ use crate::vault::{Vault, VaultError};
 const MAX_EVENTS: usize = 1024;
 /// Longest text for people in a message, bytes: the control plane hears half of it.
 const MAX_TEXT_BYTES: usize = 4096;
+/// How often a large message is tried again when there are no descriptors, and how long it is waited in between: calls that
+/// end give theirs back. A vault that finds none for so long is better started again.
+const MEMFD_TRIES: u32 = 100;
+const MEMFD_PAUSE: Duration = Duration::from_millis(100);
 /// How often a lease is looked at.
 const LEASE_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -66,10 +70,11 @@ pub(crate) async fn serve(
     });
     let mut leases = tokio::time::interval(LEASE_INTERVAL);
     leases.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
+    let mut skipped = Skipped::default();
     loop {
         tokio::select! {
-            message = control.recv() => match message? {
-                Some((message, fds)) => {
+            message = control.recv() => match message {
+                Ok(Some((message, fds))) => {
                     if !handle(message, fds, &control, &vault, &calls).await? {
                         return Ok(());
                     }
@@ -81,7 +86,14 @@ pub(crate) async fn serve(
                     }
                 }
                 // Our supervisor is gone, and with it whoever could ask us anything.
-                None => return Ok(()),
+                Ok(None) => return Ok(()),
+                // It may have been taken over, or we have no descriptors left: calls go on.
+                Err(error) if error.is_of_one_message() => {
+                    if let Some(packets) = skipped.one_more(Instant::now()) {
+                        tracing::warn!(%error, packets, "what the supervisor sent is no message and was skipped");
+                    }
+                }
+                Err(error) => return Err(error.into()),
             },
             Some(event) = pending.recv() => tell(&control, &FromVault::Event(event)).await?,
             _ = leases.tick() => {
@@ -165,7 +177,19 @@ async fn tell_plan(control: &Socket, vault: &Vault, tenant: TenantId) -> Result<
 /// Says something to the supervisor. Nothing is too large to be said: lists go in parts, texts are cut, and tests hold the
 /// rest against the largest that the judge accepts.
 async fn tell(control: &Socket, message: &FromVault) -> Result<(), ControlError> {
-    control.send(message, &[]).await
+    let mut tries = 1;
+    loop {
+        match control.send(message, &[]).await {
+            Err(ControlError::NoMemfd(error)) if tries < MEMFD_TRIES => {
+                if tries == 1 {
+                    tracing::warn!(%error, "a message to the supervisor waits for a descriptor");
+                }
+                tries += 1;
+                tokio::time::sleep(MEMFD_PAUSE).await;
+            }
+            sent => return sent,
+        }
+    }
 }
 
 /// A text for people that somebody else chose the length of, cut between characters.

@@ -198,3 +198,71 @@ where
     });
     Ok(queue)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::IoSlice;
+    use std::mem::MaybeUninit;
+    use std::os::fd::BorrowedFd;
+    use std::time::Duration;
+
+    use casemate_channel::control::{pair, sealed_memfd};
+    use casemate_wire::control::encode;
+    use casemate_wire::control::vault::ToVault;
+    use casemate_wire::frame::control_packet;
+    use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+
+    use super::*;
+
+    fn packet(socket: &OwnedFd, bytes: &[u8], fds: &[BorrowedFd<'_>]) {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(16))];
+        let mut ancillary = SendAncillaryBuffer::new(&mut space);
+        assert!(ancillary.push(SendAncillaryMessage::ScmRights(fds)));
+        let sent = sendmsg(
+            socket,
+            &[IoSlice::new(bytes)],
+            &mut ancillary,
+            SendFlags::empty(),
+        );
+        sent.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_bad_packet_ends_the_worker_that_sent_it_and_nobody_else() {
+        let gone = control_packet(
+            &encode(&ToVault::Gone {
+                worker: casemate_wire::control::WorkerId(1),
+            })
+            .unwrap(),
+        );
+        let large = sealed_memfd("large", &vec![0; 1 << 20]).unwrap();
+        let (large, many) = (vec![large.as_fd()], vec![large.as_fd(); 16]);
+        let cases: [(&[u8], &[BorrowedFd<'_>]); 6] = [
+            (b"garbage", &[]),
+            (&gone, &[]),
+            (&control_packet(&[0xff; 100]), &[]),
+            (&vec![0; 100_000], &[]),
+            (&control_packet(&[]), &large),
+            (&gone, &many),
+        ];
+        for (bytes, fds) in cases {
+            let (happenings, mut happened) = mpsc::channel(8);
+            let (hostile, theirs) = pair().unwrap();
+            let (honest, others) = pair().unwrap();
+            let start = |socket, id| {
+                speak::<ToWorker, FromWorker>(socket, id, happenings.clone(), Happening::Worker)
+            };
+            let _queues = (start(theirs, 1).unwrap(), start(others, 2).unwrap());
+            packet(&hostile, bytes, fds);
+            let mut next = async || {
+                let next = tokio::time::timeout(Duration::from_secs(10), happened.recv());
+                next.await.unwrap().unwrap()
+            };
+            assert!(matches!(next().await, Happening::Closed(1)));
+            let honest = Control::<FromWorker, ToWorker>::new(honest).unwrap();
+            let loaded = FromWorker::Loaded { load_us: 1 };
+            honest.send(&loaded, &[]).await.unwrap();
+            assert!(matches!(next().await, Happening::Worker(2, message) if *message == loaded));
+        }
+    }
+}

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Digest, Failure, FunctionKey, LayerReport, Message, WorkerId};
+use super::{Digest, Failure, FunctionKey, LayerReport, MAX_INLINE_BYTES, Message, WorkerId};
 
 /// From the supervisor to the gateway.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -58,8 +58,8 @@ impl Message for ToGateway {
 }
 
 impl Message for FromGateway {
-    /// A record of the longest method that a head has room for (48 KiB), with room.
-    const MAX_BYTES: usize = 128 * 1024;
+    /// A record, whose texts are cut at 2 KiB, or the addresses of hundreds of listeners; never a memfd.
+    const MAX_BYTES: usize = MAX_INLINE_BYTES;
 }
 
 /// What the gateway listens on and its bounds.

@@ -43,6 +43,8 @@ pub(crate) fn random(bytes: &mut [u8]) {
 pub(crate) struct Vault {
     child: Child,
     control: Control<ToVault, FromVault>,
+    /// The same socket, for what is no message.
+    pub(crate) socket: OwnedFd,
     kept: Vec<FromVault>,
     next: u64,
 }
@@ -60,6 +62,7 @@ impl Vault {
         let child = command.stdin(Stdio::from(theirs)).spawn().unwrap();
         Self {
             child,
+            socket: ours.try_clone().unwrap(),
             control: Control::new(ours).unwrap(),
             kept: Vec::new(),
             next: 0,
