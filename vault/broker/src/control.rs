@@ -6,11 +6,11 @@ use std::time::{Duration, Instant};
 
 use casemate_channel::{Control, ControlError, Skipped};
 use casemate_trust::id::TenantId;
-use casemate_wire::control::LayerReport;
 use casemate_wire::control::parts::Part;
 use casemate_wire::control::vault::{Event, FromVault, ToVault};
 use tokio::sync::mpsc;
 
+use crate::Closed;
 use crate::calls::Calls;
 use crate::config::Config;
 use crate::signer;
@@ -34,12 +34,15 @@ pub(crate) async fn serve(
     control: OwnedFd,
     vault: Vault,
     config: &Config,
-    layers: Vec<LayerReport>,
+    Closed {
+        layers,
+        descriptors,
+    }: Closed,
 ) -> Result<(), VaultError> {
     let control: Socket = Control::new(control).map_err(casemate_channel::ControlError::Socket)?;
     let vault = Arc::new(vault);
     let (events, mut pending) = mpsc::channel::<Event>(MAX_EVENTS);
-    let calls = match Calls::new(config, vault.clone(), events) {
+    let calls = match Calls::new(config, descriptors, vault.clone(), events) {
         Ok(calls) => Arc::new(calls),
         Err(message) => {
             let failed = FromVault::Failed {

@@ -53,8 +53,13 @@ impl Vault {
     fn start(folder: &Path) -> Self {
         let (ours, theirs) = casemate_channel::control::pair().unwrap();
         rustix::io::ioctl_fionbio(&theirs, false).unwrap();
-        let mut command = Command::new(env!("CARGO_BIN_EXE_casemate-vault"));
+        // Limits are the test's business; without any this only runs the vault.
+        let limits = std::fs::read_to_string(folder.join("limits")).unwrap_or_default();
+        let mut command = Command::new("sh");
         command
+            .arg("-c")
+            .arg(format!("{limits} exec \"$0\" \"$@\""))
+            .arg(env!("CARGO_BIN_EXE_casemate-vault"))
             .arg("--config")
             .arg(folder.join("vault.toml"))
             .arg("--state")
@@ -243,6 +248,11 @@ impl Fleet {
 
     pub(crate) fn vault(&mut self) -> &mut Vault {
         self.vault.as_mut().unwrap()
+    }
+
+    /// With these limits, shell commands, from its next start on.
+    pub(crate) fn limit(&self, limits: &str) {
+        std::fs::write(self.folder.path().join("limits"), limits).unwrap();
     }
 
     pub(crate) async fn kill_and_restart(&mut self) {
