@@ -5,7 +5,12 @@
 mod fleet;
 mod upstream;
 
+use std::time::Duration;
+
+use casemate_channel::opener;
 use casemate_wire::control::vault::{FromVault, ToVault};
+use casemate_wire::control::{FunctionKey, WorkerId};
+use casemate_wire::{Fields, RequestHead};
 use fleet::{Fleet, KEY};
 use upstream::Upstream;
 
@@ -30,4 +35,39 @@ async fn the_soft_limit_is_raised_and_the_hard_one_kept_to() {
         max_calls(&mut fleet, "ulimit -n 800; ulimit -Sn 64;").await,
         100
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn workers_that_call_nobody_take_no_room_from_those_that_do() {
+    let upstream = Upstream::start(KEY).await;
+    let mut fleet = Fleet::start(&upstream).await;
+    fleet.join().await;
+    let release = fleet.deploy(1).await;
+    let room = max_calls(&mut fleet, "ulimit -n 256;").await;
+    let mut workers = Vec::new();
+    for worker in 0..4 * room {
+        let (ours, theirs) = casemate_channel::pair().unwrap();
+        let channel = ToVault::Channel {
+            worker: WorkerId(worker),
+            key: FunctionKey {
+                tenant: fleet.tenant.id.0,
+                function: "web".into(),
+            },
+            release,
+        };
+        fleet.vault().send(channel, Some(theirs)).await;
+        workers.push(opener(ours).unwrap());
+    }
+    // The last first: room that was taken for those who came before would be gone.
+    for worker in workers.iter().rev() {
+        let head = RequestHead {
+            method: "GET".into(),
+            target: "https://elsewhere.test/".into(),
+            fields: Fields::default(),
+        };
+        let exchange = worker.open(head, true).unwrap();
+        let answer = tokio::time::timeout(Duration::from_secs(30), exchange.response.head());
+        let (head, _) = answer.await.expect("there is room").unwrap();
+        assert_eq!(head.fields.text(":error"), Some("egress_denied"));
+    }
 }

@@ -147,15 +147,14 @@ impl Calls {
                 Err(error) => return tracing::warn!(?worker, %error, "a worker's channel is none"),
             };
             let own = Arc::new(Semaphore::new(MAX_CALLS_OF_A_WORKER));
-            // Room first, then the call: a flood waits in its worker's socket and takes nobody's descriptors.
+            // One call waits here for room, more in their worker's socket: a flood takes nobody's descriptors, and a
+            // worker that calls nobody no room.
             loop {
-                let room = (
-                    own.clone().acquire_owned().await,
-                    calls.room.clone().acquire_owned().await,
-                );
+                let own = own.clone().acquire_owned().await;
                 let Some(incoming) = acceptor.accept().await else {
                     return;
                 };
+                let room = (own, calls.room.clone().acquire_owned().await);
                 let (calls, caller) = (calls.clone(), caller.clone());
                 tokio::spawn(async move {
                     calls.call(&caller, incoming).await;
