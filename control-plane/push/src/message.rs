@@ -24,7 +24,7 @@ pub const MAX_FETCH_DIGESTS: usize = 512;
 /// Tenants in one `Hello`: 140 bytes each, so well below a frame.
 pub const MAX_HELLO_TENANTS: usize = 10_000;
 /// Epochs of a pool, or grants, in one `Hello`.
-const MAX_HELLO_EPOCHS: usize = 1000;
+const MAX_HELLO_EPOCHS: usize = casemate_trust::judge::MAX_EPOCHS_HELD;
 /// Objects that come with a manifest without having been asked for, bytes: the node keeps them until the manifest is
 /// judged. What does not fit is fetched.
 pub const MAX_AHEAD_BYTES: usize = 32 * 1024 * 1024;

@@ -4,9 +4,10 @@ use std::io::{self, IoSlice, IoSliceMut};
 use std::marker::PhantomData;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
 
 use casemate_wire::control::{
-    MAX_DESCRIPTORS, MAX_INLINE_BYTES, MAX_MESSAGE_BYTES, MessageError, decode, encode,
+    MAX_DESCRIPTORS, MAX_INLINE_BYTES, Message, MessageError, decode, encode,
 };
 use casemate_wire::frame::{FrameError, HEADER_BYTES, control_packet, control_payload};
 use rustix::fs::{MemfdFlags, SealFlags};
@@ -14,9 +15,11 @@ use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags,
     SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType,
 };
-use serde::{Deserialize, Serialize};
 use tokio::io::Interest;
 use tokio::net::UnixStream;
+
+/// Between two lines in the log about packets that were skipped.
+const SKIPPED_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Why a message could not be sent or was refused.
 #[derive(Debug, thiserror::Error)]
@@ -33,9 +36,40 @@ pub enum ControlError {
     /// Cut off, or with too many descriptors.
     #[error("the packet was cut off")]
     Truncated,
+    /// No memfd can be had for a large message: nothing was sent, and it can be tried again.
+    #[error("no memfd can be had for a large message")]
+    NoMemfd(#[source] io::Error),
     /// The memfd of a large message is not what it should be.
-    #[error("expected a sealed memfd of at most {MAX_MESSAGE_BYTES} bytes")]
-    Memfd,
+    #[error("expected a sealed memfd of at most {0} bytes")]
+    Memfd(usize),
+}
+
+impl ControlError {
+    /// Whether one message is lost and no more: the socket still works. `Truncated` is also what a process meets that has
+    /// no descriptors left, and no fault of the sender's then.
+    pub fn is_of_one_message(&self) -> bool {
+        !matches!(self, Self::Socket(_))
+    }
+}
+
+/// Packets that were skipped: counted, so that a flood of them does not fill a log.
+#[derive(Debug, Default)]
+pub struct Skipped {
+    unsaid: u64,
+    said: Option<Instant>,
+}
+
+impl Skipped {
+    /// One more, now; how many to log, if it is time to.
+    pub fn one_more(&mut self, now: Instant) -> Option<u64> {
+        self.unsaid += 1;
+        let early = |said| now.saturating_duration_since(said) < SKIPPED_INTERVAL;
+        if self.said.is_some_and(early) {
+            return None;
+        }
+        self.said = Some(now);
+        Some(std::mem::take(&mut self.unsaid))
+    }
 }
 
 impl From<rustix::io::Errno> for ControlError {
@@ -90,23 +124,23 @@ pub fn sealed_memfd(name: &str, bytes: &[u8]) -> io::Result<OwnedFd> {
 pub fn read_sealed_memfd(fd: impl AsFd, max_bytes: usize) -> Result<Vec<u8>, ControlError> {
     let wanted = SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE;
     let sealed = rustix::fs::fcntl_get_seals(&fd).is_ok_and(|seals| seals.contains(wanted));
-    let size = rustix::fs::fstat(&fd)?.st_size;
+    let size = rustix::fs::fstat(&fd).map_or(-1, |stat| stat.st_size);
     let size = usize::try_from(size)
         .ok()
         .filter(|size| sealed && *size <= max_bytes)
-        .ok_or(ControlError::Memfd)?;
+        .ok_or(ControlError::Memfd(max_bytes))?;
     let mut bytes = vec![0; size];
     let mut filled = 0;
     while filled < size {
-        match rustix::io::pread(&fd, &mut bytes[filled..], filled as u64)? {
-            0 => return Err(ControlError::Memfd),
-            count => filled += count,
+        match rustix::io::pread(&fd, &mut bytes[filled..], filled as u64) {
+            Ok(0) | Err(_) => return Err(ControlError::Memfd(max_bytes)),
+            Ok(count) => filled += count,
         }
     }
     Ok(bytes)
 }
 
-impl<Out: Serialize, In: for<'de> Deserialize<'de>> Control<Out, In> {
+impl<Out: Message, In: Message> Control<Out, In> {
     /// The end on this socket.
     ///
     /// # Errors
@@ -155,7 +189,8 @@ impl<Out: Serialize, In: for<'de> Deserialize<'de>> Control<Out, In> {
     /// The next message with its descriptors; `None` when the other end has closed.
     ///
     /// # Errors
-    /// See [`ControlError`]; the channel should then be closed.
+    /// See [`ControlError`]; the packet is gone, and its descriptors are closed. From a peer that nothing but hostility lets
+    /// err, close the channel; after [`ControlError::is_of_one_message`] it may also be read on.
     pub async fn recv(&self) -> Result<Option<(In, Vec<OwnedFd>)>, ControlError> {
         let mut packet = vec![0; HEADER_BYTES + MAX_INLINE_BYTES];
         let received = self.socket.async_io(Interest::READABLE, || {
@@ -176,8 +211,8 @@ impl<Out: Serialize, In: for<'de> Deserialize<'de>> Control<Out, In> {
         let payload = control_payload(&packet[..length])?;
         let message = if payload.is_empty() {
             decode(&read_sealed_memfd(
-                fds.pop().ok_or(ControlError::Memfd)?,
-                MAX_MESSAGE_BYTES,
+                fds.pop().ok_or(ControlError::Memfd(In::MAX_BYTES))?,
+                In::MAX_BYTES,
             )?)?
         } else {
             decode(payload)?
@@ -193,7 +228,7 @@ fn spill(payload: &[u8]) -> Result<Option<OwnedFd>, ControlError> {
     }
     sealed_memfd("casemate-message", payload)
         .map(Some)
-        .map_err(ControlError::Socket)
+        .map_err(ControlError::NoMemfd)
 }
 
 fn packet<'a>(
@@ -251,5 +286,26 @@ fn receive_packet(
         Err(ControlError::Truncated)
     } else {
         Ok((received.bytes, fds))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_flood_is_a_line_in_ten_seconds() {
+        let (mut skipped, start) = (Skipped::default(), Instant::now());
+        assert_eq!(
+            skipped.one_more(start),
+            Some(1),
+            "the first is said at once"
+        );
+        for _ in 0..1000 {
+            assert_eq!(skipped.one_more(start), None);
+        }
+        let later = start + SKIPPED_INTERVAL;
+        assert_eq!(skipped.one_more(later), Some(1001));
+        assert_eq!(skipped.one_more(later), None);
     }
 }

@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use casemate_wire::{OpenError, RequestHead, Side};
 
-pub use control::{Control, ControlError};
+pub use control::{Control, ControlError, Skipped};
 use driver::Shared;
 pub use stream::{Exchange, Incoming, PendingResponse, RecvBody, Reply, SendBody};
 

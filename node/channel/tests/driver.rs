@@ -222,26 +222,39 @@ async fn an_end_that_writes_without_pause_keeps_nobody_else_waiting() {
 #[tokio::test]
 async fn control_messages_carry_descriptors_and_large_payloads() {
     use casemate_channel::Control;
+    use casemate_wire::control::Message;
+    #[derive(serde::Serialize, serde::Deserialize)]
+    struct Text(String);
+    impl Message for Text {
+        const MAX_BYTES: usize = 2_000_000;
+    }
+    #[derive(Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+    struct Number(u32);
+    impl Message for Number {
+        const MAX_BYTES: usize = 5;
+    }
     let (one, other) = casemate_channel::control::pair().unwrap();
     let (one, other) = (
-        Control::<String, u32>::new(one).unwrap(),
-        Control::<u32, String>::new(other).unwrap(),
+        Control::<Text, Number>::new(one).unwrap(),
+        Control::<Number, Text>::new(other).unwrap(),
     );
     let (gift, mut kept) = std::os::unix::net::UnixStream::pair().unwrap();
     for text in ["short".to_owned(), "x".repeat(1_000_000)] {
+        let text = Text(text);
         one.send(&text, &[gift.as_fd()]).await.unwrap();
         let (received, fds) = other.recv().await.unwrap().unwrap();
-        assert!(received == text);
+        assert!(received.0 == text.0);
         let [fd] = <[OwnedFd; 1]>::try_from(fds).unwrap();
         let mut gift = std::os::unix::net::UnixStream::from(fd);
         gift.write_all(b"!").unwrap();
         std::io::Read::read_exact(&mut kept, &mut [0]).unwrap();
     }
-    assert!(other.try_send(&7, &[]).unwrap());
-    assert_eq!(one.recv().await.unwrap().unwrap().0, 7);
+    assert!(other.try_send(&Number(7), &[]).unwrap());
+    assert_eq!(one.recv().await.unwrap().unwrap().0, Number(7));
+    let long = Text("x".repeat(Text::MAX_BYTES));
+    assert!(one.send(&long, &[]).await.is_err());
     drop(one);
     assert!(other.recv().await.unwrap().is_none());
-    assert!("x".repeat(5 << 20).len() > casemate_wire::control::MAX_MESSAGE_BYTES);
 }
 
 #[tokio::test]

@@ -31,8 +31,8 @@ use crate::workers::{Function, Lease};
 const HEAD_WAIT: Duration = Duration::from_secs(600);
 /// Workers tried for one request whose channels turn out closed. The request was sent to none of them.
 const MAX_WORKERS_TRIED: usize = 4;
-/// Longest path in an access record, bytes.
-const MAX_RECORDED_PATH_BYTES: usize = 2048;
+/// Longest path, and longest method, in an access record, bytes.
+const MAX_RECORDED_BYTES: usize = 2048;
 /// Fields that the gateway adds: `host`, `:request`, `:client`.
 const OWN_FIELDS: usize = 3;
 
@@ -130,7 +130,7 @@ pub async fn answer(
     gateway.record(Access {
         key: route.as_ref().map(|route| route.key.clone()),
         request: id,
-        method: head.method.as_str().to_owned(),
+        method: recorded(head.method.as_str()),
         path: recorded(head.uri.path()),
         status: response.status().as_u16(),
         failure,
@@ -140,12 +140,12 @@ pub async fn answer(
 }
 
 /// Paths in a parsed URI are ASCII or UTF-8 of a caller; cut between characters.
-fn recorded(path: &str) -> String {
-    let mut end = path.len().min(MAX_RECORDED_PATH_BYTES);
-    while !path.is_char_boundary(end) {
+fn recorded(text: &str) -> String {
+    let mut end = text.len().min(MAX_RECORDED_BYTES);
+    while !text.is_char_boundary(end) {
         end -= 1;
     }
-    path[..end].to_owned()
+    text[..end].to_owned()
 }
 
 async fn forward(
@@ -365,9 +365,9 @@ mod tests {
     }
 
     #[test]
-    fn recorded_paths_are_bounded() {
-        let long = format!("/{}", "é".repeat(MAX_RECORDED_PATH_BYTES));
-        assert_eq!(recorded(&long).len(), MAX_RECORDED_PATH_BYTES - 1);
+    fn what_is_recorded_is_bounded() {
+        let long = format!("/{}", "é".repeat(MAX_RECORDED_BYTES));
+        assert_eq!(recorded(&long).len(), MAX_RECORDED_BYTES - 1);
         assert_eq!(recorded("/a"), "/a");
     }
 

@@ -1,9 +1,9 @@
 //! From closed walls to the end.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use casemate_channel::ControlError;
+use casemate_channel::{ControlError, Skipped};
 use casemate_wire::control::gateway::FromGateway;
 use ring::rand::{SecureRandom as _, SystemRandom};
 use tokio::sync::oneshot;
@@ -111,8 +111,19 @@ async fn obey_until_drain(
     gateway: &Arc<Gateway>,
     supervisor: &Supervisor,
 ) -> Result<Duration, RunError> {
+    let mut skipped = Skipped::default();
     loop {
-        let (message, fds) = supervisor.recv().await?.ok_or(RunError::Alone)?;
+        let (message, fds) = match supervisor.recv().await {
+            Ok(received) => received.ok_or(RunError::Alone)?,
+            // Callers may have taken our last descriptors: those that are served go on.
+            Err(error) if error.is_of_one_message() => {
+                if let Some(packets) = skipped.one_more(Instant::now()) {
+                    tracing::warn!(%error, packets, "what the supervisor sent is no message and was skipped");
+                }
+                continue;
+            }
+            Err(error) => return Err(error.into()),
+        };
         if let Some(grace) = supervise::obey(gateway, message, fds) {
             return Ok(grace);
         }

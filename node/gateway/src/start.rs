@@ -146,6 +146,8 @@ fn open(start: Start, control: OwnedFd) -> Result<Prepared, StartError> {
         .map(address)
         .collect::<Result<_, _>>()
         .map_err(StartError::Descriptor)?;
+    // Each caller has one, and so has each worker's channel.
+    casemate_sandbox::raise_descriptors()?;
     let layers = casemate_sandbox::close(Profile::Gateway)?;
     let certificates = (!start.certificates.is_empty()).then(|| Arc::new(certificates));
     Ok(Prepared {

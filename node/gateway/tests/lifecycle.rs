@@ -3,6 +3,7 @@
 
 mod harness;
 
+use std::os::fd::AsFd as _;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -260,7 +261,7 @@ async fn what_keeps_it_from_starting_is_said_and_has_its_exit_code() {
     cases[2].0.certificates = vec![missing];
     cases[3].0.listeners = listener("127.0.0.1:0", true);
     for (start, says, code) in cases {
-        let (mut child, control) = spawn(start).await;
+        let (mut child, control, _) = spawn(start).await;
         let FromGateway::Failed { message } = timeout(SOON, control.recv())
             .await
             .unwrap()
@@ -276,8 +277,19 @@ async fn what_keeps_it_from_starting_is_said_and_has_its_exit_code() {
 }
 
 #[tokio::test]
+async fn what_is_no_message_is_skipped_and_callers_are_served() {
+    let node = Node::with_route().await;
+    for bytes in [&b"garbage"[..], &[0; 100_000]] {
+        rustix::net::send(&node.socket, bytes, rustix::net::SendFlags::empty()).unwrap();
+    }
+    tokio::spawn(work(node.worker("f", 1, 1).await, describe));
+    assert!(node.get("a.test", "/x").await.contains("/x"));
+}
+
+#[tokio::test]
 async fn without_a_supervisor_it_ends() {
     let mut node = Node::with_route().await;
+    node.socket = std::io::stdin().as_fd().try_clone_to_owned().unwrap();
     let (unused, _other) = casemate_channel::control::pair().unwrap();
     drop(std::mem::replace(
         &mut node.control,

@@ -24,6 +24,10 @@ use crate::{LayerReport, Profile, SandboxError, syscalls};
 /// good reserve. Beyond it the kernel refuses descriptors that somebody floods us with.
 const WORKER_DESCRIPTORS_MAX: u64 = 64;
 
+/// Descriptors of anybody else: more than a full vault holds (32 connections that wait in each of 1024 pools, calls, a channel
+/// for each of some thousand workers), and few enough that a leak meets it before the machine suffers.
+const DESCRIPTORS_MAX: u64 = 64 * 1024;
+
 /// The newest Landlock that we know how to use; older kernels are asked for what they have.
 const LANDLOCK_ABI: ABI = ABI::V7;
 
@@ -144,6 +148,32 @@ pub fn close_with(
         layers::replace(&mut reports, report("capabilities", false, &why));
     }
     Ok(reports)
+}
+
+/// Raises the limit of descriptors as far as its hard limit and reason allow; what is in force then.
+///
+/// The soft limit is mostly 1024 for the sake of select(2), which nobody here uses. To be called before the walls close:
+/// no profile lets a program touch its limits. A worker's are lowered instead, by [`before_engine`].
+///
+/// # Errors
+/// The kernel refuses what is within the hard limit.
+pub fn raise_descriptors() -> Result<u64, SandboxError> {
+    let held = getrlimit(Resource::Nofile);
+    let hard = held.maximum.unwrap_or(u64::MAX);
+    let current = held.current.unwrap_or(u64::MAX);
+    // An operator who gave more knows why.
+    let wanted = current.max(hard.min(DESCRIPTORS_MAX));
+    if wanted > current {
+        let raised = Rlimit {
+            current: Some(wanted),
+            ..held
+        };
+        setrlimit(Resource::Nofile, raised).map_err(|source| SandboxError::Rlimit {
+            limit: "open files",
+            source,
+        })?;
+    }
+    Ok(wanted)
 }
 
 /// Reads these layers again; none of them is read from /proc.

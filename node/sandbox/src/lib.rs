@@ -6,8 +6,8 @@
 //!
 //! - A worker: [`before_engine`] first of all in `main`, while there is one thread; then V8; then [`close`], before the
 //!   first byte of tenant code.
-//! - Everybody else: [`close_with`] once files are read and ports are bound, and **before threads are started**: Landlock
-//!   and the capabilities are a thread's own, and only threads started later inherit them.
+//! - Everybody else: [`raise_descriptors`], and [`close_with`] once files are read and ports are bound, and **before threads
+//!   are started**: Landlock and the capabilities are a thread's own, and only threads started later inherit them.
 
 mod error;
 mod inside;
@@ -19,7 +19,7 @@ pub mod launch;
 
 pub use casemate_wire::control::LayerReport;
 pub use error::SandboxError;
-pub use inside::{Access, before_engine, close, close_with};
+pub use inside::{Access, before_engine, close, close_with, raise_descriptors};
 pub use layers::{LAYERS, UnknownLayer, missing, status};
 pub use policy::{Call, Verdict, calls};
 

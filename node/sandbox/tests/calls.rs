@@ -233,6 +233,23 @@ fn each_program_reports_what_it_did_to_itself() {
 }
 
 #[test]
+fn as_many_descriptors_as_were_raised_to_can_be_had_behind_the_walls() {
+    for name in ["supervisor", "gateway", "vault"] {
+        let text = probe::run(&["descriptors", name]);
+        let numbers: Vec<u64> = text
+            .split(' ')
+            .map_while(|word| word.parse().ok())
+            .collect();
+        let [hard, told, can] = numbers[..] else {
+            panic!("{name}: {text}")
+        };
+        assert_eq!(told, hard.clamp(64, 65_536), "{name}");
+        assert_eq!(can, told, "{name}: {text}");
+        assert!(text.contains("(os error 24)"), "{name}: {text}");
+    }
+}
+
+#[test]
 fn half_a_wall_is_not_reported_as_one() {
     let lines = probe::run(&["threads-before"]);
     assert_eq!(

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use casemate_config::{EXIT_SOFTWARE, EXIT_UNAVAILABLE, EXIT_USAGE};
-use casemate_sandbox::{LayerReport, Profile};
+use casemate_sandbox::{LayerReport, Profile, SandboxError};
 use clap::Parser;
 
 use crate::config::Config;
@@ -81,13 +81,16 @@ fn main() -> ExitCode {
 fn close_in(config: &Config) -> Result<Vec<LayerReport>, String> {
     // The first look at a clock finds the vDSO by a call that the walls stop.
     let _now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    let failed = |error: SandboxError| {
+        let cause = std::error::Error::source(&error)
+            .map(|cause| format!(": {cause}"))
+            .unwrap_or_default();
+        format!("cannot close the sandbox: {error}{cause}")
+    };
+    // Each worker's control channel has one.
+    casemate_sandbox::raise_descriptors().map_err(failed)?;
     let layers =
-        casemate_sandbox::close_with(Profile::Supervisor, &config.paths()).map_err(|error| {
-            let cause = std::error::Error::source(&error)
-                .map(|cause| format!(": {cause}"))
-                .unwrap_or_default();
-            format!("cannot close the sandbox: {error}{cause}")
-        })?;
+        casemate_sandbox::close_with(Profile::Supervisor, &config.paths()).map_err(failed)?;
     config.must_be_in_force("the supervisor", &layers)?;
     Ok(layers)
 }

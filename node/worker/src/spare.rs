@@ -14,6 +14,7 @@ use tokio::task::JoinHandle;
 
 use crate::bundle::{Bundle, MAX_BUNDLE_BYTES};
 use crate::engine::{Engine, LoadError, Platform, exit_code};
+use crate::logs::cut;
 use crate::serve::{End, Server};
 use crate::state::Worker;
 
@@ -102,7 +103,7 @@ impl Spare {
                     }
                     Err(error) => {
                         let _ = outbox.try_send(FromWorker::LoadFailed {
-                            message: error.to_string(),
+                            message: cut(&error.to_string()),
                         });
                         exit_code(Failure::LoadFailed)
                     }

@@ -2,14 +2,15 @@
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use casemate_channel::{Control, ControlError};
+use casemate_channel::{Control, ControlError, Skipped};
 use casemate_trust::id::TenantId;
-use casemate_wire::control::LayerReport;
+use casemate_wire::control::parts::Part;
 use casemate_wire::control::vault::{Event, FromVault, ToVault};
 use tokio::sync::mpsc;
 
+use crate::Closed;
 use crate::calls::Calls;
 use crate::config::Config;
 use crate::signer;
@@ -17,6 +18,12 @@ use crate::vault::{Vault, VaultError};
 
 /// Events that wait to be sent; more are dropped and counted in the log.
 const MAX_EVENTS: usize = 1024;
+/// Longest text for people in a message, bytes: the control plane hears half of it.
+const MAX_TEXT_BYTES: usize = 4096;
+/// How often a large message is tried again when there are no descriptors, and how long it is waited in between: calls that
+/// end give theirs back. A vault that finds none for so long is better started again.
+const MEMFD_TRIES: u32 = 100;
+const MEMFD_PAUSE: Duration = Duration::from_millis(100);
 /// How often a lease is looked at.
 const LEASE_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -27,22 +34,21 @@ pub(crate) async fn serve(
     control: OwnedFd,
     vault: Vault,
     config: &Config,
-    layers: Vec<LayerReport>,
+    Closed {
+        layers,
+        descriptors,
+    }: Closed,
 ) -> Result<(), VaultError> {
     let control: Socket = Control::new(control).map_err(casemate_channel::ControlError::Socket)?;
     let vault = Arc::new(vault);
     let (events, mut pending) = mpsc::channel::<Event>(MAX_EVENTS);
-    let calls = match Calls::new(config, vault.clone(), events) {
+    let calls = match Calls::new(config, descriptors, vault.clone(), events) {
         Ok(calls) => Arc::new(calls),
         Err(message) => {
-            control
-                .send(
-                    &FromVault::Failed {
-                        message: message.clone(),
-                    },
-                    &[],
-                )
-                .await?;
+            let failed = FromVault::Failed {
+                message: cut(message.clone()),
+            };
+            tell(&control, &failed).await?;
             return Err(VaultError::StorageKey {
                 path: "trust_anchors".into(),
                 message,
@@ -51,8 +57,8 @@ pub(crate) async fn serve(
     };
     let mut hello = vault.hello(layers);
     tell(&control, &FromVault::Hello(Box::new(hello.clone()))).await?;
-    for plan in vault.plans() {
-        tell(&control, &FromVault::Plan(Box::new(plan))).await?;
+    for tenant in vault.tenants() {
+        tell_plan(&control, &vault, tenant).await?;
     }
     if let Some(set_aside) = vault.refill.clone() {
         tell(&control, &FromVault::Refill { set_aside }).await?;
@@ -67,10 +73,11 @@ pub(crate) async fn serve(
     });
     let mut leases = tokio::time::interval(LEASE_INTERVAL);
     leases.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
+    let mut skipped = Skipped::default();
     loop {
         tokio::select! {
-            message = control.recv() => match message? {
-                Some((message, fds)) => {
+            message = control.recv() => match message {
+                Ok(Some((message, fds))) => {
                     if !handle(message, fds, &control, &vault, &calls).await? {
                         return Ok(());
                     }
@@ -82,7 +89,14 @@ pub(crate) async fn serve(
                     }
                 }
                 // Our supervisor is gone, and with it whoever could ask us anything.
-                None => return Ok(()),
+                Ok(None) => return Ok(()),
+                // It may have been taken over, or we have no descriptors left: calls go on.
+                Err(error) if error.is_of_one_message() => {
+                    if let Some(packets) = skipped.one_more(Instant::now()) {
+                        tracing::warn!(%error, packets, "what the supervisor sent is no message and was skipped");
+                    }
+                }
+                Err(error) => return Err(error.into()),
             },
             Some(event) = pending.recv() => tell(&control, &FromVault::Event(event)).await?,
             _ = leases.tick() => {
@@ -114,9 +128,7 @@ async fn handle(
                 calls.close_what_is_withdrawn();
             }
             for tenant in effect.tenants {
-                if let Some(plan) = plan_of(vault, tenant) {
-                    tell(control, &FromVault::Plan(Box::new(plan))).await?;
-                }
+                tell_plan(control, vault, tenant).await?;
             }
             if !effect.leased
                 && let Some(nonce) = vault.lease_question(false)
@@ -139,7 +151,9 @@ async fn handle(
             }
         }
         ToVault::Connected => {
-            tell(control, &FromVault::Have(Box::new(vault.have()))).await?;
+            for part in Part::cut(vault.have()) {
+                tell(control, &FromVault::Have(Box::new(part))).await?;
+            }
             if let Some(nonce) = vault.lease_question(true) {
                 tell(control, &FromVault::LeaseWanted { nonce }).await?;
             }
@@ -147,35 +161,95 @@ async fn handle(
         ToVault::Describe => {
             let mut description = vault.describe();
             description["upstreams"] = calls.describe();
-            control
-                .send(
-                    &FromVault::Description {
-                        json: description.to_string(),
-                    },
-                    &[],
-                )
-                .await?;
+            let json = description.to_string();
+            tell(control, &FromVault::Description { json }).await?;
         }
         ToVault::Stop => return Ok(false),
     }
     Ok(true)
 }
 
-/// Says something to the supervisor. What is too large to be said is logged and left out: it must not end the vault.
+/// Says what a tenant runs, in parts of which the supervisor acts on none before it has all.
+async fn tell_plan(control: &Socket, vault: &Vault, tenant: TenantId) -> Result<(), ControlError> {
+    for part in vault.plan(&tenant).into_iter().flat_map(Part::cut) {
+        tell(control, &FromVault::Plan(Box::new(part))).await?;
+    }
+    Ok(())
+}
+
+/// Says something to the supervisor. Nothing is too large to be said: lists go in parts, texts are cut, and tests hold the
+/// rest against the largest that the judge accepts.
 async fn tell(control: &Socket, message: &FromVault) -> Result<(), ControlError> {
-    match control.send(message, &[]).await {
-        Err(ControlError::Message(error)) => {
-            tracing::error!(%error, "a message to the supervisor is too large and is left out");
-            Ok(())
+    let mut tries = 1;
+    loop {
+        match control.send(message, &[]).await {
+            Err(ControlError::NoMemfd(error)) if tries < MEMFD_TRIES => {
+                if tries == 1 {
+                    tracing::warn!(%error, "a message to the supervisor waits for a descriptor");
+                }
+                tries += 1;
+                tokio::time::sleep(MEMFD_PAUSE).await;
+            }
+            sent => return sent,
         }
-        sent => sent,
     }
 }
 
-fn plan_of(vault: &Vault, tenant: TenantId) -> Option<casemate_wire::control::vault::Plan> {
-    let state = vault.read();
-    state
-        .judge
-        .tenant(&tenant)
-        .map(|tenant| crate::plan::plan(tenant, &state.identity.pool))
+/// A text for people that somebody else chose the length of, cut between characters.
+pub(crate) fn cut(mut text: String) -> String {
+    text.truncate(text.floor_char_boundary(MAX_TEXT_BYTES));
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use casemate_trust::dsse::MAX_ENVELOPE_BYTES;
+    use casemate_trust::judge::{MAX_EPOCHS_HELD, MAX_TENANTS};
+    use casemate_trust::statement::{MAX_FALLBACKS, MAX_FUNCTIONS, MAX_SECRETS, MAX_VERSION};
+    use casemate_wire::control::encode;
+    use casemate_wire::control::vault::{Have, HaveTenant, ObjectKind, Verdict};
+
+    use super::*;
+
+    /// Plans are held against their bound where they are made.
+    #[test]
+    fn the_largest_of_everything_that_the_judge_accepts_can_be_said() {
+        let envelope = ToVault::Submit {
+            id: u64::MAX,
+            kind: ObjectKind::Manifest,
+            bytes: vec![1; MAX_ENVELOPE_BYTES],
+        };
+        encode(&envelope).unwrap();
+        let listed = MAX_FUNCTIONS * (1 + MAX_FALLBACKS) + MAX_SECRETS;
+        let missing = FromVault::Verdict {
+            id: u64::MAX,
+            verdict: Verdict::Missing {
+                digests: vec![[0xff; 32]; listed],
+            },
+        };
+        encode(&missing).unwrap();
+        let tenant = HaveTenant {
+            tenant: [0xff; 32],
+            tenant_version: MAX_VERSION,
+            manifest: Some((MAX_VERSION, [0xff; 32])),
+        };
+        let have = Have {
+            root: MAX_VERSION,
+            online_key: MAX_VERSION,
+            epochs: vec![MAX_VERSION; MAX_EPOCHS_HELD],
+            tenants: vec![tenant; MAX_TENANTS],
+            grants: vec![MAX_VERSION; MAX_EPOCHS_HELD],
+        };
+        for part in Part::cut(have) {
+            encode(&FromVault::Have(Box::new(part))).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_text_is_cut_between_characters() {
+        assert_eq!(cut("short".into()), "short");
+        let long = cut("\u{e9}".repeat(MAX_TEXT_BYTES) + "x");
+        assert_eq!(long, "\u{e9}".repeat(MAX_TEXT_BYTES / 2));
+        assert_eq!(cut(format!("x{long}")).len(), MAX_TEXT_BYTES - 1);
+    }
 }

@@ -18,7 +18,7 @@ use std::process::ExitCode;
 
 use casemate_channel::Control;
 use casemate_config::{EXIT_IO, EXIT_SOFTWARE, EXIT_UNAVAILABLE, EXIT_USAGE};
-use casemate_sandbox::{LayerReport, Profile};
+use casemate_sandbox::{LayerReport, Profile, SandboxError};
 use casemate_wire::control::vault::{FromVault, ToVault};
 use clap::Parser;
 
@@ -55,8 +55,8 @@ fn main() -> ExitCode {
         Err(mistakes) => return fail(EXIT_USAGE, Some(control), mistakes.to_string()),
     };
     // Walls before anything of the network or the disk's is read: Landlock holds for threads started later.
-    let layers = match close_in(&config) {
-        Ok(layers) => layers,
+    let closed = match close_in(&config) {
+        Ok(closed) => closed,
         Err(message) => return fail(EXIT_UNAVAILABLE, Some(control), message),
     };
     let vault = match Vault::open(&config) {
@@ -78,7 +78,7 @@ fn main() -> ExitCode {
         }
     };
     runtime.block_on(async {
-        match control::serve(control, vault, &config, layers).await {
+        match control::serve(control, vault, &config, closed).await {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {
                 tracing::error!(error = %error, cause = ?std::error::Error::source(&error), "the vault ends");
@@ -88,7 +88,14 @@ fn main() -> ExitCode {
     })
 }
 
-fn close_in(config: &Config) -> Result<Vec<LayerReport>, String> {
+/// What closing in came to.
+struct Closed {
+    layers: Vec<LayerReport>,
+    /// How many this process may hold.
+    descriptors: u64,
+}
+
+fn close_in(config: &Config) -> Result<Closed, String> {
     // The first look at a clock finds the vDSO by a call that the walls stop.
     let _now = clock::boot_ms();
     // Rules are for what exists.
@@ -97,17 +104,21 @@ fn close_in(config: &Config) -> Result<Vec<LayerReport>, String> {
         .mode(0o700)
         .create(&config.state);
     made.map_err(|error| format!("cannot make {}: {error}", config.state.display()))?;
-    let layers =
-        casemate_sandbox::close_with(Profile::Vault, &config.paths()).map_err(|error| {
-            let cause = std::error::Error::source(&error)
-                .map(|cause| format!(": {cause}"))
-                .unwrap_or_default();
-            format!("cannot close the sandbox: {error}{cause}")
-        })?;
+    let failed = |error: SandboxError| {
+        let cause = std::error::Error::source(&error)
+            .map(|cause| format!(": {cause}"))
+            .unwrap_or_default();
+        format!("cannot close the sandbox: {error}{cause}")
+    };
+    let descriptors = casemate_sandbox::raise_descriptors().map_err(failed)?;
+    let layers = casemate_sandbox::close_with(Profile::Vault, &config.paths()).map_err(failed)?;
     let missing = casemate_sandbox::missing(&config.require, &layers)
         .map_err(|unknown| unknown.to_string())?;
     if missing.is_empty() {
-        Ok(layers)
+        Ok(Closed {
+            layers,
+            descriptors,
+        })
     } else {
         Err(format!(
             "layers that `require` names are not in force: {}",
@@ -126,6 +137,7 @@ fn fail(code: u8, control: Option<OwnedFd>, message: String) -> ExitCode {
             .ok()?;
         runtime.block_on(async {
             let control: Control<FromVault, ToVault> = Control::new(control?).ok()?;
+            let message = control::cut(message);
             control.send(&FromVault::Failed { message }, &[]).await.ok()
         })
     };

@@ -73,3 +73,128 @@ fn function_plan(function: &Name, digest: [u8; 32], release: &Release) -> Functi
         dynamic_code: release.dynamic_code,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use casemate_trust::id::{Digest, FleetId, TenantId};
+    use casemate_trust::path::{MAX_METHOD_BYTES, MAX_PATTERN_BYTES};
+    use casemate_trust::release::{
+        BundleRef, Credential, MAX_BODY_BYTES, MAX_BUNDLE_BYTES, MAX_ENTRIES, MAX_HOSTS,
+        MAX_PATTERNS, MAX_VARS_BYTES, Perimeter, Slot, Var,
+    };
+    use casemate_trust::statement::MAX_FUNCTIONS;
+    use casemate_wire::control::parts::{Arriving, Part};
+    use casemate_wire::control::vault::FromVault;
+    use casemate_wire::control::worker::{Load, ToWorker};
+    use casemate_wire::control::{decode, encode};
+
+    use super::*;
+
+    /// As much as a release may hold of everything that a plan repeats.
+    fn largest() -> Release {
+        let name = |n: usize| format!("N{n:0>62}").parse().unwrap();
+        let host = |n: usize| {
+            format!("{n:0>61}.{0}.{0}.{0}", "h".repeat(63))
+                .parse()
+                .unwrap()
+        };
+        let method = |n: usize| {
+            let last = char::from(b'A' + n as u8 % 26);
+            format!("{}{last}", "M".repeat(MAX_METHOD_BYTES - 1))
+        };
+        let credential = |n: usize| Credential {
+            binding: name(n + MAX_ENTRIES),
+            secret: "S".parse().unwrap(),
+            host: host(n),
+            port: u16::MAX,
+            methods: vec![],
+            paths: vec![],
+            slot: Slot::Bearer,
+            auto: false,
+            ca: None,
+        };
+        let release = Release {
+            fleet: FleetId([1; 32]),
+            tenant: TenantId([2; 32]),
+            function: "f".repeat(63).parse().unwrap(),
+            bundle: BundleRef {
+                digest: Digest([3; 32]),
+                bytes: MAX_BUNDLE_BYTES,
+            },
+            entry: "e".repeat(256),
+            hosts: (0..MAX_HOSTS).map(host).collect(),
+            perimeter: Perimeter {
+                methods: (0..MAX_PATTERNS)
+                    .map(|n| method(n).parse().unwrap())
+                    .collect(),
+                paths: (0..MAX_PATTERNS)
+                    .map(|n| format!("/{n:0>0$}", MAX_PATTERN_BYTES - 1).parse().unwrap())
+                    .collect(),
+                max_body_bytes: MAX_BODY_BYTES,
+            },
+            limits: casemate_trust::release::Limits {
+                cpu_time_ms: u32::MAX,
+                wall_time_ms: u32::MAX,
+                heap_mib: u32::MAX,
+                subrequests: u32::MAX,
+                concurrency: u32::MAX,
+            },
+            vars: (0..MAX_ENTRIES)
+                .map(|n| Var {
+                    name: name(n),
+                    value: "v".repeat(MAX_VARS_BYTES / MAX_ENTRIES - 63),
+                })
+                .collect(),
+            egress: vec![],
+            credentials: (0..MAX_ENTRIES).map(credential).collect(),
+            dynamic_code: true,
+            owner: String::new(),
+        };
+        Release::parse(&release.to_bytes()).expect("the judge takes it")
+    }
+
+    #[test]
+    fn the_largest_plan_that_the_judge_accepts_arrives_whole() {
+        let release = largest();
+        let name = |n: usize| format!("f{n:0>62}");
+        let plan = |n: usize| function_plan(&name(n).parse().unwrap(), [4; 32], &release);
+        let whole = Plan {
+            tenant: [2; 32],
+            name: "t".repeat(63),
+            manifest_version: casemate_trust::statement::MAX_VERSION,
+            manifest: [5; 32],
+            functions: (0..MAX_FUNCTIONS).map(plan).collect(),
+        };
+        let (mut arriving, mut arrived) = (Arriving::new(MAX_FUNCTIONS as u32), None);
+        let mut bytes = 0;
+        for part in Part::cut(whole) {
+            assert_eq!(arrived, None);
+            let packet = encode(&FromVault::Plan(Box::new(part))).expect("each part fits");
+            bytes += packet.len();
+            let FromVault::Plan(part) = decode(&packet).unwrap() else {
+                panic!("it was a plan");
+            };
+            arrived = arriving.take(*part).unwrap();
+        }
+        assert!(bytes > 100 << 20, "{bytes}");
+        let arrived = arrived.expect("the last part completes it").functions;
+        assert_eq!(arrived.len(), MAX_FUNCTIONS);
+        for (n, function) in arrived.into_iter().enumerate() {
+            assert_eq!(function, plan(n));
+        }
+    }
+
+    #[test]
+    fn the_largest_function_fits_the_message_that_loads_it() {
+        let plan = function_plan(&"f".repeat(63).parse().unwrap(), [4; 32], &largest());
+        let load = Load {
+            function: plan.function,
+            entry: plan.entry,
+            limits: plan.limits,
+            vars: plan.vars,
+            bindings: plan.bindings,
+            dynamic_code: plan.dynamic_code,
+        };
+        encode(&ToWorker::Load(Box::new(load))).unwrap();
+    }
+}

@@ -8,7 +8,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockW
 
 use casemate_config::{EXIT_IO, EXIT_SOFTWARE, EXIT_TEMPORARY, EXIT_USAGE};
 use casemate_trust::join::JoinError;
-use casemate_trust::judge::Judge;
+use casemate_trust::judge::{Judge, TenantState};
 use casemate_vault_core::keys::{PoolKeys, StorageKey};
 use casemate_vault_core::liveness::Liveness;
 use casemate_vault_store::{Store, StoreError};
@@ -18,6 +18,9 @@ use casemate_wire::control::vault::{Have, HaveTenant, Hello, Plan};
 use crate::clock;
 use crate::identity::Identity;
 use staging::Staging;
+
+/// Tenants that a description lists; the rest it counts. It is for people, and must fit a message.
+const MAX_DESCRIBED_TENANTS: usize = 1000;
 
 /// Why the vault cannot open, or must end.
 #[derive(Debug, thiserror::Error)]
@@ -200,14 +203,16 @@ impl Vault {
         }
     }
 
-    /// The plan of every tenant.
-    pub(crate) fn plans(&self) -> Vec<Plan> {
+    /// All tenants. Their plans are made one at a time: together they may be larger than the memory.
+    pub(crate) fn tenants(&self) -> Vec<TenantId> {
+        self.read().judge.tenants().map(|(id, _)| *id).collect()
+    }
+
+    /// The plan of a tenant.
+    pub(crate) fn plan(&self, tenant: &TenantId) -> Option<Plan> {
         let state = self.read();
-        state
-            .judge
-            .tenants()
-            .map(|(_, tenant)| crate::plan::plan(tenant, &state.identity.pool))
-            .collect()
+        let tenant = state.judge.tenant(tenant)?;
+        Some(crate::plan::plan(tenant, &state.identity.pool))
     }
 
     /// For the status page: versions and names, no key.
@@ -215,32 +220,74 @@ impl Vault {
         let state = self.read();
         let until = self.liveness().until_ms();
         let left_secs = until.map(|until| until.saturating_sub(clock::boot_ms()) / 1000);
-        let tenants: Vec<_> = state
-            .judge
-            .tenants()
-            .map(|(id, tenant)| {
-                let accord = tenant.manifest.as_ref();
-                serde_json::json!({
-                    "id": id, "name": tenant.tenant.name, "version": tenant.tenant.version, "expires": tenant.tenant.expires,
-                    "manifest": accord.map(|accord| accord.manifest.version),
-                    "manifest_expires": accord.map(|accord| accord.manifest.expires),
-                    "secrets": accord.map_or(0, |accord| accord.secrets.len()),
-                })
-            })
+        let tenants = state.judge.tenants();
+        let listed: Vec<_> = tenants
+            .take(MAX_DESCRIBED_TENANTS)
+            .map(|(_, tenant)| describe_tenant(tenant))
             .collect();
         serde_json::json!({
             "fleet": state.identity.fleet, "node": state.identity.node, "pool": state.identity.pool,
             "member": !state.pool_keys.is_empty(), "root": state.judge.root().map(|root| root.version),
-            "lease_left_secs": left_secs, "tenants": tenants,
+            "lease_left_secs": left_secs, "tenants_held": state.judge.tenants().count(), "tenants": listed,
         })
     }
 }
 
+fn describe_tenant(state: &TenantState) -> serde_json::Value {
+    let (tenant, accord) = (&state.tenant, state.manifest.as_ref());
+    serde_json::json!({
+        "id": tenant.id, "name": tenant.name, "version": tenant.version, "expires": tenant.expires,
+        "manifest": accord.map(|accord| accord.manifest.version),
+        "manifest_expires": accord.map(|accord| accord.manifest.expires),
+        "secrets": accord.map_or(0, |accord| accord.secrets.len()),
+    })
+}
+
 #[cfg(test)]
 mod tests {
-    use casemate_trust::id::{Digest, TenantId};
-    use casemate_trust::judge::{MAX_TENANTS, Memory, Seen, TenantSeen};
+    use casemate_trust::id::FleetId;
+    use casemate_trust::judge::{Accord, MAX_TENANTS, Memory, Seen, TenantSeen};
+    use casemate_trust::key::SigningKey;
+    use casemate_trust::name::MAX_NAME_BYTES;
+    use casemate_trust::statement::{KeySet, MAX_SECRETS, MAX_VERSION, Manifest, Tenant};
     use casemate_vault_store::MAX_FILE_BYTES;
+    use casemate_wire::control::Message as _;
+    use casemate_wire::control::vault::FromVault;
+
+    use super::*;
+
+    #[test]
+    fn as_many_tenants_as_are_listed_fit_a_description() {
+        let key = SigningKey::from_seed(&[1; 32]).unwrap().public();
+        let name = "n".repeat(MAX_NAME_BYTES).parse().unwrap();
+        let fleet = FleetId([1; 32]);
+        let mut tenant =
+            Tenant::first(fleet, name, KeySet::single(key), vec![], u64::MAX, u64::MAX);
+        tenant.version = MAX_VERSION;
+        let manifest = Manifest {
+            fleet,
+            tenant: tenant.id,
+            tenant_version: MAX_VERSION,
+            version: MAX_VERSION,
+            functions: [].into(),
+            secrets: [].into(),
+            issued: u64::MAX,
+            expires: u64::MAX,
+        };
+        let accord = Accord {
+            manifest,
+            digest: Digest([1; 32]),
+            releases: [].into(),
+            secrets: [].into(),
+        };
+        let state = TenantState {
+            tenant,
+            manifest: Some(accord),
+        };
+        let bytes = describe_tenant(&state).to_string().len() + MAX_SECRETS.to_string().len();
+        // The rest of the description is a dozen short members.
+        assert!(bytes > 250 && MAX_DESCRIBED_TENANTS * bytes + 8 * 1024 < FromVault::MAX_BYTES);
+    }
 
     #[test]
     fn the_memory_of_as_many_tenants_as_are_ever_remembered_can_be_written() {
@@ -259,9 +306,7 @@ mod tests {
         });
         let memory = Memory {
             tenants: tenants.collect(),
-            ..casemate_trust::judge::Judge::new(casemate_trust::id::FleetId([255; 32]), None)
-                .memory()
-                .clone()
+            ..Judge::new(FleetId([255; 32]), None).memory().clone()
         };
         // As much again is left for everything else.
         assert!(serde_json::to_vec(&memory).unwrap().len() < MAX_FILE_BYTES / 2);

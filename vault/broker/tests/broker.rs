@@ -371,11 +371,7 @@ async fn what_was_accepted_is_there_after_sigkill_with_its_lease() {
     let upstream = Upstream::start(KEY).await;
     let (mut fleet, release) = serving(&upstream).await;
     fleet.kill_and_restart().await;
-    let plan = fleet.vault().wait(|message| match message {
-        FromVault::Plan(plan) => Some(plan),
-        _ => None,
-    });
-    assert_eq!(plan.await.functions[0].release, release);
+    assert_eq!(fleet.vault().plan().await.functions[0].release, release);
     let worker = channel(&mut fleet, release).await;
     assert_eq!(
         call(

@@ -6,6 +6,7 @@
 mod fleet;
 mod upstream;
 
+use casemate_trust::dsse::MAX_ENVELOPE_BYTES;
 use casemate_trust::id::{Digest, FleetId, TenantId};
 use casemate_trust::join::Grant;
 use casemate_trust::key::{SealingKey, SigningKey};
@@ -293,7 +294,12 @@ async fn every_refusal_of_a_taken_over_control_plane_by_name() {
         "object_too_large"
     );
     assert_eq!(
-        code(&mut fleet, ObjectKind::Manifest, vec![b' '; 2 << 20]).await,
+        code(
+            &mut fleet,
+            ObjectKind::Manifest,
+            vec![b' '; MAX_ENVELOPE_BYTES + 1]
+        )
+        .await,
         "statement_malformed"
     );
 

@@ -5,7 +5,7 @@
 
 use std::collections::VecDeque;
 use std::future::Future;
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
@@ -29,6 +29,8 @@ pub const RELEASE: Digest = [7; 32];
 pub struct Node {
     pub child: Child,
     pub control: Control<ToGateway, FromGateway>,
+    /// The control channel's, for what is no message.
+    pub socket: OwnedFd,
     pub addresses: Vec<String>,
     /// Access records that came by.
     pub records: Vec<Access>,
@@ -74,8 +76,8 @@ pub fn route(function: &str, hosts: &[&str], perimeter: Perimeter) -> ToGateway 
     }))
 }
 
-/// Starts the program and says `Start`.
-pub async fn spawn(start: Start) -> (Child, Control<ToGateway, FromGateway>) {
+/// Starts the program and says `Start`. The socket is the control channel's, for what is no message.
+pub async fn spawn(start: Start) -> (Child, Control<ToGateway, FromGateway>, OwnedFd) {
     let (ours, theirs) = casemate_channel::control::pair().unwrap();
     let child = Command::new(env!("CARGO_BIN_EXE_casemate-gateway"))
         .env(
@@ -85,14 +87,15 @@ pub async fn spawn(start: Start) -> (Child, Control<ToGateway, FromGateway>) {
         .stdin(Stdio::from(theirs))
         .spawn()
         .unwrap();
+    let socket = ours.try_clone().unwrap();
     let control = Control::new(ours).unwrap();
     control.send(&ToGateway::Start(start), &[]).await.unwrap();
-    (child, control)
+    (child, control, socket)
 }
 
 impl Node {
     pub async fn start(start: Start) -> Self {
-        let (child, control) = spawn(start).await;
+        let (child, control, socket) = spawn(start).await;
         let ready = timeout(SOON, control.recv())
             .await
             .unwrap()
@@ -111,6 +114,7 @@ impl Node {
         Self {
             child,
             control,
+            socket,
             addresses,
             records: Vec::new(),
             seen: VecDeque::new(),

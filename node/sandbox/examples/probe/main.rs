@@ -9,10 +9,12 @@ mod placed;
 
 use std::fs;
 use std::net::{TcpListener, TcpStream};
+use std::os::fd::AsRawFd as _;
 use std::path::Path;
 use std::process::ExitCode;
 
-use casemate_sandbox::{Access, Profile, before_engine, close, close_with};
+use casemate_sandbox::{Access, Profile, before_engine, close, close_with, raise_descriptors};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().collect();
@@ -29,6 +31,7 @@ fn main() -> ExitCode {
         [_, "serve", name] => serve(profile(name)),
         [_, "thread", name] => thread(profile(name)),
         [_, "files", allowed, other] => files(Path::new(allowed), Path::new(other)),
+        [_, "descriptors", name] => descriptors(profile(name)),
         [_, "report", name] => report(profile(name)),
         [_, "threads-before"] => threads_before(),
         _ => panic!("unknown arguments: {words:?}"),
@@ -83,6 +86,26 @@ fn thread(profile: Profile) {
         "{}",
         thread.expect("a thread").join().expect("the thread's end")
     );
+}
+
+/// How many descriptors it is told that it may hold, and how many it can, behind its walls.
+fn descriptors(profile: Profile) {
+    let held = getrlimit(Resource::Nofile);
+    let low = Rlimit {
+        current: Some(64),
+        ..held
+    };
+    setrlimit(Resource::Nofile, low).expect("a lower limit");
+    let told = raise_descriptors().expect("a higher limit");
+    enter(profile);
+    let mut open = Vec::new();
+    while let Ok(descriptor) = rustix::stdio::stdin().try_clone_to_owned() {
+        open.push(descriptor);
+    }
+    let errno = std::io::Error::last_os_error();
+    // The lowest that is free is always taken: below the last one all are.
+    let can = open.last().map_or(0, |last| last.as_raw_fd() + 1);
+    println!("{} {told} {can} {errno}", held.maximum.unwrap_or(u64::MAX));
 }
 
 fn files(allowed: &Path, other: &Path) {

@@ -7,10 +7,10 @@ use std::sync::Arc;
 
 use casemate_channel::Control;
 use casemate_sandbox::launch::{Client, Command, Event, Program};
+use casemate_wire::control::Message;
 use casemate_wire::control::gateway::{FromGateway, ToGateway};
 use casemate_wire::control::vault::{FromVault, ToVault};
 use casemate_wire::control::worker::{FromWorker, ToWorker};
-use serde::{Deserialize, Serialize};
 use tokio::io::Interest;
 use tokio::net::UnixStream;
 use tokio::sync::mpsc;
@@ -161,18 +161,19 @@ fn speak<Out, In>(
     heard: fn(u64, Box<In>) -> Happening,
 ) -> io::Result<mpsc::Sender<(Out, Vec<OwnedFd>)>>
 where
-    Out: Serialize + Send + Sync + 'static,
-    In: for<'de> Deserialize<'de> + Send + 'static,
+    Out: Message + Send + Sync + 'static,
+    In: Message + Send + 'static,
 {
     let control = Arc::new(Control::<Out, In>::new(socket)?);
     let (queue, mut queued) = mpsc::channel::<(Out, Vec<OwnedFd>)>(MAX_QUEUE);
-    let writer = control.clone();
+    let (writer, deaf) = (control.clone(), happenings.clone());
     tokio::spawn(async move {
         while let Some((message, fds)) = queued.recv().await {
             let borrowed: Vec<_> = fds.iter().map(std::os::fd::AsFd::as_fd).collect();
             if let Err(error) = writer.send(&message, &borrowed).await {
-                // Its reader hears of the same end.
-                tracing::debug!(child = id, %error, "a child cannot be spoken to");
+                tracing::warn!(child = id, %error, "a child cannot be spoken to");
+                // Nobody left to tell means that we end ourselves.
+                let _told = deaf.send(Happening::Deaf(id)).await;
                 return;
             }
         }
@@ -196,4 +197,72 @@ where
         let _told = happenings.send(Happening::Closed(id)).await;
     });
     Ok(queue)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::IoSlice;
+    use std::mem::MaybeUninit;
+    use std::os::fd::BorrowedFd;
+    use std::time::Duration;
+
+    use casemate_channel::control::{pair, sealed_memfd};
+    use casemate_wire::control::encode;
+    use casemate_wire::control::vault::ToVault;
+    use casemate_wire::frame::control_packet;
+    use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+
+    use super::*;
+
+    fn packet(socket: &OwnedFd, bytes: &[u8], fds: &[BorrowedFd<'_>]) {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(16))];
+        let mut ancillary = SendAncillaryBuffer::new(&mut space);
+        assert!(ancillary.push(SendAncillaryMessage::ScmRights(fds)));
+        let sent = sendmsg(
+            socket,
+            &[IoSlice::new(bytes)],
+            &mut ancillary,
+            SendFlags::empty(),
+        );
+        sent.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_bad_packet_ends_the_worker_that_sent_it_and_nobody_else() {
+        let gone = control_packet(
+            &encode(&ToVault::Gone {
+                worker: casemate_wire::control::WorkerId(1),
+            })
+            .unwrap(),
+        );
+        let large = sealed_memfd("large", &vec![0; 1 << 20]).unwrap();
+        let (large, many) = (vec![large.as_fd()], vec![large.as_fd(); 16]);
+        let cases: [(&[u8], &[BorrowedFd<'_>]); 6] = [
+            (b"garbage", &[]),
+            (&gone, &[]),
+            (&control_packet(&[0xff; 100]), &[]),
+            (&vec![0; 100_000], &[]),
+            (&control_packet(&[]), &large),
+            (&gone, &many),
+        ];
+        for (bytes, fds) in cases {
+            let (happenings, mut happened) = mpsc::channel(8);
+            let (hostile, theirs) = pair().unwrap();
+            let (honest, others) = pair().unwrap();
+            let start = |socket, id| {
+                speak::<ToWorker, FromWorker>(socket, id, happenings.clone(), Happening::Worker)
+            };
+            let _queues = (start(theirs, 1).unwrap(), start(others, 2).unwrap());
+            packet(&hostile, bytes, fds);
+            let mut next = async || {
+                let next = tokio::time::timeout(Duration::from_secs(10), happened.recv());
+                next.await.unwrap().unwrap()
+            };
+            assert!(matches!(next().await, Happening::Closed(1)));
+            let honest = Control::<FromWorker, ToWorker>::new(honest).unwrap();
+            let loaded = FromWorker::Loaded { load_us: 1 };
+            honest.send(&loaded, &[]).await.unwrap();
+            assert!(matches!(next().await, Happening::Worker(2, message) if *message == loaded));
+        }
+    }
 }

@@ -42,6 +42,7 @@ impl Shell {
             Effect::Kill { child } => self.children.kill(child).await?,
             Effect::Serve { worker, key, plan } => self.serve(worker, key, &plan)?,
             Effect::Gateway(message) => self.tell_gateway(message),
+            Effect::DistrustVault { error } => self.distrust_vault(&error).await?,
             Effect::VaultGone { worker } => drop(self.children.vault(
                 self.vault,
                 ToVault::Gone { worker },

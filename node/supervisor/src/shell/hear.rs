@@ -4,6 +4,7 @@ use std::io;
 
 use casemate_push::{LogLevel, NodeEvent};
 use casemate_wire::control::gateway::FromGateway;
+use casemate_wire::control::parts::PartError;
 use casemate_wire::control::vault::{FromVault, ToVault};
 use casemate_wire::control::worker::{self, FromWorker};
 use casemate_wire::control::{Failure, WorkerId};
@@ -36,9 +37,13 @@ impl Shell {
                 let carried = self.carrier.judged(id, verdict);
                 self.carry(carried);
             }
-            FromVault::Plan(plan) => self.input(Input::Plan(*plan)).await?,
+            FromVault::Plan(part) => self.input(Input::Plan(part)).await?,
             FromVault::LeaseWanted { nonce } => self.say(Say::Lease(nonce)),
-            FromVault::Have(have) => self.hello(&have),
+            FromVault::Have(part) => match self.haves.take(*part) {
+                Ok(Some(have)) => self.hello(&have),
+                Ok(None) => {}
+                Err(error) => self.distrust_vault(&error).await?,
+            },
             FromVault::Joined => {
                 tracing::info!("this node is a member of its fleet");
                 if let Some(identity) = &mut self.identity {
@@ -59,6 +64,15 @@ impl Shell {
             }
         }
         Ok(None)
+    }
+
+    /// See [`crate::state::Effect::DistrustVault`].
+    pub(super) async fn distrust_vault(&mut self, error: &PartError) -> io::Result<()> {
+        tracing::error!(%error, "the vault does not say everything; it is ended and started again");
+        match self.vault {
+            Some(vault) => self.children.kill(vault).await,
+            None => Ok(()),
+        }
     }
 
     pub(super) async fn hear_gateway(&mut self, message: FromGateway) -> io::Result<Option<u8>> {

@@ -17,8 +17,10 @@ use std::time::{Duration, Instant};
 use casemate_push::{Cursor, Has, Hello, PROTOCOL, TenantHas};
 use casemate_sandbox::launch::{Client, End};
 use casemate_trust::id::{Digest, FleetId, TenantId};
+use casemate_trust::judge::MAX_TENANTS;
 use casemate_trust::key::PublicKey;
 use casemate_wire::control::gateway::{FromGateway, ToGateway};
+use casemate_wire::control::parts::Arriving;
 use casemate_wire::control::vault::{FromVault, Have, Hello as VaultHello, ToVault};
 use casemate_wire::control::worker::FromWorker;
 use casemate_wire::control::{Failure, FunctionKey, LayerReport};
@@ -47,6 +49,8 @@ pub(crate) enum Happening {
     Exited(u64, End),
     /// A child's socket has closed: it has said all that it will.
     Closed(u64),
+    /// A child cannot be told what it has to know.
+    Deaf(u64),
     LaunchGone,
     Vault(u64, Box<FromVault>),
     Gateway(u64, Box<FromGateway>),
@@ -83,6 +87,8 @@ struct Shell {
     cursor: Option<Cursor>,
     identity: Option<Box<VaultHello>>,
     happenings: mpsc::Sender<Happening>,
+    /// What the vault has, as far as it has said so.
+    haves: Arriving<Have>,
     layers: BTreeMap<&'static str, Vec<LayerReport>>,
     addresses: Vec<String>,
     description: serde_json::Value,
@@ -121,6 +127,7 @@ pub(crate) async fn run(
         cursor: None,
         identity: None,
         happenings,
+        haves: Arriving::new(MAX_TENANTS as u32),
         layers: BTreeMap::from([("supervisor", layers)]),
         addresses: Vec::new(),
         description: serde_json::Value::Null,
@@ -212,6 +219,7 @@ impl Shell {
                 }
                 self.perhaps_ended(id).await?;
             }
+            Happening::Deaf(id) => self.children.kill(id).await?,
             Happening::LaunchGone => {}
             Happening::Vault(id, message) if self.vault == Some(id) => {
                 return self.hear_vault(*message).await;

@@ -8,7 +8,9 @@ mod tests;
 
 use std::collections::{BTreeMap, VecDeque};
 
+use casemate_trust::statement::MAX_FUNCTIONS;
 use casemate_wire::control::gateway::ToGateway;
+use casemate_wire::control::parts::{Arriving, Part, PartError};
 use casemate_wire::control::vault::{FunctionPlan, Plan};
 use casemate_wire::control::{Digest, Failure, FunctionKey, WorkerId};
 
@@ -61,8 +63,8 @@ pub(crate) enum Input {
     Ended { child: u64, failure: Failure },
     /// The vault is open, or the gateway listens.
     Up(Single),
-    /// The vault's judgement of what a tenant runs.
-    Plan(Plan),
+    /// Part of the vault's judgement of what a tenant runs.
+    Plan(Box<Part<Plan>>),
     /// A bundle is on the disk, checked.
     BundleHere(Digest),
     /// Callers wait.
@@ -100,6 +102,8 @@ pub(crate) enum Effect {
     },
     /// Tell the gateway.
     Gateway(ToGateway),
+    /// End a vault that says half of something: the next one says everything from the beginning.
+    DistrustVault { error: PartError },
     /// Tell the vault that a worker is gone.
     VaultGone { worker: WorkerId },
     /// Tell a worker to finish.
@@ -157,6 +161,8 @@ pub(crate) struct Supervision {
     workers: BTreeMap<WorkerId, Worker>,
     functions: BTreeMap<FunctionKey, Function>,
     bundles: BTreeMap<Digest, bool>,
+    /// A plan of which not all has come.
+    plans: Arriving<Plan>,
     /// Functions that wait for a spare, in order.
     waiting: VecDeque<FunctionKey>,
     /// Pace of starting workers that fail.
@@ -180,6 +186,7 @@ impl Supervision {
             workers: BTreeMap::new(),
             functions: BTreeMap::new(),
             bundles: BTreeMap::new(),
+            plans: Arriving::new(MAX_FUNCTIONS as u32),
             waiting: VecDeque::new(),
             spare_failures: 0,
             spare_again_ms: 0,
@@ -200,7 +207,11 @@ impl Supervision {
                     self.route_all();
                 }
             }
-            Input::Plan(plan) => self.plan(plan, now_ms),
+            Input::Plan(part) => match self.plans.take(*part) {
+                Ok(Some(plan)) => self.plan(plan, now_ms),
+                Ok(None) => {}
+                Err(error) => self.effects.push(Effect::DistrustVault { error }),
+            },
             Input::BundleHere(digest) => {
                 if let Some(here) = self.bundles.get_mut(&digest) {
                     *here = true;

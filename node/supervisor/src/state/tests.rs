@@ -38,13 +38,28 @@ fn function(name: &str, release: u8) -> FunctionPlan {
 }
 
 fn plan(version: u64, functions: Vec<FunctionPlan>) -> Input {
-    Input::Plan(Plan {
+    let mut parts = parts(version, functions);
+    assert_eq!(parts.len(), 1);
+    Input::Plan(Box::new(parts.remove(0)))
+}
+
+fn parts(version: u64, functions: Vec<FunctionPlan>) -> Vec<Part<Plan>> {
+    Part::cut(Plan {
         tenant: TENANT,
         name: "shop".into(),
         manifest_version: version,
         manifest: [0; 32],
         functions,
     })
+}
+
+/// Functions that are too large for one message.
+fn many(release: u8) -> Vec<FunctionPlan> {
+    let large = |n: usize| FunctionPlan {
+        vars: vec![("TEXT".into(), "x".repeat(32 * 1024))],
+        ..function(&format!("f{n}"), release)
+    };
+    (0..MAX_FUNCTIONS).map(large).collect()
 }
 
 fn key(name: &str) -> FunctionKey {
@@ -223,6 +238,38 @@ fn what_no_manifest_lists_is_routed_to_nobody() {
 }
 
 #[test]
+fn half_a_plan_changes_nothing_and_a_whole_one_everything() {
+    let (mut state, _) = up();
+    state.handle(plan(1, vec![function("web", 5)]), 1);
+    state.handle(Input::BundleHere([5; 32]), 1);
+    let before = state.describe();
+    let mut parts = parts(2, many(6));
+    assert!(parts.len() > 100, "{}", parts.len());
+    let last = parts.pop().unwrap();
+    for part in parts.clone() {
+        assert_eq!(state.handle(Input::Plan(Box::new(part)), 2), []);
+    }
+    assert_eq!(state.describe(), before, "the last part has not come");
+
+    let effects = state.handle(Input::Plan(Box::new(last.clone())), 3);
+    assert_eq!(routed(&effects), [([5; 32], vec![])], "web is withdrawn");
+    assert_eq!(state.functions.len(), MAX_FUNCTIONS);
+
+    // Again, with one part lost: the vault is started again, and what ran runs.
+    let before = state.describe();
+    parts.remove(7);
+    let mut effects = Vec::new();
+    for part in parts.into_iter().chain([last]) {
+        effects.extend(state.handle(Input::Plan(Box::new(part)), 4));
+    }
+    let distrust = Effect::DistrustVault {
+        error: PartError::Order,
+    };
+    assert!(!effects.is_empty() && effects.iter().all(|effect| *effect == distrust));
+    assert_eq!(state.describe(), before);
+}
+
+#[test]
 fn a_host_stays_with_who_had_it_first() {
     let (mut state, _) = up();
     state.handle(plan(1, vec![function("web", 5)]), 1);
@@ -236,7 +283,7 @@ fn a_host_stays_with_who_had_it_first() {
         manifest: [0; 32],
         functions: vec![thief],
     };
-    state.handle(Input::Plan(other), 2);
+    state.handle(Input::Plan(Box::new(Part::cut(other).remove(0))), 2);
     assert_eq!(
         routed(&state.handle(Input::BundleHere([6; 32]), 3)),
         [([6; 32], vec![])]

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Digest, Failure, FunctionKey, LayerReport, WorkerId};
+use super::{Digest, Failure, FunctionKey, LayerReport, MAX_INLINE_BYTES, Message, WorkerId};
 
 /// From the supervisor to the gateway.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -50,6 +50,16 @@ pub enum ToGateway {
         /// How long at most, milliseconds.
         grace_ms: u32,
     },
+}
+
+impl Message for ToGateway {
+    /// `Start`, with all that a configuration file of 256 KiB can name; a route has at most 64 hosts and 32 paths of 1 KiB.
+    const MAX_BYTES: usize = 1024 * 1024;
+}
+
+impl Message for FromGateway {
+    /// A record, whose texts are cut at 2 KiB, or the addresses of hundreds of listeners; never a memfd.
+    const MAX_BYTES: usize = MAX_INLINE_BYTES;
 }
 
 /// What the gateway listens on and its bounds.

@@ -3,11 +3,13 @@
 //! A control channel is a `SOCK_SEQPACKET` socket pair whose child end is file descriptor 0 of the child. One packet
 //! holds one [`crate::frame`] of kind `control`, whose payload is one of these enums in postcard encoding, and at most
 //! [`MAX_DESCRIPTORS`] descriptors. A payload over [`MAX_INLINE_BYTES`] travels in a sealed memfd, which is then the
-//! packet's last descriptor; the driver does that by itself.
+//! packet's last descriptor; the driver does that by itself. Each kind of message has a bound of its own
+//! ([`Message::MAX_BYTES`]); a list that may be longer than that is said in [`parts`].
 //!
 //! Nobody on a control channel is believed about *who* it is: a worker is the descriptor that it was given.
 
 pub mod gateway;
+pub mod parts;
 pub mod vault;
 pub mod worker;
 
@@ -15,10 +17,15 @@ use serde::{Deserialize, Serialize};
 
 /// Largest payload inside a packet, in bytes; larger ones travel in a memfd.
 pub const MAX_INLINE_BYTES: usize = 32 * 1024;
-/// Largest control message at all, in bytes: a manifest of the largest size with room for its envelope.
-pub const MAX_MESSAGE_BYTES: usize = 4 * 1024 * 1024;
 /// Most descriptors in one packet, the memfd of a large payload not counted.
 pub const MAX_DESCRIPTORS: usize = 3;
+
+/// A message of a control channel.
+pub trait Message: Serialize + for<'de> Deserialize<'de> {
+    /// Largest encoding, in bytes, that is sent and that is read: the most that the sender has to say when nobody has
+    /// taken it over, and so the most memory that it takes of the receiver when somebody has.
+    const MAX_BYTES: usize;
+}
 
 /// SHA-256 of an object, or an id made from one.
 pub type Digest = [u8; 32];
@@ -133,36 +140,46 @@ impl Failure {
 /// A message's bytes.
 ///
 /// # Errors
-/// It would be over [`MAX_MESSAGE_BYTES`].
-pub fn encode<T: Serialize>(message: &T) -> Result<Vec<u8>, MessageError> {
+/// It would be over [`Message::MAX_BYTES`].
+pub fn encode<M: Message>(message: &M) -> Result<Vec<u8>, MessageError> {
     let bytes = postcard::to_stdvec(message).map_err(MessageError::Format)?;
-    if bytes.len() > MAX_MESSAGE_BYTES {
-        Err(MessageError::TooLarge(bytes.len()))
-    } else {
-        Ok(bytes)
-    }
+    must_fit::<M>(&bytes)?;
+    Ok(bytes)
 }
 
 /// A message from its bytes, all of them.
 ///
 /// # Errors
 /// Too long, or not such a message.
-pub fn decode<T: for<'de> Deserialize<'de>>(bytes: &[u8]) -> Result<T, MessageError> {
-    if bytes.len() > MAX_MESSAGE_BYTES {
-        return Err(MessageError::TooLarge(bytes.len()));
-    }
+pub fn decode<M: Message>(bytes: &[u8]) -> Result<M, MessageError> {
+    must_fit::<M>(bytes)?;
     match postcard::take_from_bytes(bytes).map_err(MessageError::Format)? {
         (message, []) => Ok(message),
         (_, rest) => Err(MessageError::Trailing(rest.len())),
     }
 }
 
+fn must_fit<M: Message>(bytes: &[u8]) -> Result<(), MessageError> {
+    if bytes.len() > M::MAX_BYTES {
+        return Err(MessageError::TooLarge {
+            most: M::MAX_BYTES,
+            got: bytes.len(),
+        });
+    }
+    Ok(())
+}
+
 /// Why a message was refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum MessageError {
     /// Too long.
-    #[error("expected a message of at most {MAX_MESSAGE_BYTES} bytes, got {0}")]
-    TooLarge(usize),
+    #[error("expected a message of at most {most} bytes, got {got}")]
+    TooLarge {
+        /// [`Message::MAX_BYTES`].
+        most: usize,
+        /// What came.
+        got: usize,
+    },
     /// Not such a message.
     #[error("the bytes are not such a message")]
     Format(#[source] postcard::Error),
@@ -194,5 +211,24 @@ mod tests {
             decode::<worker::ToWorker>(&bytes),
             Err(MessageError::Trailing(1))
         );
+    }
+
+    #[test]
+    fn a_message_over_its_own_bound_is_neither_sent_nor_read() {
+        let long = worker::FromWorker::LoadFailed {
+            message: "x".repeat(worker::FromWorker::MAX_BYTES),
+        };
+        assert!(matches!(
+            encode(&long),
+            Err(MessageError::TooLarge {
+                most: MAX_INLINE_BYTES,
+                ..
+            })
+        ));
+        let bytes = postcard::to_stdvec(&long).unwrap();
+        assert!(matches!(
+            decode::<worker::FromWorker>(&bytes),
+            Err(MessageError::TooLarge { .. })
+        ));
     }
 }

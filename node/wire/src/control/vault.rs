@@ -3,8 +3,9 @@
 use serde::{Deserialize, Serialize};
 
 use super::gateway::Perimeter;
+use super::parts::{Part, Whole};
 use super::worker::Binding;
-use super::{Digest, FunctionKey, LayerReport, Limits, WorkerId};
+use super::{Digest, FunctionKey, LayerReport, Limits, Message, WorkerId};
 
 /// What the supervisor carries to the vault to be judged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -71,7 +72,7 @@ pub enum ToVault {
 /// From the vault to the supervisor.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum FromVault {
-    /// First message: the vault is open. Then a `Plan` for each tenant that it knows.
+    /// First message: the vault is open. Then the `Plan` of each tenant that it knows.
     Hello(Box<Hello>),
     /// Could not start; the vault exits after this.
     Failed {
@@ -85,15 +86,15 @@ pub enum FromVault {
         /// The judgement. Accepted means: on disk, synced.
         verdict: Verdict,
     },
-    /// What a tenant's newest accepted manifest says now; replaces the one before.
-    Plan(Box<Plan>),
+    /// A part of what a tenant's newest accepted manifest says now; the whole replaces the plan before.
+    Plan(Box<Part<Plan>>),
     /// Have the control plane sign this nonce. Sent when a lease is wanted, and again until one is accepted.
     LeaseWanted {
         /// Fresh random bytes.
         nonce: [u8; 32],
     },
-    /// What is held, so that the control plane sends the rest. Answer to `Connected`.
-    Have(Box<Have>),
+    /// A part of what is held, so that the control plane sends the rest. Answer to `Connected`.
+    Have(Box<Part<Have>>),
     /// The node has become a member: a grant of its pool's key was accepted.
     Joined,
     /// The store was set aside because it could not be read; everything must be sent again.
@@ -108,6 +109,33 @@ pub enum FromVault {
         /// A JSON object.
         json: String,
     },
+}
+
+impl Message for ToVault {
+    /// The largest envelope, 1 MiB, with room for the rest of a `Submit`.
+    const MAX_BYTES: usize = 1024 * 1024 + 1024;
+}
+
+impl Message for FromVault {
+    /// `Missing` of a manifest with a thousand functions of nine releases each, and a thousand secrets: 320 KB. A part of a
+    /// list is smaller.
+    const MAX_BYTES: usize = 512 * 1024;
+}
+
+impl Whole for Plan {
+    type Item = FunctionPlan;
+
+    fn items(&mut self) -> &mut Vec<FunctionPlan> {
+        &mut self.functions
+    }
+}
+
+impl Whole for Have {
+    type Item = HaveTenant;
+
+    fn items(&mut self) -> &mut Vec<HaveTenant> {
+        &mut self.tenants
+    }
 }
 
 /// What the vault holds; 0 is nothing.

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Failure, LayerReport, Limits};
+use super::{Failure, LayerReport, Limits, MAX_INLINE_BYTES, Message};
 
 /// From the supervisor to a worker.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -15,6 +15,17 @@ pub enum ToWorker {
         /// How long, in milliseconds, before the supervisor kills.
         grace_ms: u32,
     },
+}
+
+impl Message for ToWorker {
+    /// A release has at most 32 KiB of variables and 128 bindings of less than 400 bytes.
+    const MAX_BYTES: usize = 128 * 1024;
+}
+
+impl Message for FromWorker {
+    /// A console line of 16 KiB, or as much of an exception, with room; never a memfd, so that none of a worker's is looked
+    /// at.
+    const MAX_BYTES: usize = MAX_INLINE_BYTES;
 }
 
 /// The function that a spare becomes.

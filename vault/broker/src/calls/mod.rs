@@ -21,17 +21,40 @@ use casemate_wire::{Fields, ResponseHead};
 use tokio::sync::{Semaphore, mpsc};
 
 use crate::config::Config;
+use crate::control::cut;
 use crate::vault::Vault;
 use answer::Answer;
 use prepare::Prepared;
-use upstream::Upstreams;
+use upstream::{MAX_IDLE, MAX_POOLS, Upstreams};
 
 /// Until the head of an answer has come; a function's own wall-clock limit is mostly shorter.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(300);
 /// Calls of one worker at a time; more wait in its channel.
 const MAX_CALLS_OF_A_WORKER: usize = 128;
-/// Calls at a time, each with a connection at most: well below the descriptors that a process is commonly allowed.
+/// Calls at a time, when there are descriptors enough.
 const MAX_CALLS: usize = 700;
+/// Descriptors of a call: its connection, and a resolver's socket before that.
+const DESCRIPTORS_OF_A_CALL: usize = 2;
+
+/// How the descriptors of the process are shared out: a quarter to calls, half to connections that wait for one, and a
+/// quarter to workers' channels and everything else. So a vault that may hold few does less, and fails at nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Room {
+    /// Calls at a time.
+    calls: usize,
+    /// Connections that wait, in each pool; with none, every call dials.
+    idle: usize,
+}
+
+impl Room {
+    fn within(descriptors: u64) -> Self {
+        let descriptors = usize::try_from(descriptors).unwrap_or(usize::MAX);
+        Self {
+            calls: (descriptors / 4 / DESCRIPTORS_OF_A_CALL).clamp(1, MAX_CALLS),
+            idle: (descriptors / 2 / MAX_POOLS).min(MAX_IDLE),
+        }
+    }
+}
 
 /// Why a call got no answer from its upstream. The function reads code and message.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -65,22 +88,33 @@ pub(crate) struct Calls {
     upstreams: Upstreams,
     events: mpsc::Sender<Event>,
     workers: Mutex<HashMap<WorkerId, tokio::task::AbortHandle>>,
+    max_calls: usize,
     room: Arc<Semaphore>,
 }
 
 impl Calls {
-    /// Ready to call.
+    /// Ready to call, in a process that may hold so many descriptors.
     pub(crate) fn new(
         config: &Config,
+        descriptors: u64,
         vault: Arc<Vault>,
         events: mpsc::Sender<Event>,
     ) -> Result<Self, String> {
+        let Room { calls, idle } = Room::within(descriptors);
+        if calls < MAX_CALLS {
+            tracing::warn!(
+                descriptors,
+                calls,
+                "few descriptors: fewer calls are made at a time"
+            );
+        }
         Ok(Self {
             vault,
-            upstreams: Upstreams::new(config)?,
+            upstreams: Upstreams::new(config, idle)?,
             events,
             workers: Mutex::default(),
-            room: Arc::new(Semaphore::new(MAX_CALLS)),
+            max_calls: calls,
+            room: Arc::new(Semaphore::new(calls)),
         })
     }
 
@@ -109,15 +143,14 @@ impl Calls {
                 Err(error) => return tracing::warn!(?worker, %error, "a worker's channel is none"),
             };
             let own = Arc::new(Semaphore::new(MAX_CALLS_OF_A_WORKER));
-            // Room first, then the call: a flood waits in its worker's socket and takes nobody's descriptors.
+            // One call waits here for room, more in their worker's socket: a flood takes nobody's descriptors, and a
+            // worker that calls nobody no room.
             loop {
-                let room = (
-                    own.clone().acquire_owned().await,
-                    calls.room.clone().acquire_owned().await,
-                );
+                let own = own.clone().acquire_owned().await;
                 let Some(incoming) = acceptor.accept().await else {
                     return;
                 };
+                let room = (own, calls.room.clone().acquire_owned().await);
                 let (calls, caller) = (calls.clone(), caller.clone());
                 tokio::spawn(async move {
                     calls.call(&caller, incoming).await;
@@ -163,7 +196,9 @@ impl Calls {
 
     /// For the status page.
     pub(crate) fn describe(&self) -> serde_json::Value {
-        self.upstreams.describe()
+        let mut description = self.upstreams.describe();
+        description["max_calls"] = self.max_calls.into();
+        description
     }
 
     async fn call(&self, caller: &Caller, incoming: Incoming) {
@@ -185,9 +220,9 @@ impl Calls {
                 tracing::info!(tenant = %caller.tenant, function = %caller.function, code, "a call was refused");
                 let event = Event {
                     key: Some(caller.key.clone()),
-                    request,
+                    request: request.map(cut),
                     code: code.to_owned(),
-                    message: message.clone(),
+                    message: cut(message.clone()),
                 };
                 if self.events.try_send(event).is_err() {
                     tracing::warn!("more events than can be carried; one is dropped");
@@ -224,5 +259,36 @@ impl Calls {
         };
         let response = response.map_err(|error| dial::refusal(&error))?;
         Answer::new(response, scrubber, closed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn calls_and_waiting_connections_leave_a_quarter_of_the_descriptors_to_the_rest() {
+        let all = Room {
+            calls: MAX_CALLS,
+            idle: MAX_IDLE,
+        };
+        assert_eq!(
+            Room::within(65_536),
+            all,
+            "the most that is asked for is enough"
+        );
+        assert_eq!(Room::within(u64::MAX), all);
+        assert_eq!(
+            Room::within(1024),
+            Room {
+                calls: 128,
+                idle: 0
+            }
+        );
+        assert_eq!(Room::within(0).calls, 1);
+        for limit in 8..100_000 {
+            let Room { calls, idle } = Room::within(limit as u64);
+            assert!(calls > 0 && calls * DESCRIPTORS_OF_A_CALL + idle * MAX_POOLS <= limit * 3 / 4);
+        }
     }
 }

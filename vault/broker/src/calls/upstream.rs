@@ -18,12 +18,12 @@ use super::{MAX_CALLS, Refused};
 use crate::config::Config;
 
 /// Pools at a time: more than calls, so that there is always one that may go.
-const MAX_POOLS: usize = 1024;
+pub(super) const MAX_POOLS: usize = 1024;
 const _: () = assert!(MAX_POOLS > MAX_CALLS);
 /// Pools of one tenant at a time: a function that calls many hosts makes room among its own.
 const MAX_POOLS_OF_A_TENANT: usize = 64;
-/// Connections that wait for more work, in each pool.
-const MAX_IDLE: usize = 32;
+/// Connections that wait for more work, in each pool, when there are descriptors enough.
+pub(super) const MAX_IDLE: usize = 32;
 /// How long they wait.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(55);
 /// Largest head of an answer, bytes: it must fit a channel's head.
@@ -72,15 +72,17 @@ pub(crate) struct Upstreams {
     pools: Mutex<HashMap<Place, Entry>>,
     resolving: Arc<Resolving>,
     trust: Trust,
+    max_idle: usize,
 }
 
 impl Upstreams {
-    pub(crate) fn new(config: &Config) -> Result<Self, String> {
+    pub(crate) fn new(config: &Config, max_idle: usize) -> Result<Self, String> {
         let resolving = Arc::new(Resolving::new(config)?);
         Ok(Self {
             pools: Mutex::default(),
             resolving,
             trust: Trust::new(&config.trust_anchors)?,
+            max_idle,
         })
     }
 
@@ -101,7 +103,7 @@ impl Upstreams {
             .pool_timer(TokioTimer::new())
             .timer(TokioTimer::new())
             .pool_idle_timeout(IDLE_TIMEOUT)
-            .pool_max_idle_per_host(MAX_IDLE)
+            .pool_max_idle_per_host(self.max_idle)
             .http1_max_buf_size(MAX_HEAD_BYTES)
             .http2_max_header_list_size(MAX_HEAD_BYTES as u32)
             .build(dialer);

@@ -18,6 +18,7 @@ use super::Vault;
 use super::open::StoredLease;
 use super::staging::{NotStaged, Staging};
 use crate::clock;
+use crate::control::cut;
 
 /// What a judgement meant for the rest of the program.
 #[derive(Debug, Default)]
@@ -105,6 +106,8 @@ impl Vault {
         match judged {
             Ok(effect) => (Verdict::Accepted, effect),
             Err(No { code, message }) => {
+                // It may quote what came: a name of a megabyte, say.
+                let message = cut(message);
                 tracing::warn!(?kind, code, message, "refused");
                 (Verdict::Refused { code, message }, Effect::default())
             }

@@ -11,14 +11,16 @@ use casemate_channel::Control;
 use casemate_trust::dsse::Envelope;
 use casemate_trust::id::{Digest, FleetId};
 use casemate_trust::join::{Grant, JoinRequest, JoinToken};
+use casemate_trust::judge::MAX_TENANTS;
 use casemate_trust::key::{PublicKey, SealingKey, SigningKey};
 use casemate_trust::lease::Lease;
 use casemate_trust::release::{BundleRef, Credential, Limits, Perimeter, Release, Slot};
 use casemate_trust::secret::{Secret, SecretLimits, SecretPlace, SecretValue};
 use casemate_trust::statement::{
-    KeySet, Manifest, OnlineKey, Pool, Root, Statement as _, Tenant, Wanted,
+    KeySet, MAX_FUNCTIONS, Manifest, OnlineKey, Pool, Root, Statement as _, Tenant, Wanted,
 };
-use casemate_wire::control::vault::{FromVault, Have, Hello, ObjectKind, ToVault, Verdict};
+use casemate_wire::control::parts::Arriving;
+use casemate_wire::control::vault::{FromVault, Have, Hello, ObjectKind, Plan, ToVault, Verdict};
 use zeroize::Zeroizing;
 
 use crate::upstream::Upstream;
@@ -41,6 +43,8 @@ pub(crate) fn random(bytes: &mut [u8]) {
 pub(crate) struct Vault {
     child: Child,
     control: Control<ToVault, FromVault>,
+    /// The same socket, for what is no message.
+    pub(crate) socket: OwnedFd,
     kept: Vec<FromVault>,
     next: u64,
 }
@@ -49,8 +53,13 @@ impl Vault {
     fn start(folder: &Path) -> Self {
         let (ours, theirs) = casemate_channel::control::pair().unwrap();
         rustix::io::ioctl_fionbio(&theirs, false).unwrap();
-        let mut command = Command::new(env!("CARGO_BIN_EXE_casemate-vault"));
+        // Limits are the test's business; without any this only runs the vault.
+        let limits = std::fs::read_to_string(folder.join("limits")).unwrap_or_default();
+        let mut command = Command::new("sh");
         command
+            .arg("-c")
+            .arg(format!("{limits} exec \"$0\" \"$@\""))
+            .arg(env!("CARGO_BIN_EXE_casemate-vault"))
             .arg("--config")
             .arg(folder.join("vault.toml"))
             .arg("--state")
@@ -58,6 +67,7 @@ impl Vault {
         let child = command.stdin(Stdio::from(theirs)).spawn().unwrap();
         Self {
             child,
+            socket: ours.try_clone().unwrap(),
             control: Control::new(ours).unwrap(),
             kept: Vec::new(),
             next: 0,
@@ -72,14 +82,30 @@ impl Vault {
     /// What it holds.
     pub(crate) async fn have(&mut self) -> Have {
         self.send(ToVault::Connected, None).await;
-        self.wait(|message| {
-            if let FromVault::Have(have) = message {
-                Some(*have)
-            } else {
-                None
+        let mut arriving = Arriving::new(MAX_TENANTS as u32);
+        loop {
+            let part = self.wait(|message| match message {
+                FromVault::Have(part) => Some(*part),
+                _ => None,
+            });
+            if let Some(have) = arriving.take(part.await).unwrap() {
+                return have;
             }
-        })
-        .await
+        }
+    }
+
+    /// The next plan.
+    pub(crate) async fn plan(&mut self) -> Plan {
+        let mut arriving = Arriving::new(MAX_FUNCTIONS as u32);
+        loop {
+            let part = self.wait(|message| match message {
+                FromVault::Plan(part) => Some(*part),
+                _ => None,
+            });
+            if let Some(plan) = arriving.take(part.await).unwrap() {
+                return plan;
+            }
+        }
     }
 
     /// The next message that `pick` wants; others are kept for later.
@@ -224,6 +250,11 @@ impl Fleet {
         self.vault.as_mut().unwrap()
     }
 
+    /// With these limits, shell commands, from its next start on.
+    pub(crate) fn limit(&self, limits: &str) {
+        std::fs::write(self.folder.path().join("limits"), limits).unwrap();
+    }
+
     pub(crate) async fn kill_and_restart(&mut self) {
         self.vault = None;
         self.vault = Some(Vault::start(self.folder.path()));
@@ -339,7 +370,7 @@ impl Fleet {
         (request.node_key, request.sealing_key)
     }
 
-    fn release(&self) -> Release {
+    pub(crate) fn release(&self) -> Release {
         Release {
             fleet: self.fleet,
             tenant: self.tenant.id,
@@ -438,11 +469,7 @@ impl Fleet {
             Verdict::Accepted
         );
         assert_eq!(self.submit_manifest(&manifest).await, Verdict::Accepted);
-        self.vault()
-            .wait(|message| {
-                matches!(message, FromVault::Plan(plan) if !plan.functions.is_empty()).then_some(())
-            })
-            .await;
+        while self.vault().plan().await.functions.is_empty() {}
         digest
     }
 }

@@ -27,8 +27,11 @@ pub use tenant::{Accord, Objects, TenantState};
 pub const MAX_TENANTS: usize = 100_000;
 /// Most pools that are remembered.
 pub const MAX_POOLS_HELD: usize = 1000;
+/// Most epochs of a pool that are held: what a node holds has to fit its first message to the control plane. With a new key
+/// every week they last for nineteen years.
+pub const MAX_EPOCHS_HELD: usize = 1000;
 /// Most epochs of a pool that are remembered, the highest: a key that is replaced each week and holds for 400 days has 58
-/// at a time, and all of the most pools still fit into one record of the store.
+/// at a time.
 pub const MAX_EPOCHS_REMEMBERED: usize = 64;
 
 /// A version and the digest that it had.
@@ -352,6 +355,9 @@ impl Judge {
         let seen = self.memory.pools.get(&pool.name);
         if seen.is_none() && self.memory.pools.len() >= MAX_POOLS_HELD {
             return Err(Refusal::TooMany("pools"));
+        }
+        if self.epochs(&pool.name).count() >= MAX_EPOCHS_HELD {
+            return Err(Refusal::TooMany("epochs of a pool"));
         }
         let age = match seen.and_then(|seen| seen.digest(pool.epoch)) {
             Some(seen) if *seen != digest => return Err(Refusal::PoolEqualOther),

@@ -128,6 +128,24 @@ fn a_pool_key_of_its_own_is_refused() {
 }
 
 #[test]
+fn a_pool_has_no_more_epochs_than_a_node_can_tell_of() {
+    let mut world = World::new();
+    let mut accept = |epoch| {
+        let pool = Pool {
+            epoch,
+            ..world.pool.clone()
+        };
+        world.judge.accept_pool(&pool.sign(&[&key(1)]), NOW)
+    };
+    for epoch in 2..=MAX_EPOCHS_HELD as u64 {
+        assert_eq!(accept(epoch), Ok(Accepted::New));
+    }
+    let more = accept(MAX_EPOCHS_HELD as u64 + 1);
+    assert_eq!(more.unwrap_err().code(), "too_many");
+    assert_eq!(accept(1), Ok(Accepted::Held));
+}
+
+#[test]
 fn a_tenant_of_its_own_is_refused() {
     let mut world = World::new();
     let code = |judge: &mut Judge, tenant: &Tenant, signer: u8| {
