@@ -45,7 +45,7 @@ pub(super) async fn login(cx: &Context, args: &Login) -> Result<(), Error> {
     let mut tenant = None;
     if !cx.is_operator() && cx.keys().tenant_public()?.is_some() && !tenants.is_empty() {
         let id = session.own_tenant(None).await?;
-        tenant = tenants.into_iter().find(|summary| summary.id == id);
+        tenant = Some(session.read_tenant(id).await?.0);
     }
     let fleet = session.fleet();
     let result = json!({

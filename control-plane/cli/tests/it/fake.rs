@@ -51,6 +51,8 @@ pub(crate) struct Given {
     pub(crate) heard: Vec<u8>,
     /// Show this manifest (by its place in the list) instead of the newest.
     pub(crate) show_manifest: Option<usize>,
+    /// List tenants under each other's names.
+    pub(crate) swap_tenants: bool,
     /// Nodes that acknowledge everything at once, and one that refuses.
     pub(crate) nodes: Vec<&'static str>,
     pub(crate) refuses: Option<&'static str>,
@@ -262,9 +264,14 @@ async fn tenants(State(given): State<Shared>) -> Response {
             functions: 0,
         }
     };
-    json(&TenantList {
-        tenants: given.tenants.iter().map(summary).collect(),
-    })
+    let mut tenants: Vec<TenantSummary> = given.tenants.iter().map(summary).collect();
+    if given.swap_tenants {
+        let names: Vec<Name> = tenants.iter().map(|tenant| tenant.name.clone()).collect();
+        for (tenant, name) in tenants.iter_mut().zip(names.into_iter().rev()) {
+            tenant.name = name;
+        }
+    }
+    json(&TenantList { tenants })
 }
 
 async fn tenant(State(given): State<Shared>, Path(id): Path<TenantId>) -> Response {

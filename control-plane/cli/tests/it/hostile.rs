@@ -121,6 +121,49 @@ async fn a_rollback_by_the_control_plane_is_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn one_tenant_under_the_name_of_another_gets_nothing_signed() {
+    let World {
+        fake,
+        operator,
+        tenant,
+        login,
+        _dir,
+    } = world().await;
+    // One key that signs for both: nothing but the name tells them apart.
+    let key = tenant.json(&["tenant", "key"]);
+    let key = key["public_key"].as_str().unwrap();
+    operator.json(&["tenant", "add", "evil", "--key", key, "--host", "evil.test"]);
+    let stranger = Person::new(_dir.path(), "colleague");
+    stranger.json_with(&["login", &login], "casemate_1");
+    fake.given().swap_tenants = true;
+    let before = fake.given().tenants.clone();
+    let said = [
+        (&operator, "this home knows it as"),
+        (&tenant, "this home knows it as"),
+        (&stranger, "that id was signed for the tenant evil"),
+    ];
+    for (person, why) in said {
+        let ran = person.run(&["tenant", "show", "shop"]);
+        assert_eq!(ran.code, 76, "{}{}", ran.out, ran.err);
+        assert!(ran.err.contains(why), "{}", ran.err);
+    }
+    for args in [
+        &["tenant", "hosts", "shop", "--add", "pay.test"][..],
+        &["tenant", "hosts", "shop"],
+        &["token", "create", "--scope", "tenant", "--tenant", "shop"],
+    ] {
+        let ran = operator.run(args);
+        assert_eq!(ran.code, 76, "{args:?}\n{}{}", ran.out, ran.err);
+    }
+    let project = tenant.project("web", "web.shop.test", "");
+    let deploy = ["deploy", "--project", &project, "--tenant", "shop"];
+    let ran = tenant.run(&deploy);
+    assert_eq!(ran.code, 76, "{}", ran.err);
+    assert_eq!(fake.given().tenants, before);
+    assert!(fake.given().manifests.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_node_that_refuses_is_named() {
     let World {
         fake, tenant, _dir, ..
