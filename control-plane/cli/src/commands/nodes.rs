@@ -21,6 +21,7 @@ use serde_json::json;
 use super::write_once;
 use crate::args::{NodeAdmit, NodeRevoke, NodeToken};
 use crate::error::{Code, Error};
+use crate::home::Home;
 use crate::keys::pool_file;
 use crate::machine::{date, now, printable, random};
 use crate::output::table;
@@ -388,14 +389,14 @@ fn grants(
     Ok(grants)
 }
 
-/// Give every member the pool keys that it lacks; how many nodes were given one.
+/// Give every member the pool keys that it lacks; the nodes that were given one.
 pub(super) async fn grant_missing(
     session: &mut Session<'_>,
     only: Option<&Name>,
-) -> Result<usize, Error> {
+) -> Result<Vec<Name>, Error> {
     let members: Vec<Admitted> = session.cx.home.read_json(NODES)?.unwrap_or_default();
-    let mut given = 0;
-    for member in members.iter().filter(|member| !member.revoked) {
+    let mut given = Vec::new();
+    for member in members.into_iter().filter(|member| !member.revoked) {
         if only.is_some_and(|pool| *pool != member.pool) {
             continue;
         }
@@ -420,7 +421,7 @@ pub(super) async fn grant_missing(
             .api
             .send_json(Method::POST, &path, &NewGrants { grants })
             .await?;
-        given += 1;
+        given.push(member.node);
     }
     Ok(given)
 }
@@ -500,18 +501,30 @@ pub(super) async fn revoke(cx: &Context, args: &NodeRevoke) -> Result<(), Error>
             "answer with the node's name, or add `--yes`",
         ));
     }
-    let mut session = Session::open(cx).await?;
-    session
-        .api
-        .delete(&format!("/v1/nodes/{}", args.name))
-        .await?;
-    let mut members: Vec<Admitted> = cx.home.read_json(NODES)?.unwrap_or_default();
-    let mut pool = None;
-    for member in members.iter_mut().filter(|member| member.node == args.name) {
-        member.revoked = true;
-        pool = Some(member.pool.clone());
+    // Written down before the control plane is so much as called: what it answers, or that it does not, must not keep a
+    // node among those that later keys are sealed to.
+    let pool = mark_revoked(cx, &args.name)?;
+    let told = async {
+        let mut session = Session::open(cx).await?;
+        session
+            .api
+            .delete(&format!("/v1/nodes/{}", args.name))
+            .await
+    };
+    match told.await {
+        Ok(()) => {}
+        Err(error) if error.code() == Code::NotFound && pool.is_some() => cx.output.warn(&format!(
+            "the control plane knows no node {}; this home gives it no more keys",
+            args.name
+        )),
+        Err(error) if pool.is_some() => {
+            return Err(error.lines([format!(
+                "node {} gets no more keys from this home; its connection is not closed yet: run this command again",
+                args.name
+            )]));
+        }
+        Err(error) => return Err(error),
     }
-    cx.home.write_json(NODES, &members)?;
     let result = json!({ "revoked": args.name });
     cx.output
         .result(&result, || format!("node {} is revoked", args.name))?;
@@ -520,6 +533,34 @@ pub(super) async fn revoke(cx: &Context, args: &NodeRevoke) -> Result<(), Error>
         "It still knows the pool's key: run `casemate pool rotate {pool}`, and have tenants put their secrets again."
     ));
     Ok(())
+}
+
+/// Have this home give a node no key any more, nor admit it again with a token that it still has; the pool that it was in.
+fn mark_revoked(cx: &Context, name: &Name) -> Result<Option<Name>, Error> {
+    let _lock = cx.home.lock()?;
+    cancel_tokens(&cx.home, name)?;
+    let mut members: Vec<Admitted> = cx.home.read_json(NODES)?.unwrap_or_default();
+    let mut pool = None;
+    for member in members.iter_mut().filter(|member| member.node == *name) {
+        member.revoked = true;
+        pool = Some(member.pool.clone());
+    }
+    if pool.is_some() {
+        cx.home.write_json(NODES, &members)?;
+    }
+    Ok(pool)
+}
+
+/// Forget the tokens that were made for a node; how many.
+fn cancel_tokens(home: &Home, name: &Name) -> Result<usize, Error> {
+    let mut tokens: Vec<TokenRecord> = home.read_json(TOKENS)?.unwrap_or_default();
+    let before = tokens.len();
+    tokens.retain(|token| token.node != *name);
+    let gone = before - tokens.len();
+    if gone > 0 {
+        home.write_json(TOKENS, &tokens)?;
+    }
+    Ok(gone)
 }
 
 fn confirmed(name: &Name) -> Result<bool, Error> {

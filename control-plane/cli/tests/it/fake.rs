@@ -53,6 +53,8 @@ pub(crate) struct Given {
     pub(crate) show_manifest: Option<usize>,
     /// List tenants under each other's names.
     pub(crate) swap_tenants: bool,
+    /// Answer every DELETE of a node with this.
+    pub(crate) refuse_revoking: Option<(u16, &'static str)>,
     /// Nodes that acknowledge everything at once, and one that refuses.
     pub(crate) nodes: Vec<&'static str>,
     pub(crate) refuses: Option<&'static str>,
@@ -169,7 +171,7 @@ fn router(given: Shared) -> Router {
         .route("/v1/nodes/admit", post(admit))
         .route(
             "/v1/nodes/{name}",
-            get(node).delete(async || StatusCode::OK),
+            get(node).delete(revoke),
         )
         .route("/v1/nodes/{name}/grants", post(grant))
         .with_state(given)
@@ -520,6 +522,13 @@ async fn node(State(given): State<Shared>, Path(name): Path<String>) -> Response
     match view(&given.lock().unwrap(), &name) {
         Some(view) => json(&view),
         None => no(StatusCode::NOT_FOUND, code::NOT_FOUND),
+    }
+}
+
+async fn revoke(State(given): State<Shared>) -> Response {
+    match given.lock().unwrap().refuse_revoking {
+        Some((status, code)) => no(StatusCode::from_u16(status).unwrap(), code),
+        None => StatusCode::OK.into_response(),
     }
 }
 

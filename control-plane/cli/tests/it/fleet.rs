@@ -10,7 +10,7 @@ use serde_json::Value;
 use super::fake::Fake;
 use super::world::{World, world};
 
-fn ask(fake: &Fake, token: &str, seed: u8) {
+pub(crate) fn ask(fake: &Fake, token: &str, seed: u8) {
     let token: JoinToken = token.parse().unwrap();
     let node = SigningKey::from_seed(&[seed; 32]).unwrap();
     let request = JoinRequest {

@@ -5,6 +5,7 @@ use casemate_trust::key::SigningKey;
 use casemate_trust::statement::{Manifest, OnlineKey, Root, Statement as _};
 
 use super::fake::Fake;
+use super::fleet::ask;
 use super::world::{Person, World, world};
 
 #[tokio::test(flavor = "multi_thread")]
@@ -161,6 +162,54 @@ async fn one_tenant_under_the_name_of_another_gets_nothing_signed() {
     assert_eq!(ran.code, 76, "{}", ran.err);
     assert_eq!(fake.given().tenants, before);
     assert!(fake.given().manifests.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_revoked_node_gets_no_key_whatever_the_control_plane_answers() {
+    let World {
+        fake,
+        operator,
+        _dir,
+        ..
+    } = world().await;
+    for (seed, node) in [(8, "good"), (9, "bad-404"), (10, "bad-500"), (11, "bad-away")] {
+        let token = operator.json(&["node", "token", node]);
+        ask(&fake, token["token"].as_str().unwrap(), seed);
+        operator.json(&["node", "admit", node]);
+    }
+    // As if nothing had been granted: whoever lies so is handed everything anew.
+    fake.given().grants.clear();
+    fake.given().refuse_revoking = Some((404, "not_found"));
+    let ran = operator.run(&["node", "revoke", "bad-404"]);
+    assert_eq!(ran.code, 0, "{}", ran.err);
+    assert!(ran.err.contains("knows no node bad-404"), "{}", ran.err);
+    fake.given().refuse_revoking = Some((500, "internal"));
+    let ran = operator.run(&["node", "revoke", "bad-500"]);
+    assert_eq!(ran.code, 69, "{}", ran.err);
+    assert!(ran.err.contains("gets no more keys"), "{}", ran.err);
+    let connection = operator.home.join("connection.json");
+    let text = std::fs::read_to_string(&connection).unwrap();
+    std::fs::write(
+        &connection,
+        text.replace(&fake.address.to_string(), "127.0.0.1:1"),
+    )
+    .unwrap();
+    let ran = operator.run(&["node", "revoke", "bad-away"]);
+    assert_eq!(ran.code, 69, "{}", ran.err);
+    std::fs::write(&connection, text).unwrap();
+    let rotated = operator.json(&["pool", "rotate", "main"]);
+    assert_eq!(rotated["nodes"], serde_json::json!(["good"]));
+    let good = SigningKey::from_seed(&[8; 32]).unwrap().public();
+    let grants = fake.given().grants.clone();
+    assert!(!grants.is_empty() && grants.iter().all(|grant| grant.node_key == good));
+    // Nor does it come back with the token that it joined with.
+    let ran = operator.run(&["node", "admit", "bad-404", "--wait", "0"]);
+    assert_eq!(ran.code, 76, "{}", ran.err);
+    assert!(ran.err.contains("token_unknown"), "{}", ran.err);
+    // A node that neither knows is a mistake in the name.
+    fake.given().refuse_revoking = Some((404, "not_found"));
+    let ran = operator.run(&["node", "revoke", "edge-99"]);
+    assert_eq!(ran.code, 66, "{}", ran.err);
 }
 
 #[tokio::test(flavor = "multi_thread")]
