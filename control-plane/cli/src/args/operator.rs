@@ -172,7 +172,7 @@ pub struct PoolRotate {
 /// `casemate node`
 #[derive(Debug, Subcommand)]
 pub enum Node {
-    /// Print a token with which one node may ask to join
+    /// Print a token with which one node may ask to join, or cancel those that were printed
     Token(NodeToken),
     /// Check those who ask, and seal the pool's key to them
     Admit(NodeAdmit),
@@ -204,6 +204,9 @@ pub struct NodeToken {
     /// Write the token to FILE (mode 0600) instead of standard output
     #[arg(long, value_name = "FILE")]
     pub out: Option<PathBuf>,
+    /// Make none; let those that were made for this node admit nobody any more
+    #[arg(long, conflicts_with_all = ["pool", "control", "valid", "out"])]
+    pub cancel: bool,
 }
 
 /// `casemate node admit`

@@ -14,6 +14,7 @@ use casemate_trust::join::{
 use casemate_trust::key::{PublicKey, SealingKey};
 use casemate_trust::keyfile::Purpose;
 use casemate_trust::name::Name;
+use casemate_trust::statement::Statement as _;
 use http::Method;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -51,6 +52,8 @@ struct Admitted {
 /// Why a request is not granted.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 enum No {
+    #[error("the control plane shows it as what it is not: it is signed for node {0} in pool {1}")]
+    LabelOther(Name, Name),
     #[error("no token that was made here signed this request")]
     TokenUnknown,
     #[error("its token was used by another node")]
@@ -68,6 +71,7 @@ enum No {
 impl No {
     fn code(&self) -> &'static str {
         match self {
+            Self::LabelOther(..) => "label_other",
             Self::TokenUnknown => "token_unknown",
             Self::TokenUsed => "token_used",
             Self::FleetOther => "fleet_other",
@@ -78,7 +82,8 @@ impl No {
     }
 }
 
-/// Decides about one request; which token it used.
+/// Decides about one request; which token it used. What the control plane says of it beside the envelope must be what was
+/// signed: the operator chooses by the name that is shown.
 fn decide(
     join: &JoinView,
     fleet: casemate_trust::id::FleetId,
@@ -86,6 +91,14 @@ fn decide(
     members: &[Admitted],
     now: Seconds,
 ) -> Result<(JoinRequest, usize), No> {
+    let signed = JoinRequest::read(&join.envelope).map_err(JoinError::Format)?;
+    let is_as_shown = join.node == signed.node
+        && join.pool == signed.pool
+        && join.node_key == signed.node_key
+        && join.request == join.envelope.payload_digest();
+    if !is_as_shown {
+        return Err(No::LabelOther(signed.node, signed.pool));
+    }
     let mut no = No::TokenUnknown;
     for (at, token) in tokens.iter().enumerate() {
         let request = match JoinRequest::check(&join.envelope, token, now) {
@@ -117,8 +130,32 @@ fn decide(
     Err(no)
 }
 
+/// `casemate node token --cancel`: nothing but this home admits nodes, so nobody else has to be told.
+fn cancel(cx: &Context, name: &Name) -> Result<(), Error> {
+    let _lock = cx.home.lock()?;
+    let count = cancel_tokens(&cx.home, name)?;
+    if count == 0 {
+        return Err(Error::new(
+            Code::NotFound,
+            format!("this home keeps no token for a node {name}"),
+            "check the name; tokens that were made in another home are cancelled there, expired ones admit nobody",
+        ));
+    }
+    let result = json!({ "node": name, "cancelled": count });
+    cx.output.result(&result, || {
+        format!("{count} tokens for {name} are cancelled: they admit nobody any more")
+    })?;
+    cx.output.hint(&format!(
+        "A node that has joined already stays: `casemate node revoke {name}` throws it out."
+    ));
+    Ok(())
+}
+
 /// `casemate node token`
 pub(super) async fn token(cx: &Context, args: &NodeToken) -> Result<(), Error> {
+    if args.cancel {
+        return cancel(cx, &args.name);
+    }
     cx.root_key()?;
     let mut session = Session::open(cx).await?;
     session.read_pools().await?;

@@ -213,6 +213,35 @@ async fn a_revoked_node_gets_no_key_whatever_the_control_plane_answers() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_request_under_the_name_of_another_node_is_not_admitted() {
+    let World {
+        fake,
+        operator,
+        _dir,
+        ..
+    } = world().await;
+    let stolen = operator.json(&["node", "token", "edge-9"]);
+    operator.json(&["node", "token", "edge-1"]);
+    ask(&fake, stolen["token"].as_str().unwrap(), 9);
+    fake.given().joins[0].node = "edge-1".parse().unwrap();
+    let ran = operator.run(&["node", "admit", "edge-1", "--wait", "0"]);
+    assert_eq!(ran.code, 76, "{}", ran.err);
+    assert!(ran.err.contains("label_other"), "{}", ran.err);
+    assert!(ran.err.contains("signed for node edge-9"), "{}", ran.err);
+    // Nor is it under its own name, once the token is known to be stolen.
+    fake.given().joins[0].node = "edge-9".parse().unwrap();
+    let cancelled = operator.json(&["node", "token", "edge-9", "--cancel"]);
+    assert_eq!(cancelled["cancelled"], 1);
+    let ran = operator.run(&["node", "admit"]);
+    assert!(ran.err.contains("token_unknown"), "{}", ran.err);
+    assert!(fake.given().grants.is_empty());
+    let again = operator.run(&["node", "token", "edge-9", "--cancel"]);
+    assert_eq!(again.code, 66, "{}", again.err);
+    // The other node's token is as it was.
+    assert_eq!(operator.json(&["node", "token", "edge-1", "--cancel"])["cancelled"], 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_node_that_refuses_is_named() {
     let World {
         fake, tenant, _dir, ..
