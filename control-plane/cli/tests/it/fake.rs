@@ -22,6 +22,7 @@ use casemate_api::tenant::{
     TenantView,
 };
 use casemate_api::token::{MadeToken, NewToken, Scope, TokenList, TokenView};
+use casemate_push::StatementId;
 use casemate_trust::dsse::Envelope;
 use casemate_trust::id::{Digest, FleetId, TenantId};
 use casemate_trust::join::Grant;
@@ -58,6 +59,8 @@ pub(crate) struct Given {
     /// Nodes that acknowledge everything at once, and one that refuses.
     pub(crate) nodes: Vec<&'static str>,
     pub(crate) refuses: Option<&'static str>,
+    /// What the nodes hold, whatever was handed in.
+    pub(crate) hold: Option<(u64, Digest)>,
 }
 
 type Shared = Arc<Mutex<Given>>;
@@ -361,16 +364,23 @@ async fn status(State(given): State<Shared>, Path(id): Path<TenantId>) -> Respon
     let newest = given.manifests.get(&id).and_then(|held| held.last());
     let manifest = newest.map(|held| Manifest::read(held).unwrap());
     let version = manifest.as_ref().map(|manifest| manifest.version);
+    let digest = newest.map(Envelope::payload_digest);
     let progress = |node: &&str| {
         let refuses = given.refuses == Some(*node);
+        let held = given.hold.or(version.zip(digest).filter(|_| !refuses));
+        let refused = StatementId::Manifest {
+            tenant: id,
+            version: version.unwrap_or_default(),
+        };
         NodeProgress {
             node: node.parse().unwrap(),
             pool: "main".parse().unwrap(),
             connected: true,
-            manifest_version: version.filter(|_| !refuses),
+            manifest_version: held.map(|(version, _)| version),
+            manifest_digest: held.map(|(_, digest)| digest),
             acknowledged: Some(1),
             refused: refuses.then(|| casemate_api::tenant::Refused {
-                what: format!("manifest {}", version.unwrap_or_default()),
+                what: refused.to_string(),
                 code: "release_malformed".into(),
                 message: "the release is not understood".into(),
                 at: 1,
@@ -394,6 +404,7 @@ async fn status(State(given): State<Shared>, Path(id): Path<TenantId>) -> Respon
         id,
         name: "shop".parse().unwrap(),
         manifest_version: version,
+        manifest_digest: digest,
         manifest_expires: None,
         functions: functions.collect(),
         nodes: given.nodes.iter().map(progress).collect(),

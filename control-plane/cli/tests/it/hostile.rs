@@ -1,6 +1,6 @@
 //! A control plane that lies, is another, or is away; a node that refuses.
 
-use casemate_trust::id::FleetId;
+use casemate_trust::id::{Digest, FleetId};
 use casemate_trust::key::SigningKey;
 use casemate_trust::statement::{Manifest, OnlineKey, Root, Statement as _};
 
@@ -254,6 +254,34 @@ async fn a_node_that_refuses_is_named() {
     assert!(
         ran.err
             .contains("node edge-2 refuses manifest 1 (release_malformed)"),
+        "{}",
+        ran.err
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nodes_that_hold_another_manifest_do_not_run_ours() {
+    let World {
+        fake, tenant, _dir, ..
+    } = world().await;
+    fake.given().nodes = vec!["edge-1"];
+    let project = tenant.project("web", "web.shop.test", "");
+    // A backup was restored: the nodes hold what neither this control plane nor this home has seen.
+    fake.given().hold = Some((7, Digest([7; 32])));
+    let ran = tenant.run(&["deploy", "--project", &project]);
+    assert_eq!(ran.code, 76, "{}{}", ran.out, ran.err);
+    assert!(ran.err.contains("edge-1 holds manifest 7"), "{}", ran.err);
+    assert!(ran.err.contains("renew --from-memory"), "{}", ran.err);
+    // The same number is not the same manifest.
+    fake.given().hold = Some((2, Digest([7; 32])));
+    let ran = tenant.run(&["renew", "--wait", "1"]);
+    assert_eq!(ran.code, 75, "{}{}", ran.out, ran.err);
+    fake.given().refuses = Some("edge-1");
+    fake.given().hold = Some((3, Digest([7; 32])));
+    let ran = tenant.run(&["renew"]);
+    assert_eq!(ran.code, 76, "{}{}", ran.out, ran.err);
+    assert!(
+        ran.err.contains("refuses manifest 3 (release_malformed)"),
         "{}",
         ran.err
     );
