@@ -93,6 +93,9 @@ pub struct TenantAdd {
     /// How long the statement holds
     #[command(flatten)]
     pub lifetime: Lifetime,
+    /// Sign this in place of what an earlier try has signed under the same name
+    #[arg(long)]
+    pub replace: bool,
     /// Write the tenant's API token to FILE (mode 0600) instead of showing it
     #[arg(long, value_name = "FILE")]
     pub token_out: Option<PathBuf>,

@@ -52,6 +52,8 @@ pub(crate) struct Given {
     pub(crate) heard: Vec<u8>,
     /// Show this manifest (by its place in the list) instead of the newest.
     pub(crate) show_manifest: Option<usize>,
+    /// Fail at every statement.
+    pub(crate) refuse_statements: bool,
     /// List tenants under each other's names.
     pub(crate) swap_tenants: bool,
     /// Answer every DELETE of a node with this.
@@ -218,6 +220,9 @@ async fn statement(State(given): State<Shared>, body: Bytes) -> Response {
     let envelope = Envelope::parse(&body).unwrap();
     let mut given = given.lock().unwrap();
     given.heard.extend(&body);
+    if given.refuse_statements {
+        return no(StatusCode::INTERNAL_SERVER_ERROR, code::INTERNAL);
+    }
     match envelope.payload_type() {
         Root::TYPE => given.roots.push(envelope),
         OnlineKey::TYPE => given.online = Some(envelope),

@@ -165,6 +165,53 @@ async fn one_tenant_under_the_name_of_another_gets_nothing_signed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_an_earlier_try_signed_is_not_published_in_place_of_what_is_asked() {
+    let World {
+        fake,
+        operator,
+        tenant,
+        _dir,
+        ..
+    } = world().await;
+    let key = |person: &Person| {
+        let made = person.json(&["tenant", "key", "--plain-keys"]);
+        let text = |name: &str| made[name].as_str().unwrap().to_owned();
+        (text("public_key"), text("fingerprint"))
+    };
+    let (right, _) = key(&tenant);
+    let (wrong, fingerprint) = key(&Person::new(_dir.path(), "wrong"));
+    let add = |name, key, more: &[&'static str]| {
+        let args = ["tenant", "add", name, "--key", key, "--host", "mart.test"];
+        operator.run(&[&args[..], more].concat())
+    };
+    fake.given().refuse_statements = true;
+    assert_eq!(add("mart", &wrong, &[]).code, 69);
+    assert_eq!(add("again", &right, &[]).code, 69);
+    fake.given().refuse_statements = false;
+    for more in [&[][..], &["--max-heap-mib", "64"]] {
+        let ran = add("mart", &right, more);
+        assert_eq!(ran.code, 73, "{}{}", ran.out, ran.err);
+        assert!(ran.err.contains(&fingerprint), "{}", ran.err);
+    }
+    let other_hosts = add("again", &right, &["--host", "more.test"]);
+    assert_eq!(other_hosts.code, 73, "{}", other_hosts.err);
+    assert_eq!(fake.given().tenants.len(), 1, "only shop was ever published");
+    // The way out: the same tenant with the right key, and nothing that the wrong one could sign.
+    let ran = add("mart", &right, &["--replace"]);
+    assert_eq!(ran.code, 0, "{}", ran.err);
+    let shown = operator.json(&["tenant", "show", "mart"]);
+    assert_eq!(shown["current"]["keys"], serde_json::json!([right]));
+    // What is asked for again as it was is handed in.
+    let ran = add("again", &right, &[]);
+    assert_eq!(ran.code, 0, "{}", ran.err);
+    // A tenant that the control plane hides is not given to somebody else.
+    fake.given().tenants.clear();
+    let ran = add("shop", &wrong, &[]);
+    assert_eq!(ran.code, 73, "{}{}", ran.out, ran.err);
+    assert!(fake.given().tenants.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_revoked_node_gets_no_key_whatever_the_control_plane_answers() {
     let World {
         fake,
