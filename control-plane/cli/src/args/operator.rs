@@ -292,7 +292,7 @@ pub enum TokenScope {
 /// `casemate audit`
 #[derive(Debug, Args)]
 pub struct Audit {
-    /// Compute the chain of hashes anew, from the first record
+    /// Compute the chain of hashes anew; it must contain what was verified here before
     #[arg(long)]
     pub verify: bool,
     /// How many of the newest records

@@ -1,8 +1,12 @@
 //! `casemate token`, `casemate audit`.
 
-use casemate_api::audit::{AuditPage, AuditRecord};
+use std::collections::VecDeque;
+
+use casemate_api::audit::{AuditPage, AuditRecord, Broken};
 use casemate_api::token::{MadeToken, NewToken, Scope, TokenList};
+use casemate_trust::id::Digest;
 use http::Method;
+use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::write_once;
@@ -11,6 +15,9 @@ use crate::error::{Code, Error};
 use crate::machine::{date, now, printable};
 use crate::output::table;
 use crate::session::{Context, Session};
+
+/// File of the last verified record.
+const HEAD: &str = "audit.json";
 
 /// Ask for a token.
 pub(super) async fn make(
@@ -101,40 +108,61 @@ pub(super) async fn revoke(cx: &Context, id: &str) -> Result<(), Error> {
     })
 }
 
+/// The last record of a chain that was verified from this home. The chain has no key: without this, whoever owns the
+/// control plane could cut its end off, or compute all of it anew.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Head {
+    seq: u64,
+    hash: Digest,
+}
+
 /// `casemate audit`
 pub(super) async fn audit(cx: &Context, args: &Audit) -> Result<(), Error> {
     let mut session = Session::open(cx).await?;
+    let head: Option<Head> = cx.home.read_json(HEAD)?;
     let mut page: AuditPage = session.api.get("/v1/audit").await?;
-    let mut records: Vec<AuditRecord> = Vec::new();
-    let mut verified = None;
-    if args.verify {
-        let mut count = 0;
-        let mut before: Option<AuditRecord> = None;
-        while !page.records.is_empty() {
-            AuditRecord::verify(before.as_ref(), &page.records).map_err(|broken| {
-                Error::new(
-                    Code::Refused,
-                    format!("the audit chain is broken at record {}", broken.seq),
-                    "somebody changed, removed or reordered records: compare with a backup of the control plane",
-                )
-            })?;
-            count += page.records.len();
-            before = page.records.last().cloned();
-            records.append(&mut page.records);
-            let surplus = records.len().saturating_sub(args.last);
-            records.drain(..surplus);
-            let since = before.as_ref().map_or(0, |record| record.seq);
-            page = session.api.get(&format!("/v1/audit?since={since}")).await?;
-        }
-        verified = Some(count);
+    let newest = page.newest;
+    let first = if args.verify {
+        0
     } else {
-        let since = page.newest.saturating_sub(args.last as u64);
-        if since > 0 {
-            page = session.api.get(&format!("/v1/audit?since={since}")).await?;
-        }
-        records = page.records;
+        newest.saturating_sub(args.last as u64)
+    };
+    if first > 0 {
+        page = next_page(&mut session, first).await?;
     }
-    let result = json!({ "records": records, "newest": page.newest, "verified": verified });
+    let mut records: VecDeque<AuditRecord> = VecDeque::new();
+    let mut before: Option<AuditRecord> = None;
+    let mut since = first;
+    while let Some(last) = page.records.last().cloned() {
+        if args.verify {
+            AuditRecord::verify(before.as_ref(), &page.records).map_err(broken)?;
+            if let Some(head) = &head {
+                must_contain(&page.records, head)?;
+            }
+        } else if last.seq <= since {
+            break;
+        }
+        since = last.seq;
+        before = Some(last);
+        records.extend(page.records);
+        let surplus = records.len().saturating_sub(args.last);
+        records.drain(..surplus);
+        page = next_page(&mut session, since).await?;
+    }
+    let verified = args.verify.then_some(since);
+    if args.verify {
+        if let Some(head) = head.filter(|head| head.seq > since) {
+            return Err(rewritten(format!(
+                "it ends with record {since}; record {} was verified from this home",
+                head.seq
+            )));
+        }
+        if let Some(last) = before {
+            let (seq, hash) = (last.seq, last.hash);
+            cx.home.write_json(HEAD, &Head { seq, hash })?;
+        }
+    }
+    let result = json!({ "records": records, "newest": newest, "verified": verified });
     cx.output.result(&result, || {
         let rows: Vec<_> = records
             .iter()
@@ -156,4 +184,39 @@ pub(super) async fn audit(cx: &Context, args: &Audit) -> Result<(), Error> {
         ));
     }
     Ok(())
+}
+
+async fn next_page(session: &mut Session<'_>, since: u64) -> Result<AuditPage, Error> {
+    let path = format!("/v1/audit?since={since}");
+    session.api.get(&path).await
+}
+
+fn must_contain(records: &[AuditRecord], head: &Head) -> Result<(), Error> {
+    match records.iter().find(|record| record.seq == head.seq) {
+        Some(record) if record.hash != head.hash => Err(rewritten(format!(
+            "record {} is another than the one that was verified from this home",
+            head.seq
+        ))),
+        _ => Ok(()),
+    }
+}
+
+fn broken(broken: Broken) -> Error {
+    Error::new(
+        Code::Refused,
+        format!("the audit chain is broken at record {}", broken.seq),
+        "somebody changed, removed or reordered records: compare with a backup of the control plane",
+    )
+}
+
+fn rewritten(how: String) -> Error {
+    Error::new(
+        Code::Refused,
+        "this is not the audit chain that was verified before",
+        format!(
+            "somebody rewrote it, or the control plane was restored from a backup: find out which. Once it is explained, \
+             remove {HEAD} from the home to begin anew"
+        ),
+    )
+    .lines([how])
 }

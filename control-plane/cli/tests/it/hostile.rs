@@ -1,5 +1,6 @@
 //! A control plane that lies, is another, or is away; a node that refuses.
 
+use casemate_api::audit::AuditRecord;
 use casemate_trust::id::{Digest, FleetId};
 use casemate_trust::key::SigningKey;
 use casemate_trust::statement::{Manifest, OnlineKey, Root, Statement as _};
@@ -332,6 +333,39 @@ async fn nodes_that_hold_another_manifest_do_not_run_ours() {
         "{}",
         ran.err
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_audit_chain_that_was_cut_or_computed_anew_is_found() {
+    let World {
+        fake,
+        operator,
+        _dir,
+        ..
+    } = world().await;
+    let chain = |length: u64, subject: &str| {
+        let mut chain: Vec<AuditRecord> = Vec::new();
+        for seq in 1..=length {
+            chain.push(AuditRecord::follow(chain.last(), seq, "a", "b", subject));
+        }
+        chain
+    };
+    fake.given().audit = chain(5, "c");
+    assert_eq!(operator.json(&["audit", "--verify"])["verified"], 5);
+    for (forged, why) in [
+        (chain(4, "c"), "it ends with record 4"),
+        (Vec::new(), "it ends with record 0"),
+        (chain(5, "d"), "record 5 is another"),
+        (chain(9, "d"), "record 5 is another"),
+    ] {
+        fake.given().audit = forged;
+        let ran = operator.run(&["audit", "--verify"]);
+        assert_eq!(ran.code, 76, "{}{}", ran.out, ran.err);
+        assert!(ran.err.contains(why), "{}", ran.err);
+    }
+    // What was refused has not become the chain to compare with.
+    fake.given().audit = chain(7, "c");
+    assert_eq!(operator.json(&["audit", "--verify"])["verified"], 7);
 }
 
 #[tokio::test(flavor = "multi_thread")]
