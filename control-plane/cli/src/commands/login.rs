@@ -10,7 +10,6 @@ use zeroize::Zeroizing;
 use crate::args::Login;
 use crate::client::Address;
 use crate::error::{Code, Error};
-use crate::machine::printable;
 use crate::session::{Context, Session};
 
 /// Longest token, bytes.
@@ -79,7 +78,7 @@ fn fingerprint(text: &str) -> Result<FleetId, Error> {
             "the part behind # is no fingerprint",
             "copy it whole: 64 hex digits, which the operator sees with `casemate fingerprint`",
         )
-        .at(printable(text))
+        .at(text)
         .source(error)
     })
 }

@@ -175,7 +175,7 @@ pub(super) async fn token(cx: &Context, args: &NodeToken) -> Result<(), Error> {
             "expected the control plane's QUIC socket as HOST:PORT",
             "give it with `--control HOST:PORT`",
         )
-        .at(printable(&control)));
+        .at(control));
     }
     let online = session.known.judge().online();
     let quic = online
@@ -481,7 +481,7 @@ pub(super) async fn list(cx: &Context) -> Result<(), Error> {
                     node.name.to_string(),
                     node.pool.to_string(),
                     seen,
-                    node.version.as_deref().map(printable).unwrap_or_default(),
+                    node.version.clone().unwrap_or_default(),
                     super::short(&node.key.fingerprint()),
                 ]
             })
@@ -516,7 +516,7 @@ pub(super) async fn show(cx: &Context, name: &Name) -> Result<(), Error> {
             lines.push(format!(
                 "refused    {} ({}): {message}, {}",
                 printable(&refused.what),
-                refused.code,
+                printable(&refused.code),
                 date(refused.at)
             ));
         }

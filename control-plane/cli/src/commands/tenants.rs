@@ -15,7 +15,7 @@ use super::{tokens, write_once};
 use crate::args::{Ceilings, TenantAdd, TenantHosts, TenantKey};
 use crate::error::{Code, Error};
 use crate::keys::{TENANT, TENANT_PUBLIC};
-use crate::machine::{DAY, date, now, printable, random};
+use crate::machine::{DAY, date, now, random};
 use crate::output::table;
 use crate::session::{Context, Session};
 
@@ -187,7 +187,7 @@ fn key_set(args: &TenantAdd) -> Result<KeySet, Error> {
                     "expected a public key or a fingerprint, as `casemate tenant key` prints them",
                     "copy it whole",
                 )
-                .at(printable(text))
+                .at(text)
                 .source(error));
             }
         }
@@ -240,7 +240,7 @@ pub(super) async fn list(cx: &Context) -> Result<(), Error> {
                         .manifest_version
                         .map_or("-".to_owned(), |version| version.to_string()),
                     date(tenant.expires),
-                    printable(&tenant.hosts.join(" ")),
+                    tenant.hosts.join(" "),
                 ]
             })
             .collect();

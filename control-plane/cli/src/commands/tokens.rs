@@ -12,7 +12,7 @@ use serde_json::json;
 use super::write_once;
 use crate::args::{Audit, TokenCreate, TokenScope};
 use crate::error::{Code, Error};
-use crate::machine::{date, now, printable};
+use crate::machine::{date, is_word, now};
 use crate::output::table;
 use crate::session::{Context, Session};
 
@@ -31,10 +31,20 @@ pub(super) async fn make(
         label: label.to_owned(),
         expires,
     };
-    session
+    let made: MadeToken = session
         .api
         .send_json(Method::POST, "/v1/tokens", &new)
-        .await
+        .await?;
+    // Both are shown as they are, and copied from the terminal into other commands.
+    if is_word(&made.id) && is_word(&made.token) {
+        Ok(made)
+    } else {
+        Err(Error::new(
+            Code::Api,
+            "the control plane's answer is no token: it has characters that none has",
+            "look into the control plane's log; `casemate token list` shows whether one was made",
+        ))
+    }
 }
 
 /// `casemate token create`
@@ -80,7 +90,7 @@ pub(super) async fn list(cx: &Context) -> Result<(), Error> {
                     token.id.clone(),
                     token.scope.to_string(),
                     token.expires.map_or("never".to_owned(), date),
-                    printable(&token.label),
+                    token.label.clone(),
                 ]
             })
             .collect();
@@ -90,11 +100,7 @@ pub(super) async fn list(cx: &Context) -> Result<(), Error> {
 
 /// `casemate token revoke`
 pub(super) async fn revoke(cx: &Context, id: &str) -> Result<(), Error> {
-    if id.is_empty()
-        || !id
-            .bytes()
-            .all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte))
-    {
+    if !is_word(id) {
         return Err(Error::new(
             Code::Usage,
             "expected the id of a token",
@@ -170,9 +176,9 @@ pub(super) async fn audit(cx: &Context, args: &Audit) -> Result<(), Error> {
                 vec![
                     record.seq.to_string(),
                     date(record.time),
-                    printable(&record.actor),
-                    printable(&record.action),
-                    printable(&record.subject),
+                    record.actor.clone(),
+                    record.action.clone(),
+                    record.subject.clone(),
                 ]
             })
             .collect();

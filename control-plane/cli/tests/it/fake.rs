@@ -18,7 +18,7 @@ use casemate_api::node::{
     Admission, JoinList, JoinView, NewGrants, NodeList, NodeSummary, NodeView,
 };
 use casemate_api::tenant::{
-    FunctionStatus, ManifestAnswer, NodeProgress, TenantList, TenantStatus, TenantSummary,
+    FunctionStatus, ManifestAnswer, NodeProgress, Refused, TenantList, TenantStatus, TenantSummary,
     TenantView,
 };
 use casemate_api::token::{MadeToken, NewToken, Scope, TokenList, TokenView};
@@ -52,6 +52,8 @@ pub(crate) struct Given {
     pub(crate) heard: Vec<u8>,
     /// Show this manifest (by its place in the list) instead of the newest.
     pub(crate) show_manifest: Option<usize>,
+    /// Say this wherever a text can be said.
+    pub(crate) evil: Option<&'static str>,
     /// Fail at every statement.
     pub(crate) refuse_statements: bool,
     /// List tenants under each other's names.
@@ -364,6 +366,15 @@ async fn manifest(State(given): State<Shared>, Path(id): Path<TenantId>, body: B
     })
 }
 
+fn refusal(what: &str, code: &str, message: &str) -> Refused {
+    Refused {
+        what: what.into(),
+        code: code.into(),
+        message: message.into(),
+        at: 1,
+    }
+}
+
 async fn status(State(given): State<Shared>, Path(id): Path<TenantId>) -> Response {
     let given = given.lock().unwrap();
     let newest = given.manifests.get(&id).and_then(|held| held.last());
@@ -384,11 +395,10 @@ async fn status(State(given): State<Shared>, Path(id): Path<TenantId>) -> Respon
             manifest_version: held.map(|(version, _)| version),
             manifest_digest: held.map(|(_, digest)| digest),
             acknowledged: Some(1),
-            refused: refuses.then(|| casemate_api::tenant::Refused {
-                what: refused.to_string(),
-                code: "release_malformed".into(),
-                message: "the release is not understood".into(),
-                at: 1,
+            refused: refuses.then(|| {
+                let code = given.evil.unwrap_or("release_malformed");
+                let message = given.evil.unwrap_or("the release is not understood");
+                refusal(&refused.to_string(), code, message)
             }),
         }
     };
@@ -472,11 +482,12 @@ async fn nodes(State(given): State<Shared>) -> Response {
     json(&NodeList { nodes })
 }
 
-async fn tokens() -> Response {
+async fn tokens(State(given): State<Shared>) -> Response {
+    let evil = given.lock().unwrap().evil;
     let token = TokenView {
-        id: "t1".into(),
+        id: evil.unwrap_or("t1").into(),
         scope: Scope::Operator,
-        label: "first".into(),
+        label: evil.unwrap_or("first").into(),
         created: 1,
         expires: None,
     };
@@ -485,10 +496,10 @@ async fn tokens() -> Response {
     })
 }
 
-async fn token(body: Bytes) -> Response {
+async fn token(State(given): State<Shared>, body: Bytes) -> Response {
     let new: NewToken = serde_json::from_slice(&body).unwrap();
     json(&MadeToken {
-        id: "t1".into(),
+        id: given.lock().unwrap().evil.unwrap_or("t1").into(),
         token: format!("casemate_{}", new.label.len()),
     })
 }
@@ -514,14 +525,14 @@ fn view(given: &Given, name: &str) -> Option<NodeView> {
             admitted: 1,
             connected_since: None,
             last_seen: None,
-            version: None,
+            version: given.evil.map(str::to_owned),
             synced_revision: None,
         },
         join: join.envelope.clone(),
         grants: grants.map(|grant| grant.epoch).collect(),
-        status: serde_json::Value::Null,
+        status: serde_json::json!(given.evil),
         manifests: BTreeMap::new(),
-        refused: Vec::new(),
+        refused: given.evil.iter().map(|evil| refusal(evil, evil, evil)).collect(),
     })
 }
 

@@ -369,6 +369,51 @@ async fn an_audit_chain_that_was_cut_or_computed_anew_is_found() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn nothing_that_a_terminal_obeys_comes_from_others() {
+    const EVIL: &str = "\u{1b}[31mred\u{1b}]0;title\u{7}\u{1b}[2J\r\u{9b}1A\u{202e}x";
+    let World {
+        fake,
+        operator,
+        tenant,
+        _dir,
+        ..
+    } = world().await;
+    let token = operator.json(&["node", "token", "edge-1"]);
+    ask(&fake, token["token"].as_str().unwrap(), 8);
+    operator.json(&["node", "admit", "edge-1"]);
+    let project = tenant.project("web", "web.shop.test", "");
+    {
+        let mut given = fake.given();
+        given.evil = Some(EVIL);
+        given.refuse_revoking = Some((403, EVIL));
+        given.nodes = vec!["edge-1"];
+        given.refuses = Some("edge-1");
+    }
+    let cases: &[(&Person, &[&str], i32)] = &[
+        (&operator, &["node", "list"], 0),
+        (&operator, &["node", "show", "edge-1"], 0),
+        (&operator, &["node", "revoke", "edge-1"], 77),
+        (&operator, &["token", "list"], 0),
+        (&operator, &["token", "create", "--scope", "operator"], 76),
+        (&tenant, &["deploy", "--project", &project], 76),
+        (&tenant, &["status"], 0),
+    ];
+    for (person, args, code) in cases {
+        for json in [&[][..], &["--json"]] {
+            let ran = person.run_in_colour(&[json, args].concat());
+            assert_eq!(ran.code, *code, "{args:?}\n{}{}", ran.out, ran.err);
+            let said = ran.out + &ran.err;
+            for obeyed in ["\u{1b}[31mred", "\u{1b}]", "\u{1b}[2J", "\r", "\u{7}", "\u{9b}", "\u{202e}"] {
+                assert!(!said.contains(obeyed), "{args:?}: {obeyed:?} is in {said:?}");
+            }
+        }
+    }
+    // Nothing is lost to programs.
+    let shown = operator.json(&["node", "show", "edge-1"]);
+    assert_eq!(shown["refused"][0]["code"], EVIL);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn without_a_control_plane_the_exit_code_is_69() {
     let World {
         tenant, fake, _dir, ..
