@@ -18,7 +18,7 @@ use crate::tenancy::{Tenancy, host_not_given};
 pub(super) async fn deploy(cx: &Context, args: &Deploy) -> Result<(), Error> {
     let project = Project::load(&args.project.project)?;
     let progress = cx.output.progress(format!("bundling {}", project.main));
-    let bundle = bundle(&project.folder, &project.main).await?;
+    let bundle = bundle(&project.folder, &project.main, cx.home.path()).await?;
     drop(progress);
     for warning in &bundle.warnings {
         cx.output.warn(warning);
