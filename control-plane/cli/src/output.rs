@@ -97,7 +97,9 @@ impl Output {
     /// Something that deserves a second look.
     pub fn warn(self, text: &str) {
         if self.json {
-            note(&escaped(&serde_json::json!({ "warning": text }).to_string()));
+            note(&escaped(
+                &serde_json::json!({ "warning": text }).to_string(),
+            ));
         } else {
             let text = printable_lines(text);
             note(&format!("{} {text}", "warning:".yellow().bold()));

@@ -346,7 +346,11 @@ impl<'a> Session<'a> {
         if let Some(known) = self.known.judge().tenant_named(name)
             && known != id
         {
-            return Err(tenant_other(name, &id, &format!("this home knows it as {known}")));
+            return Err(tenant_other(
+                name,
+                &id,
+                &format!("this home knows it as {known}"),
+            ));
         }
         let (tenant, _) = self.read_tenant(id).await?;
         if tenant.name == *name {

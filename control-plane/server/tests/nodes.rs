@@ -90,7 +90,10 @@ async fn a_node_joins_and_is_served_on_the_same_connection() {
         "the release and the secret came with the manifest"
     );
     // A deploy is pushed at once, with only the objects that are new.
-    let second = fleet.deploy(&tenant, 2, b"bundle two").await.payload_digest();
+    let second = fleet
+        .deploy(&tenant, 2, b"bundle two")
+        .await
+        .payload_digest();
     let pushed = node.sync().await;
     assert_eq!(
         pushed.ids(),

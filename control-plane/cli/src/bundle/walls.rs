@@ -36,7 +36,10 @@ impl Walls {
     /// Whether a file lies inside, wherever links lead to it from.
     fn hold(&self, path: &Path) -> std::io::Result<bool> {
         let real = path.canonicalize()?;
-        let is_home = self.home.as_ref().is_some_and(|home| real.starts_with(home));
+        let is_home = self
+            .home
+            .as_ref()
+            .is_some_and(|home| real.starts_with(home));
         Ok(!is_home && self.inside.iter().any(|folder| real.starts_with(folder)))
     }
 

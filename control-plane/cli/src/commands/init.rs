@@ -92,7 +92,8 @@ mod tests {
             let project = Project::load(dir.path()).unwrap();
             assert_eq!(project.name().as_str(), "shop");
             let bundle = bundle(dir.path(), &project.main, Path::new(""))
-                .await.unwrap();
+                .await
+                .unwrap();
             assert_eq!(bundle.warnings, Vec::<String>::new());
         }
     }

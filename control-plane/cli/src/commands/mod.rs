@@ -92,8 +92,14 @@ fn not_repeated(error: &clap::Error) -> Error {
     let named = named.into_iter().filter(|name| declared.contains(name));
     let (what, problem) = match error.kind() {
         ErrorKind::MissingRequiredArgument => ("an argument is missing", "missing"),
-        ErrorKind::ArgumentConflict => ("arguments exclude each other", "cannot be used with another"),
-        _ => ("an argument is not what it should be", "not what is expected"),
+        ErrorKind::ArgumentConflict => (
+            "arguments exclude each other",
+            "cannot be used with another",
+        ),
+        _ => (
+            "an argument is not what it should be",
+            "not what is expected",
+        ),
     };
     Error::new(
         Code::Usage,
@@ -233,7 +239,10 @@ mod tests {
         ] {
             let typed = words(line);
             let error = args::command().try_get_matches_from(&typed).unwrap_err();
-            assert!(may_hold_a_secret(&typed) && !is_help(error.kind()), "{line}");
+            assert!(
+                may_hold_a_secret(&typed) && !is_help(error.kind()),
+                "{line}"
+            );
             let told = not_repeated(&error);
             let all = told.to_text() + &told.to_json().to_string();
             assert!(!all.contains("hunter2"), "{line}: {all}");
@@ -243,11 +252,19 @@ mod tests {
     #[test]
     fn the_argument_is_named() {
         for (line, named) in [
-            ("casemate secret put KEY=hunter2 --host a.test", "<NAME>: not what"),
+            (
+                "casemate secret put KEY=hunter2 --host a.test",
+                "<NAME>: not what",
+            ),
             ("casemate secret put KEY", "--host <HOST>: missing"),
-            ("casemate secret put KEY --host a.test --wait x", "--wait <SECONDS>: not what"),
+            (
+                "casemate secret put KEY --host a.test --wait x",
+                "--wait <SECONDS>: not what",
+            ),
         ] {
-            let error = args::command().try_get_matches_from(words(line)).unwrap_err();
+            let error = args::command()
+                .try_get_matches_from(words(line))
+                .unwrap_err();
             let text = not_repeated(&error).to_text();
             assert!(text.contains(named), "{line}: {text}");
         }

@@ -176,10 +176,7 @@ fn router(given: Shared) -> Router {
             }),
         )
         .route("/v1/nodes/admit", post(admit))
-        .route(
-            "/v1/nodes/{name}",
-            get(node).delete(revoke),
-        )
+        .route("/v1/nodes/{name}", get(node).delete(revoke))
         .route("/v1/nodes/{name}/grants", post(grant))
         .with_state(given)
 }
@@ -532,7 +529,11 @@ fn view(given: &Given, name: &str) -> Option<NodeView> {
         grants: grants.map(|grant| grant.epoch).collect(),
         status: serde_json::json!(given.evil),
         manifests: BTreeMap::new(),
-        refused: given.evil.iter().map(|evil| refusal(evil, evil, evil)).collect(),
+        refused: given
+            .evil
+            .iter()
+            .map(|evil| refusal(evil, evil, evil))
+            .collect(),
     })
 }
 

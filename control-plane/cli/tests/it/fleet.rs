@@ -170,7 +170,12 @@ async fn a_broken_audit_chain_is_found_over_pages() {
     );
     // Over the pages of two as well: the newest, not the oldest of the newest.
     let newest = operator.json(&["audit", "--last", "3"]);
-    let seqs: Vec<_> = newest["records"].as_array().unwrap().iter().map(|record| &record["seq"]).collect();
+    let seqs: Vec<_> = newest["records"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|record| &record["seq"])
+        .collect();
     assert_eq!(seqs, [3, 4, 5]);
     fake.given().audit[2].subject = "d".into();
     let ran = operator.run(&["audit", "--verify"]);

@@ -196,7 +196,11 @@ async fn what_an_earlier_try_signed_is_not_published_in_place_of_what_is_asked()
     }
     let other_hosts = add("again", &right, &["--host", "more.test"]);
     assert_eq!(other_hosts.code, 73, "{}", other_hosts.err);
-    assert_eq!(fake.given().tenants.len(), 1, "only shop was ever published");
+    assert_eq!(
+        fake.given().tenants.len(),
+        1,
+        "only shop was ever published"
+    );
     // The way out: the same tenant with the right key, and nothing that the wrong one could sign.
     let ran = add("mart", &right, &["--replace"]);
     assert_eq!(ran.code, 0, "{}", ran.err);
@@ -220,7 +224,12 @@ async fn a_revoked_node_gets_no_key_whatever_the_control_plane_answers() {
         _dir,
         ..
     } = world().await;
-    for (seed, node) in [(8, "good"), (9, "bad-404"), (10, "bad-500"), (11, "bad-away")] {
+    for (seed, node) in [
+        (8, "good"),
+        (9, "bad-404"),
+        (10, "bad-500"),
+        (11, "bad-away"),
+    ] {
         let token = operator.json(&["node", "token", node]);
         ask(&fake, token["token"].as_str().unwrap(), seed);
         operator.json(&["node", "admit", node]);
@@ -286,7 +295,10 @@ async fn a_request_under_the_name_of_another_node_is_not_admitted() {
     let again = operator.run(&["node", "token", "edge-9", "--cancel"]);
     assert_eq!(again.code, 66, "{}", again.err);
     // The other node's token is as it was.
-    assert_eq!(operator.json(&["node", "token", "edge-1", "--cancel"])["cancelled"], 1);
+    assert_eq!(
+        operator.json(&["node", "token", "edge-1", "--cancel"])["cancelled"],
+        1
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -403,8 +415,19 @@ async fn nothing_that_a_terminal_obeys_comes_from_others() {
             let ran = person.run_in_colour(&[json, args].concat());
             assert_eq!(ran.code, *code, "{args:?}\n{}{}", ran.out, ran.err);
             let said = ran.out + &ran.err;
-            for obeyed in ["\u{1b}[31mred", "\u{1b}]", "\u{1b}[2J", "\r", "\u{7}", "\u{9b}", "\u{202e}"] {
-                assert!(!said.contains(obeyed), "{args:?}: {obeyed:?} is in {said:?}");
+            for obeyed in [
+                "\u{1b}[31mred",
+                "\u{1b}]",
+                "\u{1b}[2J",
+                "\r",
+                "\u{7}",
+                "\u{9b}",
+                "\u{202e}",
+            ] {
+                assert!(
+                    !said.contains(obeyed),
+                    "{args:?}: {obeyed:?} is in {said:?}"
+                );
             }
         }
     }

@@ -76,8 +76,8 @@ impl Last {
             .filter_map(|(tenant, has)| Some((*tenant, has.manifest?)));
         for (tenant, (version, digest)) in manifests {
             let known = self.manifests.get(&tenant);
-            let is_known = known
-                .is_some_and(|known| known.version == version && known.digest == Some(digest));
+            let is_known =
+                known.is_some_and(|known| known.version == version && known.digest == Some(digest));
             if !is_known {
                 self.acknowledge(&StatementId::Manifest { tenant, version }, Some(digest));
             }
