@@ -12,8 +12,8 @@ use crate::machine::{moves_a_terminal, printable, printable_lines};
 
 /// How often a spinner moves.
 const TICK: Duration = Duration::from_millis(120);
-/// The only escapes that leave this program: the colours that it uses itself. Everything else that it shows may have come from
-/// the control plane or, through it, from a node.
+/// The only escapes that leave this program: the colours that it uses itself. Everything else that it shows may have come
+/// from the control plane or, through it, from a node.
 const STYLES: &[&str] = &[
     "\u{1b}[0m",
     "\u{1b}[1m",

@@ -63,8 +63,8 @@ pub async fn run(typed: Vec<OsString>) -> u8 {
     }
 }
 
-/// Whether the parser's own messages, which repeat what was typed, must not be shown: a value may have gone anywhere. Looked for
-/// as a word, wherever it stands, because a line that was not understood has no parts that one could rely on.
+/// Whether the parser's own messages, which repeat what was typed, must not be shown: a value may have gone anywhere. Looked
+/// for as a word, wherever it stands, because a line that was not understood has no parts that one could rely on.
 fn may_hold_a_secret(typed: &[OsString]) -> bool {
     typed.iter().any(|word| word == "secret" || word == "login")
 }
@@ -104,8 +104,8 @@ fn not_repeated(error: &clap::Error) -> Error {
     Error::new(
         Code::Usage,
         format!("{what}; what was typed is not repeated, because it may hold a secret"),
-        "see `casemate secret put --help` or `casemate login --help`; values go to standard input or into a file. Change a value \
-         that was typed into the command line",
+        "see `casemate secret put --help` or `casemate login --help`; values go to standard input or into a file. \
+         Change a value that was typed into the command line",
     )
     .lines(named.map(|name| format!("{name}: {problem}")))
 }

@@ -1,16 +1,14 @@
 //! `casemate node`: the operator's machine decides who joins; the control plane only relays.
 
+mod tokens;
+
 use std::io::{IsTerminal as _, Write as _};
 use std::time::Duration;
 
 use casemate_api::limits::MAX_GRANTS;
-use casemate_api::node::{
-    Admission, JoinList, JoinView, NewGrants, NewJoinToken, NodeList, NodeView,
-};
+use casemate_api::node::{Admission, JoinList, JoinView, NewGrants, NodeList, NodeView};
 use casemate_trust::Seconds;
-use casemate_trust::join::{
-    Grant, JoinError, JoinRequest, JoinToken, MAX_ADDRESS_BYTES, TokenRecord,
-};
+use casemate_trust::join::{Grant, JoinError, JoinRequest, TokenRecord};
 use casemate_trust::key::{PublicKey, SealingKey};
 use casemate_trust::keyfile::Purpose;
 use casemate_trust::name::Name;
@@ -19,17 +17,16 @@ use http::Method;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use super::write_once;
-use crate::args::{NodeAdmit, NodeRevoke, NodeToken};
+use crate::args::{NodeAdmit, NodeRevoke};
 use crate::error::{Code, Error};
-use crate::home::Home;
 use crate::keys::pool_file;
 use crate::machine::{date, now, printable, random};
 use crate::output::table;
 use crate::session::{Context, Session};
+use tokens::{TOKENS, cancel_tokens};
 
-/// Tokens that were given out, without their secret part.
-const TOKENS: &str = "joins.json";
+pub(super) use tokens::token;
+
 /// Nodes that were admitted: later pool keys are sealed to what stands here, never to what the control plane says.
 const NODES: &str = "nodes.json";
 /// Between two looks at who asks.
@@ -128,111 +125,6 @@ fn decide(
         return Ok((request, at));
     }
     Err(no)
-}
-
-/// `casemate node token --cancel`: nothing but this home admits nodes, so nobody else has to be told.
-fn cancel(cx: &Context, name: &Name) -> Result<(), Error> {
-    let _lock = cx.home.lock()?;
-    let count = cancel_tokens(&cx.home, name)?;
-    if count == 0 {
-        return Err(Error::new(
-            Code::NotFound,
-            format!("this home keeps no token for a node {name}"),
-            "check the name; tokens that were made in another home are cancelled there, expired ones admit nobody",
-        ));
-    }
-    let result = json!({ "node": name, "cancelled": count });
-    cx.output.result(&result, || {
-        format!("{count} tokens for {name} are cancelled: they admit nobody any more")
-    })?;
-    cx.output.hint(&format!(
-        "A node that has joined already stays: `casemate node revoke {name}` throws it out."
-    ));
-    Ok(())
-}
-
-/// `casemate node token`
-pub(super) async fn token(cx: &Context, args: &NodeToken) -> Result<(), Error> {
-    if args.cancel {
-        return cancel(cx, &args.name);
-    }
-    cx.root_key()?;
-    let mut session = Session::open(cx).await?;
-    session.read_pools().await?;
-    if session.known.judge().newest_pool(&args.pool).is_none() {
-        return Err(no_pool(&args.pool));
-    }
-    let control = args
-        .control
-        .clone()
-        .unwrap_or_else(|| session.view.quic_address.clone());
-    let port = control
-        .rsplit_once(':')
-        .map(|(host, port)| (!host.is_empty(), port.parse::<u16>().is_ok()));
-    if control.len() > MAX_ADDRESS_BYTES || port != Some((true, true)) {
-        return Err(Error::new(
-            Code::Usage,
-            "expected the control plane's QUIC socket as HOST:PORT",
-            "give it with `--control HOST:PORT`",
-        )
-        .at(control));
-    }
-    let online = session.known.judge().online();
-    let quic = online
-        .map(|online| online.quic)
-        .ok_or_else(|| Error::internal("no online key"))?;
-    let expires = now() + args.valid;
-    let token = JoinToken::new(
-        session.fleet(),
-        (control.clone(), quic),
-        args.name.clone(),
-        args.pool.clone(),
-        expires,
-        &mut random,
-    );
-    let record = token
-        .record()
-        .map_err(|error| Error::internal("the token has no key").source(error))?;
-    let mut tokens: Vec<TokenRecord> = cx.home.read_json(TOKENS)?.unwrap_or_default();
-    // What has expired is refused for that alone.
-    tokens.retain(|token| token.expires > now());
-    tokens.push(record.clone());
-    cx.home.write_json(TOKENS, &tokens)?;
-    session
-        .api
-        .send_bytes(
-            Method::POST,
-            "/v1/nodes/tokens",
-            "application/json",
-            serde_json::to_vec(&NewJoinToken { record })
-                .map_err(|error| Error::internal("a token has no JSON").source(error))?
-                .into(),
-        )
-        .await?;
-    let text = token.expose_secret();
-    let written = write_once(args.out.as_deref(), &text)?;
-    let shown = (!written).then_some(text.as_str());
-    let result = json!({
-        "token": shown,
-        "node": args.name,
-        "pool": args.pool,
-        "control": control,
-        "expires": expires,
-    });
-    cx.output.result(&result, || {
-        shown.map_or_else(
-            || format!("token for {} until {}", args.name, date(expires)),
-            str::to_owned,
-        )
-    })?;
-    cx.output.hint(&format!(
-        "For the node {} in pool {}, once, until {}. Then: casemate node admit {}",
-        args.name,
-        args.pool,
-        date(expires),
-        args.name
-    ));
-    Ok(())
 }
 
 fn no_pool(pool: &Name) -> Error {
@@ -586,18 +478,6 @@ fn mark_revoked(cx: &Context, name: &Name) -> Result<Option<Name>, Error> {
         cx.home.write_json(NODES, &members)?;
     }
     Ok(pool)
-}
-
-/// Forget the tokens that were made for a node; how many.
-fn cancel_tokens(home: &Home, name: &Name) -> Result<usize, Error> {
-    let mut tokens: Vec<TokenRecord> = home.read_json(TOKENS)?.unwrap_or_default();
-    let before = tokens.len();
-    tokens.retain(|token| token.node != *name);
-    let gone = before - tokens.len();
-    if gone > 0 {
-        home.write_json(TOKENS, &tokens)?;
-    }
-    Ok(gone)
 }
 
 fn confirmed(name: &Name) -> Result<bool, Error> {

@@ -164,8 +164,8 @@ fn signed_before(earlier: &Tenant) -> Error {
             "this home has signed a tenant {} with other keys, hosts or limits, and the control plane does not show it",
             earlier.name
         ),
-        "to hand that one in, repeat the command with what is named above; if it was a mistake, `--replace` signs these keys, \
-         hosts and limits in its place. If that tenant has been in use, the control plane hides it: find out why first",
+        "to hand that one in, repeat the command with what is named above; if it was a mistake, `--replace` signs these \
+         keys, hosts and limits in its place. If that tenant has been in use, the control plane hides it: find out why first",
     )
     .at(format!("tenant {}", earlier.id))
     .lines(keys.chain(hosts))

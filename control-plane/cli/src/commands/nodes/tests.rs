@@ -1,4 +1,5 @@
 use casemate_trust::id::FleetId;
+use casemate_trust::join::JoinToken;
 use casemate_trust::key::SigningKey;
 
 use super::*;
