@@ -43,8 +43,8 @@ pub struct Bundle {
 /// of the project.
 ///
 /// # Errors
-/// An import of what lies outside; a syntax error or an import that cannot be resolved, with file, line, column and the line itself; an entry without
-/// default export; a bundle over [`MAX_BUNDLE_BYTES`], with its largest modules.
+/// An import of what lies outside; a syntax error or an import that cannot be resolved, with file, line, column and the line
+/// itself; an entry without default export; a bundle over [`MAX_BUNDLE_BYTES`], with its largest modules.
 pub async fn bundle(folder: &Path, main: &str, home: &Path) -> Result<Bundle, Error> {
     let folder = folder.canonicalize().map_err(|error| {
         Error::new(
