@@ -78,6 +78,9 @@ pub struct TenantStatus {
     pub name: Name,
     /// Version of the newest manifest.
     pub manifest_version: Option<u64>,
+    /// Digest of its payload.
+    #[schema(value_type = Option<String>)]
+    pub manifest_digest: Option<Digest>,
     /// Until when its credentials are used.
     pub manifest_expires: Option<Seconds>,
     /// Functions by name.
@@ -110,7 +113,7 @@ pub struct FunctionStatus {
     pub pools: Vec<Name>,
     /// Hosts that lead to it.
     pub hosts: Vec<String>,
-    /// Nodes that have acknowledged the newest manifest, of those in its pools.
+    /// Nodes that hold the newest manifest, by version and digest, of those in its pools.
     pub nodes_current: usize,
     /// Nodes in its pools.
     pub nodes_total: usize,
@@ -129,6 +132,9 @@ pub struct NodeProgress {
     pub connected: bool,
     /// The highest manifest version that it acknowledged.
     pub manifest_version: Option<u64>,
+    /// Digest of that manifest's payload, where it is known: another one of the same version is not the same manifest.
+    #[schema(value_type = Option<String>)]
+    pub manifest_digest: Option<Digest>,
     /// Unix time of that acknowledgement.
     pub acknowledged: Option<Seconds>,
     /// What it refused since.
@@ -138,7 +144,7 @@ pub struct NodeProgress {
 /// A refusal by a node.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Refused {
-    /// What was refused, such as `manifest 4`.
+    /// What was refused, such as `manifest 4 of tenant ID`.
     pub what: String,
     /// The node's stable code.
     pub code: String,

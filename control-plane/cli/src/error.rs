@@ -4,6 +4,8 @@ use std::fmt;
 
 use serde_json::{Value, json};
 
+use crate::machine::{printable, printable_lines};
+
 /// What kind of thing went wrong: a stable name for scripts, and the exit code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Code {
@@ -197,20 +199,22 @@ impl Error {
         }})
     }
 
-    /// For people, without colours: `error: `, then indented particulars, then the next step.
+    /// For people, without colours: `error: `, then indented particulars, then the next step. Parts of it may be others'
+    /// words, also inside of the error underneath; none of them gets out of its line.
     pub fn to_text(&self) -> String {
-        let mut text = format!("error: {}\n", self.0.what);
+        let mut text = format!("error: {}\n", printable(&self.0.what));
         if let Some(place) = &self.0.place {
-            text += &format!("   in: {place}\n");
+            text += &format!("   in: {}\n", printable(place));
         }
         for line in &self.0.lines {
+            let line = printable_lines(line);
             text += &format!("  {line}").trim_end().replace('\n', "\n  ");
             text.push('\n');
         }
         for cause in self.causes() {
-            text += &format!("  why: {cause}\n");
+            text += &format!("  why: {}\n", printable(&cause));
         }
-        text += &format!(" next: {}\n", self.0.next);
+        text += &format!(" next: {}\n", printable(&self.0.next));
         text
     }
 

@@ -5,6 +5,7 @@
 //! memory.json       the statements and the highest versions ever seen: what refuses a rollback
 //! root.key          operator: the fleet's root key
 //! pools/NAME.N.key  operator: the private key of epoch N of a pool
+//! audit.json        the last record of the audit chain that was verified: a later chain must contain it
 //! joins.json        operator: join tokens given out, as public keys
 //! nodes.json        operator: the nodes that were admitted, with the keys that they joined with
 //! tenant.key        tenant: the key that signs manifests; tenant.pub is its public half

@@ -46,17 +46,28 @@ pub fn date_ms(time_ms: u64) -> String {
     )
 }
 
-/// A text of others without what would move a terminal's cursor or change its colours.
+/// Whether a character moves a terminal's cursor, begins an escape, or turns the order in which a line is shown.
+pub fn moves_a_terminal(c: char) -> bool {
+    let turns = matches!(c, '\u{61c}' | '\u{200e}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    turns || (c.is_control() && c != '\t')
+}
+
+/// A text of others as one line that a terminal only shows.
 pub fn printable(text: &str) -> String {
-    text.chars()
-        .map(|c| {
-            if c.is_control() && c != '\t' {
-                '\u{fffd}'
-            } else {
-                c
-            }
-        })
-        .collect()
+    let shown = |c| if moves_a_terminal(c) { '\u{fffd}' } else { c };
+    text.chars().map(shown).collect()
+}
+
+/// The same with its lines.
+pub fn printable_lines(text: &str) -> String {
+    let lines: Vec<_> = text.split('\n').map(printable).collect();
+    lines.join("\n")
+}
+
+/// Whether a text is a name without surprises, as error codes and ids of tokens are.
+pub fn is_word(text: &str) -> bool {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_".contains(&byte);
+    !text.is_empty() && text.bytes().all(plain)
 }
 
 #[cfg(test)]
@@ -73,5 +84,8 @@ mod tests {
     #[test]
     fn escapes_do_not_reach_the_terminal() {
         assert_eq!(printable("a\u{1b}[31mb\tc\n"), "a\u{fffd}[31mb\tc\u{fffd}");
+        assert_eq!(printable_lines("a\r\n\u{9b}2J"), "a\u{fffd}\n\u{fffd}2J");
+        assert_eq!(printable("edge\u{202e}1-"), "edge\u{fffd}1-");
+        assert_eq!(printable("Grüße, 世界 👋"), "Grüße, 世界 👋");
     }
 }

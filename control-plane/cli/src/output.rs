@@ -8,9 +8,22 @@ use owo_colors::OwoColorize as _;
 use serde::Serialize;
 
 use crate::error::{Code, Error};
+use crate::machine::{moves_a_terminal, printable, printable_lines};
 
 /// How often a spinner moves.
 const TICK: Duration = Duration::from_millis(120);
+/// The only escapes that leave this program: the colours that it uses itself. Everything else that it shows may have come
+/// from the control plane or, through it, from a node.
+const STYLES: &[&str] = &[
+    "\u{1b}[0m",
+    "\u{1b}[1m",
+    "\u{1b}[2m",
+    "\u{1b}[31m",
+    "\u{1b}[32m",
+    "\u{1b}[33m",
+    "\u{1b}[36m",
+    "\u{1b}[39m",
+];
 
 /// The one way to the terminal. Colours and moving parts appear only on one.
 #[derive(Debug, Clone, Copy)]
@@ -40,10 +53,10 @@ impl Output {
         text: impl FnOnce() -> String,
     ) -> Result<(), Error> {
         let text = if self.json {
-            serde_json::to_string_pretty(value)
-                .map_err(|error| Error::internal("a result has no JSON").source(error))?
+            let json = serde_json::to_string_pretty(value);
+            escaped(&json.map_err(|error| Error::internal("a result has no JSON").source(error))?)
         } else {
-            text()
+            shown(&text())
         };
         write_out(&text)
     }
@@ -58,15 +71,15 @@ impl Output {
         text: impl FnOnce() -> String,
     ) -> Result<(), Error> {
         let text = if self.json {
-            serde_json::to_string(value)
-                .map_err(|error| Error::internal("a record has no JSON").source(error))?
+            let json = serde_json::to_string(value);
+            escaped(&json.map_err(|error| Error::internal("a record has no JSON").source(error))?)
         } else {
-            text()
+            shown(&text())
         };
         write_out(&text)
     }
 
-    /// Text as it is, such as a shell's completions.
+    /// A text of our own as it is: a shell's completions.
     ///
     /// # Errors
     /// Standard output is closed or full.
@@ -77,15 +90,18 @@ impl Output {
     /// Something that was done, for people who watch.
     pub fn done(self, text: &str) {
         if !self.quiet && !self.json {
-            note(&format!("{} {text}", "✓".green()));
+            note(&format!("{} {}", "✓".green(), printable_lines(text)));
         }
     }
 
     /// Something that deserves a second look.
     pub fn warn(self, text: &str) {
         if self.json {
-            note(&serde_json::json!({ "warning": text }).to_string());
+            note(&escaped(
+                &serde_json::json!({ "warning": text }).to_string(),
+            ));
         } else {
+            let text = printable_lines(text);
             note(&format!("{} {text}", "warning:".yellow().bold()));
         }
     }
@@ -93,14 +109,14 @@ impl Output {
     /// Advice that nobody must read.
     pub fn hint(self, text: &str) {
         if !self.quiet && !self.json {
-            note(&format!("{}", text.dimmed()));
+            note(&format!("{}", printable_lines(text).dimmed()));
         }
     }
 
     /// The error that ends the program.
     pub fn error(self, error: &Error) {
         if self.json {
-            note(&error.to_json().to_string());
+            note(&escaped(&error.to_json().to_string()));
             return;
         }
         let text = error.to_text();
@@ -150,7 +166,7 @@ pub struct Progress {
 impl Progress {
     /// What is being done now. Without a terminal each new text is a line.
     pub fn say(&self, text: impl Into<String>) {
-        let text = text.into();
+        let text = printable(&text.into());
         if self.lines && self.bar.message() != text {
             note(&format!("… {text}"));
         }
@@ -164,10 +180,12 @@ impl Drop for Progress {
     }
 }
 
-/// A table for people: columns as wide as their widest cell, two blanks between.
+/// A table for people: columns as wide as their widest cell, two blanks between. What a cell says stays in it.
 pub fn table(head: &[&str], rows: &[Vec<String>]) -> String {
+    let printable_row = |row: &Vec<String>| row.iter().map(|cell| printable(cell)).collect();
+    let rows: Vec<Vec<String>> = rows.iter().map(printable_row).collect();
     let mut widths: Vec<usize> = head.iter().map(|cell| cell.chars().count()).collect();
-    for row in rows {
+    for row in &rows {
         for (width, cell) in widths.iter_mut().zip(row) {
             *width = (*width).max(cell.chars().count());
         }
@@ -204,6 +222,36 @@ fn write_out(text: &str) -> Result<(), Error> {
     }
 }
 
+/// A text for a terminal: its lines, our own colours, and nothing else that a terminal would obey.
+fn shown(text: &str) -> String {
+    let mut safe = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(c) = rest.chars().next() {
+        let style = STYLES.iter().find(|style| rest.starts_with(**style));
+        let length = style.map_or(c.len_utf8(), |style| style.len());
+        match style {
+            Some(style) => safe += style,
+            None if c != '\n' && moves_a_terminal(c) => safe.push('\u{fffd}'),
+            None => safe.push(c),
+        }
+        rest = &rest[length..];
+    }
+    safe
+}
+
+/// JSON for a terminal: what JSON lets stand in a string and a terminal obeys becomes an escape of JSON, so nothing is lost.
+fn escaped(json: &str) -> String {
+    let mut safe = String::with_capacity(json.len());
+    for c in json.chars() {
+        if c != '\n' && moves_a_terminal(c) {
+            safe += &format!("\\u{:04x}", u32::from(c));
+        } else {
+            safe.push(c);
+        }
+    }
+    safe
+}
+
 /// Standard output was closed by whoever read it: the program ends, with nothing to complain about.
 fn closed() -> Error {
     Error::new(
@@ -216,12 +264,41 @@ fn closed() -> Error {
 fn note(text: &str) {
     let mut err = anstream::stderr().lock();
     // Nowhere is left to report that standard error cannot be written.
-    let _ = writeln!(err, "{text}");
+    let _ = writeln!(err, "{}", shown(text));
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn our_colours_pass_and_no_other_escape() {
+        let styled = format!(
+            "{} {}\n{}",
+            "error:".red().bold(),
+            "x".cyan().bold(),
+            "y".dimmed()
+        );
+        assert_eq!(shown(&styled), styled);
+        for style in ["✓".green().to_string(), "!".yellow().to_string()] {
+            assert_eq!(shown(&style), style);
+        }
+        assert_eq!(
+            shown("\u{1b}[2Ja\u{1b}]0;b\u{7}\r\u{9b}1A\n\u{1b}[8m"),
+            "\u{fffd}[2Ja\u{fffd}]0;b\u{fffd}\u{fffd}\u{fffd}1A\n\u{fffd}[8m"
+        );
+        let cells = [vec!["\u{1b}[32mok\n".to_owned()]];
+        assert!(table(&["A"], &cells).ends_with("\u{fffd}[32mok\u{fffd}"));
+    }
+
+    #[test]
+    fn json_keeps_what_it_escapes() {
+        let value = serde_json::json!("\u{1b}[2J\u{7f}\u{9b}\u{202e}\n");
+        let text = escaped(&value.to_string());
+        assert!(!text.chars().any(moves_a_terminal), "{text}");
+        let read: serde_json::Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(read, value);
+    }
 
     #[test]
     fn columns_line_up() {

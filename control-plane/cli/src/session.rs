@@ -323,14 +323,15 @@ impl<'a> Session<'a> {
         Ok(list.tenants)
     }
 
-    /// The id of a tenant by its name.
+    /// The id of a tenant by its name. The control plane says which id that is; that the name is signed with this id, and
+    /// that this home knows no other under it, is found out here: what follows may be signed by the root.
     ///
     /// # Errors
-    /// There is none.
+    /// There is none, or the control plane shows another tenant in its place.
     pub async fn tenant_id(&mut self, name: &Name) -> Result<TenantId, Error> {
         let tenants = self.list_tenants().await?;
         let found = tenants.iter().find(|tenant| tenant.name == *name);
-        found.map(|tenant| tenant.id).ok_or_else(|| {
+        let id = found.map(|tenant| tenant.id).ok_or_else(|| {
             let known: Vec<_> = tenants
                 .iter()
                 .map(|tenant| tenant.name.to_string())
@@ -341,7 +342,23 @@ impl<'a> Session<'a> {
                 format!("known are {}", known.join(", "))
             };
             Error::new(Code::NotFound, format!("there is no tenant {name}"), next)
-        })
+        })?;
+        if let Some(known) = self.known.judge().tenant_named(name)
+            && known != id
+        {
+            return Err(tenant_other(
+                name,
+                &id,
+                &format!("this home knows it as {known}"),
+            ));
+        }
+        let (tenant, _) = self.read_tenant(id).await?;
+        if tenant.name == *name {
+            Ok(id)
+        } else {
+            let signed = format!("that id was signed for the tenant {}", tenant.name);
+            Err(tenant_other(name, &id, &signed))
+        }
     }
 
     /// Read one tenant's statements and judge them.
@@ -415,6 +432,18 @@ impl<'a> Session<'a> {
             self.cx.output.warn(&text);
         }
     }
+}
+
+/// The error for a control plane that shows one tenant under the name of another.
+fn tenant_other(name: &Name, shown: &TenantId, signed: &str) -> Error {
+    Error::new(
+        Code::Refused,
+        format!("the control plane shows another tenant under the name {name}"),
+        "nothing was signed. Compare the id with `casemate tenant show` of the home with the root; if the tenant was \
+         admitted anew under another id, use a new home",
+    )
+    .at(format!("tenant {shown}"))
+    .lines([signed.to_owned()])
 }
 
 fn judge_view(known: &mut Known, view: &FleetView) -> Result<(), Error> {

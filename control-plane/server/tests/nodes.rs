@@ -90,7 +90,10 @@ async fn a_node_joins_and_is_served_on_the_same_connection() {
         "the release and the secret came with the manifest"
     );
     // A deploy is pushed at once, with only the objects that are new.
-    fleet.deploy(&tenant, 2, b"bundle two").await;
+    let second = fleet
+        .deploy(&tenant, 2, b"bundle two")
+        .await
+        .payload_digest();
     let pushed = node.sync().await;
     assert_eq!(
         pushed.ids(),
@@ -112,7 +115,10 @@ async fn a_node_joins_and_is_served_on_the_same_connection() {
     assert_eq!(status.functions[&name("web")].nodes_total, 1);
     eventually("the acknowledgement", async || {
         let status: TenantStatus = tenant.get(&tenant_path(&id, "status")).await.ok().json();
-        status.functions[&name("web")].nodes_current == 1 && status.nodes[0].connected
+        assert_eq!(status.manifest_digest, Some(second));
+        let node = &status.nodes[0];
+        let is_current = (node.manifest_version, node.manifest_digest) == (Some(2), Some(second));
+        status.functions[&name("web")].nodes_current == 1 && node.connected && is_current
     })
     .await;
     // Coming again with what it has, it is sent nothing.
@@ -124,8 +130,19 @@ async fn a_node_joins_and_is_served_on_the_same_connection() {
         }));
     let mut again = hello("edge-1", &key(20), fleet.id);
     again.has = has;
+    let mut other = again.clone();
     let mut node = Node::connect(&control, &key(20), NodeEnd::member(again)).await;
     assert_eq!(node.sync().await.ids(), []);
+    // One of the same version with another digest, as after a restored backup, is not the newest.
+    let foreign = Digest([9; 32]);
+    other.has.tenants.get_mut(&id).unwrap().manifest = Some((2, foreign));
+    let _node = Node::connect(&control, &key(20), NodeEnd::member(other)).await;
+    eventually("the other manifest", async || {
+        let status: TenantStatus = tenant.get(&tenant_path(&id, "status")).await.ok().json();
+        let is_foreign = status.nodes[0].manifest_digest == Some(foreign);
+        is_foreign && status.functions[&name("web")].nodes_current == 0
+    })
+    .await;
 }
 
 #[tokio::test]

@@ -93,6 +93,9 @@ pub struct TenantAdd {
     /// How long the statement holds
     #[command(flatten)]
     pub lifetime: Lifetime,
+    /// Sign this in place of what an earlier try has signed under the same name
+    #[arg(long)]
+    pub replace: bool,
     /// Write the tenant's API token to FILE (mode 0600) instead of showing it
     #[arg(long, value_name = "FILE")]
     pub token_out: Option<PathBuf>,
@@ -172,7 +175,7 @@ pub struct PoolRotate {
 /// `casemate node`
 #[derive(Debug, Subcommand)]
 pub enum Node {
-    /// Print a token with which one node may ask to join
+    /// Print a token with which one node may ask to join, or cancel those that were printed
     Token(NodeToken),
     /// Check those who ask, and seal the pool's key to them
     Admit(NodeAdmit),
@@ -204,6 +207,9 @@ pub struct NodeToken {
     /// Write the token to FILE (mode 0600) instead of standard output
     #[arg(long, value_name = "FILE")]
     pub out: Option<PathBuf>,
+    /// Make none; let those that were made for this node admit nobody any more
+    #[arg(long, conflicts_with_all = ["pool", "control", "valid", "out"])]
+    pub cancel: bool,
 }
 
 /// `casemate node admit`
@@ -286,7 +292,7 @@ pub enum TokenScope {
 /// `casemate audit`
 #[derive(Debug, Args)]
 pub struct Audit {
-    /// Compute the chain of hashes anew, from the first record
+    /// Compute the chain of hashes anew; it must contain what was verified here before
     #[arg(long)]
     pub verify: bool,
     /// How many of the newest records

@@ -2,6 +2,7 @@
 
 mod archive;
 mod diagnose;
+mod walls;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -16,6 +17,7 @@ use rolldown_common::{Output, OutputChunk};
 pub use archive::{Files, pack};
 
 use crate::error::{Code, Error};
+use walls::Walls;
 
 /// Largest bundle, in bytes: what a node takes.
 pub const MAX_BUNDLE_BYTES: usize = 10 * 1024 * 1024;
@@ -37,12 +39,13 @@ pub struct Bundle {
     pub warnings: Vec<String>,
 }
 
-/// Bundle the module `main`, a path relative to `folder`.
+/// Bundle the module `main`, a path relative to `folder`. Nothing of `home` becomes part of it, nor of anything else outside
+/// of the project.
 ///
 /// # Errors
-/// A syntax error or an import that cannot be resolved, with file, line, column and the line itself; an entry without
-/// default export; a bundle over [`MAX_BUNDLE_BYTES`], with its largest modules.
-pub async fn bundle(folder: &Path, main: &str) -> Result<Bundle, Error> {
+/// An import of what lies outside; a syntax error or an import that cannot be resolved, with file, line, column and the line
+/// itself; an entry without default export; a bundle over [`MAX_BUNDLE_BYTES`], with its largest modules.
+pub async fn bundle(folder: &Path, main: &str, home: &Path) -> Result<Bundle, Error> {
     let folder = folder.canonicalize().map_err(|error| {
         Error::new(
             Code::Input,
@@ -53,12 +56,15 @@ pub async fn bundle(folder: &Path, main: &str) -> Result<Bundle, Error> {
         .source(error)
     })?;
     let frames = diagnose::Frames::new(&folder);
-    let mut bundler = rolldown::Bundler::new(options(&folder, main))
-        .map_err(|errors| frames.failed(errors.iter()))?;
-    let output = bundler
-        .generate()
-        .await
-        .map_err(|errors| frames.failed(errors.iter()))?;
+    let walls = Arc::new(Walls::new(&folder, home));
+    let mut bundler =
+        rolldown::Bundler::with_plugins(options(&folder, main), vec![Arc::clone(&walls) as _])
+            .map_err(|errors| frames.failed(errors.iter()))?;
+    let output = bundler.generate().await.map_err(|errors| {
+        let refusal = walls.refusal();
+        refusal.unwrap_or_else(|| frames.failed(errors.iter()))
+    })?;
+    walls.check_copied(&folder, &output.assets)?;
     let warnings = frames.warnings(&output.warnings)?;
     let (files, chunks) = collect(output.assets)?;
     must_export_default(&chunks, main)?;

@@ -1,5 +1,5 @@
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::*;
 
@@ -86,7 +86,7 @@ fn unpack(bundle: &Bundle) -> Files {
 async fn failure(files: &[(&str, &str)]) -> String {
     let dir = project(files);
     let folder = dir.path().canonicalize().unwrap();
-    let text = bundle(dir.path(), "src/index.ts")
+    let text = bundle(dir.path(), "src/index.ts", Path::new(""))
         .await
         .unwrap_err()
         .to_text();
@@ -96,7 +96,9 @@ async fn failure(files: &[(&str, &str)]) -> String {
 #[tokio::test]
 async fn typescript_of_several_files_and_an_npm_package_become_modules() {
     let dir = project(PROJECT);
-    let bundle = bundle(dir.path(), "src/index.ts").await.unwrap();
+    let bundle = bundle(dir.path(), "src/index.ts", Path::new(""))
+        .await
+        .unwrap();
     let files = unpack(&bundle);
     let main = String::from_utf8(files[ENTRY].clone()).unwrap();
     for gone in [
@@ -144,14 +146,23 @@ async fn the_same_sources_in_another_folder_give_the_same_digest() {
     let (one, two) = (project(PROJECT), project(PROJECT));
     let nested = two.path().join("somewhere/else");
     write(&nested, PROJECT);
-    let digest = bundle(one.path(), "src/index.ts").await.unwrap().digest;
+    let digest = bundle(one.path(), "src/index.ts", Path::new(""))
+        .await
+        .unwrap()
+        .digest;
     assert_eq!(
         digest,
-        bundle(one.path(), "src/index.ts").await.unwrap().digest
+        bundle(one.path(), "src/index.ts", Path::new(""))
+            .await
+            .unwrap()
+            .digest
     );
     assert_eq!(
         digest,
-        bundle(&nested, "src/index.ts").await.unwrap().digest
+        bundle(&nested, "src/index.ts", Path::new(""))
+            .await
+            .unwrap()
+            .digest
     );
 }
 
@@ -165,9 +176,92 @@ async fn files_above_the_project_change_nothing() {
     write(&nested, PROJECT);
     let alone = project(PROJECT);
     assert_eq!(
-        bundle(&nested, "src/index.ts").await.unwrap().digest,
-        bundle(alone.path(), "src/index.ts").await.unwrap().digest
+        bundle(&nested, "src/index.ts", Path::new(""))
+            .await
+            .unwrap()
+            .digest,
+        bundle(alone.path(), "src/index.ts", Path::new(""))
+            .await
+            .unwrap()
+            .digest
     );
+}
+
+/// A project in a folder beside `private.*`, with a package that imports what `import` says.
+fn beside_private(import: &str) -> (tempfile::TempDir, PathBuf) {
+    let dir = tempfile::tempdir().unwrap();
+    for name in ["private.json", "private.txt", "private.bin", "private"] {
+        fs::write(dir.path().join(name), "\"hunter2\"").unwrap();
+    }
+    let folder = dir.path().join("project");
+    let package = format!("import c from '{import}';\nexport default c;\n");
+    write(
+        &folder,
+        &[
+            (
+                "src/index.ts",
+                "import c from 'dep';\nexport default { c };\n",
+            ),
+            (
+                "node_modules/dep/package.json",
+                r#"{"name":"dep","main":"index.js"}"#,
+            ),
+            ("node_modules/dep/index.js", &package),
+        ],
+    );
+    (dir, folder)
+}
+
+async fn must_be_outside(folder: &Path, home: &Path, named: &str) {
+    let error = bundle(folder, "src/index.ts", home).await.unwrap_err();
+    let text = error.to_text();
+    assert_eq!(error.code(), Code::Bundle);
+    assert!(text.contains("not the project's"), "{text}");
+    assert!(text.contains(named) && !text.contains("hunter2"), "{text}");
+}
+
+#[tokio::test]
+async fn no_file_outside_of_the_project_is_bundled() {
+    for name in ["private.json", "private.txt", "private.bin", "private"] {
+        let (_dir, folder) = beside_private(&format!("../../../{name}"));
+        must_be_outside(&folder, Path::new(""), name).await;
+    }
+    // Nor through a link, be it the main module, a file or a whole package.
+    let link = std::os::unix::fs::symlink;
+    let (dir, folder) = beside_private("./data.json");
+    link(
+        dir.path().join("private.json"),
+        folder.join("node_modules/dep/data.json"),
+    )
+    .unwrap();
+    must_be_outside(&folder, Path::new(""), "private.json").await;
+    let (dir, folder) = beside_private("./index.js");
+    fs::rename(folder.join("node_modules/dep"), dir.path().join("dep")).unwrap();
+    link(dir.path().join("dep"), folder.join("node_modules/dep")).unwrap();
+    must_be_outside(&folder, Path::new(""), "dep/index.js").await;
+    let main = folder.join("src/index.ts");
+    fs::remove_file(&main).unwrap();
+    link(dir.path().join("private.json"), &main).unwrap();
+    must_be_outside(&folder, Path::new(""), "private.json").await;
+}
+
+#[tokio::test]
+async fn the_home_is_never_bundled_and_packages_above_are() {
+    let (_dir, folder) = beside_private("../../.home/connection.json");
+    write(&folder, &[(".home/connection.json", "\"hunter2\"")]);
+    let inside = bundle(&folder, "src/index.ts", Path::new(""))
+        .await
+        .unwrap();
+    assert!(String::from_utf8_lossy(&inside.bytes).contains("hunter2"));
+    must_be_outside(&folder, &folder.join(".home"), "connection.json").await;
+    // Where npm puts what several projects share.
+    let (dir, folder) = beside_private("./data.json");
+    fs::write(folder.join("node_modules/dep/data.json"), "\"shared\"").unwrap();
+    fs::rename(folder.join("node_modules"), dir.path().join("node_modules")).unwrap();
+    let above = bundle(&folder, "src/index.ts", Path::new(""))
+        .await
+        .unwrap();
+    assert!(String::from_utf8_lossy(&above.bytes).contains("shared"));
 }
 
 #[tokio::test]

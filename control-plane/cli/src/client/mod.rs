@@ -24,6 +24,7 @@ use tokio_rustls::TlsConnector;
 use zeroize::Zeroizing;
 
 use crate::error::{Code, Error};
+use crate::machine::is_word;
 use tls::PinnedKey;
 
 /// Until a connection with its handshake stands.
@@ -56,7 +57,7 @@ impl Address {
                 "expected the control plane's address as https://HOST:PORT#FINGERPRINT",
                 "get it from the operator, who sees it with `casemate fingerprint`",
             )
-            .at(crate::machine::printable(text))
+            .at(text)
         };
         let url = url::Url::parse(text).map_err(|error| wrong().source(error))?;
         let host = url.host_str().map(|host| host.trim_matches(['[', ']']));
@@ -361,7 +362,7 @@ async fn in_time<T>(
 
 /// The error for an answer that is not a success.
 fn refused(status: StatusCode, body: &[u8]) -> Error {
-    let detail = serde_json::from_slice::<ErrorBody>(body).map_or_else(
+    let mut detail = serde_json::from_slice::<ErrorBody>(body).map_or_else(
         |_| ErrorDetail {
             code: status.as_str().to_owned(),
             message: String::from_utf8_lossy(body)
@@ -372,6 +373,10 @@ fn refused(status: StatusCode, body: &[u8]) -> Error {
         },
         |body| body.error,
     );
+    // A code is a name: programs compare it, and people see it in brackets.
+    if !is_word(&detail.code) {
+        status.as_str().clone_into(&mut detail.code);
+    }
     let (kind, next) = match (detail.code.as_str(), status) {
         (code::UNAUTHENTICATED, _) | (_, StatusCode::UNAUTHORIZED) => (
             Code::Forbidden,
@@ -419,8 +424,10 @@ fn refused(status: StatusCode, body: &[u8]) -> Error {
         ),
         _ => (Code::Api, "correct what is named and run the command again"),
     };
-    let message = crate::machine::printable(&detail.message);
-    let what = format!("the control plane says no ({}): {message}", detail.code);
+    let what = format!(
+        "the control plane says no ({}): {}",
+        detail.code, detail.message
+    );
     let mut error = Error::new(kind, what, next);
     if let Some(digests) = detail
         .details

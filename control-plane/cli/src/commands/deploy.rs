@@ -1,6 +1,5 @@
 //! `casemate deploy`, `rollback`, `renew`, `prune`, `remove`: each signs the next manifest.
 
-use casemate_api::tenant::TenantStatus;
 use casemate_trust::id::Digest;
 use casemate_trust::name::Name;
 use casemate_trust::release::{MAX_RELEASE_BYTES, Release};
@@ -19,7 +18,7 @@ use crate::tenancy::{Tenancy, host_not_given};
 pub(super) async fn deploy(cx: &Context, args: &Deploy) -> Result<(), Error> {
     let project = Project::load(&args.project.project)?;
     let progress = cx.output.progress(format!("bundling {}", project.main));
-    let bundle = bundle(&project.folder, &project.main).await?;
+    let bundle = bundle(&project.folder, &project.main, cx.home.path()).await?;
     drop(progress);
     for warning in &bundle.warnings {
         cx.output.warn(warning);
@@ -70,8 +69,8 @@ pub(super) async fn deploy(cx: &Context, args: &Deploy) -> Result<(), Error> {
         "manifest {version} is signed and stored, release {}",
         short(&name)
     ));
-    let status = tenancy.wait(version, &args.signing).await?;
-    let (current, total) = count(status.as_ref(), version);
+    let reach = tenancy.wait(&args.signing).await?;
+    let (current, total) = reach.map_or((0, 0), |reach| (reach.current, reach.total));
     let result = json!({
         "function": project.name(),
         "release": name,
@@ -82,24 +81,13 @@ pub(super) async fn deploy(cx: &Context, args: &Deploy) -> Result<(), Error> {
     });
     cx.output.result(&result, || {
         let hosts: Vec<_> = project.hosts().iter().map(ToString::to_string).collect();
-        let runs = match (&status, total) {
+        let runs = match (reach, total) {
             (None, _) => "is on its way to the nodes".to_owned(),
             (_, 0) => "waits for the first node".to_owned(),
             _ => format!("runs on {current} of {total} nodes"),
         };
         format!("{} {runs}: {}", project.name(), hosts.join(", "))
     })
-}
-
-fn count(status: Option<&TenantStatus>, version: u64) -> (usize, usize) {
-    let nodes = status
-        .map(|status| status.nodes.as_slice())
-        .unwrap_or_default();
-    let current = nodes
-        .iter()
-        .filter(|node| node.manifest_version >= Some(version))
-        .count();
-    (current, nodes.len())
 }
 
 fn dry(cx: &Context, project: &Project, bundle: &Bundle, checked: bool) -> Result<(), Error> {
@@ -322,13 +310,13 @@ pub(super) async fn finish(
 ) -> Result<(), Error> {
     let output = tenancy.session.cx.output;
     output.done(&format!("manifest {version} is signed and stored"));
-    let status = tenancy.wait(version, signing).await?;
-    let (current, total) = count(status.as_ref(), version);
+    let reach = tenancy.wait(signing).await?;
+    let (current, total) = reach.map_or((0, 0), |reach| (reach.current, reach.total));
     result["manifest"] = json!(version);
     result["nodes"] = json!({ "current": current, "total": total });
-    output.result(&result, || match &status {
-        Some(_) if total > 0 => format!("{told} ({current} of {total} nodes)"),
-        _ => told.to_owned(),
+    output.result(&result, || match total {
+        0 => told.to_owned(),
+        _ => format!("{told} ({current} of {total} nodes)"),
     })
 }
 

@@ -161,10 +161,10 @@ pub(super) async fn publish(cx: &Context) -> Result<(), Error> {
     let mut session = Session::open(cx).await?;
     let count = session.publish_all().await?;
     let grants = nodes::grant_missing(&mut session, None).await?;
-    let result = json!({ "published": count, "grants": grants });
-    cx.output.result(&result, || match (count, grants) {
+    let result = json!({ "published": count, "grants": grants.len(), "nodes": grants });
+    cx.output.result(&result, || match (count, grants.len()) {
         (0, 0) => "the control plane has everything".to_owned(),
-        _ => format!("{count} statements and {grants} grants handed in"),
+        (count, grants) => format!("{count} statements and {grants} grants handed in"),
     })
 }
 

@@ -10,7 +10,6 @@ use zeroize::Zeroizing;
 use crate::args::Login;
 use crate::client::Address;
 use crate::error::{Code, Error};
-use crate::machine::printable;
 use crate::session::{Context, Session};
 
 /// Longest token, bytes.
@@ -45,7 +44,7 @@ pub(super) async fn login(cx: &Context, args: &Login) -> Result<(), Error> {
     let mut tenant = None;
     if !cx.is_operator() && cx.keys().tenant_public()?.is_some() && !tenants.is_empty() {
         let id = session.own_tenant(None).await?;
-        tenant = tenants.into_iter().find(|summary| summary.id == id);
+        tenant = Some(session.read_tenant(id).await?.0);
     }
     let fleet = session.fleet();
     let result = json!({
@@ -79,7 +78,7 @@ fn fingerprint(text: &str) -> Result<FleetId, Error> {
             "the part behind # is no fingerprint",
             "copy it whole: 64 hex digits, which the operator sees with `casemate fingerprint`",
         )
-        .at(printable(text))
+        .at(text)
         .source(error)
     })
 }

@@ -12,11 +12,12 @@ mod status;
 mod tenants;
 mod tokens;
 
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::path::Path;
 
 use clap::FromArgMatches as _;
-use clap::error::ErrorKind;
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 
 use crate::args::{self, Cli, Command};
 use crate::error::{Code, Error};
@@ -40,8 +41,8 @@ pub async fn run(typed: Vec<OsString>) -> u8 {
         }
         Err(error) => {
             let output = Output::new(json, false);
-            if shows_a_secret(&typed, error.kind()) {
-                output.error(&value_in_argv());
+            if may_hold_a_secret(&typed) && !is_help(error.kind()) {
+                output.error(&not_repeated(&error));
             } else if json {
                 output.error(&usage(&error));
             } else {
@@ -62,10 +63,58 @@ pub async fn run(typed: Vec<OsString>) -> u8 {
     }
 }
 
-/// Whether the parser's own message would print what may be a secret's value.
-fn shows_a_secret(typed: &[OsString], kind: ErrorKind) -> bool {
-    let is_put = typed.windows(2).any(|words| words == ["secret", "put"]);
-    is_put && matches!(kind, ErrorKind::UnknownArgument | ErrorKind::TooManyValues)
+/// Whether the parser's own messages, which repeat what was typed, must not be shown: a value may have gone anywhere. Looked
+/// for as a word, wherever it stands, because a line that was not understood has no parts that one could rely on.
+fn may_hold_a_secret(typed: &[OsString]) -> bool {
+    typed.iter().any(|word| word == "secret" || word == "login")
+}
+
+fn is_help(kind: ErrorKind) -> bool {
+    kind == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand
+}
+
+/// The error for such a line: what it says comes from the parser's own list of arguments, never from what was typed.
+fn not_repeated(error: &clap::Error) -> Error {
+    if matches!(
+        error.kind(),
+        ErrorKind::UnknownArgument | ErrorKind::TooManyValues | ErrorKind::InvalidSubcommand
+    ) {
+        return value_in_argv();
+    }
+    let named: Vec<String> = match error.get(ContextKind::InvalidArg) {
+        Some(ContextValue::String(name)) => vec![name.clone()],
+        Some(ContextValue::Strings(names)) => names.clone(),
+        _ => Vec::new(),
+    };
+    let mut command = args::command();
+    command.build();
+    let declared = declared_arguments(&command);
+    let named = named.into_iter().filter(|name| declared.contains(name));
+    let (what, problem) = match error.kind() {
+        ErrorKind::MissingRequiredArgument => ("an argument is missing", "missing"),
+        ErrorKind::ArgumentConflict => (
+            "arguments exclude each other",
+            "cannot be used with another",
+        ),
+        _ => (
+            "an argument is not what it should be",
+            "not what is expected",
+        ),
+    };
+    Error::new(
+        Code::Usage,
+        format!("{what}; what was typed is not repeated, because it may hold a secret"),
+        "see `casemate secret put --help` or `casemate login --help`; values go to standard input or into a file. \
+         Change a value that was typed into the command line",
+    )
+    .lines(named.map(|name| format!("{name}: {problem}")))
+}
+
+/// Every argument of every command as the parser names it: `<NAME>`, `--host <HOST>`.
+fn declared_arguments(command: &clap::Command) -> BTreeSet<String> {
+    let own = command.get_arguments().map(ToString::to_string);
+    let below = command.get_subcommands().flat_map(declared_arguments);
+    own.chain(below).collect()
 }
 
 fn value_in_argv() -> Error {
@@ -172,17 +221,53 @@ mod tests {
     }
 
     #[test]
-    fn the_parsers_message_never_shows_what_may_be_a_value() {
+    fn what_was_typed_around_a_secret_is_never_repeated() {
         for line in [
             "casemate secret put KEY hunter2 --host a.test",
             "casemate secret put KEY --host a.test --valeu hunter2",
+            "casemate secret put KEY=hunter2 --host a.test",
+            "casemate secret put KEY --host a.test=hunter2",
+            "casemate secret put KEY --host a.test --method hunter2",
+            "casemate secret put KEY --host a.test --wait hunter2",
+            "casemate secret put KEY --host a.test --slot hunter2",
+            "casemate secret --json put KEY hunter2 --host a.test",
+            "casemate secret KEY=hunter2",
+            "casemate secret rm KEY=hunter2",
+            "casemate --jsn secret put KEY hunter2",
+            "casemate secret put --host=a.test --from-file --json=hunter2",
+            "casemate login https://a.test hunter2",
+        ] {
+            let typed = words(line);
+            let error = args::command().try_get_matches_from(&typed).unwrap_err();
+            assert!(
+                may_hold_a_secret(&typed) && !is_help(error.kind()),
+                "{line}"
+            );
+            let told = not_repeated(&error);
+            let all = told.to_text() + &told.to_json().to_string();
+            assert!(!all.contains("hunter2"), "{line}: {all}");
+        }
+    }
+
+    #[test]
+    fn the_argument_is_named() {
+        for (line, named) in [
+            (
+                "casemate secret put KEY=hunter2 --host a.test",
+                "<NAME>: not what",
+            ),
+            ("casemate secret put KEY", "--host <HOST>: missing"),
+            (
+                "casemate secret put KEY --host a.test --wait x",
+                "--wait <SECONDS>: not what",
+            ),
         ] {
             let error = args::command()
                 .try_get_matches_from(words(line))
                 .unwrap_err();
-            assert!(shows_a_secret(&words(line), error.kind()), "{line}");
+            let text = not_repeated(&error).to_text();
+            assert!(text.contains(named), "{line}: {text}");
         }
-        assert!(!value_in_argv().to_text().contains("hunter2"));
     }
 
     #[tokio::test]

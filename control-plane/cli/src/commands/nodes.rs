@@ -1,33 +1,32 @@
 //! `casemate node`: the operator's machine decides who joins; the control plane only relays.
 
+mod tokens;
+
 use std::io::{IsTerminal as _, Write as _};
 use std::time::Duration;
 
 use casemate_api::limits::MAX_GRANTS;
-use casemate_api::node::{
-    Admission, JoinList, JoinView, NewGrants, NewJoinToken, NodeList, NodeView,
-};
+use casemate_api::node::{Admission, JoinList, JoinView, NewGrants, NodeList, NodeView};
 use casemate_trust::Seconds;
-use casemate_trust::join::{
-    Grant, JoinError, JoinRequest, JoinToken, MAX_ADDRESS_BYTES, TokenRecord,
-};
+use casemate_trust::join::{Grant, JoinError, JoinRequest, TokenRecord};
 use casemate_trust::key::{PublicKey, SealingKey};
 use casemate_trust::keyfile::Purpose;
 use casemate_trust::name::Name;
+use casemate_trust::statement::Statement as _;
 use http::Method;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use super::write_once;
-use crate::args::{NodeAdmit, NodeRevoke, NodeToken};
+use crate::args::{NodeAdmit, NodeRevoke};
 use crate::error::{Code, Error};
 use crate::keys::pool_file;
 use crate::machine::{date, now, printable, random};
 use crate::output::table;
 use crate::session::{Context, Session};
+use tokens::{TOKENS, cancel_tokens};
 
-/// Tokens that were given out, without their secret part.
-const TOKENS: &str = "joins.json";
+pub(super) use tokens::token;
+
 /// Nodes that were admitted: later pool keys are sealed to what stands here, never to what the control plane says.
 const NODES: &str = "nodes.json";
 /// Between two looks at who asks.
@@ -50,6 +49,8 @@ struct Admitted {
 /// Why a request is not granted.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 enum No {
+    #[error("the control plane shows it as what it is not: it is signed for node {0} in pool {1}")]
+    LabelOther(Name, Name),
     #[error("no token that was made here signed this request")]
     TokenUnknown,
     #[error("its token was used by another node")]
@@ -67,6 +68,7 @@ enum No {
 impl No {
     fn code(&self) -> &'static str {
         match self {
+            Self::LabelOther(..) => "label_other",
             Self::TokenUnknown => "token_unknown",
             Self::TokenUsed => "token_used",
             Self::FleetOther => "fleet_other",
@@ -77,7 +79,8 @@ impl No {
     }
 }
 
-/// Decides about one request; which token it used.
+/// Decides about one request; which token it used. What the control plane says of it beside the envelope must be what was
+/// signed: the operator chooses by the name that is shown.
 fn decide(
     join: &JoinView,
     fleet: casemate_trust::id::FleetId,
@@ -85,6 +88,14 @@ fn decide(
     members: &[Admitted],
     now: Seconds,
 ) -> Result<(JoinRequest, usize), No> {
+    let signed = JoinRequest::read(&join.envelope).map_err(JoinError::Format)?;
+    let is_as_shown = join.node == signed.node
+        && join.pool == signed.pool
+        && join.node_key == signed.node_key
+        && join.request == join.envelope.payload_digest();
+    if !is_as_shown {
+        return Err(No::LabelOther(signed.node, signed.pool));
+    }
     let mut no = No::TokenUnknown;
     for (at, token) in tokens.iter().enumerate() {
         let request = match JoinRequest::check(&join.envelope, token, now) {
@@ -114,87 +125,6 @@ fn decide(
         return Ok((request, at));
     }
     Err(no)
-}
-
-/// `casemate node token`
-pub(super) async fn token(cx: &Context, args: &NodeToken) -> Result<(), Error> {
-    cx.root_key()?;
-    let mut session = Session::open(cx).await?;
-    session.read_pools().await?;
-    if session.known.judge().newest_pool(&args.pool).is_none() {
-        return Err(no_pool(&args.pool));
-    }
-    let control = args
-        .control
-        .clone()
-        .unwrap_or_else(|| session.view.quic_address.clone());
-    let port = control
-        .rsplit_once(':')
-        .map(|(host, port)| (!host.is_empty(), port.parse::<u16>().is_ok()));
-    if control.len() > MAX_ADDRESS_BYTES || port != Some((true, true)) {
-        return Err(Error::new(
-            Code::Usage,
-            "expected the control plane's QUIC socket as HOST:PORT",
-            "give it with `--control HOST:PORT`",
-        )
-        .at(printable(&control)));
-    }
-    let online = session.known.judge().online();
-    let quic = online
-        .map(|online| online.quic)
-        .ok_or_else(|| Error::internal("no online key"))?;
-    let expires = now() + args.valid;
-    let token = JoinToken::new(
-        session.fleet(),
-        (control.clone(), quic),
-        args.name.clone(),
-        args.pool.clone(),
-        expires,
-        &mut random,
-    );
-    let record = token
-        .record()
-        .map_err(|error| Error::internal("the token has no key").source(error))?;
-    let mut tokens: Vec<TokenRecord> = cx.home.read_json(TOKENS)?.unwrap_or_default();
-    // What has expired is refused for that alone.
-    tokens.retain(|token| token.expires > now());
-    tokens.push(record.clone());
-    cx.home.write_json(TOKENS, &tokens)?;
-    session
-        .api
-        .send_bytes(
-            Method::POST,
-            "/v1/nodes/tokens",
-            "application/json",
-            serde_json::to_vec(&NewJoinToken { record })
-                .map_err(|error| Error::internal("a token has no JSON").source(error))?
-                .into(),
-        )
-        .await?;
-    let text = token.expose_secret();
-    let written = write_once(args.out.as_deref(), &text)?;
-    let shown = (!written).then_some(text.as_str());
-    let result = json!({
-        "token": shown,
-        "node": args.name,
-        "pool": args.pool,
-        "control": control,
-        "expires": expires,
-    });
-    cx.output.result(&result, || {
-        shown.map_or_else(
-            || format!("token for {} until {}", args.name, date(expires)),
-            str::to_owned,
-        )
-    })?;
-    cx.output.hint(&format!(
-        "For the node {} in pool {}, once, until {}. Then: casemate node admit {}",
-        args.name,
-        args.pool,
-        date(expires),
-        args.name
-    ));
-    Ok(())
 }
 
 fn no_pool(pool: &Name) -> Error {
@@ -388,14 +318,14 @@ fn grants(
     Ok(grants)
 }
 
-/// Give every member the pool keys that it lacks; how many nodes were given one.
+/// Give every member the pool keys that it lacks; the nodes that were given one.
 pub(super) async fn grant_missing(
     session: &mut Session<'_>,
     only: Option<&Name>,
-) -> Result<usize, Error> {
+) -> Result<Vec<Name>, Error> {
     let members: Vec<Admitted> = session.cx.home.read_json(NODES)?.unwrap_or_default();
-    let mut given = 0;
-    for member in members.iter().filter(|member| !member.revoked) {
+    let mut given = Vec::new();
+    for member in members.into_iter().filter(|member| !member.revoked) {
         if only.is_some_and(|pool| *pool != member.pool) {
             continue;
         }
@@ -420,7 +350,7 @@ pub(super) async fn grant_missing(
             .api
             .send_json(Method::POST, &path, &NewGrants { grants })
             .await?;
-        given += 1;
+        given.push(member.node);
     }
     Ok(given)
 }
@@ -443,7 +373,7 @@ pub(super) async fn list(cx: &Context) -> Result<(), Error> {
                     node.name.to_string(),
                     node.pool.to_string(),
                     seen,
-                    node.version.as_deref().map(printable).unwrap_or_default(),
+                    node.version.clone().unwrap_or_default(),
                     super::short(&node.key.fingerprint()),
                 ]
             })
@@ -478,7 +408,7 @@ pub(super) async fn show(cx: &Context, name: &Name) -> Result<(), Error> {
             lines.push(format!(
                 "refused    {} ({}): {message}, {}",
                 printable(&refused.what),
-                refused.code,
+                printable(&refused.code),
                 date(refused.at)
             ));
         }
@@ -500,18 +430,30 @@ pub(super) async fn revoke(cx: &Context, args: &NodeRevoke) -> Result<(), Error>
             "answer with the node's name, or add `--yes`",
         ));
     }
-    let mut session = Session::open(cx).await?;
-    session
-        .api
-        .delete(&format!("/v1/nodes/{}", args.name))
-        .await?;
-    let mut members: Vec<Admitted> = cx.home.read_json(NODES)?.unwrap_or_default();
-    let mut pool = None;
-    for member in members.iter_mut().filter(|member| member.node == args.name) {
-        member.revoked = true;
-        pool = Some(member.pool.clone());
+    // Written down before the control plane is so much as called: what it answers, or that it does not, must not keep a
+    // node among those that later keys are sealed to.
+    let pool = mark_revoked(cx, &args.name)?;
+    let told = async {
+        let mut session = Session::open(cx).await?;
+        session
+            .api
+            .delete(&format!("/v1/nodes/{}", args.name))
+            .await
+    };
+    match told.await {
+        Ok(()) => {}
+        Err(error) if error.code() == Code::NotFound && pool.is_some() => cx.output.warn(&format!(
+            "the control plane knows no node {}; this home gives it no more keys",
+            args.name
+        )),
+        Err(error) if pool.is_some() => {
+            return Err(error.lines([format!(
+                "node {} gets no more keys from this home; its connection is not closed yet: run this command again",
+                args.name
+            )]));
+        }
+        Err(error) => return Err(error),
     }
-    cx.home.write_json(NODES, &members)?;
     let result = json!({ "revoked": args.name });
     cx.output
         .result(&result, || format!("node {} is revoked", args.name))?;
@@ -520,6 +462,22 @@ pub(super) async fn revoke(cx: &Context, args: &NodeRevoke) -> Result<(), Error>
         "It still knows the pool's key: run `casemate pool rotate {pool}`, and have tenants put their secrets again."
     ));
     Ok(())
+}
+
+/// Have this home give a node no key any more, nor admit it again with a token that it still has; the pool that it was in.
+fn mark_revoked(cx: &Context, name: &Name) -> Result<Option<Name>, Error> {
+    let _lock = cx.home.lock()?;
+    cancel_tokens(&cx.home, name)?;
+    let mut members: Vec<Admitted> = cx.home.read_json(NODES)?.unwrap_or_default();
+    let mut pool = None;
+    for member in members.iter_mut().filter(|member| member.node == *name) {
+        member.revoked = true;
+        pool = Some(member.pool.clone());
+    }
+    if pool.is_some() {
+        cx.home.write_json(NODES, &members)?;
+    }
+    Ok(pool)
 }
 
 fn confirmed(name: &Name) -> Result<bool, Error> {

@@ -76,13 +76,21 @@ pub(super) async fn rotate(cx: &Context, args: &PoolRotate) -> Result<(), Error>
         )
     })?;
     sign(&mut session, &args.name, epoch, args.lifetime.expires_days).await?;
-    let grants = nodes::grant_missing(&mut session, Some(&args.name)).await?;
-    let result = json!({ "pool": args.name, "epoch": epoch, "grants": grants });
+    let granted = nodes::grant_missing(&mut session, Some(&args.name)).await?;
+    let result = json!({
+        "pool": args.name,
+        "epoch": epoch,
+        "grants": granted.len(),
+        "nodes": granted,
+    });
+    // By name: the operator sees whether one is among them that should not be.
     cx.output.result(&result, || {
-        format!(
-            "pool {} has a new key, epoch {epoch}; {grants} nodes were given it",
-            args.name
-        )
+        let names: Vec<_> = granted.iter().map(Name::as_str).collect();
+        let given = match names.len() {
+            0 => "no node was given it".to_owned(),
+            _ => format!("given to {}", names.join(", ")),
+        };
+        format!("pool {} has a new key, epoch {epoch}; {given}", args.name)
     })?;
     cx.output.hint("Secrets that tenants put from now on are sealed to it; earlier ones open until the old key expires.");
     Ok(())

@@ -6,7 +6,7 @@ use serde_json::json;
 use super::{secrets, short};
 use crate::args::Whose;
 use crate::error::Error;
-use crate::machine::{date, printable};
+use crate::machine::date;
 use crate::output::table;
 use crate::session::Context;
 use crate::tenancy::Tenancy;
@@ -90,9 +90,7 @@ pub(super) async fn status(cx: &Context, whose: &Whose) -> Result<(), Error> {
                     node.manifest_version
                         .map_or("-".to_owned(), |version| version.to_string()),
                     refused
-                        .map(|no| {
-                            format!("refused {} ({})", printable(&no.what), printable(&no.code))
-                        })
+                        .map(|no| format!("refused {} ({})", no.what, no.code))
                         .unwrap_or_default(),
                 ]
             })

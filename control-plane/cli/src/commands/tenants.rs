@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use casemate_api::token::Scope;
+use casemate_trust::dsse::Envelope;
 use casemate_trust::id::Digest;
 use casemate_trust::key::{PublicKey, SigningKey};
 use casemate_trust::keyfile::Purpose;
@@ -14,7 +15,7 @@ use super::{tokens, write_once};
 use crate::args::{Ceilings, TenantAdd, TenantHosts, TenantKey};
 use crate::error::{Code, Error};
 use crate::keys::{TENANT, TENANT_PUBLIC};
-use crate::machine::{DAY, date, now, printable, random};
+use crate::machine::{DAY, date, now, random};
 use crate::output::table;
 use crate::session::{Context, Session};
 
@@ -87,16 +88,29 @@ pub(super) async fn add(cx: &Context, args: &TenantAdd) -> Result<(), Error> {
         ));
     }
     // An earlier try may have been cut off between remembering and handing in.
-    let id = match session.known.judge().tenant_named(&args.name) {
-        Some(id) => {
-            session.publish_all().await?;
-            id
+    let envelope = match remembered(&session, &args.name) {
+        None => tenant.sign(&[&root]),
+        Some((earlier, envelope)) if gives_the_same(&earlier, &tenant) => {
+            tenant = earlier;
+            envelope
         }
-        None => {
-            session.publish(&tenant.sign(&[&root])).await?;
-            tenant.id
+        Some((earlier, _)) if args.replace => {
+            // The root's next word on the same tenant: whoever has seen the first one takes this in its place.
+            tenant = Tenant {
+                version: earlier.version + 1,
+                current: tenant.current,
+                hosts: tenant.hosts,
+                ceilings: tenant.ceilings,
+                issued,
+                expires,
+                ..earlier
+            };
+            tenant.sign(&[&root])
         }
+        Some((earlier, _)) => return Err(signed_before(&earlier)),
     };
+    session.publish(&envelope).await?;
+    let (id, expires) = (tenant.id, tenant.expires);
     let label = format!("tenant {}", args.name);
     let made = tokens::make(&mut session, Scope::Tenant(id), &label, None).await?;
     let written = write_once(args.token_out.as_deref(), &made.token)?;
@@ -124,6 +138,39 @@ pub(super) async fn add(cx: &Context, args: &TenantAdd) -> Result<(), Error> {
     Ok(())
 }
 
+/// What this home has signed under a name.
+fn remembered(session: &Session<'_>, name: &Name) -> Option<(Tenant, Envelope)> {
+    let id = session.known.judge().tenant_named(name)?;
+    let mut held = session.known.tenant_statements();
+    let (_, envelope) = held.find(|(held, _)| **held == id)?;
+    Some((Tenant::read(envelope).ok()?, envelope.clone()))
+}
+
+fn gives_the_same(earlier: &Tenant, asked: &Tenant) -> bool {
+    earlier.id == asked.id
+        && earlier.current == asked.current
+        && earlier.hosts == asked.hosts
+        && earlier.ceilings == asked.ceilings
+}
+
+/// The error for a name under which the root has signed something else, which the control plane does not show.
+fn signed_before(earlier: &Tenant) -> Error {
+    let keys = earlier.current.keys.iter();
+    let keys = keys.map(|key| format!("key {key}, fingerprint {}", key.fingerprint()));
+    let hosts = earlier.hosts.iter().map(|host| format!("host {host}"));
+    Error::new(
+        Code::Exists,
+        format!(
+            "this home has signed a tenant {} with other keys, hosts or limits, and the control plane does not show it",
+            earlier.name
+        ),
+        "to hand that one in, repeat the command with what is named above; if it was a mistake, `--replace` signs these \
+         keys, hosts and limits in its place. If that tenant has been in use, the control plane hides it: find out why first",
+    )
+    .at(format!("tenant {}", earlier.id))
+    .lines(keys.chain(hosts))
+}
+
 /// Public keys, and the fingerprints that they must have where such are given.
 fn key_set(args: &TenantAdd) -> Result<KeySet, Error> {
     let (mut keys, mut fingerprints) = (Vec::new(), Vec::new());
@@ -140,7 +187,7 @@ fn key_set(args: &TenantAdd) -> Result<KeySet, Error> {
                     "expected a public key or a fingerprint, as `casemate tenant key` prints them",
                     "copy it whole",
                 )
-                .at(printable(text))
+                .at(text)
                 .source(error));
             }
         }
@@ -193,7 +240,7 @@ pub(super) async fn list(cx: &Context) -> Result<(), Error> {
                         .manifest_version
                         .map_or("-".to_owned(), |version| version.to_string()),
                     date(tenant.expires),
-                    printable(&tenant.hosts.join(" ")),
+                    tenant.hosts.join(" "),
                 ]
             })
             .collect();

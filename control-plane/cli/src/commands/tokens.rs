@@ -1,16 +1,23 @@
 //! `casemate token`, `casemate audit`.
 
-use casemate_api::audit::{AuditPage, AuditRecord};
+use std::collections::VecDeque;
+
+use casemate_api::audit::{AuditPage, AuditRecord, Broken};
 use casemate_api::token::{MadeToken, NewToken, Scope, TokenList};
+use casemate_trust::id::Digest;
 use http::Method;
+use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::write_once;
 use crate::args::{Audit, TokenCreate, TokenScope};
 use crate::error::{Code, Error};
-use crate::machine::{date, now, printable};
+use crate::machine::{date, is_word, now};
 use crate::output::table;
 use crate::session::{Context, Session};
+
+/// File of the last verified record.
+const HEAD: &str = "audit.json";
 
 /// Ask for a token.
 pub(super) async fn make(
@@ -24,10 +31,20 @@ pub(super) async fn make(
         label: label.to_owned(),
         expires,
     };
-    session
+    let made: MadeToken = session
         .api
         .send_json(Method::POST, "/v1/tokens", &new)
-        .await
+        .await?;
+    // Both are shown as they are, and copied from the terminal into other commands.
+    if is_word(&made.id) && is_word(&made.token) {
+        Ok(made)
+    } else {
+        Err(Error::new(
+            Code::Api,
+            "the control plane's answer is no token: it has characters that none has",
+            "look into the control plane's log; `casemate token list` shows whether one was made",
+        ))
+    }
 }
 
 /// `casemate token create`
@@ -73,7 +90,7 @@ pub(super) async fn list(cx: &Context) -> Result<(), Error> {
                     token.id.clone(),
                     token.scope.to_string(),
                     token.expires.map_or("never".to_owned(), date),
-                    printable(&token.label),
+                    token.label.clone(),
                 ]
             })
             .collect();
@@ -83,11 +100,7 @@ pub(super) async fn list(cx: &Context) -> Result<(), Error> {
 
 /// `casemate token revoke`
 pub(super) async fn revoke(cx: &Context, id: &str) -> Result<(), Error> {
-    if id.is_empty()
-        || !id
-            .bytes()
-            .all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte))
-    {
+    if !is_word(id) {
         return Err(Error::new(
             Code::Usage,
             "expected the id of a token",
@@ -101,40 +114,61 @@ pub(super) async fn revoke(cx: &Context, id: &str) -> Result<(), Error> {
     })
 }
 
+/// The last record of a chain that was verified from this home. The chain has no key: without this, whoever owns the
+/// control plane could cut its end off, or compute all of it anew.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Head {
+    seq: u64,
+    hash: Digest,
+}
+
 /// `casemate audit`
 pub(super) async fn audit(cx: &Context, args: &Audit) -> Result<(), Error> {
     let mut session = Session::open(cx).await?;
+    let head: Option<Head> = cx.home.read_json(HEAD)?;
     let mut page: AuditPage = session.api.get("/v1/audit").await?;
-    let mut records: Vec<AuditRecord> = Vec::new();
-    let mut verified = None;
-    if args.verify {
-        let mut count = 0;
-        let mut before: Option<AuditRecord> = None;
-        while !page.records.is_empty() {
-            AuditRecord::verify(before.as_ref(), &page.records).map_err(|broken| {
-                Error::new(
-                    Code::Refused,
-                    format!("the audit chain is broken at record {}", broken.seq),
-                    "somebody changed, removed or reordered records: compare with a backup of the control plane",
-                )
-            })?;
-            count += page.records.len();
-            before = page.records.last().cloned();
-            records.append(&mut page.records);
-            let surplus = records.len().saturating_sub(args.last);
-            records.drain(..surplus);
-            let since = before.as_ref().map_or(0, |record| record.seq);
-            page = session.api.get(&format!("/v1/audit?since={since}")).await?;
-        }
-        verified = Some(count);
+    let newest = page.newest;
+    let first = if args.verify {
+        0
     } else {
-        let since = page.newest.saturating_sub(args.last as u64);
-        if since > 0 {
-            page = session.api.get(&format!("/v1/audit?since={since}")).await?;
-        }
-        records = page.records;
+        newest.saturating_sub(args.last as u64)
+    };
+    if first > 0 {
+        page = next_page(&mut session, first).await?;
     }
-    let result = json!({ "records": records, "newest": page.newest, "verified": verified });
+    let mut records: VecDeque<AuditRecord> = VecDeque::new();
+    let mut before: Option<AuditRecord> = None;
+    let mut since = first;
+    while let Some(last) = page.records.last().cloned() {
+        if args.verify {
+            AuditRecord::verify(before.as_ref(), &page.records).map_err(broken)?;
+            if let Some(head) = &head {
+                must_contain(&page.records, head)?;
+            }
+        } else if last.seq <= since {
+            break;
+        }
+        since = last.seq;
+        before = Some(last);
+        records.extend(page.records);
+        let surplus = records.len().saturating_sub(args.last);
+        records.drain(..surplus);
+        page = next_page(&mut session, since).await?;
+    }
+    let verified = args.verify.then_some(since);
+    if args.verify {
+        if let Some(head) = head.filter(|head| head.seq > since) {
+            return Err(rewritten(format!(
+                "it ends with record {since}; record {} was verified from this home",
+                head.seq
+            )));
+        }
+        if let Some(last) = before {
+            let (seq, hash) = (last.seq, last.hash);
+            cx.home.write_json(HEAD, &Head { seq, hash })?;
+        }
+    }
+    let result = json!({ "records": records, "newest": newest, "verified": verified });
     cx.output.result(&result, || {
         let rows: Vec<_> = records
             .iter()
@@ -142,9 +176,9 @@ pub(super) async fn audit(cx: &Context, args: &Audit) -> Result<(), Error> {
                 vec![
                     record.seq.to_string(),
                     date(record.time),
-                    printable(&record.actor),
-                    printable(&record.action),
-                    printable(&record.subject),
+                    record.actor.clone(),
+                    record.action.clone(),
+                    record.subject.clone(),
                 ]
             })
             .collect();
@@ -156,4 +190,39 @@ pub(super) async fn audit(cx: &Context, args: &Audit) -> Result<(), Error> {
         ));
     }
     Ok(())
+}
+
+async fn next_page(session: &mut Session<'_>, since: u64) -> Result<AuditPage, Error> {
+    let path = format!("/v1/audit?since={since}");
+    session.api.get(&path).await
+}
+
+fn must_contain(records: &[AuditRecord], head: &Head) -> Result<(), Error> {
+    match records.iter().find(|record| record.seq == head.seq) {
+        Some(record) if record.hash != head.hash => Err(rewritten(format!(
+            "record {} is another than the one that was verified from this home",
+            head.seq
+        ))),
+        _ => Ok(()),
+    }
+}
+
+fn broken(broken: Broken) -> Error {
+    Error::new(
+        Code::Refused,
+        format!("the audit chain is broken at record {}", broken.seq),
+        "somebody changed, removed or reordered records: compare with a backup of the control plane",
+    )
+}
+
+fn rewritten(how: String) -> Error {
+    Error::new(
+        Code::Refused,
+        "this is not the audit chain that was verified before",
+        format!(
+            "somebody rewrote it, or the control plane was restored from a backup: find out which. Once it is explained, \
+             remove {HEAD} from the home to begin anew"
+        ),
+    )
+    .lines([how])
 }

@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use casemate_api::tenant::TenantStatus;
+use casemate_api::tenant::{NodeProgress, Refused, TenantStatus};
+use casemate_push::StatementId;
+use casemate_trust::judge::Seen;
 
 use super::Tenancy;
 use crate::args::Signing;
@@ -11,24 +13,69 @@ use crate::error::{Code, Error};
 /// Between two looks at what the nodes have acknowledged.
 const LOOK_INTERVAL: Duration = Duration::from_millis(200);
 
+/// How far a manifest has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Reach {
+    /// Nodes that run it, or what was signed on top of it.
+    pub current: usize,
+    /// Nodes in its pools.
+    pub total: usize,
+}
+
+/// What one node made of the manifest that was signed here.
+#[derive(Debug, PartialEq, Eq)]
+enum Stand<'a> {
+    Current,
+    Behind,
+    Refuses(&'a Refused),
+    /// It holds one that the control plane has never seen, and takes nothing older.
+    Ahead(u64),
+}
+
+/// A version says little by itself: after a restored backup nodes hold another manifest of the same number, or a higher one
+/// that nothing here was built on.
+fn stand<'a>(node: &'a NodeProgress, ours: &Seen, id: &str, status: &TenantStatus) -> Stand<'a> {
+    let held = node.manifest_version.zip(node.manifest_digest);
+    let newest = status.manifest_version.zip(status.manifest_digest);
+    let is_ours = held == Some((ours.version, ours.digest));
+    let is_later = held == newest && newest.is_some_and(|(version, _)| version > ours.version);
+    if is_ours || is_later {
+        return Stand::Current;
+    }
+    if let Some(refused) = node.refused.as_ref().filter(|refused| refused.what == id) {
+        return Stand::Refuses(refused);
+    }
+    let known = status.manifest_version.unwrap_or_default();
+    match node.manifest_version {
+        Some(version) if version > known.max(ours.version) => Stand::Ahead(version),
+        _ => Stand::Behind,
+    }
+}
+
 impl Tenancy<'_> {
-    /// Wait until every connected node has acknowledged a version, as long as `signing` says.
+    /// Wait until every connected node has acknowledged the manifest that was just signed, as long as `signing` says;
+    /// `None` without waiting.
     ///
     /// # Errors
-    /// A node refused, or not all were in time. The manifest stays signed and is taken when they can.
-    pub async fn wait(
-        &mut self,
-        version: u64,
-        signing: &Signing,
-    ) -> Result<Option<TenantStatus>, Error> {
+    /// A node refused, holds a newer one, or not all were in time. The manifest stays signed and is taken when they can.
+    pub async fn wait(&mut self, signing: &Signing) -> Result<Option<Reach>, Error> {
         self.session.unlock();
         let output = self.session.cx.output;
         if signing.wait == 0 {
             return Ok(None);
         }
+        let seen = self.session.known.judge().memory().tenants.get(&self.id);
+        let ours = seen
+            .and_then(|seen| seen.manifest)
+            .ok_or_else(|| Error::internal("a manifest was signed and is not remembered"))?;
+        let version = ours.version;
+        let id = StatementId::Manifest {
+            tenant: self.id,
+            version,
+        };
+        let id = id.to_string();
         let progress = output.progress(format!("waiting for the nodes to take manifest {version}"));
         let until = tokio::time::Instant::now() + Duration::from_secs(signing.wait);
-        let this = format!("manifest {version}");
         loop {
             let status = match self.status().await {
                 Ok(status) => status,
@@ -41,80 +88,131 @@ impl Tenancy<'_> {
                 }
                 Err(error) => return Err(error),
             };
-            let current =
-                |node: &&casemate_api::tenant::NodeProgress| node.manifest_version >= Some(version);
-            let (done, total) = (
-                status.nodes.iter().filter(current).count(),
-                status.nodes.len(),
-            );
-            if total > 0 {
-                progress.say(format!(
-                    "manifest {version}: {done} of {total} nodes run it"
-                ));
-            }
-            for node in status.nodes.iter().filter(|node| !current(node)) {
-                if let Some(refused) = node.refused.as_ref().filter(|refused| refused.what == this)
-                {
-                    let what = format!(
-                        "node {} refuses {} ({})",
-                        node.node, refused.what, refused.code
-                    );
-                    let next = "correct what it names and deploy again; until then the node goes on with what it had";
-                    return Err(Error::new(Code::NodeRefused, what, next)
-                        .lines([crate::machine::printable(&refused.message)]));
-                }
-            }
-            let awaited = status
-                .nodes
-                .iter()
-                .filter(|node| node.connected && !current(node))
-                .count();
-            let away: Vec<_> = status
-                .nodes
-                .iter()
-                .filter(|node| !node.connected && !current(node))
-                .collect();
+            let total = status.nodes.len();
             if total == 0 {
                 drop(progress);
                 output.warn("no node of these pools has been admitted yet; the first that joins will run it");
-                return Ok(Some(status));
+                return Ok(Some(Reach { current: 0, total }));
             }
-            if awaited == 0 && done > 0 {
+            let mut late = Vec::new();
+            for node in &status.nodes {
+                match stand(node, &ours, &id, &status) {
+                    Stand::Current => {}
+                    Stand::Behind => late.push(node),
+                    Stand::Refuses(refused) => return Err(refuses(node, version, refused)),
+                    Stand::Ahead(newer) => return Err(ahead(node, version, newer)),
+                }
+            }
+            let current = total - late.len();
+            progress.say(format!(
+                "manifest {version}: {current} of {total} nodes run it"
+            ));
+            if current > 0 && !late.iter().any(|node| node.connected) {
                 drop(progress);
-                for node in away {
+                for node in late {
                     output.warn(&format!(
                         "node {} is not connected; it takes manifest {version} when it is back",
                         node.node
                     ));
                 }
-                return Ok(Some(status));
+                return Ok(Some(Reach { current, total }));
             }
             if tokio::time::Instant::now() >= until {
-                let late = status
-                    .nodes
-                    .iter()
-                    .filter(|node| !current(node))
-                    .map(|node| {
-                        let state = if node.connected {
-                            "connected"
-                        } else {
-                            "not connected"
-                        };
-                        let has = node
-                            .manifest_version
-                            .map_or("none".to_owned(), |version| version.to_string());
-                        format!("node {} ({state}) has manifest {has}", node.node)
-                    });
-                let what = format!(
-                    "manifest {version} is stored, but not all nodes have taken it within {} seconds",
-                    signing.wait
-                );
-                let next = "nothing is lost: they take it when they can. Look with `casemate status`, or wait longer with `--wait`";
-                return Err(
-                    Error::new(Code::NotAcknowledged, what, next).lines(late.collect::<Vec<_>>())
-                );
+                return Err(not_in_time(&late, version, signing.wait));
             }
             tokio::time::sleep(LOOK_INTERVAL).await;
         }
+    }
+}
+
+fn refuses(node: &NodeProgress, version: u64, refused: &Refused) -> Error {
+    let what = format!(
+        "node {} refuses manifest {version} ({})",
+        node.node, refused.code
+    );
+    let next =
+        "correct what it names and deploy again; until then the node goes on with what it had";
+    Error::new(Code::NodeRefused, what, next).lines([refused.message.clone()])
+}
+
+fn ahead(node: &NodeProgress, version: u64, newer: u64) -> Error {
+    let what = format!(
+        "node {} holds manifest {newer}, which is newer than manifest {version}: it goes on with what it has",
+        node.node
+    );
+    let next = "the control plane was restored from something older. Run `casemate renew --from-memory` in the home that \
+                signed the newest manifest, then this command again";
+    Error::new(Code::NodeRefused, what, next)
+}
+
+fn not_in_time(late: &[&NodeProgress], version: u64, wait_secs: u64) -> Error {
+    let what = format!(
+        "manifest {version} is stored, but not all nodes have taken it within {wait_secs} seconds"
+    );
+    let next = "nothing is lost: they take it when they can. Look with `casemate status`, or wait longer with `--wait`";
+    let late = late.iter().map(|node| {
+        let state = if node.connected {
+            "connected"
+        } else {
+            "not connected"
+        };
+        let held = node.manifest_version;
+        let has = held.map_or("none".to_owned(), |version| version.to_string());
+        format!("node {} ({state}) has manifest {has}", node.node)
+    });
+    Error::new(Code::NotAcknowledged, what, next).lines(late.collect::<Vec<_>>())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use casemate_api::tenant::StorageView;
+    use casemate_trust::id::{Digest, TenantId};
+
+    use super::*;
+
+    const OURS: Seen = Seen {
+        version: 5,
+        digest: Digest([5; 32]),
+    };
+
+    /// Where a node stands that holds `held` while the control plane's newest is `newest`.
+    fn standing(held: Option<(u64, u8)>, newest: (u64, u8)) -> String {
+        let node = NodeProgress {
+            node: "edge-1".parse().unwrap(),
+            pool: "main".parse().unwrap(),
+            connected: true,
+            manifest_version: held.map(|(version, _)| version),
+            manifest_digest: held.map(|(_, digest)| Digest([digest; 32])),
+            acknowledged: None,
+            refused: None,
+        };
+        let status = TenantStatus {
+            id: TenantId([1; 32]),
+            name: "shop".parse().unwrap(),
+            manifest_version: Some(newest.0),
+            manifest_digest: Some(Digest([newest.1; 32])),
+            manifest_expires: None,
+            functions: BTreeMap::new(),
+            nodes: Vec::new(),
+            storage: StorageView {
+                used_bytes: 0,
+                limit_bytes: 0,
+            },
+        };
+        format!("{:?}", stand(&node, &OURS, "", &status))
+    }
+
+    #[test]
+    fn a_node_is_current_with_our_manifest_or_what_was_signed_on_top_of_it() {
+        assert_eq!(standing(Some((5, 5)), (5, 5)), "Current");
+        assert_eq!(standing(Some((5, 5)), (6, 6)), "Current");
+        assert_eq!(standing(Some((6, 6)), (6, 6)), "Current");
+        for behind in [None, Some((4, 4)), Some((5, 9)), Some((6, 9))] {
+            assert_eq!(standing(behind, (6, 6)), "Behind", "{behind:?}");
+        }
+        assert_eq!(standing(Some((7, 7)), (5, 5)), "Ahead(7)");
+        assert_eq!(standing(Some((7, 7)), (6, 6)), "Ahead(7)");
     }
 }

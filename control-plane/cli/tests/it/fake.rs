@@ -18,10 +18,11 @@ use casemate_api::node::{
     Admission, JoinList, JoinView, NewGrants, NodeList, NodeSummary, NodeView,
 };
 use casemate_api::tenant::{
-    FunctionStatus, ManifestAnswer, NodeProgress, TenantList, TenantStatus, TenantSummary,
+    FunctionStatus, ManifestAnswer, NodeProgress, Refused, TenantList, TenantStatus, TenantSummary,
     TenantView,
 };
 use casemate_api::token::{MadeToken, NewToken, Scope, TokenList, TokenView};
+use casemate_push::StatementId;
 use casemate_trust::dsse::Envelope;
 use casemate_trust::id::{Digest, FleetId, TenantId};
 use casemate_trust::join::Grant;
@@ -51,9 +52,19 @@ pub(crate) struct Given {
     pub(crate) heard: Vec<u8>,
     /// Show this manifest (by its place in the list) instead of the newest.
     pub(crate) show_manifest: Option<usize>,
+    /// Say this wherever a text can be said.
+    pub(crate) evil: Option<&'static str>,
+    /// Fail at every statement.
+    pub(crate) refuse_statements: bool,
+    /// List tenants under each other's names.
+    pub(crate) swap_tenants: bool,
+    /// Answer every DELETE of a node with this.
+    pub(crate) refuse_revoking: Option<(u16, &'static str)>,
     /// Nodes that acknowledge everything at once, and one that refuses.
     pub(crate) nodes: Vec<&'static str>,
     pub(crate) refuses: Option<&'static str>,
+    /// What the nodes hold, whatever was handed in.
+    pub(crate) hold: Option<(u64, Digest)>,
 }
 
 type Shared = Arc<Mutex<Given>>;
@@ -165,10 +176,7 @@ fn router(given: Shared) -> Router {
             }),
         )
         .route("/v1/nodes/admit", post(admit))
-        .route(
-            "/v1/nodes/{name}",
-            get(node).delete(async || StatusCode::OK),
-        )
+        .route("/v1/nodes/{name}", get(node).delete(revoke))
         .route("/v1/nodes/{name}/grants", post(grant))
         .with_state(given)
 }
@@ -211,6 +219,9 @@ async fn statement(State(given): State<Shared>, body: Bytes) -> Response {
     let envelope = Envelope::parse(&body).unwrap();
     let mut given = given.lock().unwrap();
     given.heard.extend(&body);
+    if given.refuse_statements {
+        return no(StatusCode::INTERNAL_SERVER_ERROR, code::INTERNAL);
+    }
     match envelope.payload_type() {
         Root::TYPE => given.roots.push(envelope),
         OnlineKey::TYPE => given.online = Some(envelope),
@@ -262,9 +273,14 @@ async fn tenants(State(given): State<Shared>) -> Response {
             functions: 0,
         }
     };
-    json(&TenantList {
-        tenants: given.tenants.iter().map(summary).collect(),
-    })
+    let mut tenants: Vec<TenantSummary> = given.tenants.iter().map(summary).collect();
+    if given.swap_tenants {
+        let names: Vec<Name> = tenants.iter().map(|tenant| tenant.name.clone()).collect();
+        for (tenant, name) in tenants.iter_mut().zip(names.into_iter().rev()) {
+            tenant.name = name;
+        }
+    }
+    json(&TenantList { tenants })
 }
 
 async fn tenant(State(given): State<Shared>, Path(id): Path<TenantId>) -> Response {
@@ -347,24 +363,39 @@ async fn manifest(State(given): State<Shared>, Path(id): Path<TenantId>, body: B
     })
 }
 
+fn refusal(what: &str, code: &str, message: &str) -> Refused {
+    Refused {
+        what: what.into(),
+        code: code.into(),
+        message: message.into(),
+        at: 1,
+    }
+}
+
 async fn status(State(given): State<Shared>, Path(id): Path<TenantId>) -> Response {
     let given = given.lock().unwrap();
     let newest = given.manifests.get(&id).and_then(|held| held.last());
     let manifest = newest.map(|held| Manifest::read(held).unwrap());
     let version = manifest.as_ref().map(|manifest| manifest.version);
+    let digest = newest.map(Envelope::payload_digest);
     let progress = |node: &&str| {
         let refuses = given.refuses == Some(*node);
+        let held = given.hold.or(version.zip(digest).filter(|_| !refuses));
+        let refused = StatementId::Manifest {
+            tenant: id,
+            version: version.unwrap_or_default(),
+        };
         NodeProgress {
             node: node.parse().unwrap(),
             pool: "main".parse().unwrap(),
             connected: true,
-            manifest_version: version.filter(|_| !refuses),
+            manifest_version: held.map(|(version, _)| version),
+            manifest_digest: held.map(|(_, digest)| digest),
             acknowledged: Some(1),
-            refused: refuses.then(|| casemate_api::tenant::Refused {
-                what: format!("manifest {}", version.unwrap_or_default()),
-                code: "release_malformed".into(),
-                message: "the release is not understood".into(),
-                at: 1,
+            refused: refuses.then(|| {
+                let code = given.evil.unwrap_or("release_malformed");
+                let message = given.evil.unwrap_or("the release is not understood");
+                refusal(&refused.to_string(), code, message)
             }),
         }
     };
@@ -385,6 +416,7 @@ async fn status(State(given): State<Shared>, Path(id): Path<TenantId>) -> Respon
         id,
         name: "shop".parse().unwrap(),
         manifest_version: version,
+        manifest_digest: digest,
         manifest_expires: None,
         functions: functions.collect(),
         nodes: given.nodes.iter().map(progress).collect(),
@@ -447,11 +479,12 @@ async fn nodes(State(given): State<Shared>) -> Response {
     json(&NodeList { nodes })
 }
 
-async fn tokens() -> Response {
+async fn tokens(State(given): State<Shared>) -> Response {
+    let evil = given.lock().unwrap().evil;
     let token = TokenView {
-        id: "t1".into(),
+        id: evil.unwrap_or("t1").into(),
         scope: Scope::Operator,
-        label: "first".into(),
+        label: evil.unwrap_or("first").into(),
         created: 1,
         expires: None,
     };
@@ -460,10 +493,10 @@ async fn tokens() -> Response {
     })
 }
 
-async fn token(body: Bytes) -> Response {
+async fn token(State(given): State<Shared>, body: Bytes) -> Response {
     let new: NewToken = serde_json::from_slice(&body).unwrap();
     json(&MadeToken {
-        id: "t1".into(),
+        id: given.lock().unwrap().evil.unwrap_or("t1").into(),
         token: format!("casemate_{}", new.label.len()),
     })
 }
@@ -489,14 +522,18 @@ fn view(given: &Given, name: &str) -> Option<NodeView> {
             admitted: 1,
             connected_since: None,
             last_seen: None,
-            version: None,
+            version: given.evil.map(str::to_owned),
             synced_revision: None,
         },
         join: join.envelope.clone(),
         grants: grants.map(|grant| grant.epoch).collect(),
-        status: serde_json::Value::Null,
+        status: serde_json::json!(given.evil),
         manifests: BTreeMap::new(),
-        refused: Vec::new(),
+        refused: given
+            .evil
+            .iter()
+            .map(|evil| refusal(evil, evil, evil))
+            .collect(),
     })
 }
 
@@ -513,6 +550,13 @@ async fn node(State(given): State<Shared>, Path(name): Path<String>) -> Response
     match view(&given.lock().unwrap(), &name) {
         Some(view) => json(&view),
         None => no(StatusCode::NOT_FOUND, code::NOT_FOUND),
+    }
+}
+
+async fn revoke(State(given): State<Shared>) -> Response {
+    match given.lock().unwrap().refuse_revoking {
+        Some((status, code)) => no(StatusCode::from_u16(status).unwrap(), code),
+        None => StatusCode::OK.into_response(),
     }
 }
 

@@ -10,7 +10,7 @@ use serde_json::Value;
 use super::fake::Fake;
 use super::world::{World, world};
 
-fn ask(fake: &Fake, token: &str, seed: u8) {
+pub(crate) fn ask(fake: &Fake, token: &str, seed: u8) {
     let token: JoinToken = token.parse().unwrap();
     let node = SigningKey::from_seed(&[seed; 32]).unwrap();
     let request = JoinRequest {
@@ -168,6 +168,15 @@ async fn a_broken_audit_chain_is_found_over_pages() {
         ),
         (&5.into(), 3)
     );
+    // Over the pages of two as well: the newest, not the oldest of the newest.
+    let newest = operator.json(&["audit", "--last", "3"]);
+    let seqs: Vec<_> = newest["records"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|record| &record["seq"])
+        .collect();
+    assert_eq!(seqs, [3, 4, 5]);
     fake.given().audit[2].subject = "d".into();
     let ran = operator.run(&["audit", "--verify"]);
     assert_eq!(ran.code, 76, "{}", ran.err);
@@ -184,7 +193,9 @@ async fn logs_are_followed_and_cannot_move_the_cursor() {
         "{}",
         ran.out
     );
-    assert!(!ran.out.contains('\u{1b}'), "{}", ran.out);
+    let ran = tenant.run_in_colour(&["logs"]);
+    assert!(ran.out.contains("[2Jcleared"), "{}", ran.out);
+    assert!(!ran.out.contains("\u{1b}[2J"), "{}", ran.out);
     let mut child = Command::new(env!("CARGO_BIN_EXE_casemate"))
         .arg("--home")
         .arg(&tenant.home)

@@ -1,10 +1,12 @@
 //! A control plane that lies, is another, or is away; a node that refuses.
 
-use casemate_trust::id::FleetId;
+use casemate_api::audit::AuditRecord;
+use casemate_trust::id::{Digest, FleetId};
 use casemate_trust::key::SigningKey;
 use casemate_trust::statement::{Manifest, OnlineKey, Root, Statement as _};
 
 use super::fake::Fake;
+use super::fleet::ask;
 use super::world::{Person, World, world};
 
 #[tokio::test(flavor = "multi_thread")]
@@ -121,6 +123,185 @@ async fn a_rollback_by_the_control_plane_is_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn one_tenant_under_the_name_of_another_gets_nothing_signed() {
+    let World {
+        fake,
+        operator,
+        tenant,
+        login,
+        _dir,
+    } = world().await;
+    // One key that signs for both: nothing but the name tells them apart.
+    let key = tenant.json(&["tenant", "key"]);
+    let key = key["public_key"].as_str().unwrap();
+    operator.json(&["tenant", "add", "evil", "--key", key, "--host", "evil.test"]);
+    let stranger = Person::new(_dir.path(), "colleague");
+    stranger.json_with(&["login", &login], "casemate_1");
+    fake.given().swap_tenants = true;
+    let before = fake.given().tenants.clone();
+    let said = [
+        (&operator, "this home knows it as"),
+        (&tenant, "this home knows it as"),
+        (&stranger, "that id was signed for the tenant evil"),
+    ];
+    for (person, why) in said {
+        let ran = person.run(&["tenant", "show", "shop"]);
+        assert_eq!(ran.code, 76, "{}{}", ran.out, ran.err);
+        assert!(ran.err.contains(why), "{}", ran.err);
+    }
+    for args in [
+        &["tenant", "hosts", "shop", "--add", "pay.test"][..],
+        &["tenant", "hosts", "shop"],
+        &["token", "create", "--scope", "tenant", "--tenant", "shop"],
+    ] {
+        let ran = operator.run(args);
+        assert_eq!(ran.code, 76, "{args:?}\n{}{}", ran.out, ran.err);
+    }
+    let project = tenant.project("web", "web.shop.test", "");
+    let deploy = ["deploy", "--project", &project, "--tenant", "shop"];
+    let ran = tenant.run(&deploy);
+    assert_eq!(ran.code, 76, "{}", ran.err);
+    assert_eq!(fake.given().tenants, before);
+    assert!(fake.given().manifests.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_an_earlier_try_signed_is_not_published_in_place_of_what_is_asked() {
+    let World {
+        fake,
+        operator,
+        tenant,
+        _dir,
+        ..
+    } = world().await;
+    let key = |person: &Person| {
+        let made = person.json(&["tenant", "key", "--plain-keys"]);
+        let text = |name: &str| made[name].as_str().unwrap().to_owned();
+        (text("public_key"), text("fingerprint"))
+    };
+    let (right, _) = key(&tenant);
+    let (wrong, fingerprint) = key(&Person::new(_dir.path(), "wrong"));
+    let add = |name, key, more: &[&'static str]| {
+        let args = ["tenant", "add", name, "--key", key, "--host", "mart.test"];
+        operator.run(&[&args[..], more].concat())
+    };
+    fake.given().refuse_statements = true;
+    assert_eq!(add("mart", &wrong, &[]).code, 69);
+    assert_eq!(add("again", &right, &[]).code, 69);
+    fake.given().refuse_statements = false;
+    for more in [&[][..], &["--max-heap-mib", "64"]] {
+        let ran = add("mart", &right, more);
+        assert_eq!(ran.code, 73, "{}{}", ran.out, ran.err);
+        assert!(ran.err.contains(&fingerprint), "{}", ran.err);
+    }
+    let other_hosts = add("again", &right, &["--host", "more.test"]);
+    assert_eq!(other_hosts.code, 73, "{}", other_hosts.err);
+    assert_eq!(
+        fake.given().tenants.len(),
+        1,
+        "only shop was ever published"
+    );
+    // The way out: the same tenant with the right key, and nothing that the wrong one could sign.
+    let ran = add("mart", &right, &["--replace"]);
+    assert_eq!(ran.code, 0, "{}", ran.err);
+    let shown = operator.json(&["tenant", "show", "mart"]);
+    assert_eq!(shown["current"]["keys"], serde_json::json!([right]));
+    // What is asked for again as it was is handed in.
+    let ran = add("again", &right, &[]);
+    assert_eq!(ran.code, 0, "{}", ran.err);
+    // A tenant that the control plane hides is not given to somebody else.
+    fake.given().tenants.clear();
+    let ran = add("shop", &wrong, &[]);
+    assert_eq!(ran.code, 73, "{}{}", ran.out, ran.err);
+    assert!(fake.given().tenants.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_revoked_node_gets_no_key_whatever_the_control_plane_answers() {
+    let World {
+        fake,
+        operator,
+        _dir,
+        ..
+    } = world().await;
+    for (seed, node) in [
+        (8, "good"),
+        (9, "bad-404"),
+        (10, "bad-500"),
+        (11, "bad-away"),
+    ] {
+        let token = operator.json(&["node", "token", node]);
+        ask(&fake, token["token"].as_str().unwrap(), seed);
+        operator.json(&["node", "admit", node]);
+    }
+    // As if nothing had been granted: whoever lies so is handed everything anew.
+    fake.given().grants.clear();
+    fake.given().refuse_revoking = Some((404, "not_found"));
+    let ran = operator.run(&["node", "revoke", "bad-404"]);
+    assert_eq!(ran.code, 0, "{}", ran.err);
+    assert!(ran.err.contains("knows no node bad-404"), "{}", ran.err);
+    fake.given().refuse_revoking = Some((500, "internal"));
+    let ran = operator.run(&["node", "revoke", "bad-500"]);
+    assert_eq!(ran.code, 69, "{}", ran.err);
+    assert!(ran.err.contains("gets no more keys"), "{}", ran.err);
+    let connection = operator.home.join("connection.json");
+    let text = std::fs::read_to_string(&connection).unwrap();
+    std::fs::write(
+        &connection,
+        text.replace(&fake.address.to_string(), "127.0.0.1:1"),
+    )
+    .unwrap();
+    let ran = operator.run(&["node", "revoke", "bad-away"]);
+    assert_eq!(ran.code, 69, "{}", ran.err);
+    std::fs::write(&connection, text).unwrap();
+    let rotated = operator.json(&["pool", "rotate", "main"]);
+    assert_eq!(rotated["nodes"], serde_json::json!(["good"]));
+    let good = SigningKey::from_seed(&[8; 32]).unwrap().public();
+    let grants = fake.given().grants.clone();
+    assert!(!grants.is_empty() && grants.iter().all(|grant| grant.node_key == good));
+    // Nor does it come back with the token that it joined with.
+    let ran = operator.run(&["node", "admit", "bad-404", "--wait", "0"]);
+    assert_eq!(ran.code, 76, "{}", ran.err);
+    assert!(ran.err.contains("token_unknown"), "{}", ran.err);
+    // A node that neither knows is a mistake in the name.
+    fake.given().refuse_revoking = Some((404, "not_found"));
+    let ran = operator.run(&["node", "revoke", "edge-99"]);
+    assert_eq!(ran.code, 66, "{}", ran.err);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_under_the_name_of_another_node_is_not_admitted() {
+    let World {
+        fake,
+        operator,
+        _dir,
+        ..
+    } = world().await;
+    let stolen = operator.json(&["node", "token", "edge-9"]);
+    operator.json(&["node", "token", "edge-1"]);
+    ask(&fake, stolen["token"].as_str().unwrap(), 9);
+    fake.given().joins[0].node = "edge-1".parse().unwrap();
+    let ran = operator.run(&["node", "admit", "edge-1", "--wait", "0"]);
+    assert_eq!(ran.code, 76, "{}", ran.err);
+    assert!(ran.err.contains("label_other"), "{}", ran.err);
+    assert!(ran.err.contains("signed for node edge-9"), "{}", ran.err);
+    // Nor is it under its own name, once the token is known to be stolen.
+    fake.given().joins[0].node = "edge-9".parse().unwrap();
+    let cancelled = operator.json(&["node", "token", "edge-9", "--cancel"]);
+    assert_eq!(cancelled["cancelled"], 1);
+    let ran = operator.run(&["node", "admit"]);
+    assert!(ran.err.contains("token_unknown"), "{}", ran.err);
+    assert!(fake.given().grants.is_empty());
+    let again = operator.run(&["node", "token", "edge-9", "--cancel"]);
+    assert_eq!(again.code, 66, "{}", again.err);
+    // The other node's token is as it was.
+    assert_eq!(
+        operator.json(&["node", "token", "edge-1", "--cancel"])["cancelled"],
+        1
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_node_that_refuses_is_named() {
     let World {
         fake, tenant, _dir, ..
@@ -136,6 +317,123 @@ async fn a_node_that_refuses_is_named() {
         "{}",
         ran.err
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nodes_that_hold_another_manifest_do_not_run_ours() {
+    let World {
+        fake, tenant, _dir, ..
+    } = world().await;
+    fake.given().nodes = vec!["edge-1"];
+    let project = tenant.project("web", "web.shop.test", "");
+    // A backup was restored: the nodes hold what neither this control plane nor this home has seen.
+    fake.given().hold = Some((7, Digest([7; 32])));
+    let ran = tenant.run(&["deploy", "--project", &project]);
+    assert_eq!(ran.code, 76, "{}{}", ran.out, ran.err);
+    assert!(ran.err.contains("edge-1 holds manifest 7"), "{}", ran.err);
+    assert!(ran.err.contains("renew --from-memory"), "{}", ran.err);
+    // The same number is not the same manifest.
+    fake.given().hold = Some((2, Digest([7; 32])));
+    let ran = tenant.run(&["renew", "--wait", "1"]);
+    assert_eq!(ran.code, 75, "{}{}", ran.out, ran.err);
+    fake.given().refuses = Some("edge-1");
+    fake.given().hold = Some((3, Digest([7; 32])));
+    let ran = tenant.run(&["renew"]);
+    assert_eq!(ran.code, 76, "{}{}", ran.out, ran.err);
+    assert!(
+        ran.err.contains("refuses manifest 3 (release_malformed)"),
+        "{}",
+        ran.err
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_audit_chain_that_was_cut_or_computed_anew_is_found() {
+    let World {
+        fake,
+        operator,
+        _dir,
+        ..
+    } = world().await;
+    let chain = |length: u64, subject: &str| {
+        let mut chain: Vec<AuditRecord> = Vec::new();
+        for seq in 1..=length {
+            chain.push(AuditRecord::follow(chain.last(), seq, "a", "b", subject));
+        }
+        chain
+    };
+    fake.given().audit = chain(5, "c");
+    assert_eq!(operator.json(&["audit", "--verify"])["verified"], 5);
+    for (forged, why) in [
+        (chain(4, "c"), "it ends with record 4"),
+        (Vec::new(), "it ends with record 0"),
+        (chain(5, "d"), "record 5 is another"),
+        (chain(9, "d"), "record 5 is another"),
+    ] {
+        fake.given().audit = forged;
+        let ran = operator.run(&["audit", "--verify"]);
+        assert_eq!(ran.code, 76, "{}{}", ran.out, ran.err);
+        assert!(ran.err.contains(why), "{}", ran.err);
+    }
+    // What was refused has not become the chain to compare with.
+    fake.given().audit = chain(7, "c");
+    assert_eq!(operator.json(&["audit", "--verify"])["verified"], 7);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_that_a_terminal_obeys_comes_from_others() {
+    const EVIL: &str = "\u{1b}[31mred\u{1b}]0;title\u{7}\u{1b}[2J\r\u{9b}1A\u{202e}x";
+    let World {
+        fake,
+        operator,
+        tenant,
+        _dir,
+        ..
+    } = world().await;
+    let token = operator.json(&["node", "token", "edge-1"]);
+    ask(&fake, token["token"].as_str().unwrap(), 8);
+    operator.json(&["node", "admit", "edge-1"]);
+    let project = tenant.project("web", "web.shop.test", "");
+    {
+        let mut given = fake.given();
+        given.evil = Some(EVIL);
+        given.refuse_revoking = Some((403, EVIL));
+        given.nodes = vec!["edge-1"];
+        given.refuses = Some("edge-1");
+    }
+    let cases: &[(&Person, &[&str], i32)] = &[
+        (&operator, &["node", "list"], 0),
+        (&operator, &["node", "show", "edge-1"], 0),
+        (&operator, &["node", "revoke", "edge-1"], 77),
+        (&operator, &["token", "list"], 0),
+        (&operator, &["token", "create", "--scope", "operator"], 76),
+        (&tenant, &["deploy", "--project", &project], 76),
+        (&tenant, &["status"], 0),
+    ];
+    for (person, args, code) in cases {
+        for json in [&[][..], &["--json"]] {
+            let ran = person.run_in_colour(&[json, args].concat());
+            assert_eq!(ran.code, *code, "{args:?}\n{}{}", ran.out, ran.err);
+            let said = ran.out + &ran.err;
+            for obeyed in [
+                "\u{1b}[31mred",
+                "\u{1b}]",
+                "\u{1b}[2J",
+                "\r",
+                "\u{7}",
+                "\u{9b}",
+                "\u{202e}",
+            ] {
+                assert!(
+                    !said.contains(obeyed),
+                    "{args:?}: {obeyed:?} is in {said:?}"
+                );
+            }
+        }
+    }
+    // Nothing is lost to programs.
+    let shown = operator.json(&["node", "show", "edge-1"]);
+    assert_eq!(shown["refused"][0]["code"], EVIL);
 }
 
 #[tokio::test(flavor = "multi_thread")]

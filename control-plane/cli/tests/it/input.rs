@@ -66,6 +66,18 @@ async fn bad_input_has_an_exit_code_and_a_next_step() {
             "standard input",
         ),
         (
+            &["secret", "put", "K=hush", "--host", "a.test"],
+            "",
+            64,
+            "<NAME>",
+        ),
+        (
+            &["secret", "--quiet", "put", "K", "hush"],
+            "",
+            64,
+            "standard input",
+        ),
+        (
             &["secret", "put", "K", "--host", "a.test", "--pool", "eu"],
             "v",
             66,

@@ -30,12 +30,22 @@ impl Person {
     }
 
     pub(crate) fn try_with(&self, args: &[&str], stdin: &str) -> Ran {
+        self.try_in(("NO_COLOR", "1"), args, stdin)
+    }
+
+    /// As on a terminal: nothing takes escapes out on the way.
+    pub(crate) fn run_in_colour(&self, args: &[&str]) -> Ran {
+        tokio::task::block_in_place(|| self.try_in(("CLICOLOR_FORCE", "1"), args, ""))
+    }
+
+    fn try_in(&self, (key, value): (&str, &str), args: &[&str], stdin: &str) -> Ran {
         let mut child = Command::new(env!("CARGO_BIN_EXE_casemate"))
             .arg("--home")
             .arg(&self.home)
             .args(args)
             .current_dir(&self.folder)
-            .env("NO_COLOR", "1")
+            .env_remove("NO_COLOR")
+            .env(key, value)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())

@@ -23,6 +23,7 @@ use casemate_api::limits::AUDIT_PAGE_RECORDS;
 use casemate_api::token::Scope;
 use casemate_control_store::{Change, Compare, Redb, Store as _, StoreError};
 use casemate_trust::Seconds;
+use casemate_trust::dsse::Envelope;
 use casemate_trust::id::{Digest, TenantId};
 use casemate_trust::name::Name;
 use tokio::sync::{Mutex, MutexGuard, watch};
@@ -159,7 +160,12 @@ impl Plane {
 
     /// A node has accepted a statement.
     pub(crate) fn acked(&self, node: &Name, id: &casemate_push::StatementId) {
-        self.presence.acked(node, id);
+        let held = self.held();
+        let sent = held.index.get(id);
+        let envelope = sent.and_then(|(_, bytes)| Envelope::parse(bytes).ok());
+        let digest = envelope.map(|envelope| envelope.payload_digest());
+        drop(held);
+        self.presence.acked(node, id, digest);
     }
 
     /// A node has refused a statement.

@@ -6,7 +6,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use casemate_api::tenant::Refused;
 use casemate_push::{Has, Hello, StatementId, close};
 use casemate_trust::Seconds;
-use casemate_trust::id::TenantId;
+use casemate_trust::id::{Digest, TenantId};
 use casemate_trust::name::Name;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -19,6 +19,16 @@ const MAX_REFUSED: usize = 256;
 /// Tenants whose acknowledgements are written down when a node goes; the next hello says the rest.
 const MAX_WRITTEN_TENANTS: usize = 5000;
 
+/// A manifest that a node has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Taken {
+    pub(crate) version: u64,
+    /// Of its payload; unknown where a later one had replaced it here before the node answered.
+    pub(crate) digest: Option<Digest>,
+    /// When it said so.
+    pub(crate) at: Seconds,
+}
+
 /// What a node last said.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Last {
@@ -26,8 +36,8 @@ pub(crate) struct Last {
     pub(crate) last_seen: Option<Seconds>,
     pub(crate) software: Option<String>,
     pub(crate) synced: Option<u64>,
-    /// Highest acknowledged manifest version and when that was, by tenant.
-    pub(crate) manifests: BTreeMap<TenantId, (u64, Seconds)>,
+    /// The newest acknowledged manifest, by tenant.
+    pub(crate) manifests: BTreeMap<TenantId, Taken>,
     pub(crate) refused: Vec<(StatementId, Refused)>,
     pub(crate) status: Value,
 }
@@ -45,11 +55,17 @@ impl Last {
         }
     }
 
-    fn acknowledge(&mut self, id: &StatementId) {
+    fn acknowledge(&mut self, id: &StatementId, digest: Option<Digest>) {
         self.refused
             .retain(|(refused, _)| !refused.is_same_thing(id) || refused.version() > id.version());
-        if let StatementId::Manifest { tenant, version } = id {
-            self.manifests.insert(*tenant, (*version, now()));
+        if let StatementId::Manifest { tenant, version } = *id {
+            let at = now();
+            let taken = Taken {
+                version,
+                digest,
+                at,
+            };
+            self.manifests.insert(tenant, taken);
         }
     }
 
@@ -57,14 +73,13 @@ impl Last {
         let manifests = has
             .tenants
             .iter()
-            .filter_map(|(tenant, has)| Some((tenant, has.manifest?.0)));
-        for (tenant, version) in manifests {
-            let known = self
-                .manifests
-                .get(tenant)
-                .is_some_and(|(known, _)| *known == version);
-            if !known {
-                self.manifests.insert(*tenant, (version, now()));
+            .filter_map(|(tenant, has)| Some((*tenant, has.manifest?)));
+        for (tenant, (version, digest)) in manifests {
+            let known = self.manifests.get(&tenant);
+            let is_known =
+                known.is_some_and(|known| known.version == version && known.digest == Some(digest));
+            if !is_known {
+                self.acknowledge(&StatementId::Manifest { tenant, version }, Some(digest));
             }
         }
     }
@@ -192,8 +207,9 @@ impl Presence {
         self.update(node, |last| last.synced = revision);
     }
 
-    pub(crate) fn acked(&self, node: &Name, id: &StatementId) {
-        self.update(node, |last| last.acknowledge(id));
+    /// A statement was accepted; its digest, where it is still known.
+    pub(crate) fn acked(&self, node: &Name, id: &StatementId, digest: Option<Digest>) {
+        self.update(node, |last| last.acknowledge(id, digest));
     }
 
     pub(crate) fn nacked(&self, node: &Name, id: StatementId, code: String, message: String) {

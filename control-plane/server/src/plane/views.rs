@@ -113,6 +113,7 @@ impl Plane {
             id: *id,
             name: state.tenant.name.clone(),
             manifest_version: None,
+            manifest_digest: None,
             manifest_expires: None,
             functions: BTreeMap::new(),
             nodes: Vec::new(),
@@ -123,6 +124,7 @@ impl Plane {
         };
         let manifest = &accord.manifest;
         status.manifest_version = Some(manifest.version);
+        status.manifest_digest = Some(accord.digest);
         status.manifest_expires = Some(manifest.expires);
         let runs_in = |pool: &Name| {
             manifest
@@ -154,7 +156,10 @@ impl Plane {
                     .map(ToString::to_string)
                     .collect(),
                 nodes_current: here()
-                    .filter(|node| node.manifest_version == Some(manifest.version))
+                    .filter(|node| {
+                        node.manifest_version == Some(manifest.version)
+                            && node.manifest_digest == Some(accord.digest)
+                    })
                     .count(),
                 nodes_total: here().count(),
             };
@@ -191,7 +196,7 @@ impl Plane {
             manifests: last
                 .manifests
                 .into_iter()
-                .map(|(tenant, (version, _))| (tenant, version))
+                .map(|(tenant, taken)| (tenant, taken.version))
                 .collect(),
             refused: last
                 .refused
@@ -244,7 +249,7 @@ fn node_summary(presence: &Presence, node: &NodeRow) -> NodeSummary {
 
 fn progress(presence: &Presence, node: &NodeRow, tenant: &TenantId) -> NodeProgress {
     let (mut last, connected_since) = presence.look(&node.name);
-    let acknowledged = last.manifests.get(tenant).copied();
+    let taken = last.manifests.get(tenant).copied();
     let refused = last
         .refused
         .iter()
@@ -253,8 +258,9 @@ fn progress(presence: &Presence, node: &NodeRow, tenant: &TenantId) -> NodeProgr
         node: node.name.clone(),
         pool: node.pool.clone(),
         connected: connected_since.is_some(),
-        manifest_version: acknowledged.map(|(version, _)| version),
-        acknowledged: acknowledged.map(|(_, at)| at),
+        manifest_version: taken.map(|taken| taken.version),
+        manifest_digest: taken.and_then(|taken| taken.digest),
+        acknowledged: taken.map(|taken| taken.at),
         refused: refused.map(|at| last.refused.swap_remove(at).1),
     }
 }

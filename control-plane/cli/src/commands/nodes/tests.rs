@@ -1,6 +1,6 @@
 use casemate_trust::id::FleetId;
+use casemate_trust::join::JoinToken;
 use casemate_trust::key::SigningKey;
-use casemate_trust::statement::Statement as _;
 
 use super::*;
 
@@ -96,15 +96,22 @@ fn refusals_have_names() {
 }
 
 #[test]
-fn what_the_control_plane_says_beside_the_envelope_counts_for_nothing() {
+fn what_the_control_plane_says_beside_the_envelope_must_be_what_was_signed() {
     let token = token("edge-1", 1);
-    let mut asked = join(&token, &key(8));
-    asked.node = "edge-2".parse().unwrap();
-    asked.node_key = key(9).public();
     let records = vec![token.record().unwrap()];
-    let (request, _) = decide(&asked, FLEET, &records, &[], NOW).unwrap();
-    assert_eq!(
-        (request.node.as_str(), request.node_key),
-        ("edge-1", key(8).public())
-    );
+    let asked = join(&token, &key(8));
+    let relabels: [fn(&mut JoinView); 4] = [
+        |join| join.node = "edge-2".parse().unwrap(),
+        |join| join.pool = "eu".parse().unwrap(),
+        |join| join.node_key = key(9).public(),
+        |join| join.request = casemate_trust::id::Digest([0; 32]),
+    ];
+    assert!(decide(&asked, FLEET, &records, &[], NOW).is_ok());
+    for relabel in relabels {
+        let mut relabelled = asked.clone();
+        relabel(&mut relabelled);
+        let decided = decide(&relabelled, FLEET, &records, &[], NOW);
+        let (node, pool) = (asked.node.clone(), asked.pool.clone());
+        assert_eq!(decided, Err(No::LabelOther(node, pool)));
+    }
 }
