@@ -152,7 +152,9 @@ pub fn start_logs() {
     let builder = tracing_subscriber::fmt()
         .with_writer(std::io::stderr)
         .with_env_filter(filter)
-        .with_ansi(false);
+        .with_ansi(false)
+        // It would say on standard error, or die, that standard error cannot be written to.
+        .log_internal_errors(false);
     // A second start, in a test, changes nothing.
     let _started = match std::env::var("CASEMATE_LOG_FORMAT").as_deref() {
         Ok("json") => builder.json().try_init(),

@@ -50,6 +50,8 @@ fn serve(prepared: Prepared, threads: usize) -> Result<(), RunError> {
 fn log() {
     let filter = EnvFilter::try_from_env("CASEMATE_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
     let subscriber = tracing_subscriber::fmt()
+        // It would say on standard error, or die, that standard error cannot be written to.
+        .log_internal_errors(false)
         .with_writer(std::io::stderr)
         .with_env_filter(filter);
     if std::env::var("CASEMATE_LOG_FORMAT").is_ok_and(|format| format == "json") {

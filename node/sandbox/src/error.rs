@@ -65,6 +65,9 @@ pub enum SandboxError {
     /// prctl(PR_SET_DUMPABLE).
     #[error("cannot forbid dumps and tracing")]
     Dumpable(#[source] Errno),
+    /// dup2(2).
+    #[error("cannot let go of the node's standard error")]
+    StandardError(#[source] Errno),
     /// seccomp(2).
     #[error("cannot install the system call filter")]
     Seccomp(#[source] std::io::Error),

@@ -112,6 +112,9 @@ pub fn close_with(
     paths: &[(&Path, Access)],
 ) -> Result<Vec<LayerReport>, SandboxError> {
     if profile == Profile::Worker {
+        // It is shared with the whole node: who makes it non-blocking, or fills it, stops everybody's log.
+        rustix::stdio::dup2_stderr(rustix::stdio::stdout()).map_err(SandboxError::StandardError)?;
+
         // All its threads are there now; a new one would need the filter's consent as well.
         limit("processes", Resource::Nproc, 0)?;
         syscalls::install_filter(profile)?;

@@ -137,6 +137,22 @@ fn a_closed_gateway_still_serves_on_the_ports_that_it_bound() {
     assert_eq!(probe::run(&["serve", "gateway"]).trim(), "served");
 }
 
+/// A listener that is shut down is a socket like any other, and MSG_FASTOPEN would connect it: no `connect` in sight.
+#[test]
+fn a_gateway_cannot_dial_out_with_a_listener_it_has() {
+    let flags = |call, index: usize, flags: i32| {
+        let mut arguments = [-1; 4];
+        arguments[index] = flags.into();
+        outcome("gateway", call, &arguments[..=index])
+    };
+    for (call, index) in [(libc::SYS_sendto, 3), (libc::SYS_sendmsg, 2)] {
+        assert_eq!(flags(call, index, libc::MSG_FASTOPEN), "blocked");
+        let hidden = libc::MSG_FASTOPEN | libc::MSG_NOSIGNAL;
+        assert_eq!(flags(call, index, hidden), "blocked");
+        assert_eq!(flags(call, index, libc::MSG_NOSIGNAL), "returned");
+    }
+}
+
 #[test]
 fn sockets_are_of_the_families_that_a_program_needs() {
     let socket = |name, family: i32| {

@@ -152,6 +152,29 @@ fn a_worker_empties_its_root_and_drops_what_that_took() {
     }
 }
 
+/// Who makes the standard error of a node non-blocking loses log lines for everybody, and ends who does not expect it.
+#[test]
+fn a_worker_cannot_change_what_the_node_logs_to() {
+    for user in USERS {
+        let mut node = Node::start(user);
+        let before = log_flags(node.pid);
+        assert_eq!(before & libc::O_NONBLOCK, 0, "{user:?}");
+        let (worker, _) = node.child(1, Program::Worker);
+        order(&worker, "enter");
+        told(&worker);
+        order(&worker, "unblock");
+        assert_eq!(told(&worker), "changed 0", "{user:?}");
+        assert_eq!(log_flags(node.pid), before, "{user:?}");
+    }
+}
+
+/// Of a process's standard error.
+fn log_flags(pid: u32) -> i32 {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/fdinfo/2")).unwrap();
+    let flags = text.lines().find_map(|line| line.strip_prefix("flags:"));
+    i32::from_str_radix(flags.unwrap().trim(), 8).unwrap()
+}
+
 #[test]
 fn a_worker_reports_every_layer_in_force() {
     for user in USERS {

@@ -46,7 +46,7 @@ pub(crate) struct Node {
     launch: Child,
     log: Option<JoinHandle<String>>,
     supervisor: UnixStream,
-    pid: u32,
+    pub(crate) pid: u32,
     walls: bool,
     cgroups: bool,
     _folder: tempfile::TempDir,

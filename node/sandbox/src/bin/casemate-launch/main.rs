@@ -170,6 +170,8 @@ fn sanitise() -> std::io::Result<()> {
 fn log() {
     let filter = EnvFilter::try_from_env("CASEMATE_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
     let builder = tracing_subscriber::fmt()
+        // It would say on standard error, or die, that standard error cannot be written to.
+        .log_internal_errors(false)
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal());
