@@ -443,6 +443,7 @@ async fn damaged_records_are_reported_and_filled_again_and_nothing_lower_comes()
     for (at, started_again, told) in [(64, true, "set-aside"), (4096, false, "are missing")] {
         if started_again {
             fleet.kill_and_restart().await;
+            fleet.vault().have().await;
         }
         fleet.damage_records_and_restart(at);
         let set_aside = fleet.vault().wait(refilled).await;

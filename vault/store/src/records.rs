@@ -1,9 +1,12 @@
 //! The one place that names sled.
 
+use std::collections::BTreeSet;
+use std::ffi::OsString;
 use std::fs;
 use std::io::ErrorKind;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use casemate_trust::Random;
@@ -70,6 +73,8 @@ pub type Named = (String, Zeroizing<Vec<u8>>);
 pub(crate) struct Records {
     db: sled::Db,
     folder: PathBuf,
+    /// Those of `blobs/` that are on the disk: sled writes each once.
+    synced_blobs: Mutex<BTreeSet<OsString>>,
 }
 
 impl Records {
@@ -89,7 +94,12 @@ impl Records {
             }
             Err(error) => return Err(refused("cannot open", &path)(error)),
         };
-        Ok((Self { db, folder: path }, aside))
+        let records = Self {
+            db,
+            folder: path,
+            synced_blobs: Mutex::default(),
+        };
+        Ok((records, aside))
     }
 
     pub(crate) fn commit(
@@ -125,7 +135,33 @@ impl Records {
                     .map_err(failed("cannot sync", &path))?;
             }
         }
+        self.sync_blobs()?;
         sync_folder(&self.folder)
+    }
+
+    /// What does not fit into a segment of its log, sled keeps in a file of its own, which it never syncs.
+    fn sync_blobs(&self) -> Result<(), StoreError> {
+        let folder = self.folder.join("blobs");
+        let listed = fs::read_dir(&folder).map_err(failed("cannot list", &folder))?;
+        let found: BTreeSet<_> = listed.flatten().map(|entry| entry.file_name()).collect();
+        let mut synced = self
+            .synced_blobs
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if found.is_subset(&synced) {
+            return Ok(());
+        }
+        for name in found.difference(&synced) {
+            let path = folder.join(name);
+            match fs::File::open(&path).and_then(|file| file.sync_all()) {
+                // Replaced since, and taken away.
+                Err(error) if error.kind() == ErrorKind::NotFound => {}
+                done => done.map_err(failed("cannot sync", &path))?,
+            }
+        }
+        sync_folder(&folder)?;
+        *synced = found;
+        Ok(())
     }
 
     pub(crate) fn get(
@@ -300,14 +336,13 @@ impl Records {
 mod tests {
     use std::io;
 
+    use rustix::io::Errno;
+
     use super::*;
 
     #[test]
     fn what_the_system_refuses_is_no_damage() {
-        let os = |errno: rustix::io::Errno| {
-            sled::Error::Io(io::Error::from_raw_os_error(errno.raw_os_error()))
-        };
-        use rustix::io::Errno;
+        let os = |errno: Errno| sled::Error::Io(io::Error::from_raw_os_error(errno.raw_os_error()));
         for errno in [
             Errno::NOSPC,
             Errno::DQUOT,
@@ -336,6 +371,23 @@ mod tests {
         assert!(is_damage(&sled::Error::Corruption { at: None, bt: () }));
         let panicked = guarded(|| -> sled::Result<()> { panic!("a page is not where it was") });
         assert!(is_damage(&panicked.unwrap_err()));
+    }
+
+    #[test]
+    fn large_records_are_on_the_disk_too() {
+        let folder = tempfile::tempdir().unwrap();
+        let (records, _) = Records::open(folder.path()).unwrap();
+        let sealer = Sealer::new(&Zeroizing::new([7; crate::KEY_BYTES])).unwrap();
+        for at in 0..3 {
+            let large = Write::Put(Kind::Object, format!("{at}"), vec![at; 300_000]);
+            records
+                .commit(&sealer, &[large], &mut |bytes| bytes.fill(1))
+                .unwrap();
+            let listed = fs::read_dir(folder.path().join("records/blobs")).unwrap();
+            let blobs: BTreeSet<_> = listed.map(|entry| entry.unwrap().file_name()).collect();
+            assert!(!blobs.is_empty());
+            assert!(blobs.is_subset(&records.synced_blobs.lock().unwrap()));
+        }
     }
 
     #[test]

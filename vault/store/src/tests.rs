@@ -133,10 +133,10 @@ fn copy(from: &Path, to: &Path) {
 }
 
 fn files(folder: &Path) -> Vec<PathBuf> {
-    let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap());
-    let (folders, mut found): (Vec<_>, Vec<_>) = entries
-        .map(|entry| entry.path())
-        .partition(|path| path.is_dir());
+    let paths = fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().path());
+    let (folders, mut found): (Vec<_>, Vec<_>) = paths.partition(|path| path.is_dir());
     found.extend(folders.iter().flat_map(|folder| files(folder)));
     found.sort();
     found

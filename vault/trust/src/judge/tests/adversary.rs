@@ -180,20 +180,29 @@ fn place(letter: &Envelope) -> String {
 }
 
 /// Everything that a judge holds, by version.
-fn holdings(judge: &Judge) -> (Option<u64>, Vec<u64>, Vec<(u64, Option<u64>)>) {
-    let tenants = judge.tenants().map(|(_, state)| {
-        let manifest = state.manifest.as_ref();
-        (
-            state.tenant.version,
-            manifest.map(|accord| accord.manifest.version),
-        )
-    });
-    let root = judge.root().map(|root| root.version);
-    (
-        root,
-        judge.epochs(&name("main")).collect(),
-        tenants.collect(),
-    )
+#[derive(Debug, PartialEq, Eq)]
+struct Holdings {
+    root: Option<u64>,
+    epochs: Vec<u64>,
+    /// Of each tenant, its own version and its manifest's.
+    tenants: Vec<(u64, Option<u64>)>,
+}
+
+impl Holdings {
+    fn of(judge: &Judge) -> Self {
+        let tenants = judge.tenants().map(|(_, state)| {
+            let manifest = state.manifest.as_ref();
+            (
+                state.tenant.version,
+                manifest.map(|accord| accord.manifest.version),
+            )
+        });
+        Self {
+            root: judge.root().map(|root| root.version),
+            epochs: judge.epochs(&name("main")).collect(),
+            tenants: tenants.collect(),
+        }
+    }
 }
 
 /// Nothing that was remembered is forgotten or lower, and nothing is the adversary's own.
@@ -251,7 +260,7 @@ impl Node {
 
     /// From its memory as it is written, with what is stored shown again, however much has expired.
     fn restart(&mut self, clock: Seconds, objects: Objects<'_>) {
-        let before = holdings(&self.judge);
+        let before = Holdings::of(&self.judge);
         let written = serde_json::to_vec(self.judge.memory()).unwrap();
         let memory: Memory = serde_json::from_slice(&written).unwrap();
         let mut judge = Judge::remembering(memory, Some(name("main")));
@@ -263,7 +272,7 @@ impl Node {
                 "{place}: {result:?}"
             );
         }
-        assert_eq!(holdings(&judge), before);
+        assert_eq!(Holdings::of(&judge), before);
         assert_eq!(judge.memory(), self.judge.memory());
         self.judge = judge;
     }
