@@ -178,11 +178,10 @@ pub async fn serve(config: Config, stop: impl Future<Output = ()>) -> Result<(),
         serde_json::to_vec(&addresses).map_err(|error| Failure::internal(error.to_string()))?;
     files::write_public(&state.join(ADDRESSES), &json)?;
     let stopping = CancellationToken::new();
-    let router = https::router(&plane, &stopping);
     let api = tokio::spawn(https::serve(
         listener,
         tls::api(&keys.api)?,
-        router,
+        Arc::clone(&plane),
         stopping.clone(),
     ));
     let removing = tokio::spawn(collect::run(Arc::clone(&plane), stopping.clone()));

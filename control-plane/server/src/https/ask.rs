@@ -19,6 +19,7 @@ use http::{HeaderMap, HeaderValue, StatusCode};
 use serde::de::DeserializeOwned;
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use super::answer;
 use crate::fault::Fault;
@@ -42,11 +43,16 @@ pub(super) struct Ask {
     body: Body,
 }
 
-/// Every endpoint of the table.
-pub(crate) fn router(plane: &Arc<Plane>, stopping: &CancellationToken) -> Router {
+/// Every endpoint of the table. Each request is answered in one of `tasks`, to its end: a client that goes away in the middle of
+/// a change would otherwise have it on disk and nowhere else.
+pub(super) fn router(
+    plane: &Arc<Plane>,
+    stopping: &CancellationToken,
+    tasks: &TaskTracker,
+) -> Router {
     let mut router = Router::new();
     for endpoint in ENDPOINTS {
-        let (plane, stopping) = (Arc::clone(plane), stopping.clone());
+        let (plane, stopping, tasks) = (Arc::clone(plane), stopping.clone(), tasks.clone());
         let handler = move |params: RawPathParams, request: Request| {
             let params = params
                 .iter()
@@ -63,7 +69,7 @@ pub(crate) fn router(plane: &Arc<Plane>, stopping: &CancellationToken) -> Router
                 headers: parts.headers,
                 body,
             };
-            ask.answer()
+            respond_to(ask, tasks.clone())
         };
         router = router.route(endpoint.path, on(filter(endpoint.method), handler));
     }
@@ -101,22 +107,28 @@ fn respond(fault: &Fault) -> Response {
     response
 }
 
+async fn respond_to(ask: Ask, tasks: TaskTracker) -> Response {
+    let id = ask.endpoint.id;
+    let answered = tasks.spawn(ask.answer()).await;
+    let answered = answered.unwrap_or_else(|error| {
+        tracing::error!(endpoint = id, %error, "a request was not answered");
+        Err(Fault::new(500, code::INTERNAL, "this went wrong here"))
+    });
+    answered.unwrap_or_else(|fault| {
+        tracing::debug!(
+            endpoint = id,
+            status = fault.status,
+            code = fault.code(),
+            "refused"
+        );
+        respond(&fault)
+    })
+}
+
 impl Ask {
-    async fn answer(mut self) -> Response {
-        let id = self.endpoint.id;
-        let answered = match self.authorise() {
-            Ok(()) => answer::answer(self).await,
-            Err(fault) => Err(fault),
-        };
-        answered.unwrap_or_else(|fault| {
-            tracing::debug!(
-                endpoint = id,
-                status = fault.status,
-                code = fault.code(),
-                "refused"
-            );
-            respond(&fault)
-        })
+    async fn answer(mut self) -> Result<Response, Fault> {
+        self.authorise()?;
+        answer::answer(self).await
     }
 
     /// Whether this actor may ask this; the table says.

@@ -3,6 +3,8 @@
 mod answer;
 mod ask;
 mod patient;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,9 +19,9 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use patient::Patient;
+use crate::plane::Plane;
 
-pub(crate) use ask::router;
+use patient::Patient;
 
 /// Connections at a time; further ones wait in the kernel's queue.
 const MAX_CONNECTIONS: usize = 512;
@@ -42,12 +44,13 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 pub(crate) async fn serve(
     listener: TcpListener,
     tls: rustls::ServerConfig,
-    router: Router,
+    plane: Arc<Plane>,
     stopping: CancellationToken,
 ) {
     let acceptor = TlsAcceptor::from(Arc::new(tls));
     let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let tracker = TaskTracker::new();
+    let router = ask::router(&plane, &stopping, &tracker);
     loop {
         let accepted = async {
             let permit = Arc::clone(&permits).acquire_owned().await.ok()?;

@@ -10,6 +10,8 @@ mod nodes;
 mod presence;
 mod statements;
 mod storage;
+#[cfg(test)]
+pub(crate) mod tests;
 mod tokens;
 mod views;
 
@@ -205,14 +207,24 @@ impl Plane {
         })
     }
 
-    /// Reads the state anew after a write that failed.
+    /// Reads the state anew after a write that failed. It may have been made all the same, so that every connection looks at
+    /// what is there now, and those of nodes that are not there are closed.
     async fn refresh(&self) -> Result<(), StoreError> {
         if self.held().is_stale {
             let held = Held::load(&self.store).await?;
-            self.change(|stale| *stale = held);
+            self.change(|stale| {
+                *stale = held;
+                self.presence.keep(|node| stale.nodes.contains_key(node));
+            });
+            self.announce();
             tracing::info!("the state was read anew after a write that failed");
         }
         Ok(())
+    }
+
+    /// Wakes every connection.
+    fn announce(&self) {
+        self.changes.send_modify(|count| *count += 1);
     }
 
     /// Whether the audit chain was unbroken when it was read.
@@ -301,7 +313,7 @@ impl Writing<'_> {
 
     /// Wakes every connection.
     fn announce(&self) {
-        self.plane.changes.send_modify(|count| *count += 1);
+        self.plane.announce();
     }
 }
 
