@@ -357,6 +357,8 @@ impl Talk {
             ControlEvent::FetchBundle { digest, offset } => {
                 self.send_bundle(&member, digest, offset).await?;
             }
+            // It may have cost the reading of a large manifest: others go first.
+            ControlEvent::FetchObjects => tokio::task::yield_now().await,
             ControlEvent::Lease { nonce } => {
                 let lease = Lease {
                     fleet: member.fleet,
@@ -460,7 +462,7 @@ impl casemate_push::Catalog for NoCatalog {
         None
     }
 
-    fn manifest(&self, _: &casemate_trust::id::TenantId) -> Option<(u64, Vec<u8>)> {
+    fn manifest(&self, _: &casemate_trust::id::TenantId) -> Option<(u64, &[u8])> {
         None
     }
 }
