@@ -151,7 +151,10 @@ impl Plane {
 
     /// What a member said in its hello.
     pub(crate) fn hello(&self, node: &Name, hello: &casemate_push::Hello) {
-        self.presence.hello(node, hello);
+        let held = self.held();
+        let judge = held.judge.as_ref();
+        let is_tenant = |id: &TenantId| judge.is_some_and(|judge| judge.tenant(id).is_some());
+        self.presence.hello(node, hello, is_tenant);
     }
 
     /// Up to where a node was sent everything.

@@ -182,23 +182,24 @@ impl Plane {
             .nodes
             .get(name)
             .ok_or_else(|| Fault::not_found("node"))?;
-        let (last, _) = self.presence.look(name);
-        Ok(NodeView {
-            summary: node_summary(&self.presence, node),
+        let summary = node_summary(&self.presence, node);
+        let grants = held.index.grants(name).map(|(epoch, _, _)| epoch).collect();
+        Ok(self.presence.look(name, |last, _| NodeView {
+            summary,
             join: node.join.clone(),
-            grants: held.index.grants(name).map(|(epoch, _, _)| epoch).collect(),
-            status: last.status,
+            grants,
+            status: last.status.clone(),
             manifests: last
                 .manifests
-                .into_iter()
-                .map(|(tenant, (version, _))| (tenant, version))
+                .iter()
+                .map(|(tenant, (version, _))| (*tenant, *version))
                 .collect(),
             refused: last
                 .refused
-                .into_iter()
-                .map(|(_, refused)| refused)
+                .iter()
+                .map(|(_, refused)| refused.clone())
                 .collect(),
-        })
+        }))
     }
 }
 
@@ -229,32 +230,30 @@ fn summary(id: &TenantId, state: &TenantState) -> TenantSummary {
 }
 
 fn node_summary(presence: &Presence, node: &NodeRow) -> NodeSummary {
-    let (last, connected_since) = presence.look(&node.name);
-    NodeSummary {
+    presence.look(&node.name, |last, connected_since| NodeSummary {
         name: node.name.clone(),
         pool: node.pool.clone(),
         key: node.key,
         admitted: node.admitted,
         connected_since,
         last_seen: last.last_seen,
-        version: last.software,
+        version: last.software.clone(),
         synced_revision: last.synced,
-    }
+    })
 }
 
 fn progress(presence: &Presence, node: &NodeRow, tenant: &TenantId) -> NodeProgress {
-    let (mut last, connected_since) = presence.look(&node.name);
-    let acknowledged = last.manifests.get(tenant).copied();
-    let refused = last
-        .refused
-        .iter()
-        .rposition(|(id, _)| id.tenant() == Some(tenant));
-    NodeProgress {
-        node: node.name.clone(),
-        pool: node.pool.clone(),
-        connected: connected_since.is_some(),
-        manifest_version: acknowledged.map(|(version, _)| version),
-        acknowledged: acknowledged.map(|(_, at)| at),
-        refused: refused.map(|at| last.refused.swap_remove(at).1),
-    }
+    presence.look(&node.name, |last, connected_since| {
+        let acknowledged = last.manifests.get(tenant);
+        let mut refused = last.refused.iter().rev();
+        let refused = refused.find(|(id, _)| id.tenant() == Some(tenant));
+        NodeProgress {
+            node: node.name.clone(),
+            pool: node.pool.clone(),
+            connected: connected_since.is_some(),
+            manifest_version: acknowledged.map(|(version, _)| *version),
+            acknowledged: acknowledged.map(|(_, at)| *at),
+            refused: refused.map(|(_, refused)| refused.clone()),
+        }
+    })
 }
