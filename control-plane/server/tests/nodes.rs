@@ -6,6 +6,7 @@ mod support;
 
 use casemate_api::node::{Admission, JoinList, NewGrants, NodeView};
 use casemate_api::tenant::TenantStatus;
+use casemate_api::token::{MadeToken, NewToken, Scope};
 use casemate_push::{LogEntry, LogLevel, NodeEnd, NodeEvent, StatementId, close};
 use casemate_trust::id::Digest;
 use casemate_trust::join::JoinToken;
@@ -394,6 +395,44 @@ async fn logs_reach_their_tenant_and_follow() {
         tenant.get(&format!("{path}?folow=true")).await.refused(400),
         "bad_request"
     );
+}
+
+#[tokio::test]
+async fn a_token_that_is_taken_away_reads_no_further_in_a_log() {
+    let control = Control::new().await;
+    let fleet = Fleet::new(&control).await;
+    let operator = control.operator();
+    fleet
+        .deploy(&control.client(&fleet.tenant_token), 1, b"bundle one")
+        .await;
+    let mut node = member(&control, &fleet, "edge-1", &key(20)).await;
+    node.sync().await;
+    let new = NewToken {
+        scope: Scope::Tenant(fleet.tenant.id),
+        label: "reader".into(),
+        expires: None,
+    };
+    let reader: MadeToken = operator.post("/v1/tokens", &new).await.ok().json();
+    let path = tenant_path(&fleet.tenant.id, "logs?follow=true");
+    let client = control.client(&reader.token);
+    let mut following = client.open("GET", &path, vec![]).await.into_body();
+    let entry = |message: &str| LogEntry {
+        tenant: fleet.tenant.id,
+        function: name("web"),
+        request: None,
+        level: LogLevel::Info,
+        message: message.into(),
+        time_ms: 1,
+        failure: None,
+    };
+    node.end.log(entry("before"));
+    node.write().await;
+    assert!(following.frame().await.unwrap().is_ok());
+    let token = format!("/v1/tokens/{}", reader.id);
+    operator.delete(&token).await.ok();
+    node.end.log(entry("after"));
+    node.write().await;
+    assert!(following.frame().await.is_none(), "it reads on");
 }
 
 #[tokio::test]

@@ -132,7 +132,7 @@ impl Ask {
     }
 
     /// Whether this actor may ask this; the table says.
-    fn authorise(&mut self) -> Result<(), Fault> {
+    pub(super) fn authorise(&mut self) -> Result<(), Fault> {
         if self.endpoint.access == casemate_api::endpoint::Access::Public {
             return Ok(());
         }

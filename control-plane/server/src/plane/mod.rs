@@ -35,6 +35,7 @@ use crate::fault::Fault;
 use catalog::NodeCatalog;
 use collect::Due;
 use held::Held;
+pub(crate) use logs::Following;
 use logs::Logs;
 pub(crate) use nodes::Joining;
 use presence::Presence;
