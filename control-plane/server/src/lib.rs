@@ -20,6 +20,7 @@ mod fault;
 mod files;
 mod https;
 mod keys;
+mod places;
 mod plane;
 mod quic;
 mod start;

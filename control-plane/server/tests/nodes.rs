@@ -14,9 +14,10 @@ use casemate_trust::key::SigningKey;
 use casemate_trust::lease::{self, Lease};
 use casemate_trust::statement::{OnlineKey, Statement as _};
 use http_body_util::BodyExt as _;
+use quinn::ConnectionError;
 use support::fleet::{LATER, key, name, tenant_path};
 use support::node::{connect, hello, quic_config};
-use support::{Control, Fleet, Node, eventually};
+use support::{Control, Fleet, Node, SOON, eventually};
 
 async fn joining(control: &Control, fleet: &Fleet, token: &JoinToken, key: &SigningKey) -> Node {
     let request = fleet.join_request(token, key).to_bytes();
@@ -205,6 +206,36 @@ async fn an_unknown_key_may_only_join() {
     );
     let joins: JoinList = control.operator().get("/v1/nodes/joins").await.ok().json();
     assert!(joins.joins.is_empty());
+}
+
+#[tokio::test]
+async fn unknown_keys_are_few_before_they_have_said_a_word_and_nodes_have_room_beside_them() {
+    let control = Control::new().await;
+    let fleet = Fleet::new(&control).await;
+    let mut node = member(&control, &fleet, "edge-1", &key(20)).await;
+    node.sync().await;
+    // One more than there may be from one address.
+    let mut strangers = Vec::new();
+    for number in 100..=116 {
+        let config = quic_config(&key(number), control.keys.quic, casemate_push::ALPN);
+        strangers.push(connect(&control.quic, config).await.unwrap());
+    }
+    let refused = strangers.iter().map(|(_, connection)| {
+        Box::pin(async {
+            match connection.closed().await {
+                ConnectionError::ApplicationClosed(closed)
+                    if closed.error_code == close::TOO_MANY.into() => {}
+                _ => std::future::pending().await,
+            }
+        })
+    });
+    let refused = futures_util::future::select_all(refused);
+    tokio::time::timeout(SOON, refused)
+        .await
+        .expect("none was refused");
+    let again = NodeEnd::member(hello("edge-1", &key(20), fleet.id));
+    let mut again = Node::connect(&control, &key(20), again).await;
+    again.sync().await;
 }
 
 #[tokio::test]

@@ -2,15 +2,13 @@
 
 use std::time::Duration;
 
-use axum::body::Body;
+use axum::routing::get;
 use casemate_api::token::Scope;
 use casemate_push::close;
 use futures_util::FutureExt as _;
-use http::Request;
 use http::header::AUTHORIZATION;
-use hyper::service::Service as _;
-use hyper_util::service::TowerToHyperService;
-use tokio_util::sync::CancellationToken;
+use hyper::client::conn::http2;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
 
 use super::*;
 use crate::plane::tests::{member, plane, token};
@@ -50,4 +48,45 @@ async fn a_change_is_made_to_its_end_when_its_client_goes_away() {
     assert!(plane.authenticate(&other.token).is_none());
     // And what comes next builds on it.
     token(&plane, Scope::ReadOnly).await;
+}
+
+/// A client's end of a connection that is closed when nothing happens for a moment.
+fn connected() -> DuplexStream {
+    let (ours, theirs) = tokio::io::duplex(64 * 1024);
+    let large = get(async || vec![0; 1024 * 1024]);
+    let router = Router::new().route("/large", large);
+    let (moment, stopping) = (Duration::from_millis(50), CancellationToken::new());
+    tokio::spawn(talk(ours, router, moment, stopping));
+    theirs
+}
+
+#[tokio::test]
+async fn who_says_nothing_or_half_a_word_is_cut_off() {
+    for word in ["", "PRI * HTTP/2.0\r\n", "GET /large HT"] {
+        let mut stream = connected();
+        stream.write_all(word.as_bytes()).await.unwrap();
+        let mut answer = Vec::new();
+        let ended = tokio::time::timeout(SOON, stream.read_to_end(&mut answer)).await;
+        assert!(ended.is_ok(), "{word:?}");
+    }
+}
+
+#[tokio::test]
+async fn who_only_answers_pings_or_takes_no_answer_is_cut_off() {
+    for asks in [false, true] {
+        let client = http2::Builder::new(TokioExecutor::new())
+            .initial_stream_window_size(1)
+            .handshake::<_, Body>(TokioIo::new(connected()));
+        let (mut sender, connection) = client.await.unwrap();
+        let connection = tokio::spawn(connection);
+        let request = Request::get("http://control/large").body(Body::empty());
+        let untaken = if asks {
+            Some(sender.send_request(request.unwrap()).await.unwrap())
+        } else {
+            None
+        };
+        let ended = tokio::time::timeout(SOON, connection).await;
+        assert!(ended.is_ok(), "asks: {asks}");
+        drop((sender, untaken));
+    }
 }
