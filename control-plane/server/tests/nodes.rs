@@ -161,6 +161,9 @@ async fn refusals_of_a_node_are_visible_and_end_with_the_next_version() {
             && view.status["layers"][0] == "seccomp"
     })
     .await;
+    let subject = format!("manifest_expired: manifest 1 of tenant {}", fleet.tenant.id);
+    let record = ("node edge-1".into(), "node.refused".into(), subject);
+    assert_eq!(support::refused(&control).await, [record]);
     // The end of the first push, then the second.
     node.sync().await;
     fleet.deploy(&tenant, 2, b"bundle two").await;
@@ -206,6 +209,16 @@ async fn an_unknown_key_may_only_join() {
     );
     let joins: JoinList = control.operator().get("/v1/nodes/joins").await.ok().json();
     assert!(joins.joins.is_empty());
+    let refused = support::refused(&control).await;
+    let subjects: Vec<_> = refused.into_iter().map(|(_, _, subject)| subject).collect();
+    let stolen = key(66).public();
+    assert_eq!(
+        subjects,
+        [
+            format!("token_unknown: edge-9, key {stolen}"),
+            format!("join_identity: edge-1, key {stolen}"),
+        ]
+    );
 }
 
 #[tokio::test]
@@ -296,6 +309,22 @@ async fn expired_and_twice_used_tokens_and_second_nodes_are_refused() {
     let mut again = joining(&control, &fleet, &expiring, &key(22)).await;
     assert!(
         matches!(again.next().await.unwrap(), NodeEvent::JoinRefused { code, .. } if code == "token_expired")
+    );
+    let refused = support::refused(&control).await;
+    let seen: Vec<_> = refused
+        .iter()
+        .map(|(_, action, subject)| (action.as_str(), subject.split_once(':').unwrap().0))
+        .collect();
+    assert_eq!(
+        seen,
+        [
+            ("admit_node.refused", "grant_other"),
+            ("admit_node.refused", "node_exists"),
+            ("join.refused", "token_used"),
+            ("register_join_token.refused", "node_exists"),
+            ("admit_node.refused", "token_expired"),
+            ("join.refused", "token_expired"),
+        ]
     );
 }
 

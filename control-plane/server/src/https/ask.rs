@@ -1,5 +1,6 @@
 //! From a request to a question: routed, authorised and bounded by the API's table.
 
+use std::net::IpAddr;
 use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -30,14 +31,19 @@ const CHUNK_TIMEOUT: Duration = Duration::from_secs(30);
 /// For a whole body: the largest bundle at 100 kB a second.
 const BODY_TIMEOUT: Duration = Duration::from_secs(120);
 
+/// Where a request comes from: an extension of it.
+#[derive(Clone, Copy)]
+pub(super) struct Remote(pub(super) IpAddr);
+
 /// One question.
 pub(super) struct Ask {
     pub(super) plane: Arc<Plane>,
     pub(super) stopping: CancellationToken,
     pub(super) endpoint: &'static Endpoint,
-    /// Who asks; everybody's questions are the program's own.
+    /// Who asks.
     pub(super) actor: Actor,
     params: Vec<(String, String)>,
+    path: String,
     query: String,
     headers: HeaderMap,
     body: Body,
@@ -63,8 +69,9 @@ pub(super) fn router(
                 plane: Arc::clone(&plane),
                 stopping: stopping.clone(),
                 endpoint,
-                actor: Actor::Program,
+                actor: Actor::Stranger(parts.extensions.get().map(|Remote(address)| *address)),
                 params,
+                path: parts.uri.path().to_owned(),
                 query: parts.uri.query().unwrap_or_default().to_owned(),
                 headers: parts.headers,
                 body,
@@ -94,6 +101,12 @@ const fn filter(method: Method) -> MethodFilter {
         Method::Post => MethodFilter::POST,
         Method::Delete => MethodFilter::DELETE,
     }
+}
+
+/// Whether somebody tried what is not for them, or a change that was refused. Our own failures are in the log.
+fn is_refused_try(endpoint: &Endpoint, status: u16) -> bool {
+    let changes = !matches!(endpoint.method, Method::Get | Method::Head);
+    matches!(status, 401 | 403) || changes && (400..500).contains(&status)
 }
 
 fn respond(fault: &Fault) -> Response {
@@ -126,9 +139,23 @@ async fn respond_to(ask: Ask, tasks: TaskTracker) -> Response {
 }
 
 impl Ask {
+    /// Answers; a refused try leaves a record, as a change does.
     async fn answer(mut self) -> Result<Response, Fault> {
-        self.authorise()?;
-        answer::answer(self).await
+        let authorised = self.authorise();
+        let (plane, actor) = (Arc::clone(&self.plane), self.actor.clone());
+        let (endpoint, path) = (self.endpoint, self.path.clone());
+        let answered = match authorised {
+            Ok(()) => answer::answer(self).await,
+            Err(fault) => Err(fault),
+        };
+        if let Err(fault) = &answered
+            && is_refused_try(endpoint, fault.status)
+        {
+            let about = fault.about.as_deref().unwrap_or(&path);
+            let action = format!("{}.refused", endpoint.id);
+            plane.refused(&actor, &action, about, fault.code()).await;
+        }
+        answered
     }
 
     /// Whether this actor may ask this; the table says.
@@ -147,7 +174,7 @@ impl Ask {
         let token = header
             .and_then(|value| value.strip_prefix("Bearer "))
             .ok_or_else(unknown)?;
-        let actor = self.plane.authenticate(token.trim()).ok_or_else(unknown)?;
+        self.actor = self.plane.authenticate(token.trim()).ok_or_else(unknown)?;
         let tenant = self
             .params
             .iter()
@@ -156,7 +183,7 @@ impl Ask {
         let tenant = tenant
             .transpose()
             .map_err(|error| Fault::bad_request(error.to_string()))?;
-        let Actor::Token { scope, .. } = &actor else {
+        let Actor::Token { scope, .. } = &self.actor else {
             return Err(unknown());
         };
         if !self.endpoint.access.allows(scope, tenant.as_ref()) {
@@ -166,7 +193,6 @@ impl Ask {
             );
             return Err(Fault::new(403, code::FORBIDDEN, message));
         }
-        self.actor = actor;
         Ok(())
     }
 

@@ -8,6 +8,7 @@ mod patient;
 mod tests;
 
 use std::convert::Infallible;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -29,6 +30,7 @@ use crate::places::{Place, Places};
 use crate::plane::Plane;
 
 use activity::{Activity, Watched};
+use ask::Remote;
 use patient::Patient;
 
 /// Connections at a time; further ones wait in the kernel's queue.
@@ -86,7 +88,7 @@ pub(crate) async fn serve(
                     (acceptor.clone(), router.clone(), stopping.clone());
                 tracker.spawn(connection(
                     (permit, place),
-                    stream,
+                    (stream, remote.ip()),
                     acceptor,
                     router,
                     stopping,
@@ -104,7 +106,7 @@ pub(crate) async fn serve(
 
 async fn connection(
     _room: (OwnedSemaphorePermit, Place),
-    stream: TcpStream,
+    (stream, remote): (TcpStream, IpAddr),
     acceptor: TlsAcceptor,
     router: Router,
     stopping: CancellationToken,
@@ -114,12 +116,13 @@ async fn connection(
     else {
         return;
     };
-    talk(stream, router, IDLE_TIMEOUT, stopping).await;
+    talk(stream, remote, router, IDLE_TIMEOUT, stopping).await;
 }
 
 /// Speaks HTTP until the client ends it, there is nothing to say for `patience`, or `stopping`.
 async fn talk<S: AsyncRead + AsyncWrite + Send + Unpin + 'static>(
     stream: S,
+    remote: IpAddr,
     router: Router,
     patience: Duration,
     stopping: CancellationToken,
@@ -140,7 +143,9 @@ async fn talk<S: AsyncRead + AsyncWrite + Send + Unpin + 'static>(
     let (activity, router) = (Activity::new(), TowerToHyperService::new(router));
     let service = service_fn(|request: Request<_>| {
         let (answering, activity) = (activity.answer(), Arc::clone(&activity));
-        let answer = router.call(request.map(Body::new));
+        let mut request = request.map(Body::new);
+        request.extensions_mut().insert(Remote(remote));
+        let answer = router.call(request);
         async move {
             let response = answer.await?;
             drop(answering);

@@ -56,7 +56,8 @@ fn connected() -> DuplexStream {
     let large = get(async || vec![0; 1024 * 1024]);
     let router = Router::new().route("/large", large);
     let (moment, stopping) = (Duration::from_millis(50), CancellationToken::new());
-    tokio::spawn(talk(ours, router, moment, stopping));
+    let remote = IpAddr::from([127, 0, 0, 1]);
+    tokio::spawn(talk(ours, remote, router, moment, stopping));
     theirs
 }
 

@@ -8,6 +8,7 @@ mod key;
 mod logs;
 mod nodes;
 mod presence;
+mod refusals;
 mod statements;
 mod storage;
 #[cfg(test)]
@@ -16,6 +17,7 @@ mod tokens;
 mod views;
 
 use std::fmt;
+use std::net::IpAddr;
 use std::sync::{PoisonError, RwLock, RwLockReadGuard};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -40,6 +42,7 @@ use logs::Logs;
 pub(crate) use nodes::Joining;
 use presence::Presence;
 pub(crate) use presence::Visit;
+use refusals::Refusals;
 use storage::Ledger;
 
 /// Longest text of a subject in an audit record, characters.
@@ -59,6 +62,8 @@ pub(crate) enum Actor {
     },
     /// A node, or one that wants to be.
     Node(Name),
+    /// Whoever shows no token and no key that is known, by address if there is one.
+    Stranger(Option<IpAddr>),
     /// The program itself.
     Program,
 }
@@ -68,6 +73,8 @@ impl fmt::Display for Actor {
         match self {
             Self::Token { id, label, .. } => write!(to, "token {id} ({label})"),
             Self::Node(name) => write!(to, "node {name}"),
+            Self::Stranger(Some(address)) => write!(to, "stranger at {address}"),
+            Self::Stranger(None) => to.write_str("stranger"),
             Self::Program => to.write_str("casemate-control"),
         }
     }
@@ -88,6 +95,7 @@ pub(crate) struct Plane {
     changes: watch::Sender<u64>,
     logs: Logs,
     presence: Presence,
+    refusals: Refusals,
 }
 
 impl Plane {
@@ -116,6 +124,7 @@ impl Plane {
             changes: watch::Sender::new(0),
             logs: Logs::default(),
             presence,
+            refusals: Refusals::default(),
         })
     }
 
@@ -169,13 +178,15 @@ impl Plane {
     }
 
     /// A node has refused a statement.
-    pub(crate) fn nacked(
+    pub(crate) async fn nacked(
         &self,
         node: &Name,
         id: casemate_push::StatementId,
         code: String,
         message: String,
     ) {
+        let actor = Actor::Node(node.clone());
+        self.refused(&actor, "node.refused", &id, &code).await;
         self.presence.nacked(node, id, code, message);
     }
 
@@ -276,6 +287,7 @@ impl Writing<'_> {
         let subject: String = subject
             .to_string()
             .chars()
+            .filter(|letter| !letter.is_control())
             .take(MAX_SUBJECT_CHARS)
             .collect();
         let before = self.plane.held().audit.clone();
@@ -297,21 +309,6 @@ impl Writing<'_> {
                 self.plane.refresh().await.ok();
                 Err(error.into())
             }
-        }
-    }
-
-    /// Leaves an audit record of a refusal, and gives it back. A record that cannot be written does not hide it.
-    async fn refused(
-        &self,
-        actor: &Actor,
-        action: &str,
-        subject: impl fmt::Display,
-        fault: Fault,
-    ) -> Fault {
-        let subject = format!("{subject}: {}", fault.code());
-        match self.commit(actor, action, subject, vec![], vec![]).await {
-            Ok(_) => fault,
-            Err(unwritten) => unwritten,
         }
     }
 

@@ -319,7 +319,8 @@ impl Talk {
 
     async fn join(&mut self, request: &[u8]) -> Result<(), Stop> {
         self.deadline = Instant::now() + STRANGER_TIME;
-        match self.shell.plane.join(&self.key, request).await {
+        let address = self.connection.remote_address().ip();
+        match self.shell.plane.join(&self.key, address, request).await {
             Joining::Pending => {
                 self.control.join_pending();
                 Ok(())
@@ -358,7 +359,7 @@ impl Talk {
                 id, code, message, ..
             } => {
                 tracing::warn!(node = %member.name, what = %id, code, message, "refused by a node");
-                plane.nacked(&member.name, id, code, message);
+                plane.nacked(&member.name, id, code, message).await;
             }
             ControlEvent::FetchBundle { digest, offset } => {
                 self.send_bundle(&member, digest, offset).await?;
