@@ -1,6 +1,7 @@
-//! Places for those of whom nothing is known yet but their address: so many at a time, and fewer from one address.
+//! So many at a time, and fewer of one: of an address, where nothing else is known of somebody, or of a token.
 
 use std::collections::HashMap;
+use std::hash::Hash;
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -9,70 +10,73 @@ const V6_NETWORK_BITS: u32 = 64;
 
 /// See the module.
 #[derive(Debug)]
-pub(crate) struct Places {
-    taken: Mutex<Taken>,
+pub(crate) struct Places<K: Eq + Hash = IpAddr> {
+    taken: Mutex<Taken<K>>,
     most: usize,
-    most_from_address: usize,
+    most_of_one: usize,
 }
 
-#[derive(Debug, Default)]
-struct Taken {
+#[derive(Debug)]
+struct Taken<K> {
     all: usize,
-    by_address: HashMap<IpAddr, usize>,
+    by_key: HashMap<K, usize>,
 }
 
 /// One place, until dropped.
 #[derive(Debug)]
-pub(crate) struct Place {
-    places: Arc<Places>,
-    address: IpAddr,
+pub(crate) struct Place<K: Eq + Hash = IpAddr> {
+    places: Arc<Places<K>>,
+    key: K,
 }
 
-impl Places {
-    pub(crate) fn new(most: usize, most_from_address: usize) -> Arc<Self> {
+impl<K: Eq + Hash + Clone> Places<K> {
+    pub(crate) fn new(most: usize, most_of_one: usize) -> Arc<Self> {
+        let taken = Taken {
+            all: 0,
+            by_key: HashMap::new(),
+        };
         Arc::new(Self {
-            taken: Mutex::default(),
+            taken: Mutex::new(taken),
             most,
-            most_from_address,
+            most_of_one,
         })
     }
 
-    fn taken(&self) -> MutexGuard<'_, Taken> {
-        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Takes one, if there is any for this address.
-    pub(crate) fn take(self: &Arc<Self>, address: IpAddr) -> Option<Place> {
-        let address = network(address);
+    /// Takes one, if there is any for this one.
+    pub(crate) fn take(self: &Arc<Self>, key: K) -> Option<Place<K>> {
         let taken = &mut *self.taken();
-        let here = taken.by_address.get(&address).copied().unwrap_or(0);
-        if taken.all >= self.most || here >= self.most_from_address {
+        let here = taken.by_key.get(&key).copied().unwrap_or(0);
+        if taken.all >= self.most || here >= self.most_of_one {
             return None;
         }
         taken.all += 1;
-        taken.by_address.insert(address, here + 1);
-        Some(Place {
-            places: Arc::clone(self),
-            address,
-        })
+        taken.by_key.insert(key.clone(), here + 1);
+        let places = Arc::clone(self);
+        Some(Place { places, key })
     }
 }
 
-impl Drop for Place {
+impl<K: Eq + Hash> Places<K> {
+    fn taken(&self) -> MutexGuard<'_, Taken<K>> {
+        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<K: Eq + Hash> Drop for Place<K> {
     fn drop(&mut self) {
         let taken = &mut *self.places.taken();
         taken.all -= 1;
-        if let Some(here) = taken.by_address.get_mut(&self.address) {
+        if let Some(here) = taken.by_key.get_mut(&self.key) {
             *here -= 1;
             if *here == 0 {
-                taken.by_address.remove(&self.address);
+                taken.by_key.remove(&self.key);
             }
         }
     }
 }
 
 /// What stands for everybody behind an address.
-fn network(address: IpAddr) -> IpAddr {
+pub(crate) fn network(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(address) => {
             let bits = address.to_bits() >> (u128::BITS - V6_NETWORK_BITS);
@@ -98,7 +102,7 @@ mod tests {
         assert!(places.take(address(7)).is_some());
         drop(here);
         let taken = places.taken();
-        assert!(taken.all == 0 && taken.by_address.is_empty());
+        assert!(taken.all == 0 && taken.by_key.is_empty());
     }
 
     #[test]
@@ -108,10 +112,14 @@ mod tests {
             ("2001:db8::1", "2001:db8::ffff:1"),
             ("192.0.2.1", "::ffff:192.0.2.1"),
         ] {
-            let _place = places.take(first.parse().unwrap()).unwrap();
-            assert!(places.take(second.parse().unwrap()).is_none());
+            let _place = places.take(network(first.parse().unwrap())).unwrap();
+            let second = network(second.parse().unwrap());
+            assert!(places.take(second).is_none());
         }
-        let _place = places.take("2001:db8::1".parse().unwrap()).unwrap();
-        assert!(places.take("2001:db8:0:1::1".parse().unwrap()).is_some());
+        let [here, there] = ["2001:db8::1", "2001:db8:0:1::1"];
+        assert_ne!(
+            network(here.parse().unwrap()),
+            network(there.parse().unwrap())
+        );
     }
 }

@@ -19,21 +19,35 @@ use http::header::{AUTHORIZATION, WWW_AUTHENTICATE};
 use http::{HeaderMap, HeaderValue, StatusCode};
 use serde::de::DeserializeOwned;
 use serde_json::json;
+use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::answer;
 use crate::fault::Fault;
+use crate::places::{Place, Places};
 use crate::plane::{Actor, Plane};
 
 /// Between two chunks of a body.
 const CHUNK_TIMEOUT: Duration = Duration::from_secs(30);
 /// For a whole body: the largest bundle at 100 kB a second.
 const BODY_TIMEOUT: Duration = Duration::from_secs(120);
+/// Changes under way at a time, each with a body of up to a MiB in memory: of tenants, and as many of the operator's tokens,
+/// which find room whatever tenants do.
+const MAX_CHANGES: usize = 256;
+/// Of them with one token.
+pub(super) const MAX_CHANGES_OF_TOKEN: usize = 64;
 
 /// Where a request comes from: an extension of it.
 #[derive(Clone, Copy)]
 pub(super) struct Remote(pub(super) IpAddr);
+
+/// Room for changes, by the id of their token.
+#[derive(Clone)]
+struct Room {
+    operators: Arc<Places<String>>,
+    tenants: Arc<Places<String>>,
+}
 
 /// One question.
 pub(super) struct Ask {
@@ -42,6 +56,7 @@ pub(super) struct Ask {
     pub(super) endpoint: &'static Endpoint,
     /// Who asks.
     pub(super) actor: Actor,
+    room: Room,
     params: Vec<(String, String)>,
     path: String,
     query: String,
@@ -56,9 +71,14 @@ pub(super) fn router(
     stopping: &CancellationToken,
     tasks: &TaskTracker,
 ) -> Router {
+    let room = Room {
+        operators: Places::new(MAX_CHANGES, MAX_CHANGES_OF_TOKEN),
+        tenants: Places::new(MAX_CHANGES, MAX_CHANGES_OF_TOKEN),
+    };
     let mut router = Router::new();
     for endpoint in ENDPOINTS {
         let (plane, stopping, tasks) = (Arc::clone(plane), stopping.clone(), tasks.clone());
+        let room = room.clone();
         let handler = move |params: RawPathParams, request: Request| {
             let params = params
                 .iter()
@@ -70,6 +90,7 @@ pub(super) fn router(
                 stopping: stopping.clone(),
                 endpoint,
                 actor: Actor::Stranger(parts.extensions.get().map(|Remote(address)| *address)),
+                room: room.clone(),
                 params,
                 path: parts.uri.path().to_owned(),
                 query: parts.uri.query().unwrap_or_default().to_owned(),
@@ -105,8 +126,11 @@ const fn filter(method: Method) -> MethodFilter {
 
 /// Whether somebody tried what is not for them, or a change that was refused. Our own failures are in the log.
 fn is_refused_try(endpoint: &Endpoint, status: u16) -> bool {
-    let changes = !matches!(endpoint.method, Method::Get | Method::Head);
-    matches!(status, 401 | 403) || changes && (400..500).contains(&status)
+    matches!(status, 401 | 403) || changes(endpoint) && (400..500).contains(&status)
+}
+
+const fn changes(endpoint: &Endpoint) -> bool {
+    !matches!(endpoint.method, Method::Get | Method::Head)
 }
 
 fn respond(fault: &Fault) -> Response {
@@ -141,11 +165,11 @@ async fn respond_to(ask: Ask, tasks: TaskTracker) -> Response {
 impl Ask {
     /// Answers; a refused try leaves a record, as a change does.
     async fn answer(mut self) -> Result<Response, Fault> {
-        let authorised = self.authorise();
+        let authorised = self.authorise().and_then(|()| self.find_room());
         let (plane, actor) = (Arc::clone(&self.plane), self.actor.clone());
         let (endpoint, path) = (self.endpoint, self.path.clone());
         let answered = match authorised {
-            Ok(()) => answer::answer(self).await,
+            Ok(_place) => answer::answer(self).await,
             Err(fault) => Err(fault),
         };
         if let Err(fault) = &answered
@@ -196,6 +220,21 @@ impl Ask {
         Ok(())
     }
 
+    /// A place for a change, to be held until it is made.
+    fn find_room(&self) -> Result<Option<Place<String>>, Fault> {
+        let places = match &self.actor {
+            _ if !changes(self.endpoint) => return Ok(None),
+            Actor::Token {
+                scope: Scope::Operator,
+                ..
+            } => &self.room.operators,
+            _ => &self.room.tenants,
+        };
+        let place = places.take(self.actor.to_string());
+        let too_many = || Fault::too_many("changes under way with one token", MAX_CHANGES_OF_TOKEN);
+        place.map(Some).ok_or_else(too_many)
+    }
+
     /// A parameter of the path.
     pub(super) fn param<T: FromStr<Err: std::fmt::Display>>(&self, name: &str) -> Result<T, Fault> {
         let found = self.params.iter().find(|(of, _)| of == name);
@@ -233,21 +272,8 @@ impl Ask {
 
     /// The body as it comes, each chunk in time.
     pub(super) fn stream(&mut self) -> impl Stream<Item = Result<Bytes, Fault>> + Unpin + use<> {
-        let deadline = tokio::time::Instant::now() + BODY_TIMEOUT;
         let stream = std::mem::take(&mut self.body).into_data_stream();
-        let timed = futures_util::stream::unfold(stream, move |mut stream| async move {
-            let next_chunk = deadline.min(tokio::time::Instant::now() + CHUNK_TIMEOUT);
-            match tokio::time::timeout_at(next_chunk, stream.next()).await {
-                Ok(None) => None,
-                Ok(Some(Ok(chunk))) => Some((Ok(chunk), stream)),
-                Ok(Some(Err(_))) => Some((Err(Fault::bad_request("the body was cut off")), stream)),
-                Err(_) => Some((
-                    Err(Fault::new(408, code::TIMEOUT, "the body came too slowly")),
-                    stream,
-                )),
-            }
-        });
-        Box::pin(timed)
+        Box::pin(in_time(stream, BODY_TIMEOUT))
     }
 
     /// The whole body, at most `limit` bytes.
@@ -276,5 +302,53 @@ impl Ask {
         serde_json::from_slice(&body).map_err(|error| {
             Fault::bad_request(format!("the body is not what is expected: {error}"))
         })
+    }
+}
+
+/// A body each chunk of which, and which as a whole, comes in time. Time begins when it is first read: it may have to wait for
+/// its turn, which is not its sender's fault.
+fn in_time<E>(
+    body: impl Stream<Item = Result<Bytes, E>> + Unpin,
+    whole: Duration,
+) -> impl Stream<Item = Result<Bytes, Fault>> {
+    let state = (body, None);
+    futures_util::stream::unfold(state, move |(mut body, deadline)| async move {
+        let now = Instant::now();
+        let deadline = deadline.unwrap_or(now + whole);
+        let chunk = match timeout_at(deadline.min(now + CHUNK_TIMEOUT), body.next()).await {
+            Ok(None) => return None,
+            Ok(Some(Ok(chunk))) => Ok(chunk),
+            Ok(Some(Err(_))) => Err(Fault::bad_request("the body was cut off")),
+            Err(_) => Err(Fault::new(408, code::TIMEOUT, "the body came too slowly")),
+        };
+        Some((chunk, (body, Some(deadline))))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::task::Poll;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn waiting_for_its_turn_is_not_counted_against_a_body() {
+        // Each chunk comes when it is asked for a second time.
+        let mut asked = 0;
+        let body = futures_util::stream::poll_fn(move |context| {
+            asked += 1;
+            context.waker().wake_by_ref();
+            match asked % 2 {
+                0 => Poll::Ready(Some(Ok::<_, ()>(Bytes::from_static(b"x")))),
+                _ => Poll::Pending,
+            }
+        });
+        let whole = Duration::from_millis(500);
+        let mut body = Box::pin(in_time(body, whole));
+        tokio::time::sleep(whole * 2).await;
+        assert!(body.next().await.unwrap().is_ok());
+        tokio::time::sleep(whole * 2).await;
+        let late = body.next().await.unwrap().unwrap_err();
+        assert_eq!(late.code(), code::TIMEOUT);
     }
 }

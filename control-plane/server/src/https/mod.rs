@@ -26,7 +26,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::places::{Place, Places};
+use crate::places::{Place, Places, network};
 use crate::plane::Plane;
 
 use activity::{Activity, Watched};
@@ -80,7 +80,7 @@ pub(crate) async fn serve(
         match accepted {
             None => break,
             Some((permit, Ok((stream, remote)))) => {
-                let Some(place) = places.take(remote.ip()) else {
+                let Some(place) = places.take(network(remote.ip())) else {
                     tracing::debug!(%remote, "too many connections from one address");
                     continue;
                 };

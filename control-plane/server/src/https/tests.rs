@@ -50,6 +50,27 @@ async fn a_change_is_made_to_its_end_when_its_client_goes_away() {
     token(&plane, Scope::ReadOnly).await;
 }
 
+#[tokio::test]
+async fn one_token_has_so_many_changes_under_way_and_no_more() {
+    let folder = tempfile::tempdir().unwrap();
+    let plane = plane(folder.path()).await;
+    let slow = token(&plane, Scope::Operator).await;
+    let other = token(&plane, Scope::Operator).await;
+    let tasks = TaskTracker::new();
+    let router = ask::router(&plane, &CancellationToken::new(), &tasks);
+    let router = TowerToHyperService::new(router);
+    let begun = (0..=ask::MAX_CHANGES_OF_TOKEN).map(|_| {
+        let body = futures_util::stream::pending::<Result<&[u8], Infallible>>();
+        let request = request("POST", "/v1/tokens", &slow.token);
+        Box::pin(router.call(request.map(|_| Body::from_stream(body))))
+    });
+    // Those that have room wait for their bodies.
+    let (first, ..) = futures_util::future::select_all(begun).await;
+    assert_eq!(first.unwrap().status(), 429);
+    let unknown = request("DELETE", "/v1/tokens/none", &other.token);
+    assert_eq!(router.call(unknown).await.unwrap().status(), 404);
+}
+
 /// A client's end of a connection that is closed when nothing happens for a moment.
 fn connected() -> DuplexStream {
     let (ours, theirs) = tokio::io::duplex(64 * 1024);

@@ -18,7 +18,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::keys::Keys;
-use crate::places::{Place, Places};
+use crate::places::{Place, Places, network};
 use crate::plane::{Joining, Plane, Visit};
 use crate::tls;
 
@@ -102,7 +102,10 @@ impl Shell {
     async fn meet(self, connection: &Connection, key: PublicKey, newcomer: Place) -> Stop {
         let place = if self.plane.member(&key).is_some() {
             newcomer
-        } else if let Some(place) = self.strangers.take(connection.remote_address().ip()) {
+        } else if let Some(place) = self
+            .strangers
+            .take(network(connection.remote_address().ip()))
+        {
             place
         } else {
             return Ending::new(close::TOO_MANY, "too many want to join at a time").into();

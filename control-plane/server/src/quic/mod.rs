@@ -19,7 +19,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::failure::Failure;
 use crate::keys::{Keys, SocketSecrets};
-use crate::places::Places;
+use crate::places::{Places, network};
 use crate::plane::Plane;
 use crate::tls;
 
@@ -153,7 +153,7 @@ pub(crate) async fn serve(
         } else if open > CONNECTIONS_WITHOUT_PROOF && !incoming.remote_address_validated() {
             // An error means that the packet is already answered with a retry: nothing is left to do.
             incoming.retry().ok();
-        } else if let Some(place) = newcomers.take(incoming.remote_address().ip()) {
+        } else if let Some(place) = newcomers.take(network(incoming.remote_address().ip())) {
             let driver = connection::Shell {
                 plane: Arc::clone(&plane),
                 keys: Arc::clone(&keys),
