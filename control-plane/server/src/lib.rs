@@ -23,6 +23,7 @@ mod keys;
 mod places;
 mod plane;
 mod quic;
+mod reserve;
 mod start;
 mod tls;
 

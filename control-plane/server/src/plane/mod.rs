@@ -33,6 +33,7 @@ use tokio::sync::{Mutex, MutexGuard, watch};
 
 use crate::bundles::Bundles;
 use crate::fault::Fault;
+use crate::reserve::Reserve;
 
 use catalog::NodeCatalog;
 use collect::Due;
@@ -85,6 +86,7 @@ impl fmt::Display for Actor {
 pub(crate) struct Plane {
     store: Redb,
     bundles: Bundles,
+    reserve: Reserve,
     ledger: Ledger,
     due: Due,
     keys: PublicKeys,
@@ -103,6 +105,7 @@ impl Plane {
     pub(crate) async fn open(
         store: Redb,
         bundles: Bundles,
+        reserve: Reserve,
         keys: PublicKeys,
         quic_address: String,
         tenant_limit_bytes: u64,
@@ -115,6 +118,7 @@ impl Plane {
         Ok(Self {
             store,
             bundles,
+            reserve,
             ledger,
             due: Due::default(),
             keys,
@@ -126,6 +130,11 @@ impl Plane {
             presence,
             refusals: Refusals::default(),
         })
+    }
+
+    /// Keeps room on the disk for the operator: whoever else writes does this first.
+    pub(crate) async fn reserve(&self) -> Result<(), Fault> {
+        self.reserve.hold().await
     }
 
     /// Bundles.
@@ -275,7 +284,7 @@ struct Writing<'a> {
 
 impl Writing<'_> {
     /// Writes a change with its audit record; its revision. If that fails, memory is read anew before the next change,
-    /// because the judge may have seen what the disk has not.
+    /// because the judge may have seen what the disk has not. On a full disk the operator's changes find room all the same.
     async fn commit(
         &self,
         actor: &Actor,
@@ -297,7 +306,15 @@ impl Writing<'_> {
         let at = key::audit(record.seq);
         compare.push(Compare::absent(&at));
         changes.push(Change::put(at, json(&record)));
-        match self.plane.store.commit(compare, changes).await {
+        let is_operators = matches!(actor, Actor::Token { scope, .. } if *scope == Scope::Operator);
+        let store = &self.plane.store;
+        let written = match store.commit(compare.clone(), changes.clone()).await {
+            Err(StoreError::Full(_)) if is_operators && self.plane.reserve.give().await => {
+                store.commit(compare, changes).await
+            }
+            written => written,
+        };
+        match written {
             Ok(revision) => {
                 tracing::info!(actor = record.actor, action, subject, revision, "changed");
                 self.plane.change(|held| held.audit = Some(record));

@@ -109,6 +109,7 @@ impl Plane {
         }
         // What a stranger sends is checked against the registered tokens before it costs a write.
         let record = self.token_of(&envelope, request)?;
+        self.reserve().await?;
         let writing = self.begin().await?;
         let digest = envelope.payload_digest();
         let replaced = {

@@ -94,6 +94,7 @@ impl Plane {
         // What may be cut off comes last.
         let subject = format!("{code}{more}: {subject}");
         let recorded = async {
+            self.reserve().await?;
             let writing = self.begin().await?;
             writing
                 .commit(actor, action, &subject, vec![], vec![])

@@ -170,6 +170,7 @@ impl Plane {
                 )));
             }
         };
+        self.reserve().await?;
         let (at, item) = (key::object(tenant, digest), Item::Object(*digest));
         let _writing = self.begin().await?;
         if self.stays(tenant, &item) && self.store.get(&at).await?.is_some() {
@@ -209,6 +210,7 @@ impl Plane {
             tenant: *tenant,
             version,
         };
+        self.reserve().await?;
         let writing = self.begin().await?;
         let judged = self.judge_manifest(&writing, &envelope, &manifest).await;
         match judged.map_err(|fault| fault.about(&id))? {

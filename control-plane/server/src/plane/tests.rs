@@ -47,7 +47,8 @@ pub(crate) async fn plane(folder: &Path) -> Arc<Plane> {
         quic: node,
         api: node,
     };
-    let plane = Plane::open(store, bundles, keys, String::new(), 0).await;
+    let reserve = Reserve::new(folder);
+    let plane = Plane::open(store, bundles, reserve, keys, String::new(), 0).await;
     Arc::new(plane.unwrap())
 }
 
