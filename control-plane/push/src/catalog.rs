@@ -26,8 +26,8 @@ pub trait Catalog {
     fn tenant_versions(&self, tenant: &TenantId) -> Vec<(u64, u64)>;
     /// A statement's bytes.
     fn statement(&self, id: &StatementId) -> Option<Vec<u8>>;
-    /// The newest manifest's bytes and revision.
-    fn manifest(&self, tenant: &TenantId) -> Option<(u64, Vec<u8>)>;
+    /// The newest manifest's revision and bytes.
+    fn manifest(&self, tenant: &TenantId) -> Option<(u64, &[u8])>;
 }
 
 /// Who is at the other end.
@@ -93,6 +93,9 @@ pub enum ControlEvent {
         /// From which byte.
         offset: u64,
     },
+    /// Objects were asked for; [`crate::ControlEnd::poll_transmit`] will bring them. An event all the same, so that no catalog
+    /// is held over more than one question.
+    FetchObjects,
     /// Sign, then [`crate::ControlEnd::lease_answer`].
     Lease {
         /// The nonce.

@@ -1,6 +1,7 @@
 //! The control plane's end of one connection.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
 
 use casemate_trust::dsse::Envelope;
 use casemate_trust::id::{Digest, TenantId};
@@ -17,7 +18,8 @@ use crate::message::{
 const MAX_WORK: usize = 32 * 1024;
 /// Small answers that wait to be written; a node that asks and does not read is closed.
 const MAX_ANSWERS: usize = 256;
-/// Digests of sent objects that are remembered, so that the next manifest brings only what is new.
+/// Digests and tenants of the listings that are remembered: of those that were sent, so that the next manifest brings only
+/// what is new, and of those that were read, so that a node cannot have a manifest read again for each of its questions.
 const MAX_REMEMBERED: usize = 64 * 1024;
 
 #[derive(Debug)]
@@ -60,15 +62,46 @@ pub struct ControlEnd {
     position: u64,
     synced: Option<u64>,
     unacked: BTreeMap<StatementId, u64>,
-    sent_objects: BTreeMap<TenantId, BTreeSet<Digest>>,
+    /// Newest manifests that were read.
+    read: Listings,
+    /// Those whose objects were sent.
+    sent: Listings,
     ahead_bytes: usize,
     fetching: BTreeSet<Digest>,
 }
 
 /// What of a manifest matters to one pool.
+#[derive(Debug)]
 struct Listing {
+    /// Revision of the manifest.
+    revision: u64,
     digest: Digest,
     objects: BTreeSet<Digest>,
+}
+
+/// Listings by tenant, at most [`MAX_REMEMBERED`]; all are forgotten when one more does not fit.
+#[derive(Debug, Default)]
+struct Listings {
+    by_tenant: BTreeMap<TenantId, Arc<Listing>>,
+    size: usize,
+}
+
+impl Listings {
+    fn get(&self, tenant: &TenantId) -> Option<&Arc<Listing>> {
+        self.by_tenant.get(tenant)
+    }
+
+    fn insert(&mut self, tenant: TenantId, listing: Arc<Listing>) {
+        let size = |listing: &Listing| listing.objects.len() + 1;
+        if let Some(before) = self.by_tenant.remove(&tenant) {
+            self.size -= size(&before);
+        }
+        if self.size + size(&listing) > MAX_REMEMBERED {
+            *self = Self::default();
+        }
+        self.size += size(&listing);
+        self.by_tenant.insert(tenant, listing);
+    }
 }
 
 impl ControlEnd {
@@ -94,7 +127,8 @@ impl ControlEnd {
             position: 0,
             synced: None,
             unacked: BTreeMap::new(),
-            sent_objects: BTreeMap::new(),
+            read: Listings::default(),
+            sent: Listings::default(),
             ahead_bytes: 0,
             fetching: BTreeSet::new(),
         }
@@ -185,7 +219,7 @@ impl ControlEnd {
             }
             ToControl::FetchObjects { tenant, digests } => {
                 self.fetch_objects(tenant, &digests, catalog)?;
-                return Ok(None);
+                ControlEvent::FetchObjects
             }
             ToControl::Lease { nonce } => ControlEvent::Lease { nonce },
             ToControl::Logs { entries, lost } => ControlEvent::Logs { entries, lost },
@@ -216,12 +250,13 @@ impl ControlEnd {
         digests: &[Digest],
         catalog: &dyn Catalog,
     ) -> Result<(), Violation> {
+        if digests.is_empty() {
+            return Err(Violation::Unexpected("a question for no objects"));
+        }
         if self.work.len() + digests.len() > MAX_WORK {
             return Err(Violation::Flood("objects"));
         }
-        let listing = catalog
-            .manifest(&tenant)
-            .and_then(|(_, bytes)| self.listing(&bytes));
+        let listing = self.listing(tenant, catalog);
         for digest in digests {
             if listing
                 .as_ref()
@@ -455,10 +490,7 @@ impl ControlEnd {
         catalog: &dyn Catalog,
     ) {
         let id = StatementId::Manifest { tenant, version };
-        let Some(listing) = catalog
-            .statement(&id)
-            .and_then(|bytes| self.listing(&bytes))
-        else {
+        let Some(listing) = self.listing(tenant, catalog) else {
             return;
         };
         let is_known = self.has.tenants.contains_key(&tenant);
@@ -477,25 +509,34 @@ impl ControlEnd {
         if let Some(has) = self.has.tenants.get_mut(&tenant) {
             has.manifest = Some((version, listing.digest));
         }
-        let sent = self.sent_objects.remove(&tenant).unwrap_or_default();
-        let new = listing.objects.difference(&sent).copied();
+        let sent = self.sent.get(&tenant);
+        let was_sent = |digest: &Digest| sent.is_some_and(|sent| sent.objects.contains(digest));
+        let new = listing.objects.iter().filter(|digest| !was_sent(digest));
         self.work.extend(new.map(|digest| {
             Work::Object(Object {
                 tenant,
-                digest,
+                digest: *digest,
                 is_wanted: false,
             })
         }));
         self.work.push_back(Work::Statement { revision, id });
-        let remembered: usize = self.sent_objects.values().map(BTreeSet::len).sum();
-        if remembered + listing.objects.len() > MAX_REMEMBERED {
-            self.sent_objects.clear();
-        }
-        self.sent_objects.insert(tenant, listing.objects);
+        self.sent.insert(tenant, listing);
     }
 
-    /// What a manifest lists for this node's pool.
-    fn listing(&self, bytes: &[u8]) -> Option<Listing> {
+    /// What a tenant's newest manifest lists for this node's pool.
+    fn listing(&mut self, tenant: TenantId, catalog: &dyn Catalog) -> Option<Arc<Listing>> {
+        let (revision, bytes) = catalog.manifest(&tenant)?;
+        if let Some(read) = self.read.get(&tenant)
+            && read.revision == revision
+        {
+            return Some(Arc::clone(read));
+        }
+        let listing = Arc::new(self.read_listing(revision, bytes)?);
+        self.read.insert(tenant, Arc::clone(&listing));
+        Some(listing)
+    }
+
+    fn read_listing(&self, revision: u64, bytes: &[u8]) -> Option<Listing> {
         let State::Served(member) = &self.state else {
             return None;
         };
@@ -512,6 +553,7 @@ impl ControlEnd {
             .values()
             .filter_map(|sealed| sealed.get(&member.pool));
         Some(Listing {
+            revision,
             digest: envelope.payload_digest(),
             objects: releases.chain(secrets).copied().collect(),
         })
@@ -538,4 +580,49 @@ fn raise(held: &mut u64, version: u64) -> bool {
     let is_higher = version > *held;
     *held = version.max(*held);
     is_higher
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::simulation::{Dice, Vault, World, member, tenant};
+    use crate::{ToControl, encode};
+
+    #[test]
+    fn a_manifest_is_read_once_however_often_its_objects_are_asked_for() {
+        let (mut world, mut dice) = (World::new(1), Dice(1));
+        world.publish_manifest(tenant(1), &mut dice);
+        let mut control = ControlEnd::member(member());
+        let hello = ToControl::Hello(Box::new(Vault::default().hello()));
+        control.receive(&encode(&hello)).unwrap();
+        control.poll_event(&world).unwrap();
+        let first = control.listing(tenant(1), &world).unwrap();
+        let again = control.listing(tenant(1), &world).unwrap();
+        assert!(Arc::ptr_eq(&first, &again));
+        world.publish_manifest(tenant(1), &mut dice);
+        let next = control.listing(tenant(1), &world).unwrap();
+        assert!(next.revision > first.revision && next.digest != first.digest);
+        assert!(control.listing(tenant(2), &world).is_none());
+    }
+
+    #[test]
+    fn remembered_listings_are_bounded() {
+        let mut listings = Listings::default();
+        let listing = |size: usize| {
+            let digest = |number: usize| Digest::of(&number.to_be_bytes());
+            Arc::new(Listing {
+                revision: 1,
+                digest: Digest([1; 32]),
+                objects: (0..size).map(digest).collect(),
+            })
+        };
+        for number in 0..200 {
+            listings.insert(TenantId([number; 32]), listing(1000));
+            listings.insert(TenantId([number; 32]), listing(2000));
+            let held = listings.by_tenant.values();
+            let held: usize = held.map(|listing| listing.objects.len() + 1).sum();
+            assert!(held == listings.size && held <= MAX_REMEMBERED);
+            assert!(listings.get(&TenantId([number; 32])).is_some());
+        }
+    }
 }

@@ -172,10 +172,10 @@ impl Catalog for World {
         self.bytes.get(id).cloned()
     }
 
-    fn manifest(&self, tenant: &TenantId) -> Option<(u64, Vec<u8>)> {
+    fn manifest(&self, tenant: &TenantId) -> Option<(u64, &[u8])> {
         let of = |id: &StatementId| matches!(id, StatementId::Manifest { tenant: other, .. } if other == tenant);
         let (revision, id) = self.statements.iter().find(|(_, id)| of(id))?;
-        Some((*revision, self.bytes[id].clone()))
+        Some((*revision, &self.bytes[id]))
     }
 }
 

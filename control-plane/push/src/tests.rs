@@ -151,9 +151,33 @@ fn objects_of_another_pool_are_not_given() {
             digests: vec![digest],
         }))
         .unwrap();
-    assert_eq!(control.poll_event(&world), Ok(None));
+    let asked = control.poll_event(&world);
+    assert_eq!(asked, Ok(Some(ControlEvent::FetchObjects)));
     let frames: Vec<_> = std::iter::from_fn(|| next_frame(&mut control, &world)).collect();
     assert!(frames.contains(&encode(&ToNode::Unavailable { digest })));
+}
+
+#[test]
+fn asking_for_no_objects_is_a_violation_and_each_question_is_an_event() {
+    let world = World::new(1);
+    let mut control = served(&world);
+    let ask = |digests| {
+        encode(&ToControl::FetchObjects {
+            tenant: tenant(1),
+            digests,
+        })
+    };
+    let digest = Digest([1; 32]);
+    control.receive(&ask(vec![digest]).repeat(2)).unwrap();
+    control.receive(&ask(vec![])).unwrap();
+    for _ in 0..2 {
+        let asked = control.poll_event(&world);
+        assert_eq!(asked, Ok(Some(ControlEvent::FetchObjects)));
+    }
+    assert!(matches!(
+        control.poll_event(&world),
+        Err(Violation::Unexpected(_))
+    ));
 }
 
 #[test]

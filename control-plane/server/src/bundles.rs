@@ -1,8 +1,9 @@
 //! Bundles by tenant and digest, in an object store: a folder with one for each tenant.
 
+use std::collections::HashMap;
 use std::io;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use casemate_api::error::code;
 use casemate_api::limits::MAX_BUNDLE_BYTES;
@@ -20,6 +21,8 @@ use crate::fault::Fault;
 
 /// Uploads at a time; others wait. Each holds a few chunks and a temporary file.
 const MAX_UPLOADS: usize = 16;
+/// Of them of one tenant: its slow uploads keep its own waiting.
+const MAX_UPLOADS_OF_TENANT: usize = 4;
 /// Bytes of one part: the upload is written as it comes.
 const PART_BYTES: usize = 256 * 1024;
 
@@ -28,6 +31,8 @@ const PART_BYTES: usize = 256 * 1024;
 pub(crate) struct Bundles {
     store: Arc<dyn ObjectStore>,
     uploads: Arc<Semaphore>,
+    /// Each tenant's share of them, while it uses or wants some.
+    shares: Arc<Mutex<HashMap<TenantId, Weak<Semaphore>>>>,
     /// Uploads read, removals write: what is put in place just now is not removed by a decision that was made before.
     moving: Arc<RwLock<()>>,
 }
@@ -52,6 +57,7 @@ impl Bundles {
         Ok(Self {
             store: Arc::new(store.with_fsync(true)),
             uploads: Arc::new(Semaphore::new(MAX_UPLOADS)),
+            shares: Arc::default(),
             moving: Arc::default(),
         })
     }
@@ -85,6 +91,17 @@ impl Bundles {
         }
     }
 
+    fn share(&self, tenant: &TenantId) -> Arc<Semaphore> {
+        let shares = &mut *self.shares.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(share) = shares.get(tenant).and_then(Weak::upgrade) {
+            return share;
+        }
+        shares.retain(|_, share| share.strong_count() > 0);
+        let share = Arc::new(Semaphore::new(MAX_UPLOADS_OF_TENANT));
+        shares.insert(*tenant, Arc::downgrade(&share));
+        share
+    }
+
     /// Stores what `body` gives, if its digest is `digest`. Whole and synced when `kept` is told its size.
     pub(crate) async fn put(
         &self,
@@ -94,6 +111,9 @@ impl Bundles {
         kept: impl FnOnce(u64),
     ) -> Result<(), Fault> {
         let closed = |_| Fault::storage_failed();
+        // Its own share first: whoever waits for that keeps nobody else waiting.
+        let share = self.share(tenant);
+        let _own = share.acquire().await.map_err(closed)?;
         let _permit = self.uploads.acquire().await.map_err(closed)?;
         let mut upload = self
             .store
@@ -321,6 +341,35 @@ mod tests {
         let (tenant, listed, bytes, since) = listed[0];
         assert_eq!((tenant, listed, bytes), (BANK, digest, 6));
         assert!(since.abs_diff(crate::plane::now()) < 60);
+    }
+
+    #[tokio::test]
+    async fn one_tenants_slow_uploads_leave_room_for_others() {
+        let folder = tempfile::tempdir().unwrap();
+        let bundles = Bundles::open(folder.path()).unwrap();
+        let digest = Digest::of(b"quick");
+        let slow = (0..MAX_UPLOADS).map(|_| {
+            let bundles = bundles.clone();
+            tokio::spawn(async move {
+                let body = stream::pending();
+                bundles.put(&SHOP, &digest, body, unkept).await.unwrap();
+            })
+        });
+        let slow: Vec<_> = slow.collect();
+        while bundles.uploads.available_permits() > MAX_UPLOADS - MAX_UPLOADS_OF_TENANT {
+            tokio::task::yield_now().await;
+        }
+        let quick = bundles.put(&BANK, &digest, body(&[b"quick"]), |_| {});
+        let soon = std::time::Duration::from_secs(20);
+        tokio::time::timeout(soon, quick).await.unwrap().unwrap();
+        for upload in slow {
+            upload.abort();
+            upload.await.unwrap_err();
+        }
+        let last = bundles.put(&SHOP, &digest, body(&[b"quick"]), |_| {});
+        last.await.unwrap();
+        let shares = bundles.shares.lock().unwrap();
+        assert!(shares.values().all(|share| share.strong_count() == 0));
     }
 
     #[tokio::test]

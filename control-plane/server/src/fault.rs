@@ -12,12 +12,23 @@ pub(crate) struct Fault {
     pub(crate) status: u16,
     /// What the caller reads.
     pub(crate) body: Box<ErrorBody>,
+    /// For the audit log: what was refused, where the request's path does not say it.
+    pub(crate) about: Option<String>,
 }
 
 impl Fault {
     pub(crate) fn new(status: u16, code: &str, message: impl Into<String>) -> Self {
         let body = Box::new(ErrorBody::new(code, message));
-        Self { status, body }
+        Self {
+            status,
+            body,
+            about: None,
+        }
+    }
+
+    pub(crate) fn about(mut self, what: impl std::fmt::Display) -> Self {
+        self.about = Some(what.to_string());
+        self
     }
 
     pub(crate) fn with(mut self, details: Value) -> Self {

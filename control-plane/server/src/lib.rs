@@ -20,8 +20,10 @@ mod fault;
 mod files;
 mod https;
 mod keys;
+mod places;
 mod plane;
 mod quic;
+mod reserve;
 mod start;
 mod tls;
 

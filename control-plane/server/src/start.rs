@@ -17,6 +17,7 @@ use crate::config::Config;
 use crate::failure::Failure;
 use crate::keys::Keys;
 use crate::plane::{Actor, Plane, collect};
+use crate::reserve::Reserve;
 use crate::{files, https, keys, quic, tls};
 
 const KEYS: &str = "keys";
@@ -130,7 +131,16 @@ async fn open(
     let bundles = Bundles::open(&folder)
         .map_err(|error| Failure::io(format!("cannot open {}: {error}", folder.display())))?;
     let keys = keys.public();
-    Ok(Plane::open(store, bundles, keys, quic_address, tenant_limit_bytes).await?)
+    let reserve = Reserve::new(state);
+    Ok(Plane::open(
+        store,
+        bundles,
+        reserve,
+        keys,
+        quic_address,
+        tenant_limit_bytes,
+    )
+    .await?)
 }
 
 /// Where a running control plane listens, as `addresses.json` says it.
@@ -169,6 +179,8 @@ pub async fn serve(config: Config, stop: impl Future<Output = ()>) -> Result<(),
         .unwrap_or_else(|| addresses.quic.clone());
     let limit_bytes = config.tenant_storage_mib.saturating_mul(MIB_BYTES);
     let plane = Arc::new(open(state, &keys, public, false, limit_bytes).await?);
+    // A disk that is full already is no reason not to start: that is when it is needed most.
+    plane.reserve().await.ok();
     if !plane.audit_intact() {
         tracing::error!(
             "the audit log was tampered with; it goes on behind the break, and every answer says so"
@@ -178,11 +190,10 @@ pub async fn serve(config: Config, stop: impl Future<Output = ()>) -> Result<(),
         serde_json::to_vec(&addresses).map_err(|error| Failure::internal(error.to_string()))?;
     files::write_public(&state.join(ADDRESSES), &json)?;
     let stopping = CancellationToken::new();
-    let router = https::router(&plane, &stopping);
     let api = tokio::spawn(https::serve(
         listener,
         tls::api(&keys.api)?,
-        router,
+        Arc::clone(&plane),
         stopping.clone(),
     ));
     let removing = tokio::spawn(collect::run(Arc::clone(&plane), stopping.clone()));

@@ -88,14 +88,84 @@ async fn what_the_judge_refuses_is_refused_by_name() {
         post(&control, &manifest).await.refused(422),
         "statement_malformed"
     );
-    let page: AuditPage = control.operator().get("/v1/audit").await.ok().json();
-    let refused: Vec<_> = page
-        .records
+    let refused = support::refused(&control).await;
+    let subjects: Vec<_> = refused.iter().map(|(_, _, subject)| subject).collect();
+    assert_eq!(
+        subjects,
+        [
+            "signature_threshold: pool other epoch 1",
+            "online_key_other: online key 2",
+            "statement_malformed: /v1/statements",
+            "statement_malformed: /v1/statements",
+        ]
+    );
+}
+
+#[tokio::test]
+async fn every_refused_try_leaves_a_record_and_a_flood_only_some() {
+    let control = Control::new().await;
+    let fleet = Fleet::new(&control).await;
+    let (operator, id) = (control.operator(), fleet.tenant.id);
+    let other = tenant(fleet.id, "other", 11);
+    post(&control, &other.sign(&[&key(1)])).await.ok();
+    let read_only = control.client(&token(&operator, Scope::ReadOnly).await);
+    let client = control.client(&fleet.tenant_token);
+    let manifest = tenant_path(&id, "manifest");
+    let mut foreign = fleet.manifest(1, b"", None);
+    foreign.tenant = other.id;
+    let object = fleet.release(&other, b"bundle").to_bytes();
+    let object_path = tenant_path(&id, &format!("objects/{}", Digest::of(&object)));
+    let rotated = Tenant {
+        version: 2,
+        ..other.clone()
+    };
+    let rotated = rotated.sign(&[&key(11)]).to_bytes();
+    let unsigned = fleet.manifest(1, b"", None).sign(&[&key(11)]).to_bytes();
+    let others = tenant_path(&other.id, "status");
+    let stranger = control.client("casemate_wrong");
+    stranger.get("/v1/nodes").await.refused(401);
+    read_only.delete("/v1/nodes/edge-1").await.refused(403);
+    client.get(&others).await.refused(403);
+    let foreign = foreign.sign(&[&key(11)]).to_bytes();
+    client.put(&manifest, foreign).await.refused(403);
+    client.put(&manifest, unsigned).await.refused(422);
+    client.put(&object_path, object).await.refused(422);
+    let statement = client.ask("POST", "/v1/statements", rotated).await;
+    statement.refused(403);
+    operator.delete("/v1/nodes/edge-1").await.refused(404);
+    // What is there or not may be asked.
+    operator.get("/v1/nodes/edge-1").await.refused(404);
+    let refused = support::refused(&control).await;
+    let seen: Vec<_> = refused
         .iter()
-        .filter(|record| record.action == "statement.refused")
+        .map(|(_, action, subject)| (action.as_str(), subject.as_str()))
         .collect();
-    assert_eq!(refused.len(), 2, "{refused:?}");
-    assert!(refused[0].subject.ends_with(": signature_threshold"));
+    let of_other = format!("forbidden: tenant {} version 2", other.id);
+    assert_eq!(
+        seen,
+        [
+            ("list_nodes.refused", "unauthenticated: /v1/nodes"),
+            ("revoke_node.refused", "forbidden: /v1/nodes/edge-1"),
+            ("tenant_status.refused", &*format!("forbidden: {others}")),
+            ("put_manifest.refused", &*format!("forbidden: {manifest}")),
+            (
+                "put_manifest.refused",
+                &*format!("signature_threshold: manifest 1 of tenant {id}")
+            ),
+            (
+                "put_object.refused",
+                &*format!("object_malformed: {object_path}")
+            ),
+            ("post_statement.refused", &*of_other),
+            ("revoke_node.refused", "not_found: /v1/nodes/edge-1"),
+        ]
+    );
+    assert_eq!(refused[0].0, "stranger at 127.0.0.1");
+    assert!(refused[1].0.starts_with("token "), "{refused:?}");
+    let flood = (0..100).map(|_| stranger.get("/v1/nodes"));
+    futures_util::future::join_all(flood).await;
+    let more = support::refused(&control).await.len() - refused.len();
+    assert!((1..50).contains(&more), "{more}");
 }
 
 #[tokio::test]

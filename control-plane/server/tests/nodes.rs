@@ -6,6 +6,7 @@ mod support;
 
 use casemate_api::node::{Admission, JoinList, NewGrants, NodeView};
 use casemate_api::tenant::TenantStatus;
+use casemate_api::token::{MadeToken, NewToken, Scope};
 use casemate_push::{LogEntry, LogLevel, NodeEnd, NodeEvent, StatementId, close};
 use casemate_trust::id::Digest;
 use casemate_trust::join::JoinToken;
@@ -13,9 +14,10 @@ use casemate_trust::key::SigningKey;
 use casemate_trust::lease::{self, Lease};
 use casemate_trust::statement::{OnlineKey, Statement as _};
 use http_body_util::BodyExt as _;
+use quinn::ConnectionError;
 use support::fleet::{LATER, key, name, tenant_path};
 use support::node::{connect, hello, quic_config};
-use support::{Control, Fleet, Node, eventually};
+use support::{Control, Fleet, Node, SOON, eventually};
 
 async fn joining(control: &Control, fleet: &Fleet, token: &JoinToken, key: &SigningKey) -> Node {
     let request = fleet.join_request(token, key).to_bytes();
@@ -176,6 +178,9 @@ async fn refusals_of_a_node_are_visible_and_end_with_the_next_version() {
             && view.status["layers"][0] == "seccomp"
     })
     .await;
+    let subject = format!("manifest_expired: manifest 1 of tenant {}", fleet.tenant.id);
+    let record = ("node edge-1".into(), "node.refused".into(), subject);
+    assert_eq!(support::refused(&control).await, [record]);
     // The end of the first push, then the second.
     node.sync().await;
     fleet.deploy(&tenant, 2, b"bundle two").await;
@@ -221,6 +226,46 @@ async fn an_unknown_key_may_only_join() {
     );
     let joins: JoinList = control.operator().get("/v1/nodes/joins").await.ok().json();
     assert!(joins.joins.is_empty());
+    let refused = support::refused(&control).await;
+    let subjects: Vec<_> = refused.into_iter().map(|(_, _, subject)| subject).collect();
+    let stolen = key(66).public();
+    assert_eq!(
+        subjects,
+        [
+            format!("token_unknown: edge-9, key {stolen}"),
+            format!("join_identity: edge-1, key {stolen}"),
+        ]
+    );
+}
+
+#[tokio::test]
+async fn unknown_keys_are_few_before_they_have_said_a_word_and_nodes_have_room_beside_them() {
+    let control = Control::new().await;
+    let fleet = Fleet::new(&control).await;
+    let mut node = member(&control, &fleet, "edge-1", &key(20)).await;
+    node.sync().await;
+    // One more than there may be from one address.
+    let mut strangers = Vec::new();
+    for number in 100..=116 {
+        let config = quic_config(&key(number), control.keys.quic, casemate_push::ALPN);
+        strangers.push(connect(&control.quic, config).await.unwrap());
+    }
+    let refused = strangers.iter().map(|(_, connection)| {
+        Box::pin(async {
+            match connection.closed().await {
+                ConnectionError::ApplicationClosed(closed)
+                    if closed.error_code == close::TOO_MANY.into() => {}
+                _ => std::future::pending().await,
+            }
+        })
+    });
+    let refused = futures_util::future::select_all(refused);
+    tokio::time::timeout(SOON, refused)
+        .await
+        .expect("none was refused");
+    let again = NodeEnd::member(hello("edge-1", &key(20), fleet.id));
+    let mut again = Node::connect(&control, &key(20), again).await;
+    again.sync().await;
 }
 
 #[tokio::test]
@@ -281,6 +326,22 @@ async fn expired_and_twice_used_tokens_and_second_nodes_are_refused() {
     let mut again = joining(&control, &fleet, &expiring, &key(22)).await;
     assert!(
         matches!(again.next().await.unwrap(), NodeEvent::JoinRefused { code, .. } if code == "token_expired")
+    );
+    let refused = support::refused(&control).await;
+    let seen: Vec<_> = refused
+        .iter()
+        .map(|(_, action, subject)| (action.as_str(), subject.split_once(':').unwrap().0))
+        .collect();
+    assert_eq!(
+        seen,
+        [
+            ("admit_node.refused", "grant_other"),
+            ("admit_node.refused", "node_exists"),
+            ("join.refused", "token_used"),
+            ("register_join_token.refused", "node_exists"),
+            ("admit_node.refused", "token_expired"),
+            ("join.refused", "token_expired"),
+        ]
     );
 }
 
@@ -411,6 +472,44 @@ async fn logs_reach_their_tenant_and_follow() {
         tenant.get(&format!("{path}?folow=true")).await.refused(400),
         "bad_request"
     );
+}
+
+#[tokio::test]
+async fn a_token_that_is_taken_away_reads_no_further_in_a_log() {
+    let control = Control::new().await;
+    let fleet = Fleet::new(&control).await;
+    let operator = control.operator();
+    fleet
+        .deploy(&control.client(&fleet.tenant_token), 1, b"bundle one")
+        .await;
+    let mut node = member(&control, &fleet, "edge-1", &key(20)).await;
+    node.sync().await;
+    let new = NewToken {
+        scope: Scope::Tenant(fleet.tenant.id),
+        label: "reader".into(),
+        expires: None,
+    };
+    let reader: MadeToken = operator.post("/v1/tokens", &new).await.ok().json();
+    let path = tenant_path(&fleet.tenant.id, "logs?follow=true");
+    let client = control.client(&reader.token);
+    let mut following = client.open("GET", &path, vec![]).await.into_body();
+    let entry = |message: &str| LogEntry {
+        tenant: fleet.tenant.id,
+        function: name("web"),
+        request: None,
+        level: LogLevel::Info,
+        message: message.into(),
+        time_ms: 1,
+        failure: None,
+    };
+    node.end.log(entry("before"));
+    node.write().await;
+    assert!(following.frame().await.unwrap().is_ok());
+    let token = format!("/v1/tokens/{}", reader.id);
+    operator.delete(&token).await.ok();
+    node.end.log(entry("after"));
+    node.write().await;
+    assert!(following.frame().await.is_none(), "it reads on");
 }
 
 #[tokio::test]

@@ -13,7 +13,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use casemate_api::audit::AuditPage;
 use casemate_api::tenant::TenantStatus;
-use casemate_api::token::Scope;
+use casemate_api::token::{Scope, TokenList};
 use casemate_control_store::{Change, Redb, Store as _, StoreId};
 use casemate_push::{NodeEnd, NodeEvent};
 use casemate_trust::id::{Digest, TenantId};
@@ -401,6 +401,61 @@ async fn a_kill_in_the_middle_of_a_removal_loses_nothing_that_is_listed() {
     assert_eq!(client.ask("HEAD", &at, vec![]).await.status, 200);
     control.stop().await;
     assert_eq!(left(&control, &listed).await, 0);
+}
+
+#[tokio::test]
+async fn on_a_full_disk_the_operator_can_still_revoke() {
+    let mut control = Control::new().await;
+    let fleet = Fleet::new(&control).await;
+    let operator = control.operator();
+    let tokens: Vec<String> = {
+        let tokens = (0..4).map(|_| token(&operator, Scope::Tenant(fleet.tenant.id)));
+        futures_util::future::join_all(tokens).await
+    };
+    let listed = operator.get("/v1/tokens").await.ok().json::<TokenList>();
+    control.stop().await;
+    // A disk of its own, that one tenant can fill.
+    let script = "mount -t tmpfs -o size=24m tmpfs \"$1\" && cp -a \"$2\" \"$3\" \"$1\" && \
+                  exec \"$0\" serve --config \"$1/control.toml\"";
+    let disk = tempfile::tempdir().unwrap();
+    let mut program = Command::new("unshare")
+        .args(["--user", "--map-root-user", "--mount", "sh", "-c", script])
+        .arg(env!("CARGO_BIN_EXE_casemate-control"))
+        .args([disk.path(), &control.state(), &config(&control)])
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(program.stderr.take().unwrap()).lines();
+    let ready = lines.find_map(|line| {
+        let line = line.unwrap();
+        let (_, address) = line.split_once("ready api=")?;
+        Some(address.split(' ').next()?.to_owned())
+    });
+    control.api = ready.expect("it ended before");
+    // What it says is read on, so that it never waits for us.
+    std::thread::spawn(move || lines.count());
+    let client = control.client(&tokens[0]);
+    // From large to small, until nothing fits.
+    for bytes in [1024 * 1024, 64 * 1024, 4096, 1] {
+        for number in 0_u32.. {
+            let mut bundle = vec![7; bytes];
+            bundle.extend(number.to_be_bytes());
+            let answer = client.put(&bundle_path(&bundle), bundle.clone()).await;
+            if answer.status == 507 {
+                break;
+            }
+            answer.ok();
+        }
+    }
+    let operator = control.operator();
+    for view in listed.tokens.iter().filter(|view| view.label == "test") {
+        let path = format!("/v1/tokens/{}", view.id);
+        operator.delete(&path).await.ok();
+    }
+    let gone = control.client(&tokens[1]).get("/v1/tenants").await;
+    assert_eq!(gone.refused(401), "unauthenticated");
+    program.kill().unwrap();
+    program.wait().unwrap();
 }
 
 #[tokio::test]

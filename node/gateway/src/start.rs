@@ -125,7 +125,7 @@ async fn tell(supervisor: &Supervisor, error: StartError) -> Result<Prepared, St
     Err(error)
 }
 
-fn open(start: Start, control: OwnedFd) -> Result<Prepared, StartError> {
+fn open(mut start: Start, control: OwnedFd) -> Result<Prepared, StartError> {
     let certificates = Certificates::read(&start.certificates)?;
     if let Some(listener) = start
         .listeners
@@ -146,8 +146,10 @@ fn open(start: Start, control: OwnedFd) -> Result<Prepared, StartError> {
         .map(address)
         .collect::<Result<_, _>>()
         .map_err(StartError::Descriptor)?;
-    // Each caller has one, and so has each worker's channel.
-    casemate_sandbox::raise_descriptors()?;
+    start.max_connections = connections(
+        start.max_connections,
+        casemate_sandbox::raise_descriptors()?,
+    );
     let layers = casemate_sandbox::close(Profile::Gateway)?;
     let certificates = (!start.certificates.is_empty()).then(|| Arc::new(certificates));
     Ok(Prepared {
@@ -158,6 +160,20 @@ fn open(start: Start, control: OwnedFd) -> Result<Prepared, StartError> {
         layers,
         control,
     })
+}
+
+/// Callers at a time: each has a descriptor, and so has each worker's channel, which callers must not use up.
+fn connections(asked: u32, descriptors: u64) -> u32 {
+    let most = u32::try_from(descriptors / 4 * 3).unwrap_or(u32::MAX);
+    if asked > most {
+        tracing::warn!(
+            asked,
+            most,
+            descriptors,
+            "fewer callers at a time than asked for: raise the hard limit of descriptors (LimitNOFILE) for more"
+        );
+    }
+    asked.min(most)
 }
 
 fn bind(listener: &Listener) -> Result<TcpListener, StartError> {
@@ -193,6 +209,13 @@ mod tests {
             address: address.to_owned(),
             tls,
         }
+    }
+
+    #[test]
+    fn callers_leave_descriptors_to_workers() {
+        assert_eq!(connections(10_000, 65_536), 10_000);
+        assert_eq!(connections(10_000, 1024), 768);
+        assert_eq!(connections(u32::MAX, u64::MAX), u32::MAX);
     }
 
     #[test]

@@ -1,5 +1,9 @@
 //! From a question to its answer.
 
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
 use axum::body::{Body, Bytes};
 use axum::response::{IntoResponse as _, Response};
 use casemate_api::audit::AuditQuery;
@@ -8,16 +12,24 @@ use casemate_api::limits::{MAX_ENVELOPE_BYTES, MAX_JSON_BYTES, MAX_OBJECT_BYTES}
 use casemate_api::log::LogQuery;
 use casemate_api::node::NewJoinToken;
 use casemate_trust::id::{Digest, TenantId};
+use futures_util::Stream;
 use http::StatusCode;
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE};
 use serde::Serialize;
 
+use tokio_util::sync::CancellationToken;
+
 use super::ask::Ask;
 use crate::fault::Fault;
+use crate::plane::{Following, Plane};
+
+/// A log that is followed says something this often, if only an empty line: so both ends notice that the other has gone, and a
+/// token that is worth nothing any more ends what it began.
+const LONGEST_SILENCE: Duration = Duration::from_secs(30);
 
 /// Answers what was routed and authorised.
 pub(super) async fn answer(mut ask: Ask) -> Result<Response, Fault> {
-    let plane = std::sync::Arc::clone(&ask.plane);
+    let plane = Arc::clone(&ask.plane);
     let actor = ask.actor.clone();
     match ask.endpoint.id {
         "health" => plane
@@ -121,33 +133,75 @@ async fn put_bundle(mut ask: Ask) -> Result<Response, Fault> {
     Ok(StatusCode::NO_CONTENT.into_response())
 }
 
-fn logs(ask: Ask) -> Result<Response, Fault> {
+fn logs(mut ask: Ask) -> Result<Response, Fault> {
     let query: LogQuery = ask.query()?;
     let tenant = ask.param("id")?;
     ask.plane.tenant(&tenant)?;
     let following = ask.plane.follow(tenant, query);
-    let lines = futures_util::stream::unfold(Some((ask, following)), |state| async move {
-        let (ask, mut following) = state?;
-        let records = tokio::select! {
-            records = ask.plane.next_logs(&mut following) => records,
-            () = ask.stopping.cancelled() => Vec::new(),
-        };
-        if records.is_empty() {
-            return None;
-        }
-        let mut lines = Vec::new();
-        for record in records {
-            serde_json::to_writer(&mut lines, &*record).ok()?;
-            lines.push(b'\n');
-        }
-        Some((
-            Ok::<_, std::convert::Infallible>(Bytes::from(lines)),
-            Some((ask, following)),
-        ))
-    });
+    let (plane, stopping) = (Arc::clone(&ask.plane), ask.stopping.clone());
+    let may_go_on = move || ask.authorise().is_ok();
+    let lines = lines(plane, following, stopping, LONGEST_SILENCE, may_go_on);
     Ok((
         [(CONTENT_TYPE, "application/x-ndjson")],
         Body::from_stream(lines),
     )
         .into_response())
+}
+
+/// Records as lines, and an empty one after each `silence`, until the log ends or the reader may not go on.
+fn lines(
+    plane: Arc<Plane>,
+    following: Following,
+    stopping: CancellationToken,
+    silence: Duration,
+    may_go_on: impl FnMut() -> bool,
+) -> impl Stream<Item = Result<Bytes, Infallible>> {
+    let state = (plane, following, stopping, may_go_on);
+    futures_util::stream::unfold(state, move |mut state| async move {
+        let (plane, following, stopping, may_go_on) = &mut state;
+        let records = tokio::select! {
+            records = plane.next_logs(following) => Some(records).filter(|records| !records.is_empty())?,
+            () = tokio::time::sleep(silence) => Vec::new(),
+            () = stopping.cancelled() => return None,
+        };
+        if !may_go_on() {
+            return None;
+        }
+        let mut lines = Vec::new();
+        for record in &records {
+            serde_json::to_writer(&mut lines, &**record).ok()?;
+            lines.push(b'\n');
+        }
+        if records.is_empty() {
+            lines.push(b'\n');
+        }
+        Some((Ok(Bytes::from(lines)), state))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::StreamExt as _;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_quiet_log_gives_empty_lines_until_its_reader_may_not_go_on() {
+        let folder = tempfile::tempdir().unwrap();
+        let plane = crate::plane::tests::plane(folder.path()).await;
+        let query = LogQuery {
+            follow: true,
+            ..LogQuery::default()
+        };
+        let following = plane.follow(TenantId([1; 32]), query);
+        let mut left = 3;
+        let may_go_on = || {
+            left -= 1;
+            left > 0
+        };
+        let (stopping, silence) = (CancellationToken::new(), Duration::from_millis(1));
+        let lines = lines(plane, following, stopping, silence, may_go_on);
+        let lines: Vec<_> = lines.take(9).map(Result::unwrap).collect().await;
+        assert_eq!(lines, ["\n", "\n"]);
+    }
 }

@@ -1,5 +1,6 @@
 //! From a request to a question: routed, authorised and bounded by the API's table.
 
+use std::net::IpAddr;
 use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,35 +19,66 @@ use http::header::{AUTHORIZATION, WWW_AUTHENTICATE};
 use http::{HeaderMap, HeaderValue, StatusCode};
 use serde::de::DeserializeOwned;
 use serde_json::json;
+use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use super::answer;
 use crate::fault::Fault;
+use crate::places::{Place, Places};
 use crate::plane::{Actor, Plane};
 
 /// Between two chunks of a body.
 const CHUNK_TIMEOUT: Duration = Duration::from_secs(30);
 /// For a whole body: the largest bundle at 100 kB a second.
 const BODY_TIMEOUT: Duration = Duration::from_secs(120);
+/// Changes under way at a time, each with a body of up to a MiB in memory: of tenants, and as many of the operator's tokens,
+/// which find room whatever tenants do.
+const MAX_CHANGES: usize = 256;
+/// Of them with one token.
+pub(super) const MAX_CHANGES_OF_TOKEN: usize = 64;
+
+/// Where a request comes from: an extension of it.
+#[derive(Clone, Copy)]
+pub(super) struct Remote(pub(super) IpAddr);
+
+/// Room for changes, by the id of their token.
+#[derive(Clone)]
+struct Room {
+    operators: Arc<Places<String>>,
+    tenants: Arc<Places<String>>,
+}
 
 /// One question.
 pub(super) struct Ask {
     pub(super) plane: Arc<Plane>,
     pub(super) stopping: CancellationToken,
     pub(super) endpoint: &'static Endpoint,
-    /// Who asks; everybody's questions are the program's own.
+    /// Who asks.
     pub(super) actor: Actor,
+    room: Room,
     params: Vec<(String, String)>,
+    path: String,
     query: String,
     headers: HeaderMap,
     body: Body,
 }
 
-/// Every endpoint of the table.
-pub(crate) fn router(plane: &Arc<Plane>, stopping: &CancellationToken) -> Router {
+/// Every endpoint of the table. Each request is answered in one of `tasks`, to its end: a client that goes away in the middle of
+/// a change would otherwise have it on disk and nowhere else.
+pub(super) fn router(
+    plane: &Arc<Plane>,
+    stopping: &CancellationToken,
+    tasks: &TaskTracker,
+) -> Router {
+    let room = Room {
+        operators: Places::new(MAX_CHANGES, MAX_CHANGES_OF_TOKEN),
+        tenants: Places::new(MAX_CHANGES, MAX_CHANGES_OF_TOKEN),
+    };
     let mut router = Router::new();
     for endpoint in ENDPOINTS {
-        let (plane, stopping) = (Arc::clone(plane), stopping.clone());
+        let (plane, stopping, tasks) = (Arc::clone(plane), stopping.clone(), tasks.clone());
+        let room = room.clone();
         let handler = move |params: RawPathParams, request: Request| {
             let params = params
                 .iter()
@@ -57,13 +89,15 @@ pub(crate) fn router(plane: &Arc<Plane>, stopping: &CancellationToken) -> Router
                 plane: Arc::clone(&plane),
                 stopping: stopping.clone(),
                 endpoint,
-                actor: Actor::Program,
+                actor: Actor::Stranger(parts.extensions.get().map(|Remote(address)| *address)),
+                room: room.clone(),
                 params,
+                path: parts.uri.path().to_owned(),
                 query: parts.uri.query().unwrap_or_default().to_owned(),
                 headers: parts.headers,
                 body,
             };
-            ask.answer()
+            respond_to(ask, tasks.clone())
         };
         router = router.route(endpoint.path, on(filter(endpoint.method), handler));
     }
@@ -90,6 +124,15 @@ const fn filter(method: Method) -> MethodFilter {
     }
 }
 
+/// Whether somebody tried what is not for them, or a change that was refused. Our own failures are in the log.
+fn is_refused_try(endpoint: &Endpoint, status: u16) -> bool {
+    matches!(status, 401 | 403) || changes(endpoint) && (400..500).contains(&status)
+}
+
+const fn changes(endpoint: &Endpoint) -> bool {
+    !matches!(endpoint.method, Method::Get | Method::Head)
+}
+
 fn respond(fault: &Fault) -> Response {
     let status = StatusCode::from_u16(fault.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let mut response = (status, axum::Json(&fault.body)).into_response();
@@ -101,26 +144,46 @@ fn respond(fault: &Fault) -> Response {
     response
 }
 
+async fn respond_to(ask: Ask, tasks: TaskTracker) -> Response {
+    let id = ask.endpoint.id;
+    let answered = tasks.spawn(ask.answer()).await;
+    let answered = answered.unwrap_or_else(|error| {
+        tracing::error!(endpoint = id, %error, "a request was not answered");
+        Err(Fault::new(500, code::INTERNAL, "this went wrong here"))
+    });
+    answered.unwrap_or_else(|fault| {
+        tracing::debug!(
+            endpoint = id,
+            status = fault.status,
+            code = fault.code(),
+            "refused"
+        );
+        respond(&fault)
+    })
+}
+
 impl Ask {
-    async fn answer(mut self) -> Response {
-        let id = self.endpoint.id;
-        let answered = match self.authorise() {
-            Ok(()) => answer::answer(self).await,
+    /// Answers; a refused try leaves a record, as a change does.
+    async fn answer(mut self) -> Result<Response, Fault> {
+        let authorised = self.authorise().and_then(|()| self.find_room());
+        let (plane, actor) = (Arc::clone(&self.plane), self.actor.clone());
+        let (endpoint, path) = (self.endpoint, self.path.clone());
+        let answered = match authorised {
+            Ok(_place) => answer::answer(self).await,
             Err(fault) => Err(fault),
         };
-        answered.unwrap_or_else(|fault| {
-            tracing::debug!(
-                endpoint = id,
-                status = fault.status,
-                code = fault.code(),
-                "refused"
-            );
-            respond(&fault)
-        })
+        if let Err(fault) = &answered
+            && is_refused_try(endpoint, fault.status)
+        {
+            let about = fault.about.as_deref().unwrap_or(&path);
+            let action = format!("{}.refused", endpoint.id);
+            plane.refused(&actor, &action, about, fault.code()).await;
+        }
+        answered
     }
 
     /// Whether this actor may ask this; the table says.
-    fn authorise(&mut self) -> Result<(), Fault> {
+    pub(super) fn authorise(&mut self) -> Result<(), Fault> {
         if self.endpoint.access == casemate_api::endpoint::Access::Public {
             return Ok(());
         }
@@ -135,7 +198,7 @@ impl Ask {
         let token = header
             .and_then(|value| value.strip_prefix("Bearer "))
             .ok_or_else(unknown)?;
-        let actor = self.plane.authenticate(token.trim()).ok_or_else(unknown)?;
+        self.actor = self.plane.authenticate(token.trim()).ok_or_else(unknown)?;
         let tenant = self
             .params
             .iter()
@@ -144,7 +207,7 @@ impl Ask {
         let tenant = tenant
             .transpose()
             .map_err(|error| Fault::bad_request(error.to_string()))?;
-        let Actor::Token { scope, .. } = &actor else {
+        let Actor::Token { scope, .. } = &self.actor else {
             return Err(unknown());
         };
         if !self.endpoint.access.allows(scope, tenant.as_ref()) {
@@ -154,8 +217,22 @@ impl Ask {
             );
             return Err(Fault::new(403, code::FORBIDDEN, message));
         }
-        self.actor = actor;
         Ok(())
+    }
+
+    /// A place for a change, to be held until it is made.
+    fn find_room(&self) -> Result<Option<Place<String>>, Fault> {
+        let places = match &self.actor {
+            _ if !changes(self.endpoint) => return Ok(None),
+            Actor::Token {
+                scope: Scope::Operator,
+                ..
+            } => &self.room.operators,
+            _ => &self.room.tenants,
+        };
+        let place = places.take(self.actor.to_string());
+        let too_many = || Fault::too_many("changes under way with one token", MAX_CHANGES_OF_TOKEN);
+        place.map(Some).ok_or_else(too_many)
     }
 
     /// A parameter of the path.
@@ -195,21 +272,8 @@ impl Ask {
 
     /// The body as it comes, each chunk in time.
     pub(super) fn stream(&mut self) -> impl Stream<Item = Result<Bytes, Fault>> + Unpin + use<> {
-        let deadline = tokio::time::Instant::now() + BODY_TIMEOUT;
         let stream = std::mem::take(&mut self.body).into_data_stream();
-        let timed = futures_util::stream::unfold(stream, move |mut stream| async move {
-            let next_chunk = deadline.min(tokio::time::Instant::now() + CHUNK_TIMEOUT);
-            match tokio::time::timeout_at(next_chunk, stream.next()).await {
-                Ok(None) => None,
-                Ok(Some(Ok(chunk))) => Some((Ok(chunk), stream)),
-                Ok(Some(Err(_))) => Some((Err(Fault::bad_request("the body was cut off")), stream)),
-                Err(_) => Some((
-                    Err(Fault::new(408, code::TIMEOUT, "the body came too slowly")),
-                    stream,
-                )),
-            }
-        });
-        Box::pin(timed)
+        Box::pin(in_time(stream, BODY_TIMEOUT))
     }
 
     /// The whole body, at most `limit` bytes.
@@ -238,5 +302,53 @@ impl Ask {
         serde_json::from_slice(&body).map_err(|error| {
             Fault::bad_request(format!("the body is not what is expected: {error}"))
         })
+    }
+}
+
+/// A body each chunk of which, and which as a whole, comes in time. Time begins when it is first read: it may have to wait for
+/// its turn, which is not its sender's fault.
+fn in_time<E>(
+    body: impl Stream<Item = Result<Bytes, E>> + Unpin,
+    whole: Duration,
+) -> impl Stream<Item = Result<Bytes, Fault>> {
+    let state = (body, None);
+    futures_util::stream::unfold(state, move |(mut body, deadline)| async move {
+        let now = Instant::now();
+        let deadline = deadline.unwrap_or(now + whole);
+        let chunk = match timeout_at(deadline.min(now + CHUNK_TIMEOUT), body.next()).await {
+            Ok(None) => return None,
+            Ok(Some(Ok(chunk))) => Ok(chunk),
+            Ok(Some(Err(_))) => Err(Fault::bad_request("the body was cut off")),
+            Err(_) => Err(Fault::new(408, code::TIMEOUT, "the body came too slowly")),
+        };
+        Some((chunk, (body, Some(deadline))))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::task::Poll;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn waiting_for_its_turn_is_not_counted_against_a_body() {
+        // Each chunk comes when it is asked for a second time.
+        let mut asked = 0;
+        let body = futures_util::stream::poll_fn(move |context| {
+            asked += 1;
+            context.waker().wake_by_ref();
+            match asked % 2 {
+                0 => Poll::Ready(Some(Ok::<_, ()>(Bytes::from_static(b"x")))),
+                _ => Poll::Pending,
+            }
+        });
+        let whole = Duration::from_millis(500);
+        let mut body = Box::pin(in_time(body, whole));
+        tokio::time::sleep(whole * 2).await;
+        assert!(body.next().await.unwrap().is_ok());
+        tokio::time::sleep(whole * 2).await;
+        let late = body.next().await.unwrap().unwrap_err();
+        assert_eq!(late.code(), code::TIMEOUT);
     }
 }

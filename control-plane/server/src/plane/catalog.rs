@@ -66,12 +66,12 @@ impl casemate_push::Catalog for NodeCatalog<'_> {
         }
     }
 
-    fn manifest(&self, tenant: &TenantId) -> Option<(u64, Vec<u8>)> {
+    fn manifest(&self, tenant: &TenantId) -> Option<(u64, &[u8])> {
         let of = |version| StatementId::Manifest {
             tenant: *tenant,
             version,
         };
         let newest = self.held.index.range(of(0), of(u64::MAX)).next_back();
-        newest.map(|(_, revision, bytes)| (revision, bytes.to_vec()))
+        newest.map(|(_, revision, bytes)| (revision, bytes))
     }
 }

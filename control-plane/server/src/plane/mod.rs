@@ -8,12 +8,16 @@ mod key;
 mod logs;
 mod nodes;
 mod presence;
+mod refusals;
 mod statements;
 mod storage;
+#[cfg(test)]
+pub(crate) mod tests;
 mod tokens;
 mod views;
 
 use std::fmt;
+use std::net::IpAddr;
 use std::sync::{PoisonError, RwLock, RwLockReadGuard};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -30,14 +34,17 @@ use tokio::sync::{Mutex, MutexGuard, watch};
 
 use crate::bundles::Bundles;
 use crate::fault::Fault;
+use crate::reserve::Reserve;
 
 use catalog::NodeCatalog;
 use collect::Due;
 use held::Held;
+pub(crate) use logs::Following;
 use logs::Logs;
 pub(crate) use nodes::Joining;
 use presence::Presence;
 pub(crate) use presence::Visit;
+use refusals::Refusals;
 use storage::Ledger;
 
 /// Longest text of a subject in an audit record, characters.
@@ -57,6 +64,8 @@ pub(crate) enum Actor {
     },
     /// A node, or one that wants to be.
     Node(Name),
+    /// Whoever shows no token and no key that is known, by address if there is one.
+    Stranger(Option<IpAddr>),
     /// The program itself.
     Program,
 }
@@ -66,6 +75,8 @@ impl fmt::Display for Actor {
         match self {
             Self::Token { id, label, .. } => write!(to, "token {id} ({label})"),
             Self::Node(name) => write!(to, "node {name}"),
+            Self::Stranger(Some(address)) => write!(to, "stranger at {address}"),
+            Self::Stranger(None) => to.write_str("stranger"),
             Self::Program => to.write_str("casemate-control"),
         }
     }
@@ -76,6 +87,7 @@ impl fmt::Display for Actor {
 pub(crate) struct Plane {
     store: Redb,
     bundles: Bundles,
+    reserve: Reserve,
     ledger: Ledger,
     due: Due,
     keys: PublicKeys,
@@ -86,6 +98,7 @@ pub(crate) struct Plane {
     changes: watch::Sender<u64>,
     logs: Logs,
     presence: Presence,
+    refusals: Refusals,
 }
 
 impl Plane {
@@ -93,6 +106,7 @@ impl Plane {
     pub(crate) async fn open(
         store: Redb,
         bundles: Bundles,
+        reserve: Reserve,
         keys: PublicKeys,
         quic_address: String,
         tenant_limit_bytes: u64,
@@ -105,6 +119,7 @@ impl Plane {
         Ok(Self {
             store,
             bundles,
+            reserve,
             ledger,
             due: Due::default(),
             keys,
@@ -114,7 +129,13 @@ impl Plane {
             changes: watch::Sender::new(0),
             logs: Logs::default(),
             presence,
+            refusals: Refusals::default(),
         })
+    }
+
+    /// Keeps room on the disk for the operator: whoever else writes does this first.
+    pub(crate) async fn reserve(&self) -> Result<(), Fault> {
+        self.reserve.hold().await
     }
 
     /// Bundles.
@@ -150,7 +171,10 @@ impl Plane {
 
     /// What a member said in its hello.
     pub(crate) fn hello(&self, node: &Name, hello: &casemate_push::Hello) {
-        self.presence.hello(node, hello);
+        let held = self.held();
+        let judge = held.judge.as_ref();
+        let is_tenant = |id: &TenantId| judge.is_some_and(|judge| judge.tenant(id).is_some());
+        self.presence.hello(node, hello, is_tenant);
     }
 
     /// Up to where a node was sent everything.
@@ -169,13 +193,15 @@ impl Plane {
     }
 
     /// A node has refused a statement.
-    pub(crate) fn nacked(
+    pub(crate) async fn nacked(
         &self,
         node: &Name,
         id: casemate_push::StatementId,
         code: String,
         message: String,
     ) {
+        let actor = Actor::Node(node.clone());
+        self.refused(&actor, "node.refused", &id, &code).await;
         self.presence.nacked(node, id, code, message);
     }
 
@@ -211,14 +237,24 @@ impl Plane {
         })
     }
 
-    /// Reads the state anew after a write that failed.
+    /// Reads the state anew after a write that failed. It may have been made all the same, so that every connection looks at
+    /// what is there now, and those of nodes that are not there are closed.
     async fn refresh(&self) -> Result<(), StoreError> {
         if self.held().is_stale {
             let held = Held::load(&self.store).await?;
-            self.change(|stale| *stale = held);
+            self.change(|stale| {
+                *stale = held;
+                self.presence.keep(|node| stale.nodes.contains_key(node));
+            });
+            self.announce();
             tracing::info!("the state was read anew after a write that failed");
         }
         Ok(())
+    }
+
+    /// Wakes every connection.
+    fn announce(&self) {
+        self.changes.send_modify(|count| *count += 1);
     }
 
     /// Whether the audit chain was unbroken when it was read.
@@ -254,7 +290,7 @@ struct Writing<'a> {
 
 impl Writing<'_> {
     /// Writes a change with its audit record; its revision. If that fails, memory is read anew before the next change,
-    /// because the judge may have seen what the disk has not.
+    /// because the judge may have seen what the disk has not. On a full disk the operator's changes find room all the same.
     async fn commit(
         &self,
         actor: &Actor,
@@ -266,6 +302,7 @@ impl Writing<'_> {
         let subject: String = subject
             .to_string()
             .chars()
+            .filter(|letter| !letter.is_control())
             .take(MAX_SUBJECT_CHARS)
             .collect();
         let before = self.plane.held().audit.clone();
@@ -275,7 +312,15 @@ impl Writing<'_> {
         let at = key::audit(record.seq);
         compare.push(Compare::absent(&at));
         changes.push(Change::put(at, json(&record)));
-        match self.plane.store.commit(compare, changes).await {
+        let is_operators = matches!(actor, Actor::Token { scope, .. } if *scope == Scope::Operator);
+        let store = &self.plane.store;
+        let written = match store.commit(compare.clone(), changes.clone()).await {
+            Err(StoreError::Full(_)) if is_operators && self.plane.reserve.give().await => {
+                store.commit(compare, changes).await
+            }
+            written => written,
+        };
+        match written {
             Ok(revision) => {
                 tracing::info!(actor = record.actor, action, subject, revision, "changed");
                 self.plane.change(|held| held.audit = Some(record));
@@ -290,24 +335,9 @@ impl Writing<'_> {
         }
     }
 
-    /// Leaves an audit record of a refusal, and gives it back. A record that cannot be written does not hide it.
-    async fn refused(
-        &self,
-        actor: &Actor,
-        action: &str,
-        subject: impl fmt::Display,
-        fault: Fault,
-    ) -> Fault {
-        let subject = format!("{subject}: {}", fault.code());
-        match self.commit(actor, action, subject, vec![], vec![]).await {
-            Ok(_) => fault,
-            Err(unwritten) => unwritten,
-        }
-    }
-
     /// Wakes every connection.
     fn announce(&self) {
-        self.plane.changes.send_modify(|count| *count += 1);
+        self.plane.announce();
     }
 }
 

@@ -1,5 +1,7 @@
 //! Nodes: tokens registered, joins relayed, admission, grants, being thrown out.
 
+use std::net::IpAddr;
+
 use casemate_api::error::code;
 use casemate_api::limits::{MAX_GRANTS, MAX_JOIN_TOKENS, MAX_JOINS, MAX_NODES};
 use casemate_api::node::{Admission, JoinList, JoinView, NewGrants, NodeView};
@@ -73,24 +75,31 @@ impl Plane {
         Ok(())
     }
 
-    /// Takes a join request from a node whose TLS key is `from`.
-    pub(crate) async fn join(&self, from: &PublicKey, bytes: &[u8]) -> Joining {
-        match self.try_join(from, bytes).await {
-            Ok(()) => Joining::Pending,
-            Err(fault) => Joining::Refused(fault),
-        }
+    /// Takes a join request from a node whose TLS key is `from`, at `address`.
+    pub(crate) async fn join(&self, from: &PublicKey, address: IpAddr, bytes: &[u8]) -> Joining {
+        let joined = match read_join(bytes) {
+            Ok((envelope, request)) => self
+                .try_join(from, envelope, &request)
+                .await
+                .map_err(|fault| fault.about(format_args!("{}, key {from}", request.node))),
+            Err(fault) => Err(fault.about(format_args!("key {from}"))),
+        };
+        let Err(fault) = joined else {
+            return Joining::Pending;
+        };
+        let about = fault.about.as_deref().unwrap_or_default();
+        let stranger = Actor::Stranger(Some(address));
+        self.refused(&stranger, "join.refused", about, fault.code())
+            .await;
+        Joining::Refused(fault)
     }
 
-    async fn try_join(&self, from: &PublicKey, bytes: &[u8]) -> Result<(), Fault> {
-        let no_request = |message: String| {
-            Fault::new(
-                422,
-                "join_format",
-                format!("this is no join request: {message}"),
-            )
-        };
-        let envelope = Envelope::parse(bytes).map_err(|error| no_request(error.to_string()))?;
-        let request = JoinRequest::read(&envelope).map_err(no_request)?;
+    async fn try_join(
+        &self,
+        from: &PublicKey,
+        envelope: Envelope,
+        request: &JoinRequest,
+    ) -> Result<(), Fault> {
         if request.node_key != *from {
             return Err(Fault::new(
                 422,
@@ -99,12 +108,13 @@ impl Plane {
             ));
         }
         // What a stranger sends is checked against the registered tokens before it costs a write.
-        let record = self.token_of(&envelope, &request)?;
+        let record = self.token_of(&envelope, request)?;
+        self.reserve().await?;
         let writing = self.begin().await?;
         let digest = envelope.payload_digest();
         let replaced = {
             let held = self.held();
-            must_be_new(&held, &request)?;
+            must_be_new(&held, request)?;
             if held.joins.contains_key(&digest) {
                 return Ok(());
             }
@@ -191,7 +201,12 @@ impl Plane {
         admission: Admission,
     ) -> Result<NodeView, Fault> {
         let writing = self.begin().await?;
-        let (row, mut record) = self.check_admission(&admission)?;
+        let about = format!(
+            "{} in {}, key {}",
+            admission.name, admission.pool, admission.node_key
+        );
+        let checked = self.check_admission(&admission);
+        let (row, mut record) = checked.map_err(|fault| fault.about(&about))?;
         record.used_by = Some(admission.node_key);
         let node = NodeRow {
             name: admission.name.clone(),
@@ -212,9 +227,8 @@ impl Plane {
                 .map(|grant| Change::put(key::grant(&node.name, grant.epoch), grant.to_bytes())),
         );
         let compare = vec![Compare::absent(key::node(&node.name))];
-        let subject = format!("{} in {}, key {}", node.name, node.pool, node.key);
         let revision = writing
-            .commit(actor, "node.admit", subject, compare, changes)
+            .commit(actor, "node.admit", about, compare, changes)
             .await?;
         self.change(|held| {
             held.joins.remove(&admission.request);
@@ -415,6 +429,16 @@ impl Plane {
         });
         owner.map(|(id, _)| id)
     }
+}
+
+fn read_join(bytes: &[u8]) -> Result<(Envelope, JoinRequest), Fault> {
+    let no_request = |message: String| {
+        let message = format!("this is no join request: {message}");
+        Fault::new(422, "join_format", message)
+    };
+    let envelope = Envelope::parse(bytes).map_err(|error| no_request(error.to_string()))?;
+    let request = JoinRequest::read(&envelope).map_err(no_request)?;
+    Ok((envelope, request))
 }
 
 fn view(digest: &Digest, row: &JoinRow) -> Option<JoinView> {

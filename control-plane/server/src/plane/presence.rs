@@ -18,6 +18,9 @@ use super::now;
 const MAX_REFUSED: usize = 256;
 /// Tenants whose acknowledgements are written down when a node goes; the next hello says the rest.
 const MAX_WRITTEN_TENANTS: usize = 5000;
+/// Seconds between two times that a node's last words are written down: a synced write, which a node that comes and goes all
+/// the time would have us make each time. What it costs is that a restart within that time forgets what came in between.
+const WRITTEN_EVERY_SECS: Seconds = 60;
 
 /// A manifest that a node has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -69,18 +72,25 @@ impl Last {
         }
     }
 
-    fn has(&mut self, has: &Has) {
-        let manifests = has
+    /// What the node says that it has, as far as there are such tenants. Where it lists them all, what it does not list goes.
+    fn has(&mut self, has: &Has, is_tenant: impl Fn(&TenantId) -> bool) {
+        let mut before = std::mem::take(&mut self.manifests);
+        let listed = has
             .tenants
             .iter()
+            .filter(|(tenant, _)| is_tenant(tenant))
             .filter_map(|(tenant, has)| Some((*tenant, has.manifest?)));
-        for (tenant, (version, digest)) in manifests {
-            let known = self.manifests.get(&tenant);
-            let is_known =
-                known.is_some_and(|known| known.version == version && known.digest == Some(digest));
-            if !is_known {
-                self.acknowledge(&StatementId::Manifest { tenant, version }, Some(digest));
+        for (tenant, (version, digest)) in listed {
+            match before.remove(&tenant) {
+                Some(known) if known.version == version && known.digest == Some(digest) => {
+                    self.manifests.insert(tenant, known);
+                }
+                _ => self.acknowledge(&StatementId::Manifest { tenant, version }, Some(digest)),
             }
+        }
+        if has.more_tenants {
+            let unlisted = before.into_iter().filter(|(tenant, _)| is_tenant(tenant));
+            self.manifests.extend(unlisted);
         }
     }
 
@@ -98,6 +108,8 @@ impl Last {
 struct Live {
     last: Last,
     visit: Option<Open>,
+    /// When its last words were written down.
+    written: Option<Seconds>,
 }
 
 #[derive(Debug)]
@@ -125,7 +137,11 @@ pub(crate) struct Presence {
 
 impl Presence {
     pub(crate) fn new(last: impl Iterator<Item = (Name, Last)>) -> Self {
-        let live = |last| Live { last, visit: None };
+        let live = |last| Live {
+            last,
+            visit: None,
+            written: None,
+        };
         let nodes = last.map(|(name, last)| (name, live(last))).collect();
         Self {
             nodes: Mutex::new((nodes, 0)),
@@ -136,14 +152,11 @@ impl Presence {
         self.nodes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A node's last words and since when it is connected.
-    pub(crate) fn look(&self, node: &Name) -> (Last, Option<Seconds>) {
+    /// A look at a node's last words and since when it is connected.
+    pub(crate) fn look<T>(&self, node: &Name, look: impl FnOnce(&Last, Option<Seconds>) -> T) -> T {
         match self.lock().0.get(node) {
-            Some(live) => (
-                live.last.clone(),
-                live.visit.as_ref().map(|visit| visit.since),
-            ),
-            None => (Last::new(node.clone()), None),
+            Some(live) => look(&live.last, live.visit.as_ref().map(|visit| visit.since)),
+            None => look(&Last::new(node.clone()), None),
         }
     }
 
@@ -155,6 +168,7 @@ impl Presence {
         let live = nodes.entry(node.clone()).or_insert_with(|| Live {
             last: Last::new(node.clone()),
             visit: None,
+            written: None,
         });
         live.last.last_seen = Some(now());
         let open = Open {
@@ -172,12 +186,18 @@ impl Presence {
         }
     }
 
-    /// The connection has ended; what is to be written down, unless the node is connected again or was thrown out.
+    /// The connection has ended; what is to be written down, unless the node is connected again, was thrown out, or something
+    /// was written of it just now.
     pub(crate) fn depart(&self, visit: &Visit) -> Option<Last> {
         let (nodes, _) = &mut *self.lock();
         let live = nodes.get_mut(&visit.node)?;
         live.visit.take_if(|open| open.number == visit.number)?;
         live.last.last_seen = Some(now());
+        let was_written = |at| now().abs_diff(at) < WRITTEN_EVERY_SECS;
+        if live.written.is_some_and(was_written) {
+            return None;
+        }
+        live.written = Some(now());
         Some(live.last.shortened())
     }
 
@@ -189,6 +209,15 @@ impl Presence {
         }
     }
 
+    /// Throws out all nodes but these.
+    pub(crate) fn keep(&self, is_member: impl Fn(&Name) -> bool) {
+        let mut gone: Vec<Name> = self.lock().0.keys().cloned().collect();
+        gone.retain(|node| !is_member(node));
+        for node in &gone {
+            self.revoke(node);
+        }
+    }
+
     fn update(&self, node: &Name, update: impl FnOnce(&mut Last)) {
         if let Some(live) = self.lock().0.get_mut(node) {
             live.last.last_seen = Some(now());
@@ -196,10 +225,10 @@ impl Presence {
         }
     }
 
-    pub(crate) fn hello(&self, node: &Name, hello: &Hello) {
+    pub(crate) fn hello(&self, node: &Name, hello: &Hello, is_tenant: impl Fn(&TenantId) -> bool) {
         self.update(node, |last| {
             last.software = Some(hello.software.clone());
-            last.has(&hello.has);
+            last.has(&hello.has, is_tenant);
         });
     }
 
@@ -232,5 +261,78 @@ impl Presence {
         // What is no JSON object is not shown.
         let status = serde_json::from_str(json).ok().filter(Value::is_object);
         self.update(node, |last| last.status = status.unwrap_or(Value::Null));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use casemate_push::{PROTOCOL, TenantHas};
+    use casemate_trust::id::{Digest, FleetId};
+    use casemate_trust::key::PublicKey;
+
+    use super::*;
+
+    fn node() -> Name {
+        "edge-1".parse().unwrap()
+    }
+
+    fn hello(tenants: impl IntoIterator<Item = (u8, u64)>, more_tenants: bool) -> Hello {
+        let has = |(tenant, version)| {
+            let manifest = Some((version, Digest([0; 32])));
+            let has = TenantHas {
+                version: 1,
+                manifest,
+            };
+            (TenantId([tenant; 32]), has)
+        };
+        Hello {
+            protocol: PROTOCOL,
+            node: node(),
+            node_key: PublicKey::from_bytes([1; 32]),
+            fleet: FleetId([2; 32]),
+            software: String::new(),
+            cursor: None,
+            has: Has {
+                tenants: tenants.into_iter().map(has).collect(),
+                more_tenants,
+                ..Has::default()
+            },
+        }
+    }
+
+    #[test]
+    fn of_a_hello_what_is_a_tenant_is_kept_until_the_next() {
+        let presence = Presence::new(std::iter::empty());
+        presence.arrive(&node());
+        let kept = |hello: &Hello| -> BTreeSet<(u8, u64)> {
+            presence.hello(&node(), hello, |tenant| tenant.0[0] < 4);
+            presence.look(&node(), |last, _| {
+                let manifests = last.manifests.iter();
+                manifests
+                    .map(|(tenant, (version, _))| (tenant.0[0], *version))
+                    .collect()
+            })
+        };
+        let made_up = hello((0..200).map(|tenant| (tenant, 1)), false);
+        assert_eq!(kept(&made_up), [(0, 1), (1, 1), (2, 1), (3, 1)].into());
+        assert_eq!(kept(&hello([(1, 2)], true)).len(), 4, "there are more");
+        assert_eq!(kept(&hello([(1, 2), (9, 1)], false)), [(1, 2)].into());
+    }
+
+    #[test]
+    fn a_node_that_comes_and_goes_is_written_down_now_and_then() {
+        let presence = Presence::new(std::iter::empty());
+        let visit = presence.arrive(&node());
+        assert!(presence.depart(&visit).is_some());
+        for _ in 0..3 {
+            let visit = presence.arrive(&node());
+            assert!(presence.depart(&visit).is_none());
+        }
+        let long_ago = now() - WRITTEN_EVERY_SECS;
+        presence.lock().0.get_mut(&node()).unwrap().written = Some(long_ago);
+        let visit = presence.arrive(&node());
+        assert!(presence.depart(&visit).is_some());
     }
 }

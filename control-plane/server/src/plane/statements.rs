@@ -32,14 +32,7 @@ impl Plane {
         let id = self.identify(actor, &envelope)?;
         let writing = self.begin().await?;
         let judged = self.judge(&id, &envelope);
-        let accepted = match judged {
-            Ok(accepted) => accepted,
-            Err(fault) => {
-                return Err(writing
-                    .refused(actor, "statement.refused", &id, fault)
-                    .await);
-            }
-        };
+        let accepted = judged.map_err(|fault| fault.about(&id))?;
         let is_new = accepted != Accepted::Held || self.is_signed_anew(&id, &envelope);
         let revision = if is_new {
             let changes = vec![Change::put(key::statement(&id), envelope.to_bytes())];
@@ -96,7 +89,7 @@ impl Plane {
         } else {
             let message =
                 "a tenant's token hands in that tenant's own key rotation and nothing else";
-            Err(Fault::new(403, code::FORBIDDEN, message))
+            Err(Fault::new(403, code::FORBIDDEN, message).about(&id))
         }
     }
 
@@ -177,6 +170,7 @@ impl Plane {
                 )));
             }
         };
+        self.reserve().await?;
         let (at, item) = (key::object(tenant, digest), Item::Object(*digest));
         let _writing = self.begin().await?;
         if self.stays(tenant, &item) && self.store.get(&at).await?.is_some() {
@@ -216,13 +210,15 @@ impl Plane {
             tenant: *tenant,
             version,
         };
+        self.reserve().await?;
         let writing = self.begin().await?;
-        match self.judge_manifest(&writing, &envelope, &manifest).await {
-            Ok(Outcome::Held) => Ok(ManifestAnswer {
+        let judged = self.judge_manifest(&writing, &envelope, &manifest).await;
+        match judged.map_err(|fault| fault.about(&id))? {
+            Outcome::Held => Ok(ManifestAnswer {
                 accepted: Outcome::Held,
                 revision: self.store.revision(),
             }),
-            Ok(Outcome::New) => {
+            Outcome::New => {
                 let changes = vec![Change::put(key::statement(&id), envelope.to_bytes())];
                 let revision = writing
                     .commit(actor, "manifest.put", &id, vec![], changes)
@@ -235,7 +231,6 @@ impl Plane {
                     revision,
                 })
             }
-            Err(fault) => Err(writing.refused(actor, "manifest.refused", &id, fault).await),
         }
     }
 

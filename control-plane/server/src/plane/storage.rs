@@ -205,6 +205,7 @@ impl Plane {
         if self.bundle_size(tenant, digest).await?.is_some() {
             return Ok(());
         }
+        self.reserve().await?;
         let item = Item::Bundle(*digest);
         let asked = declared_bytes.unwrap_or(MAX_BUNDLE_BYTES);
         let room = match self

@@ -187,23 +187,24 @@ impl Plane {
             .nodes
             .get(name)
             .ok_or_else(|| Fault::not_found("node"))?;
-        let (last, _) = self.presence.look(name);
-        Ok(NodeView {
-            summary: node_summary(&self.presence, node),
+        let summary = node_summary(&self.presence, node);
+        let grants = held.index.grants(name).map(|(epoch, _, _)| epoch).collect();
+        Ok(self.presence.look(name, |last, _| NodeView {
+            summary,
             join: node.join.clone(),
-            grants: held.index.grants(name).map(|(epoch, _, _)| epoch).collect(),
-            status: last.status,
+            grants,
+            status: last.status.clone(),
             manifests: last
                 .manifests
-                .into_iter()
-                .map(|(tenant, taken)| (tenant, taken.version))
+                .iter()
+                .map(|(tenant, taken)| (*tenant, taken.version))
                 .collect(),
             refused: last
                 .refused
-                .into_iter()
-                .map(|(_, refused)| refused)
+                .iter()
+                .map(|(_, refused)| refused.clone())
                 .collect(),
-        })
+        }))
     }
 }
 
@@ -234,33 +235,31 @@ fn summary(id: &TenantId, state: &TenantState) -> TenantSummary {
 }
 
 fn node_summary(presence: &Presence, node: &NodeRow) -> NodeSummary {
-    let (last, connected_since) = presence.look(&node.name);
-    NodeSummary {
+    presence.look(&node.name, |last, connected_since| NodeSummary {
         name: node.name.clone(),
         pool: node.pool.clone(),
         key: node.key,
         admitted: node.admitted,
         connected_since,
         last_seen: last.last_seen,
-        version: last.software,
+        version: last.software.clone(),
         synced_revision: last.synced,
-    }
+    })
 }
 
 fn progress(presence: &Presence, node: &NodeRow, tenant: &TenantId) -> NodeProgress {
-    let (mut last, connected_since) = presence.look(&node.name);
-    let taken = last.manifests.get(tenant).copied();
-    let refused = last
-        .refused
-        .iter()
-        .rposition(|(id, _)| id.tenant() == Some(tenant));
-    NodeProgress {
-        node: node.name.clone(),
-        pool: node.pool.clone(),
-        connected: connected_since.is_some(),
-        manifest_version: taken.map(|taken| taken.version),
-        manifest_digest: taken.and_then(|taken| taken.digest),
-        acknowledged: taken.map(|taken| taken.at),
-        refused: refused.map(|at| last.refused.swap_remove(at).1),
-    }
+    presence.look(&node.name, |last, connected_since| {
+        let taken = last.manifests.get(tenant);
+        let mut refused = last.refused.iter().rev();
+        let refused = refused.find(|(id, _)| id.tenant() == Some(tenant));
+        NodeProgress {
+            node: node.name.clone(),
+            pool: node.pool.clone(),
+            connected: connected_since.is_some(),
+            manifest_version: taken.map(|taken| taken.version),
+            manifest_digest: taken.and_then(|taken| taken.digest),
+            acknowledged: taken.map(|taken| taken.at),
+            refused: refused.map(|(_, refused)| refused.clone()),
+        }
+    })
 }

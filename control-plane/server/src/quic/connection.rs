@@ -17,8 +17,8 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::strangers::{Stranger, Strangers};
 use crate::keys::Keys;
+use crate::places::{Place, Places, network};
 use crate::plane::{Joining, Plane, Visit};
 use crate::tls;
 
@@ -37,7 +37,7 @@ const BUNDLE_PRIORITY: i32 = -1;
 pub(super) struct Shell {
     pub(super) plane: Arc<Plane>,
     pub(super) keys: Arc<Keys>,
-    pub(super) strangers: Arc<Strangers>,
+    pub(super) strangers: Arc<Places>,
     pub(super) stopping: CancellationToken,
 }
 
@@ -81,7 +81,8 @@ impl From<Gone> for Stop {
 }
 
 impl Shell {
-    pub(super) async fn run(self, connecting: Connecting) {
+    /// `newcomer` is its place until it is known who it is.
+    pub(super) async fn run(self, connecting: Connecting, newcomer: Place) {
         let Ok(Ok(connection)) = tokio::time::timeout(FIRST_WORD, connecting).await else {
             return;
         };
@@ -89,14 +90,30 @@ impl Shell {
         let Some(key) = peer_key(&connection) else {
             return;
         };
-        let stopped = match tokio::time::timeout(FIRST_WORD, connection.accept_bi()).await {
-            Ok(Ok((send, recv))) => self.talk(&connection, key, send, recv).await,
-            Ok(Err(_)) => Stop::Gone,
-            Err(_) => Ending::new(close::WAITED, "the node opened no stream").into(),
-        };
+        let stopped = self.meet(&connection, key, newcomer).await;
         if let Stop::Ending(Ending { code, reason }) = stopped {
             tracing::info!(%remote, %key, code, reason, "closed a node's connection");
             connection.close(VarInt::from_u32(code), reason.as_bytes());
+        }
+    }
+
+    /// A stranger takes a stranger's place before it has said a word. A node keeps the newcomer's until it has: then its new
+    /// connection takes the place of the old one.
+    async fn meet(self, connection: &Connection, key: PublicKey, newcomer: Place) -> Stop {
+        let place = if self.plane.member(&key).is_some() {
+            newcomer
+        } else if let Some(place) = self
+            .strangers
+            .take(network(connection.remote_address().ip()))
+        {
+            place
+        } else {
+            return Ending::new(close::TOO_MANY, "too many want to join at a time").into();
+        };
+        match tokio::time::timeout(FIRST_WORD, connection.accept_bi()).await {
+            Ok(Ok((send, recv))) => self.talk(connection, key, place, send, recv).await,
+            Ok(Err(_)) => Stop::Gone,
+            Err(_) => Ending::new(close::WAITED, "the node opened no stream").into(),
         }
     }
 
@@ -104,6 +121,7 @@ impl Shell {
         self,
         connection: &Connection,
         key: PublicKey,
+        place: Place,
         send: SendStream,
         recv: RecvStream,
     ) -> Stop {
@@ -114,7 +132,7 @@ impl Shell {
             send,
             recv,
             control: ControlEnd::stranger(),
-            stage: Stage::Member(None),
+            stage: Stage::Stranger { _place: place },
             pending: Vec::new(),
             written: 0,
             bundles: JoinSet::new(),
@@ -129,7 +147,7 @@ impl Shell {
             },
             Err(stop) => stop,
         };
-        if let Stage::Member(Some((_, visit))) = &talk.stage {
+        if let Stage::Member(_, visit) = &talk.stage {
             tracing::info!(node = %visit.node, "disconnected");
             talk.shell.plane.depart(visit).await;
         }
@@ -149,9 +167,9 @@ fn peer_key(connection: &Connection) -> Option<PublicKey> {
 enum Stage {
     Stranger {
         /// Held until it goes or is admitted.
-        _place: Stranger,
+        _place: Place,
     },
-    Member(Option<(Member, Visit)>),
+    Member(Member, Visit),
 }
 
 struct Talk {
@@ -173,34 +191,25 @@ struct Talk {
 
 impl Talk {
     fn begin(&mut self) -> Result<(), Stop> {
-        match self.shell.plane.member(&self.key) {
-            Some(member) => {
-                self.control = ControlEnd::member(member.clone());
-                self.become_member(member)
-            }
-            None => {
-                let address = self.connection.remote_address().ip();
-                let stranger = self.shell.strangers.enter(address);
-                let too_many = || Ending::new(close::TOO_MANY, "too many want to join at a time");
-                let _place = stranger.ok_or_else(too_many)?;
-                self.stage = Stage::Stranger { _place };
-                Ok(())
-            }
-        }
+        let Some(member) = self.shell.plane.member(&self.key) else {
+            return Ok(());
+        };
+        self.control = ControlEnd::member(member.clone());
+        self.become_member(member)
     }
 
     fn become_member(&mut self, member: Member) -> Result<(), Stop> {
         let revoked = || Ending::new(close::REVOKED, "the node was revoked");
         let visit = self.shell.plane.arrive(&member).ok_or_else(revoked)?;
-        self.stage = Stage::Member(Some((member, visit)));
+        self.stage = Stage::Member(member, visit);
         self.deadline = Instant::now() + FIRST_WORD;
         Ok(())
     }
 
     fn member(&self) -> Option<&Member> {
         match &self.stage {
-            Stage::Member(Some((member, _))) => Some(member),
-            _ => None,
+            Stage::Member(member, _) => Some(member),
+            Stage::Stranger { .. } => None,
         }
     }
 
@@ -211,8 +220,8 @@ impl Talk {
         let is_timed = self.control.served().is_none();
         let has_bundles = !self.bundles.is_empty();
         let closing = match &mut self.stage {
-            Stage::Member(Some((_, visit))) => Some(&mut visit.closing),
-            _ => None,
+            Stage::Member(_, visit) => Some(&mut visit.closing),
+            Stage::Stranger { .. } => None,
         };
         tokio::select! {
             read = self.recv.read_chunk(CHUNK_BYTES, true) => {
@@ -247,14 +256,14 @@ impl Talk {
         while self.written == self.pending.len() {
             let before = self.control.synced();
             let transmit = match &self.stage {
-                Stage::Member(Some((member, _))) => {
+                Stage::Member(member, _) => {
                     let poll =
                         |catalog: &dyn casemate_push::Catalog| self.control.poll_transmit(catalog);
                     self.shell
                         .plane
                         .with_catalog(&member.name, &member.pool, poll)
                 }
-                _ => self.control.poll_transmit(&NoCatalog),
+                Stage::Stranger { .. } => self.control.poll_transmit(&NoCatalog),
             };
             match transmit {
                 None => return Ok(()),
@@ -294,14 +303,14 @@ impl Talk {
     async fn handle_events(&mut self) -> Result<(), Stop> {
         loop {
             let event = match &self.stage {
-                Stage::Member(Some((member, _))) => {
+                Stage::Member(member, _) => {
                     let poll =
                         |catalog: &dyn casemate_push::Catalog| self.control.poll_event(catalog);
                     self.shell
                         .plane
                         .with_catalog(&member.name, &member.pool, poll)?
                 }
-                _ => self.control.poll_event(&NoCatalog)?,
+                Stage::Stranger { .. } => self.control.poll_event(&NoCatalog)?,
             };
             match event {
                 None => return Ok(()),
@@ -313,7 +322,8 @@ impl Talk {
 
     async fn join(&mut self, request: &[u8]) -> Result<(), Stop> {
         self.deadline = Instant::now() + STRANGER_TIME;
-        match self.shell.plane.join(&self.key, request).await {
+        let address = self.connection.remote_address().ip();
+        match self.shell.plane.join(&self.key, address, request).await {
             Joining::Pending => {
                 self.control.join_pending();
                 Ok(())
@@ -352,11 +362,13 @@ impl Talk {
                 id, code, message, ..
             } => {
                 tracing::warn!(node = %member.name, what = %id, code, message, "refused by a node");
-                plane.nacked(&member.name, id, code, message);
+                plane.nacked(&member.name, id, code, message).await;
             }
             ControlEvent::FetchBundle { digest, offset } => {
                 self.send_bundle(&member, digest, offset).await?;
             }
+            // It may have cost the reading of a large manifest: others go first.
+            ControlEvent::FetchObjects => tokio::task::yield_now().await,
             ControlEvent::Lease { nonce } => {
                 let lease = Lease {
                     fleet: member.fleet,
@@ -460,7 +472,7 @@ impl casemate_push::Catalog for NoCatalog {
         None
     }
 
-    fn manifest(&self, _: &casemate_trust::id::TenantId) -> Option<(u64, Vec<u8>)> {
+    fn manifest(&self, _: &casemate_trust::id::TenantId) -> Option<(u64, &[u8])> {
         None
     }
 }

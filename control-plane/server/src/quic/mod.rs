@@ -1,7 +1,6 @@
 //! The QUIC socket of the nodes.
 
 mod connection;
-mod strangers;
 
 use std::net::{SocketAddr, UdpSocket};
 use std::sync::Arc;
@@ -20,10 +19,9 @@ use tokio_util::task::TaskTracker;
 
 use crate::failure::Failure;
 use crate::keys::{Keys, SocketSecrets};
+use crate::places::{Places, network};
 use crate::plane::Plane;
 use crate::tls;
-
-use strangers::Strangers;
 
 /// A node is missed after this long without a word.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
@@ -41,8 +39,17 @@ const MAX_INCOMING: usize = 512;
 const INCOMING_BYTES: u64 = 16 * 1024;
 /// With more connections than this, an address has to prove that it receives before it costs anything.
 const CONNECTIONS_WITHOUT_PROOF: usize = 64;
-/// Connections at a time: every node and those that come again before the old connection is missed.
+/// Connections at a time: every node, newcomers, strangers, and those that are about to close.
 const MAX_CONNECTIONS: usize = casemate_api::limits::MAX_NODES + 2000;
+/// Connections at a time whose key is not known yet, or is a node's that has said nothing yet: what is beyond is not answered,
+/// so that a node asks again a second later. Well below what is left beside the nodes, which keep their room.
+const MAX_NEWCOMERS: usize = 1024;
+/// Of them from one address: a site whose nodes all come back at once.
+const MAX_NEWCOMERS_FROM_ADDRESS: usize = MAX_NEWCOMERS / 2;
+/// Connections at a time whose key nobody knows: it may ask to join.
+const MAX_STRANGERS: usize = 128;
+/// Of them from one address.
+const MAX_STRANGERS_FROM_ADDRESS: usize = 16;
 /// Length of our connection ids, bytes.
 const CONNECTION_ID_BYTES: usize = 8;
 /// How long the goodbyes of a stop may take.
@@ -131,7 +138,8 @@ pub(crate) async fn serve(
     keys: Arc<Keys>,
     stopping: CancellationToken,
 ) {
-    let strangers = Arc::new(Strangers::default());
+    let newcomers = Places::new(MAX_NEWCOMERS, MAX_NEWCOMERS_FROM_ADDRESS);
+    let strangers = Places::new(MAX_STRANGERS, MAX_STRANGERS_FROM_ADDRESS);
     let tracker = TaskTracker::new();
     loop {
         let incoming = tokio::select! {
@@ -145,14 +153,18 @@ pub(crate) async fn serve(
         } else if open > CONNECTIONS_WITHOUT_PROOF && !incoming.remote_address_validated() {
             // An error means that the packet is already answered with a retry: nothing is left to do.
             incoming.retry().ok();
-        } else if let Ok(connecting) = incoming.accept() {
+        } else if let Some(place) = newcomers.take(network(incoming.remote_address().ip())) {
             let driver = connection::Shell {
                 plane: Arc::clone(&plane),
                 keys: Arc::clone(&keys),
                 strangers: Arc::clone(&strangers),
                 stopping: stopping.clone(),
             };
-            tracker.spawn(driver.run(connecting));
+            if let Ok(connecting) = incoming.accept() {
+                tracker.spawn(driver.run(connecting, place));
+            }
+        } else {
+            incoming.ignore();
         }
     }
     tracker.close();

@@ -15,6 +15,7 @@ pub mod node;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use casemate_api::audit::{AuditPage, AuditRecord};
 use casemate_api::fleet::PublicKeys;
 use casemate_control::Config;
 use tokio::sync::oneshot;
@@ -106,6 +107,17 @@ pub fn config(state: &Path) -> Config {
         tenant_storage_mib: 1024,
         log: None,
     }
+}
+
+/// Records of refused tries: who, what, to what.
+pub async fn refused(control: &Control) -> Vec<(String, String, String)> {
+    let page: AuditPage = control.operator().get("/v1/audit").await.ok().json();
+    AuditRecord::verify(None, &page.records).unwrap();
+    let refused = page.records.into_iter();
+    refused
+        .filter(|record| record.action.ends_with(".refused"))
+        .map(|record| (record.actor, record.action, record.subject))
+        .collect()
 }
 
 /// Waits until something is so.

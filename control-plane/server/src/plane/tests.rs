@@ -1,0 +1,90 @@
+//! A control plane's state in a folder, for the tests of what stands on it; and what it does when a write fails.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use casemate_api::token::{MadeToken, NewToken};
+use casemate_control_store::StoreId;
+use casemate_push::{Member, close};
+use casemate_trust::id::FleetId;
+use casemate_trust::key::{PublicKey, SigningKey};
+use casemate_trust::statement::{Root, Statement as _};
+
+use super::held::NodeRow;
+use super::*;
+
+/// State in which there is one node, `edge-1` in pool `main`.
+pub(crate) async fn plane(folder: &Path) -> Arc<Plane> {
+    let store = Redb::open(&folder.join("store.redb"), StoreId([1; 16])).unwrap();
+    let key = SigningKey::from_seed(&[1; 32]).unwrap();
+    let root = Root {
+        version: 1,
+        keys: vec![key.public()],
+        threshold: 1,
+        issued: 1,
+        expires: 2,
+    };
+    let Member {
+        name,
+        pool,
+        key: node,
+        ..
+    } = member();
+    let row = NodeRow {
+        name: name.clone(),
+        pool,
+        key: node,
+        admitted: 1,
+        join: root.sign(&[&key]),
+    };
+    let changes = vec![Change::put(key::node(&name), json(&row))];
+    store.commit(vec![], changes).await.unwrap();
+    let bundles = folder.join("bundles");
+    std::fs::create_dir(&bundles).unwrap();
+    let bundles = Bundles::open(&bundles).unwrap();
+    let keys = PublicKeys {
+        liveness: node,
+        quic: node,
+        api: node,
+    };
+    let reserve = Reserve::new(folder);
+    let plane = Plane::open(store, bundles, reserve, keys, String::new(), 0).await;
+    Arc::new(plane.unwrap())
+}
+
+/// The node.
+pub(crate) fn member() -> Member {
+    Member {
+        name: "edge-1".parse().unwrap(),
+        pool: "main".parse().unwrap(),
+        key: PublicKey::from_bytes([20; 32]),
+        fleet: FleetId([2; 32]),
+    }
+}
+
+/// A new token.
+pub(crate) async fn token(plane: &Plane, scope: Scope) -> MadeToken {
+    let new = NewToken {
+        scope,
+        label: "test".into(),
+        expires: None,
+    };
+    plane.make_token(&Actor::Program, new).await.unwrap()
+}
+
+#[tokio::test]
+async fn what_a_failed_write_has_changed_all_the_same_reaches_every_connection() {
+    let folder = tempfile::tempdir().unwrap();
+    let plane = plane(folder.path()).await;
+    let visit = plane.arrive(&member()).unwrap();
+    let mut changes = plane.changes();
+    let gone = vec![Change::delete(key::node(&visit.node))];
+    plane.store.commit(vec![], gone).await.unwrap();
+    plane.change(|held| held.is_stale = true);
+    drop(plane.begin().await.unwrap());
+    assert_eq!(*visit.closing.borrow(), Some(close::REVOKED));
+    assert!(changes.has_changed().unwrap());
+    changes.mark_unchanged();
+    drop(plane.begin().await.unwrap());
+    assert!(!changes.has_changed().unwrap(), "once");
+}
