@@ -241,7 +241,7 @@ async fn no_file_outside_of_the_project_is_bundled() {
     must_be_outside(&folder, Path::new(""), "dep/index.js").await;
     let main = folder.join("src/index.ts");
     fs::remove_file(&main).unwrap();
-    link(dir.path().join("private.json"), &main).unwrap();
+    link(dir.path().join("private.json"), main).unwrap();
     must_be_outside(&folder, Path::new(""), "private.json").await;
 }
 

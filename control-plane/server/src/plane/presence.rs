@@ -311,7 +311,7 @@ mod tests {
             presence.look(&node(), |last, _| {
                 let manifests = last.manifests.iter();
                 manifests
-                    .map(|(tenant, (version, _))| (tenant.0[0], *version))
+                    .map(|(tenant, taken)| (tenant.0[0], taken.version))
                     .collect()
             })
         };
