@@ -3,6 +3,7 @@
 
 pub(crate) mod carry;
 mod functions;
+mod share;
 #[cfg(test)]
 mod tests;
 
@@ -148,6 +149,8 @@ struct Worker {
     fatal: Option<Failure>,
     /// When it is killed if it is still there.
     deadline_ms: Option<Millis>,
+    /// When it was last said to have nothing to do.
+    rested_ms: Option<Millis>,
     memory_mib: u32,
 }
 
@@ -222,7 +225,11 @@ impl Supervision {
             Input::Idle { worker, idle_ms } if idle_ms >= self.bounds.idle_ms => {
                 self.retire(worker, now_ms);
             }
-            Input::Idle { .. } => {}
+            Input::Idle { worker, .. } => {
+                if let Some(worker) = self.workers.get_mut(&worker) {
+                    worker.rested_ms = Some(now_ms);
+                }
+            }
             Input::Drained { worker } => self.stop(worker, now_ms),
             Input::Ready { worker } => {
                 if let Some(worker) = self
@@ -308,6 +315,7 @@ impl Supervision {
             }
         }
         self.serve_waiting(now_ms);
+        self.share_out(now_ms);
         self.start_spares(now_ms);
     }
 
@@ -333,6 +341,7 @@ impl Supervision {
                     since_ms: now_ms,
                     fatal: None,
                     deadline_ms,
+                    rested_ms: None,
                     memory_mib,
                 },
             );

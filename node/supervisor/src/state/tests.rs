@@ -11,7 +11,7 @@ const BOUNDS: Bounds = Bounds {
 };
 const TENANT: Digest = [1; 32];
 
-fn function(name: &str, release: u8) -> FunctionPlan {
+pub(super) fn function(name: &str, release: u8) -> FunctionPlan {
     FunctionPlan {
         function: name.into(),
         release: [release; 32],
@@ -41,6 +41,18 @@ fn plan(version: u64, functions: Vec<FunctionPlan>) -> Input {
     let mut parts = parts(version, functions);
     assert_eq!(parts.len(), 1);
     Input::Plan(Box::new(parts.remove(0)))
+}
+
+/// What a tenant runs, in one part.
+pub(super) fn plan_of(tenant: Digest, functions: Vec<FunctionPlan>) -> Input {
+    let plan = Plan {
+        tenant,
+        name: "shop".into(),
+        manifest_version: 1,
+        manifest: [0; 32],
+        functions,
+    };
+    Input::Plan(Box::new(Part::cut(plan).remove(0)))
 }
 
 fn parts(version: u64, functions: Vec<FunctionPlan>) -> Vec<Part<Plan>> {
@@ -276,14 +288,7 @@ fn a_host_stays_with_who_had_it_first() {
     state.handle(Input::BundleHere([5; 32]), 1);
     let mut thief = function("thief", 6);
     thief.hosts = vec!["web.test".into()];
-    let other = Plan {
-        tenant: [2; 32],
-        name: "other".into(),
-        manifest_version: 1,
-        manifest: [0; 32],
-        functions: vec![thief],
-    };
-    state.handle(Input::Plan(Box::new(Part::cut(other).remove(0))), 2);
+    state.handle(plan_of([2; 32], vec![thief]), 2);
     assert_eq!(
         routed(&state.handle(Input::BundleHere([6; 32]), 3)),
         [([6; 32], vec![])]
