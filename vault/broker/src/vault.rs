@@ -7,6 +7,7 @@ mod staging;
 use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use casemate_config::{EXIT_IO, EXIT_SOFTWARE, EXIT_TEMPORARY, EXIT_USAGE};
+use casemate_trust::id::TenantId;
 use casemate_trust::join::JoinError;
 use casemate_trust::judge::{Judge, TenantState};
 use casemate_vault_core::keys::{PoolKeys, StorageKey};
@@ -245,7 +246,7 @@ fn describe_tenant(state: &TenantState) -> serde_json::Value {
 
 #[cfg(test)]
 mod tests {
-    use casemate_trust::id::FleetId;
+    use casemate_trust::id::{Digest, FleetId};
     use casemate_trust::judge::{Accord, MAX_TENANTS, Memory, Seen, TenantSeen};
     use casemate_trust::key::SigningKey;
     use casemate_trust::name::MAX_NAME_BYTES;

@@ -177,7 +177,7 @@ mod tests {
         let file = folder.path().join("vault.toml");
         let settings = "trust_anchors = []\n[resolver]\nservers = [\"127.0.0.1\"]\n";
         std::fs::write(&file, settings).unwrap();
-        Upstreams::new(&Config::read(&file, folder.path()).unwrap()).unwrap()
+        Upstreams::new(&Config::read(&file, folder.path()).unwrap(), MAX_IDLE).unwrap()
     }
 
     fn place(tenant: u8, host: usize) -> Place {
