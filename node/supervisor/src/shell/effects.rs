@@ -12,7 +12,8 @@ use casemate_wire::control::worker::{Load, ToWorker};
 use casemate_wire::control::{FunctionKey, WorkerId};
 
 use super::push::Say;
-use super::{Child, Shell};
+use super::{Child, Serving, Shell};
+use crate::state::budget::Budget;
 use crate::state::{Effect, Input, Single, WORKER_PIDS};
 
 impl Shell {
@@ -87,7 +88,11 @@ impl Shell {
             bindings: plan.bindings.clone(),
             dynamic_code: plan.dynamic_code,
         };
-        self.serving.insert(worker.0, key.clone());
+        let serving = Serving {
+            key: key.clone(),
+            records: Budget::new(self.now_ms()),
+        };
+        self.serving.insert(worker.0, serving);
         let (vault, release) = (
             ToVault::Channel {
                 worker,

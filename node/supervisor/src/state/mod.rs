@@ -1,6 +1,7 @@
 //! What the supervisor decides: which programs run, which worker serves which function, when to try again. Time and events
 //! in, effects out; it waits for nobody.
 
+pub(crate) mod budget;
 pub(crate) mod carry;
 mod functions;
 mod share;
