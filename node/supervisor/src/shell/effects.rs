@@ -40,6 +40,9 @@ impl Shell {
                     .start(worker.0, Program::Worker, memory_mib, WORKER_PIDS)
                     .await?;
             }
+            Effect::Limit { worker, memory_mib } => {
+                self.children.limit(worker.0, memory_mib).await?;
+            }
             Effect::Kill { child } => self.children.kill(child).await?,
             Effect::Serve { worker, key, plan } => self.serve(worker, key, &plan)?,
             Effect::Gateway(message) => self.tell_gateway(message),

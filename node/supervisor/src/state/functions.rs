@@ -1,6 +1,7 @@
 //! Functions: their bundles, routes and workers.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::num::NonZeroU32;
 
 use casemate_wire::control::gateway::{Route, ToGateway};
 use casemate_wire::control::vault::{FunctionPlan, Plan};
@@ -243,6 +244,17 @@ impl Supervision {
             if let Some(worker) = self.workers.get_mut(&id) {
                 worker.stage = Stage::Loading(key.clone(), plan.release);
                 (worker.since_ms, worker.deadline_ms) = (now_ms, Some(now_ms + SILENCE_MS));
+                // A spare is as large as the largest function; nobody else is to have that much.
+                let needed_mib = needed_mib(&plan);
+                let narrower =
+                    NonZeroU32::new(needed_mib).filter(|_| needed_mib < worker.memory_mib);
+                if let Some(memory_mib) = narrower {
+                    worker.memory_mib = needed_mib;
+                    self.effects.push(Effect::Limit {
+                        worker: id,
+                        memory_mib,
+                    });
+                }
             }
             self.effects.push(Effect::Serve {
                 worker: id,
@@ -424,5 +436,9 @@ impl Supervision {
 }
 
 fn fits(worker: &Worker, plan: &FunctionPlan) -> bool {
-    worker.memory_mib >= super::WORKER_OVERHEAD_MIB + plan.limits.heap_mib
+    worker.memory_mib >= needed_mib(plan)
+}
+
+fn needed_mib(plan: &FunctionPlan) -> u32 {
+    super::WORKER_OVERHEAD_MIB + plan.limits.heap_mib
 }

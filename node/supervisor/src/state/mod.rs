@@ -9,6 +9,7 @@ mod share;
 mod tests;
 
 use std::collections::{BTreeMap, VecDeque};
+use std::num::NonZeroU32;
 
 use casemate_trust::statement::MAX_FUNCTIONS;
 use casemate_wire::control::gateway::ToGateway;
@@ -94,6 +95,11 @@ pub(crate) enum Effect {
     StartSingle { child: u64, which: Single },
     /// Start a worker.
     StartWorker { worker: WorkerId, memory_mib: u32 },
+    /// Narrow a worker's memory limit, before it is given its function.
+    Limit {
+        worker: WorkerId,
+        memory_mib: NonZeroU32,
+    },
     /// End a child at once.
     Kill { child: u64 },
     /// Give a spare its function: bundle, and channels to gateway and vault.

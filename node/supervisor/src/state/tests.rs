@@ -162,6 +162,37 @@ fn a_function_is_routed_when_its_bundle_is_here_and_served_when_it_is_needed() {
 }
 
 #[test]
+fn a_spare_is_narrowed_to_its_function_before_it_is_given_to_it() {
+    let (mut state, first) = up();
+    let mut large = function("large", 6);
+    large.limits.heap_mib = 512;
+    state.handle(plan(1, vec![function("web", 5), large]), 1);
+    state.handle(Input::BundleHere([5; 32]), 1);
+    state.handle(Input::BundleHere([6; 32]), 1);
+    let mut need = |name, waiting, spare| {
+        state.handle(Input::Ready { worker: spare }, 2);
+        let key = key(name);
+        let effects = state.handle(Input::Need { key, waiting }, 2);
+        let limits: Vec<_> = effects
+            .iter()
+            .filter_map(|effect| match effect {
+                Effect::Limit { worker, memory_mib } => Some((*worker, memory_mib.get())),
+                Effect::Serve { worker, .. } => Some((*worker, 0)),
+                _ => None,
+            })
+            .collect();
+        (limits, started(&effects)[0])
+    };
+    // The first spare is older than any function, and no larger than this one needs.
+    let (limits, second) = need("web", 1, first);
+    assert_eq!(limits, [(first, 0)]);
+    let (limits, third) = need("web", 3, second);
+    assert_eq!(limits, [(second, WORKER_OVERHEAD_MIB + 64), (second, 0)]);
+    let (limits, _) = need("large", 1, third);
+    assert_eq!(limits, [(third, 0)]);
+}
+
+#[test]
 fn a_new_release_is_made_warm_before_callers_are_led_to_it() {
     let (mut state, first) = up();
     state.handle(plan(1, vec![function("web", 5)]), 1);
