@@ -6,6 +6,7 @@
 
 pub mod control;
 mod driver;
+pub mod fair;
 mod stream;
 
 use std::io;

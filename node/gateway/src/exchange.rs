@@ -135,6 +135,7 @@ pub async fn answer(
         status: response.status().as_u16(),
         failure,
         head_us: u32::try_from(started.elapsed().as_micros()).unwrap_or(u32::MAX),
+        dropped: 0,
     });
     response
 }

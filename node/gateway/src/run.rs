@@ -66,7 +66,7 @@ pub async fn run(prepared: Prepared) -> Result<(), RunError> {
         .map(Certificates::config)
         .transpose()?
         .map(TlsAcceptor::from);
-    let (gateway, records) = Gateway::new(ids, patience, start.max_connections, certificates);
+    let gateway = Gateway::new(ids, patience, start.max_connections, certificates);
     for (listener, speaks_tls) in listeners {
         let listener = tokio::net::TcpListener::from_std(listener)?;
         tokio::spawn(serve::listen(
@@ -85,7 +85,6 @@ pub async fn run(prepared: Prepared) -> Result<(), RunError> {
     let mut speaking = tokio::spawn(supervise::speak(
         gateway.clone(),
         supervisor.clone(),
-        records,
         stopped,
     ));
     let grace = tokio::select! {

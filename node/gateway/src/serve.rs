@@ -5,11 +5,12 @@ use std::future::Future;
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
+use casemate_channel::fair;
+use casemate_wire::control::FunctionKey;
 use casemate_wire::control::gateway::Access;
 use http::{Request, Response};
 use hyper::body::Incoming;
@@ -17,7 +18,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::MissedTickBehavior;
 use tokio_rustls::TlsAcceptor;
 
@@ -49,7 +50,8 @@ const JUDGE_PERIOD: (Duration, Duration) = (Duration::from_millis(50), Duration:
 const CLOSE_WAIT: Duration = Duration::from_secs(1);
 /// After the kernel refused an accept, for want of descriptors or memory.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
-/// Access records that wait for the supervisor. Beyond it they are dropped and counted: logs do not slow callers down.
+/// Access records that wait for the supervisor. Beyond it they are dropped and counted, those of the function that has most:
+/// logs do not slow callers down.
 const MAX_RECORDS: usize = 4096;
 
 /// All that connections share.
@@ -66,22 +68,20 @@ pub struct Gateway {
     certificates: Option<Arc<Certificates>>,
     places: Arc<Semaphore>,
     max_connections: u32,
-    records: mpsc::Sender<Access>,
-    dropped_records: AtomicU64,
+    records: fair::Queue<Option<FunctionKey>, Access>,
     draining: watch::Sender<bool>,
 }
 
 impl Gateway {
-    /// With nothing to serve yet, and where its access records come out.
+    /// With nothing to serve yet.
     pub fn new(
         ids: RequestIds,
         patience: Patience,
         max_connections: u32,
         certificates: Option<Arc<Certificates>>,
-    ) -> (Arc<Self>, mpsc::Receiver<Access>) {
-        let (records, receiver) = mpsc::channel(MAX_RECORDS);
+    ) -> Arc<Self> {
         let max_connections = max_connections.max(1);
-        let gateway = Self {
+        Arc::new(Self {
             table: ArcSwap::default(),
             registry: Arc::default(),
             ids,
@@ -89,23 +89,24 @@ impl Gateway {
             certificates,
             places: Arc::new(Semaphore::new(max_connections as usize)),
             max_connections,
-            records,
-            dropped_records: AtomicU64::new(0),
+            records: fair::Queue::new(MAX_RECORDS),
             draining: watch::Sender::new(false),
-        };
-        (Arc::new(gateway), receiver)
+        })
     }
 
-    /// Hands an access record on, or counts it as dropped.
+    /// Hands an access record on. What is dropped instead, the function's next record counts.
     pub fn record(&self, access: Access) {
-        if self.records.try_send(access).is_err() {
-            self.dropped_records.fetch_add(1, Ordering::Relaxed);
-        }
+        self.records.push(access.key.clone(), access);
     }
 
-    /// Records dropped since last asked.
-    pub fn take_dropped_records(&self) -> u64 {
-        self.dropped_records.swap(0, Ordering::Relaxed)
+    /// The next record to say.
+    pub async fn next_record(&self) -> Access {
+        counted(self.records.next().await)
+    }
+
+    /// The same without waiting.
+    pub fn try_next_record(&self) -> Option<Access> {
+        self.records.try_next().map(counted)
     }
 
     /// Whether TLS was made for a host with another certificate than this one's (RFC 9110, section 15.5.20).
@@ -130,6 +131,13 @@ impl Gateway {
     /// Whether callers wait for a place.
     fn is_crowded(&self) -> bool {
         self.places.available_permits() == 0
+    }
+}
+
+fn counted(taken: fair::Taken<Access>) -> Access {
+    Access {
+        dropped: taken.lost,
+        ..taken.item
     }
 }
 
@@ -291,4 +299,52 @@ fn builder() -> auto::Builder<TokioExecutor> {
         .keep_alive_interval(HTTP2_PING)
         .keep_alive_timeout(HTTP2_PING);
     builder
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn access(function: &str) -> Access {
+        Access {
+            key: Some(FunctionKey {
+                tenant: [1; 32],
+                function: function.into(),
+            }),
+            request: String::new(),
+            method: "GET".into(),
+            path: "/".into(),
+            status: 200,
+            failure: None,
+            head_us: 1,
+            dropped: 0,
+        }
+    }
+
+    #[test]
+    fn a_function_with_many_requests_does_not_cost_another_its_records() {
+        let patience = Patience {
+            header: Duration::from_secs(1),
+            idle: Duration::from_secs(1),
+        };
+        let gateway = Gateway::new(RequestIds::new(1, 0), patience, 1, None);
+        (0..3 * MAX_RECORDS).for_each(|_| gateway.record(access("flood")));
+        (0..MAX_RECORDS / 4).for_each(|_| gateway.record(access("quiet")));
+        (0..MAX_RECORDS).for_each(|_| gateway.record(access("flood")));
+        let all: Vec<_> = std::iter::from_fn(|| gateway.try_next_record()).collect();
+        let of = |function| {
+            let all = all
+                .iter()
+                .filter(move |access| access.key == self::access(function).key);
+            (
+                all.clone().count(),
+                all.map(|access| access.dropped as usize).sum::<usize>(),
+            )
+        };
+        assert_eq!(of("quiet"), (MAX_RECORDS / 4, 0));
+        assert_eq!(
+            of("flood"),
+            (MAX_RECORDS * 3 / 4, 4 * MAX_RECORDS - MAX_RECORDS * 3 / 4)
+        );
+    }
 }

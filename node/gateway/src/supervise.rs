@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use casemate_channel::ControlError;
-use casemate_wire::control::gateway::{Access, FromGateway, Route, ToGateway};
-use tokio::sync::{mpsc, oneshot};
+use casemate_wire::control::gateway::{FromGateway, Route, ToGateway};
+use tokio::sync::oneshot;
 use tokio::time::MissedTickBehavior;
 
 use crate::answer::{Code, Refusal};
@@ -17,8 +17,6 @@ use crate::workers::Function;
 
 /// How often it is looked for needs to repeat and workers that rest.
 const ROUND: Duration = Duration::from_millis(250);
-/// Between two words in the log about records that were dropped, in rounds.
-const DROPPED_ROUNDS: u32 = 40;
 
 /// Does one thing that the supervisor says, except for `Drain`, which is given back.
 pub fn obey(gateway: &Arc<Gateway>, message: ToGateway, fds: Vec<OwnedFd>) -> Option<Duration> {
@@ -93,13 +91,11 @@ fn lead(gateway: &Gateway, route: Route) {
 pub async fn speak(
     gateway: Arc<Gateway>,
     supervisor: Arc<Supervisor>,
-    mut records: mpsc::Receiver<Access>,
     mut stop: oneshot::Receiver<()>,
 ) -> Result<(), ControlError> {
     let registry = gateway.registry.clone();
     let mut rounds = tokio::time::interval(ROUND);
     rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut round = 0_u32;
     loop {
         tokio::select! {
             biased;
@@ -113,19 +109,12 @@ pub async fn speak(
                     report(&supervisor, &function).await?;
                 }
                 registry.forget_what_is_over();
-                round = round.wrapping_add(1);
-                if round.is_multiple_of(DROPPED_ROUNDS) {
-                    let dropped = gateway.take_dropped_records();
-                    if dropped > 0 {
-                        tracing::warn!(dropped, "access records were dropped: the supervisor did not take them fast enough");
-                    }
-                }
             }
             _ = &mut stop => break,
-            Some(access) = records.recv() => supervisor.send(&FromGateway::Access(access), &[]).await?,
+            access = gateway.next_record() => supervisor.send(&FromGateway::Access(access), &[]).await?,
         }
     }
-    while let Ok(access) = records.try_recv() {
+    while let Some(access) = gateway.try_next_record() {
         supervisor.send(&FromGateway::Access(access), &[]).await?;
     }
     supervisor.send(&FromGateway::Stopped, &[]).await

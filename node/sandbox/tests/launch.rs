@@ -7,6 +7,7 @@ mod node;
 mod probe;
 
 use std::collections::BTreeSet;
+use std::num::NonZeroU32;
 use std::os::fd::AsFd;
 use std::process::Stdio;
 use std::time::Duration;
@@ -272,6 +273,70 @@ fn a_worker_that_eats_memory_is_ended_and_its_end_says_so() {
         }
     );
     assert_eq!(node.cgroups(), [""; 0], "removed with their worker");
+}
+
+#[test]
+fn a_memory_limit_is_narrowed_while_the_worker_runs_and_never_widened() {
+    if !is_root() {
+        println!("skipped: needs root");
+        return;
+    }
+    let mut node = Node::start(User::Root);
+    if !node.has_cgroups() {
+        println!("skipped: no cgroups here");
+        return;
+    }
+    let limit = |id, memory_mib| Command::Limit {
+        id,
+        memory_mib: NonZeroU32::new(memory_mib).unwrap(),
+    };
+    // What each is told, and then cannot have; the first could have half as much again, and the second all that it started with.
+    let cases = [
+        (1, vec![MEMORY_MIB / 2], MEMORY_MIB * 3 / 4),
+        (2, vec![MEMORY_MIB * 4], MEMORY_MIB * 2),
+        (3, vec![MEMORY_MIB / 2, MEMORY_MIB], MEMORY_MIB * 3 / 4),
+    ];
+    for (id, limits, too_much) in cases {
+        let (worker, _) = node.child(id, Program::Worker);
+        for memory_mib in limits {
+            node.send(limit(id, memory_mib), None);
+        }
+        // Commands are obeyed in order: with the answer to the next, these are in force.
+        drop(node.child(id + 10, Program::Worker));
+        let ended = Event::Exited {
+            id: id + 10,
+            end: End::Exit(0),
+        };
+        assert_eq!(node.event(), ended);
+        order(&worker, &format!("eat {}", MEMORY_MIB / 4));
+        assert_eq!(told(&worker), format!("ate {}", (MEMORY_MIB / 4) << 20));
+        order(&worker, &format!("eat {too_much}"));
+        let end = End::OutOfMemory;
+        assert_eq!(node.event(), Event::Exited { id, end });
+    }
+    // Nobody's: nothing is said.
+    node.send(limit(u64::MAX, 1), None);
+    node.child(4, Program::Worker);
+}
+
+#[test]
+fn where_there_is_no_memory_cgroup_a_limit_changes_nothing() {
+    let mut node = Node::start(User::Nobody);
+    if node.has_cgroups() {
+        println!("skipped: cgroups for everybody here");
+        return;
+    }
+    let (worker, _) = node.child(1, Program::Worker);
+    node.send(
+        Command::Limit {
+            id: 1,
+            memory_mib: NonZeroU32::MIN,
+        },
+        None,
+    );
+    let _after = node.child(2, Program::Worker);
+    order(&worker, &format!("eat {}", MEMORY_MIB / 2));
+    assert_eq!(told(&worker), format!("ate {}", (MEMORY_MIB / 2) << 20));
 }
 
 #[test]

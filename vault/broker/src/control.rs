@@ -4,11 +4,10 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use casemate_channel::{Control, ControlError, Skipped};
+use casemate_channel::{Control, ControlError, Skipped, fair};
 use casemate_trust::id::TenantId;
 use casemate_wire::control::parts::Part;
 use casemate_wire::control::vault::{Event, FromVault, ToVault};
-use tokio::sync::mpsc;
 
 use crate::Closed;
 use crate::calls::Calls;
@@ -16,7 +15,7 @@ use crate::config::Config;
 use crate::signer;
 use crate::vault::{Vault, VaultError};
 
-/// Events that wait to be sent; more are dropped and counted in the log.
+/// Events that wait to be sent; of more, those of the tenant that has most are dropped, and counted in its next one.
 const MAX_EVENTS: usize = 1024;
 /// Longest text for people in a message, bytes: the control plane hears half of it.
 const MAX_TEXT_BYTES: usize = 4096;
@@ -41,8 +40,8 @@ pub(crate) async fn serve(
 ) -> Result<(), VaultError> {
     let control: Socket = Control::new(control).map_err(casemate_channel::ControlError::Socket)?;
     let vault = Arc::new(vault);
-    let (events, mut pending) = mpsc::channel::<Event>(MAX_EVENTS);
-    let calls = match Calls::new(config, descriptors, vault.clone(), events) {
+    let events = Arc::new(fair::Queue::<TenantId, Event>::new(MAX_EVENTS));
+    let calls = match Calls::new(config, descriptors, vault.clone(), events.clone()) {
         Ok(calls) => Arc::new(calls),
         Err(message) => {
             let failed = FromVault::Failed {
@@ -98,7 +97,10 @@ pub(crate) async fn serve(
                 }
                 Err(error) => return Err(error.into()),
             },
-            Some(event) = pending.recv() => tell(&control, &FromVault::Event(event)).await?,
+            taken = events.next() => {
+                let event = Event { dropped: taken.lost, ..taken.item };
+                tell(&control, &FromVault::Event(event)).await?;
+            }
             _ = leases.tick() => {
                 if let Some(nonce) = vault.lease_question(false) {
                     tell(&control, &FromVault::LeaseWanted { nonce }).await?;

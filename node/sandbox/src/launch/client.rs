@@ -43,7 +43,7 @@ impl Client {
         if matches!(command, Command::Start { .. }) != descriptor.is_some() {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidInput,
-                "start takes one descriptor and kill takes none",
+                "start takes one descriptor and the others take none",
             ));
         }
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];

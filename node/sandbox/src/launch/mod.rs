@@ -5,17 +5,19 @@
 //! | bytes | of a command | of an event |
 //! |---|---|---|
 //! | 0..4 | `CSMT` | `CSMT` |
-//! | 4 | 1 start, 2 kill | 3 started, 4 refused, 5 exited |
+//! | 4 | 1 start, 2 kill, 6 limit | 3 started, 4 refused, 5 exited |
 //! | 5 | of start: the program | of refused: why; of exited: how |
 //! | 6..8 | 0 | 0 |
 //! | 8..16 | id | id |
-//! | 16..20 | of start: memory, MiB | of started: pid; of refused: errno; of exited: code or signal |
+//! | 16..20 | of start and limit: memory, MiB | of started: pid; of refused: errno; of exited: code or signal |
 //! | 20..24 | of start: processes and threads | 0 |
 //! | 24..64 | 0 | 0 |
 //!
 //! and anything else is malformed: `casemate-launch` ends everything rather than guess.
 
 mod client;
+
+use std::num::NonZeroU32;
 
 pub use client::Client;
 
@@ -68,6 +70,15 @@ pub enum Command {
     Kill {
         /// Which.
         id: u64,
+    },
+    /// Narrow a child's memory limit: a spare is started for the largest function, and then given one. Says nothing. One that
+    /// would widen the limit is not obeyed; a child that cannot be narrowed is ended; without a memory cgroup nothing
+    /// is done.
+    Limit {
+        /// Which.
+        id: u64,
+        /// Memory limit, MiB: at most the one in force.
+        memory_mib: NonZeroU32,
     },
 }
 
@@ -139,6 +150,7 @@ impl Command {
                 pids,
             } => packet(1, program.to_byte(), id, memory_mib, pids),
             Self::Kill { id } => packet(2, 0, id, 0, 0),
+            Self::Limit { id, memory_mib } => packet(6, 0, id, memory_mib.get(), 0),
         }
     }
 
@@ -156,6 +168,10 @@ impl Command {
                 pids: fields.second,
             },
             2 => Self::Kill { id: fields.id },
+            6 => Self::Limit {
+                id: fields.id,
+                memory_mib: NonZeroU32::new(fields.first).ok_or(Malformed)?,
+            },
             _ => return Err(Malformed),
         };
         if command.encode() == bytes {
@@ -321,6 +337,8 @@ mod tests {
                 }
             ),
             any::<u64>().prop_map(|id| Command::Kill { id }),
+            (any::<u64>(), any::<NonZeroU32>())
+                .prop_map(|(id, memory_mib)| Command::Limit { id, memory_mib }),
         ]
     }
 
@@ -370,6 +388,11 @@ mod tests {
             if let Ok(command) = Command::decode(&bytes) {
                 prop_assert_eq!(command.encode().to_vec(), bytes.clone());
             }
+        }
+
+        #[test]
+        fn a_limit_of_nothing_is_none(id in any::<u64>()) {
+            prop_assert_eq!(Command::decode(&packet(6, 0, id, 0, 0)), Err(Malformed));
         }
 
         #[test]

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::num::NonZeroU32;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::Arc;
 
@@ -98,10 +99,17 @@ impl Children {
 
     /// Ends a child at once.
     pub(crate) async fn kill(&mut self, id: u64) -> io::Result<()> {
+        self.command(Command::Kill { id }).await
+    }
+
+    /// Narrows a child's memory limit.
+    pub(crate) async fn limit(&mut self, id: u64, memory_mib: NonZeroU32) -> io::Result<()> {
+        self.command(Command::Limit { id, memory_mib }).await
+    }
+
+    async fn command(&self, command: Command) -> io::Result<()> {
         self.watch
-            .async_io(Interest::WRITABLE, || {
-                self.launch.send(&Command::Kill { id }, None)
-            })
+            .async_io(Interest::WRITABLE, || self.launch.send(&command, None))
             .await
     }
 

@@ -12,7 +12,8 @@ use casemate_wire::control::worker::{Load, ToWorker};
 use casemate_wire::control::{FunctionKey, WorkerId};
 
 use super::push::Say;
-use super::{Child, Shell};
+use super::{Child, Serving, Shell};
+use crate::state::budget::Budget;
 use crate::state::{Effect, Input, Single, WORKER_PIDS};
 
 impl Shell {
@@ -38,6 +39,9 @@ impl Shell {
                 self.children
                     .start(worker.0, Program::Worker, memory_mib, WORKER_PIDS)
                     .await?;
+            }
+            Effect::Limit { worker, memory_mib } => {
+                self.children.limit(worker.0, memory_mib).await?;
             }
             Effect::Kill { child } => self.children.kill(child).await?,
             Effect::Serve { worker, key, plan } => self.serve(worker, key, &plan)?,
@@ -87,7 +91,11 @@ impl Shell {
             bindings: plan.bindings.clone(),
             dynamic_code: plan.dynamic_code,
         };
-        self.serving.insert(worker.0, key.clone());
+        let serving = Serving {
+            key: key.clone(),
+            records: Budget::new(self.now_ms()),
+        };
+        self.serving.insert(worker.0, serving);
         let (vault, release) = (
             ToVault::Channel {
                 worker,

@@ -28,11 +28,12 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::config::Config;
+use crate::state::budget::Budget;
 use crate::state::carry::{Carried, Carrier};
 use crate::state::{Input, Supervision};
 use bundles::Bundles;
 use children::Children;
-use push::{Heard, Say};
+use push::{Heard, Records, Say};
 
 /// Things that happened and wait; whoever has more to tell waits.
 const MAX_HAPPENINGS: usize = 1024;
@@ -69,6 +70,14 @@ struct Child {
     closed: bool,
 }
 
+/// A worker that has a function.
+#[derive(Debug)]
+struct Serving {
+    key: FunctionKey,
+    /// What may be recorded of what it says.
+    records: Budget,
+}
+
 /// See the module.
 struct Shell {
     config: Config,
@@ -78,11 +87,12 @@ struct Shell {
     alive: BTreeMap<u64, Child>,
     vault: Option<u64>,
     gateway: Option<u64>,
-    /// Function of each worker that has one, for its log lines.
-    serving: BTreeMap<u64, FunctionKey>,
+    /// Workers that have a function.
+    serving: BTreeMap<u64, Serving>,
     bundles: Option<Bundles>,
     carrier: Carrier,
     says: Option<mpsc::Sender<Say>>,
+    records: Records,
     connected: bool,
     cursor: Option<Cursor>,
     identity: Option<Box<VaultHello>>,
@@ -123,6 +133,7 @@ pub(crate) async fn run(
         bundles: None,
         carrier: Carrier::default(),
         says: None,
+        records: Records::default(),
         connected: false,
         cursor: None,
         identity: None,
@@ -250,7 +261,7 @@ impl Shell {
         else {
             return Ok(());
         };
-        let (end, key) = (*end, self.serving.get(&id).cloned());
+        let (end, key) = (*end, self.serving.get(&id).map(|serving| &serving.key));
         let failure = match end {
             End::OutOfMemory => Failure::ExceededMemory,
             End::Exit(_) | End::Signal(_) => Failure::WorkerLost,
@@ -270,7 +281,10 @@ impl Shell {
 
     fn gone(&mut self, id: u64) {
         self.alive.remove(&id);
-        self.serving.remove(&id);
+        if let Some(mut serving) = self.serving.remove(&id) {
+            let dropped = serving.records.take_dropped();
+            self.log_dropped(&serving.key, dropped, "the function logged too fast");
+        }
         self.children.forget(id);
         if self.vault == Some(id) {
             self.vault = None;
@@ -309,13 +323,12 @@ impl Shell {
         }
     }
 
-    fn say(&mut self, say: Say) {
+    fn say(&self, say: Say) {
         let Some(says) = &self.says else { return };
-        // Half of the queue is kept for what must arrive: logs are lost first, and counted.
-        let may_wait = matches!(say, Say::Log(_) | Say::Status(_));
-        let full = may_wait && says.capacity() < push::MAX_COMMANDS / 2;
-        if full || says.try_send(say).is_err() {
-            self.lost_logs += 1;
+        if says.try_send(say).is_err() {
+            tracing::warn!(
+                "more is to be said to the control plane than can wait; something is not"
+            );
         }
     }
 
@@ -340,7 +353,8 @@ impl Shell {
             let _queued = says.try_send(Say::FetchBundle(Digest(digest)));
         }
         self.says = Some(says);
-        tokio::spawn(push::run(link, said, self.happenings.clone()));
+        let (records, happenings) = (self.records.clone(), self.happenings.clone());
+        tokio::spawn(push::run(link, said, records, happenings));
         Ok(())
     }
 

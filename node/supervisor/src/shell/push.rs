@@ -5,9 +5,11 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use casemate_channel::fair::{self, Taken};
 use casemate_push::bundle::{Header, Part, Receiver};
-use casemate_push::{Hello, LogEntry, NodeEnd, NodeEvent, StatementId, Violation};
+use casemate_push::{Hello, LogEntry, LogLevel, NodeEnd, NodeEvent, StatementId, Violation};
 use casemate_trust::id::{Digest, TenantId};
+use casemate_wire::control::FunctionKey;
 use quinn::{Connection, Endpoint, RecvStream, SendStream, VarInt};
 use ring::rand::{SecureRandom as _, SystemRandom};
 use tokio::sync::mpsc;
@@ -33,8 +35,11 @@ const MAX_UNI_STREAMS: u32 = 8;
 const READ_BYTES: usize = 64 * 1024;
 /// A bundle that the control plane did not have is asked for again after this.
 const ASK_AGAIN: Duration = Duration::from_secs(5);
-/// Things to say that wait; the main loop drops logs first.
+/// Things to say that wait.
 pub(crate) const MAX_COMMANDS: usize = 4096;
+/// Records that wait, each of 5 KiB at most: those of functions, and those of refused calls.
+const MAX_LOGS: usize = 2048;
+const MAX_REFUSALS: usize = 1024;
 
 /// What to say to the control plane.
 #[derive(Debug)]
@@ -56,8 +61,44 @@ pub(crate) enum Say {
     /// Only these are wanted.
     Keep(Vec<Digest>),
     Lease([u8; 32]),
-    Log(LogEntry),
     Status(String),
+}
+
+/// Records for the control plane, which wait here while there is no connection. A function that has too many loses its own,
+/// and reads in its log how many.
+#[derive(Debug, Clone)]
+pub(crate) struct Records {
+    /// Of workers and requests.
+    pub(crate) logs: Arc<fair::Queue<FunctionKey, LogEntry>>,
+    /// Of calls that the vault refused: apart, so that no log is a way to hide them, and a share for each tenant.
+    pub(crate) refusals: Arc<fair::Queue<TenantId, LogEntry>>,
+}
+
+impl Default for Records {
+    fn default() -> Self {
+        Self {
+            logs: Arc::new(fair::Queue::new(MAX_LOGS)),
+            refusals: Arc::new(fair::Queue::new(MAX_REFUSALS)),
+        }
+    }
+}
+
+impl Records {
+    /// What is next, after a word about what was lost before it.
+    async fn next(&self) -> (Option<LogEntry>, LogEntry) {
+        let Taken { item, lost } = tokio::select! {
+            taken = self.refusals.next() => taken,
+            taken = self.logs.next() => taken,
+        };
+        let word = (lost > 0).then(|| LogEntry {
+            request: None,
+            level: LogLevel::Warn,
+            message: format!("{lost} records were dropped: they come faster than they can be sent"),
+            failure: None,
+            ..item.clone()
+        });
+        (word, item)
+    }
 }
 
 /// What the connection has to tell.
@@ -103,13 +144,22 @@ type Wanted = BTreeMap<Digest, Vec<u8>>;
 pub(crate) async fn run(
     mut link: Link,
     mut says: mpsc::Receiver<Say>,
+    records: Records,
     happenings: mpsc::Sender<Happening>,
 ) {
     let mut wanted = Wanted::new();
     let mut pause = RETRY_MIN;
     loop {
         let mut served = false;
-        let broken = session(&mut link, &mut says, &happenings, &mut wanted, &mut served).await;
+        let broken = session(
+            &mut link,
+            &mut says,
+            &records,
+            &happenings,
+            &mut wanted,
+            &mut served,
+        )
+        .await;
         let Err(broken) = broken else { return };
         if matches!(broken, Broken::Ended) {
             return;
@@ -211,6 +261,7 @@ async fn connect(link: &Link) -> Result<(Endpoint, Connection), Broken> {
 async fn session(
     link: &mut Link,
     says: &mut mpsc::Receiver<Say>,
+    records: &Records,
     happenings: &mpsc::Sender<Happening>,
     wanted: &mut Wanted,
     served: &mut bool,
@@ -243,6 +294,10 @@ async fn session(
                 (Say::Hello(hello), none) => *none = Some(NodeEnd::member(*hello)),
                 (say, Some(node)) => speak(node, say, wanted)?,
                 (say, None) => note(say, wanted),
+            },
+            // Not sooner than they can be sent: what would wait with the protocol waits without shares.
+            (word, entry) = records.next(), if *served => if let Some(node) = &mut node {
+                word.into_iter().chain([entry]).for_each(|entry| node.log(entry));
             },
             read = reader.read(&mut chunk) => {
                 let length = read.map_err(|error| Broken::Stream(error.to_string()))?.ok_or_else(|| Broken::Stream("it ended".into()))?;
@@ -310,7 +365,6 @@ fn speak(node: &mut NodeEnd, say: Say, wanted: &mut Wanted) -> Result<(), Violat
             node.fetch_bundle(digest, so_far)?;
         }
         Say::Lease(nonce) => node.lease(nonce)?,
-        Say::Log(entry) => node.log(entry),
         Say::Status(json) => node.status(json),
         say @ (Say::Keep(_) | Say::Hello(_)) => note(say, wanted),
     }
@@ -386,4 +440,63 @@ fn put_together(
     }
     wanted.remove(&header.digest);
     Ok(Some((header.digest, bytes)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(tenant: u8, text: &str) -> LogEntry {
+        LogEntry {
+            tenant: TenantId([tenant; 32]),
+            function: "web".parse().unwrap(),
+            request: None,
+            level: LogLevel::Info,
+            message: text.into(),
+            time_ms: 0,
+            failure: None,
+        }
+    }
+
+    fn key(tenant: u8) -> FunctionKey {
+        FunctionKey {
+            tenant: [tenant; 32],
+            function: "web".into(),
+        }
+    }
+
+    #[tokio::test]
+    async fn no_flood_hides_a_refusal_or_the_logs_of_another_and_what_is_missing_is_said() {
+        let records = Records::default();
+        for _ in 0..3 * MAX_LOGS {
+            records.logs.push(key(1), entry(1, "flood"));
+        }
+        records.logs.push(key(2), entry(2, "log"));
+        for _ in 0..3 * MAX_REFUSALS {
+            let refusal = entry(1, "refused flood");
+            records.refusals.push(refusal.tenant, refusal);
+        }
+        let refusal = entry(2, "refusal");
+        records.refusals.push(refusal.tenant, refusal);
+
+        let (mut words, mut quiet) = (Vec::new(), Vec::new());
+        for _ in 0..MAX_LOGS + MAX_REFUSALS {
+            let (word, entry) = records.next().await;
+            words.extend(word);
+            quiet.extend(Some(entry).filter(|entry| entry.tenant == TenantId([2; 32])));
+        }
+        quiet.sort_by_key(|entry| entry.message.len());
+        assert_eq!(quiet, [entry(2, "log"), entry(2, "refusal")]);
+        let dropped = [2 * MAX_LOGS + 1, 2 * MAX_REFUSALS + 1].map(|dropped| {
+            let message =
+                format!("{dropped} records were dropped: they come faster than they can be sent");
+            let level = LogLevel::Warn;
+            LogEntry {
+                level,
+                ..entry(1, &message)
+            }
+        });
+        words.sort_by_key(|word| word.message != dropped[0].message);
+        assert_eq!(words, dropped);
+    }
 }

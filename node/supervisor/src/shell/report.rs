@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use casemate_push::{LogEntry, LogLevel};
+use casemate_push::{LogEntry, LogLevel, MAX_LOG_BYTES};
 use casemate_trust::id::TenantId;
 use casemate_wire::control::gateway::Access;
 use casemate_wire::control::vault::{Event, ToVault};
@@ -12,7 +12,12 @@ use casemate_wire::control::{Failure, FunctionKey, LayerReport};
 use super::Shell;
 use super::push::Say;
 
+/// Of a record's text and of the request that it names, what the control plane is sent at most, in bytes.
+const MAX_MESSAGE_BYTES: usize = MAX_LOG_BYTES / 2;
+const MAX_REQUEST_BYTES: usize = MAX_LOG_BYTES / 8;
+
 impl Shell {
+    /// Records what a worker has to say, as far as its budget goes.
     pub(super) fn log(
         &mut self,
         worker: u64,
@@ -21,12 +26,30 @@ impl Shell {
         message: &str,
         failure: Option<&str>,
     ) {
-        if let Some(key) = self.serving.get(&worker).cloned() {
-            self.log_function(&key, request, level, message, failure);
+        let now_ms = self.now_ms();
+        let Some(serving) = self.serving.get_mut(&worker) else {
+            return;
+        };
+        let bytes = message.len() + request.as_ref().map_or(0, String::len);
+        match serving.records.spend(bytes, now_ms) {
+            Some(dropped) => {
+                let key = serving.key.clone();
+                self.log_dropped(&key, dropped, "the function logs too fast");
+                self.log_function(&key, request, level, message, failure);
+            }
+            None => self.lost_logs += 1,
         }
     }
 
-    pub(super) fn log_function(
+    /// Says in a function's own log what is missing there.
+    pub(super) fn log_dropped(&mut self, key: &FunctionKey, dropped: u32, why: &str) {
+        if dropped > 0 {
+            let message = format!("{dropped} records were dropped: {why}");
+            self.log_function(key, None, LogLevel::Warn, &message, None);
+        }
+    }
+
+    fn log_function(
         &mut self,
         key: &FunctionKey,
         request: Option<String>,
@@ -34,45 +57,35 @@ impl Shell {
         message: &str,
         failure: Option<&str>,
     ) {
-        let Ok(function) = key.function.parse() else {
-            return;
-        };
-        let time_ms = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .map_or(0, |since| {
-                u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
-            });
-        let (message, failure) = (message.to_owned(), failure.map(ToOwned::to_owned));
-        self.say(Say::Log(LogEntry {
-            tenant: TenantId(key.tenant),
-            function,
-            request,
-            level,
-            message,
-            time_ms,
-            failure,
-        }));
+        if let Some(entry) = entry(key, request, level, message, failure)
+            && !self.records.logs.push(key.clone(), entry)
+        {
+            self.lost_logs += 1;
+        }
     }
 
     pub(super) fn log_event(&mut self, event: Event) {
-        match event.key {
-            Some(key) => self.log_function(
-                &key,
-                event.request,
-                LogLevel::Warn,
-                &event.message,
-                Some(&event.code),
-            ),
-            None => tracing::warn!(
-                code = event.code,
-                message = event.message,
-                "the vault reports"
-            ),
+        let (code, message) = (event.code, event.message);
+        let Some(key) = event.key else {
+            tracing::warn!(code, message, "the vault reports");
+            return;
+        };
+        let missing = (event.dropped > 0).then(|| {
+            let dropped = event.dropped;
+            format!("{dropped} refused calls of this tenant were not recorded: there are too many")
+        });
+        let missing = missing.and_then(|text| entry(&key, None, LogLevel::Warn, &text, None));
+        let refusal = entry(&key, event.request, LogLevel::Warn, &message, Some(&code));
+        for entry in missing.into_iter().chain(refusal) {
+            if !self.records.refusals.push(entry.tenant, entry) {
+                self.lost_logs += 1;
+            }
         }
     }
 
     pub(super) fn log_access(&mut self, access: Access) {
         let Some(key) = access.key else { return };
+        self.log_dropped(&key, access.dropped, "there are too many requests");
         let message = format!(
             "{} {} {} {} us",
             access.method, access.path, access.status, access.head_us
@@ -123,7 +136,7 @@ impl Shell {
         let workers: Vec<_> = self
             .serving
             .iter()
-            .map(|(id, key)| serde_json::json!({ "worker": id, "pid": pid(Some(*id)), "function": key.function }))
+            .map(|(id, serving)| serde_json::json!({ "worker": id, "pid": pid(Some(*id)), "function": serving.key.function }))
             .collect();
         serde_json::json!({
             "software": env!("CARGO_PKG_VERSION"),
@@ -133,4 +146,29 @@ impl Shell {
             "pids": { "vault": pid(self.vault), "gateway": pid(self.gateway) }, "workers": workers, "lost_logs": self.lost_logs,
         })
     }
+}
+
+/// A record of now, if a function can have that name; cut to what is sent of it, so that a full queue has a known size.
+fn entry(
+    key: &FunctionKey,
+    request: Option<String>,
+    level: LogLevel,
+    message: &str,
+    failure: Option<&str>,
+) -> Option<LogEntry> {
+    let time_ms = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| {
+            u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+        });
+    let cut = |text: &str, bytes| text[..text.floor_char_boundary(bytes)].to_owned();
+    Some(LogEntry {
+        tenant: TenantId(key.tenant),
+        function: key.function.parse().ok()?,
+        request: request.map(|request| cut(&request, MAX_REQUEST_BYTES)),
+        level,
+        message: cut(message, MAX_MESSAGE_BYTES),
+        time_ms,
+        failure: failure.map(ToOwned::to_owned),
+    })
 }

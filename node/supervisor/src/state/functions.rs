@@ -1,6 +1,7 @@
 //! Functions: their bundles, routes and workers.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::num::NonZeroU32;
 
 use casemate_wire::control::gateway::{Route, ToGateway};
 use casemate_wire::control::vault::{FunctionPlan, Plan};
@@ -18,7 +19,7 @@ pub(super) struct Function {
     /// The release that the gateway routes to.
     routed: Option<Digest>,
     /// A first worker of the wanted release is being made ready, so that switching costs no caller anything.
-    warming: bool,
+    pub(super) warming: bool,
     /// Loads that failed in a row, and until when nobody tries again.
     failures: u32,
     again_ms: Millis,
@@ -207,29 +208,10 @@ impl Supervision {
             return self.effects.push(Effect::Gateway(refusal));
         }
         // Each worker on its way takes as many as it may; one more is asked for only when that is not enough.
-        let release = function.plan.release;
-        let coming = self
-            .workers_of(&key, Some(release))
-            .into_iter()
-            .filter(|id| matches!(self.workers[id].stage, Stage::Loading(..)))
-            .count();
-        let coming = coming + self.waiting.iter().filter(|other| **other == key).count();
+        let coming = self.loading(&key, function.plan.release)
+            + self.waiting.iter().filter(|other| **other == key).count();
         if (waiting as usize) <= coming * function.plan.limits.concurrency.max(1) as usize {
             return;
-        }
-        if self.workers.len() >= self.bounds.max_workers
-            && !self
-                .workers
-                .values()
-                .any(|worker| worker.stage == Stage::Spare)
-            && coming == 0
-        {
-            let message = "this node runs as many workers as it may".to_owned();
-            return self.effects.push(Effect::Gateway(ToGateway::Refuse {
-                key,
-                failure: Failure::Unavailable,
-                message,
-            }));
         }
         self.waiting.push_back(key);
     }
@@ -244,7 +226,8 @@ impl Supervision {
             let Some(function) = self.functions.get(&key) else {
                 continue;
             };
-            if self.bundles.get(&function.plan.bundle) != Some(&true) {
+            let here = self.bundles.get(&function.plan.bundle) == Some(&true);
+            if !here || !self.may_be_given(&key.tenant) {
                 later.push_back(key);
                 continue;
             }
@@ -261,6 +244,17 @@ impl Supervision {
             if let Some(worker) = self.workers.get_mut(&id) {
                 worker.stage = Stage::Loading(key.clone(), plan.release);
                 (worker.since_ms, worker.deadline_ms) = (now_ms, Some(now_ms + SILENCE_MS));
+                // A spare is as large as the largest function; nobody else is to have that much.
+                let needed_mib = needed_mib(&plan);
+                let narrower =
+                    NonZeroU32::new(needed_mib).filter(|_| needed_mib < worker.memory_mib);
+                if let Some(memory_mib) = narrower {
+                    worker.memory_mib = needed_mib;
+                    self.effects.push(Effect::Limit {
+                        worker: id,
+                        memory_mib,
+                    });
+                }
             }
             self.effects.push(Effect::Serve {
                 worker: id,
@@ -391,7 +385,15 @@ impl Supervision {
         }));
     }
 
-    fn workers_of(&self, key: &FunctionKey, release: Option<Digest>) -> Vec<WorkerId> {
+    /// Workers of this release that load.
+    pub(super) fn loading(&self, key: &FunctionKey, release: Digest) -> usize {
+        self.workers_of(key, Some(release))
+            .into_iter()
+            .filter(|id| matches!(self.workers[id].stage, Stage::Loading(..)))
+            .count()
+    }
+
+    pub(super) fn workers_of(&self, key: &FunctionKey, release: Option<Digest>) -> Vec<WorkerId> {
         let serves = |worker: &Worker| match &worker.stage {
             Stage::Loading(other, runs) | Stage::Serving(other, runs) => {
                 other == key && release.is_none_or(|release| release == *runs)
@@ -434,5 +436,9 @@ impl Supervision {
 }
 
 fn fits(worker: &Worker, plan: &FunctionPlan) -> bool {
-    worker.memory_mib >= super::WORKER_OVERHEAD_MIB + plan.limits.heap_mib
+    worker.memory_mib >= needed_mib(plan)
+}
+
+fn needed_mib(plan: &FunctionPlan) -> u32 {
+    super::WORKER_OVERHEAD_MIB + plan.limits.heap_mib
 }

@@ -1,12 +1,15 @@
 //! What the supervisor decides: which programs run, which worker serves which function, when to try again. Time and events
 //! in, effects out; it waits for nobody.
 
+pub(crate) mod budget;
 pub(crate) mod carry;
 mod functions;
+mod share;
 #[cfg(test)]
 mod tests;
 
 use std::collections::{BTreeMap, VecDeque};
+use std::num::NonZeroU32;
 
 use casemate_trust::statement::MAX_FUNCTIONS;
 use casemate_wire::control::gateway::ToGateway;
@@ -92,6 +95,11 @@ pub(crate) enum Effect {
     StartSingle { child: u64, which: Single },
     /// Start a worker.
     StartWorker { worker: WorkerId, memory_mib: u32 },
+    /// Narrow a worker's memory limit, before it is given its function.
+    Limit {
+        worker: WorkerId,
+        memory_mib: NonZeroU32,
+    },
     /// End a child at once.
     Kill { child: u64 },
     /// Give a spare its function: bundle, and channels to gateway and vault.
@@ -148,6 +156,8 @@ struct Worker {
     fatal: Option<Failure>,
     /// When it is killed if it is still there.
     deadline_ms: Option<Millis>,
+    /// When it was last said to have nothing to do.
+    rested_ms: Option<Millis>,
     memory_mib: u32,
 }
 
@@ -222,7 +232,11 @@ impl Supervision {
             Input::Idle { worker, idle_ms } if idle_ms >= self.bounds.idle_ms => {
                 self.retire(worker, now_ms);
             }
-            Input::Idle { .. } => {}
+            Input::Idle { worker, .. } => {
+                if let Some(worker) = self.workers.get_mut(&worker) {
+                    worker.rested_ms = Some(now_ms);
+                }
+            }
             Input::Drained { worker } => self.stop(worker, now_ms),
             Input::Ready { worker } => {
                 if let Some(worker) = self
@@ -308,6 +322,7 @@ impl Supervision {
             }
         }
         self.serve_waiting(now_ms);
+        self.share_out(now_ms);
         self.start_spares(now_ms);
     }
 
@@ -333,6 +348,7 @@ impl Supervision {
                     since_ms: now_ms,
                     fatal: None,
                     deadline_ms,
+                    rested_ms: None,
                     memory_mib,
                 },
             );

@@ -11,7 +11,7 @@ const BOUNDS: Bounds = Bounds {
 };
 const TENANT: Digest = [1; 32];
 
-fn function(name: &str, release: u8) -> FunctionPlan {
+pub(super) fn function(name: &str, release: u8) -> FunctionPlan {
     FunctionPlan {
         function: name.into(),
         release: [release; 32],
@@ -41,6 +41,18 @@ fn plan(version: u64, functions: Vec<FunctionPlan>) -> Input {
     let mut parts = parts(version, functions);
     assert_eq!(parts.len(), 1);
     Input::Plan(Box::new(parts.remove(0)))
+}
+
+/// What a tenant runs, in one part.
+pub(super) fn plan_of(tenant: Digest, functions: Vec<FunctionPlan>) -> Input {
+    let plan = Plan {
+        tenant,
+        name: "shop".into(),
+        manifest_version: 1,
+        manifest: [0; 32],
+        functions,
+    };
+    Input::Plan(Box::new(Part::cut(plan).remove(0)))
 }
 
 fn parts(version: u64, functions: Vec<FunctionPlan>) -> Vec<Part<Plan>> {
@@ -147,6 +159,37 @@ fn a_function_is_routed_when_its_bundle_is_here_and_served_when_it_is_needed() {
         .is_empty(),
         "the one that is coming takes two"
     );
+}
+
+#[test]
+fn a_spare_is_narrowed_to_its_function_before_it_is_given_to_it() {
+    let (mut state, first) = up();
+    let mut large = function("large", 6);
+    large.limits.heap_mib = 512;
+    state.handle(plan(1, vec![function("web", 5), large]), 1);
+    state.handle(Input::BundleHere([5; 32]), 1);
+    state.handle(Input::BundleHere([6; 32]), 1);
+    let mut need = |name, waiting, spare| {
+        state.handle(Input::Ready { worker: spare }, 2);
+        let key = key(name);
+        let effects = state.handle(Input::Need { key, waiting }, 2);
+        let limits: Vec<_> = effects
+            .iter()
+            .filter_map(|effect| match effect {
+                Effect::Limit { worker, memory_mib } => Some((*worker, memory_mib.get())),
+                Effect::Serve { worker, .. } => Some((*worker, 0)),
+                _ => None,
+            })
+            .collect();
+        (limits, started(&effects)[0])
+    };
+    // The first spare is older than any function, and no larger than this one needs.
+    let (limits, second) = need("web", 1, first);
+    assert_eq!(limits, [(first, 0)]);
+    let (limits, third) = need("web", 3, second);
+    assert_eq!(limits, [(second, WORKER_OVERHEAD_MIB + 64), (second, 0)]);
+    let (limits, _) = need("large", 1, third);
+    assert_eq!(limits, [(third, 0)]);
 }
 
 #[test]
@@ -276,14 +319,7 @@ fn a_host_stays_with_who_had_it_first() {
     state.handle(Input::BundleHere([5; 32]), 1);
     let mut thief = function("thief", 6);
     thief.hosts = vec!["web.test".into()];
-    let other = Plan {
-        tenant: [2; 32],
-        name: "other".into(),
-        manifest_version: 1,
-        manifest: [0; 32],
-        functions: vec![thief],
-    };
-    state.handle(Input::Plan(Box::new(Part::cut(other).remove(0))), 2);
+    state.handle(plan_of([2; 32], vec![thief]), 2);
     assert_eq!(
         routed(&state.handle(Input::BundleHere([6; 32]), 3)),
         [([6; 32], vec![])]

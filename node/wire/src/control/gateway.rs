@@ -176,4 +176,6 @@ pub struct Access {
     pub failure: Option<Failure>,
     /// Until the head of the response was sent, microseconds.
     pub head_us: u32,
+    /// Records of this function that were dropped before: they came faster than they could be said.
+    pub dropped: u32,
 }

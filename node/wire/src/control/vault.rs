@@ -259,4 +259,6 @@ pub struct Event {
     pub code: String,
     /// Text for people, without secrets.
     pub message: String,
+    /// Events of this tenant that were dropped before: they came faster than they could be said.
+    pub dropped: u32,
 }

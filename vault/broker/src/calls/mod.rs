@@ -12,13 +12,13 @@ use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use casemate_channel::Incoming;
+use casemate_channel::{Incoming, fair};
 use casemate_trust::id::{Digest, TenantId};
 use casemate_trust::name::Name;
 use casemate_wire::control::vault::Event;
 use casemate_wire::control::{FunctionKey, WorkerId};
 use casemate_wire::{Fields, ResponseHead};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::Semaphore;
 
 use crate::config::Config;
 use crate::control::cut;
@@ -86,7 +86,7 @@ pub(crate) struct Caller {
 pub(crate) struct Calls {
     vault: Arc<Vault>,
     upstreams: Upstreams,
-    events: mpsc::Sender<Event>,
+    events: Arc<fair::Queue<TenantId, Event>>,
     workers: Mutex<HashMap<WorkerId, tokio::task::AbortHandle>>,
     max_calls: usize,
     room: Arc<Semaphore>,
@@ -98,7 +98,7 @@ impl Calls {
         config: &Config,
         descriptors: u64,
         vault: Arc<Vault>,
-        events: mpsc::Sender<Event>,
+        events: Arc<fair::Queue<TenantId, Event>>,
     ) -> Result<Self, String> {
         let Room { calls, idle } = Room::within(descriptors);
         if calls < MAX_CALLS {
@@ -223,10 +223,9 @@ impl Calls {
                     request: request.map(cut),
                     code: code.to_owned(),
                     message: cut(message.clone()),
+                    dropped: 0,
                 };
-                if self.events.try_send(event).is_err() {
-                    tracing::warn!("more events than can be carried; one is dropped");
-                }
+                self.events.push(caller.tenant, event);
                 let fields = Fields::default()
                     .with(":error", code)
                     .with(":message", message);

@@ -23,6 +23,8 @@ pub(crate) enum Hierarchy {
 /// A child's cgroup. Removed by [`Cgroup::remove`], once nobody is in it.
 #[derive(Debug)]
 pub(crate) struct Cgroup {
+    version_2: bool,
+    /// For `memory` first, for `pids` last.
     folders: Vec<PathBuf>,
     /// The file that counts kills by the kernel for want of memory.
     kills: PathBuf,
@@ -120,8 +122,12 @@ impl Hierarchy {
         } else {
             "memory.oom_control"
         });
-        let cgroup = Cgroup { folders, kills };
-        let made = cgroup.limit(version_2, memory_mib, pids);
+        let cgroup = Cgroup {
+            version_2,
+            folders,
+            kills,
+        };
+        let made = cgroup.limit(memory_mib, pids);
         if made.is_err() {
             cgroup.remove();
         }
@@ -130,27 +136,34 @@ impl Hierarchy {
 }
 
 impl Cgroup {
-    fn limit(&self, version_2: bool, memory_mib: u32, pids: u32) -> io::Result<()> {
+    fn limit(&self, memory_mib: u32, pids: u32) -> io::Result<()> {
         for folder in &self.folders {
             fs::create_dir(folder)?;
         }
-        let (Some(memory), Some(processes)) = (self.folders.first(), self.folders.last()) else {
+        if memory_mib > 0 {
+            self.limit_memory(memory_mib)?;
+        }
+        if let Some(processes) = self.folders.last().filter(|_| pids > 0) {
+            fs::write(processes.join("pids.max"), pids.to_string())?;
+        }
+        Ok(())
+    }
+
+    /// Sets the memory limit, or another in its place.
+    pub(crate) fn limit_memory(&self, memory_mib: u32) -> io::Result<()> {
+        let Some(memory) = self.folders.first() else {
             return Ok(());
         };
-        if memory_mib > 0 {
-            let bytes = (u64::from(memory_mib) << 20).to_string();
-            if version_2 {
-                fs::write(memory.join("memory.max"), &bytes)?;
-                // Where the kernel counts swap: none, for a limit that can be swapped out is none.
-                let _ = fs::write(memory.join("memory.swap.max"), "0");
-                let _ = fs::write(memory.join("memory.oom.group"), "1");
-            } else {
-                fs::write(memory.join("memory.limit_in_bytes"), &bytes)?;
-                let _ = fs::write(memory.join("memory.memsw.limit_in_bytes"), &bytes);
-            }
-        }
-        if pids > 0 {
-            fs::write(processes.join("pids.max"), pids.to_string())?;
+        let bytes = (u64::from(memory_mib) << 20).to_string();
+        if self.version_2 {
+            fs::write(memory.join("memory.max"), &bytes)?;
+            // Where the kernel counts swap: none, for a limit that can be swapped out is none.
+            let _ = fs::write(memory.join("memory.swap.max"), "0");
+            let _ = fs::write(memory.join("memory.oom.group"), "1");
+        } else {
+            // In this order, for the second is never below the first.
+            fs::write(memory.join("memory.limit_in_bytes"), &bytes)?;
+            let _ = fs::write(memory.join("memory.memsw.limit_in_bytes"), &bytes);
         }
         Ok(())
     }
@@ -238,6 +251,23 @@ mod tests {
             Hierarchy::version_2(mount.path(), "0::/\n"),
             Some(Hierarchy::V2(mount.path().join("")))
         );
+    }
+
+    #[test]
+    fn a_memory_limit_is_replaced_by_another_in_both_versions() {
+        for (version_2, file) in [(true, "memory.max"), (false, "memory.limit_in_bytes")] {
+            let folder = tempfile::tempdir().unwrap();
+            let cgroup = Cgroup {
+                version_2,
+                folders: vec![folder.path().to_owned()],
+                kills: PathBuf::new(),
+            };
+            for memory_mib in [64, 5000, 32] {
+                cgroup.limit_memory(memory_mib).unwrap();
+                let limit = fs::read_to_string(folder.path().join(file)).unwrap();
+                assert_eq!(limit, (u64::from(memory_mib) << 20).to_string());
+            }
+        }
     }
 
     #[test]

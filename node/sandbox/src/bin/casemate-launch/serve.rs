@@ -83,6 +83,8 @@ struct Server {
 struct Child {
     pid: Pid,
     program: Program,
+    /// MiB; 0: the machine's.
+    memory_mib: u32,
     slot: Option<u32>,
     cgroup: Option<Cgroup>,
 }
@@ -246,7 +248,9 @@ impl Server {
             (Ok(command @ Command::Start { .. }), 1) if whole => {
                 Received::Command(command, descriptors.pop())
             }
-            (Ok(command @ Command::Kill { .. }), 0) if whole => Received::Command(command, None),
+            (Ok(command @ (Command::Kill { .. } | Command::Limit { .. })), 0) if whole => {
+                Received::Command(command, None)
+            }
             _ => Received::Malformed,
         }
     }
@@ -279,6 +283,7 @@ impl Server {
                     let _ = kill_process(child.pid, Signal::KILL);
                 }
             }
+            (Command::Limit { id, memory_mib }, _) => self.limit(id, memory_mib.get()),
             (Command::Start { .. }, None) => {}
         }
     }
@@ -325,6 +330,7 @@ impl Server {
                 let child = Child {
                     pid: started.pid,
                     program,
+                    memory_mib,
                     slot,
                     cgroup: started.cgroup,
                 };
@@ -334,6 +340,31 @@ impl Server {
             Err(error) => {
                 self.free_slots.extend(slot);
                 Err(refusal(id, &error))
+            }
+        }
+    }
+
+    /// Narrows a child's memory limit, and never widens it: whoever has taken the supervisor over gains no memory by this.
+    fn limit(&mut self, id: u64, memory_mib: u32) {
+        let Some(child) = self.children.get_mut(&id) else {
+            return;
+        };
+        let in_force_mib = child.memory_mib;
+        if in_force_mib > 0 && memory_mib > in_force_mib {
+            tracing::warn!(
+                id,
+                memory_mib,
+                in_force_mib,
+                "a memory limit is not widened"
+            );
+            return;
+        }
+        let Some(cgroup) = &child.cgroup else { return };
+        match cgroup.limit_memory(memory_mib) {
+            Ok(()) => child.memory_mib = memory_mib,
+            Err(error) => {
+                tracing::error!(id, memory_mib, %error, "cannot narrow a memory limit; the child ends");
+                let _ = kill_process(child.pid, Signal::KILL);
             }
         }
     }

@@ -1,0 +1,235 @@
+//! A bounded queue for those who do not wait, of which nobody has more than a share: when it is full, who has most in it
+//! loses. For records of many functions on one way out, so that no function can make those of others disappear.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::Notify;
+
+/// See the module. Keys (`K`) must be few for ever, such as functions that somebody signed for: of one that lost something
+/// the count is kept until it is told.
+#[derive(Debug)]
+pub struct Queue<K, T> {
+    lanes: Mutex<Lanes<K, T>>,
+    filled: Notify,
+}
+
+/// What was taken out.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Taken<T> {
+    /// The oldest of its key. Keys take turns.
+    pub item: T,
+    /// How many of this key were lost since the last one of it was taken out.
+    pub lost: u32,
+}
+
+#[derive(Debug)]
+struct Lanes<K, T> {
+    bound: usize,
+    length: usize,
+    lanes: BTreeMap<K, Lane<T>>,
+    /// Keys that have something in the queue, the next one first.
+    turns: VecDeque<K>,
+}
+
+#[derive(Debug)]
+struct Lane<T> {
+    items: VecDeque<T>,
+    lost: u32,
+}
+
+impl<K: Ord + Clone, T> Queue<K, T> {
+    /// For so many.
+    pub fn new(bound: usize) -> Self {
+        Self {
+            lanes: Mutex::new(Lanes {
+                bound,
+                length: 0,
+                lanes: BTreeMap::new(),
+                turns: VecDeque::new(),
+            }),
+            filled: Notify::new(),
+        }
+    }
+
+    /// Adds something; false when for that something was lost, this or another.
+    pub fn push(&self, key: K, item: T) -> bool {
+        let kept = self.lanes().push(key, item);
+        self.filled.notify_one();
+        kept
+    }
+
+    /// Takes what is next. Nothing is lost when this is given up.
+    pub async fn next(&self) -> Taken<T> {
+        loop {
+            if let Some(taken) = self.try_next() {
+                return taken;
+            }
+            self.filled.notified().await;
+        }
+    }
+
+    /// The same without waiting.
+    pub fn try_next(&self) -> Option<Taken<T>> {
+        self.lanes().pop()
+    }
+
+    fn lanes(&self) -> MutexGuard<'_, Lanes<K, T>> {
+        self.lanes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<K: Ord + Clone, T> Lanes<K, T> {
+    fn push(&mut self, key: K, item: T) -> bool {
+        let mine = self.lanes.get(&key).map_or(0, |lane| lane.items.len());
+        let is_full = self.length >= self.bound;
+        if is_full {
+            // Who has a whole share loses at once, so that a flood costs nobody a search.
+            let share = self.bound / (self.turns.len() + usize::from(mine == 0));
+            if mine >= share {
+                self.lane(key).lost += 1;
+                return false;
+            }
+            // Somebody has more than a share, and so has something left.
+            if let Some(most) = self.lanes.values_mut().max_by_key(|lane| lane.items.len()) {
+                most.items.pop_back();
+                most.lost += 1;
+                self.length -= 1;
+            }
+        }
+        if mine == 0 {
+            self.turns.push_back(key.clone());
+        }
+        self.lane(key).items.push_back(item);
+        self.length += 1;
+        !is_full
+    }
+
+    fn pop(&mut self) -> Option<Taken<T>> {
+        let key = self.turns.pop_front()?;
+        let lane = self.lanes.get_mut(&key)?;
+        let item = lane.items.pop_front()?;
+        let lost = std::mem::take(&mut lane.lost);
+        self.length -= 1;
+        if lane.items.is_empty() {
+            self.lanes.remove(&key);
+        } else {
+            self.turns.push_back(key);
+        }
+        Some(Taken { item, lost })
+    }
+
+    fn lane(&mut self, key: K) -> &mut Lane<T> {
+        self.lanes.entry(key).or_insert_with(|| Lane {
+            items: VecDeque::new(),
+            lost: 0,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn all(queue: &Queue<char, u32>) -> Vec<Taken<u32>> {
+        std::iter::from_fn(|| queue.try_next()).collect()
+    }
+
+    #[test]
+    fn a_flood_loses_its_own_and_hears_how_much() {
+        let queue = Queue::new(10);
+        for n in 0..1000 {
+            queue.push('f', n);
+        }
+        for n in 5000..5003 {
+            assert!(!queue.push('a', n), "one of the flood's went for it");
+        }
+        for n in 1000..2000 {
+            queue.push('f', n);
+        }
+        let taken = all(&queue);
+        let quiet: Vec<_> = taken.iter().filter(|taken| taken.item >= 5000).collect();
+        assert_eq!(quiet.len(), 3);
+        assert!(quiet.iter().all(|taken| taken.lost == 0));
+        let flood: Vec<_> = taken.iter().filter(|taken| taken.item < 5000).collect();
+        assert_eq!(flood.len(), 7);
+        assert_eq!(flood[0].lost, 2000 - 7, "told once, with the first");
+        assert!(flood[1..].iter().all(|taken| taken.lost == 0));
+    }
+
+    #[test]
+    fn keys_take_turns_and_each_keeps_its_order() {
+        let queue = Queue::new(10);
+        for (key, item) in [('a', 1), ('a', 2), ('a', 3), ('b', 4), ('c', 5), ('b', 6)] {
+            assert!(queue.push(key, item));
+        }
+        let taken: Vec<_> = all(&queue).into_iter().map(|taken| taken.item).collect();
+        assert_eq!(taken, [1, 4, 5, 2, 6, 3]);
+    }
+
+    #[test]
+    fn more_keys_than_places_are_counted_too() {
+        let queue = Queue::new(2);
+        let kept = "abc".chars().map(|key| queue.push(key, 1));
+        assert_eq!(kept.collect::<Vec<_>>(), [true, true, false]);
+        assert_eq!(all(&queue).len(), 2);
+        queue.push('c', 2);
+        assert_eq!(all(&queue), [Taken { item: 2, lost: 1 }]);
+    }
+
+    /// Whatever comes: never more than the bound, nothing twice, and what is not taken out was counted as lost.
+    #[test]
+    fn simulation() {
+        let mut lost_at_all = 0;
+        for seed in 0..200u64 {
+            let mut dice = seed;
+            let mut roll = move |sides: u64| {
+                dice = dice
+                    .wrapping_mul(6_364_136_223_846_793_005)
+                    .wrapping_add(1_442_695_040_888_963_407);
+                (dice >> 33) % sides
+            };
+            let bound = 1 + roll(12) as usize;
+            let queue = Queue::new(bound);
+            let (mut pushed, mut out, mut lost) = (0, 0, 0);
+            let mut last = BTreeMap::new();
+            let mut take = |taken: Taken<(u64, u32)>| {
+                let (key, item) = taken.item;
+                assert!(
+                    last.insert(key, item).is_none_or(|last| last < item),
+                    "seed {seed}"
+                );
+                (out, lost) = (out + 1, lost + taken.lost);
+            };
+            for _ in 0..400 {
+                if roll(3) > 0 {
+                    let key = roll(6).min(roll(6));
+                    pushed += 1;
+                    queue.push(key, (key, pushed));
+                } else if let Some(taken) = queue.try_next() {
+                    take(taken);
+                }
+                let lanes = queue.lanes();
+                let held: usize = lanes.lanes.values().map(|lane| lane.items.len()).sum();
+                assert!(held <= bound && held == lanes.length, "seed {seed}");
+            }
+            while let Some(taken) = queue.try_next() {
+                take(taken);
+            }
+            let untold: u32 = queue.lanes().lanes.values().map(|lane| lane.lost).sum();
+            assert_eq!(out + lost + untold, pushed, "seed {seed}");
+            lost_at_all += lost;
+        }
+        assert!(lost_at_all > 1000, "or this proves nothing: {lost_at_all}");
+    }
+
+    #[tokio::test]
+    async fn who_waits_is_woken() {
+        let queue = std::sync::Arc::new(Queue::new(1));
+        let other = queue.clone();
+        let waiting = tokio::spawn(async move { other.next().await });
+        tokio::task::yield_now().await;
+        queue.push('a', 1);
+        assert_eq!(waiting.await.unwrap(), Taken { item: 1, lost: 0 });
+    }
+}

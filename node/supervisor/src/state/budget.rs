@@ -1,0 +1,84 @@
+//! What a worker may have recorded: the second line behind the worker's own budget, which one that was taken over does not
+//! keep to.
+
+use super::Millis;
+
+/// Records that may come at once, and in a second for ever: twice what a worker gives its console lines, for requests that
+/// fail are recorded too.
+const BURST_RECORDS: f64 = 2000.0;
+const RECORDS_PER_SEC: f64 = 400.0;
+/// Bytes of text in them, likewise; a thousand bytes a record and more are few functions' habit for long.
+const BURST_BYTES: f64 = 4.0 * 1024.0 * 1024.0;
+const BYTES_PER_SEC: f64 = 512.0 * 1024.0;
+
+/// Two token buckets, of records and of bytes.
+#[derive(Debug)]
+pub(crate) struct Budget {
+    records: f64,
+    bytes: f64,
+    filled_ms: Millis,
+    dropped: u32,
+}
+
+impl Budget {
+    /// Full.
+    pub(crate) fn new(now_ms: Millis) -> Self {
+        Self {
+            records: BURST_RECORDS,
+            bytes: BURST_BYTES,
+            filled_ms: now_ms,
+            dropped: 0,
+        }
+    }
+
+    /// Takes a record of so many bytes out; how many were dropped before it, or nothing when this one is too.
+    pub(crate) fn spend(&mut self, bytes: usize, now_ms: Millis) -> Option<u32> {
+        let secs = now_ms.saturating_sub(self.filled_ms) as f64 / 1000.0;
+        self.filled_ms = now_ms;
+        self.records = secs
+            .mul_add(RECORDS_PER_SEC, self.records)
+            .min(BURST_RECORDS);
+        self.bytes = secs.mul_add(BYTES_PER_SEC, self.bytes).min(BURST_BYTES);
+        let bytes = bytes as f64;
+        if self.records < 1.0 || self.bytes < bytes {
+            self.dropped = self.dropped.saturating_add(1);
+            return None;
+        }
+        (self.records, self.bytes) = (self.records - 1.0, self.bytes - bytes);
+        Some(self.take_dropped())
+    }
+
+    /// How many were dropped and not told.
+    pub(crate) fn take_dropped(&mut self) -> u32 {
+        std::mem::take(&mut self.dropped)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_flood_of_records_is_dropped_and_counted_then_they_come_back() {
+        let mut budget = Budget::new(7);
+        let kept = (0..5000).filter(|_| budget.spend(10, 7).is_some()).count();
+        assert_eq!(kept, 2000);
+        assert_eq!(budget.spend(10, 1007), Some(3000));
+        let kept = (0..5000)
+            .filter(|_| budget.spend(10, 1007).is_some())
+            .count();
+        assert_eq!(kept, 399);
+    }
+
+    #[test]
+    fn a_few_large_records_use_it_up_too_and_leave_room_for_small_ones() {
+        let mut budget = Budget::new(0);
+        let large = 30 * 1024;
+        let kept = (0..500)
+            .filter(|_| budget.spend(large, 0).is_some())
+            .count();
+        assert_eq!(kept, 4 * 1024 / 30);
+        assert_eq!(budget.spend(100, 0), Some(500 - kept as u32));
+        assert_eq!(budget.spend(large, 0), None);
+    }
+}
