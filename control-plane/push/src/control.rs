@@ -3,12 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
-use casemate_trust::dsse::Envelope;
 use casemate_trust::id::{Digest, TenantId};
-use casemate_trust::statement::{Manifest, Statement as _};
 
 use crate::catalog::{Catalog, ControlEvent, Member, StoredObject, Transmit};
 use crate::codec::{Decoder, Violation, encode};
+use crate::listing::{Listing, Listings};
 use crate::message::{
     Cursor, Has, Hello, MAX_AHEAD_BYTES, MAX_FETCHES, MAX_TEXT_BYTES, MAX_UNACKED, PROTOCOL,
     StatementId, ToControl, ToNode, shorten,
@@ -18,10 +17,6 @@ use crate::message::{
 const MAX_WORK: usize = 32 * 1024;
 /// Small answers that wait to be written; a node that asks and does not read is closed.
 const MAX_ANSWERS: usize = 256;
-/// Digests and tenants of the listings that are remembered: of those that were sent, so that the next manifest brings only
-/// what is new, and of those that were read, so that a node cannot have a manifest read again for each of its questions.
-const MAX_REMEMBERED: usize = 64 * 1024;
-
 #[derive(Debug)]
 enum State {
     /// Not admitted; whether it has asked.
@@ -68,40 +63,6 @@ pub struct ControlEnd {
     sent: Listings,
     ahead_bytes: usize,
     fetching: BTreeSet<Digest>,
-}
-
-/// What of a manifest matters to one pool.
-#[derive(Debug)]
-struct Listing {
-    /// Revision of the manifest.
-    revision: u64,
-    digest: Digest,
-    objects: BTreeSet<Digest>,
-}
-
-/// Listings by tenant, at most [`MAX_REMEMBERED`]; all are forgotten when one more does not fit.
-#[derive(Debug, Default)]
-struct Listings {
-    by_tenant: BTreeMap<TenantId, Arc<Listing>>,
-    size: usize,
-}
-
-impl Listings {
-    fn get(&self, tenant: &TenantId) -> Option<&Arc<Listing>> {
-        self.by_tenant.get(tenant)
-    }
-
-    fn insert(&mut self, tenant: TenantId, listing: Arc<Listing>) {
-        let size = |listing: &Listing| listing.objects.len() + 1;
-        if let Some(before) = self.by_tenant.remove(&tenant) {
-            self.size -= size(&before);
-        }
-        if self.size + size(&listing) > MAX_REMEMBERED {
-            *self = Self::default();
-        }
-        self.size += size(&listing);
-        self.by_tenant.insert(tenant, listing);
-    }
 }
 
 impl ControlEnd {
@@ -531,32 +492,12 @@ impl ControlEnd {
         {
             return Some(Arc::clone(read));
         }
-        let listing = Arc::new(self.read_listing(revision, bytes)?);
-        self.read.insert(tenant, Arc::clone(&listing));
-        Some(listing)
-    }
-
-    fn read_listing(&self, revision: u64, bytes: &[u8]) -> Option<Listing> {
         let State::Served(member) = &self.state else {
             return None;
         };
-        let envelope = Envelope::parse(bytes).ok()?;
-        let manifest = Manifest::read(&envelope).ok()?;
-        let functions = manifest
-            .functions
-            .values()
-            .filter(|wanted| wanted.pools.contains(&member.pool));
-        let releases =
-            functions.flat_map(|wanted| std::iter::once(&wanted.release).chain(&wanted.fallbacks));
-        let secrets = manifest
-            .secrets
-            .values()
-            .filter_map(|sealed| sealed.get(&member.pool));
-        Some(Listing {
-            revision,
-            digest: envelope.payload_digest(),
-            objects: releases.chain(secrets).copied().collect(),
-        })
+        let listing = Arc::new(Listing::read(revision, bytes, &member.pool)?);
+        self.read.insert(tenant, Arc::clone(&listing));
+        Some(listing)
     }
 }
 
@@ -603,26 +544,5 @@ mod tests {
         let next = control.listing(tenant(1), &world).unwrap();
         assert!(next.revision > first.revision && next.digest != first.digest);
         assert!(control.listing(tenant(2), &world).is_none());
-    }
-
-    #[test]
-    fn remembered_listings_are_bounded() {
-        let mut listings = Listings::default();
-        let listing = |size: usize| {
-            let digest = |number: usize| Digest::of(&number.to_be_bytes());
-            Arc::new(Listing {
-                revision: 1,
-                digest: Digest([1; 32]),
-                objects: (0..size).map(digest).collect(),
-            })
-        };
-        for number in 0..200 {
-            listings.insert(TenantId([number; 32]), listing(1000));
-            listings.insert(TenantId([number; 32]), listing(2000));
-            let held = listings.by_tenant.values();
-            let held: usize = held.map(|listing| listing.objects.len() + 1).sum();
-            assert!(held == listings.size && held <= MAX_REMEMBERED);
-            assert!(listings.get(&TenantId([number; 32])).is_some());
-        }
     }
 }

@@ -61,6 +61,7 @@ mod catalog;
 pub mod close;
 mod codec;
 mod control;
+mod listing;
 mod message;
 mod node;
 #[cfg(test)]

@@ -4,57 +4,17 @@
 
 mod support;
 
-use casemate_api::node::{Admission, JoinList, NewGrants, NodeView};
+use casemate_api::node::{JoinList, NewGrants, NodeView};
 use casemate_api::tenant::TenantStatus;
-use casemate_api::token::{MadeToken, NewToken, Scope};
-use casemate_push::{LogEntry, LogLevel, NodeEnd, NodeEvent, StatementId, close};
+use casemate_push::{NodeEnd, NodeEvent, StatementId, close};
 use casemate_trust::id::Digest;
 use casemate_trust::join::JoinToken;
-use casemate_trust::key::SigningKey;
 use casemate_trust::lease::{self, Lease};
 use casemate_trust::statement::{OnlineKey, Statement as _};
-use http_body_util::BodyExt as _;
 use quinn::ConnectionError;
 use support::fleet::{LATER, key, name, tenant_path};
-use support::node::{connect, hello, quic_config};
+use support::node::{admission, connect, hello, joining, member, quic_config};
 use support::{Control, Fleet, Node, SOON, eventually};
-
-async fn joining(control: &Control, fleet: &Fleet, token: &JoinToken, key: &SigningKey) -> Node {
-    let request = fleet.join_request(token, key).to_bytes();
-    Node::connect(control, key, NodeEnd::joining(request)).await
-}
-
-async fn admission(control: &Control, fleet: &Fleet, key: &SigningKey) -> Admission {
-    let joins: JoinList = control.operator().get("/v1/nodes/joins").await.ok().json();
-    let join = joins
-        .joins
-        .into_iter()
-        .find(|join| join.node_key == key.public())
-        .unwrap();
-    Admission {
-        request: join.request,
-        node_key: join.node_key,
-        name: join.node,
-        pool: join.pool,
-        grants: vec![fleet.grant(key)],
-    }
-}
-
-/// A node that has joined and was served everything.
-async fn member(control: &Control, fleet: &Fleet, node: &str, key: &SigningKey) -> Node {
-    let token = fleet.join_token(control, node, LATER).await;
-    let mut joined = joining(control, fleet, &token, key).await;
-    assert_eq!(joined.next().await.unwrap(), NodeEvent::JoinPending);
-    let admission = admission(control, fleet, key).await;
-    control
-        .operator()
-        .post("/v1/nodes/admit", &admission)
-        .await
-        .ok();
-    assert_eq!(joined.next().await.unwrap(), NodeEvent::Admitted);
-    joined.end.hello(hello(node, key, fleet.id)).unwrap();
-    joined
-}
 
 #[tokio::test]
 async fn a_node_joins_and_is_served_on_the_same_connection() {
@@ -405,111 +365,6 @@ async fn leases_are_signed_with_the_liveness_key_for_who_asks() {
     };
     lease::check(&answer, &asked(9), &online).unwrap();
     assert!(lease::check(&answer, &asked(8), &online).is_err());
-}
-
-#[tokio::test]
-async fn logs_reach_their_tenant_and_follow() {
-    let control = Control::new().await;
-    let fleet = Fleet::new(&control).await;
-    let tenant = control.client(&fleet.tenant_token);
-    fleet.deploy(&tenant, 1, b"bundle one").await;
-    let mut node = member(&control, &fleet, "edge-1", &key(20)).await;
-    node.sync().await;
-    let entry = |message: &str, tenant| LogEntry {
-        tenant,
-        function: name("web"),
-        request: Some("r1".into()),
-        level: LogLevel::Info,
-        message: message.into(),
-        time_ms: 1,
-        failure: None,
-    };
-    let path = tenant_path(&fleet.tenant.id, "logs");
-    let mut following = tenant
-        .open("GET", &format!("{path}?follow=true"), vec![])
-        .await
-        .into_body();
-    node.end.log(entry("first", fleet.tenant.id));
-    node.end
-        .log(entry("not theirs", casemate_trust::id::TenantId([3; 32])));
-    node.write().await;
-    let line = following
-        .frame()
-        .await
-        .unwrap()
-        .unwrap()
-        .into_data()
-        .unwrap();
-    let record: casemate_api::log::LogRecord = serde_json::from_slice(&line).unwrap();
-    assert_eq!(
-        (record.message.as_str(), record.node.as_str(), record.seq),
-        ("first", "edge-1", 1)
-    );
-    node.end.log(entry("second", fleet.tenant.id));
-    node.write().await;
-    let line = following
-        .frame()
-        .await
-        .unwrap()
-        .unwrap()
-        .into_data()
-        .unwrap();
-    assert!(String::from_utf8_lossy(&line).contains("second"));
-    let since = tenant
-        .get(&format!("{path}?since=1&function=web"))
-        .await
-        .ok();
-    assert_eq!(since.body.iter().filter(|byte| **byte == b'\n').count(), 1);
-    assert!(
-        tenant
-            .get(&format!("{path}?function=other"))
-            .await
-            .ok()
-            .body
-            .is_empty()
-    );
-    assert_eq!(
-        tenant.get(&format!("{path}?folow=true")).await.refused(400),
-        "bad_request"
-    );
-}
-
-#[tokio::test]
-async fn a_token_that_is_taken_away_reads_no_further_in_a_log() {
-    let control = Control::new().await;
-    let fleet = Fleet::new(&control).await;
-    let operator = control.operator();
-    fleet
-        .deploy(&control.client(&fleet.tenant_token), 1, b"bundle one")
-        .await;
-    let mut node = member(&control, &fleet, "edge-1", &key(20)).await;
-    node.sync().await;
-    let new = NewToken {
-        scope: Scope::Tenant(fleet.tenant.id),
-        label: "reader".into(),
-        expires: None,
-    };
-    let reader: MadeToken = operator.post("/v1/tokens", &new).await.ok().json();
-    let path = tenant_path(&fleet.tenant.id, "logs?follow=true");
-    let client = control.client(&reader.token);
-    let mut following = client.open("GET", &path, vec![]).await.into_body();
-    let entry = |message: &str| LogEntry {
-        tenant: fleet.tenant.id,
-        function: name("web"),
-        request: None,
-        level: LogLevel::Info,
-        message: message.into(),
-        time_ms: 1,
-        failure: None,
-    };
-    node.end.log(entry("before"));
-    node.write().await;
-    assert!(following.frame().await.unwrap().is_ok());
-    let token = format!("/v1/tokens/{}", reader.id);
-    operator.delete(&token).await.ok();
-    node.end.log(entry("after"));
-    node.write().await;
-    assert!(following.frame().await.is_none(), "it reads on");
 }
 
 #[tokio::test]

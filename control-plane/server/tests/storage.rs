@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{BufRead as _, BufReader};
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use casemate_api::audit::AuditPage;
@@ -403,6 +403,16 @@ async fn a_kill_in_the_middle_of_a_removal_loses_nothing_that_is_listed() {
     assert_eq!(left(&control, &listed).await, 0);
 }
 
+/// A program that ends with its test, however that ends.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
+}
+
 #[tokio::test]
 async fn on_a_full_disk_the_operator_can_still_revoke() {
     let mut control = Control::new().await;
@@ -424,8 +434,9 @@ async fn on_a_full_disk_the_operator_can_still_revoke() {
         .args([disk.path(), &control.state(), &config(&control)])
         .stderr(Stdio::piped())
         .spawn()
+        .map(Running)
         .unwrap();
-    let mut lines = BufReader::new(program.stderr.take().unwrap()).lines();
+    let mut lines = BufReader::new(program.0.stderr.take().unwrap()).lines();
     let ready = lines.find_map(|line| {
         let line = line.unwrap();
         let (_, address) = line.split_once("ready api=")?;
@@ -447,6 +458,22 @@ async fn on_a_full_disk_the_operator_can_still_revoke() {
             answer.ok();
         }
     }
+    // The store itself too, down to what the smallest change takes.
+    let id = fleet.tenant.id;
+    for bytes in [30_000, 1] {
+        for number in 0_u32.. {
+            let mut release = fleet.release(&fleet.tenant, b"bundle");
+            let (name, value) = ("A".parse().unwrap(), format!("{number:0bytes$}"));
+            release.vars = vec![Var { name, value }];
+            let object = release.to_bytes();
+            let path = tenant_path(&id, &format!("objects/{}", Digest::of(&object)));
+            let answer = client.put(&path, object).await;
+            if answer.status == 507 {
+                break;
+            }
+            answer.ok();
+        }
+    }
     let operator = control.operator();
     for view in listed.tokens.iter().filter(|view| view.label == "test") {
         let path = format!("/v1/tokens/{}", view.id);
@@ -454,8 +481,6 @@ async fn on_a_full_disk_the_operator_can_still_revoke() {
     }
     let gone = control.client(&tokens[1]).get("/v1/tenants").await;
     assert_eq!(gone.refused(401), "unauthenticated");
-    program.kill().unwrap();
-    program.wait().unwrap();
 }
 
 #[tokio::test]

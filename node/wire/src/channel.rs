@@ -4,7 +4,8 @@ use std::collections::{HashMap, VecDeque};
 
 use bytes::{Buf as _, Bytes, BytesMut};
 
-use crate::frame::{self, FLAG_ACK, FLAG_END, FrameError, HEADER_BYTES, Header, Kind};
+use crate::error::{OpenError, Violation};
+use crate::frame::{self, FLAG_ACK, FLAG_END, HEADER_BYTES, Header, Kind};
 use crate::head::{Fields, HeadError, RequestHead, ResponseHead};
 
 /// Body bytes that the other end may send on one stream before we have used them.
@@ -31,57 +32,6 @@ pub enum Side {
     Opener,
     /// Accepts streams.
     Acceptor,
-}
-
-/// The other end broke the protocol: the channel is over.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum Violation {
-    /// A frame that is none.
-    #[error("a frame that is none")]
-    Frame(#[from] FrameError),
-    /// A head that is none.
-    #[error("a head that is none")]
-    Head(#[from] HeadError),
-    /// A frame that this end never gets, or at the wrong time.
-    #[error("a {0:?} frame out of place on stream {1}")]
-    Unexpected(Kind, StreamId),
-    /// A stream id that was used or comes too early.
-    #[error("expected a stream id above {highest}, got {got}")]
-    StreamId {
-        /// Highest so far.
-        highest: StreamId,
-        /// What came.
-        got: StreamId,
-    },
-    /// More streams than allowed.
-    #[error("expected at most {MAX_STREAMS} streams at a time")]
-    TooManyStreams,
-    /// More data than it had credit for.
-    #[error("more data than credit on stream {0}")]
-    Credit(StreamId),
-    /// It asks on and on and does not read the answers.
-    #[error("pings without end")]
-    Flood,
-    /// More credit than a window holds.
-    #[error("a window over its limit on stream {0}")]
-    Window(StreamId),
-}
-
-/// Why a stream could not be opened.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum OpenError {
-    /// As many as allowed are open.
-    #[error("{MAX_STREAMS} streams are open already")]
-    TooManyStreams,
-    /// The other end takes no new ones, or ids are used up.
-    #[error("the channel takes no new streams")]
-    GoingAway,
-    /// The other end does not read.
-    #[error("the other end has not read what was sent before")]
-    Stalled,
-    /// The head does not fit.
-    #[error("the head does not fit a channel")]
-    Head(#[from] HeadError),
 }
 
 /// What happened.

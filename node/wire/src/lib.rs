@@ -10,10 +10,12 @@
 
 pub mod channel;
 pub mod control;
+mod error;
 pub mod frame;
 pub mod head;
 
-pub use channel::{Channel, Event, OpenError, Side, StreamId, Violation};
+pub use channel::{Channel, Event, Side, StreamId};
+pub use error::{OpenError, Violation};
 pub use head::{Fields, RequestHead, ResponseHead};
 
 /// Reset code: whoever asked no longer wants the answer.

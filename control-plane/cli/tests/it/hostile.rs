@@ -205,7 +205,7 @@ async fn what_an_earlier_try_signed_is_not_published_in_place_of_what_is_asked()
     let ran = add("mart", &right, &["--replace"]);
     assert_eq!(ran.code, 0, "{}", ran.err);
     let shown = operator.json(&["tenant", "show", "mart"]);
-    assert_eq!(shown["current"]["keys"], serde_json::json!([right]));
+    assert_eq!(shown["keys"]["keys"], serde_json::json!([right]));
     // What is asked for again as it was is handed in.
     let ran = add("again", &right, &[]);
     assert_eq!(ran.code, 0, "{}", ran.err);

@@ -4,10 +4,12 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use casemate_api::node::{Admission, JoinList};
 use casemate_push::bundle::{Part, Receiver};
 use casemate_push::{Has, Hello, NodeEnd, NodeEvent, PROTOCOL, StatementId, TenantHas};
 use casemate_trust::dsse::Envelope;
 use casemate_trust::id::{Digest, FleetId};
+use casemate_trust::join::JoinToken;
 use casemate_trust::key::{PublicKey, SigningKey};
 use quinn::crypto::rustls::QuicClientConfig;
 use quinn::{Connection, ConnectionError, Endpoint, RecvStream, SendStream, TransportConfig};
@@ -20,7 +22,8 @@ use rustls::pki_types::{
 use rustls::sign::CertifiedKey;
 use rustls::{DigitallySignedStruct, Error, SignatureScheme};
 
-use super::{Control, SOON};
+use super::fleet::LATER;
+use super::{Control, Fleet, SOON};
 
 const SPKI_PREFIX: [u8; 12] = [
     0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00,
@@ -275,4 +278,48 @@ impl ServerCertVerifier for Raw {
     fn requires_raw_public_keys(&self) -> bool {
         true
     }
+}
+
+/// A node that asks to join.
+pub async fn joining(
+    control: &Control,
+    fleet: &Fleet,
+    token: &JoinToken,
+    key: &SigningKey,
+) -> Node {
+    let request = fleet.join_request(token, key).to_bytes();
+    Node::connect(control, key, NodeEnd::joining(request)).await
+}
+
+/// What the operator's machine says of a node that has asked.
+pub async fn admission(control: &Control, fleet: &Fleet, key: &SigningKey) -> Admission {
+    let joins: JoinList = control.operator().get("/v1/nodes/joins").await.ok().json();
+    let join = joins
+        .joins
+        .into_iter()
+        .find(|join| join.node_key == key.public())
+        .unwrap();
+    Admission {
+        request: join.request,
+        node_key: join.node_key,
+        name: join.node,
+        pool: join.pool,
+        grants: vec![fleet.grant(key)],
+    }
+}
+
+/// A node that has joined and was served everything.
+pub async fn member(control: &Control, fleet: &Fleet, node: &str, key: &SigningKey) -> Node {
+    let token = fleet.join_token(control, node, LATER).await;
+    let mut joined = joining(control, fleet, &token, key).await;
+    assert_eq!(joined.next().await.unwrap(), NodeEvent::JoinPending);
+    let admission = admission(control, fleet, key).await;
+    control
+        .operator()
+        .post("/v1/nodes/admit", &admission)
+        .await
+        .ok();
+    assert_eq!(joined.next().await.unwrap(), NodeEvent::Admitted);
+    joined.end.hello(hello(node, key, fleet.id)).unwrap();
+    joined
 }

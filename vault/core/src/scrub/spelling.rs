@@ -1,6 +1,6 @@
 //! The ways in which a server may write bytes: as they are, or with the escapes of URLs, forms, JSON, JavaScript and HTML.
 
-/// Longest escape that is read: two `\uXXXX` of one character.
+/// Longest escape that is read: two of `\u` and four digits, for one character.
 const MAX_ESCAPE_BYTES: usize = 12;
 
 /// What stands at the beginning of a text.

@@ -1,0 +1,117 @@
+//! Logs from a node, over real QUIC, to whoever may read them.
+
+#![allow(clippy::unwrap_used, reason = "a test that panics says enough")]
+
+mod support;
+
+use casemate_api::token::{MadeToken, NewToken, Scope};
+use casemate_push::{LogEntry, LogLevel};
+use http_body_util::BodyExt as _;
+use support::fleet::{key, name, tenant_path};
+use support::node::member;
+use support::{Control, Fleet};
+
+#[tokio::test]
+async fn logs_reach_their_tenant_and_follow() {
+    let control = Control::new().await;
+    let fleet = Fleet::new(&control).await;
+    let tenant = control.client(&fleet.tenant_token);
+    fleet.deploy(&tenant, 1, b"bundle one").await;
+    let mut node = member(&control, &fleet, "edge-1", &key(20)).await;
+    node.sync().await;
+    let entry = |message: &str, tenant| LogEntry {
+        tenant,
+        function: name("web"),
+        request: Some("r1".into()),
+        level: LogLevel::Info,
+        message: message.into(),
+        time_ms: 1,
+        failure: None,
+    };
+    let path = tenant_path(&fleet.tenant.id, "logs");
+    let mut following = tenant
+        .open("GET", &format!("{path}?follow=true"), vec![])
+        .await
+        .into_body();
+    node.end.log(entry("first", fleet.tenant.id));
+    node.end
+        .log(entry("not theirs", casemate_trust::id::TenantId([3; 32])));
+    node.write().await;
+    let line = following
+        .frame()
+        .await
+        .unwrap()
+        .unwrap()
+        .into_data()
+        .unwrap();
+    let record: casemate_api::log::LogRecord = serde_json::from_slice(&line).unwrap();
+    assert_eq!(
+        (record.message.as_str(), record.node.as_str(), record.seq),
+        ("first", "edge-1", 1)
+    );
+    node.end.log(entry("second", fleet.tenant.id));
+    node.write().await;
+    let line = following
+        .frame()
+        .await
+        .unwrap()
+        .unwrap()
+        .into_data()
+        .unwrap();
+    assert!(String::from_utf8_lossy(&line).contains("second"));
+    let since = tenant
+        .get(&format!("{path}?since=1&function=web"))
+        .await
+        .ok();
+    assert_eq!(since.body.iter().filter(|byte| **byte == b'\n').count(), 1);
+    assert!(
+        tenant
+            .get(&format!("{path}?function=other"))
+            .await
+            .ok()
+            .body
+            .is_empty()
+    );
+    assert_eq!(
+        tenant.get(&format!("{path}?folow=true")).await.refused(400),
+        "bad_request"
+    );
+}
+
+#[tokio::test]
+async fn a_token_that_is_taken_away_reads_no_further_in_a_log() {
+    let control = Control::new().await;
+    let fleet = Fleet::new(&control).await;
+    let operator = control.operator();
+    fleet
+        .deploy(&control.client(&fleet.tenant_token), 1, b"bundle one")
+        .await;
+    let mut node = member(&control, &fleet, "edge-1", &key(20)).await;
+    node.sync().await;
+    let new = NewToken {
+        scope: Scope::Tenant(fleet.tenant.id),
+        label: "reader".into(),
+        expires: None,
+    };
+    let reader: MadeToken = operator.post("/v1/tokens", &new).await.ok().json();
+    let path = tenant_path(&fleet.tenant.id, "logs?follow=true");
+    let client = control.client(&reader.token);
+    let mut following = client.open("GET", &path, vec![]).await.into_body();
+    let entry = |message: &str| LogEntry {
+        tenant: fleet.tenant.id,
+        function: name("web"),
+        request: None,
+        level: LogLevel::Info,
+        message: message.into(),
+        time_ms: 1,
+        failure: None,
+    };
+    node.end.log(entry("before"));
+    node.write().await;
+    assert!(following.frame().await.unwrap().is_ok());
+    let token = format!("/v1/tokens/{}", reader.id);
+    operator.delete(&token).await.ok();
+    node.end.log(entry("after"));
+    node.write().await;
+    assert!(following.frame().await.is_none(), "it reads on");
+}
