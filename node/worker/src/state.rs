@@ -19,6 +19,7 @@ use futures_util::future::{AbortHandle, LocalBoxFuture};
 use futures_util::stream::FuturesUnordered;
 use tokio::sync::mpsc;
 
+use crate::account::Nobody;
 use crate::engine::ops::{Handle, RequestId};
 use crate::engine::{Event, Piece, limit_message};
 use crate::fields;
@@ -42,6 +43,7 @@ pub(crate) struct State {
     pub(crate) bindings: Vec<String>,
     pub(crate) vault: Option<Opener>,
     pub(crate) requests: HashMap<RequestId, Request>,
+    pub(crate) nobody: Nobody,
     pub(crate) last_request: RequestId,
     pub(crate) receiving: HashMap<Handle, Held<RecvBody>>,
     pub(crate) sending: HashMap<Handle, Held<SendBody>>,
@@ -127,6 +129,7 @@ impl Worker {
             bindings: Vec::new(),
             vault: None,
             requests: HashMap::new(),
+            nobody: Nobody::default(),
             last_request: 0,
             receiving: HashMap::new(),
             sending: HashMap::new(),
@@ -207,11 +210,6 @@ impl Worker {
         !self.events.borrow().is_empty() || !self.state.borrow().ready.is_empty()
     }
 
-    /// Whether a request is under way.
-    pub(crate) fn knows(&self, request: RequestId) -> bool {
-        self.state.borrow().requests.contains_key(&request)
-    }
-
     /// Lets go of everything: the worker ends.
     pub(crate) fn end(&self) {
         let mut state = self.state.borrow_mut();
@@ -277,6 +275,8 @@ impl Worker {
             return;
         };
         let (timers, handles) = state.let_go(id);
+        let limit = Duration::from_millis(state.limits.cpu_time_ms.into());
+        state.nobody.inherit(limit.saturating_sub(request.cpu));
         let wall = request.began.elapsed();
         let (failure, message) = request
             .failure

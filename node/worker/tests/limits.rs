@@ -4,10 +4,13 @@ mod harness;
 
 use bytes::Bytes;
 use casemate_channel::StreamError;
-use casemate_channel::control::{pair as control_pair, sealed_memfd};
+use casemate_channel::control::{Control, pair as control_pair, sealed_memfd};
 use casemate_wire::control::Failure;
-use casemate_wire::control::worker::FromWorker;
-use harness::{Function, function, function_with, head, limits, load, spare, whole};
+use casemate_wire::control::worker::{FromWorker, ToWorker};
+use harness::{
+    Function, function, function_with, head, limits, load, receive, send_load, spare, whole,
+};
+use tokio::process::Child;
 
 /// A worker with tight limits.
 async fn tight(source: &str) -> Function {
@@ -44,6 +47,7 @@ async fn cpu_time_in_a_loop_a_regexp_and_a_microtask_storm() {
         "export default { fetch() { try { while (true) {} } finally { while (true) {} } } };",
         "const spin = (go) => { for (let i = 0; i < 1e6; i++); go(); }; \
          export default { async fetch() { while (true) await new Promise((go) => setTimeout(spin, 1, go)); } };",
+        "export default { async fetch() { while (true) await crypto.subtle.digest('SHA-256', new Uint8Array(1024)); } };",
     ];
     for source in sources {
         ends_with(source, Failure::ExceededCpu, 80).await;
@@ -109,6 +113,49 @@ async fn cpu_time_that_cryptography_takes_on_its_own_thread() {
         "{last:?}"
     );
     assert_eq!(status, Some(80));
+}
+
+/// The worker must end itself because of CPU time, before it is asked anything more.
+async fn ends_unasked(control: &Control<ToWorker, FromWorker>, child: &mut Child, source: &str) {
+    let last = receive(control).await;
+    let why = matches!(
+        last,
+        Some(FromWorker::Fatal {
+            failure: Failure::ExceededCpu,
+            ..
+        })
+    );
+    assert!(why, "{source}: {last:?}");
+    let status = child.wait().await.expect("a status");
+    assert_eq!(status.code(), Some(80), "{source}");
+}
+
+#[tokio::test]
+async fn cpu_time_that_belongs_to_no_request() {
+    let sources = [
+        "setInterval(() => { for (let i = 0; i < 1e6; i++); }, 1);",
+        "const { port1, port2 } = new MessageChannel(); port1.onmessage = () => port1.postMessage(0); \
+         port2.onmessage = () => { for (let i = 0; i < 1e6; i++); port2.postMessage(0); }; port1.postMessage(0);",
+        "(async () => { while (true) await crypto.subtle.digest('SHA-256', new Uint8Array(1 << 16)); })();",
+    ];
+    for source in sources {
+        let source = format!("{source} export default {{ fetch: () => new Response('fine') }};");
+        let mut worker = tight(&source).await;
+        ends_unasked(&worker.control, &mut worker.child, &source).await;
+    }
+}
+
+#[tokio::test]
+async fn cpu_time_that_cryptography_takes_while_loading() {
+    let source = r#"
+        const key = await crypto.subtle.importKey("raw", new Uint8Array(8), "PBKDF2", false, ["deriveBits"]);
+        const settings = { name: "PBKDF2", hash: "SHA-256", salt: new Uint8Array(8), iterations: 1e9 };
+        await crypto.subtle.deriveBits(settings, key, 256);
+        export default { fetch() {} };"#;
+    let (control, mut child) = spare().await;
+    let archive = harness::archive(&[("main.js", source.as_bytes())]);
+    let _channels = send_load(&control, load(), &archive).await;
+    ends_unasked(&control, &mut child, source).await;
 }
 
 #[tokio::test]
@@ -408,7 +455,7 @@ async fn a_gateway_that_talks_nonsense_is_left() {
         &harness::archive(&[("main.js", b"export default { fetch() {} };")]),
     )
     .unwrap();
-    let message = casemate_wire::control::worker::ToWorker::Load(Box::new(load()));
+    let message = ToWorker::Load(Box::new(load()));
     control
         .send(
             &message,
@@ -418,13 +465,13 @@ async fn a_gateway_that_talks_nonsense_is_left() {
         .unwrap();
     drop(theirs);
     assert!(matches!(
-        harness::receive(&control).await,
+        receive(&control).await,
         Some(FromWorker::Loaded { .. })
     ));
     let mut stream = std::os::unix::net::UnixStream::from(nonsense);
     stream.set_nonblocking(false).unwrap();
     std::io::Write::write_all(&mut stream, &[0xff; 4096]).unwrap();
-    assert_eq!(harness::receive(&control).await, None);
+    assert_eq!(receive(&control).await, None);
     assert_eq!(child.wait().await.unwrap().code(), Some(0));
 }
 
@@ -433,10 +480,10 @@ async fn a_load_with_the_wrong_descriptors_is_refused() {
     use std::os::fd::AsFd;
     let (control, mut child) = spare().await;
     let (one, _other) = control_pair().unwrap();
-    let message = casemate_wire::control::worker::ToWorker::Load(Box::new(load()));
+    let message = ToWorker::Load(Box::new(load()));
     control.send(&message, &[one.as_fd()]).await.unwrap();
     assert!(matches!(
-        harness::receive(&control).await,
+        receive(&control).await,
         Some(FromWorker::LoadFailed { .. })
     ));
     assert_eq!(child.wait().await.unwrap().code(), Some(83));
@@ -448,7 +495,7 @@ async fn a_load_with_the_wrong_descriptors_is_refused() {
         .await
         .unwrap();
     assert!(matches!(
-        harness::receive(&control).await,
+        receive(&control).await,
         Some(FromWorker::LoadFailed { .. })
     ));
     assert_eq!(child.wait().await.unwrap().code(), Some(83));
