@@ -25,6 +25,10 @@ use crate::engine::{Event, Piece, limit_message};
 use crate::fields;
 use crate::logs::Logs;
 
+/// Answered requests that wait for promises given to `waitUntil`. They hold no place, or callers could fill all places
+/// with them; but each keeps its head, up to 48 KiB, and what the function keeps for it.
+const MAX_WAITING: usize = 128;
+
 /// Status that only the vault sends: it refused.
 const REFUSED: u16 = 0;
 
@@ -157,11 +161,11 @@ impl Worker {
         state.vault = Some(vault);
     }
 
-    /// Takes a request in; over the limit it is sent back.
+    /// Takes a request in; over the limit it is sent back. Among too many that wait, the one that came first ends.
     pub(crate) fn accept(&self, incoming: Incoming) {
         let Incoming { head, body, reply } = incoming;
         let mut state = self.state.borrow_mut();
-        if state.requests.len() >= state.limits.concurrency as usize {
+        if state.unanswered() >= state.limits.concurrency as usize {
             reply.reset(Failure::Unavailable.to_reset());
             return;
         }
@@ -188,12 +192,17 @@ impl Worker {
             failure: None,
         };
         state.requests.insert(request, taken);
+        let surplus = state.surplus_waiting();
         drop(state);
         self.tell(Event::Dispatch {
             request,
             method,
             body,
         });
+        if let Some(surplus) = surplus {
+            let message = "too many requests wait for waitUntil promises";
+            self.abort(surplus, Failure::Unavailable, message);
+        }
     }
 
     pub(crate) fn tell(&self, event: Event) {
@@ -489,6 +498,26 @@ impl Worker {
         } else {
             self.finish_if_over(id);
         }
+    }
+}
+
+impl State {
+    /// Requests whose responses are not over.
+    fn unanswered(&self) -> usize {
+        let requests = self.requests.values();
+        requests.filter(|request| !request.answered).count()
+    }
+
+    /// Of more than [`MAX_WAITING`] that wait for promises, the one that came first.
+    fn surplus_waiting(&self) -> Option<RequestId> {
+        let waiting = |request: &Request| request.answered && request.waiting > 0;
+        let waiting = self.requests.iter().filter(|(_, request)| waiting(request));
+        if waiting.clone().count() <= MAX_WAITING {
+            return None;
+        }
+        waiting
+            .min_by_key(|(_, request)| request.began)
+            .map(|(id, _)| *id)
     }
 }
 

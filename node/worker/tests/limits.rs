@@ -8,7 +8,8 @@ use casemate_channel::control::{Control, pair as control_pair, sealed_memfd};
 use casemate_wire::control::Failure;
 use casemate_wire::control::worker::{FromWorker, ToWorker};
 use harness::{
-    Function, function, function_with, head, limits, load, receive, send_load, spare, whole,
+    Function, function, function_with, head, limits, load, receive, send_load, spare, tell_apart,
+    whole,
 };
 use tokio::process::Child;
 
@@ -285,6 +286,34 @@ async fn wall_time_of_a_promise_that_nobody_resolves_spares_the_worker() {
     );
     assert!(worker.log().await.message.contains("longer than its limit"));
     assert_eq!(worker.get("/").await.text(), "fine");
+}
+
+#[tokio::test]
+async fn requests_that_wait_for_promises_hold_no_place_and_too_many_end_the_first() {
+    let mut settings = load();
+    settings.limits.concurrency = 1;
+    let source = r#"export default {
+        fetch(request, env, ctx) {
+            ctx.waitUntil(new Promise(() => {}));
+            return new Response("fine");
+        },
+    };"#;
+    let mut worker = function_with(&[("main.js", source.as_bytes())], settings).await;
+    // The worker's bound of 128, one that is too many, and the one that comes next.
+    for number in 0..130 {
+        let name = number.to_string();
+        let answer = worker.ask(tell_apart(head("GET", "https://fn.test/"), &name));
+        assert_eq!(answer.await.expect(&name).text(), "fine");
+    }
+    let line = worker.log().await;
+    assert_eq!(line.request.as_deref(), Some("0"));
+    assert!(line.message.contains("too many"), "{}", line.message);
+    let outcome = worker.outcome().await;
+    assert_eq!(
+        (outcome.request.as_str(), outcome.failure),
+        ("0", None),
+        "the caller had its answer"
+    );
 }
 
 #[tokio::test]
