@@ -466,6 +466,37 @@ async fn nothing_of_the_machinery_is_in_reach_and_the_platform_is_whole() {
 }
 
 #[tokio::test]
+async fn call_sites_tell_where_code_runs_and_hand_out_none_of_it() {
+    // V8 hands out objects of frames up to the first in strict mode. deno_core compiles the platform's scripts strict, though
+    // they do not say so themselves; else the function would get hold of what our scripts trust. The spy is no frame itself.
+    let source = r#"export default {
+        fetch() {
+            Error.prepareStackTrace = (error, sites) => sites;
+            const spy = {};
+            const handed = (call) => {
+                const seen = {};
+                spy.toString = Error.captureStackTrace.bind(Error, seen);
+                call();
+                const objects = seen.stack.filter((site) => site.getThis() !== undefined || site.getFunction() !== undefined);
+                return [seen.stack.some((site) => site.getFileName()?.startsWith("ext:")), objects.map(String)];
+            };
+            const calls = [() => btoa(spy), () => new Headers([["a", spy]]), () => new File([], spy), () => setTimeout(() => {}, spy),
+                () => new Event(spy), () => new URL(spy, "https://a"), () => new Response("", { statusText: spy })];
+            const own = { sloppy: new Function("spy", "return `${spy}`;") };
+            return Response.json({ platform: calls.map(handed), own: handed(() => own.sloppy(spy))[1].length });
+        },
+    };"#;
+    let mut settings = load();
+    settings.dynamic_code = true;
+    let worker = function_with(&[("main.js", source.as_bytes())], settings).await;
+    let expected = format!(
+        r#"{{"platform":[{}],"own":1}}"#,
+        [r"[true,[]]"; 7].join(",")
+    );
+    assert_eq!(worker.get("/").await.text(), expected);
+}
+
+#[tokio::test]
 async fn random_numbers_differ_between_workers_of_one_snapshot() {
     let source =
         "export default { fetch: () => new Response(Math.random() + crypto.randomUUID()) };";
