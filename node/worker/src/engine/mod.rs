@@ -133,6 +133,7 @@ pub(crate) enum LoadError {
 }
 
 pub(crate) use last_words::{exit_code, message as limit_message};
+pub(crate) use memory::prepare as prepare_memory;
 
 /// Initialises V8. Once a process, before any other thread exists.
 pub(crate) fn initialize() -> Platform {
@@ -248,6 +249,7 @@ impl Engine {
         let bytes = limits.heap_mib as usize * MIB;
         memory::limit_heap(&mut self.runtime, bytes, &WATCH);
         memory::BUFFERS.set_limit(bytes);
+        WATCH.limit_memory(bytes + memory::OVERHEAD_BYTES);
         deno_core::scope!(scope, &mut self.runtime);
         scope
             .get_current_context()
