@@ -22,6 +22,7 @@ pub use error::SandboxError;
 pub use inside::{Access, before_engine, close, close_with, raise_descriptors};
 pub use layers::{LAYERS, UnknownLayer, missing, status};
 pub use policy::{Call, Verdict, calls};
+pub use syscalls::cpu_time;
 
 /// Who is closing itself in. Each has its own list of system calls: `policies/*.json`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -1,10 +1,45 @@
 //! The few calls that no safe crate wraps.
 
 use std::io;
+use std::time::Duration;
 
 use crate::Profile;
 use crate::SandboxError;
 use crate::policy;
+
+/// The kernel's `PID_MAX_LIMIT`: no process has a higher id.
+const PID_MAX: u32 = 1 << 22;
+
+/// `CPUCLOCK_SCHED`: the kind of CPU clock that counts nanoseconds, not ticks.
+const CPUCLOCK_SCHED: libc::clockid_t = 2;
+
+/// CPU time of a process so far, all its threads together; of another user's and of one in an inner PID namespace too.
+///
+/// It is what an outer wall for a worker's CPU time stands on: the worker's own watch is in reach of whoever has taken the
+/// worker over. It opens no file, so it works behind the walls of every profile.
+///
+/// # Errors
+/// There is no such process.
+pub fn cpu_time(pid: u32) -> io::Result<Duration> {
+    let pid = match libc::pid_t::try_from(pid) {
+        Ok(process) if (1..=PID_MAX).contains(&pid) => process,
+        _ => return Err(io::ErrorKind::NotFound.into()),
+    };
+    // As clock_getcpuclockid(3) does, which then makes a system call that no policy allows.
+    let clock = (!pid << 3) | CPUCLOCK_SCHED;
+    let mut time = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: the pointer is to a live value of the right type, which the kernel writes; the clock is a number to it.
+    match unsafe { libc::clock_gettime(clock, &raw mut time) } {
+        0 => Ok(Duration::new(
+            u64::try_from(time.tv_sec).unwrap_or(0),
+            u32::try_from(time.tv_nsec).unwrap_or(0),
+        )),
+        _ => Err(io::ErrorKind::NotFound.into()),
+    }
+}
 
 /// Installs the profile's filter on every thread of this process, for good.
 ///

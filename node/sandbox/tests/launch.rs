@@ -10,8 +10,9 @@ use std::collections::BTreeSet;
 use std::num::NonZeroU32;
 use std::os::fd::AsFd;
 use std::process::Stdio;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use casemate_sandbox::cpu_time;
 use casemate_sandbox::launch::{Command, End, Event, PACKET_BYTES, Program, Refusal};
 use node::{Node, USERS, User, control, order, told, value};
 
@@ -247,6 +248,30 @@ fn ends_are_told_as_they_were() {
         node.send(Command::Kill { id: 3 }, None);
         node.send(Command::Kill { id: u64::MAX }, None);
         node.child(3, Program::Vault);
+    }
+}
+
+#[test]
+fn cpu_time_of_a_worker_is_seen_from_outside_and_its_end_too() {
+    for user in USERS {
+        let mut node = Node::start(user);
+        let (worker, theirs) = control();
+        node.send(start(1, Program::Worker), Some(theirs.as_fd()));
+        let Event::Started { pid, .. } = node.event() else {
+            panic!("{user:?}: not started");
+        };
+        told(&worker);
+        order(&worker, "spin");
+        let began = Instant::now();
+        while cpu_time(pid).unwrap() < Duration::from_millis(100) {
+            assert!(began.elapsed() < node::PATIENCE, "{user:?}: it spins");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        node.send(Command::Kill { id: 1 }, None);
+        assert!(matches!(node.event(), Event::Exited { id: 1, .. }));
+    }
+    for nobody in [0, u32::MAX, (1 << 22) + 1] {
+        cpu_time(nobody).unwrap_err();
     }
 }
 

@@ -4,60 +4,99 @@ use std::time::{Duration, Instant};
 
 use crate::engine::Budget;
 use crate::engine::ops::RequestId;
-use crate::state::Worker;
+use crate::state::{Request, Worker};
 
 /// What the watch may need for itself between two settlements.
 const WATCH_CPU: Duration = Duration::from_millis(50);
 
+/// CPU time for code that runs for no request: timers of the modules, what is left of requests that are over, V8's own
+/// tasks. Collecting the garbage of a full heap, once requests stop, takes a tenth of it.
+const NOBODY_CPU: Duration = Duration::from_secs(1);
+
+/// The account of nobody. Requests that are over leave it what they did not use, so all that a function can ever take is
+/// this, the time for loading, and its limit for each request.
+#[derive(Debug)]
+pub(crate) struct Nobody {
+    left: Duration,
+}
+
+impl Default for Nobody {
+    fn default() -> Self {
+        Self { left: NOBODY_CPU }
+    }
+}
+
+impl Nobody {
+    fn spend(&mut self, cpu: Duration) {
+        self.left = self.left.saturating_sub(cpu);
+    }
+
+    /// Takes what a request has left. Beyond [`NOBODY_CPU`] it is gone, or a busy hour would pay for a day without requests.
+    pub(crate) fn inherit(&mut self, left: Duration) {
+        self.left = self.left.saturating_add(left).min(NOBODY_CPU);
+    }
+}
+
 impl Worker {
-    /// What a turn of `request` may use; `None` when there is nothing left, or no such request.
+    /// What a turn of `request`, or of nobody if there is no such request, may use; `None` when there is nothing left.
     pub(crate) fn budget(&self, request: RequestId) -> Option<Budget> {
         let state = self.state.borrow();
         let limits = state.limits;
-        let request = state.requests.get(&request)?;
-        let cpu = Duration::from_millis(limits.cpu_time_ms.into()).saturating_sub(request.cpu);
         let wall = Duration::from_millis(limits.wall_time_ms.into());
-        let wall = wall.saturating_sub(self.now.get().saturating_duration_since(request.began));
+        let (cpu, wall) = match state.requests.get(&request) {
+            Some(request) => (
+                Duration::from_millis(limits.cpu_time_ms.into()).saturating_sub(request.cpu),
+                wall.saturating_sub(self.now.get().saturating_duration_since(request.began)),
+            ),
+            None => (state.nobody.left, wall),
+        };
         (!cpu.is_zero()).then_some(Budget {
             cpu,
             wall: wall.max(Duration::from_millis(1)),
         })
     }
 
-    /// What a turn of nobody in particular may use: what the request with the most left has left.
+    /// What the platform's own asynchrony may use: what the request with the most left has left.
     pub(crate) fn shared_budget(&self) -> Budget {
         let state = self.state.borrow();
         let limit = Duration::from_millis(state.limits.cpu_time_ms.into());
-        let least = state
-            .requests
-            .values()
-            .map(|request| request.cpu)
-            .min()
-            .unwrap_or_default();
-        let wall = Duration::from_millis(state.limits.wall_time_ms.into());
+        let used = state.requests.values().map(|request| request.cpu).min();
+        let cpu = used.map_or(state.nobody.left, |used| limit.saturating_sub(used));
         Budget {
-            cpu: limit.saturating_sub(least).max(Duration::from_millis(1)),
-            wall,
+            cpu: cpu.max(Duration::from_millis(1)),
+            wall: Duration::from_millis(state.limits.wall_time_ms.into()),
         }
     }
 
-    /// Adds to a request's account.
+    /// Adds to the account of a request, or of nobody.
     pub(crate) fn charge(&self, request: RequestId, cpu: Duration) {
-        if let Some(request) = self.state.borrow_mut().requests.get_mut(&request) {
-            request.cpu += cpu;
+        let mut state = self.state.borrow_mut();
+        match state.requests.get_mut(&request) {
+            Some(request) => request.cpu += cpu,
+            None => state.nobody.spend(cpu),
         }
     }
 
-    /// Adds equal parts to the accounts of all requests under way.
+    /// Adds equal parts to the accounts of all requests under way; without any, all of it to that of nobody.
     pub(crate) fn charge_all(&self, cpu: Duration) {
         let mut state = self.state.borrow_mut();
         let parts = u32::try_from(state.requests.len()).unwrap_or(u32::MAX);
-        if let Some(part) = cpu.checked_div(parts) {
-            state
+        match cpu.checked_div(parts) {
+            Some(part) => state
                 .requests
                 .values_mut()
-                .for_each(|request| request.cpu += part);
+                .for_each(|request| request.cpu += part),
+            None => state.nobody.spend(cpu),
         }
+    }
+
+    /// Whether a request that still runs, or nobody, has nothing left.
+    pub(crate) fn has_overdrawn(&self) -> bool {
+        let state = self.state.borrow();
+        let limit = Duration::from_millis(state.limits.cpu_time_ms.into());
+        let runs = |request: &Request| !request.answered || request.waiting > 0;
+        let mut requests = state.requests.values();
+        state.nobody.left.is_zero() || requests.any(|request| runs(request) && request.cpu >= limit)
     }
 
     /// The request that has used the most CPU time.
@@ -70,12 +109,20 @@ impl Worker {
             .map(|(id, _)| *id)
     }
 
-    /// CPU time that the pool's thread may take for all requests together, and the watch for itself.
+    /// CPU time that the pool's thread may take until the next settlement, and the watch for itself.
     pub(crate) fn helper_grant(&self) -> Duration {
         let state = self.state.borrow();
-        let requests = u32::try_from(state.requests.len().max(1)).unwrap_or(u32::MAX);
         let limit = Duration::from_millis(state.limits.cpu_time_ms.into());
-        limit.saturating_mul(requests).saturating_add(WATCH_CPU)
+        let requests = state.requests.values();
+        let left: Duration = requests
+            .map(|request| limit.saturating_sub(request.cpu))
+            .sum();
+        let left = if state.requests.is_empty() {
+            state.nobody.left
+        } else {
+            left
+        };
+        left.saturating_add(WATCH_CPU)
     }
 
     /// When the next timer or deadline is.
@@ -89,5 +136,23 @@ impl Worker {
             .min();
         let timer = state.due.first().map(|(at, _)| *at);
         [request, timer].into_iter().flatten().min()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nobody_lives_on_what_requests_leave_and_saves_no_more_than_it_began_with() {
+        let ms = Duration::from_millis;
+        let mut nobody = Nobody::default();
+        nobody.spend(ms(600));
+        nobody.inherit(ms(100));
+        assert_eq!(nobody.left, ms(500));
+        nobody.inherit(ms(60_000));
+        assert_eq!(nobody.left, NOBODY_CPU);
+        nobody.spend(ms(60_000));
+        assert_eq!(nobody.left, Duration::ZERO);
     }
 }

@@ -37,6 +37,7 @@ fn main() -> ExitCode {
 }
 
 fn start() -> Result<u8, Box<dyn std::error::Error>> {
+    engine::prepare_memory()?;
     let mut layers = casemate_sandbox::before_engine()?;
     let platform = engine::initialize();
     let runtime = tokio::runtime::Builder::new_current_thread()

@@ -140,13 +140,8 @@ impl Server {
     fn turns(&mut self) -> Result<(), End> {
         while let Some(event) = self.worker.next_event() {
             let request = request_of(&event);
-            let budget = match self.worker.budget(request) {
-                Some(budget) => budget,
-                None if self.worker.knows(request) => {
-                    return Err(self.exceeded(Some(request), Failure::ExceededCpu));
-                }
-                // Of a request that is over: only its leftovers are being put away.
-                None => self.worker.shared_budget(),
+            let Some(budget) = self.worker.budget(request) else {
+                return Err(self.exceeded(Some(request), Failure::ExceededCpu));
             };
             let Turn { cpu, stopped } = self.engine.turn(&event, budget);
             self.worker.charge(request, cpu);
@@ -213,7 +208,8 @@ impl Server {
         }
         let Turn { cpu, stopped } = self.engine.poll(context, self.worker.shared_budget());
         self.worker.charge_all(cpu);
-        stopped
+        let overdrawn = self.worker.has_overdrawn();
+        stopped.or(overdrawn.then_some(Failure::ExceededCpu))
     }
 
     /// Ready at the next timer, deadline, end of grace, or look at V8's delayed tasks.

@@ -19,10 +19,15 @@ use futures_util::future::{AbortHandle, LocalBoxFuture};
 use futures_util::stream::FuturesUnordered;
 use tokio::sync::mpsc;
 
+use crate::account::Nobody;
 use crate::engine::ops::{Handle, RequestId};
 use crate::engine::{Event, Piece, limit_message};
 use crate::fields;
 use crate::logs::Logs;
+
+/// Answered requests that wait for promises given to `waitUntil`. They hold no place, or callers could fill all places
+/// with them; but each keeps its head, up to 48 KiB, and what the function keeps for it.
+const MAX_WAITING: usize = 128;
 
 /// Status that only the vault sends: it refused.
 const REFUSED: u16 = 0;
@@ -42,6 +47,7 @@ pub(crate) struct State {
     pub(crate) bindings: Vec<String>,
     pub(crate) vault: Option<Opener>,
     pub(crate) requests: HashMap<RequestId, Request>,
+    pub(crate) nobody: Nobody,
     pub(crate) last_request: RequestId,
     pub(crate) receiving: HashMap<Handle, Held<RecvBody>>,
     pub(crate) sending: HashMap<Handle, Held<SendBody>>,
@@ -127,6 +133,7 @@ impl Worker {
             bindings: Vec::new(),
             vault: None,
             requests: HashMap::new(),
+            nobody: Nobody::default(),
             last_request: 0,
             receiving: HashMap::new(),
             sending: HashMap::new(),
@@ -154,11 +161,11 @@ impl Worker {
         state.vault = Some(vault);
     }
 
-    /// Takes a request in; over the limit it is sent back.
+    /// Takes a request in; over the limit it is sent back. Among too many that wait, the one that came first ends.
     pub(crate) fn accept(&self, incoming: Incoming) {
         let Incoming { head, body, reply } = incoming;
         let mut state = self.state.borrow_mut();
-        if state.requests.len() >= state.limits.concurrency as usize {
+        if state.unanswered() >= state.limits.concurrency as usize {
             reply.reset(Failure::Unavailable.to_reset());
             return;
         }
@@ -185,12 +192,17 @@ impl Worker {
             failure: None,
         };
         state.requests.insert(request, taken);
+        let surplus = state.surplus_waiting();
         drop(state);
         self.tell(Event::Dispatch {
             request,
             method,
             body,
         });
+        if let Some(surplus) = surplus {
+            let message = "too many requests wait for waitUntil promises";
+            self.abort(surplus, Failure::Unavailable, message);
+        }
     }
 
     pub(crate) fn tell(&self, event: Event) {
@@ -205,11 +217,6 @@ impl Worker {
     /// Whether there is something to tell.
     pub(crate) fn has_events(&self) -> bool {
         !self.events.borrow().is_empty() || !self.state.borrow().ready.is_empty()
-    }
-
-    /// Whether a request is under way.
-    pub(crate) fn knows(&self, request: RequestId) -> bool {
-        self.state.borrow().requests.contains_key(&request)
     }
 
     /// Lets go of everything: the worker ends.
@@ -277,6 +284,8 @@ impl Worker {
             return;
         };
         let (timers, handles) = state.let_go(id);
+        let limit = Duration::from_millis(state.limits.cpu_time_ms.into());
+        state.nobody.inherit(limit.saturating_sub(request.cpu));
         let wall = request.began.elapsed();
         let (failure, message) = request
             .failure
@@ -489,6 +498,26 @@ impl Worker {
         } else {
             self.finish_if_over(id);
         }
+    }
+}
+
+impl State {
+    /// Requests whose responses are not over.
+    fn unanswered(&self) -> usize {
+        let requests = self.requests.values();
+        requests.filter(|request| !request.answered).count()
+    }
+
+    /// Of more than [`MAX_WAITING`] that wait for promises, the one that came first.
+    fn surplus_waiting(&self) -> Option<RequestId> {
+        let waiting = |request: &Request| request.answered && request.waiting > 0;
+        let waiting = self.requests.iter().filter(|(_, request)| waiting(request));
+        if waiting.clone().count() <= MAX_WAITING {
+            return None;
+        }
+        waiting
+            .min_by_key(|(_, request)| request.began)
+            .map(|(id, _)| *id)
     }
 }
 

@@ -4,10 +4,14 @@ mod harness;
 
 use bytes::Bytes;
 use casemate_channel::StreamError;
-use casemate_channel::control::{pair as control_pair, sealed_memfd};
+use casemate_channel::control::{Control, pair as control_pair, sealed_memfd};
 use casemate_wire::control::Failure;
-use casemate_wire::control::worker::FromWorker;
-use harness::{Function, function, function_with, head, limits, load, spare, whole};
+use casemate_wire::control::worker::{FromWorker, ToWorker};
+use harness::{
+    Function, function, function_with, head, limits, load, receive, send_load, spare, tell_apart,
+    whole,
+};
+use tokio::process::Child;
 
 /// A worker with tight limits.
 async fn tight(source: &str) -> Function {
@@ -44,6 +48,7 @@ async fn cpu_time_in_a_loop_a_regexp_and_a_microtask_storm() {
         "export default { fetch() { try { while (true) {} } finally { while (true) {} } } };",
         "const spin = (go) => { for (let i = 0; i < 1e6; i++); go(); }; \
          export default { async fetch() { while (true) await new Promise((go) => setTimeout(spin, 1, go)); } };",
+        "export default { async fetch() { while (true) await crypto.subtle.digest('SHA-256', new Uint8Array(1024)); } };",
     ];
     for source in sources {
         ends_with(source, Failure::ExceededCpu, 80).await;
@@ -111,6 +116,49 @@ async fn cpu_time_that_cryptography_takes_on_its_own_thread() {
     assert_eq!(status, Some(80));
 }
 
+/// The worker must end itself because of CPU time, before it is asked anything more.
+async fn ends_unasked(control: &Control<ToWorker, FromWorker>, child: &mut Child, source: &str) {
+    let last = receive(control).await;
+    let why = matches!(
+        last,
+        Some(FromWorker::Fatal {
+            failure: Failure::ExceededCpu,
+            ..
+        })
+    );
+    assert!(why, "{source}: {last:?}");
+    let status = child.wait().await.expect("a status");
+    assert_eq!(status.code(), Some(80), "{source}");
+}
+
+#[tokio::test]
+async fn cpu_time_that_belongs_to_no_request() {
+    let sources = [
+        "setInterval(() => { for (let i = 0; i < 1e6; i++); }, 1);",
+        "const { port1, port2 } = new MessageChannel(); port1.onmessage = () => port1.postMessage(0); \
+         port2.onmessage = () => { for (let i = 0; i < 1e6; i++); port2.postMessage(0); }; port1.postMessage(0);",
+        "(async () => { while (true) await crypto.subtle.digest('SHA-256', new Uint8Array(1 << 16)); })();",
+    ];
+    for source in sources {
+        let source = format!("{source} export default {{ fetch: () => new Response('fine') }};");
+        let mut worker = tight(&source).await;
+        ends_unasked(&worker.control, &mut worker.child, &source).await;
+    }
+}
+
+#[tokio::test]
+async fn cpu_time_that_cryptography_takes_while_loading() {
+    let source = r#"
+        const key = await crypto.subtle.importKey("raw", new Uint8Array(8), "PBKDF2", false, ["deriveBits"]);
+        const settings = { name: "PBKDF2", hash: "SHA-256", salt: new Uint8Array(8), iterations: 1e9 };
+        await crypto.subtle.deriveBits(settings, key, 256);
+        export default { fetch() {} };"#;
+    let (control, mut child) = spare().await;
+    let archive = harness::archive(&[("main.js", source.as_bytes())]);
+    let _channels = send_load(&control, load(), &archive).await;
+    ends_unasked(&control, &mut child, source).await;
+}
+
 #[tokio::test]
 async fn memory_in_arrays_strings_and_maps() {
     let sources = [
@@ -164,6 +212,41 @@ async fn memory_in_buffers_is_a_range_error_and_given_back() {
         .parse()
         .unwrap();
     assert!((16..=32).contains(&count), "{first}");
+}
+
+#[tokio::test]
+async fn memory_of_webassembly_has_the_limit_of_its_own_function() {
+    // Every second one is shared, which V8 counts nowhere.
+    let source = r#"
+        const make = (_, i) => new WebAssembly.Memory({ initial: 1024, maximum: 1024, shared: i % 2 === 1 });
+        const memories = Array.from({ length: 6 }, make);
+        export default {
+            fetch(request) {
+                if (request.url.endsWith("/one")) return new Response(String(new Uint8Array(memories[0].buffer).fill(1).length));
+                for (;;) memories.forEach(({ buffer }) => new Uint8Array(buffer).fill(1));
+            },
+        };"#;
+    let mut settings = load();
+    settings.limits.cpu_time_ms = 20_000;
+    settings.limits.heap_mib = 32;
+    let mut worker = function_with(&[("main.js", source.as_bytes())], settings).await;
+    assert_eq!(worker.get("/one").await.text(), "67108864");
+    worker
+        .ask(head("GET", "https://fn.test/all"))
+        .await
+        .unwrap_err();
+    let (last, status) = worker.end().await;
+    assert!(
+        matches!(
+            last,
+            Some(FromWorker::Fatal {
+                failure: Failure::ExceededMemory,
+                ..
+            })
+        ),
+        "{last:?}"
+    );
+    assert_eq!(status, Some(81));
 }
 
 #[tokio::test]
@@ -238,6 +321,34 @@ async fn wall_time_of_a_promise_that_nobody_resolves_spares_the_worker() {
     );
     assert!(worker.log().await.message.contains("longer than its limit"));
     assert_eq!(worker.get("/").await.text(), "fine");
+}
+
+#[tokio::test]
+async fn requests_that_wait_for_promises_hold_no_place_and_too_many_end_the_first() {
+    let mut settings = load();
+    settings.limits.concurrency = 1;
+    let source = r#"export default {
+        fetch(request, env, ctx) {
+            ctx.waitUntil(new Promise(() => {}));
+            return new Response("fine");
+        },
+    };"#;
+    let mut worker = function_with(&[("main.js", source.as_bytes())], settings).await;
+    // The worker's bound of 128, one that is too many, and the one that comes next.
+    for number in 0..130 {
+        let name = number.to_string();
+        let answer = worker.ask(tell_apart(head("GET", "https://fn.test/"), &name));
+        assert_eq!(answer.await.expect(&name).text(), "fine");
+    }
+    let line = worker.log().await;
+    assert_eq!(line.request.as_deref(), Some("0"));
+    assert!(line.message.contains("too many"), "{}", line.message);
+    let outcome = worker.outcome().await;
+    assert_eq!(
+        (outcome.request.as_str(), outcome.failure),
+        ("0", None),
+        "the caller had its answer"
+    );
 }
 
 #[tokio::test]
@@ -390,6 +501,37 @@ async fn nothing_of_the_machinery_is_in_reach_and_the_platform_is_whole() {
 }
 
 #[tokio::test]
+async fn call_sites_tell_where_code_runs_and_hand_out_none_of_it() {
+    // V8 hands out objects of frames up to the first in strict mode. deno_core compiles the platform's scripts strict, though
+    // they do not say so themselves; else the function would get hold of what our scripts trust. The spy is no frame itself.
+    let source = r#"export default {
+        fetch() {
+            Error.prepareStackTrace = (error, sites) => sites;
+            const spy = {};
+            const handed = (call) => {
+                const seen = {};
+                spy.toString = Error.captureStackTrace.bind(Error, seen);
+                call();
+                const objects = seen.stack.filter((site) => site.getThis() !== undefined || site.getFunction() !== undefined);
+                return [seen.stack.some((site) => site.getFileName()?.startsWith("ext:")), objects.map(String)];
+            };
+            const calls = [() => btoa(spy), () => new Headers([["a", spy]]), () => new File([], spy), () => setTimeout(() => {}, spy),
+                () => new Event(spy), () => new URL(spy, "https://a"), () => new Response("", { statusText: spy })];
+            const own = { sloppy: new Function("spy", "return `${spy}`;") };
+            return Response.json({ platform: calls.map(handed), own: handed(() => own.sloppy(spy))[1].length });
+        },
+    };"#;
+    let mut settings = load();
+    settings.dynamic_code = true;
+    let worker = function_with(&[("main.js", source.as_bytes())], settings).await;
+    let expected = format!(
+        r#"{{"platform":[{}],"own":1}}"#,
+        [r"[true,[]]"; 7].join(",")
+    );
+    assert_eq!(worker.get("/").await.text(), expected);
+}
+
+#[tokio::test]
 async fn random_numbers_differ_between_workers_of_one_snapshot() {
     let source =
         "export default { fetch: () => new Response(Math.random() + crypto.randomUUID()) };";
@@ -408,7 +550,7 @@ async fn a_gateway_that_talks_nonsense_is_left() {
         &harness::archive(&[("main.js", b"export default { fetch() {} };")]),
     )
     .unwrap();
-    let message = casemate_wire::control::worker::ToWorker::Load(Box::new(load()));
+    let message = ToWorker::Load(Box::new(load()));
     control
         .send(
             &message,
@@ -418,13 +560,13 @@ async fn a_gateway_that_talks_nonsense_is_left() {
         .unwrap();
     drop(theirs);
     assert!(matches!(
-        harness::receive(&control).await,
+        receive(&control).await,
         Some(FromWorker::Loaded { .. })
     ));
     let mut stream = std::os::unix::net::UnixStream::from(nonsense);
     stream.set_nonblocking(false).unwrap();
     std::io::Write::write_all(&mut stream, &[0xff; 4096]).unwrap();
-    assert_eq!(harness::receive(&control).await, None);
+    assert_eq!(receive(&control).await, None);
     assert_eq!(child.wait().await.unwrap().code(), Some(0));
 }
 
@@ -433,10 +575,10 @@ async fn a_load_with_the_wrong_descriptors_is_refused() {
     use std::os::fd::AsFd;
     let (control, mut child) = spare().await;
     let (one, _other) = control_pair().unwrap();
-    let message = casemate_wire::control::worker::ToWorker::Load(Box::new(load()));
+    let message = ToWorker::Load(Box::new(load()));
     control.send(&message, &[one.as_fd()]).await.unwrap();
     assert!(matches!(
-        harness::receive(&control).await,
+        receive(&control).await,
         Some(FromWorker::LoadFailed { .. })
     ));
     assert_eq!(child.wait().await.unwrap().code(), Some(83));
@@ -448,7 +590,7 @@ async fn a_load_with_the_wrong_descriptors_is_refused() {
         .await
         .unwrap();
     assert!(matches!(
-        harness::receive(&control).await,
+        receive(&control).await,
         Some(FromWorker::LoadFailed { .. })
     ));
     assert_eq!(child.wait().await.unwrap().code(), Some(83));

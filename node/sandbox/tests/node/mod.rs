@@ -24,7 +24,7 @@ use rustix::net::{
 use super::{MEMORY_MIB, PIDS, is_root, probe};
 
 /// For anything to happen at all.
-const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 const NOBODY: u32 = 65534;
 
 /// Held for writing while programs are copied, for reading while a process is made.

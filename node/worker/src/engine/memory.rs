@@ -1,9 +1,14 @@
 //! Limits on memory: V8's heap by its own callback, array buffers by counting what their allocator gives.
 //!
-//! Both are inner walls. What gets around them (V8's own growth, WebAssembly memories) meets the process's rlimit and
-//! cgroup.
+//! What gets around both (V8's own growth, WebAssembly memories) shows in what the process occupies, which the watch holds
+//! against [`OVERHEAD_BYTES`]. All three are inner walls: outside is the process's cgroup or rlimit, which a spare has from
+//! before its function is known, and so for the node's largest.
 
 use std::ffi::c_void;
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use casemate_wire::control::Failure;
@@ -21,6 +26,48 @@ pub(crate) const SPARE_HEAP_BYTES: usize = 64 * MIB;
 
 /// Heap that is granted once after the limit, so that the running code can be stopped instead of the process.
 const HEADROOM_BYTES: usize = 8 * MIB;
+
+/// What a worker may occupy beyond its function's heap limit: V8's own growth, buffers, WebAssembly memories. It is what the
+/// supervisor adds for the cgroup, so no function dies of it that would live on a node of its own.
+pub(crate) const OVERHEAD_BYTES: usize = 192 * MIB;
+
+/// Longest content of /proc/self/statm: seven numbers of 20 digits.
+const STATM_BYTES: usize = 7 * 21;
+
+/// /proc/self/statm, from before the root was emptied.
+static STATM: OnceLock<File> = OnceLock::new();
+
+/// Opens what [`occupied`] reads. To be called while files can be opened.
+///
+/// # Errors
+/// There is no /proc.
+pub(crate) fn prepare() -> io::Result<()> {
+    let statm = File::open("/proc/self/statm")?;
+    STATM.get_or_init(|| statm);
+    Ok(())
+}
+
+/// Bytes of memory that are this process's alone: not those of the program's file, which all workers share.
+pub(super) fn occupied() -> usize {
+    let mut text = [0; STATM_BYTES];
+    let read = STATM.get().map(|statm| statm.read_at(&mut text, 0));
+    let Some(Ok(length)) = read else {
+        // The kernel gives this as long as the process lives; without it the other limits stand.
+        return 0;
+    };
+    // SAFETY: takes a number; the C library has the answer since the start.
+    let page_bytes = usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(0);
+    own_pages(&text[..length]).saturating_mul(page_bytes)
+}
+
+/// Resident pages without shared ones: the second number and the third of statm.
+fn own_pages(statm: &[u8]) -> usize {
+    let mut numbers = statm
+        .split(|byte| *byte == b' ')
+        .map(|number| std::str::from_utf8(number).ok()?.parse::<usize>().ok());
+    let (resident, shared) = (numbers.nth(1).flatten(), numbers.next().flatten());
+    resident.unwrap_or(0).saturating_sub(shared.unwrap_or(0))
+}
 
 /// Bytes in array buffers, and how many there may be.
 pub(crate) struct Buffers {
@@ -145,6 +192,18 @@ pub(crate) unsafe extern "C" fn out_of_memory(_: *const std::ffi::c_char, _: &v8
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn memory_that_is_touched_is_occupied() {
+        assert_eq!(own_pages(b"9000 500 200 10 0 300 0\n"), 300);
+        assert_eq!(own_pages(b"9000 500"), 500);
+        assert_eq!(own_pages(b""), 0);
+        prepare().unwrap();
+        let before = occupied();
+        let touched = vec![1_u8; 64 * MIB];
+        assert!(occupied() >= before + 32 * MIB, "{before}");
+        drop(std::hint::black_box(touched));
+    }
 
     #[test]
     fn buffers_over_the_limit_are_refused_and_leave_no_trace() {

@@ -37,7 +37,7 @@ static SNAPSHOT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/snapshot.bin"
 /// Tasks of V8's own that run between two turns at most, so that they cannot starve requests.
 const MAX_PLATFORM_TASKS: usize = 64;
 
-/// CPU time for evaluating the function's modules: what a large bundle takes, ten times over.
+/// CPU time for evaluating the function's modules, of each thread: what a large bundle takes, ten times over.
 const LOAD_CPU: Duration = Duration::from_secs(2);
 /// Wall-clock time for the same.
 const LOAD_WALL: Duration = Duration::from_secs(10);
@@ -133,6 +133,7 @@ pub(crate) enum LoadError {
 }
 
 pub(crate) use last_words::{exit_code, message as limit_message};
+pub(crate) use memory::prepare as prepare_memory;
 
 /// Initialises V8. Once a process, before any other thread exists.
 pub(crate) fn initialize() -> Platform {
@@ -217,6 +218,7 @@ impl Engine {
     /// See [`LoadError`].
     pub(crate) async fn load(&mut self, bundle: Bundle, load: &Load) -> Result<(), LoadError> {
         self.limit(&load.limits, load.dynamic_code);
+        settle_helpers(LOAD_CPU);
         self.modules.fill(bundle);
         let entry = Modules::specifier(&load.entry)
             .map_err(|error| LoadError::Function(error.to_string()))?;
@@ -247,6 +249,7 @@ impl Engine {
         let bytes = limits.heap_mib as usize * MIB;
         memory::limit_heap(&mut self.runtime, bytes, &WATCH);
         memory::BUFFERS.set_limit(bytes);
+        WATCH.limit_memory(bytes + memory::OVERHEAD_BYTES);
         deno_core::scope!(scope, &mut self.runtime);
         scope
             .get_current_context()

@@ -3,18 +3,19 @@
 //!
 //! The function's code runs on the main thread, in turns. A turn has a deadline on that thread's CPU clock; beyond it the
 //! watch asks V8 to stop, and if V8 does not listen (some builtins ignore it) ends the process. The one other thread that
-//! works for the function is the pool's, for cryptography; its time counts as well.
+//! works for the function is the pool's, for cryptography; its time counts as well. Whoever takes memory takes CPU time for it,
+//! so the watch looks at that too.
 
 use std::io;
 use std::mem::MaybeUninit;
-use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU16, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc;
 use std::time::Duration;
 
 use casemate_wire::control::Failure;
 use deno_core::v8;
 
-use super::{last_words, locks};
+use super::{last_words, locks, memory};
 
 /// CPU time between two looks. The kernel's own tick makes it 4 ms at best.
 const LOOK_EVERY: Duration = Duration::from_millis(5);
@@ -37,6 +38,8 @@ pub(crate) struct Watch {
     kill_ns: AtomicU64,
     /// CPU time of the other threads, in ns, beyond which the process ends.
     helpers_ns: AtomicU64,
+    /// Memory of its own, in bytes, beyond which the process ends.
+    memory_bytes: AtomicUsize,
     /// Why the turn was stopped, as a reset code; 0 when it was not.
     stopped: AtomicU16,
 }
@@ -46,6 +49,7 @@ pub(crate) static WATCH: Watch = Watch {
     wall_deadline_ns: AtomicU64::new(NO_TURN),
     kill_ns: AtomicU64::new(NO_TURN),
     helpers_ns: AtomicU64::new(NO_TURN),
+    memory_bytes: AtomicUsize::new(usize::MAX),
     stopped: AtomicU16::new(0),
 };
 
@@ -86,7 +90,15 @@ impl Watch {
         self.helpers_ns.store(nanos(cpu), Ordering::Relaxed);
     }
 
+    /// Lets the process occupy this much.
+    pub(crate) fn limit_memory(&self, bytes: usize) {
+        self.memory_bytes.store(bytes, Ordering::Relaxed);
+    }
+
     fn look(&self, main_clock: libc::clockid_t, isolate: &v8::IsolateHandle) {
+        if memory::occupied() > self.memory_bytes.load(Ordering::Relaxed) {
+            last_words::speak(Failure::ExceededMemory);
+        }
         let main = clock(main_clock);
         if nanos(process_cpu().saturating_sub(main)) > self.helpers_ns.load(Ordering::Relaxed) {
             last_words::speak(Failure::ExceededCpu);
