@@ -39,6 +39,9 @@ struct Seat<W> {
     drained_said: bool,
     idle_since_ms: u64,
     idle_said_ms: u64,
+    /// Streams so far, and how many of them the supervisor was told of.
+    given: u64,
+    given_said: u64,
 }
 
 /// What the supervisor is to hear of one function.
@@ -50,6 +53,8 @@ pub struct Due {
     pub drained: Vec<WorkerId>,
     /// These have had nothing to do for so many milliseconds.
     pub idle: Vec<(WorkerId, u64)>,
+    /// These were given so many requests in all.
+    pub given: Vec<(WorkerId, u64)>,
 }
 
 impl<T, W> Default for Pool<T, W> {
@@ -117,6 +122,8 @@ impl<T: Waiting, W: Clone> Pool<T, W> {
             drained_said: false,
             idle_since_ms: now_ms,
             idle_said_ms: now_ms,
+            given: 0,
+            given_said: 0,
         });
         self.grant()
     }
@@ -172,6 +179,10 @@ impl<T: Waiting, W: Clone> Pool<T, W> {
             due.need = Some(self.waiting.len() as u32);
         }
         for seat in &mut self.seats {
+            if seat.given > seat.given_said {
+                seat.given_said = seat.given;
+                due.given.push((seat.id, seat.given));
+            }
             if seat.streams > 0 {
                 continue;
             }
@@ -223,6 +234,7 @@ impl<W: Clone> Seat<W> {
 
     fn take(&mut self) -> W {
         self.streams += 1;
+        self.given += 1;
         self.worker.clone()
     }
 }
@@ -330,7 +342,9 @@ mod tests {
         );
         assert_eq!(pool.due(1001 + IDLE_PERIOD_MS).idle, []);
         pool.acquire();
-        assert_eq!(pool.due(90_000).idle, []);
+        let due = pool.due(90_000);
+        assert_eq!((due.idle, due.given), (vec![], vec![(WorkerId(1), 1)]));
+        assert_eq!(pool.due(90_000), Due::default(), "nothing more was given");
         pool.release(WorkerId(1), 90_000);
         assert_eq!(pool.due(90_001).idle, []);
         assert_eq!(

@@ -133,6 +133,11 @@ async fn report(supervisor: &Supervisor, function: &Function) -> Result<(), Cont
             )
             .await?;
     }
+    for (worker, requests) in due.given {
+        supervisor
+            .send(&FromGateway::Given { worker, requests }, &[])
+            .await?;
+    }
     for worker in due.drained {
         supervisor
             .send(&FromGateway::Drained { worker }, &[])

@@ -1,5 +1,7 @@
 //! A node in a temporary folder, of which the test plays the supervisor.
 
+#![allow(dead_code, reason = "each test binary uses a part of it")]
+
 use std::fs;
 use std::io::{IoSlice, IoSliceMut, Write};
 use std::mem::MaybeUninit;
@@ -21,7 +23,7 @@ use rustix::net::{
     socketpair,
 };
 
-use super::{MEMORY_MIB, PIDS, is_root, probe};
+use super::probe;
 
 /// For anything to happen at all.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
@@ -50,6 +52,25 @@ pub(crate) struct Node {
     walls: bool,
     cgroups: bool,
     _folder: tempfile::TempDir,
+}
+
+/// Of a child that is started by [`start`].
+pub(crate) const MEMORY_MIB: u32 = 64;
+/// Of a child that is started by [`start`].
+pub(crate) const PIDS: u32 = 16;
+
+pub(crate) fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
+/// The command that starts a child.
+pub(crate) fn start(id: u64, program: Program) -> Command {
+    Command::Start {
+        id,
+        program,
+        memory_mib: MEMORY_MIB,
+        pids: PIDS,
+    }
 }
 
 impl Node {

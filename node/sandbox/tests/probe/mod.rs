@@ -1,5 +1,7 @@
 //! Finding and running `examples/probe`.
 
+#![allow(dead_code, reason = "each test binary uses a part of it")]
+
 use std::path::PathBuf;
 use std::process::Command;
 

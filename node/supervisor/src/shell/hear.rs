@@ -92,6 +92,9 @@ impl Shell {
             FromGateway::Idle { worker, idle_ms } => {
                 self.input(Input::Idle { worker, idle_ms }).await?;
             }
+            FromGateway::Given { worker, requests } => {
+                self.input(Input::Given { worker, requests }).await?;
+            }
             FromGateway::Drained { worker } => self.input(Input::Drained { worker }).await?,
             FromGateway::Access(access) => self.log_access(access),
             FromGateway::Stopped => {}

@@ -23,7 +23,7 @@ use casemate_wire::control::gateway::{FromGateway, ToGateway};
 use casemate_wire::control::parts::Arriving;
 use casemate_wire::control::vault::{FromVault, Have, Hello as VaultHello, ToVault};
 use casemate_wire::control::worker::FromWorker;
-use casemate_wire::control::{Failure, FunctionKey, LayerReport};
+use casemate_wire::control::{Failure, FunctionKey, LayerReport, WorkerId};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 
@@ -39,6 +39,8 @@ use push::{Heard, Records, Say};
 const MAX_HAPPENINGS: usize = 1024;
 /// How often the control plane is told how we are.
 const STATUS_INTERVAL: Duration = Duration::from_secs(10);
+/// How often the CPU time of workers is looked at.
+const CPU_TIME_INTERVAL: Duration = Duration::from_secs(1);
 /// From being told to end until we do, whatever still runs.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(12);
 
@@ -148,6 +150,8 @@ pub(crate) async fn run(
     };
     let mut ticks = tokio::time::interval(Duration::from_millis(Supervision::TICK_MS));
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
+    let mut looks = tokio::time::interval(CPU_TIME_INTERVAL);
+    looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
     let mut reports = tokio::time::interval(STATUS_INTERVAL);
     let mut end_by: Option<tokio::time::Instant> = None;
     loop {
@@ -167,6 +171,7 @@ pub(crate) async fn run(
                 shell.answer();
                 shell.input(Input::Tick).await?;
             }
+            _ = looks.tick() => shell.look_at_cpu_time().await?,
             _ = reports.tick() => shell.report(),
             _ = terminate.recv(), if end_by.is_none() => end_by = Some(shell.drain().await?),
             _ = interrupt.recv(), if end_by.is_none() => end_by = Some(shell.drain().await?),
@@ -199,6 +204,22 @@ impl Shell {
     async fn input(&mut self, input: Input) -> io::Result<()> {
         for effect in self.state.handle(input, self.now_ms()) {
             self.effect(effect).await?;
+        }
+        Ok(())
+    }
+
+    /// Tells the state what workers have used; one that is ending may be gone already.
+    async fn look_at_cpu_time(&mut self) -> io::Result<()> {
+        let used: Vec<_> = self
+            .alive
+            .iter()
+            .map(|(id, child)| (WorkerId(*id), child.pid))
+            .filter(|(worker, _)| self.state.has(*worker))
+            .filter_map(|(worker, pid)| Some((worker, casemate_sandbox::cpu_time(pid).ok()?)))
+            .collect();
+        for (worker, used) in used {
+            let used_ms = u64::try_from(used.as_millis()).unwrap_or(u64::MAX);
+            self.input(Input::CpuTime { worker, used_ms }).await?;
         }
         Ok(())
     }

@@ -7,6 +7,7 @@ use casemate_wire::control::gateway::{Route, ToGateway};
 use casemate_wire::control::vault::{FunctionPlan, Plan};
 use casemate_wire::control::{Digest, Failure, FunctionKey, WorkerId};
 
+use super::cpu::CpuWall;
 use super::{Effect, Millis, SILENCE_MS, STOP_GRACE_MS, Stage, Supervision, Worker, backoff_ms};
 
 /// One function that should run here.
@@ -243,6 +244,7 @@ impl Supervision {
             let plan = Box::new(function.plan.clone());
             if let Some(worker) = self.workers.get_mut(&id) {
                 worker.stage = Stage::Loading(key.clone(), plan.release);
+                worker.cpu = Some(CpuWall::new(&plan.limits));
                 (worker.since_ms, worker.deadline_ms) = (now_ms, Some(now_ms + SILENCE_MS));
                 // A spare is as large as the largest function; nobody else is to have that much.
                 let needed_mib = needed_mib(&plan);

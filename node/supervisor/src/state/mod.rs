@@ -3,6 +3,7 @@
 
 pub(crate) mod budget;
 pub(crate) mod carry;
+mod cpu;
 mod functions;
 mod share;
 #[cfg(test)]
@@ -17,6 +18,7 @@ use casemate_wire::control::parts::{Arriving, Part, PartError};
 use casemate_wire::control::vault::{FunctionPlan, Plan};
 use casemate_wire::control::{Digest, Failure, FunctionKey, WorkerId};
 
+use cpu::CpuWall;
 use functions::Function;
 
 /// Milliseconds since the supervisor started.
@@ -74,6 +76,10 @@ pub(crate) enum Input {
     Need { key: FunctionKey, waiting: u32 },
     /// A worker has had nothing to do.
     Idle { worker: WorkerId, idle_ms: Millis },
+    /// A worker was given so many requests since it serves.
+    Given { worker: WorkerId, requests: u64 },
+    /// A worker has used so much CPU time since it was started.
+    CpuTime { worker: WorkerId, used_ms: Millis },
     /// A retired worker has finished.
     Drained { worker: WorkerId },
     /// A worker's walls are closed.
@@ -159,6 +165,8 @@ struct Worker {
     /// When it was last said to have nothing to do.
     rested_ms: Option<Millis>,
     memory_mib: u32,
+    /// What it may use of a processor, once it has a function.
+    cpu: Option<CpuWall>,
 }
 
 /// See the module.
@@ -237,6 +245,12 @@ impl Supervision {
                     worker.rested_ms = Some(now_ms);
                 }
             }
+            Input::Given { worker, requests } => {
+                if let Some(cpu) = self.wall_of(worker) {
+                    cpu.given(requests);
+                }
+            }
+            Input::CpuTime { worker, used_ms } => self.cpu_time(worker, used_ms),
             Input::Drained { worker } => self.stop(worker, now_ms),
             Input::Ready { worker } => {
                 if let Some(worker) = self
@@ -289,6 +303,21 @@ impl Supervision {
         let child = self.next_child;
         self.next_child += 1;
         child
+    }
+
+    fn wall_of(&mut self, worker: WorkerId) -> Option<&mut CpuWall> {
+        self.workers.get_mut(&worker)?.cpu.as_mut()
+    }
+
+    /// A worker keeps to its CPU time itself; one that does not is ended from here.
+    fn cpu_time(&mut self, id: WorkerId, used_ms: Millis) {
+        if self.wall_of(id).is_some_and(|cpu| !cpu.holds(used_ms))
+            && let Some(worker) = self.workers.get_mut(&id)
+        {
+            worker.cpu = None;
+            worker.fatal.get_or_insert(Failure::ExceededCpu);
+            self.effects.push(Effect::Kill { child: id.0 });
+        }
     }
 
     /// Starts what should run and does not, kills what is over its time, serves who waits.
@@ -350,6 +379,7 @@ impl Supervision {
                     deadline_ms,
                     rested_ms: None,
                     memory_mib,
+                    cpu: None,
                 },
             );
             self.effects

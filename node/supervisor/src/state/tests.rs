@@ -118,6 +118,47 @@ fn served(effects: &[Effect]) -> Vec<(WorkerId, Digest)> {
         .collect()
 }
 
+#[test]
+fn a_worker_that_does_not_keep_to_its_cpu_time_is_ended_from_outside() {
+    let (mut state, worker) = up();
+    state.handle(plan(1, vec![function("a", 1)]), 1);
+    state.handle(Input::BundleHere([1; 32]), 2);
+    let used = |state: &mut Supervision, used_ms| {
+        let effects = state.handle(Input::CpuTime { worker, used_ms }, 3);
+        effects.contains(&Effect::Kill { child: worker.0 })
+    };
+    assert!(
+        !used(&mut state, 1_000_000),
+        "a spare has run none of anybody's code"
+    );
+    let need = Input::Need {
+        key: key("a"),
+        waiting: 1,
+    };
+    assert_eq!(served(&state.handle(need, 3)), [(worker, [1; 32])]);
+    state.handle(Input::Loaded { worker }, 4);
+    state.handle(
+        Input::Given {
+            worker,
+            requests: 1,
+        },
+        5,
+    );
+    assert!(!used(&mut state, 1_000_000) && !used(&mut state, 1_010_000));
+    assert!(used(&mut state, 1_100_000));
+    assert!(!used(&mut state, 1_200_000), "once");
+    let failure = Failure::WorkerLost;
+    let ended = state.handle(
+        Input::Ended {
+            child: worker.0,
+            failure,
+        },
+        6,
+    );
+    let told = |effect: &Effect| matches!(effect, Effect::Gateway(ToGateway::Gone { failure, .. }) if *failure == Failure::ExceededCpu);
+    assert!(ended.iter().any(told), "{ended:?}");
+}
+
 fn routed(effects: &[Effect]) -> Vec<(Digest, Vec<String>)> {
     let route = |effect: &Effect| match effect {
         Effect::Gateway(ToGateway::Route(route)) => Some((route.release, route.hosts.clone())),

@@ -148,6 +148,13 @@ pub enum FromGateway {
         /// Milliseconds.
         idle_ms: u64,
     },
+    /// This worker was given so many requests since it serves (sent about once a second while they become more).
+    Given {
+        /// The worker.
+        worker: WorkerId,
+        /// Requests.
+        requests: u64,
+    },
     /// The last stream of a retired worker has ended.
     Drained {
         /// The worker.

@@ -1,0 +1,162 @@
+//! `casemate-launch` and what it started: all ends in order, whoever goes first.
+
+#![allow(clippy::unwrap_used)] // The functions beside the tests are tests too.
+
+mod node;
+mod probe;
+
+use std::os::fd::AsFd;
+use std::process::Stdio;
+use std::time::Duration;
+
+use casemate_sandbox::launch::{Command, Event, PACKET_BYTES, Program, Refusal};
+use node::{Node, USERS, control, order, start};
+
+#[test]
+fn a_supervisor_that_sends_garbage_ends_everything() {
+    let kill = Command::Kill { id: 1 }.encode();
+    let (_ours, theirs) = control();
+    let cases: [(&str, Vec<u8>, usize); 6] = [
+        ("garbage", vec![0xff; PACKET_BYTES], 0),
+        ("half a packet", kill[..PACKET_BYTES / 2].to_vec(), 0),
+        ("a packet and a half", [&kill[..], &kill[..32]].concat(), 0),
+        (
+            "a start without a descriptor",
+            start(9, Program::Worker).encode().to_vec(),
+            0,
+        ),
+        (
+            "a start with two",
+            start(9, Program::Worker).encode().to_vec(),
+            2,
+        ),
+        ("a kill with one", kill.to_vec(), 1),
+    ];
+    for (what, bytes, descriptors) in cases {
+        let mut node = Node::start(USERS[0]);
+        let (worker, _) = node.child(1, Program::Worker);
+        node.send_raw(&bytes, &vec![theirs.as_fd(); descriptors]);
+        assert_eq!(node.exit_code(), Some(70), "{what}");
+        assert!(node::is_closed(&worker), "{what}: the worker ended with it");
+    }
+}
+
+#[test]
+fn a_flood_of_commands_and_a_supervisor_that_reads_nothing_stop_nothing() {
+    let mut node = Node::start(USERS[0]);
+    let file = std::fs::File::open("/dev/null").unwrap();
+    // More refusals than the socket and the queue hold: launch stops reading rather than growing or blocking.
+    let mut sent = 0;
+    while sent < 100_000
+        && node
+            .client
+            .send(&start(sent, Program::Worker), Some(file.as_fd()))
+            .is_ok()
+    {
+        sent += 1;
+    }
+    std::thread::sleep(Duration::from_millis(100));
+    let mut got = 0;
+    while got < sent {
+        assert_eq!(
+            node.event(),
+            Event::Refused {
+                id: got,
+                refusal: Refusal::NotAControlSocket
+            }
+        );
+        got += 1;
+    }
+    node.child(1, Program::Worker);
+}
+
+#[test]
+fn everything_ends_with_the_supervisor_and_its_code_is_ours() {
+    for (code, expected) in [(0, 75), (64, 64), (69, 69)] {
+        let mut node = Node::start(USERS[0]);
+        let (worker, _) = node.child(1, Program::Worker);
+        order(&worker, "spin");
+        node.end_supervisor(code);
+        assert_eq!(node.exit_code(), Some(expected));
+        assert!(node::is_closed(&worker));
+        assert_eq!(node.cgroups(), [""; 0]);
+    }
+}
+
+#[test]
+fn sigterm_goes_to_the_supervisor_and_everything_ends_in_order() {
+    for user in USERS {
+        let mut node = Node::start(user);
+        let (worker, _) = node.child(1, Program::Worker);
+        node.signal(libc::SIGTERM);
+        assert_eq!(node.exit_code(), Some(0), "{user:?}");
+        assert!(node::is_closed(&worker), "{user:?}");
+    }
+}
+
+#[test]
+fn a_supervisor_that_closes_its_socket_and_stays_is_ended() {
+    let mut node = Node::start(USERS[0]);
+    let (worker, _) = node.child(1, Program::Worker);
+    node.hang_up();
+    assert_eq!(node.exit_code(), Some(70));
+    assert!(node::is_closed(&worker));
+}
+
+#[test]
+fn children_do_not_outlive_a_launch_that_is_killed() {
+    for user in USERS {
+        let mut node = Node::start(user);
+        let (worker, _) = node.child(1, Program::Worker);
+        let (vault, _) = node.child(2, Program::Vault);
+        order(&worker, "spin");
+        node.signal(libc::SIGKILL);
+        assert_eq!(node.exit_code(), None, "{user:?}: by a signal");
+        for child in [&worker, &vault] {
+            assert!(node::is_closed(child), "{user:?}");
+        }
+    }
+}
+
+#[test]
+fn mistakes_in_the_arguments_end_with_64_and_unstartable_programs_with_69() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = folder.path().join("config");
+    std::fs::write(&config, "").unwrap();
+    let run = |arguments: &[&str]| {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_casemate-launch"));
+        command
+            .args(arguments)
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped());
+        let output = node::spawn(&mut command).wait_with_output().unwrap();
+        (
+            output.status.code(),
+            String::from_utf8_lossy(&output.stderr).into_owned(),
+        )
+    };
+    let (config, state) = (config.to_str().unwrap(), folder.path().join("state"));
+    let state = state.to_str().unwrap();
+    let usual = ["--node", config, "--vault", config, "--state", state];
+    assert_eq!(run(&[]).0, Some(64));
+    assert_eq!(
+        run(&[&usual[..], &["--uid-base", "0"]].concat()).0,
+        Some(64)
+    );
+    assert_eq!(
+        run(&[&usual[..], &["--uid-base", "4294967295"]].concat()).0,
+        Some(64)
+    );
+    assert_eq!(
+        run(&["--node", "/nowhere", "--vault", config, "--state", state]).0,
+        Some(64)
+    );
+    let (code, text) = run(&[&usual[..], &["--programs", "/nowhere"]].concat());
+    assert_eq!(code, Some(69));
+    assert!(text.contains("/nowhere/casemate-node"), "{text}");
+    assert_eq!(
+        run(&["--node", config, "--vault", config, "--state", "/proc/no"]).0,
+        Some(73)
+    );
+    assert_eq!(run(&["--version"]).0, Some(0));
+}
