@@ -221,7 +221,9 @@ impl Registry {
 
     /// Forgets functions without hosts, workers and callers.
     pub fn forget_what_is_over(&self) {
-        lock(&self.functions).retain(|_, function| !function.pool().is_over());
+        // Somebody else who holds one is just about to route to it, or to add a worker: it must stay the one of its name.
+        lock(&self.functions)
+            .retain(|_, function| Arc::strong_count(function) > 1 || !function.pool().is_over());
     }
 
     /// This release is wanted of the function; `None`: the function is taken away.
@@ -326,4 +328,24 @@ struct Seat {
 /// A panic in a holder leaves state that is still whole: every method finishes what it begins.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_function_that_somebody_is_about_to_use_is_not_forgotten() {
+        let registry = Registry::default();
+        let key = FunctionKey {
+            tenant: [1; 32],
+            function: "f".into(),
+        };
+        let function = registry.function(&key);
+        registry.forget_what_is_over();
+        assert!(Arc::ptr_eq(&function, &registry.function(&key)));
+        drop(function);
+        registry.forget_what_is_over();
+        assert!(registry.all().is_empty());
+    }
 }

@@ -1,6 +1,6 @@
 //! `casemate-launch` and what it started: all ends in order, whoever goes first.
 
-#![allow(clippy::unwrap_used)] // The functions beside the tests are tests too.
+#![allow(clippy::unwrap_used, clippy::print_stdout)] // The functions beside the tests are tests too.
 
 mod node;
 mod probe;
