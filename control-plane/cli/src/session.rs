@@ -161,7 +161,14 @@ impl<'a> Session<'a> {
         let connection = Connection {
             url: url.to_owned(),
             token: token.map(|token| token.to_string()),
-            tenant: earlier.and_then(|earlier| earlier.tenant),
+            tenant: None,
+        };
+        // Another token may be another tenant's.
+        let connection = Connection {
+            tenant: earlier
+                .filter(|earlier| earlier.token == connection.token)
+                .and_then(|earlier| earlier.tenant),
+            ..connection
         };
         Self::meet(cx, lock, known, connection).await
     }

@@ -156,7 +156,14 @@ struct Addresses {
 /// It could not start.
 pub async fn serve(config: Config, stop: impl Future<Output = ()>) -> Result<(), Failure> {
     let state = &config.state;
-    if !state.join(KEYS).is_dir() {
+    if let Err(error) = std::fs::read_dir(state.join(KEYS)) {
+        if error.kind() == std::io::ErrorKind::PermissionDenied {
+            let message = format!(
+                "{} cannot be read as this user: run as the user that made it, or chown it",
+                state.display()
+            );
+            return Err(Failure::config(message));
+        }
         let message = format!(
             "{} is no state folder; `casemate-control init --state {0}` makes one",
             state.display()

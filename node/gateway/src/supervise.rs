@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use casemate_channel::ControlError;
+use casemate_wire::control::Failure;
 use casemate_wire::control::gateway::{FromGateway, Route, ToGateway};
 use tokio::sync::oneshot;
 use tokio::time::MissedTickBehavior;
@@ -48,7 +49,8 @@ pub fn obey(gateway: &Arc<Gateway>, message: ToGateway, fds: Vec<OwnedFd>) -> Op
             message,
         } => {
             let mut refusal = Refusal::from(Code::Failed(failure));
-            if !message.is_empty() {
+            // What a function threw while it loaded is for its tenant's log alone.
+            if !message.is_empty() && failure != Failure::LoadFailed {
                 refusal.message = message.into();
             }
             gateway.registry.refuse(&key, &refusal);

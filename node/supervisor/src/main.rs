@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod config;
+mod lock;
 mod shell;
 mod state;
 
@@ -45,6 +46,10 @@ fn main() -> ExitCode {
                 format!("descriptor 0 must be casemate-launch's socket: {error}"),
             );
         }
+    };
+    let _lock = match lock::lock(&config.state) {
+        Ok(lock) => lock,
+        Err((code, message)) => return fail(code, message),
     };
     let admin = match shell::admin::bind(&config.admin_socket) {
         Ok(admin) => admin,

@@ -36,15 +36,15 @@ pub(super) async fn login(cx: &Context, args: &Login) -> Result<(), Error> {
     } else {
         Vec::new()
     };
-    session.keep()?;
-    let mut published = 0;
-    if cx.is_operator() {
-        published = session.publish_all().await?;
-    }
     let mut tenant = None;
     if !cx.is_operator() && cx.keys().tenant_public()?.is_some() && !tenants.is_empty() {
         let id = session.own_tenant(None).await?;
         tenant = Some(session.read_tenant(id).await?.0);
+    }
+    session.keep()?;
+    let mut published = 0;
+    if cx.is_operator() {
+        published = session.publish_all().await?;
     }
     let fleet = session.fleet();
     let result = json!({

@@ -46,6 +46,12 @@ export function isRefusal(error) {
   return typeof error === "object" && error !== null && WeakSetPrototypeHas(refusals, error);
 }
 
+// What the release and its secrets do not allow; an upstream that fails is none of that.
+const NOT_ALLOWED = {
+  __proto__: null, egress_denied: 1, address_denied: 1, release_withdrawn: 1, credential_withdrawn: 1, credential_expired: 1,
+  credential_lease_expired: 1, credential_unopenable: 1,
+};
+
 function failure(code, message) {
   const error = new TypeError(message);
   ObjectDefineProperty(error, "code", { __proto__: null, value: code, enumerable: true, configurable: true, writable: true });
@@ -198,7 +204,7 @@ async function run(inner, binding, signal) {
     if (answer.code !== undefined) {
       // Made here, so that its stack leads to the function's code.
       const error = failure(answer.code, answer.message);
-      if (answer.byVault) {
+      if (answer.byVault && NOT_ALLOWED[answer.code] === 1) {
         WeakSetPrototypeAdd(refusals, error);
       }
       throw error;
