@@ -264,6 +264,15 @@ async fn a_refusal_can_be_caught_and_uncaught_it_is_no_exception() {
         "{}",
         outcome.message
     );
+    // An upstream that fails is an exception, not a denial: nothing in the release is to be changed.
+    let unreachable = [(":error", "upstream_dns"), (":message", "no such name")];
+    let mut worker =
+        function("export default { async fetch(request) { return await fetch(request.url); } };")
+            .await;
+    let exchange = worker.open(head("GET", "https://a.test/"), true);
+    answer(worker.vault.accept().await.unwrap(), 0, &unreachable, "").await;
+    assert!(exchange.response.head().await.is_err());
+    assert_eq!(worker.outcome().await.failure, Some(Failure::Exception));
     // A forged code does not pass for a refusal.
     let mut worker = function("export default { fetch() { throw Object.assign(new TypeError('x'), { code: 'egress_denied' }); } };").await;
     worker
