@@ -5,7 +5,7 @@ use std::num::NonZeroU32;
 
 use casemate_wire::control::gateway::{Route, ToGateway};
 use casemate_wire::control::vault::{FunctionPlan, Plan};
-use casemate_wire::control::{Digest, Failure, FunctionKey, WorkerId};
+use casemate_wire::control::{Digest, Failure, FunctionKey, WORKER_OVERHEAD_MIB, WorkerId};
 
 use super::cpu::CpuWall;
 use super::{Effect, Millis, SILENCE_MS, STOP_GRACE_MS, Stage, Supervision, Worker, backoff_ms};
@@ -269,7 +269,7 @@ impl Supervision {
 
     /// Spares that were started before a function with a larger heap came are too small for it: one makes room.
     fn replace_small_spare(&mut self) {
-        let largest = super::WORKER_OVERHEAD_MIB + self.largest_heap_mib();
+        let largest = WORKER_OVERHEAD_MIB + self.largest_heap_mib();
         let is_small =
             |worker: &Worker| worker.stage == Stage::Spare && worker.memory_mib < largest;
         if let Some((id, worker)) = self.workers.iter_mut().find(|(_, worker)| is_small(worker)) {
@@ -442,5 +442,5 @@ fn fits(worker: &Worker, plan: &FunctionPlan) -> bool {
 }
 
 fn needed_mib(plan: &FunctionPlan) -> u32 {
-    super::WORKER_OVERHEAD_MIB + plan.limits.heap_mib
+    WORKER_OVERHEAD_MIB + plan.limits.heap_mib
 }

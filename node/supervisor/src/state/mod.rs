@@ -16,7 +16,7 @@ use casemate_trust::statement::MAX_FUNCTIONS;
 use casemate_wire::control::gateway::ToGateway;
 use casemate_wire::control::parts::{Arriving, Part, PartError};
 use casemate_wire::control::vault::{FunctionPlan, Plan};
-use casemate_wire::control::{Digest, Failure, FunctionKey, WorkerId};
+use casemate_wire::control::{Digest, Failure, FunctionKey, WORKER_OVERHEAD_MIB, WorkerId};
 
 use cpu::CpuWall;
 use functions::Function;
@@ -34,8 +34,6 @@ const WELL_AFTER_MS: Millis = 60_000;
 const STOP_GRACE_MS: u32 = 10_000;
 /// Until a worker that said nothing after being started or loaded is killed.
 const SILENCE_MS: Millis = 30_000;
-/// Room above a function's heap that a worker's process needs: V8, its snapshot and code, buffers.
-const WORKER_OVERHEAD_MIB: u32 = 192;
 /// Processes and threads of a worker.
 pub(crate) const WORKER_PIDS: u32 = 16;
 

@@ -43,6 +43,10 @@ pub struct FunctionKey {
     pub function: String,
 }
 
+/// What a worker may occupy beyond its function's heap, MiB: the program, V8, buffers and code. The worker holds itself to
+/// it, and its cgroup is made for it.
+pub const WORKER_OVERHEAD_MIB: u32 = 192;
+
 /// What of a release bounds a running function. Zero is never "unlimited".
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Limits {

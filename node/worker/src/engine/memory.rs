@@ -29,7 +29,7 @@ const HEADROOM_BYTES: usize = 8 * MIB;
 
 /// What a worker may occupy beyond its function's heap limit: V8's own growth, buffers, WebAssembly memories. It is what the
 /// supervisor adds for the cgroup, so no function dies of it that would live on a node of its own.
-pub(crate) const OVERHEAD_BYTES: usize = 192 * MIB;
+pub(crate) const OVERHEAD_BYTES: usize = casemate_wire::control::WORKER_OVERHEAD_MIB as usize * MIB;
 
 /// Longest content of /proc/self/statm: seven numbers of 20 digits.
 const STATM_BYTES: usize = 7 * 21;
