@@ -157,18 +157,15 @@ impl<'a> Session<'a> {
                 ));
             }
         };
-        let earlier = Connection::load(&cx.home).ok();
+        let token = token.map(|token| token.to_string());
+        // Another token may be another tenant's.
+        let earlier = Connection::load(&cx.home)
+            .ok()
+            .filter(|earlier| earlier.token == token);
         let connection = Connection {
             url: url.to_owned(),
-            token: token.map(|token| token.to_string()),
-            tenant: None,
-        };
-        // Another token may be another tenant's.
-        let connection = Connection {
-            tenant: earlier
-                .filter(|earlier| earlier.token == connection.token)
-                .and_then(|earlier| earlier.tenant),
-            ..connection
+            token,
+            tenant: earlier.and_then(|earlier| earlier.tenant),
         };
         Self::meet(cx, lock, known, connection).await
     }
