@@ -6,6 +6,7 @@ use std::time::Duration;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use owo_colors::OwoColorize as _;
 use serde::Serialize;
+use serde_json::Value;
 
 use crate::error::{Code, Error};
 use crate::machine::{moves_a_terminal, printable, printable_lines};
@@ -203,6 +204,73 @@ pub fn table(head: &[&str], rows: &[Vec<String>]) -> String {
     lines.join("\n")
 }
 
+/// Any JSON for people: a line for each value, indented by depth; a list of plain values, or an object of them in a list, is
+/// one line.
+pub fn outline(value: &Value) -> Vec<String> {
+    let mut lines = Vec::new();
+    branch(&mut lines, 1, value);
+    lines
+}
+
+fn branch(lines: &mut Vec<String>, depth: usize, value: &Value) {
+    let indent = "  ".repeat(depth);
+    match value {
+        Value::Object(members) => {
+            for (key, value) in members {
+                let key = printable(&key.replace('_', " "));
+                match flat(value) {
+                    Some(text) => lines.push(format!("{indent}{key}: {text}")),
+                    None => {
+                        lines.push(format!("{indent}{key}"));
+                        branch(lines, depth + 1, value);
+                    }
+                }
+            }
+        }
+        Value::Array(items) => {
+            for item in items {
+                match in_one_line(item) {
+                    Some(text) => lines.push(format!("{indent}- {text}")),
+                    None => {
+                        lines.push(format!("{indent}-"));
+                        branch(lines, depth + 1, item);
+                    }
+                }
+            }
+        }
+        plain => lines.extend(flat(plain).map(|text| format!("{indent}{text}"))),
+    }
+}
+
+/// A plain value or a list of such.
+fn flat(value: &Value) -> Option<String> {
+    match value {
+        Value::Null => Some("-".to_owned()),
+        Value::Bool(yes) => Some(if *yes { "yes" } else { "no" }.to_owned()),
+        Value::Number(number) => Some(number.to_string()),
+        Value::String(text) => Some(printable(text)),
+        Value::Array(items) if items.is_empty() => Some("-".to_owned()),
+        Value::Object(members) if members.is_empty() => Some("-".to_owned()),
+        Value::Array(items) if items.iter().all(|item| !item.is_array()) => {
+            let texts: Option<Vec<_>> = items.iter().map(flat).collect();
+            texts.map(|texts| texts.join(", "))
+        }
+        Value::Array(_) | Value::Object(_) => None,
+    }
+}
+
+fn in_one_line(item: &Value) -> Option<String> {
+    let members = match item {
+        Value::Object(members) if !members.is_empty() => members,
+        other => return flat(other),
+    };
+    let member = |(key, value): (&String, &Value)| {
+        flat(value).map(|text| format!("{} {text}", printable(&key.replace('_', " "))))
+    };
+    let members: Option<Vec<_>> = members.iter().map(member).collect();
+    members.map(|members| members.join(", "))
+}
+
 fn write_out(text: &str) -> Result<(), Error> {
     let mut out = anstream::stdout().lock();
     let written = out
@@ -298,6 +366,31 @@ mod tests {
         assert!(!text.chars().any(moves_a_terminal), "{text}");
         let read: serde_json::Value = serde_json::from_str(&text).unwrap();
         assert_eq!(read, value);
+    }
+
+    #[test]
+    fn any_json_has_an_outline() {
+        let function = serde_json::json!({ "error": null, "function": "a\u{1b}", "workers": {} });
+        let value = serde_json::json!({
+            "connected": true,
+            "listening": ["127.0.0.1:80", "[::1]:80"],
+            "odd": [[1, [2]], {}],
+            "state": { "functions": [function], "lost_logs": 0 },
+        });
+        insta::assert_snapshot!(outline(&value).join("\n"), @r"
+          connected: yes
+          listening: 127.0.0.1:80, [::1]:80
+          odd
+            -
+              - 1
+              - 2
+            - -
+          state
+            functions
+              - error -, function a�, workers -
+            lost logs: 0
+        ");
+        assert_eq!(outline(&serde_json::json!("x")), ["  x"]);
     }
 
     #[test]

@@ -37,6 +37,9 @@ pub enum Violation {
         /// Theirs.
         theirs: u16,
     },
+    /// A node that is none.
+    #[error("no node has this key: it was revoked, or joined another control plane")]
+    Unknown,
     /// It says that it is somebody else.
     #[error("the hello names another node, key or fleet than the connection's")]
     Identity,
@@ -54,6 +57,7 @@ impl Violation {
             Self::Digest => 21,
             Self::Protocol { .. } => 22,
             Self::Identity => 23,
+            Self::Unknown => 24,
         }
     }
 }

@@ -126,6 +126,7 @@ impl ControlEnd {
                 *has_asked = true;
                 Ok(Some(ControlEvent::Join { request }))
             }
+            (State::Stranger { .. }, ToControl::Hello(_)) => Err(Violation::Unknown),
             (State::Stranger { .. }, _) => Err(Violation::Unexpected(
                 "anything but a join request from a stranger",
             )),

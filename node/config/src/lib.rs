@@ -58,6 +58,17 @@ impl fmt::Display for Mistakes {
     }
 }
 
+/// What to tell about a file that could not be read: where it is a matter of permission, as whom it was tried.
+pub fn unreadable(error: &std::io::Error) -> String {
+    if error.kind() == std::io::ErrorKind::PermissionDenied {
+        let user = rustix::process::geteuid().as_raw();
+        return format!(
+            "cannot be read: {error}; this program runs as user {user}, which must be able to read the file and to reach its folder"
+        );
+    }
+    format!("cannot be read: {error}")
+}
+
 /// Reads and parses a file.
 ///
 /// # Errors
@@ -68,15 +79,14 @@ pub fn read<T: DeserializeOwned>(file: &Path) -> Result<T, Mistakes> {
         mistakes: vec![Mistake { line: 0, message }],
     };
     let length = std::fs::metadata(file)
-        .map_err(|error| whole(format!("cannot be read: {error}")))?
+        .map_err(|error| whole(unreadable(&error)))?
         .len();
     if length > MAX_FILE_BYTES {
         return Err(whole(format!(
             "expected at most {MAX_FILE_BYTES} bytes, got {length}"
         )));
     }
-    let text =
-        std::fs::read_to_string(file).map_err(|error| whole(format!("cannot be read: {error}")))?;
+    let text = std::fs::read_to_string(file).map_err(|error| whole(unreadable(&error)))?;
     parse(&text).map_err(|mistakes| Mistakes {
         file: file.to_owned(),
         mistakes,

@@ -17,7 +17,20 @@ const ALPN: [&[u8]; 2] = [b"h2", b"http/1.1"];
 /// Why a certificate cannot be served.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
-    /// The file is missing, unreadable, or no PEM.
+    /// The file is missing or unreadable.
+    #[error(
+        "{path}: expected a PEM file with {what}: {}",
+        casemate_config::unreadable(source)
+    )]
+    Read {
+        /// The file.
+        path: String,
+        /// What should be in it.
+        what: &'static str,
+        /// What was wrong.
+        source: std::io::Error,
+    },
+    /// The file is no PEM.
     #[error("{path}: expected a PEM file with {what}: {source}")]
     Pem {
         /// The file.
@@ -109,7 +122,10 @@ fn read(files: &CertificateFiles, provider: &CryptoProvider) -> Result<Certified
     let CertificateFiles { chain, key } = files;
     let pem = |path: &String, what| {
         let path = path.clone();
-        move |source| TlsError::Pem { path, what, source }
+        move |error| match error {
+            rustls_pki_types::pem::Error::Io(source) => TlsError::Read { path, what, source },
+            source => TlsError::Pem { path, what, source },
+        }
     };
     let certificates =
         CertificateDer::pem_file_iter(chain).and_then(Iterator::collect::<Result<Vec<_>, _>>);

@@ -52,6 +52,13 @@ impl HostPattern {
                 .is_some_and(|(_, rest)| rest == parent),
         }
     }
+
+    /// Whether a host name exists that both cover.
+    pub fn overlaps(&self, other: &Self) -> bool {
+        let covers =
+            |wide: &Self, narrow: &Self| narrow.0.parse().is_ok_and(|name| wide.covers(&name));
+        self == other || covers(self, other) || covers(other, self)
+    }
 }
 
 impl FromStr for HostName {
@@ -155,6 +162,24 @@ mod tests {
             "1a.example",
         ] {
             assert!(host.parse::<HostName>().is_ok(), "{host}");
+        }
+    }
+
+    #[test]
+    fn patterns_overlap_where_a_host_name_has_two_owners() {
+        for (one, other, overlap) in [
+            ("a.example.com", "a.example.com", true),
+            ("*.example.com", "*.example.com", true),
+            ("*.example.com", "a.example.com", true),
+            ("*.example.com", "example.com", false),
+            ("*.example.com", "*.a.example.com", false),
+            ("*.example.com", "b.a.example.com", false),
+            ("a.example.com", "b.example.com", false),
+        ] {
+            let (one, other): (HostPattern, HostPattern) =
+                (one.parse().unwrap(), other.parse().unwrap());
+            assert_eq!(one.overlaps(&other), overlap, "{one:?} {other:?}");
+            assert_eq!(other.overlaps(&one), overlap, "{other:?} {one:?}");
         }
     }
 

@@ -3,13 +3,16 @@
 use std::time::Duration;
 
 use casemate_api::log::LogRecord;
+use casemate_api::tenant::TenantStatus;
+use casemate_trust::id::TenantId;
+use casemate_trust::name::Name;
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use owo_colors::OwoColorize as _;
 
 use crate::args::Logs;
 use crate::error::{Code, Error};
-use crate::machine::{date_ms, printable};
+use crate::machine::{date_ms, printable, printable_lines};
 use crate::session::{Context, Session};
 
 /// Before a broken stream is opened again; twice as long after each try, up to the second.
@@ -22,6 +25,9 @@ const MAX_LINE_BYTES: usize = 1024 * 1024;
 pub(super) async fn logs(cx: &Context, args: &Logs) -> Result<(), Error> {
     let mut session = Session::open(cx).await?;
     let id = session.own_tenant(args.whose.tenant.as_ref()).await?;
+    if let Some(name) = &args.function {
+        require_function(&mut session, &id, name).await?;
+    }
     session.unlock();
     let function = args
         .function
@@ -67,6 +73,33 @@ pub(super) async fn logs(cx: &Context, args: &Logs) -> Result<(), Error> {
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(LONGEST_PAUSE);
     }
+}
+
+/// A mistyped name has no records, and would be waited for in vain.
+async fn require_function(
+    session: &mut Session<'_>,
+    tenant: &TenantId,
+    name: &Name,
+) -> Result<(), Error> {
+    let path = format!("/v1/tenants/{tenant}/status");
+    let status: TenantStatus = session.api.get(&path).await?;
+    if status.functions.contains_key(name) {
+        return Ok(());
+    }
+    let known: Vec<_> = status.functions.keys().map(Name::as_str).collect();
+    let next = if known.is_empty() {
+        "`casemate deploy` makes one; without a name, `casemate logs` shows the records of those that were removed".to_owned()
+    } else {
+        format!(
+            "there are {}; without a name, `casemate logs` shows the records of all, and of those that were removed",
+            known.join(", ")
+        )
+    };
+    Err(Error::new(
+        Code::NotFound,
+        format!("there is no function {name}"),
+        next,
+    ))
 }
 
 async fn follow(cx: &Context, mut stream: Incoming, since: &mut Option<u64>) -> Result<(), Error> {
@@ -119,7 +152,7 @@ fn show(cx: &Context, record: &LogRecord) -> Result<(), Error> {
             record.node,
             record.function,
             failure.unwrap_or_default(),
-            printable(&record.message),
+            printable_lines(&record.message).replace('\n', "\n    "),
             request.unwrap_or_default().dimmed()
         )
     })

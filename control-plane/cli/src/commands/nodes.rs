@@ -21,7 +21,7 @@ use crate::args::{NodeAdmit, NodeRevoke};
 use crate::error::{Code, Error};
 use crate::keys::pool_file;
 use crate::machine::{date, now, printable, random};
-use crate::output::table;
+use crate::output::{outline, table};
 use crate::session::{Context, Session};
 use tokens::{TOKENS, cancel_tokens};
 
@@ -413,9 +413,8 @@ pub(super) async fn show(cx: &Context, name: &Name) -> Result<(), Error> {
             ));
         }
         if !node.status.is_null() {
-            let status = serde_json::to_string_pretty(&node.status).unwrap_or_default();
-            lines.push("status".to_owned());
-            lines.extend(status.lines().map(|line| format!("  {}", printable(line))));
+            lines.push("status, as the node itself says".to_owned());
+            lines.extend(outline(&node.status));
         }
         lines.join("\n")
     })

@@ -2,9 +2,11 @@
 
 use std::collections::BTreeSet;
 
+use casemate_api::tenant::TenantSummary;
 use casemate_api::token::Scope;
 use casemate_trust::dsse::Envelope;
-use casemate_trust::id::Digest;
+use casemate_trust::host::HostPattern;
+use casemate_trust::id::{Digest, TenantId};
 use casemate_trust::key::{PublicKey, SigningKey};
 use casemate_trust::keyfile::Purpose;
 use casemate_trust::name::Name;
@@ -87,6 +89,7 @@ pub(super) async fn add(cx: &Context, args: &TenantAdd) -> Result<(), Error> {
              `casemate token create --scope tenant` makes another token",
         ));
     }
+    require_free(&listed, &tenant.id, &tenant.hosts)?;
     // An earlier try may have been cut off between remembering and handing in.
     let envelope = match remembered(&session, &args.name) {
         None => tenant.sign(&[&root]),
@@ -136,6 +139,36 @@ pub(super) async fn add(cx: &Context, args: &TenantAdd) -> Result<(), Error> {
          The tenant runs: casemate login LOGIN --token-file FILE",
     );
     Ok(())
+}
+
+/// A node routes a host to the function that had it first, so two tenants with one host would be a matter of luck.
+fn require_free(
+    listed: &[TenantSummary],
+    tenant: &TenantId,
+    hosts: &[HostPattern],
+) -> Result<(), Error> {
+    let taken = |host: &HostPattern, summary: &TenantSummary| {
+        let theirs = summary
+            .hosts
+            .iter()
+            .filter_map(|theirs| theirs.parse().ok());
+        let mut theirs = theirs.filter(|theirs: &HostPattern| theirs.overlaps(host));
+        let theirs = theirs.next()?;
+        Some(format!("host {host}: tenant {} has {theirs}", summary.name))
+    };
+    let others = listed.iter().filter(|summary| summary.id != *tenant);
+    let taken: Vec<_> = others
+        .flat_map(|summary| hosts.iter().filter_map(move |host| taken(host, summary)))
+        .collect();
+    if taken.is_empty() {
+        return Ok(());
+    }
+    Err(Error::new(
+        Code::Exists,
+        "another tenant may answer for this host already",
+        "name another host, or take it away from that tenant first: `casemate tenant hosts NAME --remove HOST`",
+    )
+    .lines(taken))
 }
 
 /// What this home has signed under a name.
@@ -307,6 +340,7 @@ pub(super) async fn hosts(cx: &Context, args: &TenantHosts) -> Result<(), Error>
             "`casemate tenant show` shows those that it has",
         ));
     }
+    require_free(&session.list_tenants().await?, &id, &args.add)?;
     tenant.hosts.retain(|host| !args.remove.contains(host));
     for host in &args.add {
         if !tenant.hosts.contains(host) {

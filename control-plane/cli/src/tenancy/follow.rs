@@ -91,7 +91,9 @@ impl Tenancy<'_> {
             let total = status.nodes.len();
             if total == 0 {
                 drop(progress);
-                output.warn("no node of these pools has been admitted yet; the first that joins will run it");
+                if !status.functions.is_empty() {
+                    output.warn("no node of these pools has been admitted yet; the first that joins will run it");
+                }
                 return Ok(Some(Reach { current: 0, total }));
             }
             let mut late = Vec::new();

@@ -196,6 +196,11 @@ async fn logs_are_followed_and_cannot_move_the_cursor() {
     let ran = tenant.run_in_colour(&["logs"]);
     assert!(ran.out.contains("[2Jcleared"), "{}", ran.out);
     assert!(!ran.out.contains("\u{1b}[2J"), "{}", ran.out);
+    let ran = tenant.run(&["logs", "web", "--follow"]);
+    assert_eq!(ran.code, 66, "{}", ran.err);
+    assert!(ran.err.contains("no function web"), "{}", ran.err);
+    let project = tenant.project("web", "web.shop.test", "");
+    tenant.json(&["deploy", "--project", &project]);
     let mut child = Command::new(env!("CARGO_BIN_EXE_casemate"))
         .arg("--home")
         .arg(&tenant.home)

@@ -182,7 +182,8 @@ async fn what_an_earlier_try_signed_is_not_published_in_place_of_what_is_asked()
     let (right, _) = key(&tenant);
     let (wrong, fingerprint) = key(&Person::new(_dir.path(), "wrong"));
     let add = |name, key, more: &[&'static str]| {
-        let args = ["tenant", "add", name, "--key", key, "--host", "mart.test"];
+        let host = format!("{name}.test");
+        let args = ["tenant", "add", name, "--key", key, "--host", &host];
         operator.run(&[&args[..], more].concat())
     };
     fake.given().refuse_statements = true;

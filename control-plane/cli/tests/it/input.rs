@@ -1,5 +1,8 @@
 //! What bad input gets.
 
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
 use super::world::{World, world};
 
 #[tokio::test(flavor = "multi_thread")]
@@ -32,6 +35,67 @@ async fn what_was_not_given_is_refused_before_anything_is_uploaded() {
         ran.err
     );
     assert_eq!(fake.given().objects.len(), objects);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_host_belongs_to_one_tenant() {
+    let World {
+        operator,
+        tenant,
+        _dir,
+        ..
+    } = world().await;
+    let key = tenant.json(&["tenant", "key"]);
+    let key = key["public_key"].as_str().unwrap();
+    for host in ["a.shop.test", "*.shop.test"] {
+        let ran = operator.run(&["tenant", "add", "mart", "--key", key, "--host", host]);
+        assert_eq!(ran.code, 73, "{}{}", ran.out, ran.err);
+        assert!(
+            ran.err.contains("tenant shop has *.shop.test"),
+            "{}",
+            ran.err
+        );
+    }
+    operator.json(&["tenant", "add", "mart", "--key", key, "--host", "mart.test"]);
+    let add = ["tenant", "hosts", "mart", "--add", "a.shop.test"];
+    assert_eq!(operator.run(&add).code, 73);
+    let instead = ["--add", "b.test", "--remove", "*.shop.test"];
+    operator.json(&[&["tenant", "hosts", "shop"][..], &instead].concat());
+    operator.json(&add);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_login_that_fails_changes_nothing() {
+    let World {
+        fake, tenant, _dir, ..
+    } = world().await;
+    let before = files(&tenant.home);
+    let other_fleet = format!("https://{}#{}", fake.address, "0".repeat(64));
+    for (address, code) in [
+        (other_fleet.as_str(), 73),
+        ("https://127.0.0.1:1", 69),
+        ("http://a.test", 64),
+    ] {
+        let login = ["login", address, "--token-file", "-"];
+        let ran = tokio::task::block_in_place(|| tenant.try_with(&login, "casemate_2"));
+        assert_eq!(ran.code, code, "{address}\n{}{}", ran.out, ran.err);
+        assert!(
+            files(&tenant.home) == before,
+            "{address} has changed the home"
+        );
+    }
+    tenant.json(&["status"]);
+}
+
+fn files(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let entries = std::fs::read_dir(folder).unwrap();
+    let contents = |path: PathBuf| match path.is_dir() {
+        true => files(&path),
+        false => BTreeMap::from([(path.clone(), std::fs::read(path).unwrap())]),
+    };
+    entries
+        .flat_map(|entry| contents(entry.unwrap().path()))
+        .collect()
 }
 
 #[tokio::test(flavor = "multi_thread")]

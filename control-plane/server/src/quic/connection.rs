@@ -237,7 +237,14 @@ impl Talk {
                 changed.map_err(|_| Gone)?;
                 self.notice_admission()
             }
-            code = closed_by_us(closing) => Err(Ending::new(code, "the node was revoked, or has connected again").into()),
+            code = closed_by_us(closing) => {
+                let reason = if code == close::REPLACED {
+                    "the node has connected again"
+                } else {
+                    "the node was revoked"
+                };
+                Err(Ending::new(code, reason).into())
+            }
             done = self.bundles.join_next(), if has_bundles => {
                 if let Some(Ok(digest)) = done {
                     self.control.bundle_done(&digest);

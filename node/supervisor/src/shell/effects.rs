@@ -46,6 +46,7 @@ impl Shell {
             Effect::Kill { child } => self.children.kill(child).await?,
             Effect::Serve { worker, key, plan } => self.serve(worker, key, &plan)?,
             Effect::Gateway(message) => self.tell_gateway(message),
+            Effect::Warn { key, message } => self.warn(&key, &message),
             Effect::DistrustVault { error } => self.distrust_vault(&error).await?,
             Effect::VaultGone { worker } => drop(self.children.vault(
                 self.vault,

@@ -49,6 +49,12 @@ impl Shell {
         }
     }
 
+    /// Tells a function's owner and the operator.
+    pub(super) fn warn(&mut self, key: &FunctionKey, message: &str) {
+        tracing::warn!(function = key.function, message);
+        self.log_function(key, None, LogLevel::Warn, message, None);
+    }
+
     fn log_function(
         &mut self,
         key: &FunctionKey,

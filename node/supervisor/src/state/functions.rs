@@ -19,6 +19,10 @@ pub(super) struct Function {
     manifest_version: u64,
     /// The release that the gateway routes to.
     routed: Option<Digest>,
+    /// Hosts whose callers it gets.
+    hosts: Vec<String>,
+    /// That it does not get all of them.
+    conflict: Option<String>,
     /// A first worker of the wanted release is being made ready, so that switching costs no caller anything.
     pub(super) warming: bool,
     /// Loads that failed in a row, and until when nobody tries again.
@@ -66,6 +70,8 @@ impl Supervision {
                     tenant_name,
                     manifest_version,
                     routed: None,
+                    hosts: Vec::new(),
+                    conflict: None,
                     warming: false,
                     failures: 0,
                     again_ms: 0,
@@ -106,6 +112,7 @@ impl Supervision {
             };
             self.effects
                 .push(Effect::Gateway(ToGateway::Route(Box::new(route))));
+            self.hand_on(&function.hosts);
         }
     }
 
@@ -142,37 +149,66 @@ impl Supervision {
     }
 
     /// Leads the function's hosts to its wanted release. A host that another function has stays there: both were signed for
-    /// by the root, and whoever came first keeps it until the operator decides.
+    /// by the root, and whoever came first keeps it until it is given up or the operator decides.
     fn route(&mut self, key: &FunctionKey) {
-        let taken: BTreeSet<String> = self
-            .functions
-            .iter()
-            .filter(|(other, function)| *other != key && function.routed.is_some())
-            .flat_map(|(_, function)| function.plan.hosts.iter().cloned())
+        let others = self.functions.iter().filter(|(other, _)| *other != key);
+        let taken: BTreeSet<String> = others
+            .flat_map(|(_, function)| function.hosts.iter().cloned())
             .collect();
         let Some(function) = self.functions.get_mut(key) else {
             return;
         };
-        let hosts: Vec<String> = function
+        let (lost, hosts): (Vec<String>, Vec<String>) = function
             .plan
             .hosts
             .iter()
-            .filter(|host| !taken.contains(*host))
             .cloned()
-            .collect();
-        if hosts.len() < function.plan.hosts.len() {
-            function.last_error =
-                Some("a host of this function leads to another function already".into());
+            .partition(|host| taken.contains(host));
+        let conflict = (!lost.is_empty()).then(|| {
+            format!(
+                "callers of {} reach another function, which came first",
+                lost.join(", ")
+            )
+        });
+        if let Some(message) = conflict.clone().filter(|_| function.conflict != conflict) {
+            let key = key.clone();
+            self.effects.push(Effect::Warn { key, message });
         }
+        function.conflict = conflict;
         function.routed = Some(function.plan.release);
+        let before = std::mem::replace(&mut function.hosts, hosts.clone());
         let route = Route {
             key: key.clone(),
             release: function.plan.release,
             hosts,
             perimeter: function.plan.perimeter.clone(),
         };
+        let given_up: Vec<String> = before
+            .into_iter()
+            .filter(|host| !route.hosts.contains(host))
+            .collect();
         self.effects
             .push(Effect::Gateway(ToGateway::Route(Box::new(route))));
+        self.hand_on(&given_up);
+    }
+
+    /// Hosts that a function has given up lead to whoever waits for them.
+    fn hand_on(&mut self, hosts: &[String]) {
+        if hosts.is_empty() {
+            return;
+        }
+        // One whose next release is being made ready is routed by that.
+        let waits = |function: &Function| {
+            function.conflict.is_some()
+                && function.routed == Some(function.plan.release)
+                && function.plan.hosts.iter().any(|host| hosts.contains(host))
+        };
+        let waiting = self
+            .functions
+            .iter()
+            .filter(|(_, function)| waits(function));
+        let waiting: Vec<FunctionKey> = waiting.map(|(key, _)| key.clone()).collect();
+        waiting.iter().for_each(|key| self.route(key));
     }
 
     /// A gateway that has just started knows no route.
@@ -432,7 +468,8 @@ impl Supervision {
         serde_json::json!({
             "tenant": function.tenant_name, "tenant_id": hex(&key.tenant), "function": key.function, "release": hex(&function.plan.release),
             "routed": function.routed.map(|digest| hex(&digest)), "manifest": function.manifest_version, "hosts": function.plan.hosts,
-            "bundle_here": self.bundles.get(&function.plan.bundle) == Some(&true), "workers": workers, "error": function.last_error,
+            "bundle_here": self.bundles.get(&function.plan.bundle) == Some(&true), "workers": workers,
+            "error": function.last_error.as_ref().or(function.conflict.as_ref()),
         })
     }
 }

@@ -114,6 +114,8 @@ pub(crate) enum Effect {
     },
     /// Tell the gateway.
     Gateway(ToGateway),
+    /// Say something in a function's own log.
+    Warn { key: FunctionKey, message: String },
     /// End a vault that says half of something: the next one says everything from the beginning.
     DistrustVault { error: PartError },
     /// Tell the vault that a worker is gone.

@@ -361,10 +361,28 @@ fn a_host_stays_with_who_had_it_first() {
     let mut thief = function("thief", 6);
     thief.hosts = vec!["web.test".into()];
     state.handle(plan_of([2; 32], vec![thief]), 2);
-    assert_eq!(
-        routed(&state.handle(Input::BundleHere([6; 32]), 3)),
-        [([6; 32], vec![])]
+    let effects = state.handle(Input::BundleHere([6; 32]), 3);
+    assert_eq!(routed(&effects), [([6; 32], vec![])]);
+    let told = |effects: &[Effect]| {
+        let told = effects.iter().filter_map(|effect| match effect {
+            Effect::Warn { key, message } => Some((key.function.clone(), message.clone())),
+            _ => None,
+        });
+        told.collect::<Vec<_>>()
+    };
+    let warnings = told(&effects);
+    assert!(
+        matches!(&warnings[..], [(function, message)] if function == "thief" && message.contains("web.test"))
     );
+    // Said once, and not turned round by a gateway that starts.
+    let effects = state.handle(Input::Up(Single::Gateway), 4);
+    assert!(told(&effects).is_empty());
+    let web = ([5; 32], vec!["web.test".into()]);
+    assert_eq!(routed(&effects), [web, ([6; 32], vec![])]);
+    // Given up, it leads to who waits for it.
+    let effects = state.handle(plan(2, vec![]), 5);
+    let handed_on = ([6; 32], vec!["web.test".into()]);
+    assert_eq!(routed(&effects), [([5; 32], vec![]), handed_on]);
 }
 
 #[test]

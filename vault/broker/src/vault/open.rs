@@ -100,7 +100,7 @@ fn storage_key(path: &Path) -> Result<StorageKey, VaultError> {
             write().map_err(|error| wrong(error.to_string()))?;
             key
         }
-        Err(error) => return Err(wrong(error.to_string())),
+        Err(error) => return Err(wrong(casemate_config::unreadable(&error))),
     };
     let bytes = <[u8; STORAGE_KEY_BYTES]>::try_from(key.as_slice()).map_err(|_| {
         wrong(format!(
