@@ -46,6 +46,12 @@ test: ## Install what is missing and run everything that CI runs
 	cargo check --manifest-path fuzz/Cargo.toml --locked
 	step done
 
+.PHONY: test-image
+test-image: build ## Boot the image through firmware with Secure Boot, in an emulator: minutes
+	@scripts/setup test-image
+	$(V8)
+	cargo nextest run -p casemate-tests --locked --test image --run-ignored only
+
 .PHONY: fuzz
 fuzz: ## Fuzz every parser of untrusted bytes for SECONDS_EACH (60) with cargo-fuzz; without a nightly compiler by the stable one
 	@cargo fuzz --version >/dev/null 2>&1 || cargo install --quiet --locked cargo-fuzz

@@ -17,6 +17,8 @@ const START_TIMEOUT: Duration = Duration::from_secs(60);
 pub struct Control {
     folder: PathBuf,
     running: Option<Running>,
+    /// The address by which nodes reach it, where that is not this machine's own.
+    seen_as: Option<String>,
     /// Of the HTTPS API.
     pub api: SocketAddr,
     /// Of the QUIC socket.
@@ -25,7 +27,9 @@ pub struct Control {
 
 impl Control {
     /// Makes the keys and the first start, on ports that the kernel chooses and that are kept from then on.
-    pub fn start(folder: &Path) -> Result<Self> {
+    ///
+    /// `seen_as` is the address by which nodes reach this machine, where that is not the loopback one.
+    pub fn start(folder: &Path, seen_as: Option<&str>) -> Result<Self> {
         std::fs::create_dir_all(folder)?;
         let mut init = Command::new(program("casemate-control")?);
         let made = init
@@ -44,10 +48,16 @@ impl Control {
         let mut control = Self {
             folder: folder.to_owned(),
             running: None,
+            seen_as: seen_as.map(ToOwned::to_owned),
             api: any,
             quic: any,
         };
         control.restart()?;
+        if seen_as.is_some() {
+            // Now that its port is known.
+            control.kill()?;
+            control.restart()?;
+        }
         Ok(control)
     }
 
@@ -77,10 +87,13 @@ impl Control {
     /// Starts it where it was.
     pub fn restart(&mut self) -> Result<()> {
         let config = self.folder.join("control.toml");
-        let text = format!(
+        let mut text = format!(
             "state = \"state\"\napi = \"{}\"\nquic = \"{}\"\n",
             self.api, self.quic
         );
+        if let (Some(host), 1..) = (&self.seen_as, self.quic.port()) {
+            text += &format!("public_quic = \"{host}:{}\"\n", self.quic.port());
+        }
         std::fs::write(&config, text)?;
         let addresses = self.state().join("addresses.json");
         // Of an earlier run.

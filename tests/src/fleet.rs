@@ -22,7 +22,7 @@ pub const SOON: Duration = Duration::from_secs(60);
 
 /// See the module.
 #[derive(Debug)]
-pub struct Fleet {
+pub struct Fleet<N = Node> {
     /// Everything lies in here.
     pub folder: PathBuf,
     /// The control plane.
@@ -31,8 +31,8 @@ pub struct Fleet {
     pub operator: Cli,
     /// The tenant's command line.
     pub tenant: Cli,
-    /// The node.
-    pub node: Node,
+    /// The node: its programs on this machine, or a machine of its own.
+    pub node: N,
     /// The fleet's fingerprint.
     pub fingerprint: String,
     _temporary: Option<tempfile::TempDir>,
@@ -51,8 +51,37 @@ impl Fleet {
 
     /// The same in `folder`, saying each step.
     pub fn start_in(folder: &Path, step: &mut dyn FnMut(&str)) -> Result<Self> {
+        let start = |folder: &Path, token: &str| {
+            let settings = Settings {
+                hosts: vec![UPSTREAM_HOST.to_owned()],
+                require: vec!["seccomp".into(), "no_new_privs".into()],
+                user: None,
+            };
+            Node::start(folder, token, &settings)
+        };
+        let fleet = Self::start_with(folder, None, step, start)?;
+        fleet
+            .node
+            .wait_for("a member with a lease", SOON, |status| {
+                status["vault"]["lease_left_secs"]
+                    .as_u64()
+                    .is_some_and(|left| left > 0)
+            })?;
+        Ok(fleet)
+    }
+}
+
+impl<N> Fleet<N> {
+    /// The same with a node of another kind, which `start` starts with its folder and its join token. `seen_as` is the address
+    /// by which that node reaches this machine.
+    pub fn start_with(
+        folder: &Path,
+        seen_as: Option<&str>,
+        step: &mut dyn FnMut(&str),
+        start: impl FnOnce(&Path, &str) -> Result<N>,
+    ) -> Result<Self> {
         step("a control plane starts; its keys sign nothing but that it is alive");
-        let control = Control::start(&folder.join("control"))?;
+        let control = Control::start(&folder.join("control"), seen_as)?;
         step("the operator makes a fleet: the root key never leaves this machine");
         let operator = Cli::new(&folder.join("operator"))?;
         let public = control.state().join("public.json");
@@ -92,23 +121,9 @@ impl Fleet {
             &["node", "token", "edge-1", "--out", text(&join)?],
             b"",
         )?;
-        let settings = Settings {
-            hosts: vec![UPSTREAM_HOST.to_owned()],
-            require: vec!["seccomp".into(), "no_new_privs".into()],
-            user: None,
-        };
-        let node = Node::start(
-            &folder.join("node"),
-            &std::fs::read_to_string(&join)?,
-            &settings,
-        )?;
+        let node = start(&folder.join("node"), &std::fs::read_to_string(&join)?)?;
         step("the operator's machine admits it and seals the pool's key to its vault");
-        operator.ok(folder, &["node", "admit", "edge-1", "--wait", "60"], b"")?;
-        node.wait_for("a member with a lease", SOON, |status| {
-            status["vault"]["lease_left_secs"]
-                .as_u64()
-                .is_some_and(|left| left > 0)
-        })?;
+        operator.ok(folder, &["node", "admit", "edge-1", "--wait", "120"], b"")?;
         step("a tenant makes a key, and the operator admits the tenant by it");
         let tenant = Cli::new(&folder.join("tenant"))?;
         let key = tenant.json(folder, &["tenant", "key", "--plain-keys"])?;

@@ -5,6 +5,7 @@ pub mod caller;
 pub mod cli;
 pub mod control;
 pub mod fleet;
+pub mod machine;
 pub mod node;
 pub mod programs;
 pub mod upstream;

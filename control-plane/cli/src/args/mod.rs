@@ -8,8 +8,9 @@ use std::path::PathBuf;
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
 
 pub use operator::{
-    Audit, Ceilings, Fleet, FleetInit, FleetOnline, Node, NodeAdmit, NodeRevoke, NodeToken, Pool,
-    PoolAdd, PoolRotate, Tenant, TenantAdd, TenantHosts, TenantKey, Token, TokenCreate, TokenScope,
+    Audit, Ceilings, Fleet, FleetInit, FleetOnline, Image, ImageBuild, ImageFormat, Node,
+    NodeAdmit, NodeRevoke, NodeToken, Pool, PoolAdd, PoolRotate, Tenant, TenantAdd, TenantHosts,
+    TenantKey, Token, TokenCreate, TokenScope,
 };
 pub use tenant::{
     Deploy, Init, Login, Logs, Prune, Remove, Renew, Rollback, Secret, SecretPut, SecretRemove,
@@ -26,7 +27,7 @@ const GROUPS: &[(&str, &[&str])] = &[
     ),
     (
         "The fleet (operator)",
-        &["fleet", "pool", "tenant", "node", "token", "audit"],
+        &["fleet", "pool", "tenant", "node", "image", "token", "audit"],
     ),
     ("Both", &["login", "fingerprint", "completions"]),
 ];
@@ -114,6 +115,9 @@ pub enum Command {
     /// Let nodes join, look at them, revoke them
     #[command(subcommand)]
     Node(Node),
+    /// Bootable images for nodes
+    #[command(subcommand)]
+    Image(Image),
     /// Tokens for the API
     #[command(subcommand)]
     Token(Token),

@@ -2,9 +2,11 @@
 
 use std::path::PathBuf;
 
+use casemate_images::Profile;
 use casemate_trust::host::HostPattern;
 use casemate_trust::name::Name;
-use clap::{Args, Subcommand};
+use clap::builder::PossibleValuesParser;
+use clap::{Args, Subcommand, ValueEnum};
 
 use super::{Lifetime, NewKey, seconds};
 
@@ -298,4 +300,56 @@ pub struct Audit {
     /// How many of the newest records
     #[arg(long, value_name = "N", default_value_t = 50)]
     pub last: usize,
+}
+
+/// `casemate image`
+#[derive(Debug, Subcommand)]
+pub enum Image {
+    /// Make one of the node's programs and Debian packages, which are downloaded and never installed
+    Build(ImageBuild),
+}
+
+/// `casemate image build`
+#[derive(Debug, Args)]
+pub struct ImageBuild {
+    /// The kind of machine
+    #[arg(long, value_name = "NAME", default_value = "virtual-machine", value_parser = PossibleValuesParser::new(Profile::names()))]
+    pub profile: String,
+    /// The folder with the node's programs [default: the one that casemate lies in]
+    #[arg(long, value_name = "DIR")]
+    pub programs: Option<PathBuf>,
+    /// The folder for what is made
+    #[arg(long, value_name = "DIR", default_value = "image")]
+    pub out: PathBuf,
+    /// Make it of exactly what an earlier build's plan.json names
+    #[arg(long, value_name = "FILE")]
+    pub plan: Option<PathBuf>,
+    /// What to make; once for each [default: uki]
+    #[arg(long = "format", value_enum, value_name = "FORMAT")]
+    pub formats: Vec<ImageFormat>,
+    /// Sign for UEFI Secure Boot with this RSA key (PEM), which the machines' firmware knows
+    #[arg(long, value_name = "FILE", requires = "secure_boot_certificate")]
+    pub secure_boot_key: Option<PathBuf>,
+    /// The key's certificate (PEM)
+    #[arg(long, value_name = "FILE", requires = "secure_boot_key")]
+    pub secure_boot_certificate: Option<PathBuf>,
+    /// Size of the state partition of a disk image, MiB; it can be made larger later
+    #[arg(long, value_name = "MIB", default_value_t = 2048, value_parser = clap::value_parser!(u32).range(64..=1024 * 1024))]
+    pub state_mib: u32,
+    /// Compress in a second instead of a minute, a quarter larger
+    #[arg(long)]
+    pub fast: bool,
+}
+
+/// What an image is written as.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ImageFormat {
+    /// One file that UEFI firmware starts, from a disk or over HTTP
+    Uki,
+    /// Kernel, initramfs and command line apart, for PXE or `qemu -kernel`
+    Direct,
+    /// A disk with boot and state partitions, to write to a device
+    Raw,
+    /// The same disk for QEMU
+    Qcow2,
 }

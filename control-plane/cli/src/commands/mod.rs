@@ -2,6 +2,7 @@
 
 mod deploy;
 mod fleet;
+mod image;
 mod init;
 mod login;
 mod logs;
@@ -12,7 +13,6 @@ mod status;
 mod tenants;
 mod tokens;
 
-use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::path::Path;
 
@@ -42,7 +42,7 @@ pub async fn run(typed: Vec<OsString>) -> u8 {
         Err(error) => {
             let output = Output::new(json, false);
             if may_hold_a_secret(&typed) && !is_help(error.kind()) {
-                output.error(&not_repeated(&error));
+                output.error(&not_repeated(&error, &typed));
             } else if json {
                 output.error(&usage(&error));
             } else {
@@ -74,47 +74,68 @@ fn is_help(kind: ErrorKind) -> bool {
 }
 
 /// The error for such a line: what it says comes from the parser's own list of arguments, never from what was typed.
-fn not_repeated(error: &clap::Error) -> Error {
-    if matches!(
+fn not_repeated(error: &clap::Error, typed: &[OsString]) -> Error {
+    let mut root = args::command();
+    root.build();
+    let command = meant(&root, typed);
+    let mut lines = vec![command.clone().render_usage().to_string()];
+    let stray = matches!(
         error.kind(),
-        ErrorKind::UnknownArgument | ErrorKind::TooManyValues | ErrorKind::InvalidSubcommand
-    ) {
-        return value_in_argv();
+        ErrorKind::UnknownArgument | ErrorKind::TooManyValues
+    );
+    if stray && command.get_name() == "put" {
+        return value_in_argv().lines(lines);
     }
     let named: Vec<String> = match error.get(ContextKind::InvalidArg) {
         Some(ContextValue::String(name)) => vec![name.clone()],
         Some(ContextValue::Strings(names)) => names.clone(),
         _ => Vec::new(),
     };
-    let mut command = args::command();
-    command.build();
-    let declared = declared_arguments(&command);
-    let named = named.into_iter().filter(|name| declared.contains(name));
     let (what, problem) = match error.kind() {
         ErrorKind::MissingRequiredArgument => ("an argument is missing", "missing"),
         ErrorKind::ArgumentConflict => (
             "arguments exclude each other",
             "cannot be used with another",
         ),
+        ErrorKind::InvalidSubcommand => ("there is no such command", "not what is expected"),
         _ => (
             "an argument is not what it should be",
             "not what is expected",
         ),
     };
+    let declared = command
+        .get_arguments()
+        .map(|argument| (argument.to_string(), argument));
+    let declared: Vec<_> = declared.filter(|(name, _)| named.contains(name)).collect();
+    lines.extend(declared.into_iter().map(|(name, argument)| {
+        let help = argument.get_help().map(|help| format!(" ({help})"));
+        format!("{name}: {problem}{}", help.unwrap_or_default())
+    }));
+    if command.has_subcommands() {
+        let names = command.get_subcommands().map(clap::Command::get_name);
+        lines.push(format!(
+            "commands: {}",
+            names.collect::<Vec<_>>().join(", ")
+        ));
+    }
     Error::new(
         Code::Usage,
         format!("{what}; what was typed is not repeated, because it may hold a secret"),
-        "see `casemate secret put --help` or `casemate login --help`; values go to standard input or into a file. \
-         Change a value that was typed into the command line",
+        "values go to standard input or into a file; change one that was typed into the command line. `--help` says more",
     )
-    .lines(named.map(|name| format!("{name}: {problem}")))
+    .lines(lines)
 }
 
-/// Every argument of every command as the parser names it: `<NAME>`, `--host <HOST>`.
-fn declared_arguments(command: &clap::Command) -> BTreeSet<String> {
-    let own = command.get_arguments().map(ToString::to_string);
-    let below = command.get_subcommands().flat_map(declared_arguments);
-    own.chain(below).collect()
+/// The command that the declared words among what was typed lead to.
+fn meant<'a>(root: &'a clap::Command, typed: &[OsString]) -> &'a clap::Command {
+    let mut command = root;
+    for word in typed.iter().skip(1) {
+        command = word
+            .to_str()
+            .and_then(|word| command.find_subcommand(word))
+            .unwrap_or(command);
+    }
+    command
 }
 
 fn value_in_argv() -> Error {
@@ -179,6 +200,7 @@ async fn dispatch(cli: Cli, output: Output) -> Result<(), Error> {
         Command::Node(args::Node::List) => nodes::list(&cx).await,
         Command::Node(args::Node::Show { name }) => nodes::show(&cx, &name).await,
         Command::Node(args::Node::Revoke(args)) => nodes::revoke(&cx, &args).await,
+        Command::Image(args::Image::Build(args)) => image::build(&cx, &args),
         Command::Token(args::Token::Create(args)) => tokens::create(&cx, &args).await,
         Command::Token(args::Token::List) => tokens::list(&cx).await,
         Command::Token(args::Token::Revoke { id }) => tokens::revoke(&cx, &id).await,
@@ -243,7 +265,7 @@ mod tests {
                 may_hold_a_secret(&typed) && !is_help(error.kind()),
                 "{line}"
             );
-            let told = not_repeated(&error);
+            let told = not_repeated(&error, &typed);
             let all = told.to_text() + &told.to_json().to_string();
             assert!(!all.contains("hunter2"), "{line}: {all}");
         }
@@ -254,7 +276,14 @@ mod tests {
         for (line, named) in [
             (
                 "casemate secret put KEY=hunter2 --host a.test",
-                "<NAME>: not what",
+                "<NAME>: not what is expected (Name of the secret, such as STRIPE_KEY)",
+            ),
+            ("casemate secret put KEY", "Usage: casemate secret put"),
+            ("casemate secret get KEY", "commands: put, list, rm"),
+            ("casemate secret list KEY", "Usage: casemate secret list"),
+            (
+                "casemate secret put KEY hunter2 --host a.test",
+                "does not belong on the command line",
             ),
             ("casemate secret put KEY", "--host <HOST>: missing"),
             (
@@ -262,10 +291,9 @@ mod tests {
                 "--wait <SECONDS>: not what",
             ),
         ] {
-            let error = args::command()
-                .try_get_matches_from(words(line))
-                .unwrap_err();
-            let text = not_repeated(&error).to_text();
+            let typed = words(line);
+            let error = args::command().try_get_matches_from(&typed).unwrap_err();
+            let text = not_repeated(&error, &typed).to_text();
             assert!(text.contains(named), "{line}: {text}");
         }
     }

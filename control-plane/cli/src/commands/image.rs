@@ -1,0 +1,229 @@
+//! `casemate image`.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use casemate_images::{
+    Apt, Compression, Image, Plan, Profile, Programs, SecureBootKey, boot_files,
+    build as build_image, uki_path, write_disk,
+};
+use casemate_trust::id::Digest;
+use serde_json::json;
+
+use crate::args::{ImageBuild, ImageFormat};
+use crate::error::{Code, Error};
+use crate::machine::now;
+use crate::output::table;
+use crate::session::Context;
+
+/// Says of which time an image is, so that two builds are the same (reproducible-builds.org).
+const SOURCE_DATE: &str = "SOURCE_DATE_EPOCH";
+
+/// `casemate image build`
+pub(super) fn build(cx: &Context, args: &ImageBuild) -> Result<(), Error> {
+    let programs = match &args.programs {
+        Some(folder) => folder.clone(),
+        None => own_folder()?,
+    };
+    let programs = Programs::in_folder(programs);
+    let mut packages = Apt::new(cache()?.join("debian"));
+    let progress = cx.output.progress("planning: which kernel, which packages");
+    let plan = match &args.plan {
+        Some(path) => Plan::read(path),
+        None => {
+            let profile = Profile::named(&args.profile).map_err(told)?;
+            let version = env!("CARGO_PKG_VERSION");
+            Plan::make(&profile, version, source_date()?, &programs, &mut packages)
+        }
+    };
+    let plan = plan.map_err(told)?;
+    progress.say("downloading packages and packing files");
+    let compression = if args.fast {
+        Compression::Fast
+    } else {
+        Compression::Small
+    };
+    let mut image = build_image(&plan, &programs, &mut packages, compression).map_err(told)?;
+    if let (Some(key), Some(certificate)) = (&args.secure_boot_key, &args.secure_boot_certificate) {
+        let (key, certificate) = (key.clone(), certificate.clone());
+        image
+            .sign(&SecureBootKey { key, certificate })
+            .map_err(told)?;
+    }
+
+    std::fs::create_dir_all(&args.out).map_err(cannot_write(&args.out))?;
+    let mut made = Vec::new();
+    let mut write = |name: String, bytes: &[u8]| {
+        let path = args.out.join(&name);
+        std::fs::write(&path, bytes).map_err(cannot_write(&path))?;
+        made.push((name, bytes.len() as u64, Some(Digest::of(bytes))));
+        Ok::<_, Error>(path)
+    };
+    write("plan.json".to_owned(), plan.to_text().as_bytes())?;
+    let name = format!("casemate_{}", plan.version);
+    let formats = match &args.formats[..] {
+        [] => &[ImageFormat::Uki][..],
+        formats => formats,
+    };
+    if formats.contains(&ImageFormat::Uki) {
+        write(format!("{name}.efi"), &image.uki)?;
+    }
+    if formats.contains(&ImageFormat::Direct) {
+        write(format!("{name}.vmlinuz"), &image.kernel)?;
+        write(format!("{name}.initramfs"), &image.initramfs)?;
+        write(
+            format!("{name}.cmdline"),
+            format!("{}\n", image.command_line).as_bytes(),
+        )?;
+    }
+    let raw = args.out.join(format!("{name}.raw"));
+    let wants = |format| formats.contains(&format);
+    if wants(ImageFormat::Raw) || wants(ImageFormat::Qcow2) {
+        progress.say("writing the disk");
+        disk(&raw, &image, &plan, args.state_mib)?;
+        if wants(ImageFormat::Raw) {
+            let size = std::fs::metadata(&raw).map_err(cannot_write(&raw))?.len();
+            made.push((format!("{name}.raw"), size, None));
+        }
+    }
+    if wants(ImageFormat::Qcow2) {
+        let qcow2 = args.out.join(format!("{name}.qcow2"));
+        convert(&raw, &qcow2)?;
+        let size = std::fs::metadata(&qcow2)
+            .map_err(cannot_write(&qcow2))?
+            .len();
+        made.push((format!("{name}.qcow2"), size, None));
+        if !wants(ImageFormat::Raw) {
+            std::fs::remove_file(&raw).map_err(cannot_write(&raw))?;
+        }
+    }
+    drop(progress);
+    let executables: Vec<_> = image.tree.executables().collect();
+    let files: Vec<_> = made
+        .iter()
+        .map(|(file, bytes, sha256)| json!({ "file": args.out.join(file), "bytes": bytes, "sha256": sha256 }))
+        .collect();
+    let result = json!({
+        "version": plan.version, "profile": plan.profile, "kernel": plan.kernel.version,
+        "files": files, "executables": executables,
+    });
+    cx.output.result(&result, || {
+        let rows: Vec<_> = made
+            .iter()
+            .map(|(file, bytes, digest)| {
+                let digest = digest.map_or("-".to_owned(), |digest| digest.to_string());
+                vec![
+                    args.out.join(file).display().to_string(),
+                    format!("{:.1} MB", *bytes as f64 / 1e6),
+                    digest,
+                ]
+            })
+            .collect();
+        table(&["FILE", "SIZE", "SHA-256"], &rows)
+    })?;
+    cx.output.hint("A node boots it with a join token from its seed: see the operator's guide, \"A node from an image\".");
+    Ok(())
+}
+
+fn disk(path: &Path, image: &Image, plan: &Plan, state_mib: u32) -> Result<(), Error> {
+    let state_bytes = u64::from(state_mib) * 1024 * 1024;
+    let uki = uki_path(&plan.version);
+    let files = boot_files(image, &uki);
+    write_disk(path, &files, state_bytes, &plan.to_text()).map_err(told)
+}
+
+fn convert(raw: &Path, qcow2: &Path) -> Result<(), Error> {
+    let run = Command::new("qemu-img")
+        .args(["convert", "-f", "raw", "-O", "qcow2"])
+        .args([raw, qcow2])
+        .output();
+    let failed = |what: String| {
+        let next = "install qemu-utils, or take the raw format";
+        Error::new(Code::CannotCreate, what, next).at(qcow2.display())
+    };
+    let run = run.map_err(|error| failed("qemu-img could not be run".to_owned()).source(error))?;
+    if run.status.success() {
+        return Ok(());
+    }
+    let said = String::from_utf8_lossy(&run.stderr);
+    Err(failed(format!("qemu-img ended with {}", run.status)).lines([said.trim().to_owned()]))
+}
+
+fn own_folder() -> Result<PathBuf, Error> {
+    let this = std::env::current_exe().ok();
+    let folder = this.and_then(|path| Some(path.parent()?.to_owned()));
+    folder.ok_or_else(|| {
+        Error::new(
+            Code::Input,
+            "the node's programs are not found",
+            "name their folder with `--programs`",
+        )
+    })
+}
+
+fn cache() -> Result<PathBuf, Error> {
+    let named = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
+    let home = || Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache"));
+    let folder = named.filter(|path| path.is_absolute()).or_else(home);
+    folder.map(|folder| folder.join("casemate")).ok_or_else(|| {
+        Error::new(
+            Code::Usage,
+            "there is no place for downloads",
+            "set HOME or XDG_CACHE_HOME",
+        )
+    })
+}
+
+fn source_date() -> Result<u32, Error> {
+    let Some(text) = std::env::var_os(SOURCE_DATE) else {
+        return Ok(u32::try_from(now()).unwrap_or(u32::MAX));
+    };
+    let text = text.to_string_lossy();
+    text.parse().map_err(|error| {
+        let next = "set it to Unix seconds, or not at all";
+        Error::new(
+            Code::Usage,
+            format!("{SOURCE_DATE} is no time: {text:?}"),
+            next,
+        )
+        .source(Box::<dyn std::error::Error + Send + Sync>::from(format!(
+            "{error}"
+        )))
+    })
+}
+
+fn cannot_write(path: &Path) -> impl FnOnce(std::io::Error) -> Error {
+    let place = path.display().to_string();
+    move |error| {
+        let next = "check the folder, and that there is room";
+        Error::new(Code::CannotCreate, "cannot write the image", next)
+            .at(place)
+            .source(error)
+    }
+}
+
+/// What the builder says, with a next step.
+fn told(error: casemate_images::Error) -> Error {
+    use casemate_images::Error as E;
+    let (code, next) = match &error {
+        E::ProfileUnknown { .. } => (Code::Usage, "name one of these with `--profile`"),
+        E::Program { .. } => (
+            Code::Input,
+            "build them, or name their folder with `--programs`",
+        ),
+        E::Tool { .. } => (
+            Code::Unreachable,
+            "check that the tool is installed and that Debian's archive can be reached",
+        ),
+        E::File { .. } => (Code::Io, "check the path, and that there is room"),
+        E::Digest { .. } => (
+            Code::Refused,
+            "the plan names other bytes: plan anew, or find out who changed them",
+        ),
+        _ => (
+            Code::Internal,
+            "this profile does not fit these packages: please report it with the plan",
+        ),
+    };
+    Error::new(code, "no image was made", next).source(error)
+}

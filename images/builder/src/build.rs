@@ -1,0 +1,259 @@
+//! From a plan to an image.
+
+use std::collections::BTreeMap;
+use std::process::Command;
+
+use crate::debian::Source;
+use crate::kernel::{Kernel, MODULE_FOLDER, MODULE_LIST};
+use crate::package::{Package, Packed};
+use crate::plan::{Plan, Programs};
+use crate::uki::{Parts, unify};
+use crate::{Error, Node, Profile, Tree, elf, initramfs};
+
+const STUB_PATH: &str = "usr/lib/systemd/boot/efi/linuxx64.efi.stub";
+const CERTIFICATE_FOLDER: &str = "usr/share/ca-certificates/";
+const CERTIFICATES: &str = "etc/ssl/certs/ca-certificates.crt";
+/// Where Debian's loader looks for libraries.
+const LIBRARY_FOLDER: &str = "lib/x86_64-linux-gnu";
+/// Beyond it a unified kernel image is no good for a small boot partition.
+const MAX_UKI_BYTES: u64 = 250 * 1024 * 1024;
+
+/// Folders that something is mounted on or written into.
+const FOLDERS: &[&str] = &["dev", "mnt", "proc", "run", "state", "sys", "tmp"];
+
+/// How hard to try.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Compression {
+    /// In a second: for tests.
+    Fast,
+    /// A quarter smaller, in a minute.
+    Small,
+}
+
+/// The loader that starts one of several images and counts tries.
+const LOADER_PATH: &str = "usr/lib/systemd/boot/efi/systemd-bootx64.efi";
+
+/// What can be booted.
+#[derive(Debug)]
+pub struct Image {
+    /// The kernel, for a machine that loads it by itself.
+    pub kernel: Vec<u8>,
+    /// Its initramfs.
+    pub initramfs: Vec<u8>,
+    /// Its command line.
+    pub command_line: String,
+    /// All three in one file for UEFI, not signed.
+    pub uki: Vec<u8>,
+    /// The boot loader for a disk, not signed.
+    pub loader: Vec<u8>,
+    /// The files in the initramfs.
+    pub tree: Tree,
+}
+
+/// Makes the image of a plan.
+///
+/// # Errors
+/// Something is not there any more, or is not what the plan names.
+pub fn build(
+    plan: &Plan,
+    programs: &Programs,
+    packages: &mut dyn Source,
+    compression: Compression,
+) -> Result<Image, Error> {
+    let profile = Profile::named(&plan.profile)?;
+    let mut get = |file| Package::read(&packages.get(file)?, &file.file);
+    let (kernel, stub) = (get(&plan.kernel)?, get(&plan.stub)?);
+    let mut others = BTreeMap::new();
+    for (name, file) in &plan.packages {
+        others.insert(name.as_str(), get(file)?);
+    }
+    let kernel = Kernel::of(&kernel)?;
+
+    let mut tree = Tree::default();
+    for folder in FOLDERS {
+        tree.add(folder, Node::Folder)?;
+    }
+    for file in &plan.programs {
+        let bytes = stripped(&file.name, &programs.get(file)?)?;
+        tree.program(&file.path, bytes)?;
+    }
+    for (name, paths) in &profile.files {
+        let package = other(&others, name)?;
+        for path in paths {
+            let bytes = package.file(path)?.to_vec();
+            if bytes.starts_with(b"\x7fELF") {
+                tree.program(path, bytes)?;
+            } else {
+                tree.file(path, bytes)?;
+            }
+        }
+    }
+    let libraries: Result<Vec<_>, _> = profile
+        .libraries
+        .iter()
+        .map(|name| other(&others, name))
+        .collect();
+    add_libraries(&mut tree, &libraries?)?;
+    let modules = kernel.modules(&profile.modules)?;
+    for (name, bytes) in &modules {
+        tree.file(&format!("{MODULE_FOLDER}/{name}"), *bytes)?;
+    }
+    let order: String = modules
+        .iter()
+        .map(|(name, _)| format!("{name}\n"))
+        .collect();
+    tree.file(MODULE_LIST, order)?;
+    tree.file(
+        CERTIFICATES,
+        certificates(other(&others, &profile.certificates)?),
+    )?;
+    let os_release = os_release(plan);
+    tree.file("etc/os-release", os_release.as_str())?;
+    tree.file("etc/casemate/image.json", description(plan))?;
+    tree.file("etc/nsswitch.conf", "hosts: files dns\n")?;
+    tree.file("etc/hosts", "127.0.0.1 localhost\n::1 localhost\n")?;
+    tree.add("etc/resolv.conf", Node::Link("/run/resolv.conf".into()))?;
+
+    let command_line = profile.command_line.join(" ");
+    let level = match compression {
+        Compression::Fast => 3,
+        Compression::Small => 19,
+    };
+    let initramfs = initramfs::compress(&initramfs::archive(&tree, plan.time)?, level)?;
+    let parts = Parts {
+        os_release: &os_release,
+        command_line: &command_line,
+        kernel_release: &kernel.release,
+        initramfs: &initramfs,
+        kernel: kernel.image()?,
+    };
+    let uki = unify(stub.file(STUB_PATH)?, &parts)?;
+    if uki.len() as u64 > MAX_UKI_BYTES {
+        return Err(Error::TooLarge {
+            what: "the unified kernel image".into(),
+            max: MAX_UKI_BYTES,
+            got: uki.len() as u64,
+        });
+    }
+    Ok(Image {
+        kernel: kernel.image()?.to_vec(),
+        initramfs,
+        command_line,
+        uki,
+        loader: stub.file(LOADER_PATH)?.to_vec(),
+        tree,
+    })
+}
+
+fn other<'a>(packages: &'a BTreeMap<&str, Package>, name: &str) -> Result<&'a Package, Error> {
+    packages.get(name).ok_or_else(|| Error::Package {
+        name: name.to_owned(),
+        message: "the profile takes files from it, and the plan does not name it".into(),
+    })
+}
+
+/// Adds the loader and every library that a program, or a library of one, asks for.
+fn add_libraries(tree: &mut Tree, packages: &[&Package]) -> Result<(), Error> {
+    let programs = tree.iter().filter_map(|(path, node)| match node {
+        Node::File {
+            bytes,
+            executable: true,
+        } => Some((path.to_owned(), bytes.clone())),
+        _ => None,
+    });
+    let mut open: Vec<(String, Vec<u8>)> = programs.collect();
+    while let Some((path, bytes)) = open.pop() {
+        let needs = elf::needs(&path, &bytes)?;
+        let interpreter = needs
+            .interpreter
+            .map(|path| path.trim_start_matches('/').to_owned());
+        let named = needs
+            .libraries
+            .iter()
+            .map(|name| format!("{LIBRARY_FOLDER}/{name}"));
+        for wanted in interpreter.into_iter().chain(named) {
+            let (folder, name) = wanted.rsplit_once('/').unwrap_or(("", &wanted));
+            // The loader is a library too, at a path of its own.
+            let place = if name.starts_with("ld-linux") {
+                format!("lib64/{name}")
+            } else {
+                wanted.clone()
+            };
+            if tree.contains(&place) {
+                continue;
+            }
+            let places = [
+                format!("{folder}/{name}"),
+                format!("usr/{LIBRARY_FOLDER}/{name}"),
+                format!("{LIBRARY_FOLDER}/{name}"),
+            ];
+            let found = packages
+                .iter()
+                .find_map(|package| places.iter().find_map(|place| package.file(place).ok()));
+            let library = found.ok_or_else(|| Error::Library {
+                path: path.clone(),
+                library: name.to_owned(),
+            })?;
+            tree.program(&place, library)?;
+            open.push((place, library.to_vec()));
+        }
+    }
+    Ok(())
+}
+
+/// Certificates of all authorities in one file.
+fn certificates(package: &Package) -> Vec<u8> {
+    let mut all = Vec::new();
+    for (path, packed) in &package.files {
+        if let Packed::File(bytes) = packed
+            && path.starts_with(CERTIFICATE_FOLDER)
+            && path.ends_with(".crt")
+        {
+            all.extend_from_slice(bytes);
+            all.push(b'\n');
+        }
+    }
+    all
+}
+
+/// `os-release(5)`.
+fn os_release(plan: &Plan) -> String {
+    let (version, profile) = (&plan.version, &plan.profile);
+    format!(
+        "NAME=\"Casemate\"\nID=casemate\nPRETTY_NAME=\"Casemate {version} ({profile})\"\n\
+         VERSION_ID={version}\nIMAGE_ID=casemate\nIMAGE_VERSION={version}\n"
+    )
+}
+
+/// What init reads of the image that it is in.
+fn description(plan: &Plan) -> String {
+    let description = serde_json::json!({
+        "version": plan.version,
+        "profile": plan.profile,
+        "time": plan.time,
+    });
+    format!("{description}\n")
+}
+
+/// Without symbols and debug sections, by binutils.
+fn stripped(name: &str, program: &[u8]) -> Result<Vec<u8>, Error> {
+    let folder = tempfile::tempdir().map_err(Error::file("a temporary folder"))?;
+    let path = folder.path().join(name);
+    std::fs::write(&path, program).map_err(Error::file(&path))?;
+    let command = format!("strip {name}");
+    let output = Command::new("strip")
+        .args(["--strip-all", "--enable-deterministic-archives"])
+        .arg(&path)
+        .output();
+    let failed = |message: String| Error::Tool {
+        command: command.clone(),
+        message,
+    };
+    let output =
+        output.map_err(|error| failed(format!("{error}; install the Debian package binutils")))?;
+    if !output.status.success() {
+        let said = String::from_utf8_lossy(&output.stderr);
+        return Err(failed(said.trim().to_owned()));
+    }
+    std::fs::read(&path).map_err(Error::file(&path))
+}

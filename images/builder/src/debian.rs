@@ -1,0 +1,163 @@
+//! Where Debian packages come from: apt, which checks the archive's signature, so that a digest that it names is Debian's.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::plan::{PackageFile, sha256};
+use crate::{Error, package};
+
+/// Finds packages and gets their bytes.
+pub trait Source {
+    /// The newest version of a package.
+    ///
+    /// # Errors
+    /// There is none, or nobody can be asked.
+    fn find(&mut self, name: &str) -> Result<PackageFile, Error>;
+
+    /// The bytes of a package, which have the digest that is named.
+    ///
+    /// # Errors
+    /// They cannot be got, or are others.
+    fn get(&mut self, package: &PackageFile) -> Result<Vec<u8>, Error>;
+}
+
+/// `apt-get` of this machine, with a folder of what was downloaded before.
+#[derive(Debug)]
+pub struct Apt {
+    cache: PathBuf,
+}
+
+impl Apt {
+    /// The folder is made when it is needed.
+    pub fn new(cache: impl Into<PathBuf>) -> Self {
+        Self {
+            cache: cache.into(),
+        }
+    }
+
+    fn cached(&self, package: &PackageFile) -> Result<Option<Vec<u8>>, Error> {
+        let path = self.cache.join(&package.file);
+        match fs::read(&path) {
+            Ok(bytes) if sha256(&bytes) == package.sha256 => Ok(Some(bytes)),
+            // Cut off while it was written: got again.
+            Ok(_) => Ok(None),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(Error::file(path)(error)),
+        }
+    }
+}
+
+impl Source for Apt {
+    fn find(&mut self, name: &str) -> Result<PackageFile, Error> {
+        // An empty folder: of a file that lies in it already apt prints nothing.
+        let folder = tempfile::tempdir().map_err(Error::file("a temporary folder"))?;
+        let told = run(folder.path(), &["--print-uris", name])?;
+        parse(name, &told).ok_or_else(|| Error::Tool {
+            command: format!("apt-get download --print-uris {name}"),
+            message: format!("expected a file with its SHA-256 digest, got {told:?}"),
+        })
+    }
+
+    fn get(&mut self, package: &PackageFile) -> Result<Vec<u8>, Error> {
+        if let Some(bytes) = self.cached(package)? {
+            return Ok(bytes);
+        }
+        fs::create_dir_all(&self.cache).map_err(Error::file(&self.cache))?;
+        // In a folder of its own, so that two builds at a time do not write into one file.
+        let folder = tempfile::tempdir_in(&self.cache).map_err(Error::file(&self.cache))?;
+        run(
+            folder.path(),
+            &[&format!("{}={}", package.name, package.version)],
+        )?;
+        let path = folder.path().join(&package.file);
+        let bytes = fs::read(&path).map_err(Error::file(&path))?;
+        package.check(&bytes)?;
+        let kept = self.cache.join(&package.file);
+        fs::rename(&path, &kept).map_err(Error::file(kept))?;
+        Ok(bytes)
+    }
+}
+
+/// `apt-get download`, whose files land in the folder that it runs in.
+fn run(folder: &Path, arguments: &[&str]) -> Result<String, Error> {
+    let command = format!("apt-get download {}", arguments.join(" "));
+    let failed = |message: String| Error::Tool {
+        command: command.clone(),
+        message,
+    };
+    let output = Command::new("apt-get")
+        .args(["download", "-qq", "-o", "APT::Sandbox::User=root"])
+        .args(arguments)
+        .current_dir(folder)
+        .env("LC_ALL", "C")
+        .output()
+        .map_err(|error| {
+            failed(format!(
+                "{error}; images are made of Debian packages, which `apt-get` of Debian or Ubuntu downloads"
+            ))
+        })?;
+    if output.status.success() {
+        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
+    }
+    let said = String::from_utf8_lossy(&output.stderr);
+    Err(failed(said.trim().replace('\n', "; ")))
+}
+
+/// A line `'ADDRESS' FILE SIZE SHA256:DIGEST`.
+fn parse(name: &str, told: &str) -> Option<PackageFile> {
+    let line = told.lines().find(|line| line.starts_with('\''))?;
+    let mut words = line.split_whitespace().skip(1);
+    let (file, _size, digest) = (words.next()?, words.next()?, words.next()?);
+    let sha256 = digest.strip_prefix("SHA256:")?.to_owned();
+    let (of, rest) = file.split_once('_')?;
+    let (version, _architecture) = rest.strip_suffix(".deb")?.rsplit_once('_')?;
+    let is_plain = !file.contains('/') && sha256.len() == 64;
+    (of == name && is_plain).then(|| PackageFile {
+        name: name.to_owned(),
+        version: version.replace("%3a", ":"),
+        file: file.to_owned(),
+        sha256,
+    })
+}
+
+/// The kernel that a package without files depends on.
+pub(crate) fn depends_on_kernel(bytes: &[u8], file: &str) -> Result<String, Error> {
+    let control = package::control(bytes, file)?;
+    let depends = control
+        .lines()
+        .find_map(|line| line.strip_prefix("Depends:"))
+        .unwrap_or_default();
+    let mut named = depends
+        .split([',', '|'])
+        .filter_map(|word| word.split_whitespace().next());
+    let kernel = named.find(|name| name.starts_with("linux-image-"));
+    kernel.map(str::to_owned).ok_or_else(|| Error::Package {
+        name: file.to_owned(),
+        message: format!("expected a dependency on a kernel, got {depends:?}"),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_apt_prints_is_read() {
+        let digest = "ab".repeat(32);
+        let line =
+            format!("'file:/a/b.deb' libc6_1%3a2.36-9+deb12u1_amd64.deb 27 SHA256:{digest}\n");
+        let found = parse("libc6", &line).unwrap();
+        assert_eq!(found.version, "1:2.36-9+deb12u1");
+        assert_eq!(found.file, "libc6_1%3a2.36-9+deb12u1_amd64.deb");
+        for odd in [
+            String::new(),
+            line.replace("SHA256:", "MD5Sum:"),
+            line.replace("libc6_", "../libc6_"),
+            line.replace("libc6_", "other_"),
+            line.replace(&digest, "ab"),
+        ] {
+            assert_eq!(parse("libc6", &odd), None, "{odd}");
+        }
+    }
+}

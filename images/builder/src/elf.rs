@@ -1,0 +1,63 @@
+//! What a program needs of others.
+
+use object::elf::{DT_NEEDED, FileHeader64, PT_INTERP};
+use object::read::elf::{Dyn as _, FileHeader, ProgramHeader as _};
+use object::{Endianness, Object as _, ObjectSection as _};
+
+use crate::Error;
+
+type Header = FileHeader64<Endianness>;
+
+/// What an ELF file asks of the loader.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Needs {
+    /// The loader's path, of a program that is linked dynamically.
+    pub(crate) interpreter: Option<String>,
+    /// Names of libraries.
+    pub(crate) libraries: Vec<String>,
+}
+
+pub(crate) fn needs(path: &str, bytes: &[u8]) -> Result<Needs, Error> {
+    let broken = |error: object::Error| Error::Elf {
+        path: path.to_owned(),
+        message: error.to_string(),
+    };
+    let header = Header::parse(bytes).map_err(broken)?;
+    let endian = header.endian().map_err(broken)?;
+    let mut needs = Needs::default();
+    for segment in header.program_headers(endian, bytes).map_err(broken)? {
+        if segment.p_type(endian) == PT_INTERP {
+            let text = segment.data(endian, bytes).unwrap_or_default();
+            let text = String::from_utf8_lossy(text);
+            needs.interpreter = Some(text.trim_end_matches('\0').to_owned());
+        }
+    }
+    let sections = header.sections(endian, bytes).map_err(broken)?;
+    let Some((entries, link)) = sections.dynamic(endian, bytes).map_err(broken)? else {
+        return Ok(needs);
+    };
+    let strings = sections.strings(endian, bytes, link).map_err(broken)?;
+    for entry in entries {
+        if entry.tag(endian) == DT_NEEDED {
+            let name = entry.string(endian, strings).map_err(broken)?;
+            needs
+                .libraries
+                .push(String::from_utf8_lossy(name).into_owned());
+        }
+    }
+    Ok(needs)
+}
+
+/// A section by its name.
+pub(crate) fn section<'a>(path: &str, bytes: &'a [u8], name: &str) -> Result<&'a [u8], Error> {
+    let broken = |error: object::Error| Error::Elf {
+        path: path.to_owned(),
+        message: error.to_string(),
+    };
+    let file = object::File::parse(bytes).map_err(broken)?;
+    let section = file.section_by_name(name).ok_or_else(|| Error::Elf {
+        path: path.to_owned(),
+        message: format!("it has no section {name}"),
+    })?;
+    section.data().map_err(broken)
+}

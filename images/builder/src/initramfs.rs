@@ -1,0 +1,107 @@
+//! The file tree as the kernel unpacks it: a `newc` archive (the kernel's `Documentation/driver-api/early-userspace/buffer-format.rst`),
+//! compressed with zstd.
+
+use std::io::{self, Write as _};
+
+use cpio::newc::{Builder, ModeFileType, trailer};
+
+use crate::{Error, Node, Tree};
+
+/// A file of the archive has its length in 32 bits.
+const MAX_FILE_BYTES: u64 = u32::MAX as u64;
+
+const FOLDER_MODE: u32 = 0o755;
+const FILE_MODE: u32 = 0o444;
+const PROGRAM_MODE: u32 = 0o555;
+const LINK_MODE: u32 = 0o777;
+
+/// The archive; every time stamp is `time`, seconds, so that the same tree gives the same bytes.
+pub(crate) fn archive(tree: &Tree, time: u32) -> Result<Vec<u8>, Error> {
+    let mut archive = Vec::new();
+    for (number, (path, node)) in tree.iter().enumerate() {
+        let (bytes, kind, mode): (&[u8], _, _) = match node {
+            Node::Folder => (&[], ModeFileType::Directory, FOLDER_MODE),
+            Node::File { bytes, executable } => {
+                let mode = if *executable { PROGRAM_MODE } else { FILE_MODE };
+                (bytes, ModeFileType::Regular, mode)
+            }
+            Node::Link(target) => (target.as_bytes(), ModeFileType::Symlink, LINK_MODE),
+        };
+        let length = u32::try_from(bytes.len()).map_err(|_| Error::TooLarge {
+            what: path.to_owned(),
+            max: MAX_FILE_BYTES,
+            got: bytes.len() as u64,
+        })?;
+        // A number of its own for each: the kernel takes files with one number for links to one file.
+        let entry = Builder::new(path)
+            .ino(u32::try_from(number + 1).unwrap_or(u32::MAX))
+            .nlink(if matches!(node, Node::Folder) { 2 } else { 1 })
+            .mtime(time)
+            .mode(mode)
+            .set_mode_file_type(kind);
+        let mut writer = entry.write(&mut archive, length);
+        writer
+            .write_all(bytes)
+            .and_then(|()| writer.finish().map(drop))
+            .map_err(in_memory)?;
+    }
+    trailer(&mut archive).map_err(in_memory)?;
+    Ok(archive)
+}
+
+/// Compressed, so that the kernel takes it: with a checksum, and a window that its decoder allows.
+pub(crate) fn compress(archive: &[u8], level: i32) -> Result<Vec<u8>, Error> {
+    let mut encoder = zstd::Encoder::new(Vec::new(), level).map_err(in_memory)?;
+    encoder
+        .include_checksum(true)
+        .and_then(|()| encoder.set_pledged_src_size(Some(archive.len() as u64)))
+        .and_then(|()| encoder.write_all(archive))
+        .map_err(in_memory)?;
+    encoder.finish().map_err(in_memory)
+}
+
+fn in_memory(source: io::Error) -> Error {
+    Error::File {
+        path: "initramfs".into(),
+        source,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_goes_in_comes_out_and_twice_the_same() {
+        let mut tree = Tree::default();
+        tree.program("init", b"#".to_vec()).unwrap();
+        tree.file("etc/a", b"12345".to_vec()).unwrap();
+        tree.add("lib64", Node::Link("lib".into())).unwrap();
+        let archive = archive(&tree, 7).unwrap();
+        assert_eq!(archive, super::archive(&tree, 7).unwrap());
+        let mut rest = io::Cursor::new(&archive);
+        let mut seen = Vec::new();
+        loop {
+            let reader = cpio::newc::Reader::new(rest).unwrap();
+            let entry = reader.entry().clone();
+            if entry.is_trailer() {
+                break;
+            }
+            assert_eq!((entry.uid(), entry.gid(), entry.mtime()), (0, 0, 7));
+            let mut bytes = Vec::new();
+            rest = reader.to_writer(&mut bytes).unwrap();
+            seen.push((entry.name().to_owned(), entry.mode(), bytes));
+        }
+        assert_eq!(
+            seen,
+            [
+                ("etc".into(), 0o040_755, vec![]),
+                ("etc/a".into(), 0o100_444, b"12345".to_vec()),
+                ("init".into(), 0o100_555, b"#".to_vec()),
+                ("lib64".into(), 0o120_777, b"lib".to_vec()),
+            ]
+        );
+        let packed = compress(&archive, 3).unwrap();
+        assert_eq!(zstd::decode_all(&packed[..]).unwrap(), archive);
+    }
+}

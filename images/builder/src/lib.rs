@@ -1,0 +1,29 @@
+//! Bootable node images. A [`Profile`] says what belongs into one, a [`Plan`] names every file's source by its digest, and
+//! [`build`] makes the artifact from the plan: the same bytes each time.
+//!
+//! Only file tools: Debian packages are downloaded and read, never installed; nothing is mounted, and nobody has to be root.
+#![forbid(unsafe_code)]
+
+mod build;
+mod debian;
+mod disk;
+mod elf;
+mod error;
+mod initramfs;
+mod kernel;
+mod package;
+mod pe;
+mod plan;
+mod profile;
+mod signing;
+mod tree;
+mod uki;
+
+pub use build::{Compression, Image, build};
+pub use debian::{Apt, Source};
+pub use disk::{BOOT_BYTES, BootFile, boot_files, uki_path, write_disk};
+pub use error::Error;
+pub use plan::{File, PackageFile, Plan, Programs};
+pub use profile::Profile;
+pub use signing::SecureBootKey;
+pub use tree::{Node, Tree};

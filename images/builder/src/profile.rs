@@ -1,0 +1,91 @@
+//! What belongs into an image of one kind.
+
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+
+use crate::Error;
+
+/// Those that come with the program, by name.
+const PROFILES: &[(&str, &str)] = &[(
+    "virtual-machine",
+    include_str!("../../profiles/virtual-machine.toml"),
+)];
+
+/// See the module. Paths are those inside of packages, without a slash in front.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Profile {
+    /// Its name.
+    #[serde(skip)]
+    pub name: String,
+    /// A line for people.
+    pub about: String,
+    /// The Debian package that depends on the newest kernel.
+    pub kernel: String,
+    /// Kernel modules, in the order in which init loads them.
+    pub modules: Vec<String>,
+    /// Packages from which shared libraries are taken as they are needed.
+    pub libraries: Vec<String>,
+    /// The kernel's command line.
+    pub command_line: Vec<String>,
+    /// The package with the certificates of public authorities.
+    pub certificates: String,
+    /// What is taken from other packages.
+    pub files: BTreeMap<String, Vec<String>>,
+}
+
+impl Profile {
+    /// A profile by its name.
+    ///
+    /// # Errors
+    /// There is none of that name.
+    pub fn named(name: &str) -> Result<Self, Error> {
+        let found = PROFILES.iter().find(|(known, _)| *known == name);
+        let (_, text) = found.ok_or_else(|| Error::ProfileUnknown {
+            name: name.to_owned(),
+            known: Self::names().collect::<Vec<_>>().join(", "),
+        })?;
+        let read = toml::from_str(text).map_err(|source| Error::Profile {
+            name: name.to_owned(),
+            source,
+        })?;
+        Ok(Self {
+            name: name.to_owned(),
+            ..read
+        })
+    }
+
+    /// The names of all.
+    pub fn names() -> impl Iterator<Item = &'static str> {
+        PROFILES.iter().map(|(name, _)| *name)
+    }
+
+    /// Every package that it takes something from, but for the kernel and the boot stub.
+    pub(crate) fn packages(&self) -> impl Iterator<Item = &str> {
+        let named = self.files.keys().chain(&self.libraries);
+        named.chain([&self.certificates]).map(String::as_str)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_profile_reads() {
+        for name in Profile::names() {
+            let profile = Profile::named(name).unwrap();
+            assert!(profile.packages().count() > 3, "{name}");
+            // A quote would need an escape that the kernel does not know everywhere.
+            assert!(
+                profile
+                    .command_line
+                    .iter()
+                    .all(|word| !word.contains([' ', '"']))
+            );
+        }
+        let error = Profile::named("mainframe").unwrap_err();
+        assert!(error.to_string().contains("virtual-machine"));
+    }
+}

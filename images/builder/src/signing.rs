@@ -1,0 +1,54 @@
+//! Signatures that firmware checks (UEFI Secure Boot), by sbsigntool.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::Command;
+
+use crate::{Error, Image};
+
+/// A key that the firmware of the machines has in its `db`.
+#[derive(Debug, Clone)]
+pub struct SecureBootKey {
+    /// RSA private key, PEM.
+    pub key: PathBuf,
+    /// Its certificate, PEM.
+    pub certificate: PathBuf,
+}
+
+impl Image {
+    /// Signs everything that firmware starts.
+    ///
+    /// # Errors
+    /// sbsigntool is not there, or the key is no good.
+    pub fn sign(&mut self, key: &SecureBootKey) -> Result<(), Error> {
+        self.uki = key.sign("the unified kernel image", &self.uki)?;
+        self.loader = key.sign("the boot loader", &self.loader)?;
+        Ok(())
+    }
+}
+
+impl SecureBootKey {
+    fn sign(&self, what: &str, program: &[u8]) -> Result<Vec<u8>, Error> {
+        let folder = tempfile::tempdir().map_err(Error::file("a temporary folder"))?;
+        let (from, to) = (folder.path().join("from"), folder.path().join("to"));
+        fs::write(&from, program).map_err(Error::file(&from))?;
+        let failed = |message: String| Error::Tool {
+            command: format!("sbsign ({what})"),
+            message,
+        };
+        let output = Command::new("sbsign")
+            .arg("--key")
+            .arg(&self.key)
+            .arg("--cert")
+            .arg(&self.certificate)
+            .arg("--output")
+            .args([&to, &from])
+            .output()
+            .map_err(|error| failed(format!("{error}; install the Debian package sbsigntool")))?;
+        if !output.status.success() {
+            let said = String::from_utf8_lossy(&output.stderr);
+            return Err(failed(said.trim().replace('\n', "; ")));
+        }
+        fs::read(&to).map_err(Error::file(&to))
+    }
+}

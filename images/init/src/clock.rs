@@ -1,0 +1,97 @@
+//! The clock: never before the image was made, and set by SNTP (RFC 4330) when a server answers. Nobody waits for it.
+
+use std::net::SocketAddr;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use rustix::time::{ClockId, Timespec, clock_settime};
+use sntpc::{NtpContext, StdTimestampGen};
+use sntpc_net_tokio::UdpSocketWrapper;
+use tokio::net::UdpSocket;
+
+const ANSWER_WITHIN: Duration = Duration::from_secs(5);
+/// Between two questions while nobody has answered.
+pub(crate) const RETRY: Duration = Duration::from_secs(30);
+/// Between two questions after an answer.
+pub(crate) const AGAIN: Duration = Duration::from_secs(60 * 60);
+/// Less is left to the machine's own clock.
+const WORTH_SETTING: Duration = Duration::from_millis(500);
+
+/// Moves a clock that is behind to `floor`, Unix seconds.
+pub(crate) fn not_before(floor: u64) {
+    if now() < Duration::from_secs(floor) {
+        // A clock that cannot be set stays wrong; expired statements then say what is the matter.
+        let _ = set(Duration::from_secs(floor));
+    }
+}
+
+/// Asks the servers one after the other, and sets the clock by the first that answers; by how much it was wrong, in
+/// milliseconds.
+pub(crate) async fn ask(servers: &[String], floor: u64) -> Result<i64, String> {
+    let mut why = "no time server is known".to_owned();
+    for server in servers {
+        match one(server, floor).await {
+            Ok(offset) => return Ok(offset),
+            Err(error) => why = format!("the time server {server} {error}"),
+        }
+    }
+    Err(why)
+}
+
+async fn one(server: &str, floor: u64) -> Result<i64, String> {
+    let address =
+        if server.contains(':') && !server.contains("]:") && server.matches(':').count() > 1 {
+            format!("[{server}]:123")
+        } else if server
+            .rsplit_once(':')
+            .is_some_and(|(_, port)| port.parse::<u16>().is_ok())
+        {
+            server.to_owned()
+        } else {
+            format!("{server}:123")
+        };
+    let mut found = tokio::net::lookup_host(address)
+        .await
+        .map_err(|error| format!("has no address: {error}"))?;
+    let address = found.next().ok_or("has no address")?;
+    let local: SocketAddr = if address.is_ipv4() {
+        ([0; 4], 0).into()
+    } else {
+        ([0_u16; 8], 0).into()
+    };
+    let socket = UdpSocket::bind(local)
+        .await
+        .map_err(|error| error.to_string())?;
+    let socket = UdpSocketWrapper::from(socket);
+    let context = NtpContext::new(StdTimestampGen::default());
+    let asked = tokio::time::timeout(ANSWER_WITHIN, sntpc::get_time(address, &socket, context));
+    let answer = asked
+        .await
+        .map_err(|_| "does not answer")?
+        .map_err(|error| format!("answers with something else: {error:?}"))?;
+    let offset = answer.offset();
+    let right = now().as_micros() as i64 + offset;
+    let right = u64::try_from(right)
+        .map(Duration::from_micros)
+        .unwrap_or_default();
+    if right < Duration::from_secs(floor) {
+        return Err("says a time before this image was made".to_owned());
+    }
+    if offset.unsigned_abs() > WORTH_SETTING.as_micros() as u64 {
+        set(right).map_err(|error| format!("is not obeyed by the clock: {error}"))?;
+    }
+    Ok(offset / 1000)
+}
+
+fn now() -> Duration {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default()
+}
+
+fn set(time: Duration) -> std::io::Result<()> {
+    let time = Timespec {
+        tv_sec: i64::try_from(time.as_secs()).unwrap_or(i64::MAX),
+        tv_nsec: time.subsec_nanos().into(),
+    };
+    Ok(clock_settime(ClockId::Realtime, time)?)
+}

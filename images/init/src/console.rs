@@ -1,0 +1,154 @@
+//! What an operator sees on the machine's console: one page of plain text, shown anew when something on it has changed.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::io::Write as _;
+
+use crate::kernel::Image;
+
+/// Columns of the names at the left.
+const NAME_COLUMNS: usize = 10;
+
+/// Something that is wrong, and what to do about it.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Problem {
+    pub(crate) what: String,
+    pub(crate) next: String,
+}
+
+impl Problem {
+    pub(crate) fn new(what: impl Into<String>, next: impl Into<String>) -> Self {
+        Self {
+            what: what.into(),
+            next: next.into(),
+        }
+    }
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Page {
+    title: String,
+    state: String,
+    lines: BTreeMap<&'static str, String>,
+    /// Of this boot; those of the node are given with each look at it.
+    problems: Vec<Problem>,
+    node: Vec<Problem>,
+    clock: Option<Problem>,
+    image_time: u64,
+    shown: String,
+}
+
+impl Page {
+    pub(crate) fn new(image: &Image) -> Self {
+        Self {
+            title: format!("Casemate {} ({})", image.version, image.profile),
+            state: "starting".to_owned(),
+            lines: BTreeMap::new(),
+            problems: Vec::new(),
+            node: Vec::new(),
+            clock: None,
+            image_time: u64::from(image.time),
+            shown: String::new(),
+        }
+    }
+
+    /// In a word or two, how it stands.
+    pub(crate) fn state(&mut self, state: impl Into<String>) {
+        self.state = state.into();
+    }
+
+    /// A line of the page in place of the one that had this name.
+    pub(crate) fn line(&mut self, name: &'static str, text: impl Into<String>) {
+        self.lines.insert(name, text.into());
+    }
+
+    /// Stays until the next boot.
+    pub(crate) fn problem(&mut self, problem: Problem) {
+        if !self.problems.contains(&problem) {
+            self.problems.push(problem);
+        }
+    }
+
+    /// What is wrong with the node now.
+    pub(crate) fn problems_of_node(&mut self, problems: Vec<Problem>) {
+        self.node = problems;
+    }
+
+    /// What is wrong with the clock now.
+    pub(crate) fn clock(&mut self, problem: Option<Problem>) {
+        self.clock = problem;
+    }
+
+    /// When the image was made, Unix seconds.
+    pub(crate) fn image_time(&self) -> u64 {
+        self.image_time
+    }
+
+    /// Shows the page when it says something new.
+    pub(crate) fn show(&mut self) {
+        let text = self.text();
+        if text != self.shown {
+            say(&text);
+            self.shown = text;
+        }
+    }
+
+    fn text(&self) -> String {
+        let mut text = format!("\n== {}: {}\n", self.title, self.state);
+        for (name, line) in &self.lines {
+            let _ = writeln!(text, "{name:NAME_COLUMNS$}{}", printable(line));
+        }
+        for problem in self.problems.iter().chain(&self.node).chain(&self.clock) {
+            let _ = writeln!(
+                text,
+                "{:NAME_COLUMNS$}{}",
+                "wrong",
+                printable(&problem.what)
+            );
+            let _ = writeln!(text, "{:NAME_COLUMNS$}{}", "do", printable(&problem.next));
+        }
+        text + "=="
+    }
+}
+
+/// Others' words move no cursor and begin no line.
+fn printable(text: &str) -> String {
+    let shown = |c: char| if c.is_control() { '\u{fffd}' } else { c };
+    text.chars().map(shown).collect()
+}
+
+/// A line on the console.
+pub(crate) fn say(text: &str) {
+    // Standard error is the console, and nowhere is left to report that it is not.
+    let _ = writeln!(std::io::stderr().lock(), "{text}");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_page_says_what_is_wrong_and_what_to_do() {
+        let image = Image {
+            version: "1.2.3".into(),
+            profile: "virtual-machine".into(),
+            time: 0,
+        };
+        let mut page = Page::new(&image);
+        page.state("serving");
+        page.line("node", "edge-1 in pool main");
+        page.line("addresses", "192.0.2.7/24 \u{1b}[2J");
+        for _ in 0..2 {
+            page.problem(Problem::new("no time server answers", "check the network"));
+        }
+        assert_eq!(
+            page.text(),
+            "\n== Casemate 1.2.3 (virtual-machine): serving\n\
+             addresses 192.0.2.7/24 \u{fffd}[2J\n\
+             node      edge-1 in pool main\n\
+             wrong     no time server answers\n\
+             do        check the network\n=="
+        );
+    }
+}

@@ -1,0 +1,188 @@
+//! What the kernel needs to be told before anything else can run.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::Path;
+
+use rustix::fs::CWD;
+use rustix::mount::{MountFlags, mount, mount_bind, mount_move};
+use rustix::process::{Resource, Rlimit, chdir, chroot, setrlimit};
+use rustix::system::{RebootCommand, finit_module, reboot};
+use serde::Deserialize;
+
+use crate::Failure;
+use crate::console::Problem;
+
+const IMAGE: &str = "/etc/casemate/image.json";
+/// An empty folder of the image.
+const SECOND_ROOT: &str = "/mnt";
+const MODULES: &str = "/lib/modules";
+const MODULE_ORDER: &str = "/lib/modules/order";
+
+/// What the image says of itself.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Image {
+    pub(crate) version: String,
+    pub(crate) profile: String,
+    /// Unix time, seconds, at which it was made.
+    pub(crate) time: u32,
+}
+
+impl Image {
+    pub(crate) fn read() -> Result<Self, Failure> {
+        let text = fs::read(IMAGE).map_err(Failure::step(format!("read {IMAGE}")))?;
+        serde_json::from_slice(&text).map_err(|_| Failure::Image(IMAGE))
+    }
+}
+
+/// Source, folder, kind, flags, options.
+type Mount = (
+    &'static str,
+    &'static str,
+    MountFlags,
+    &'static std::ffi::CStr,
+);
+
+/// In this order: later ones stand in earlier ones.
+fn mounts() -> [Mount; 7] {
+    let plain = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+    [
+        ("proc", "/proc", plain, c""),
+        ("sysfs", "/sys", plain, c""),
+        (
+            "devtmpfs",
+            "/dev",
+            MountFlags::NOSUID | MountFlags::NOEXEC,
+            c"mode=0755",
+        ),
+        ("tmpfs", "/run", plain, c"mode=0755,size=16m"),
+        ("tmpfs", "/tmp", plain, c"mode=1777,size=16m"),
+        ("cgroup2", "/sys/fs/cgroup", plain, c""),
+        ("securityfs", "/sys/kernel/security", plain, c""),
+    ]
+}
+
+/// Gives the root a mount of its own. The kernel's first one has no mount above it, and whoever makes a smaller root for a
+/// program (`pivot_root(2)`) needs one there.
+pub(crate) fn root() -> Result<(), Failure> {
+    let failed = |step: &str| Failure::step(format!("{step} for the root"));
+    mount_bind("/", SECOND_ROOT).map_err(failed("make a mount"))?;
+    chdir(SECOND_ROOT).map_err(failed("change folder"))?;
+    mount_move(".", "/").map_err(failed("move the mount"))?;
+    chroot(".").map_err(failed("change root"))?;
+    chdir("/").map_err(failed("change folder"))
+}
+
+/// Mounts the kernel's own file systems.
+pub(crate) fn mount_all() -> Result<(), Failure> {
+    for (kind, folder, flags, options) in mounts() {
+        match mount(kind, folder, kind, flags, options) {
+            // The kernel has mounted /dev by itself already.
+            Ok(()) | Err(rustix::io::Errno::BUSY) => {}
+            Err(error) => return Err(Failure::step(format!("mount {folder}"))(error)),
+        }
+    }
+    Ok(())
+}
+
+/// Descriptors that a program may have open: as many as the kernel allows by itself (`fs.nr_open`).
+const DESCRIPTORS: u64 = 1024 * 1024;
+
+/// Settings of a kernel that runs strangers' code: path under /proc/sys, and value.
+const SETTINGS: &[(&str, &str)] = &[
+    ("kernel/panic", "10"),
+    ("kernel/panic_on_oops", "1"),
+    ("kernel/kptr_restrict", "2"),
+    ("kernel/dmesg_restrict", "1"),
+    ("kernel/perf_event_paranoid", "3"),
+    ("kernel/unprivileged_bpf_disabled", "1"),
+    ("kernel/kexec_load_disabled", "1"),
+    ("kernel/sysrq", "0"),
+    ("kernel/yama/ptrace_scope", "2"),
+    ("fs/suid_dumpable", "0"),
+    ("fs/protected_symlinks", "1"),
+    ("fs/protected_hardlinks", "1"),
+    ("fs/protected_fifos", "2"),
+    ("fs/protected_regular", "2"),
+    ("net/core/bpf_jit_harden", "2"),
+    ("net/ipv4/conf/all/accept_redirects", "0"),
+    ("net/ipv4/conf/all/send_redirects", "0"),
+    ("net/ipv4/conf/all/accept_source_route", "0"),
+    ("net/ipv4/tcp_syncookies", "1"),
+    ("net/ipv6/conf/all/accept_redirects", "0"),
+    ("vm/unprivileged_userfaultfd", "0"),
+    // Each of thousands of workers has many small mappings.
+    ("vm/max_map_count", "1048576"),
+];
+
+/// Makes the kernel strict. A setting that this kernel does not have is left out.
+pub(crate) fn restrict() -> Result<(), Failure> {
+    for (name, value) in SETTINGS {
+        let path = Path::new("/proc/sys").join(name);
+        match fs::write(&path, value) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(Failure::step(format!("set {name}"))(error));
+            }
+            _ => {}
+        }
+    }
+    // No core dump of a process that has opened a secret: everything that we start has this limit too.
+    let none = Rlimit {
+        current: Some(0),
+        maximum: Some(0),
+    };
+    setrlimit(Resource::Core, none).map_err(Failure::step("forbid core dumps"))?;
+    // Callers and workers have a descriptor each.
+    let many = Rlimit {
+        current: Some(DESCRIPTORS),
+        maximum: Some(DESCRIPTORS),
+    };
+    setrlimit(Resource::Nofile, many).map_err(Failure::step("raise the limit of descriptors"))?;
+    // Ctrl-Alt-Del asks us instead of ending the machine at once. A machine without a keyboard may not know it.
+    let _ = reboot(RebootCommand::CadOff);
+    Ok(())
+}
+
+/// Loads the modules of the image, in their order; what could not be loaded. A machine needs not all of them.
+pub(crate) fn load_modules() -> Vec<Problem> {
+    let order = fs::read_to_string(MODULE_ORDER).unwrap_or_default();
+    let load = |name: &str| -> io::Result<()> {
+        let file = File::open(Path::new(MODULES).join(name))?;
+        Ok(finit_module(file, c"", 0)?)
+    };
+    let failed = order.lines().filter_map(|name| match load(name) {
+        Ok(()) => None,
+        // No device that it is for, or it is there already.
+        Err(error)
+            if matches!(
+                error
+                    .raw_os_error()
+                    .map(rustix::io::Errno::from_raw_os_error),
+                Some(rustix::io::Errno::NODEV | rustix::io::Errno::EXIST)
+            ) =>
+        {
+            None
+        }
+        Err(error) => Some(Problem::new(
+            format!("the kernel module {name} cannot be loaded: {error}"),
+            "restart; if it stays, the image is damaged: write it anew",
+        )),
+    });
+    failed.collect()
+}
+
+/// Puts a file in the place of another, whole or not at all, and on the disk.
+pub(crate) fn write_whole(path: &Path, bytes: &[u8], mode: rustix::fs::Mode) -> io::Result<()> {
+    use io::Write as _;
+    use rustix::fs::{OFlags, openat, rename};
+    let folder = path.parent().unwrap_or(Path::new("/"));
+    let mut beside = path.as_os_str().to_owned();
+    beside.push(".new");
+    let flags = OFlags::CREATE | OFlags::WRONLY | OFlags::TRUNC | OFlags::CLOEXEC;
+    let mut file = File::from(openat(CWD, &beside, flags, mode)?);
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    rename(&beside, path)?;
+    File::open(folder)?.sync_all()
+}

@@ -1,0 +1,122 @@
+//! `casemate-init`: the first program of a node's image. It mounts what the kernel offers, loads modules, reads the seed,
+//! finds or makes the state partition, brings up the network, and then runs the node and says on the console how it is.
+//!
+//! Nothing of it answers to anybody: there is no shell, no login and no port. What goes wrong is shown on the console,
+//! with what to do; what cannot be gone on from starts the machine again after ten seconds.
+#![forbid(unsafe_code)]
+
+mod clock;
+mod console;
+mod disk;
+mod kernel;
+mod network;
+mod node;
+mod seed;
+mod settings;
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use rustix::system::{RebootCommand, reboot};
+
+use console::Page;
+use seed::Seed;
+use settings::Settings;
+
+/// Time to read what went wrong.
+const BEFORE_RESTART: Duration = Duration::from_secs(10);
+
+fn main() -> ExitCode {
+    if std::process::id() != 1 {
+        console::say(
+            "casemate-init is the first program of an image; there is nothing else to use it for",
+        );
+        return casemate_config::EXIT_USAGE.into();
+    }
+    // What a panic says is on the console already: standard error leads there.
+    let ended = std::panic::catch_unwind(run);
+    let why = match ended {
+        Ok(Ok(node::End::PowerOff)) => power(RebootCommand::PowerOff),
+        Ok(Ok(node::End::Restart)) => power(RebootCommand::Restart),
+        Ok(Err(failure)) => failure.to_string(),
+        Err(_) => "a fault in casemate-init: please report what is above".to_owned(),
+    };
+    console::say(&format!(
+        "casemate cannot go on: {why}. This machine starts again in {} seconds.",
+        BEFORE_RESTART.as_secs()
+    ));
+    std::thread::sleep(BEFORE_RESTART);
+    power(RebootCommand::Restart);
+    ExitCode::FAILURE
+}
+
+/// Ends the machine; says why when it does not.
+fn power(command: RebootCommand) -> String {
+    rustix::fs::sync();
+    match reboot(command) {
+        Ok(()) => "the machine did not end".to_owned(),
+        Err(error) => format!("the machine did not end: {error}"),
+    }
+}
+
+/// What cannot be gone on from.
+#[derive(Debug, thiserror::Error)]
+enum Failure {
+    #[error("cannot {step}: {source}")]
+    Step {
+        step: String,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error("{0} is no description of an image")]
+    Image(&'static str),
+}
+
+impl Failure {
+    fn step<E: Into<std::io::Error>>(step: impl Into<String>) -> impl FnOnce(E) -> Self {
+        let step = step.into();
+        move |source| Self::Step {
+            step,
+            source: source.into(),
+        }
+    }
+}
+
+fn run() -> Result<node::End, Failure> {
+    kernel::root()?;
+    kernel::mount_all()?;
+    kernel::restrict()?;
+    let image = kernel::Image::read()?;
+    let mut page = Page::new(&image);
+    for problem in kernel::load_modules() {
+        page.problem(problem);
+    }
+    clock::not_before(u64::from(image.time));
+
+    let state = match disk::mount(&mut page) {
+        Ok(state) => state,
+        Err(problem) => return wait(page, problem),
+    };
+    let seed = Seed::read(&mut page);
+    let settings = match Settings::take(&seed, &state, &mut page) {
+        Ok(settings) => settings,
+        Err(problem) => return wait(page, problem),
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(Failure::step("start the runtime"))?;
+    runtime.block_on(node::run(page, settings, seed))
+}
+
+/// A state in which nothing can be served: it stays on the console until somebody restarts the machine.
+fn wait(mut page: Page, problem: console::Problem) -> Result<node::End, Failure> {
+    page.state("waiting for the operator");
+    page.problem(problem);
+    page.show();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(Failure::step("start the runtime"))?;
+    runtime.block_on(node::wait_for_the_end())
+}

@@ -1,0 +1,466 @@
+//! Runs the node: starts launch and starts it again, looks at how it is, and ends it in order.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, WaitOptions, kill_process, wait};
+use serde_json::Value;
+use tokio::io::AsyncReadExt as _;
+use tokio::net::UnixStream;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
+
+use crate::console::{Page, Problem, say};
+use crate::network::{News, View};
+use crate::seed::{NODE, Seed, VAULT};
+use crate::settings::{Settings, UID_BASE};
+use crate::{Failure, clock, network};
+
+const LAUNCH: &str = "/usr/lib/casemate/casemate-launch";
+/// Variables that the programs get: the address of the kernel's watchdog is none of their business.
+const PATH: &str = "/usr/lib/casemate";
+
+/// Between two looks at the node.
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+/// Longest status that is read, bytes.
+const MAX_STATUS_BYTES: u64 = 8 * 1024 * 1024;
+const STATUS_WITHIN: Duration = Duration::from_secs(5);
+/// A node that has said nothing for so long is ended and started again.
+const SILENT_FOR: Duration = Duration::from_secs(60);
+/// Before a node that ended is started again; twice as long after each time, until it has run for a while.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+/// A node that ran for so long was well.
+const RAN_WELL: Duration = Duration::from_secs(60);
+/// A node without a network serves what it has: nobody waits longer for an address.
+const NETWORK_WITHIN: Duration = Duration::from_secs(10);
+/// For requests that are under way when the machine is told to end.
+const DRAIN_WITHIN: Duration = Duration::from_secs(25);
+const WATCHDOG: &str = "/dev/watchdog";
+
+/// How the machine is to end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum End {
+    PowerOff,
+    Restart,
+}
+
+/// Launch, while it runs.
+#[derive(Debug, Clone, Copy)]
+struct Running {
+    pid: Pid,
+    since: Instant,
+    /// When its status was last read.
+    heard: Instant,
+    /// Told to end.
+    ending: bool,
+}
+
+struct Node {
+    page: Page,
+    settings: Settings,
+    seed: Seed,
+    running: Option<Running>,
+    /// When it is started, if it does not run.
+    start_at: Option<Instant>,
+    pause: Duration,
+    /// Nameservers that it was started with; it reads them once.
+    started_with: Vec<IpAddr>,
+    view: View,
+    last_end: Option<String>,
+}
+
+/// Signals that init obeys.
+struct Signals {
+    child: tokio::signal::unix::Signal,
+    restart: tokio::signal::unix::Signal,
+    power_off: tokio::signal::unix::Signal,
+}
+
+impl Signals {
+    fn new() -> Result<Self, Failure> {
+        let listen = |kind| signal(kind).map_err(Failure::step("listen to signals"));
+        Ok(Self {
+            child: listen(SignalKind::child())?,
+            // What the kernel sends for Ctrl-Alt-Del.
+            restart: listen(SignalKind::interrupt())?,
+            power_off: listen(SignalKind::terminate())?,
+        })
+    }
+}
+
+/// Nothing can be served: wait until somebody restarts the machine.
+pub(crate) async fn wait_for_the_end() -> Result<End, Failure> {
+    let mut signals = Signals::new()?;
+    loop {
+        tokio::select! {
+            _ = signals.child.recv() => drop(reap()),
+            _ = signals.restart.recv() => return Ok(End::Restart),
+            _ = signals.power_off.recv() => return Ok(End::PowerOff),
+        }
+    }
+}
+
+/// Runs the node until the machine is to end.
+pub(crate) async fn run(page: Page, settings: Settings, seed: Seed) -> Result<End, Failure> {
+    let mut signals = Signals::new()?;
+    let (news, mut told) = mpsc::channel(8);
+    tokio::spawn(network::run(settings.network.clone(), news));
+    let mut node = Node {
+        page,
+        settings,
+        seed,
+        running: None,
+        start_at: Some(Instant::now() + NETWORK_WITHIN),
+        pause: FIRST_PAUSE,
+        started_with: Vec::new(),
+        view: View::default(),
+        last_end: None,
+    };
+    let mut looks = interval(LOOK_INTERVAL);
+    looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut watchdog = std::fs::File::options().write(true).open(WATCHDOG).ok();
+    let (times, mut clock) = mpsc::channel(1);
+    let mut asking: Option<tokio::task::JoinHandle<()>> = None;
+    let end = loop {
+        let start_at = node.start_at;
+        tokio::select! {
+            _ = signals.child.recv() => node.reaped(),
+            _ = signals.restart.recv() => break End::Restart,
+            _ = signals.power_off.recv() => break End::PowerOff,
+            Some(news) = told.recv() => {
+                if let Some(servers) = node.hear(news) {
+                    if let Some(asking) = asking.take() {
+                        asking.abort();
+                    }
+                    asking = Some(tokio::spawn(keep_time(servers, node.page.image_time(), times.clone())));
+                }
+            }
+            Some(problem) = clock.recv() => node.page.clock(problem),
+            () = sleep_until(start_at.unwrap_or_else(Instant::now)), if start_at.is_some() => node.start(),
+            _ = looks.tick() => {
+                if let Some(watchdog) = &mut watchdog {
+                    // A watchdog that cannot be fed ends the machine: that is what it is for.
+                    let _fed = std::io::Write::write(watchdog, b"1");
+                }
+                node.look().await;
+            }
+        }
+        node.page.show();
+    };
+    node.end(&mut signals).await;
+    Ok(end)
+}
+
+/// Sets the clock now and then.
+async fn keep_time(servers: Vec<String>, floor: u64, told: mpsc::Sender<Option<Problem>>) {
+    loop {
+        let (problem, pause) = match clock::ask(&servers, floor).await {
+            Ok(_) => (None, clock::AGAIN),
+            Err(why) => (
+                Some(Problem::new(
+                    why,
+                    "the machine's own clock is used until a server answers; name others in `time_servers` of network.toml",
+                )),
+                clock::RETRY,
+            ),
+        };
+        if told.send(problem).await.is_err() {
+            return;
+        }
+        tokio::time::sleep(pause).await;
+    }
+}
+
+/// Children that have ended, and how.
+fn reap() -> Vec<(Pid, rustix::process::WaitStatus)> {
+    let mut ended = Vec::new();
+    while let Ok(Some(child)) = wait(WaitOptions::NOHANG) {
+        ended.push(child);
+    }
+    ended
+}
+
+impl Node {
+    /// What is new of the network; the time servers, when they are others.
+    fn hear(&mut self, news: News) -> Option<Vec<String>> {
+        let view = match news {
+            News::Problem(problem) => {
+                self.page.problem(problem);
+                return None;
+            }
+            News::View(view) => view,
+        };
+        let before = std::mem::replace(&mut self.view, view);
+        let addresses = self
+            .view
+            .addresses
+            .iter()
+            .map(|(name, address)| format!("{name} {address}"));
+        self.page
+            .line("addresses", addresses.collect::<Vec<_>>().join(", "));
+        match self.running {
+            // It reads its nameservers once.
+            Some(running) if self.started_with != self.view.nameservers => {
+                say("the nameservers have changed: the node starts again");
+                self.terminate(running);
+            }
+            None if self.last_end.is_none() && !self.view.addresses.is_empty() => {
+                self.start_at = Some(Instant::now());
+            }
+            _ => {}
+        }
+        let is_new =
+            before.time_servers != self.view.time_servers && !self.view.time_servers.is_empty();
+        is_new.then(|| self.view.time_servers.clone())
+    }
+
+    fn start(&mut self) {
+        self.start_at = None;
+        if !self.settings.has_token && !self.settings.has_identity() {
+            self.page.state("waiting for a join token");
+            self.page.problem(Problem::new(
+                "this node belongs to no fleet, and the seed has no join token",
+                "run `casemate node token NAME`, give its output as `join-token` over fw_cfg, SMBIOS or a seed disk, and restart",
+            ));
+            return;
+        }
+        let child = Command::new(LAUNCH)
+            .arg("--node")
+            .arg(self.settings.live.join(NODE))
+            .arg("--vault")
+            .arg(self.settings.live.join(VAULT))
+            .arg("--state")
+            .arg(&self.settings.state)
+            .args(["--uid-base", &UID_BASE.to_string()])
+            .env_clear()
+            .env("PATH", PATH)
+            .current_dir("/")
+            .stdin(Stdio::null())
+            .spawn();
+        let now = Instant::now();
+        // Whoever ends is reaped by `reap`, so the handle is not kept.
+        let pid = child.map(|child| Pid::from_raw(i32::try_from(child.id()).unwrap_or(0)));
+        match pid {
+            Ok(Some(pid)) => {
+                self.started_with = self.view.nameservers.clone();
+                self.page.state("starting the node");
+                self.running = Some(Running {
+                    pid,
+                    since: now,
+                    heard: now,
+                    ending: false,
+                });
+            }
+            Ok(None) => self.page.state("the node has no process"),
+            Err(error) => {
+                self.page.problem(Problem::new(
+                    format!("{LAUNCH} cannot be started: {error}"),
+                    "restart; if it stays, the image is damaged: write it anew",
+                ));
+                self.again_later();
+            }
+        }
+    }
+
+    fn again_later(&mut self) {
+        self.start_at = Some(Instant::now() + self.pause);
+        self.pause = (self.pause * 2).min(LONGEST_PAUSE);
+    }
+
+    /// Every process whose parent has gone ends up as our child: most of them are nobody we know.
+    fn reaped(&mut self) {
+        for (pid, status) in reap() {
+            let Some(running) = self.running.filter(|running| running.pid == pid) else {
+                continue;
+            };
+            self.running = None;
+            if running.since.elapsed() > RAN_WELL || running.ending {
+                self.pause = FIRST_PAUSE;
+            }
+            let how = match (status.exit_status(), status.terminating_signal()) {
+                (Some(code), _) => format!("exit code {code}"),
+                (_, Some(signal)) => format!("signal {signal}"),
+                _ => "no known reason".to_owned(),
+            };
+            self.last_end = Some(how);
+            self.again_later();
+        }
+    }
+
+    fn terminate(&mut self, running: Running) {
+        // It may have ended by itself.
+        let _gone = kill_process(running.pid, Signal::TERM);
+        self.running = Some(Running {
+            ending: true,
+            ..running
+        });
+    }
+
+    async fn look(&mut self) {
+        let Some(running) = self.running else {
+            if let Some(how) = &self.last_end {
+                let what = format!("the node ended with {how}; it is started again");
+                let next =
+                    "what it said is above; correct the seed and restart if it is a configuration"
+                        .to_owned();
+                self.page.state("the node does not run");
+                self.page.problems_of_node(vec![Problem { what, next }]);
+            }
+            return;
+        };
+        let socket = self.settings.state.join("node/admin.sock");
+        let status = tokio::time::timeout(STATUS_WITHIN, read_status(&socket)).await;
+        match status {
+            Ok(Ok(status)) => {
+                self.running = Some(Running {
+                    heard: Instant::now(),
+                    ..running
+                });
+                self.show(&status);
+            }
+            _ if running.heard.elapsed() > SILENT_FOR => {
+                say("the node does not answer: it is ended and started again");
+                // It may have ended by itself.
+                let _gone = kill_process(running.pid, Signal::KILL);
+            }
+            _ => {}
+        }
+    }
+
+    /// Puts the node's own words on the page.
+    fn show(&mut self, status: &Value) {
+        let vault = &status["vault"];
+        let is_member = vault["member"] == true;
+        let report = report(status, is_member);
+        self.page.state(report.state);
+        if let (Some(node), Some(pool)) = (vault["node"].as_str(), vault["pool"].as_str()) {
+            self.page.line("node", format!("{node} in pool {pool}"));
+        }
+        self.page.line("listening", report.listening);
+        self.page.line("control", report.control);
+        self.page.problems_of_node(report.problems);
+        if is_member && self.settings.has_token {
+            self.settings.has_token = false;
+            for problem in self.seed.forget_token() {
+                self.page.problem(problem);
+            }
+        }
+    }
+
+    /// Ends the node in order, as long as that takes no longer than it may.
+    async fn end(&mut self, signals: &mut Signals) {
+        self.page.state("ending");
+        self.page.show();
+        let Some(running) = self.running else { return };
+        self.terminate(running);
+        let until = Instant::now() + DRAIN_WITHIN;
+        while self.running.is_some() {
+            tokio::select! {
+                _ = signals.child.recv() => self.reaped(),
+                () = sleep_until(until) => break,
+            }
+        }
+    }
+}
+
+async fn read_status(socket: &Path) -> std::io::Result<Value> {
+    let mut text = Vec::new();
+    let stream = UnixStream::connect(socket).await?;
+    stream.take(MAX_STATUS_BYTES).read_to_end(&mut text).await?;
+    Ok(serde_json::from_slice(&text)?)
+}
+
+/// What the page says of a node.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Report {
+    state: String,
+    listening: String,
+    control: String,
+    problems: Vec<Problem>,
+}
+
+fn report(status: &Value, is_member: bool) -> Report {
+    let empty = Vec::new();
+    let functions = status["state"]["functions"].as_array().unwrap_or(&empty);
+    let routed = functions
+        .iter()
+        .filter(|function| function["routed"].is_string())
+        .count();
+    let listening = status["listening"].as_array().unwrap_or(&empty);
+    let listening: Vec<_> = listening.iter().filter_map(Value::as_str).collect();
+    let connected = status["connected"] == true;
+    let mut problems = BTreeSet::new();
+    let because = status["disconnected_because"].as_str();
+    if let (false, Some(why)) = (connected, because) {
+        problems.insert(Problem::new(
+            format!("the control plane is away: {why}"),
+            "check the network between here and the control plane; what runs goes on",
+        ));
+    }
+    if is_member && status["vault"]["lease_left_secs"].as_u64().unwrap_or(0) == 0 && !connected {
+        problems.insert(Problem::new(
+            "no lease: functions are served, and credentials are not used",
+            "bring the control plane back; nothing is lost",
+        ));
+    }
+    for function in functions {
+        if let (Some(error), Some(name)) =
+            (function["error"].as_str(), function["function"].as_str())
+        {
+            problems.insert(Problem::new(
+                format!("the function {name}: {error}"),
+                "its tenant sees this in `casemate logs`",
+            ));
+        }
+    }
+    let state = match (is_member, listening.is_empty(), routed) {
+        (_, true, _) => "starting the node".to_owned(),
+        (false, ..) => "waiting to be admitted: run `casemate node admit NAME`".to_owned(),
+        (true, _, 0) => "ready; no function yet".to_owned(),
+        (true, _, 1) => "serving 1 function".to_owned(),
+        (true, _, count) => format!("serving {count} functions"),
+    };
+    Report {
+        state,
+        listening: listening.join(", "),
+        control: if connected {
+            "connected"
+        } else {
+            "not connected"
+        }
+        .to_owned(),
+        problems: problems.into_iter().collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_status_becomes_a_line_that_an_operator_understands() {
+        let mut status = serde_json::json!({
+            "listening": ["0.0.0.0:80"], "connected": true, "disconnected_because": null,
+            "vault": { "member": true, "lease_left_secs": 5 },
+            "state": { "functions": [{ "function": "web", "routed": "ab", "error": null }] },
+        });
+        let well = report(&status, true);
+        assert_eq!(
+            (well.state.as_str(), well.problems.len()),
+            ("serving 1 function", 0)
+        );
+        assert!(report(&status, false).state.contains("node admit"));
+        status["connected"] = false.into();
+        status["disconnected_because"] = "no answer in time".into();
+        status["vault"]["lease_left_secs"] = 0.into();
+        status["state"]["functions"][0]["error"] = "it throws".into();
+        let ill = report(&status, true);
+        assert_eq!(ill.problems.len(), 3, "{ill:?}");
+        assert_eq!(report(&Value::Null, false).state, "starting the node");
+    }
+}

@@ -1,0 +1,179 @@
+//! What the operator gives a machine at its first boot: a few named files, over whichever way the machine has.
+//!
+//! | way | name there | of file `join-token` |
+//! |---|---|---|
+//! | QEMU's fw_cfg | `opt/casemate/NAME` | `-fw_cfg name=opt/casemate/join-token,file=...` |
+//! | SMBIOS type 11 | `io.systemd.credential[.binary]:casemate.NAME=` | as systemd's credentials |
+//! | a disk or partition | file of that name in its root | FAT labelled `CASEMATE`, or the ISO or GPT name `CASEMATE_SEED` |
+//!
+//! A file that comes over more than one way is taken from the first in this order.
+
+mod firmware;
+mod volume;
+
+use std::collections::BTreeMap;
+
+use crate::console::{Page, Problem};
+
+/// Largest file of a seed, bytes.
+pub(crate) const MAX_FILE_BYTES: usize = 64 * 1024;
+/// Most files of a seed.
+const MAX_FILES: usize = 32;
+
+/// Files that a seed may have beside certificates and keys (`*.pem`).
+pub(crate) const JOIN_TOKEN: &str = "join-token";
+pub(crate) const NETWORK: &str = "network.toml";
+pub(crate) const NODE: &str = "node.toml";
+pub(crate) const VAULT: &str = "vault.toml";
+
+/// One file of a seed.
+#[derive(Clone, PartialEq, Eq)]
+pub(crate) struct Item {
+    pub(crate) bytes: Vec<u8>,
+    /// How it came.
+    pub(crate) way: String,
+}
+
+/// See the module.
+#[derive(Default)]
+pub(crate) struct Seed {
+    pub(crate) items: BTreeMap<String, Item>,
+    /// Disks with a token on them.
+    volumes: Vec<volume::Volume>,
+}
+
+impl Seed {
+    /// Everything that can be found. What is not understood is a problem on the page, and the rest counts.
+    pub(crate) fn read(page: &mut Page) -> Self {
+        let mut seed = Self::default();
+        let firmware = firmware::fw_cfg().into_iter().chain(firmware::smbios(page));
+        for (name, bytes) in firmware {
+            seed.add(page, &name, bytes, "firmware");
+        }
+        for volume in volume::find(page) {
+            let way = volume.device.display().to_string();
+            for (name, bytes) in volume.files(page) {
+                seed.add(page, &name, bytes, &way);
+            }
+            if seed
+                .items
+                .get(JOIN_TOKEN)
+                .is_some_and(|token| token.way == way)
+            {
+                seed.volumes.push(volume);
+            }
+        }
+        if !seed.items.is_empty() {
+            let named = seed
+                .items
+                .iter()
+                .map(|(name, item)| format!("{name} ({})", item.way));
+            page.line("seed", named.collect::<Vec<_>>().join(", "));
+        }
+        seed
+    }
+
+    fn add(&mut self, page: &mut Page, name: &str, bytes: Vec<u8>, way: &str) {
+        let problem = if !is_known(name) {
+            format!("{name:?} is no file of a seed")
+        } else if bytes.len() > MAX_FILE_BYTES {
+            format!(
+                "{name} has {} bytes, expected at most {MAX_FILE_BYTES}",
+                bytes.len()
+            )
+        } else if self.items.len() == MAX_FILES && !self.items.contains_key(name) {
+            format!("{name} is one file too many, expected at most {MAX_FILES}")
+        } else {
+            let way = way.to_owned();
+            self.items
+                .entry(name.to_owned())
+                .or_insert(Item { bytes, way });
+            return;
+        };
+        page.problem(Problem::new(
+            format!("the seed ({way}): {problem}"),
+            format!("give {JOIN_TOKEN}, {NETWORK}, {NODE}, {VAULT} or a name that ends in .pem"),
+        ));
+    }
+
+    /// The token was used: nobody finds it on the disk any more. A problem for each disk on which it stays.
+    pub(crate) fn forget_token(&mut self) -> Vec<Problem> {
+        self.items.remove(JOIN_TOKEN);
+        let volumes = std::mem::take(&mut self.volumes);
+        let kept = volumes.iter().filter_map(|volume| {
+            let error = volume.wipe(JOIN_TOKEN).err()?;
+            Some(Problem::new(
+                format!(
+                    "the used join token stays on {}: {error}",
+                    volume.device.display()
+                ),
+                "detach the seed; the token is no good for another node",
+            ))
+        });
+        kept.collect()
+    }
+}
+
+/// A name that leads to no other place.
+fn is_known(name: &str) -> bool {
+    let is_word = |byte: u8| byte.is_ascii_alphanumeric() || b"-_".contains(&byte);
+    let pem = name.strip_suffix(".pem");
+    let is_pem =
+        pem.is_some_and(|stem| !stem.is_empty() && stem.len() <= 64 && stem.bytes().all(is_word));
+    [JOIN_TOKEN, NETWORK, NODE, VAULT].contains(&name) || is_pem
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernel::Image;
+
+    fn page() -> Page {
+        Page::new(&Image {
+            version: "1".into(),
+            profile: "test".into(),
+            time: 0,
+        })
+    }
+
+    #[test]
+    fn names_lead_nowhere_else() {
+        for name in [
+            JOIN_TOKEN,
+            NETWORK,
+            NODE,
+            VAULT,
+            "upstream-ca.pem",
+            "a_1.pem",
+        ] {
+            assert!(is_known(name), "{name}");
+        }
+        for name in [
+            "",
+            ".pem",
+            "../a.pem",
+            "a/b.pem",
+            "a.b.pem",
+            "passwd",
+            "join-token2",
+            "a\n.pem",
+        ] {
+            assert!(!is_known(name), "{name}");
+        }
+    }
+
+    #[test]
+    fn the_first_way_counts_and_bounds_hold() {
+        let (mut seed, mut page) = (Seed::default(), page());
+        seed.add(&mut page, JOIN_TOKEN, b"one".to_vec(), "firmware");
+        seed.add(&mut page, JOIN_TOKEN, b"two".to_vec(), "/dev/vdb");
+        seed.add(&mut page, NODE, vec![b' '; MAX_FILE_BYTES + 1], "firmware");
+        seed.add(&mut page, "shadow", vec![], "firmware");
+        assert_eq!(seed.items.len(), 1);
+        assert_eq!(seed.items[JOIN_TOKEN].bytes, b"one");
+        for number in 0..2 * MAX_FILES {
+            seed.add(&mut page, &format!("{number}.pem"), vec![], "firmware");
+        }
+        assert_eq!(seed.items.len(), MAX_FILES);
+    }
+}

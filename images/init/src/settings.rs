@@ -1,0 +1,270 @@
+//! What this machine was told: the files of the seed, and those of an earlier seed, which the state partition keeps.
+
+use std::fs;
+use std::io;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+
+use ipnet::IpNet;
+use rustix::fs::{Gid, Mode, Uid};
+use serde::Deserialize;
+
+use crate::console::{Page, Problem};
+use crate::kernel::write_whole;
+use crate::seed::{JOIN_TOKEN, NETWORK, NODE, Seed, VAULT};
+
+/// Where the files of a seed are kept, for root alone.
+const KEPT: &str = "config";
+/// Where the programs find them, each readable by the one that it is for.
+const LIVE: &str = "/run/casemate";
+/// The node's own state.
+const NODE_STATE: &str = "casemate";
+
+/// Launch counts the programs' users from here.
+pub(crate) const UID_BASE: u32 = 700_000;
+const SUPERVISOR: u32 = UID_BASE + 1;
+const VAULT_USER: u32 = UID_BASE + 2;
+const GATEWAY: u32 = UID_BASE + 3;
+
+/// Without a seed's word: callers come over plain HTTP.
+const DEFAULT_NODE: &str = "[gateway]\nlisten = [\"0.0.0.0:80\"]\n";
+const DEFAULT_VAULT: &str = "join_token_file = \"join-token\"\n";
+
+/// How the machine gets its addresses.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Method {
+    /// DHCPv4, and IPv6 by what routers advertise.
+    #[default]
+    Dhcp,
+    /// Only what routers advertise.
+    Slaac,
+    /// Only what stands in the file.
+    Static,
+}
+
+/// `network.toml`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Network {
+    pub(crate) method: Method,
+    /// The only interface that is used; all that there are when it is not named.
+    pub(crate) interface: Option<String>,
+    pub(crate) addresses: Vec<IpNet>,
+    pub(crate) gateways: Vec<IpAddr>,
+    pub(crate) nameservers: Vec<IpAddr>,
+    /// Names or addresses of SNTP servers, before those that DHCP names.
+    pub(crate) time_servers: Vec<String>,
+}
+
+impl Network {
+    fn parse(text: &str) -> Result<Self, Vec<String>> {
+        let network: Self = casemate_config::parse(text).map_err(|mistakes| {
+            let line = |mistake: &casemate_config::Mistake| {
+                format!("{NETWORK}:{}: {}", mistake.line, mistake.message)
+            };
+            mistakes.iter().map(line).collect::<Vec<_>>()
+        })?;
+        let mut wrong = Vec::new();
+        if network.method == Method::Static && network.addresses.is_empty() {
+            wrong.push(format!(
+                "{NETWORK}: the method `static` needs `addresses`, such as [\"192.0.2.7/24\"]"
+            ));
+        }
+        if network.method == Method::Static && network.interface.is_none() {
+            wrong.push(format!(
+                "{NETWORK}: the method `static` needs `interface`, such as \"eth0\""
+            ));
+        }
+        if network
+            .interface
+            .as_ref()
+            .is_some_and(|name| !is_interface(name))
+        {
+            wrong.push(format!(
+                "{NETWORK}: `interface` is no name of one, such as \"eth0\""
+            ));
+        }
+        if wrong.is_empty() {
+            Ok(network)
+        } else {
+            Err(wrong)
+        }
+    }
+}
+
+/// A name that leads to no other place.
+fn is_interface(name: &str) -> bool {
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
+    (1..16).contains(&name.len()) && name.bytes().all(is_plain) && !name.starts_with('.')
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Settings {
+    pub(crate) network: Network,
+    /// Where the programs find their configuration.
+    pub(crate) live: PathBuf,
+    /// The node's state folder.
+    pub(crate) state: PathBuf,
+    /// Whether a join token is at hand.
+    pub(crate) has_token: bool,
+}
+
+impl Settings {
+    /// Keeps what the seed brought, and puts everything where the programs look for it.
+    pub(crate) fn take(seed: &Seed, state: &Path, page: &mut Page) -> Result<Self, Problem> {
+        let kept = state.join(KEPT);
+        let full = |error: io::Error| {
+            Problem::new(
+                format!("the configuration cannot be kept on the state partition: {error}"),
+                "the partition may be full or damaged: make it larger, or replace the disk",
+            )
+        };
+        make_folder(&kept, 0o700).map_err(full)?;
+        for (name, item) in &seed.items {
+            let is_new = fs::read(kept.join(name)).ok().as_ref() != Some(&item.bytes);
+            if name == JOIN_TOKEN || !is_new || !is_sound(name, &item.bytes, page) {
+                continue;
+            }
+            write_whole(&kept.join(name), &item.bytes, Mode::RUSR | Mode::WUSR).map_err(full)?;
+        }
+        let network = fs::read_to_string(kept.join(NETWORK)).unwrap_or_default();
+        let token = seed.items.get(JOIN_TOKEN).map(|item| item.bytes.clone());
+        let settings = Self {
+            network: Network::parse(&network).unwrap_or_default(),
+            live: LIVE.into(),
+            state: state.join(NODE_STATE),
+            has_token: token.is_some(),
+        };
+        let offered = offer(&kept, &settings.live, token.as_deref());
+        offered.map_err(|error| {
+            Problem::new(
+                format!("the configuration cannot be offered to the programs: {error}"),
+                "restart; if it stays, report it",
+            )
+        })?;
+        let vault = fs::read_to_string(settings.live.join(VAULT)).unwrap_or_default();
+        if settings.has_token && !vault.contains("join_token_file") {
+            page.problem(Problem::new(
+                format!("{VAULT} of the seed does not name the join token"),
+                format!("add the line join_token_file = \"{JOIN_TOKEN}\" to it"),
+            ));
+        }
+        Ok(settings)
+    }
+
+    /// Whether the vault has made itself an identity before.
+    pub(crate) fn has_identity(&self) -> bool {
+        self.state.join("vault/identity").exists()
+    }
+}
+
+/// Whether a file of the seed may take the place of the one before. The node's programs read their own.
+fn is_sound(name: &str, bytes: &[u8], page: &mut Page) -> bool {
+    let wrong = match (name, std::str::from_utf8(bytes)) {
+        (NETWORK, Ok(text)) => Network::parse(text).err().unwrap_or_default(),
+        (_, Err(error)) => vec![format!("{name}: {error}")],
+        _ => Vec::new(),
+    };
+    for what in &wrong {
+        page.problem(Problem::new(
+            what.clone(),
+            format!(
+                "correct {name} in the seed and restart; until then what was there before counts"
+            ),
+        ));
+    }
+    wrong.is_empty()
+}
+
+/// Copies for the programs, in memory: each can read what is for it, and write nothing.
+fn offer(kept: &Path, live: &Path, token: Option<&[u8]>) -> io::Result<()> {
+    make_folder(live, 0o755)?;
+    for (name, text) in [(NODE, DEFAULT_NODE), (VAULT, DEFAULT_VAULT)] {
+        let bytes = match fs::read(kept.join(name)) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => text.as_bytes().to_vec(),
+            Err(error) => return Err(error),
+        };
+        hand_over(&live.join(name), &bytes, owner(name, &bytes))?;
+    }
+    for entry in fs::read_dir(kept)? {
+        let name = entry?.file_name().to_string_lossy().into_owned();
+        if name.ends_with(".pem") {
+            let bytes = fs::read(kept.join(&name))?;
+            hand_over(&live.join(&name), &bytes, owner(&name, &bytes))?;
+        }
+    }
+    if let Some(token) = token {
+        hand_over(&live.join(JOIN_TOKEN), token, Some(VAULT_USER))?;
+    }
+    Ok(())
+}
+
+/// Who may read a file; everybody when it is no secret.
+fn owner(name: &str, bytes: &[u8]) -> Option<u32> {
+    let marker = b"PRIVATE KEY-----";
+    let is_key = bytes.windows(marker.len()).any(|window| window == marker);
+    match name {
+        NODE => Some(SUPERVISOR),
+        VAULT => Some(VAULT_USER),
+        _ if is_key => Some(GATEWAY),
+        _ => None,
+    }
+}
+
+fn hand_over(path: &Path, bytes: &[u8], owner: Option<u32>) -> io::Result<()> {
+    let mode = if owner.is_some() {
+        Mode::RUSR
+    } else {
+        Mode::RUSR | Mode::RGRP | Mode::ROTH
+    };
+    write_whole(path, bytes, mode)?;
+    if let Some(owner) = owner {
+        rustix::fs::chown(path, Some(Uid::from_raw(owner)), Some(Gid::from_raw(owner)))?;
+    }
+    Ok(())
+}
+
+fn make_folder(path: &Path, mode: u32) -> io::Result<()> {
+    use std::os::unix::fs::DirBuilderExt as _;
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(mode)
+        .create(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn network_files_are_read_or_every_mistake_is_named() {
+        assert_eq!(Network::parse("").unwrap(), Network::default());
+        let text = "method = \"static\"\ninterface = \"eth0\"\naddresses = [\"192.0.2.7/24\", \"2001:db8::7/64\"]\n\
+                    gateways = [\"192.0.2.1\"]\nnameservers = [\"192.0.2.1\"]\ntime_servers = [\"time.example\"]\n";
+        let network = Network::parse(text).unwrap();
+        assert_eq!(network.addresses.len(), 2);
+        let wrong = Network::parse("method = \"static\"\ninterface = \"../x\"\n").unwrap_err();
+        assert_eq!(wrong.len(), 2, "{wrong:?}");
+        let wrong = Network::parse("metod = 1\naddresses = [\"x\"]\n").unwrap_err();
+        assert!(
+            wrong.len() == 2 && wrong[0].starts_with("network.toml:1:"),
+            "{wrong:?}"
+        );
+    }
+
+    #[test]
+    fn who_reads_a_file_is_told_by_what_is_in_it() {
+        assert_eq!(
+            owner("key.pem", b"-----BEGIN PRIVATE KEY-----\n"),
+            Some(GATEWAY)
+        );
+        assert_eq!(owner("ca.pem", b"-----BEGIN CERTIFICATE-----\n"), None);
+        assert_eq!(owner(VAULT, b""), Some(VAULT_USER));
+        for name in ["", "..", ".x", "a/b", "sixteen-letters-"] {
+            assert!(!is_interface(name), "{name}");
+        }
+    }
+}

@@ -1,0 +1,233 @@
+//! A node that is a machine of its own: the image that is made of our programs, booted by QEMU under software emulation.
+
+use std::fs::File;
+use std::net::{SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, anyhow, bail};
+use casemate_images::{
+    Apt, Compression, Image, Plan, Profile, Programs, SecureBootKey, boot_files, build, uki_path,
+    write_disk,
+};
+
+use crate::programs::{Running, programs_folder};
+
+/// How the machine reaches the one that it runs on: QEMU's user network.
+pub const HOST: &str = "10.0.2.2";
+/// Memory, MiB.
+const MEMORY_MIB: u32 = 768;
+/// Of the state partition.
+const STATE_BYTES: u64 = 256 << 20;
+/// Until the console says something that is awaited: the machine is emulated, and this one is busy.
+pub const CONSOLE_TIMEOUT: Duration = Duration::from_secs(240);
+
+/// The image, made once for all tests of a program.
+pub fn image() -> Result<&'static Image> {
+    static IMAGE: OnceLock<Result<Image, String>> = OnceLock::new();
+    let made = IMAGE.get_or_init(|| make().map_err(|error| format!("{error:#}")));
+    made.as_ref().map_err(|error| anyhow!(error.clone()))
+}
+
+/// The plan of an image of the programs beside this one, and where they are.
+pub fn plan() -> Result<(Plan, Programs, Apt)> {
+    let folder = programs_folder()?;
+    let programs = Programs::in_folder(&folder);
+    let mut packages = Apt::new(folder.join("debian"));
+    let profile = Profile::named("virtual-machine")?;
+    let plan = Plan::make(&profile, "0.0.1", 1_700_000_000, &programs, &mut packages)?;
+    Ok((plan, programs, packages))
+}
+
+fn make() -> Result<Image> {
+    let (plan, programs, mut packages) = plan()?;
+    Ok(build(&plan, &programs, &mut packages, Compression::Fast)?)
+}
+
+/// What a machine is given.
+#[derive(Debug, Clone, Default)]
+pub struct Hardware {
+    /// Files of the seed, over fw_cfg.
+    pub seed: Vec<(String, Vec<u8>)>,
+    /// Memory, MiB, where it is not the usual.
+    pub memory_mib: Option<u32>,
+    /// Without a network card.
+    pub no_network: bool,
+    /// More of QEMU's arguments.
+    pub more: Vec<String>,
+}
+
+/// Firmware for a machine that boots from its disk, in Debian's package `ovmf`: code that refuses what is not signed, and
+/// variables with a key whose private half everybody has.
+const FIRMWARE: &str = "/usr/share/OVMF/OVMF_CODE_4M.secboot.fd";
+const VARIABLES: &str = "/usr/share/OVMF/OVMF_VARS_4M.snakeoil.fd";
+const TEST_KEY: &str = "/usr/share/ovmf/PkKek-1-snakeoil.key";
+const TEST_CERTIFICATE: &str = "/usr/share/ovmf/PkKek-1-snakeoil.pem";
+const TEST_KEY_PASSPHRASE: &str = "pass:snakeoil";
+
+/// The image, signed so that the test firmware starts it.
+pub fn signed_image(folder: &Path) -> Result<Image> {
+    let key = folder.join("secure-boot.key");
+    let opened = Command::new("openssl")
+        .args([
+            "rsa",
+            "-in",
+            TEST_KEY,
+            "-passin",
+            TEST_KEY_PASSPHRASE,
+            "-out",
+        ])
+        .arg(&key)
+        .output()
+        .context("openssl")?;
+    if !opened.status.success() {
+        bail!(
+            "openssl: {}; is ovmf installed?",
+            String::from_utf8_lossy(&opened.stderr)
+        );
+    }
+    let mut image = make()?;
+    image.sign(&SecureBootKey {
+        key,
+        certificate: TEST_CERTIFICATE.into(),
+    })?;
+    Ok(image)
+}
+
+/// See the module. Dropping it is a power cut.
+#[derive(Debug)]
+pub struct Machine {
+    folder: PathBuf,
+    running: Option<Running>,
+    starts: u32,
+    has_firmware: bool,
+    /// Where callers reach its gateway.
+    pub gateway: SocketAddr,
+}
+
+impl Machine {
+    /// Boots a machine with an empty disk.
+    pub fn start(folder: &Path, hardware: &Hardware) -> Result<Self> {
+        std::fs::create_dir_all(folder)?;
+        let image = image()?;
+        std::fs::write(folder.join("kernel"), &image.kernel)?;
+        std::fs::write(folder.join("initramfs"), &image.initramfs)?;
+        let identity = folder.display().to_string();
+        write_disk(&folder.join("disk"), &[], STATE_BYTES, &identity)?;
+        Self::with_disk(folder, false, hardware)
+    }
+
+    /// Boots a machine through its firmware, which starts only what is signed, from a disk with this image on it.
+    pub fn start_from_disk(folder: &Path, image: &Image, hardware: &Hardware) -> Result<Self> {
+        std::fs::create_dir_all(folder)?;
+        let path = uki_path("0.0.1");
+        let identity = folder.display().to_string();
+        let files = boot_files(image, &path);
+        write_disk(&folder.join("disk"), &files, STATE_BYTES, &identity)?;
+        std::fs::copy(VARIABLES, folder.join("variables")).context("is ovmf installed?")?;
+        Self::with_disk(folder, true, hardware)
+    }
+
+    fn with_disk(folder: &Path, has_firmware: bool, hardware: &Hardware) -> Result<Self> {
+        // Free now; whoever takes it in the meantime is noticed by QEMU.
+        let gateway = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
+        let mut machine = Self {
+            folder: folder.to_owned(),
+            running: None,
+            starts: 0,
+            has_firmware,
+            gateway,
+        };
+        machine.boot(hardware)?;
+        Ok(machine)
+    }
+
+    /// Boots it with the disk that it has.
+    pub fn boot(&mut self, hardware: &Hardware) -> Result<()> {
+        self.cut_power()?;
+        let mut command = Command::new("qemu-system-x86_64");
+        command.args([
+            "-nodefaults",
+            "-no-user-config",
+            "-display",
+            "none",
+            "-no-reboot",
+        ]);
+        let smm = if self.has_firmware { "on" } else { "off" };
+        command.arg("-machine").arg(format!("q35,smm={smm}"));
+        command.args(["-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2"]);
+        let memory = hardware.memory_mib.unwrap_or(MEMORY_MIB);
+        command.arg("-m").arg(memory.to_string());
+        if self.has_firmware {
+            let variables = self.folder.join("variables").display().to_string();
+            command.args(["-global", "driver=cfi.pflash01,property=secure,value=on"]);
+            command.arg("-drive").arg(format!(
+                "if=pflash,unit=0,format=raw,readonly=on,file={FIRMWARE}"
+            ));
+            command
+                .arg("-drive")
+                .arg(format!("if=pflash,unit=1,format=raw,file={variables}"));
+        } else {
+            command.arg("-kernel").arg(self.folder.join("kernel"));
+            command.arg("-initrd").arg(self.folder.join("initramfs"));
+            command.arg("-append").arg(&image()?.command_line);
+        }
+        command.args(["-serial", "stdio", "-device", "virtio-rng-pci"]);
+        let disk = self.folder.join("disk").display().to_string();
+        command
+            .arg("-drive")
+            .arg(format!("if=none,id=state,format=raw,file={disk}"));
+        command.args(["-device", "virtio-blk-pci,drive=state"]);
+        if !hardware.no_network {
+            let forward = format!("user,id=net,hostfwd=tcp:{}-:80", self.gateway);
+            command.arg("-netdev").arg(forward);
+            command.args(["-device", "virtio-net-pci,netdev=net"]);
+        }
+        for (name, bytes) in &hardware.seed {
+            let path = self.folder.join(format!("seed-{name}"));
+            std::fs::write(&path, bytes)?;
+            let path = path.display();
+            command
+                .arg("-fw_cfg")
+                .arg(format!("name=opt/casemate/{name},file={path}"));
+        }
+        command.args(&hardware.more);
+        self.starts += 1;
+        File::create(self.console())?;
+        let running = Running::start("qemu-system-x86_64", command, &self.console());
+        self.running =
+            Some(running.context("is qemu-system-x86 installed? `scripts/setup test` does it")?);
+        Ok(())
+    }
+
+    fn console(&self) -> PathBuf {
+        self.folder.join(format!("console-{}", self.starts))
+    }
+
+    /// Everything that this boot has said.
+    pub fn said(&self) -> String {
+        let bytes = std::fs::read(self.console()).unwrap_or_default();
+        String::from_utf8_lossy(&bytes).replace('\r', "")
+    }
+
+    /// Waits until the console says something.
+    pub fn wait_for(&mut self, text: &str) -> Result<()> {
+        let running = self.running.as_mut().context("the machine runs")?;
+        running.wait_for_log(text, CONSOLE_TIMEOUT)
+    }
+
+    /// Ends it as a power cut does.
+    pub fn cut_power(&mut self) -> Result<()> {
+        if let Some(mut running) = self.running.take() {
+            running.kill()?;
+        }
+        Ok(())
+    }
+
+    /// Its process id here.
+    pub fn pid(&self) -> Option<u32> {
+        self.running.as_ref().map(Running::pid)
+    }
+}

@@ -1,0 +1,250 @@
+//! The bootable image: from power-on to a served request, and what a machine without this or that says on its console.
+
+#![allow(clippy::unwrap_used, reason = "a test that panics says enough")]
+
+mod plaintext;
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use casemate_tests::caller::{self, Answer};
+use casemate_tests::fleet::{Fleet, UPSTREAM_HOST, UPSTREAM_KEY};
+use casemate_tests::machine::{CONSOLE_TIMEOUT, HOST, Hardware, Machine, image, signed_image};
+use casemate_tests::upstream::Upstream;
+use tokio::task::block_in_place;
+
+/// Everything that can be run in an image: our programs, two tools for the state partition, and the libraries of these.
+const EXECUTABLES: &[&str] = &[
+    "init",
+    "lib/x86_64-linux-gnu/libblkid.so.1",
+    "lib/x86_64-linux-gnu/libc.so.6",
+    "lib/x86_64-linux-gnu/libcom_err.so.2",
+    "lib/x86_64-linux-gnu/libe2p.so.2",
+    "lib/x86_64-linux-gnu/libext2fs.so.2",
+    "lib/x86_64-linux-gnu/libgcc_s.so.1",
+    "lib/x86_64-linux-gnu/libm.so.6",
+    "lib/x86_64-linux-gnu/libuuid.so.1",
+    "lib64/ld-linux-x86-64.so.2",
+    "sbin/e2fsck",
+    "sbin/mke2fs",
+    "usr/lib/casemate/casemate-gateway",
+    "usr/lib/casemate/casemate-launch",
+    "usr/lib/casemate/casemate-node",
+    "usr/lib/casemate/casemate-vault",
+    "usr/lib/casemate/casemate-worker",
+];
+
+const CALLER: &str = r#"
+export default {
+  async fetch(request, env) {
+    const url = new URL(request.url);
+    if (url.pathname === "/version") return new Response(env.VERSION);
+    const answer = await env.payments.fetch("/v1" + url.pathname, { method: "POST", body: "x" });
+    return new Response(await answer.text(), { status: answer.status });
+  },
+};
+"#;
+
+/// The seed of a node whose vault reaches the upstream on the machine that it runs on.
+fn seed(token: Option<&str>) -> Vec<(String, Vec<u8>)> {
+    let vault = format!(
+        "join_token_file = \"join-token\"\nprivate_addresses = [\"{HOST}/32\"]\ntrust_anchors = []\n\
+         [resolver.hosts]\n\"{UPSTREAM_HOST}\" = [\"{HOST}\"]\n"
+    );
+    let node = "[gateway]\nlisten = [\"0.0.0.0:80\"]\n[workers]\nspares = 1\nmax = 4\n";
+    let mut seed = vec![
+        ("vault.toml".to_owned(), vault.into_bytes()),
+        ("node.toml".to_owned(), node.as_bytes().to_vec()),
+    ];
+    seed.extend(token.map(|token| ("join-token".to_owned(), token.as_bytes().to_vec())));
+    seed
+}
+
+fn project(fleet: &Fleet<Machine>, upstream: &Upstream, version: u32) -> std::path::PathBuf {
+    let config = format!(
+        "[limits]\nwall_time_ms = 60000\ncpu_time_ms = 20000\n[vars]\nVERSION = \"{version}\"\n[[credential]]\n\
+         binding = \"payments\"\nsecret = \"PAYMENTS_KEY\"\nhost = \"{UPSTREAM_HOST}:{}\"\n\
+         methods = [\"POST\"]\npaths = [\"/v1/*\"]\nslot = \"bearer\"\nca = \"ca.pem\"\n",
+        upstream.address.port()
+    );
+    let project = fleet.small_project("web", &config, CALLER).unwrap();
+    std::fs::write(project.join("ca.pem"), &upstream.ca_pem).unwrap();
+    project
+}
+
+fn deploy(fleet: &Fleet<Machine>, project: &Path) {
+    let args = ["deploy", "--wait", "120"];
+    block_in_place(|| fleet.tenant.ok(project, &args, b"")).unwrap();
+}
+
+/// Asks until the answer is as wanted.
+async fn until(machine: &Machine, path: &str, wanted: impl Fn(&Answer) -> bool) -> Answer {
+    let end = Instant::now() + CONSOLE_TIMEOUT;
+    loop {
+        let answer = caller::get(machine.gateway, "web.apps.demo.test", path).await;
+        match answer {
+            Ok(answer) if wanted(&answer) => return answer,
+            answer => assert!(
+                Instant::now() < end,
+                "{path}: last {answer:?}; console:\n{}",
+                machine.said()
+            ),
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_machine_joins_serves_with_a_credential_and_survives_power_cuts() {
+    let temporary = tempfile::tempdir().unwrap();
+    let upstream = Upstream::start(UPSTREAM_HOST, UPSTREAM_KEY).await.unwrap();
+    let start = |folder: &Path, token: &str| {
+        let seed = seed(Some(token));
+        Machine::start(
+            folder,
+            &Hardware {
+                seed,
+                ..Hardware::default()
+            },
+        )
+    };
+    let started =
+        block_in_place(|| Fleet::start_with(temporary.path(), Some(HOST), &mut |_| (), start));
+    let mut fleet = started.unwrap();
+    let web = project(&fleet, &upstream, 1);
+    block_in_place(|| fleet.put_secret(&web)).unwrap();
+    deploy(&fleet, &web);
+    let answer = until(&fleet.node, "/charges", |answer| answer.status == 200).await;
+    assert!(
+        answer.text().contains("\"path\":\"/v1/charges\""),
+        "{}",
+        answer.text()
+    );
+    let sent = upstream.seen();
+    let bearer = format!("Bearer {UPSTREAM_KEY}");
+    assert_eq!(sent[0].header("authorization"), Some(bearer.as_str()));
+    block_in_place(|| fleet.node.wait_for("serving 1 function")).unwrap();
+
+    // Power is cut in the moment in which a second version was acknowledged; and again while the machine starts.
+    let web = project(&fleet, &upstream, 2);
+    deploy(&fleet, &web);
+    let again = Hardware::default();
+    block_in_place(|| fleet.node.boot(&again)).unwrap();
+    block_in_place(|| fleet.node.wait_for("starting the node")).unwrap();
+    block_in_place(|| fleet.node.boot(&again)).unwrap();
+    // What the node holds is enough: nobody is there to ask.
+    fleet.control.kill().unwrap();
+    let answer = until(&fleet.node, "/version", |answer| answer.status == 200).await;
+    assert_eq!(answer.text(), "2");
+    // Credentials wait for the control plane: no lease outlives a boot.
+    fleet.control.restart().unwrap();
+    until(&fleet.node, "/charges", |answer| answer.status == 200).await;
+    fleet.node.cut_power().unwrap();
+    plaintext::must_not_be_below(temporary.path(), UPSTREAM_KEY.as_bytes());
+}
+
+/// `make test-image`: it takes minutes, and needs Debian's `ovmf` and `sbsigntool`.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "run by `make test-image`"]
+async fn a_machine_with_secure_boot_serves_and_starts_nothing_that_is_not_signed() {
+    let temporary = tempfile::tempdir().unwrap();
+    let upstream = Upstream::start(UPSTREAM_HOST, UPSTREAM_KEY).await.unwrap();
+    let signed = block_in_place(|| signed_image(temporary.path())).unwrap();
+    let start = |folder: &Path, token: &str| {
+        let seed = seed(Some(token));
+        Machine::start_from_disk(
+            folder,
+            &signed,
+            &Hardware {
+                seed,
+                ..Hardware::default()
+            },
+        )
+    };
+    let started =
+        block_in_place(|| Fleet::start_with(temporary.path(), Some(HOST), &mut |_| (), start));
+    let mut fleet = started.unwrap();
+    let web = project(&fleet, &upstream, 1);
+    block_in_place(|| fleet.put_secret(&web)).unwrap();
+    deploy(&fleet, &web);
+    until(&fleet.node, "/charges", |answer| answer.status == 200).await;
+    fleet.node.cut_power().unwrap();
+
+    // One bit in the middle of the initramfs, and the unsigned image.
+    let mut flipped = signed_image(temporary.path()).unwrap();
+    let middle = flipped.uki.len() / 2;
+    flipped.uki[middle] ^= 1;
+    let mut unsigned = signed_image(temporary.path()).unwrap();
+    unsigned.uki.clone_from(&image().unwrap().uki);
+    for (name, image) in [("flipped", &flipped), ("unsigned", &unsigned)] {
+        let folder = temporary.path().join(name);
+        let mut machine =
+            block_in_place(|| Machine::start_from_disk(&folder, image, &Hardware::default()))
+                .unwrap();
+        block_in_place(|| machine.wait_for("Access Denied")).unwrap();
+        assert!(
+            !machine.said().contains("Casemate"),
+            "{name}: {}",
+            machine.said()
+        );
+    }
+}
+
+#[test]
+fn nothing_else_can_be_run() {
+    let executables: Vec<_> = image().unwrap().tree.executables().collect();
+    assert_eq!(executables, EXECUTABLES);
+}
+
+/// Boots a machine that is not well, and waits for what it says.
+fn says(hardware: &Hardware, texts: &[&str]) {
+    let temporary = tempfile::tempdir().unwrap();
+    let mut machine = Machine::start(temporary.path(), hardware).unwrap();
+    for text in texts {
+        machine.wait_for(text).unwrap();
+    }
+}
+
+#[test]
+fn a_machine_without_a_seed_says_what_it_needs() {
+    says(
+        &Hardware::default(),
+        &["waiting for a join token", "casemate node token"],
+    );
+}
+
+#[test]
+fn a_broken_seed_is_shown_mistake_by_mistake() {
+    let mut seed = seed(Some("casemate-join-nonsense"));
+    seed.push((
+        "network.toml".into(),
+        b"metod = \"dhcp\"\naddresses = [\"x\"]\n".to_vec(),
+    ));
+    seed.push(("shadow".into(), b"root".to_vec()));
+    let hardware = Hardware {
+        seed,
+        ..Hardware::default()
+    };
+    says(
+        &hardware,
+        &[
+            "\"shadow\" is no file of a seed",
+            "network.toml:1: unknown field",
+            "network.toml:2:",
+            "the join token in /run/casemate/join-token",
+        ],
+    );
+}
+
+#[test]
+fn a_machine_without_a_network_or_much_memory_is_in_a_defined_state() {
+    let hardware = Hardware {
+        no_network: true,
+        memory_mib: Some(256),
+        ..Hardware::default()
+    };
+    says(
+        &hardware,
+        &["no network interface was found", "waiting for a join token"],
+    );
+}
