@@ -17,6 +17,11 @@ help: ## Show this list
 demo: build ## Run the whole path for real and leave it running (ONCE=1: end by itself)
 	@target/debug/casemate-demo $(if $(ONCE),--once)
 
+.PHONY: demo-image
+demo-image: build ## The same with a node that an emulator boots from an image
+	@scripts/setup test
+	@target/debug/casemate-demo --image $(if $(ONCE),--once)
+
 .PHONY: build
 build: ## Install what is missing and build every program
 	@scripts/setup build

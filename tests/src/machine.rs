@@ -1,6 +1,7 @@
 //! A node that is a machine of its own: the image that is made of our programs, booted by QEMU under software emulation.
 
 use std::fs::File;
+use std::io::Write as _;
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -13,6 +14,7 @@ use casemate_images::{
     write_disk,
 };
 
+use crate::fleet::UPSTREAM_HOST;
 use crate::programs::{Running, programs_folder};
 
 /// How the machine reaches the one that it runs on: QEMU's user network.
@@ -44,6 +46,47 @@ pub fn plan() -> Result<(Plan, Programs, Apt)> {
 fn make() -> Result<Image> {
     let (plan, programs, mut packages) = plan()?;
     Ok(build(&plan, &programs, &mut packages, Compression::Fast)?)
+}
+
+/// The seed of a node whose vault reaches an upstream on the machine that it runs on.
+pub fn seed(token: &str) -> Vec<(String, Vec<u8>)> {
+    let vault = format!(
+        "join_token_file = \"join-token\"\nprivate_addresses = [\"{HOST}/32\"]\ntrust_anchors = []\n\
+         [resolver.hosts]\n\"{UPSTREAM_HOST}\" = [\"{HOST}\"]\n"
+    );
+    let node = "[gateway]\nlisten = [\"0.0.0.0:80\"]\n[workers]\nspares = 1\nmax = 4\n";
+    vec![
+        ("join-token".to_owned(), token.as_bytes().to_vec()),
+        ("node.toml".to_owned(), node.as_bytes().to_vec()),
+        ("vault.toml".to_owned(), vault.into_bytes()),
+    ]
+}
+
+/// Writes a disk with a seed on it, to be attached by [`seed_disk_arguments`].
+pub fn write_seed_disk(path: &Path, files: &[(String, Vec<u8>)]) -> Result<()> {
+    let disk = File::options()
+        .create(true)
+        .truncate(true)
+        .read(true)
+        .write(true)
+        .open(path)?;
+    disk.set_len(4 << 20)?;
+    let options = fatfs::FormatVolumeOptions::new().volume_label(*b"CASEMATE   ");
+    fatfs::format_volume(&disk, options)?;
+    let fat = fatfs::FileSystem::new(&disk, fatfs::FsOptions::new())?;
+    for (name, bytes) in files {
+        fat.root_dir().create_file(name)?.write_all(bytes)?;
+    }
+    Ok(fat.unmount()?)
+}
+
+/// QEMU's arguments for such a disk.
+pub fn seed_disk_arguments(path: &Path) -> Vec<String> {
+    let drive = format!("if=none,id=seed,format=raw,file={}", path.display());
+    let device = "virtio-blk-pci,drive=seed";
+    ["-drive", &drive, "-device", device]
+        .map(ToOwned::to_owned)
+        .to_vec()
 }
 
 /// What a machine is given.

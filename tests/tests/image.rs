@@ -7,9 +7,13 @@ mod plaintext;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use casemate_images::Compression;
 use casemate_tests::caller::{self, Answer};
 use casemate_tests::fleet::{Fleet, UPSTREAM_HOST, UPSTREAM_KEY};
-use casemate_tests::machine::{CONSOLE_TIMEOUT, HOST, Hardware, Machine, image, signed_image};
+use casemate_tests::machine::{
+    CONSOLE_TIMEOUT, HOST, Hardware, Machine, image, plan, seed, seed_disk_arguments, signed_image,
+    write_seed_disk,
+};
 use casemate_tests::upstream::Upstream;
 use tokio::task::block_in_place;
 
@@ -44,21 +48,6 @@ export default {
   },
 };
 "#;
-
-/// The seed of a node whose vault reaches the upstream on the machine that it runs on.
-fn seed(token: Option<&str>) -> Vec<(String, Vec<u8>)> {
-    let vault = format!(
-        "join_token_file = \"join-token\"\nprivate_addresses = [\"{HOST}/32\"]\ntrust_anchors = []\n\
-         [resolver.hosts]\n\"{UPSTREAM_HOST}\" = [\"{HOST}\"]\n"
-    );
-    let node = "[gateway]\nlisten = [\"0.0.0.0:80\"]\n[workers]\nspares = 1\nmax = 4\n";
-    let mut seed = vec![
-        ("vault.toml".to_owned(), vault.into_bytes()),
-        ("node.toml".to_owned(), node.as_bytes().to_vec()),
-    ];
-    seed.extend(token.map(|token| ("join-token".to_owned(), token.as_bytes().to_vec())));
-    seed
-}
 
 fn project(fleet: &Fleet<Machine>, upstream: &Upstream, version: u32) -> std::path::PathBuf {
     let config = format!(
@@ -98,12 +87,20 @@ async fn until(machine: &Machine, path: &str, wanted: impl Fn(&Answer) -> bool) 
 async fn a_machine_joins_serves_with_a_credential_and_survives_power_cuts() {
     let temporary = tempfile::tempdir().unwrap();
     let upstream = Upstream::start(UPSTREAM_HOST, UPSTREAM_KEY).await.unwrap();
+    // The token comes on a disk, everything else over the firmware.
+    let disk = temporary.path().join("seed");
     let start = |folder: &Path, token: &str| {
-        let seed = seed(Some(token));
+        let (on_disk, seed) = seed(token)
+            .into_iter()
+            .partition(|(name, _)| name == "join-token");
+        let on_disk: Vec<_> = on_disk;
+        write_seed_disk(&disk, &on_disk)?;
+        let more = seed_disk_arguments(&disk);
         Machine::start(
             folder,
             &Hardware {
                 seed,
+                more,
                 ..Hardware::default()
             },
         )
@@ -124,6 +121,11 @@ async fn a_machine_joins_serves_with_a_credential_and_survives_power_cuts() {
     let bearer = format!("Bearer {UPSTREAM_KEY}");
     assert_eq!(sent[0].header("authorization"), Some(bearer.as_str()));
     block_in_place(|| fleet.node.wait_for("serving 1 function")).unwrap();
+    let left = std::fs::read(&disk).unwrap();
+    assert!(
+        !left.windows(5).any(|window| window == b"cmt1_"),
+        "the token is wiped"
+    );
 
     // Power is cut in the moment in which a second version was acknowledged; and again while the machine starts.
     let web = project(&fleet, &upstream, 2);
@@ -151,7 +153,7 @@ async fn a_machine_with_secure_boot_serves_and_starts_nothing_that_is_not_signed
     let upstream = Upstream::start(UPSTREAM_HOST, UPSTREAM_KEY).await.unwrap();
     let signed = block_in_place(|| signed_image(temporary.path())).unwrap();
     let start = |folder: &Path, token: &str| {
-        let seed = seed(Some(token));
+        let seed = seed(token);
         Machine::start_from_disk(
             folder,
             &signed,
@@ -191,9 +193,13 @@ async fn a_machine_with_secure_boot_serves_and_starts_nothing_that_is_not_signed
 }
 
 #[test]
-fn nothing_else_can_be_run() {
-    let executables: Vec<_> = image().unwrap().tree.executables().collect();
+fn nothing_else_can_be_run_and_a_plan_makes_the_same_bytes_again() {
+    let one = image().unwrap();
+    let executables: Vec<_> = one.tree.executables().collect();
     assert_eq!(executables, EXECUTABLES);
+    let (plan, programs, mut packages) = plan().unwrap();
+    let two = casemate_images::build(&plan, &programs, &mut packages, Compression::Fast).unwrap();
+    assert!(one.uki == two.uki && one.initramfs == two.initramfs);
 }
 
 /// Boots a machine that is not well, and waits for what it says.
@@ -215,7 +221,7 @@ fn a_machine_without_a_seed_says_what_it_needs() {
 
 #[test]
 fn a_broken_seed_is_shown_mistake_by_mistake() {
-    let mut seed = seed(Some("casemate-join-nonsense"));
+    let mut seed = seed("casemate-join-nonsense");
     seed.push((
         "network.toml".into(),
         b"metod = \"dhcp\"\naddresses = [\"x\"]\n".to_vec(),

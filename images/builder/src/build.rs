@@ -1,7 +1,6 @@
 //! From a plan to an image.
 
 use std::collections::BTreeMap;
-use std::process::Command;
 
 use crate::debian::Source;
 use crate::kernel::{Kernel, MODULE_FOLDER, MODULE_LIST};
@@ -61,6 +60,7 @@ pub fn build(
     compression: Compression,
 ) -> Result<Image, Error> {
     let profile = Profile::named(&plan.profile)?;
+    profile.check(&plan.profile_sha256)?;
     let mut get = |file| Package::read(&packages.get(file)?, &file.file);
     let (kernel, stub) = (get(&plan.kernel)?, get(&plan.stub)?);
     let mut others = BTreeMap::new();
@@ -74,8 +74,7 @@ pub fn build(
         tree.add(folder, Node::Folder)?;
     }
     for file in &plan.programs {
-        let bytes = stripped(&file.name, &programs.get(file)?)?;
-        tree.program(&file.path, bytes)?;
+        tree.program(&file.path, programs.get(file)?)?;
     }
     for (name, paths) in &profile.files {
         let package = other(&others, name)?;
@@ -233,27 +232,4 @@ fn description(plan: &Plan) -> String {
         "time": plan.time,
     });
     format!("{description}\n")
-}
-
-/// Without symbols and debug sections, by binutils.
-fn stripped(name: &str, program: &[u8]) -> Result<Vec<u8>, Error> {
-    let folder = tempfile::tempdir().map_err(Error::file("a temporary folder"))?;
-    let path = folder.path().join(name);
-    std::fs::write(&path, program).map_err(Error::file(&path))?;
-    let command = format!("strip {name}");
-    let output = Command::new("strip")
-        .args(["--strip-all", "--enable-deterministic-archives"])
-        .arg(&path)
-        .output();
-    let failed = |message: String| Error::Tool {
-        command: command.clone(),
-        message,
-    };
-    let output =
-        output.map_err(|error| failed(format!("{error}; install the Debian package binutils")))?;
-    if !output.status.success() {
-        let said = String::from_utf8_lossy(&output.stderr);
-        return Err(failed(said.trim().to_owned()));
-    }
-    std::fs::read(&path).map_err(Error::file(&path))
 }

@@ -1,5 +1,7 @@
 //! What a program needs of others.
 
+use std::process::Command;
+
 use object::elf::{DT_NEEDED, FileHeader64, PT_INTERP};
 use object::read::elf::{Dyn as _, FileHeader, ProgramHeader as _};
 use object::{Endianness, Object as _, ObjectSection as _};
@@ -60,4 +62,27 @@ pub(crate) fn section<'a>(path: &str, bytes: &'a [u8], name: &str) -> Result<&'a
         message: format!("it has no section {name}"),
     })?;
     section.data().map_err(broken)
+}
+
+/// Without symbols and debug sections, by binutils.
+pub(crate) fn stripped(name: &str, program: &[u8]) -> Result<Vec<u8>, Error> {
+    let folder = tempfile::tempdir().map_err(Error::file("a temporary folder"))?;
+    let path = folder.path().join(name);
+    std::fs::write(&path, program).map_err(Error::file(&path))?;
+    let command = format!("strip {name}");
+    let output = Command::new("strip")
+        .args(["--strip-all", "--enable-deterministic-archives"])
+        .arg(&path)
+        .output();
+    let failed = |message: String| Error::Tool {
+        command: command.clone(),
+        message,
+    };
+    let output =
+        output.map_err(|error| failed(format!("{error}; install the Debian package binutils")))?;
+    if !output.status.success() {
+        let said = String::from_utf8_lossy(&output.stderr);
+        return Err(failed(said.trim().to_owned()));
+    }
+    std::fs::read(&path).map_err(Error::file(&path))
 }

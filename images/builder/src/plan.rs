@@ -8,7 +8,7 @@ use ring::digest::{SHA256, digest};
 use serde::{Deserialize, Serialize};
 
 use crate::debian::{Source, depends_on_kernel};
-use crate::{Error, Profile};
+use crate::{Error, Profile, elf};
 
 /// The package with the stub that makes one bootable file of kernel and initramfs.
 const STUB: &str = "systemd-boot-efi";
@@ -49,7 +49,7 @@ impl PackageFile {
 pub struct File {
     /// Its name.
     pub name: String,
-    /// SHA-256 of it, in hexadecimal.
+    /// SHA-256 of it without its symbols, in hexadecimal.
     pub sha256: String,
     /// Where it stands in the image.
     pub path: String,
@@ -69,9 +69,11 @@ impl Programs {
         }
     }
 
+    /// Without symbols and debug sections.
     fn read(&self, name: &str) -> Result<Vec<u8>, Error> {
         let path = self.folder.join(name);
-        fs::read(&path).map_err(|source| Error::Program { path, source })
+        let bytes = fs::read(&path).map_err(|source| Error::Program { path, source })?;
+        elf::stripped(name, &bytes)
     }
 
     pub(crate) fn get(&self, file: &File) -> Result<Vec<u8>, Error> {
@@ -87,6 +89,8 @@ impl Programs {
 pub struct Plan {
     /// Name of the profile.
     pub profile: String,
+    /// SHA-256 of the profile's text, in hexadecimal: another casemate may have another one of that name.
+    pub profile_sha256: String,
     /// Version of the image.
     pub version: String,
     /// Unix time, seconds: of every file in it, and the earliest that a node's clock may say.
@@ -128,6 +132,7 @@ impl Plan {
         };
         Ok(Self {
             profile: profile.name.clone(),
+            profile_sha256: profile.sha256.clone(),
             version: version.to_owned(),
             time,
             kernel: packages.find(&kernel)?,
@@ -143,7 +148,27 @@ impl Plan {
     /// It cannot be read, or is none.
     pub fn read(path: &Path) -> Result<Self, Error> {
         let text = fs::read(path).map_err(Error::file(path))?;
-        serde_json::from_slice(&text).map_err(|error| Error::file(path)(error.into()))
+        let plan: Self =
+            serde_json::from_slice(&text).map_err(|error| Error::file(path)(error.into()))?;
+        match plan.odd() {
+            None => Ok(plan),
+            Some(odd) => {
+                let error =
+                    std::io::Error::other(format!("{odd:?} is no name of a file or package"));
+                Err(Error::file(path)(error))
+            }
+        }
+    }
+
+    /// A name that would be an option of a tool, or lead to another folder.
+    fn odd(&self) -> Option<&str> {
+        let packages = [&self.kernel, &self.stub]
+            .into_iter()
+            .chain(self.packages.values());
+        let named = packages.flat_map(|package| [&package.name, &package.version, &package.file]);
+        let ours = self.programs.iter().map(|file| &file.name);
+        let mut all = named.chain(ours).chain([&self.version, &self.profile]);
+        all.find(|name| !is_plain(name)).map(String::as_str)
     }
 
     /// The text that [`Plan::read`] takes.
@@ -151,6 +176,12 @@ impl Plan {
         // Strings and numbers only: it has a text.
         serde_json::to_string_pretty(self).unwrap_or_default() + "\n"
     }
+}
+
+/// What Debian and we call things (deb-version(7) and more).
+fn is_plain(name: &str) -> bool {
+    let is_word = |byte: u8| byte.is_ascii_alphanumeric() || b".+-~_:%".contains(&byte);
+    name.bytes().all(is_word) && name.starts_with(|first: char| first.is_ascii_alphanumeric())
 }
 
 /// SHA-256, in hexadecimal.
@@ -173,4 +204,54 @@ fn check(name: &str, expected: &str, bytes: &[u8]) -> Result<(), Error> {
         expected: expected.to_owned(),
         got,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_plan_names_files_and_nothing_else() {
+        let package = |name: &str| PackageFile {
+            name: name.into(),
+            version: "1:2.36-9+deb12u1".into(),
+            file: format!("{name}_1%3a2.36_amd64.deb"),
+            sha256: "ab".repeat(32),
+        };
+        let plan = Plan {
+            profile: "virtual-machine".into(),
+            profile_sha256: String::new(),
+            version: "0.1.0".into(),
+            time: 1,
+            kernel: package("linux"),
+            stub: package("stub"),
+            packages: BTreeMap::from([("libc6".into(), package("libc6"))]),
+            programs: vec![File {
+                name: "casemate-init".into(),
+                sha256: String::new(),
+                path: "init".into(),
+            }],
+        };
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("plan.json");
+        let read = |plan: &Plan| {
+            fs::write(&path, plan.to_text()).unwrap();
+            Plan::read(&path)
+        };
+        assert_eq!(read(&plan).unwrap(), plan);
+        for odd in [
+            "-oAcquire::http::Proxy=x",
+            "../etc/passwd",
+            "/bin/sh",
+            "a/b",
+            "",
+        ] {
+            let mut other = plan.clone();
+            other.kernel.name = odd.into();
+            assert!(read(&other).is_err(), "{odd}");
+            let mut other = plan.clone();
+            other.programs[0].name = odd.into();
+            assert!(read(&other).is_err(), "{odd}");
+        }
+    }
 }

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 
 use crate::Error;
+use crate::plan::sha256;
 
 /// Those that come with the program, by name.
 const PROFILES: &[(&str, &str)] = &[(
@@ -19,6 +20,9 @@ pub struct Profile {
     /// Its name.
     #[serde(skip)]
     pub name: String,
+    /// SHA-256 of its text, in hexadecimal.
+    #[serde(skip)]
+    pub sha256: String,
     /// A line for people.
     pub about: String,
     /// The Debian package that depends on the newest kernel.
@@ -52,7 +56,20 @@ impl Profile {
         })?;
         Ok(Self {
             name: name.to_owned(),
+            sha256: sha256(text.as_bytes()),
             ..read
+        })
+    }
+
+    /// Whether this is the profile that a plan was made by.
+    pub(crate) fn check(&self, expected: &str) -> Result<(), Error> {
+        if self.sha256 == expected {
+            return Ok(());
+        }
+        Err(Error::Digest {
+            name: format!("the profile {}", self.name),
+            expected: expected.to_owned(),
+            got: self.sha256.clone(),
         })
     }
 

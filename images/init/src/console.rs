@@ -9,6 +9,9 @@ use crate::kernel::Image;
 /// Columns of the names at the left.
 const NAME_COLUMNS: usize = 10;
 
+/// Of a line, at most: a serial line is slow.
+const MAX_COLUMNS: usize = 400;
+
 /// Something that is wrong, and what to do about it.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Problem {
@@ -112,10 +115,14 @@ impl Page {
     }
 }
 
-/// Others' words move no cursor and begin no line.
+/// Others' words move no cursor, begin no line and have an end.
 fn printable(text: &str) -> String {
     let shown = |c: char| if c.is_control() { '\u{fffd}' } else { c };
-    text.chars().map(shown).collect()
+    let mut line: String = text.chars().take(MAX_COLUMNS).map(shown).collect();
+    if text.chars().nth(MAX_COLUMNS).is_some() {
+        line.push('…');
+    }
+    line
 }
 
 /// A line on the console.

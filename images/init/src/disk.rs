@@ -26,6 +26,8 @@ const FSCK_MENDED: i32 = 1;
 /// Where `ext4` has its magic number, and what it is.
 const MAGIC_OFFSET: u64 = 1024 + 56;
 const MAGIC: [u8; 2] = [0x53, 0xef];
+/// Where it says when it was last mounted.
+const MOUNT_TIME_OFFSET: u64 = 1024 + 44;
 /// At the beginning of a partition that was never used there is nothing.
 const HEAD_BYTES: usize = 64 * 1024;
 
@@ -68,26 +70,15 @@ pub(crate) fn mount(page: &mut Page) -> Result<PathBuf, Problem> {
         )
     })?;
     match kind {
-        Content::Nothing => {
-            say("making the file system of the state partition");
-            run(
-                Command::new(MKFS)
-                    .args([
-                        "-q",
-                        "-t",
-                        "ext4",
-                        "-m",
-                        "0",
-                        "-L",
-                        PARTITION,
-                        "-E",
-                        "lazy_itable_init=1,lazy_journal_init=1",
-                    ])
-                    .arg(&device),
-                0,
-            )
+        Content::Nothing => make(&device),
+        Content::Ext4 => {
+            let checked = run(Command::new(FSCK).args(["-p"]).arg(&device), FSCK_MENDED);
+            match was_mounted(&device) {
+                // Making it was cut off, and nothing was ever kept on it.
+                Ok(false) if checked.is_err() => make(&device),
+                _ => checked,
+            }
         }
-        Content::Ext4 => run(Command::new(FSCK).args(["-p"]).arg(&device), FSCK_MENDED),
         // Whatever it is, it is somebody's.
         Content::Other => Err(Problem::new(
             format!(
@@ -105,8 +96,26 @@ pub(crate) fn mount(page: &mut Page) -> Result<PathBuf, Problem> {
             "restart; if it stays, the disk is damaged: replace it, and the node joins again with a new token",
         )
     })?;
+    page.line("key", "on the state partition, in clear: no TPM is used");
     page.line("state", format!("{} on {}", PARTITION, device.display()));
     Ok(FOLDER.into())
+}
+
+fn make(device: &Path) -> Result<(), Problem> {
+    say("making the file system of the state partition");
+    let lazy = "lazy_itable_init=1,lazy_journal_init=1";
+    let mut command = Command::new(MKFS);
+    command.args([
+        "-q", "-F", "-t", "ext4", "-m", "0", "-L", PARTITION, "-E", lazy,
+    ]);
+    run(command.arg(device), 0)
+}
+
+/// Whether anybody has ever used a file system.
+fn was_mounted(device: &Path) -> io::Result<bool> {
+    let mut time = [0; 4];
+    fs::File::open(device)?.read_exact_at(&mut time, MOUNT_TIME_OFFSET)?;
+    Ok(time != [0; 4])
 }
 
 fn find() -> Result<PathBuf, Problem> {

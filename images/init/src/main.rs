@@ -5,6 +5,7 @@
 //! with what to do; what cannot be gone on from starts the machine again after ten seconds.
 #![forbid(unsafe_code)]
 
+mod button;
 mod clock;
 mod console;
 mod disk;
@@ -97,7 +98,7 @@ fn run() -> Result<node::End, Failure> {
         Ok(state) => state,
         Err(problem) => return wait(page, problem),
     };
-    let seed = Seed::read(&mut page);
+    let seed = Seed::find(&mut page, settings::is_new(&state));
     let settings = match Settings::take(&seed, &state, &mut page) {
         Ok(settings) => settings,
         Err(problem) => return wait(page, problem),
@@ -109,7 +110,7 @@ fn run() -> Result<node::End, Failure> {
     runtime.block_on(node::run(page, settings, seed))
 }
 
-/// A state in which nothing can be served: it stays on the console until somebody restarts the machine.
+/// A state in which nothing can be served: it stays on the console for a while, and then the machine looks again.
 fn wait(mut page: Page, problem: console::Problem) -> Result<node::End, Failure> {
     page.state("waiting for the operator");
     page.problem(problem);

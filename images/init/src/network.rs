@@ -26,7 +26,11 @@ const INTERFACES: &str = "/sys/class/net";
 const ETHERNET: &str = "1";
 /// Interfaces that are found late.
 const APPEAR_WITHIN: Duration = Duration::from_secs(10);
+/// Before an interface whose client has failed is tried again.
+const AGAIN: Duration = Duration::from_secs(10);
 const LOOK_INTERVAL: Duration = Duration::from_millis(50);
+/// Of a default route, with the interface's number: each interface has one of its own, and none displaces another's.
+const METRIC: u32 = 100;
 const SERVER_PORT: u16 = 67;
 const CLIENT_PORT: u16 = 68;
 /// Larger ones are nobody's DHCP packets.
@@ -55,6 +59,8 @@ struct Interface {
     name: String,
     index: u32,
     hardware: [u8; 6],
+    /// There is no other.
+    is_only: bool,
 }
 
 /// Brings everything up, and goes on renewing leases as long as anybody listens to the news.
@@ -86,6 +92,10 @@ async fn bring_up(network: &Network, news: &mpsc::Sender<News>) -> Result<(), Pr
         ..View::default()
     };
     for interface in &interfaces {
+        if network.method == Method::Static {
+            set(interface, "ipv6", "accept_ra", "0");
+            set(interface, "ipv6", "autoconf", "0");
+        }
         up(&handle, interface.index)
             .await
             .map_err(|error| failed(&format!("{} cannot be brought up", interface.name), &error))?;
@@ -131,10 +141,14 @@ async fn bring_up(network: &Network, news: &mpsc::Sender<News>) -> Result<(), Pr
             Some((name, Ok(Some(lease)))) => drop(held.insert(name, lease)),
             Some((name, Ok(None))) => drop(held.remove(&name)),
             Some((name, Err(why))) => {
-                return Err(Problem::new(
-                    format!("{name} cannot ask for an address: {why}"),
-                    "restart; if it stays, give the addresses in network.toml",
-                ));
+                held.remove(&name);
+                let problem = Problem::new(
+                    format!("{name} cannot get an address: {why}"),
+                    "it is tried again; if it stays, give the addresses in network.toml",
+                );
+                if news.send(News::Problem(problem)).await.is_err() {
+                    return Ok(());
+                }
             }
             None => return Ok(()),
         }
@@ -148,6 +162,9 @@ async fn interfaces(only: Option<&str>) -> Result<Vec<Interface>, Problem> {
         let mut found = list().unwrap_or_default();
         found.retain(|interface| only.is_none_or(|name| name == interface.name));
         if !found.is_empty() {
+            let is_only = found.len() == 1;
+            let all = found.iter_mut();
+            all.for_each(|interface| interface.is_only = is_only);
             return Ok(found);
         }
         if Instant::now() > until {
@@ -177,6 +194,7 @@ fn list() -> io::Result<Vec<Interface>> {
                 name: entry.file_name().to_string_lossy().into_owned(),
                 index,
                 hardware,
+                is_only: false,
             });
         }
     }
@@ -208,13 +226,15 @@ async fn default_route(
         IpAddr::V4(gateway) => {
             let route = RouteMessageBuilder::<Ipv4Addr>::new()
                 .gateway(gateway)
-                .output_interface(interface);
+                .output_interface(interface)
+                .priority(METRIC + interface);
             if near { route } else { route.onlink() }.build()
         }
         IpAddr::V6(gateway) => {
             let route = RouteMessageBuilder::<Ipv6Addr>::new()
                 .gateway(gateway)
-                .output_interface(interface);
+                .output_interface(interface)
+                .priority(METRIC + interface);
             if near { route } else { route.onlink() }.build()
         }
     };
@@ -251,9 +271,12 @@ type Told = (String, Result<Option<Lease>, String>);
 
 /// Has and keeps a lease for an interface.
 async fn keep_lease(handle: Handle, interface: Interface, leases: mpsc::Sender<Told>) {
-    let ended = lease(&handle, &interface, &leases).await;
-    if let Err(error) = ended {
-        let _gone = leases.send((interface.name, Err(error.to_string()))).await;
+    while let Err(error) = lease(&handle, &interface, &leases).await {
+        let told = (interface.name.clone(), Err(error.to_string()));
+        if leases.send(told).await.is_err() {
+            return;
+        }
+        tokio::time::sleep(AGAIN).await;
     }
 }
 
@@ -286,14 +309,15 @@ async fn lease(
                     let _lost = socket.send_to(&message, everybody).await;
                 }
                 Effect::Bound(lease) => {
-                    if held.as_ref() != Some(&lease) {
-                        if let Some(before) = held.take() {
-                            forget(handle, interface, before.address).await;
-                        }
+                    if !held.as_ref().is_some_and(|held| held.is_like(&lease)) {
                         apply(handle, interface, &lease)
                             .await
                             .map_err(io::Error::other)?;
-                        held = Some(lease.clone());
+                        let before = held.replace(lease.clone());
+                        let moved = before.filter(|before| before.address != lease.address);
+                        if let Some(before) = moved {
+                            forget(handle, interface, before.address).await;
+                        }
                         if leases
                             .send((interface.name.clone(), Ok(Some(lease))))
                             .await
@@ -305,6 +329,7 @@ async fn lease(
                 }
                 Effect::Lost => {
                     if let Some(before) = held.take() {
+                        filter_sources(interface, false);
                         forget(handle, interface, before.address).await;
                         if leases
                             .send((interface.name.clone(), Ok(None)))
@@ -352,17 +377,25 @@ async fn apply(
 }
 
 /// Whether packets must come from where ours would go (RFC 3704). Without an address everything comes from elsewhere, also a
-/// server's offer of one.
+/// server's offer of one; with several interfaces a caller may come over another one than the answer goes.
 fn filter_sources(interface: &Interface, on: bool) {
-    let path = format!("/proc/sys/net/ipv4/conf/{}/rp_filter", interface.name);
-    // An interface that has just gone has no settings either.
-    let _gone = fs::write(path, if on { "1" } else { "0" });
+    let value = match (on, interface.is_only) {
+        (false, _) => "0",
+        (true, true) => "1",
+        (true, false) => "2",
+    };
+    set(interface, "ipv4", "rp_filter", value);
+}
+
+/// A setting of an interface. One that has just gone has none.
+fn set(interface: &Interface, protocol: &str, name: &str, value: &str) {
+    let path = format!("/proc/sys/net/{protocol}/conf/{}/{name}", interface.name);
+    let _gone = fs::write(path, value);
 }
 
 /// Takes an address away; the kernel takes the routes over it along.
 async fn forget(handle: &Handle, interface: &Interface, address: Ipv4Addr) {
     use futures_util::TryStreamExt as _;
-    filter_sources(interface, false);
     let mut all = handle
         .address()
         .get()

@@ -18,7 +18,7 @@ use crate::console::{Page, Problem, say};
 use crate::network::{News, View};
 use crate::seed::{NODE, Seed, VAULT};
 use crate::settings::{Settings, UID_BASE};
-use crate::{Failure, clock, network};
+use crate::{Failure, button, clock, network};
 
 const LAUNCH: &str = "/usr/lib/casemate/casemate-launch";
 /// Variables that the programs get: the address of the kernel's watchdog is none of their business.
@@ -27,7 +27,9 @@ const PATH: &str = "/usr/lib/casemate";
 /// Between two looks at the node.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 /// Longest status that is read, bytes.
-const MAX_STATUS_BYTES: u64 = 8 * 1024 * 1024;
+const MAX_STATUS_BYTES: u64 = 32 * 1024 * 1024;
+/// Problems of a node that are shown: what a tenant can make many of must not fill the console.
+const MAX_PROBLEMS: usize = 8;
 const STATUS_WITHIN: Duration = Duration::from_secs(5);
 /// A node that has said nothing for so long is ended and started again.
 const SILENT_FOR: Duration = Duration::from_secs(60);
@@ -40,6 +42,8 @@ const RAN_WELL: Duration = Duration::from_secs(60);
 const NETWORK_WITHIN: Duration = Duration::from_secs(10);
 /// For requests that are under way when the machine is told to end.
 const DRAIN_WITHIN: Duration = Duration::from_secs(25);
+/// What was missing may be there then: a disk on a network.
+const LOOKS_AGAIN: Duration = Duration::from_secs(120);
 const WATCHDOG: &str = "/dev/watchdog";
 
 /// How the machine is to end.
@@ -72,6 +76,8 @@ struct Node {
     started_with: Vec<IpAddr>,
     view: View,
     last_end: Option<String>,
+    /// It was no member when this boot began.
+    is_newcomer: bool,
 }
 
 /// Signals that init obeys.
@@ -79,6 +85,7 @@ struct Signals {
     child: tokio::signal::unix::Signal,
     restart: tokio::signal::unix::Signal,
     power_off: tokio::signal::unix::Signal,
+    button: mpsc::Receiver<()>,
 }
 
 impl Signals {
@@ -89,15 +96,20 @@ impl Signals {
             // What the kernel sends for Ctrl-Alt-Del.
             restart: listen(SignalKind::interrupt())?,
             power_off: listen(SignalKind::terminate())?,
+            button: button::listen(),
         })
     }
 }
 
-/// Nothing can be served: wait until somebody restarts the machine.
+/// Nothing can be served: the machine starts again after a while, or when somebody wants it to.
 pub(crate) async fn wait_for_the_end() -> Result<End, Failure> {
     let mut signals = Signals::new()?;
+    let again = sleep_until(Instant::now() + LOOKS_AGAIN);
+    tokio::pin!(again);
     loop {
         tokio::select! {
+            () = &mut again => return Ok(End::Restart),
+            Some(()) = signals.button.recv() => return Ok(End::PowerOff),
             _ = signals.child.recv() => drop(reap()),
             _ = signals.restart.recv() => return Ok(End::Restart),
             _ = signals.power_off.recv() => return Ok(End::PowerOff),
@@ -111,6 +123,7 @@ pub(crate) async fn run(page: Page, settings: Settings, seed: Seed) -> Result<En
     let (news, mut told) = mpsc::channel(8);
     tokio::spawn(network::run(settings.network.clone(), news));
     let mut node = Node {
+        is_newcomer: !settings.has_identity(),
         page,
         settings,
         seed,
@@ -132,6 +145,7 @@ pub(crate) async fn run(page: Page, settings: Settings, seed: Seed) -> Result<En
             _ = signals.child.recv() => node.reaped(),
             _ = signals.restart.recv() => break End::Restart,
             _ = signals.power_off.recv() => break End::PowerOff,
+            Some(()) = signals.button.recv() => break End::PowerOff,
             Some(news) = told.recv() => {
                 if let Some(servers) = node.hear(news) {
                     if let Some(asking) = asking.take() {
@@ -203,16 +217,8 @@ impl Node {
             .map(|(name, address)| format!("{name} {address}"));
         self.page
             .line("addresses", addresses.collect::<Vec<_>>().join(", "));
-        match self.running {
-            // It reads its nameservers once.
-            Some(running) if self.started_with != self.view.nameservers => {
-                say("the nameservers have changed: the node starts again");
-                self.terminate(running);
-            }
-            None if self.last_end.is_none() && !self.view.addresses.is_empty() => {
-                self.start_at = Some(Instant::now());
-            }
-            _ => {}
+        if self.running.is_none() && self.last_end.is_none() && !self.view.addresses.is_empty() {
+            self.start_at = Some(Instant::now());
         }
         let is_new =
             before.time_servers != self.view.time_servers && !self.view.time_servers.is_empty();
@@ -301,6 +307,14 @@ impl Node {
         });
     }
 
+    /// It reads its nameservers once. Not every change is worth a restart, and a server on the wire decides none: the first
+    /// ones are, and others after a while.
+    fn has_old_nameservers(&self, running: Running) -> bool {
+        let now = &self.view.nameservers;
+        let is_due = self.started_with.is_empty() || running.since.elapsed() > RAN_WELL;
+        !now.is_empty() && *now != self.started_with && is_due && !running.ending
+    }
+
     async fn look(&mut self) {
         let Some(running) = self.running else {
             if let Some(how) = &self.last_end {
@@ -313,6 +327,11 @@ impl Node {
             }
             return;
         };
+        if self.has_old_nameservers(running) {
+            say("the nameservers have changed: the node starts again");
+            self.terminate(running);
+        }
+        let Some(running) = self.running else { return };
         let socket = self.settings.state.join("node/admin.sock");
         let status = tokio::time::timeout(STATUS_WITHIN, read_status(&socket)).await;
         match status {
@@ -321,7 +340,9 @@ impl Node {
                     heard: Instant::now(),
                     ..running
                 });
-                self.show(&status);
+                if let Some(status) = status {
+                    self.show(&status);
+                }
             }
             _ if running.heard.elapsed() > SILENT_FOR => {
                 say("the node does not answer: it is ended and started again");
@@ -344,10 +365,18 @@ impl Node {
         self.page.line("listening", report.listening);
         self.page.line("control", report.control);
         self.page.problems_of_node(report.problems);
+        self.is_newcomer |= vault["member"] == false;
         if is_member && self.settings.has_token {
             self.settings.has_token = false;
-            for problem in self.seed.forget_token() {
-                self.page.problem(problem);
+            if self.is_newcomer {
+                let kept = self.seed.forget_token();
+                kept.into_iter()
+                    .for_each(|problem| self.page.problem(problem));
+            } else {
+                self.page.problem(Problem::new(
+                    "the join token of the seed was not used: this machine has joined before",
+                    "to make another node of it, give it an empty state partition",
+                ));
             }
         }
     }
@@ -368,11 +397,15 @@ impl Node {
     }
 }
 
-async fn read_status(socket: &Path) -> std::io::Result<Value> {
+/// What a node says of itself. One that says what is not understood, or more than is read, is there all the same.
+async fn read_status(socket: &Path) -> std::io::Result<Option<Value>> {
     let mut text = Vec::new();
     let stream = UnixStream::connect(socket).await?;
     stream.take(MAX_STATUS_BYTES).read_to_end(&mut text).await?;
-    Ok(serde_json::from_slice(&text)?)
+    if text.is_empty() {
+        return Err(std::io::ErrorKind::UnexpectedEof.into());
+    }
+    Ok(serde_json::from_slice(&text).ok())
 }
 
 /// What the page says of a node.
@@ -418,9 +451,18 @@ fn report(status: &Value, is_member: bool) -> Report {
             ));
         }
     }
+    let vault_error = status["vault"]["error"].as_str();
+    if let Some(error) = vault_error {
+        problems.insert(Problem::new(
+            format!("the vault cannot start: {error}"),
+            "do what it says; it is started again and again until it can",
+        ));
+    }
+    let is_waiting = status["vault"]["member"] == false;
     let state = match (is_member, listening.is_empty(), routed) {
-        (_, true, _) => "starting the node".to_owned(),
-        (false, ..) => "waiting to be admitted: run `casemate node admit NAME`".to_owned(),
+        _ if vault_error.is_some() => "no vault: nothing uses a credential".to_owned(),
+        _ if is_waiting => "waiting to be admitted: run `casemate node admit NAME`".to_owned(),
+        (false, ..) | (_, true, _) => "starting the node".to_owned(),
         (true, _, 0) => "ready; no function yet".to_owned(),
         (true, _, 1) => "serving 1 function".to_owned(),
         (true, _, count) => format!("serving {count} functions"),
@@ -434,7 +476,7 @@ fn report(status: &Value, is_member: bool) -> Report {
             "not connected"
         }
         .to_owned(),
-        problems: problems.into_iter().collect(),
+        problems: problems.into_iter().take(MAX_PROBLEMS).collect(),
     }
 }
 
@@ -454,7 +496,12 @@ mod tests {
             (well.state.as_str(), well.problems.len()),
             ("serving 1 function", 0)
         );
+        status["vault"]["member"] = false.into();
         assert!(report(&status, false).state.contains("node admit"));
+        status["vault"] = serde_json::json!({ "error": "vault.toml:1: unknown field" });
+        let none = report(&status, false);
+        assert!(none.state.contains("no vault") && none.problems[0].what.contains("unknown field"));
+        status["vault"] = serde_json::json!({ "member": true });
         status["connected"] = false.into();
         status["disconnected_because"] = "no answer in time".into();
         status["vault"]["lease_left_secs"] = 0.into();

@@ -12,11 +12,15 @@ mod firmware;
 mod volume;
 
 use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
 
 use crate::console::{Page, Problem};
 
 /// Largest file of a seed, bytes.
 pub(crate) const MAX_FILE_BYTES: usize = 64 * 1024;
+/// Disks that are found late.
+const APPEARS_WITHIN: Duration = Duration::from_secs(5);
+const LOOK_INTERVAL: Duration = Duration::from_millis(500);
 /// Most files of a seed.
 const MAX_FILES: usize = 32;
 
@@ -26,12 +30,17 @@ pub(crate) const NETWORK: &str = "network.toml";
 pub(crate) const NODE: &str = "node.toml";
 pub(crate) const VAULT: &str = "vault.toml";
 
+/// The way of what the firmware hands over.
+const FIRMWARE: &str = "firmware";
+
 /// One file of a seed.
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) struct Item {
     pub(crate) bytes: Vec<u8>,
     /// How it came.
     pub(crate) way: String,
+    /// Whoever can plug in a disk has written it.
+    pub(crate) is_of_a_disk: bool,
 }
 
 /// See the module.
@@ -43,23 +52,33 @@ pub(crate) struct Seed {
 }
 
 impl Seed {
-    /// Everything that can be found. What is not understood is a problem on the page, and the rest counts.
-    pub(crate) fn read(page: &mut Page) -> Self {
+    /// Everything that can be found. A machine that knows nothing yet waits a while for a disk that its drivers find late.
+    pub(crate) fn find(page: &mut Page, is_new: bool) -> Self {
+        let until = Instant::now() + APPEARS_WITHIN;
+        loop {
+            let seed = Self::read(page);
+            if !is_new || !seed.items.is_empty() || Instant::now() > until {
+                return seed;
+            }
+            std::thread::sleep(LOOK_INTERVAL);
+        }
+    }
+
+    /// What is there now. What is not understood is a problem on the page, and the rest counts.
+    fn read(page: &mut Page) -> Self {
         let mut seed = Self::default();
         let firmware = firmware::fw_cfg().into_iter().chain(firmware::smbios(page));
         for (name, bytes) in firmware {
-            seed.add(page, &name, bytes, "firmware");
+            seed.add(page, &name, bytes, FIRMWARE);
         }
         for volume in volume::find(page) {
             let way = volume.device.display().to_string();
-            for (name, bytes) in volume.files(page) {
+            let files = volume.files(page);
+            let has_token = files.iter().any(|(name, _)| name == JOIN_TOKEN);
+            for (name, bytes) in files {
                 seed.add(page, &name, bytes, &way);
             }
-            if seed
-                .items
-                .get(JOIN_TOKEN)
-                .is_some_and(|token| token.way == way)
-            {
+            if has_token {
                 seed.volumes.push(volume);
             }
         }
@@ -84,10 +103,12 @@ impl Seed {
         } else if self.items.len() == MAX_FILES && !self.items.contains_key(name) {
             format!("{name} is one file too many, expected at most {MAX_FILES}")
         } else {
-            let way = way.to_owned();
-            self.items
-                .entry(name.to_owned())
-                .or_insert(Item { bytes, way });
+            let item = Item {
+                bytes,
+                way: way.to_owned(),
+                is_of_a_disk: way != FIRMWARE,
+            };
+            self.items.entry(name.to_owned()).or_insert(item);
             return;
         };
         page.problem(Problem::new(
@@ -165,9 +186,9 @@ mod tests {
     #[test]
     fn the_first_way_counts_and_bounds_hold() {
         let (mut seed, mut page) = (Seed::default(), page());
-        seed.add(&mut page, JOIN_TOKEN, b"one".to_vec(), "firmware");
+        seed.add(&mut page, JOIN_TOKEN, b"one".to_vec(), FIRMWARE);
         seed.add(&mut page, JOIN_TOKEN, b"two".to_vec(), "/dev/vdb");
-        seed.add(&mut page, NODE, vec![b' '; MAX_FILE_BYTES + 1], "firmware");
+        seed.add(&mut page, NODE, vec![b' '; MAX_FILE_BYTES + 1], FIRMWARE);
         seed.add(&mut page, "shadow", vec![], "firmware");
         assert_eq!(seed.items.len(), 1);
         assert_eq!(seed.items[JOIN_TOKEN].bytes, b"one");

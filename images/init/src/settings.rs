@@ -17,6 +17,8 @@ use crate::seed::{JOIN_TOKEN, NETWORK, NODE, Seed, VAULT};
 const KEPT: &str = "config";
 /// Where the programs find them, each readable by the one that it is for.
 const LIVE: &str = "/run/casemate";
+/// A setting of node.toml that an image leaves no choice of.
+const ADMIN_SOCKET: &str = "admin_socket";
 /// The node's own state.
 const NODE_STATE: &str = "casemate";
 
@@ -76,6 +78,11 @@ impl Network {
                 "{NETWORK}: the method `static` needs `interface`, such as \"eth0\""
             ));
         }
+        if network.method == Method::Slaac && network.nameservers.is_empty() {
+            wrong.push(format!(
+                "{NETWORK}: the method `slaac` needs `nameservers`, such as [\"2001:db8::53\"]"
+            ));
+        }
         if network
             .interface
             .as_ref()
@@ -122,17 +129,42 @@ impl Settings {
             )
         };
         make_folder(&kept, 0o700).map_err(full)?;
+        let has_joined = has_identity(&state.join(NODE_STATE));
         for (name, item) in &seed.items {
             let is_new = fs::read(kept.join(name)).ok().as_ref() != Some(&item.bytes);
-            if name == JOIN_TOKEN || !is_new || !is_sound(name, &item.bytes, page) {
+            if name == JOIN_TOKEN || !is_new {
+                continue;
+            }
+            // Whoever plugs a disk into a node that serves must not choose whom its vault trusts.
+            if has_joined && item.is_of_a_disk && name != NETWORK {
+                page.problem(Problem::new(
+                    format!("{name} on {} is not taken: this machine has joined", item.way),
+                    "give it over the firmware, or make the machine anew with an empty state partition",
+                ));
+                continue;
+            }
+            if !is_sound(name, &item.bytes, page) {
                 continue;
             }
             write_whole(&kept.join(name), &item.bytes, Mode::RUSR | Mode::WUSR).map_err(full)?;
         }
-        let network = fs::read_to_string(kept.join(NETWORK)).unwrap_or_default();
+        let network = match fs::read_to_string(kept.join(NETWORK)) {
+            Ok(text) => Network::parse(&text),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Network::default()),
+            Err(error) => Err(vec![format!("{NETWORK}: {error}")]),
+        };
+        let network = network.unwrap_or_else(|wrong| {
+            wrong.into_iter().for_each(|what| {
+                page.problem(Problem::new(
+                    what,
+                    "the one that was kept is no good: give another; DHCP is used",
+                ));
+            });
+            Network::default()
+        });
         let token = seed.items.get(JOIN_TOKEN).map(|item| item.bytes.clone());
         let settings = Self {
-            network: Network::parse(&network).unwrap_or_default(),
+            network,
             live: LIVE.into(),
             state: state.join(NODE_STATE),
             has_token: token.is_some(),
@@ -156,15 +188,39 @@ impl Settings {
 
     /// Whether the vault has made itself an identity before.
     pub(crate) fn has_identity(&self) -> bool {
-        self.state.join("vault/identity").exists()
+        has_identity(&self.state)
     }
 }
 
-/// Whether a file of the seed may take the place of the one before. The node's programs read their own.
+/// Whether a machine with this state partition has neither joined nor kept a file of a seed.
+pub(crate) fn is_new(state: &Path) -> bool {
+    !has_identity(&state.join(NODE_STATE)) && !state.join(KEPT).exists()
+}
+
+fn has_identity(state: &Path) -> bool {
+    state.join("vault/identity").exists()
+}
+
+/// Whether a file of the seed may take the place of the one before. The node's programs read their own to the end, and say
+/// what they make of it.
 fn is_sound(name: &str, bytes: &[u8], page: &mut Page) -> bool {
     let wrong = match (name, std::str::from_utf8(bytes)) {
-        (NETWORK, Ok(text)) => Network::parse(text).err().unwrap_or_default(),
         (_, Err(error)) => vec![format!("{name}: {error}")],
+        (NETWORK, Ok(text)) => Network::parse(text).err().unwrap_or_default(),
+        (NODE | VAULT, Ok(text)) => match casemate_config::parse::<toml::Table>(text) {
+            Ok(table) if table.contains_key(ADMIN_SOCKET) => {
+                vec![format!(
+                    "{name}: `{ADMIN_SOCKET}` is where the image looks for it"
+                )]
+            }
+            Ok(_) => Vec::new(),
+            Err(mistakes) => {
+                let line = |mistake: &casemate_config::Mistake| {
+                    format!("{name}:{}: {}", mistake.line, mistake.message)
+                };
+                mistakes.iter().map(line).collect()
+            }
+        },
         _ => Vec::new(),
     };
     for what in &wrong {

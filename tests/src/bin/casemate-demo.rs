@@ -1,5 +1,6 @@
 //! The main job, for a person to watch: a fleet, a node behind its walls, a tenant, a sealed key, a function, its callers.
-//! `casemate-demo` leaves everything running until Ctrl-C; `casemate-demo --once` ends by itself.
+//! `casemate-demo` leaves everything running until Ctrl-C; `casemate-demo --once` ends by itself. With `--image` the node is a
+//! machine that an emulator boots from an image.
 #![forbid(unsafe_code)]
 
 use std::io::Write as _;
@@ -14,11 +15,15 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail, ensure};
 use casemate_tests::caller;
 use casemate_tests::fleet::{FUNCTION_HOST, Fleet, SOON, UPSTREAM_HOST, UPSTREAM_KEY};
+use casemate_tests::machine::{self, Hardware, Machine};
 use casemate_tests::upstream::Upstream;
 use tokio::task::block_in_place;
 
 /// Between two calls of the caller that goes on while versions change.
 const CALL_INTERVAL: Duration = Duration::from_millis(20);
+
+/// What the demo's project allows itself.
+const DEMO_CPU_TIME_MS: u32 = 50;
 
 /// Says what happens, with the time since the beginning.
 struct Story {
@@ -51,7 +56,8 @@ impl Story {
 }
 
 fn main() -> ExitCode {
-    let once = std::env::args().any(|argument| argument == "--once");
+    let asks = |option: &str| std::env::args().any(|argument| argument == option);
+    let (once, image) = (asks("--once"), asks("--image"));
     let mut story = Story {
         started: Instant::now(),
         number: 0,
@@ -63,7 +69,7 @@ fn main() -> ExitCode {
             return ExitCode::from(70);
         }
     };
-    match runtime.block_on(run(once, &mut story)) {
+    match runtime.block_on(run(once, image, &mut story)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             story.line(&format!("\nthe demo failed: {error:#}"));
@@ -72,22 +78,69 @@ fn main() -> ExitCode {
     }
 }
 
-async fn run(once: bool, story: &mut Story) -> Result<()> {
+async fn run(once: bool, image: bool, story: &mut Story) -> Result<()> {
     let temporary = tempfile::Builder::new()
         .prefix("casemate-demo-")
         .tempdir()?;
-    std::fs::set_permissions(temporary.path(), std::fs::Permissions::from_mode(0o755))?;
+    let folder = temporary.path();
+    std::fs::set_permissions(folder, std::fs::Permissions::from_mode(0o755))?;
     story.line("Casemate: a function uses a key that it never sees, on a node that trusts nobody.");
-    story.line(&format!(
-        "Everything lies in {}",
-        temporary.path().display()
-    ));
+    story.line(&format!("Everything lies in {}", folder.display()));
 
     story.step("an upstream starts: over TLS, and 401 for whoever comes without the key");
     let upstream = Upstream::start(UPSTREAM_HOST, UPSTREAM_KEY).await?;
-    let mut fleet =
-        block_in_place(|| Fleet::start_in(temporary.path(), &mut |text| story.step(text)))?;
-    let project = block_in_place(|| fleet.project(&upstream))?;
+    if !image {
+        let mut fleet = block_in_place(|| Fleet::start_in(folder, &mut |text| story.step(text)))?;
+        let gateway = fleet.node.gateway;
+        play(once, story, &fleet, gateway, &upstream, 1).await?;
+        story.step("everything ends");
+        block_in_place(|| fleet.node.stop())?;
+        return Ok(());
+    }
+    story.step("an image is made of the node's programs and Debian packages, signed by nobody yet");
+    block_in_place(machine::image)?;
+    let start = |folder: &Path, token: &str| {
+        let seed = machine::seed(token);
+        Machine::start(
+            folder,
+            &Hardware {
+                seed,
+                ..Hardware::default()
+            },
+        )
+    };
+    let started = block_in_place(|| {
+        Fleet::start_with(
+            folder,
+            Some(machine::HOST),
+            &mut |text| story.step(text),
+            start,
+        )
+    });
+    let mut fleet = started?;
+    story.shown("the machine's console", &fleet.node.said());
+    let gateway = fleet.node.gateway;
+    // An emulated processor is twenty times slower.
+    play(once, story, &fleet, gateway, &upstream, 20).await?;
+    story.step("the power is cut");
+    block_in_place(|| fleet.node.cut_power())
+}
+
+/// Everything from the function's source to its callers, the same on every node.
+async fn play<N>(
+    once: bool,
+    story: &mut Story,
+    fleet: &Fleet<N>,
+    gateway: SocketAddr,
+    upstream: &Upstream,
+    slower: u32,
+) -> Result<()> {
+    let project = block_in_place(|| fleet.project(upstream))?;
+    let config = project.join("casemate.toml");
+    let text = std::fs::read_to_string(&config)?;
+    let time = format!("cpu_time_ms = {}", DEMO_CPU_TIME_MS * slower);
+    let text = text.replace(&format!("cpu_time_ms = {DEMO_CPU_TIME_MS}"), &time);
+    std::fs::write(&config, text)?;
     story.step("the tenant's function: TypeScript, several files, and hono from npm");
     block_in_place(|| install(&project))?;
     story.step(
@@ -97,7 +150,6 @@ async fn run(once: bool, story: &mut Story) -> Result<()> {
     story.step("the tenant deploys: bundled, signed, uploaded, pushed, judged by the vault");
     block_in_place(|| fleet.deploy(&project))?;
 
-    let gateway = fleet.node.gateway;
     story.step("a caller asks");
     story.shown(
         &format!("GET http://{FUNCTION_HOST}/"),
@@ -133,7 +185,6 @@ async fn run(once: bool, story: &mut Story) -> Result<()> {
 
     story.step("version 2 is deployed and rolled back while requests go on");
     let traffic = Traffic::start(gateway);
-    let config = project.join("casemate.toml");
     let text = std::fs::read_to_string(&config)?.replace("VERSION = \"1\"", "VERSION = \"2\"");
     std::fs::write(&config, text)?;
     block_in_place(|| fleet.deploy(&project))?;
@@ -151,10 +202,8 @@ async fn run(once: bool, story: &mut Story) -> Result<()> {
     ));
 
     if !once {
-        linger(story, &fleet, &project).await?;
+        linger(story, fleet, gateway, &project).await?;
     }
-    story.step("everything ends");
-    block_in_place(|| fleet.node.stop())?;
     Ok(())
 }
 
@@ -237,9 +286,14 @@ impl Traffic {
 }
 
 /// Leaves everything running, with what to try.
-async fn linger(story: &Story, fleet: &Fleet, project: &Path) -> Result<()> {
+async fn linger<N>(
+    story: &Story,
+    fleet: &Fleet<N>,
+    gateway: SocketAddr,
+    project: &Path,
+) -> Result<()> {
     let casemate = casemate_tests::programs::program("casemate")?;
-    let (casemate, gateway) = (casemate.display(), fleet.node.gateway);
+    let casemate = casemate.display();
     let (operator, tenant) = (
         fleet.operator.home().display(),
         fleet.tenant.home().display(),

@@ -39,6 +39,16 @@ pub(super) struct Lease {
     seconds: u32,
 }
 
+impl Lease {
+    /// Whether both give the machine the same place in the network, whoever gave it and for however long.
+    pub(super) fn is_like(&self, other: &Self) -> bool {
+        let place = |lease: &Self| (lease.address, lease.prefix, lease.gateway);
+        place(self) == place(other)
+            && self.nameservers == other.nameservers
+            && self.time_servers == other.time_servers
+    }
+}
+
 /// What is to be done.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Effect {
@@ -115,34 +125,49 @@ impl Client {
         let Some((kind, lease)) = self.read(packet) else {
             return Vec::new();
         };
+        // Nobody is asked while a lease is well, so nobody has a say in it.
+        let was_asked = self.tries > 0;
         match (&self.state, kind) {
             (State::Selecting, MessageType::Offer) => {
                 self.state = State::Requesting(lease);
                 (self.tries, self.next) = (0, now);
                 self.tick(now)
             }
-            (State::Requesting(asked) | State::Bound { lease: asked, .. }, MessageType::Ack)
-                if asked.address == lease.address =>
+            (State::Requesting(asked), MessageType::Ack)
+                if asked.address == lease.address && asked.server == lease.server =>
             {
-                let seconds = Millis::from(lease.seconds);
-                // Half of it, after which it is asked for again (T1).
-                (self.tries, self.next) = (0, now + seconds * 500);
-                self.state = State::Bound {
-                    lease: lease.clone(),
-                    until: now + seconds * 1000,
-                };
-                vec![Effect::Bound(lease)]
+                self.bind(lease, now)
+            }
+            // Renewed by whoever knows of it: ours may have gone.
+            (State::Bound { lease: held, .. }, MessageType::Ack)
+                if was_asked && held.address == lease.address =>
+            {
+                self.bind(lease, now)
             }
             (State::Requesting(asked), MessageType::Nak) if asked.server == lease.server => {
                 self.begin(now);
                 Vec::new()
             }
-            (State::Bound { lease: held, .. }, MessageType::Nak) if held.server == lease.server => {
+            (State::Bound { lease: held, .. }, MessageType::Nak)
+                if was_asked && held.server == lease.server =>
+            {
                 self.begin(now);
                 vec![Effect::Lost]
             }
             _ => Vec::new(),
         }
+    }
+
+    fn bind(&mut self, lease: Lease, now: Millis) -> Vec<Effect> {
+        let seconds = Millis::from(lease.seconds);
+        // Half of it, after which it is asked for again (T1), under another number.
+        (self.tries, self.next) = (0, now + seconds * 500);
+        self.transaction = self.transaction.wrapping_add(1);
+        self.state = State::Bound {
+            lease: lease.clone(),
+            until: now + seconds * 1000,
+        };
+        vec![Effect::Bound(lease)]
     }
 
     fn begin(&mut self, now: Millis) {
@@ -204,7 +229,9 @@ impl Client {
                 Some(mask) => prefix(*mask)?,
                 None => 32,
             },
-            gateway: addresses(OptionCode::Router).first().copied(),
+            gateway: addresses(OptionCode::Router)
+                .into_iter()
+                .find(|gateway| is_host(*gateway) && *gateway != answer.address),
             nameservers: addresses(OptionCode::DomainNameServer),
             time_servers: addresses(OptionCode::NtpServers),
             server: *addresses(OptionCode::ServerIdentifier).first()?,
@@ -423,6 +450,48 @@ mod tests {
             let discover = sent(&client.tick(0));
             let effects = client.receive(&answer(&discover, MessageType::Offer, edit), 1);
             assert_eq!(effects, [], "{number}");
+        }
+    }
+
+    #[test]
+    fn a_lease_that_is_well_is_nobodys_business() {
+        let mut client = bound();
+        // The right number, address and server, and nothing was asked.
+        let request = client.message();
+        for kind in [MessageType::Ack, MessageType::Nak] {
+            assert_eq!(client.receive(&answer(&request, kind, |_| ()), 1000), []);
+        }
+        let other = Client::new(HARDWARE, 1, 0).message();
+        let mut client = Client::new(HARDWARE, 1, 0);
+        client.tick(0);
+        client.receive(&answer(&other, MessageType::Offer, |_| ()), 1);
+        let foreign = answer(&other, MessageType::Ack, |message| {
+            let server = DhcpOption::ServerIdentifier(Ipv4Addr::new(192, 0, 2, 66));
+            message.opts_mut().insert(server);
+        });
+        assert_eq!(client.receive(&foreign, 2), []);
+    }
+
+    #[test]
+    fn a_gateway_is_another_machine() {
+        for (odd, gateway) in [
+            (Ipv4Addr::new(224, 0, 0, 1), None),
+            (Ipv4Addr::new(192, 0, 2, 7), None),
+            (
+                Ipv4Addr::new(192, 0, 2, 9),
+                Some(Ipv4Addr::new(192, 0, 2, 9)),
+            ),
+        ] {
+            let mut client = Client::new(HARDWARE, 1, 0);
+            let discover = sent(&client.tick(0));
+            let offer = answer(&discover, MessageType::Offer, |message| {
+                message.opts_mut().insert(DhcpOption::Router(vec![odd]));
+            });
+            client.receive(&offer, 1);
+            let State::Requesting(lease) = &client.state else {
+                panic!("{client:?}");
+            };
+            assert_eq!(lease.gateway, gateway);
         }
     }
 

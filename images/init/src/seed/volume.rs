@@ -1,7 +1,7 @@
 //! A disk or partition with a seed on it. FAT is read here and not by the kernel: what somebody plugs in is hostile.
 
 use std::fs::{self, File};
-use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
+use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::FileExt as _;
 use std::path::PathBuf;
 
@@ -90,7 +90,7 @@ fn kind(device: &std::path::Path, is_named: bool) -> io::Result<Option<Kind>> {
     if there != signature {
         return Ok(None);
     }
-    let Ok(fat) = FileSystem::new(file, FsOptions::new()) else {
+    let Ok(fat) = FileSystem::new(Bounded::new(file), FsOptions::new()) else {
         return Ok(None);
     };
     let label = fat.read_volume_label_from_root_dir()?;
@@ -118,7 +118,7 @@ impl Volume {
     }
 
     fn fat_files(&self) -> io::Result<Vec<(String, Vec<u8>)>> {
-        let fat = FileSystem::new(File::open(&self.device)?, FsOptions::new())?;
+        let fat = FileSystem::new(Bounded::new(File::open(&self.device)?), FsOptions::new())?;
         let mut files = Vec::new();
         for entry in fat.root_dir().iter().take(MAX_ENTRIES) {
             let entry = entry?;
@@ -166,14 +166,14 @@ impl Volume {
             return Err(io::Error::other("an ISO cannot be written"));
         }
         let device = File::options().read(true).write(true).open(&self.device)?;
-        let fat = FileSystem::new(device.try_clone()?, FsOptions::new())?;
+        let fat = FileSystem::new(Bounded::new(device.try_clone()?), FsOptions::new())?;
         wipe_in(&fat.root_dir(), wanted)?;
         fat.unmount()?;
         device.sync_all()
     }
 }
 
-fn wipe_in(root: &fatfs::Dir<'_, File>, wanted: &str) -> io::Result<()> {
+fn wipe_in(root: &fatfs::Dir<'_, Bounded>, wanted: &str) -> io::Result<()> {
     let entries: Vec<_> = root.iter().take(MAX_ENTRIES).collect::<io::Result<_>>()?;
     for entry in entries
         .iter()
@@ -189,6 +189,51 @@ fn wipe_in(root: &fatfs::Dir<'_, File>, wanted: &str) -> io::Result<()> {
         root.remove(&entry.file_name())?;
     }
     Ok(())
+}
+
+/// What may be read of a disk before it is given up: a table that leads in a circle has no end.
+const MAX_READ_BYTES: u64 = 32 * 1024 * 1024;
+
+/// A disk of which only so much is read.
+struct Bounded {
+    disk: File,
+    left: u64,
+}
+
+impl Bounded {
+    fn new(disk: File) -> Self {
+        Self {
+            disk,
+            left: MAX_READ_BYTES,
+        }
+    }
+}
+
+impl Read for Bounded {
+    fn read(&mut self, to: &mut [u8]) -> io::Result<usize> {
+        let read = self.disk.read(to)?;
+        self.left = self
+            .left
+            .checked_sub(read as u64)
+            .ok_or_else(|| io::Error::other("it has no end"))?;
+        Ok(read)
+    }
+}
+
+impl Write for Bounded {
+    fn write(&mut self, from: &[u8]) -> io::Result<usize> {
+        self.disk.write(from)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.disk.flush()
+    }
+}
+
+impl Seek for Bounded {
+    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+        self.disk.seek(to)
+    }
 }
 
 /// More entries than a seed has files, for folders and labels among them.
@@ -253,6 +298,41 @@ mod tests {
         assert_eq!(files.len(), 1);
         let raw = fs::read(&volume.device).unwrap();
         assert!(!raw.windows(9).any(|window| window == b"THE-TOKEN"));
+    }
+
+    #[test]
+    fn a_table_in_a_circle_is_given_up() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("disk");
+        let file = File::options()
+            .create(true)
+            .truncate(true)
+            .read(true)
+            .write(true)
+            .open(&path)
+            .unwrap();
+        file.set_len(64 << 20).unwrap();
+        let options = fatfs::FormatVolumeOptions::new()
+            .fat_type(fatfs::FatType::Fat32)
+            .bytes_per_cluster(512);
+        fatfs::format_volume(&file, options).unwrap();
+        let mut boot = [0; 512];
+        file.read_exact_at(&mut boot, 0).unwrap();
+        let number = |at: usize, bytes: usize| {
+            let mut value = [0; 4];
+            value[..bytes].copy_from_slice(&boot[at..at + bytes]);
+            u64::from(u32::from_le_bytes(value))
+        };
+        let (reserved, tables, sectors) = (number(14, 2), number(16, 1), number(36, 4));
+        // The root's cluster 2 is followed by itself, and all in it is deleted.
+        for table in 0..tables {
+            let at = (reserved + table * sectors) * 512 + 2 * 4;
+            file.write_all_at(&2_u32.to_le_bytes(), at).unwrap();
+        }
+        let root = (reserved + tables * sectors) * 512;
+        file.write_all_at(&[0xe5; 512], root).unwrap();
+        let error = kind(&path, false).unwrap_err();
+        assert!(error.to_string().contains("no end"), "{error}");
     }
 
     #[test]

@@ -10,6 +10,10 @@ use casemate_wire::control::{Digest, Failure, FunctionKey, WORKER_OVERHEAD_MIB, 
 use super::cpu::CpuWall;
 use super::{Effect, Millis, SILENCE_MS, STOP_GRACE_MS, Stage, Supervision, Worker, backoff_ms};
 
+/// Of what a function said when it could not be loaded, and of its hosts, in the status: a tenant has a thousand functions.
+const MAX_ERROR_CHARS: usize = 400;
+const MAX_DESCRIBED_HOSTS: usize = 8;
+
 /// One function that should run here.
 #[derive(Debug)]
 pub(super) struct Function {
@@ -112,6 +116,8 @@ impl Supervision {
             };
             self.effects
                 .push(Effect::Gateway(ToGateway::Route(Box::new(route))));
+            let given_up = function.hosts.iter();
+            given_up.for_each(|host| drop(self.owners.remove(host)));
             self.hand_on(&function.hosts);
         }
     }
@@ -151,10 +157,6 @@ impl Supervision {
     /// Leads the function's hosts to its wanted release. A host that another function has stays there: both were signed for
     /// by the root, and whoever came first keeps it until it is given up or the operator decides.
     fn route(&mut self, key: &FunctionKey) {
-        let others = self.functions.iter().filter(|(other, _)| *other != key);
-        let taken: BTreeSet<String> = others
-            .flat_map(|(_, function)| function.hosts.iter().cloned())
-            .collect();
         let Some(function) = self.functions.get_mut(key) else {
             return;
         };
@@ -163,11 +165,15 @@ impl Supervision {
             .hosts
             .iter()
             .cloned()
-            .partition(|host| taken.contains(host));
+            .partition(|host| self.owners.get(host).is_some_and(|owner| owner != key));
         let conflict = (!lost.is_empty()).then(|| {
+            let more = match lost.len() {
+                1 => String::new(),
+                count => format!(" and {} more hosts", count - 1),
+            };
             format!(
-                "callers of {} reach another function, which came first",
-                lost.join(", ")
+                "callers of {}{more} reach another function, which came first",
+                lost[0]
             )
         });
         if let Some(message) = conflict.clone().filter(|_| function.conflict != conflict) {
@@ -187,6 +193,11 @@ impl Supervision {
             .into_iter()
             .filter(|host| !route.hosts.contains(host))
             .collect();
+        given_up
+            .iter()
+            .for_each(|host| drop(self.owners.remove(host)));
+        let owned = route.hosts.iter().map(|host| (host.clone(), key.clone()));
+        self.owners.extend(owned);
         self.effects
             .push(Effect::Gateway(ToGateway::Route(Box::new(route))));
         self.hand_on(&given_up);
@@ -411,7 +422,7 @@ impl Supervision {
         };
         function.failures += 1;
         function.again_ms = now_ms + backoff_ms(function.failures) * 4;
-        function.last_error = Some(message.clone());
+        function.last_error = Some(message.chars().take(MAX_ERROR_CHARS).collect());
         // The wanted release is what runs, even when it does not: an older one is no longer the tenant's word.
         if function.warming {
             self.switch(key, now_ms);
@@ -467,7 +478,7 @@ impl Supervision {
         }
         serde_json::json!({
             "tenant": function.tenant_name, "tenant_id": hex(&key.tenant), "function": key.function, "release": hex(&function.plan.release),
-            "routed": function.routed.map(|digest| hex(&digest)), "manifest": function.manifest_version, "hosts": function.plan.hosts,
+            "routed": function.routed.map(|digest| hex(&digest)), "manifest": function.manifest_version, "hosts": function.plan.hosts.iter().take(MAX_DESCRIBED_HOSTS).collect::<Vec<_>>(),
             "bundle_here": self.bundles.get(&function.plan.bundle) == Some(&true), "workers": workers,
             "error": function.last_error.as_ref().or(function.conflict.as_ref()),
         })

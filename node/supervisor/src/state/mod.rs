@@ -178,6 +178,8 @@ pub(crate) struct Supervision {
     gateway: Program,
     workers: BTreeMap<WorkerId, Worker>,
     functions: BTreeMap<FunctionKey, Function>,
+    /// Whose callers a host's are.
+    owners: BTreeMap<String, FunctionKey>,
     bundles: BTreeMap<Digest, bool>,
     /// A plan of which not all has come.
     plans: Arriving<Plan>,
@@ -203,6 +205,7 @@ impl Supervision {
             gateway: Program::default(),
             workers: BTreeMap::new(),
             functions: BTreeMap::new(),
+            owners: BTreeMap::new(),
             bundles: BTreeMap::new(),
             plans: Arriving::new(MAX_FUNCTIONS as u32),
             waiting: VecDeque::new(),
