@@ -1,5 +1,6 @@
 //! Where Debian packages come from: apt, which checks the archive's signature, so that a digest that it names is Debian's.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -9,11 +10,11 @@ use crate::{Error, package};
 
 /// Finds packages and gets their bytes.
 pub trait Source {
-    /// The newest version of a package.
+    /// The newest versions of packages, by name.
     ///
     /// # Errors
-    /// There is none, or nobody can be asked.
-    fn find(&mut self, name: &str) -> Result<PackageFile, Error>;
+    /// There is none of one, or nobody can be asked.
+    fn find(&mut self, names: &[&str]) -> Result<BTreeMap<String, PackageFile>, Error>;
 
     /// The bytes of a package, which have the digest that is named.
     ///
@@ -49,14 +50,18 @@ impl Apt {
 }
 
 impl Source for Apt {
-    fn find(&mut self, name: &str) -> Result<PackageFile, Error> {
-        // An empty folder: of a file that lies in it already apt prints nothing.
+    fn find(&mut self, names: &[&str]) -> Result<BTreeMap<String, PackageFile>, Error> {
+        // An empty folder: of a file that lies in it already apt prints nothing. All at once: it reads its lists each time.
         let folder = tempfile::tempdir().map_err(Error::file("a temporary folder"))?;
-        let told = run(folder.path(), &["--print-uris", name])?;
-        parse(name, &told).ok_or_else(|| Error::Tool {
-            command: format!("apt-get download --print-uris {name}"),
-            message: format!("expected a file with its SHA-256 digest, got {told:?}"),
-        })
+        let told = run(folder.path(), &[&["--print-uris"], names].concat())?;
+        let found = names.iter().map(|name| {
+            let package = parse(name, &told).ok_or_else(|| Error::Tool {
+                command: format!("apt-get download --print-uris {name}"),
+                message: format!("expected a file with its SHA-256 digest, got {told:?}"),
+            })?;
+            Ok(((*name).to_owned(), package))
+        });
+        found.collect()
     }
 
     fn get(&mut self, package: &PackageFile) -> Result<Vec<u8>, Error> {
@@ -104,21 +109,23 @@ fn run(folder: &Path, arguments: &[&str]) -> Result<String, Error> {
     Err(failed(said.trim().replace('\n', "; ")))
 }
 
-/// A line `'ADDRESS' FILE SIZE SHA256:DIGEST`.
+/// The line of a package among those that apt prints: `'ADDRESS' FILE SIZE SHA256:DIGEST`.
 fn parse(name: &str, told: &str) -> Option<PackageFile> {
-    let line = told.lines().find(|line| line.starts_with('\''))?;
-    let mut words = line.split_whitespace().skip(1);
-    let (file, _size, digest) = (words.next()?, words.next()?, words.next()?);
-    let sha256 = digest.strip_prefix("SHA256:")?.to_owned();
-    let (of, rest) = file.split_once('_')?;
-    let (version, _architecture) = rest.strip_suffix(".deb")?.rsplit_once('_')?;
-    let is_plain = !file.contains('/') && sha256.len() == 64;
-    (of == name && is_plain).then(|| PackageFile {
-        name: name.to_owned(),
-        version: version.replace("%3a", ":"),
-        file: file.to_owned(),
-        sha256,
-    })
+    let of_package = |line: &str| {
+        let mut words = line.strip_prefix('\'')?.split_whitespace().skip(1);
+        let (file, _size, digest) = (words.next()?, words.next()?, words.next()?);
+        let sha256 = digest.strip_prefix("SHA256:")?.to_owned();
+        let (of, rest) = file.split_once('_')?;
+        let (version, _architecture) = rest.strip_suffix(".deb")?.rsplit_once('_')?;
+        let is_plain = !file.contains('/') && sha256.len() == 64;
+        (of == name && is_plain).then(|| PackageFile {
+            name: name.to_owned(),
+            version: version.replace("%3a", ":"),
+            file: file.to_owned(),
+            sha256,
+        })
+    };
+    told.lines().find_map(of_package)
 }
 
 /// The kernel that a package without files depends on.

@@ -117,12 +117,12 @@ impl Plan {
         programs: &Programs,
         packages: &mut dyn Source,
     ) -> Result<Self, Error> {
-        let named = packages.find(&profile.kernel)?;
+        let mut named = packages.find(&[&profile.kernel])?;
+        let named = take(&mut named, &profile.kernel)?;
         let kernel = depends_on_kernel(&packages.get(&named)?, &named.file)?;
-        let mut others = BTreeMap::new();
-        for name in profile.packages() {
-            others.insert(name.to_owned(), packages.find(name)?);
-        }
+        let mut names = vec![kernel.as_str(), STUB];
+        names.extend(profile.packages());
+        let mut found = packages.find(&names)?;
         let file = |(name, path): &(&str, &str)| {
             Ok(File {
                 name: (*name).to_owned(),
@@ -135,9 +135,9 @@ impl Plan {
             profile_sha256: profile.sha256.clone(),
             version: version.to_owned(),
             time,
-            kernel: packages.find(&kernel)?,
-            stub: packages.find(STUB)?,
-            packages: others,
+            kernel: take(&mut found, &kernel)?,
+            stub: take(&mut found, STUB)?,
+            packages: found,
             programs: PROGRAMS.iter().map(file).collect::<Result<_, Error>>()?,
         })
     }
@@ -176,6 +176,13 @@ impl Plan {
         // Strings and numbers only: it has a text.
         serde_json::to_string_pretty(self).unwrap_or_default() + "\n"
     }
+}
+
+fn take(found: &mut BTreeMap<String, PackageFile>, name: &str) -> Result<PackageFile, Error> {
+    found.remove(name).ok_or_else(|| Error::Package {
+        name: name.to_owned(),
+        message: "it was not found".into(),
+    })
 }
 
 /// What Debian and we call things (deb-version(7) and more).
