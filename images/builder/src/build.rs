@@ -6,6 +6,7 @@ use crate::debian::Source;
 use crate::kernel::{Kernel, MODULE_FOLDER, MODULE_LIST};
 use crate::package::{Package, Packed};
 use crate::plan::{Plan, Programs};
+use crate::sbom::bill;
 use crate::uki::{Parts, unify};
 use crate::{Error, Node, Profile, Tree, elf, initramfs};
 
@@ -45,6 +46,8 @@ pub struct Image {
     pub uki: Vec<u8>,
     /// The boot loader for a disk, not signed.
     pub loader: Vec<u8>,
+    /// What it is made of: CycloneDX, JSON.
+    pub bill_of_materials: String,
     /// The files in the initramfs.
     pub tree: Tree,
 }
@@ -62,12 +65,12 @@ pub fn build(
     let profile = Profile::named(&plan.profile)?;
     profile.check(&plan.profile_sha256)?;
     let mut get = |file| Package::read(&packages.get(file)?, &file.file);
-    let (kernel, stub) = (get(&plan.kernel)?, get(&plan.stub)?);
+    let (kernel_package, stub) = (get(&plan.kernel)?, get(&plan.stub)?);
     let mut others = BTreeMap::new();
     for (name, file) in &plan.packages {
         others.insert(name.as_str(), get(file)?);
     }
-    let kernel = Kernel::of(&kernel)?;
+    let kernel = Kernel::of(&kernel_package)?;
 
     let mut tree = Tree::default();
     for folder in FOLDERS {
@@ -113,6 +116,9 @@ pub fn build(
     tree.file("etc/hosts", "127.0.0.1 localhost\n::1 localhost\n")?;
     tree.add("etc/resolv.conf", Node::Link("/run/resolv.conf".into()))?;
 
+    let mut made_of = vec![(&plan.kernel, &kernel_package), (&plan.stub, &stub)];
+    made_of.extend(plan.packages.values().zip(others.values()));
+    let bill_of_materials = bill(plan, &made_of);
     let command_line = profile.command_line.join(" ");
     let level = match compression {
         Compression::Fast => 3,
@@ -140,6 +146,7 @@ pub fn build(
         command_line,
         uki,
         loader: stub.file(LOADER_PATH)?.to_vec(),
+        bill_of_materials,
         tree,
     })
 }

@@ -15,6 +15,7 @@ mod package;
 mod pe;
 mod plan;
 mod profile;
+mod sbom;
 mod signing;
 mod tree;
 mod uki;

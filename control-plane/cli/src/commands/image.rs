@@ -61,6 +61,10 @@ pub(super) fn build(cx: &Context, args: &ImageBuild) -> Result<(), Error> {
     };
     write("plan.json".to_owned(), plan.to_text().as_bytes())?;
     let name = format!("casemate_{}", plan.version);
+    write(
+        format!("{name}.cdx.json"),
+        image.bill_of_materials.as_bytes(),
+    )?;
     let formats = match &args.formats[..] {
         [] => &[ImageFormat::Uki][..],
         formats => formats,
