@@ -19,6 +19,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use rustix::system::{RebootCommand, reboot};
+use tokio::runtime::{Builder, Runtime};
 
 use console::Page;
 use seed::Seed;
@@ -103,11 +104,7 @@ fn run() -> Result<node::End, Failure> {
         Ok(settings) => settings,
         Err(problem) => return wait(page, problem),
     };
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(Failure::step("start the runtime"))?;
-    runtime.block_on(node::run(page, settings, seed))
+    runtime()?.block_on(node::run(page, settings, seed))
 }
 
 /// A state in which nothing can be served: it stays on the console for a while, and then the machine looks again.
@@ -115,9 +112,12 @@ fn wait(mut page: Page, problem: console::Problem) -> Result<node::End, Failure>
     page.state("waiting for the operator");
     page.problem(problem);
     page.show();
-    let runtime = tokio::runtime::Builder::new_current_thread()
+    runtime()?.block_on(node::wait_for_the_end())
+}
+
+fn runtime() -> Result<Runtime, Failure> {
+    Builder::new_current_thread()
         .enable_all()
         .build()
-        .map_err(Failure::step("start the runtime"))?;
-    runtime.block_on(node::wait_for_the_end())
+        .map_err(Failure::step("start the runtime"))
 }

@@ -21,7 +21,7 @@ use crate::settings::{Settings, UID_BASE};
 use crate::{Failure, button, clock, network};
 
 const LAUNCH: &str = "/usr/lib/casemate/casemate-launch";
-/// Variables that the programs get: the address of the kernel's watchdog is none of their business.
+/// The only variable that launch gets.
 const PATH: &str = "/usr/lib/casemate";
 
 /// Between two looks at the node.

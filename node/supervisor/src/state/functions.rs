@@ -476,10 +476,17 @@ impl Supervision {
             };
             *workers.entry(stage).or_default() += 1;
         }
+        let hosts: Vec<_> = function
+            .plan
+            .hosts
+            .iter()
+            .take(MAX_DESCRIBED_HOSTS)
+            .collect();
         serde_json::json!({
-            "tenant": function.tenant_name, "tenant_id": hex(&key.tenant), "function": key.function, "release": hex(&function.plan.release),
-            "routed": function.routed.map(|digest| hex(&digest)), "manifest": function.manifest_version, "hosts": function.plan.hosts.iter().take(MAX_DESCRIBED_HOSTS).collect::<Vec<_>>(),
-            "bundle_here": self.bundles.get(&function.plan.bundle) == Some(&true), "workers": workers,
+            "tenant": function.tenant_name, "tenant_id": hex(&key.tenant), "function": key.function,
+            "release": hex(&function.plan.release), "routed": function.routed.map(|digest| hex(&digest)),
+            "manifest": function.manifest_version, "hosts": hosts, "workers": workers,
+            "bundle_here": self.bundles.get(&function.plan.bundle) == Some(&true),
             "error": function.last_error.as_ref().or(function.conflict.as_ref()),
         })
     }
