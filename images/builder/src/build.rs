@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::debian::Source;
+use crate::elf::Needs;
 use crate::kernel::{Kernel, MODULE_FOLDER, MODULE_LIST};
 use crate::package::{Package, Packed};
 use crate::plan::{Plan, Programs};
@@ -160,36 +161,31 @@ fn other<'a>(packages: &'a BTreeMap<&str, Package>, name: &str) -> Result<&'a Pa
 
 /// Adds the loader and every library that a program, or a library of one, asks for.
 fn add_libraries(tree: &mut Tree, packages: &[&Package]) -> Result<(), Error> {
-    let programs = tree.iter().filter_map(|(path, node)| match node {
+    let needs = |(path, node): (&str, &Node)| match node {
         Node::File {
             bytes,
             executable: true,
-        } => Some((path.to_owned(), bytes.clone())),
+        } => Some(elf::needs(path, bytes).map(|needs| (path.to_owned(), needs))),
         _ => None,
-    });
-    let mut open: Vec<(String, Vec<u8>)> = programs.collect();
-    while let Some((path, bytes)) = open.pop() {
-        let needs = elf::needs(&path, &bytes)?;
-        let interpreter = needs
-            .interpreter
-            .map(|path| path.trim_start_matches('/').to_owned());
-        let named = needs
-            .libraries
-            .iter()
-            .map(|name| format!("{LIBRARY_FOLDER}/{name}"));
-        for wanted in interpreter.into_iter().chain(named) {
-            let (folder, name) = wanted.rsplit_once('/').unwrap_or(("", &wanted));
+    };
+    let mut open: Vec<(String, Needs)> = tree.iter().filter_map(needs).collect::<Result<_, _>>()?;
+    while let Some((path, needs)) = open.pop() {
+        let named = needs.libraries.iter().map(String::as_str);
+        let interpreter = needs.interpreter.as_deref();
+        let interpreter = interpreter.and_then(|path| path.rsplit('/').next());
+        for name in interpreter.into_iter().chain(named) {
             // The loader is a library too, at a path of its own.
-            let place = if name.starts_with("ld-linux") {
-                format!("lib64/{name}")
+            let folder = if name.starts_with("ld-linux") {
+                "lib64"
             } else {
-                wanted.clone()
+                LIBRARY_FOLDER
             };
+            let place = format!("{folder}/{name}");
             if tree.contains(&place) {
                 continue;
             }
             let places = [
-                format!("{folder}/{name}"),
+                place.clone(),
                 format!("usr/{LIBRARY_FOLDER}/{name}"),
                 format!("{LIBRARY_FOLDER}/{name}"),
             ];
@@ -201,7 +197,8 @@ fn add_libraries(tree: &mut Tree, packages: &[&Package]) -> Result<(), Error> {
                 library: name.to_owned(),
             })?;
             tree.program(&place, library)?;
-            open.push((place, library.to_vec()));
+            let needs = elf::needs(&place, library)?;
+            open.push((place, needs));
         }
     }
     Ok(())

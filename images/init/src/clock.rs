@@ -1,6 +1,6 @@
 //! The clock: never before the image was made, and set by SNTP (RFC 4330) when a server answers. Nobody waits for it.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustix::time::{ClockId, Timespec, clock_settime};
@@ -8,6 +8,7 @@ use sntpc::{NtpContext, StdTimestampGen};
 use sntpc_net_tokio::UdpSocketWrapper;
 use tokio::net::UdpSocket;
 
+const PORT: u16 = 123;
 const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 /// Between two questions while nobody has answered.
 pub(crate) const RETRY: Duration = Duration::from_secs(30);
@@ -24,31 +25,25 @@ pub(crate) fn not_before(floor: u64) {
     }
 }
 
-/// Asks the servers one after the other, and sets the clock by the first that answers; by how much it was wrong, in
-/// milliseconds.
-pub(crate) async fn ask(servers: &[String], floor: u64) -> Result<i64, String> {
+/// Asks the servers one after the other, and sets the clock by the first that answers.
+pub(crate) async fn ask(servers: &[String], floor: u64) -> Result<(), String> {
     let mut why = "no time server is known".to_owned();
     for server in servers {
         match one(server, floor).await {
-            Ok(offset) => return Ok(offset),
+            Ok(()) => return Ok(()),
             Err(error) => why = format!("the time server {server} {error}"),
         }
     }
     Err(why)
 }
 
-async fn one(server: &str, floor: u64) -> Result<i64, String> {
-    let address =
-        if server.contains(':') && !server.contains("]:") && server.matches(':').count() > 1 {
-            format!("[{server}]:123")
-        } else if server
-            .rsplit_once(':')
-            .is_some_and(|(_, port)| port.parse::<u16>().is_ok())
-        {
-            server.to_owned()
-        } else {
-            format!("{server}:123")
-        };
+async fn one(server: &str, floor: u64) -> Result<(), String> {
+    let has_port = |(_, port): (&str, &str)| port.parse::<u16>().is_ok();
+    let address = match server.parse::<IpAddr>() {
+        Ok(address) => SocketAddr::new(address, PORT).to_string(),
+        Err(_) if server.rsplit_once(':').is_some_and(has_port) => server.to_owned(),
+        Err(_) => format!("{server}:{PORT}"),
+    };
     let mut found = tokio::net::lookup_host(address)
         .await
         .map_err(|error| format!("has no address: {error}"))?;
@@ -79,7 +74,7 @@ async fn one(server: &str, floor: u64) -> Result<i64, String> {
     if offset.unsigned_abs() > WORTH_SETTING.as_micros() as u64 {
         set(right).map_err(|error| format!("is not obeyed by the clock: {error}"))?;
     }
-    Ok(offset / 1000)
+    Ok(())
 }
 
 fn now() -> Duration {

@@ -89,7 +89,7 @@ pub(crate) fn mount(page: &mut Page) -> Result<PathBuf, Problem> {
         )),
     }?;
     let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC | MountFlags::NOATIME;
-    // Without the barrier a journal is no promise; an error makes it read-only, and the node says so.
+    // After an error nothing more is written, and the node says so.
     mount_at(&device, FOLDER, "ext4", flags, c"errors=remount-ro").map_err(|error| {
         Problem::new(
             format!("the state partition {} cannot be mounted: {error}", device.display()),

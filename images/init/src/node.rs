@@ -174,7 +174,7 @@ pub(crate) async fn run(page: Page, settings: Settings, seed: Seed) -> Result<En
 async fn keep_time(servers: Vec<String>, floor: u64, told: mpsc::Sender<Option<Problem>>) {
     loop {
         let (problem, pause) = match clock::ask(&servers, floor).await {
-            Ok(_) => (None, clock::AGAIN),
+            Ok(()) => (None, clock::AGAIN),
             Err(why) => (
                 Some(Problem::new(
                     why,

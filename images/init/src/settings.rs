@@ -5,9 +5,11 @@ use std::io;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
+use casemate_config::Mistake;
 use ipnet::IpNet;
 use rustix::fs::{Gid, Mode, Uid};
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 
 use crate::console::{Page, Problem};
 use crate::kernel::write_whole;
@@ -61,12 +63,7 @@ pub(crate) struct Network {
 
 impl Network {
     fn parse(text: &str) -> Result<Self, Vec<String>> {
-        let network: Self = casemate_config::parse(text).map_err(|mistakes| {
-            let line = |mistake: &casemate_config::Mistake| {
-                format!("{NETWORK}:{}: {}", mistake.line, mistake.message)
-            };
-            mistakes.iter().map(line).collect::<Vec<_>>()
-        })?;
+        let network: Self = parse(NETWORK, text)?;
         let mut wrong = Vec::new();
         if network.method == Method::Static && network.addresses.is_empty() {
             wrong.push(format!(
@@ -98,6 +95,14 @@ impl Network {
             Err(wrong)
         }
     }
+}
+
+/// Every mistake with its file and line.
+fn parse<T: DeserializeOwned>(name: &str, text: &str) -> Result<T, Vec<String>> {
+    casemate_config::parse(text).map_err(|mistakes| {
+        let line = |mistake: &Mistake| format!("{name}:{}: {}", mistake.line, mistake.message);
+        mistakes.iter().map(line).collect()
+    })
 }
 
 /// A name that leads to no other place.
@@ -207,19 +212,14 @@ fn is_sound(name: &str, bytes: &[u8], page: &mut Page) -> bool {
     let wrong = match (name, std::str::from_utf8(bytes)) {
         (_, Err(error)) => vec![format!("{name}: {error}")],
         (NETWORK, Ok(text)) => Network::parse(text).err().unwrap_or_default(),
-        (NODE | VAULT, Ok(text)) => match casemate_config::parse::<toml::Table>(text) {
+        (NODE | VAULT, Ok(text)) => match parse::<toml::Table>(name, text) {
             Ok(table) if table.contains_key(ADMIN_SOCKET) => {
                 vec![format!(
                     "{name}: `{ADMIN_SOCKET}` is where the image looks for it"
                 )]
             }
             Ok(_) => Vec::new(),
-            Err(mistakes) => {
-                let line = |mistake: &casemate_config::Mistake| {
-                    format!("{name}:{}: {}", mistake.line, mistake.message)
-                };
-                mistakes.iter().map(line).collect()
-            }
+            Err(mistakes) => mistakes,
         },
         _ => Vec::new(),
     };

@@ -69,10 +69,11 @@ pub(super) fn build(cx: &Context, args: &ImageBuild) -> Result<(), Error> {
         [] => &[ImageFormat::Uki][..],
         formats => formats,
     };
-    if formats.contains(&ImageFormat::Uki) {
+    let wants = |format| formats.contains(&format);
+    if wants(ImageFormat::Uki) {
         write(format!("{name}.efi"), &image.uki)?;
     }
-    if formats.contains(&ImageFormat::Direct) {
+    if wants(ImageFormat::Direct) {
         write(format!("{name}.vmlinuz"), &image.kernel)?;
         write(format!("{name}.initramfs"), &image.initramfs)?;
         write(
@@ -81,7 +82,6 @@ pub(super) fn build(cx: &Context, args: &ImageBuild) -> Result<(), Error> {
         )?;
     }
     let raw = args.out.join(format!("{name}.raw"));
-    let wants = |format| formats.contains(&format);
     if wants(ImageFormat::Raw) || wants(ImageFormat::Qcow2) {
         progress.say("writing the disk");
         disk(&raw, &image, &plan, args.state_mib)?;
