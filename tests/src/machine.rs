@@ -6,7 +6,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use casemate_images::{
@@ -89,6 +89,9 @@ pub fn seed_disk_arguments(path: &Path) -> Vec<String> {
         .to_vec()
 }
 
+/// Until an emulated TPM listens.
+const TPM_TIMEOUT: Duration = Duration::from_secs(20);
+
 /// What a machine is given.
 #[derive(Debug, Clone, Default)]
 pub struct Hardware {
@@ -98,6 +101,8 @@ pub struct Hardware {
     pub memory_mib: Option<u32>,
     /// Without a network card.
     pub no_network: bool,
+    /// With a TPM, whose state is in this folder.
+    pub tpm: Option<PathBuf>,
     /// More of QEMU's arguments.
     pub more: Vec<String>,
 }
@@ -144,10 +149,40 @@ pub fn signed_image(folder: &Path) -> Result<Image> {
 pub struct Machine {
     folder: PathBuf,
     running: Option<Running>,
+    tpm: Option<Running>,
     starts: u32,
     has_firmware: bool,
     /// Where callers reach its gateway.
     pub gateway: SocketAddr,
+}
+
+/// Starts a TPM; QEMU's arguments for it. What it keeps it writes at once, so ending it is a power cut as well.
+fn start_tpm(folder: &Path) -> Result<(Running, [String; 6])> {
+    std::fs::create_dir_all(folder)?;
+    let socket = folder.join("control");
+    let socket = socket.display();
+    let mut command = Command::new("swtpm");
+    command.args(["socket", "--tpm2", "--tpmstate"]);
+    command.arg(format!("dir={}", folder.display()));
+    command.args(["--ctrl", &format!("type=unixio,path={socket}")]);
+    let running = Running::start("swtpm", command, &folder.join("log"))
+        .context("is swtpm installed? `scripts/setup test` does it")?;
+    let until = Instant::now() + TPM_TIMEOUT;
+    while !folder.join("control").exists() {
+        if Instant::now() > until {
+            bail!("swtpm has not started: {}", running.log());
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let arguments = [
+        "-chardev".to_owned(),
+        format!("socket,id=tpm,path={socket}"),
+        "-tpmdev".to_owned(),
+        "emulator,id=tpm,chardev=tpm".to_owned(),
+        "-device".to_owned(),
+        "tpm-tis,tpmdev=tpm".to_owned(),
+    ];
+    Ok((running, arguments))
 }
 
 impl Machine {
@@ -179,6 +214,7 @@ impl Machine {
         let mut machine = Self {
             folder: folder.to_owned(),
             running: None,
+            tpm: None,
             starts: 0,
             has_firmware,
             gateway,
@@ -236,6 +272,11 @@ impl Machine {
                 .arg("-fw_cfg")
                 .arg(format!("name=opt/casemate/{name},file={path}"));
         }
+        if let Some(tpm) = &hardware.tpm {
+            let (running, arguments) = start_tpm(tpm)?;
+            self.tpm = Some(running);
+            command.args(arguments);
+        }
         command.args(&hardware.more);
         self.starts += 1;
         File::create(self.console())?;
@@ -265,6 +306,9 @@ impl Machine {
     pub fn cut_power(&mut self) -> Result<()> {
         if let Some(mut running) = self.running.take() {
             running.kill()?;
+        }
+        if let Some(mut tpm) = self.tpm.take() {
+            tpm.kill()?;
         }
         Ok(())
     }

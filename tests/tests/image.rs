@@ -192,6 +192,67 @@ async fn a_machine_with_secure_boot_serves_and_starts_nothing_that_is_not_signed
     }
 }
 
+/// `make test-image`. The storage key is sealed to the TPM: it opens at the next boot of the same machine, stays sealed on
+/// another one, and is brought there by the recovery key.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "run by `make test-image`"]
+async fn a_storage_key_opens_on_its_machine_alone() {
+    let temporary = tempfile::tempdir().unwrap();
+    let upstream = Upstream::start(UPSTREAM_HOST, UPSTREAM_KEY).await.unwrap();
+    let signed = block_in_place(|| signed_image(temporary.path())).unwrap();
+    let with_tpm = |name: &str| Hardware {
+        tpm: Some(temporary.path().join(name)),
+        ..Hardware::default()
+    };
+    let start = |folder: &Path, token: &str| {
+        let mut hardware = with_tpm("tpm");
+        hardware.seed = seed(token);
+        let require = b"require_tpm = true\n".to_vec();
+        hardware.seed.push(("storage.toml".into(), require));
+        Machine::start_from_disk(folder, &signed, &hardware)
+    };
+    let started =
+        block_in_place(|| Fleet::start_with(temporary.path(), Some(HOST), &mut |_| (), start));
+    let mut fleet = started.unwrap();
+    let web = project(&fleet, &upstream, 1);
+    block_in_place(|| fleet.put_secret(&web)).unwrap();
+    deploy(&fleet, &web);
+    until(&fleet.node, "/charges", |answer| answer.status == 200).await;
+    let said = fleet.node.said();
+    assert!(line(&said, "key") == "sealed to the TPM", "{said}");
+    let recovery = line(&said, "recovery").split(' ').next().unwrap();
+
+    let node = &mut fleet.node;
+    block_in_place(|| node.boot(&with_tpm("tpm"))).unwrap();
+    until(node, "/charges", |answer| answer.status == 200).await;
+    assert!(!node.said().contains(recovery), "it was shown before");
+
+    // Another TPM, or this one wiped: nothing is served, and the page says why.
+    block_in_place(|| node.boot(&with_tpm("other"))).unwrap();
+    block_in_place(|| node.wait_for("sealed by another TPM, or this one was cleared")).unwrap();
+    assert!(node.said().contains("sealed; nothing is served"));
+    let mut hardware = with_tpm("other");
+    hardware.seed = vec![("recovery-key".into(), recovery.as_bytes().to_vec())];
+    block_in_place(|| node.boot(&hardware)).unwrap();
+    until(node, "/charges", |answer| answer.status == 200).await;
+    block_in_place(|| node.boot(&with_tpm("other"))).unwrap();
+    until(node, "/version", |answer| answer.status == 200).await;
+
+    // Without a TPM, the key that was sealed is not replaced by one in clear.
+    block_in_place(|| node.boot(&Hardware::default())).unwrap();
+    block_in_place(|| node.wait_for("this machine has no TPM, and the key was sealed to one"))
+        .unwrap();
+    node.cut_power().unwrap();
+    plaintext::must_not_be_below(temporary.path(), UPSTREAM_KEY.as_bytes());
+}
+
+/// What the console's last page says in a line.
+fn line<'a>(said: &'a str, name: &str) -> &'a str {
+    let mut lines = said.lines().rev();
+    let found = lines.find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    found.map(str::trim).unwrap_or_default()
+}
+
 #[test]
 fn nothing_else_can_be_run_and_a_plan_makes_the_same_bytes_again() {
     let one = image().unwrap();

@@ -2,6 +2,9 @@
 
 use std::collections::BTreeMap;
 
+use casemate_measured_boot::ApprovalKey;
+use casemate_trust::image::{ImageVersion, MAX_IMAGE_BYTES};
+
 use crate::debian::Source;
 use crate::elf::Needs;
 use crate::kernel::{Kernel, MODULE_FOLDER, MODULE_LIST};
@@ -16,8 +19,6 @@ const CERTIFICATE_FOLDER: &str = "usr/share/ca-certificates/";
 const CERTIFICATES: &str = "etc/ssl/certs/ca-certificates.crt";
 /// Where Debian's loader looks for libraries.
 const LIBRARY_FOLDER: &str = "lib/x86_64-linux-gnu";
-/// Beyond it a unified kernel image is no good for a small boot partition.
-const MAX_UKI_BYTES: u64 = 250 * 1024 * 1024;
 
 /// Folders that something is mounted on or written into.
 const FOLDERS: &[&str] = &["dev", "mnt", "proc", "run", "state", "sys", "tmp"];
@@ -47,10 +48,41 @@ pub struct Image {
     pub uki: Vec<u8>,
     /// The boot loader for a disk, not signed.
     pub loader: Vec<u8>,
+    /// Its version.
+    pub version: String,
     /// What it is made of: CycloneDX, JSON.
     pub bill_of_materials: String,
     /// The files in the initramfs.
     pub tree: Tree,
+    /// What else is in the unified image.
+    stub: Vec<u8>,
+    os_release: String,
+    kernel_release: String,
+}
+
+impl Image {
+    /// The three in one, approved by a key if there is one.
+    pub(crate) fn unify(
+        &self,
+        key: Option<(&ApprovalKey, ImageVersion)>,
+    ) -> Result<Vec<u8>, Error> {
+        let parts = Parts {
+            os_release: &self.os_release,
+            command_line: &self.command_line,
+            kernel_release: &self.kernel_release,
+            initramfs: &self.initramfs,
+            kernel: &self.kernel,
+        };
+        let uki = unify(&self.stub, &parts, key)?;
+        if uki.len() as u64 > MAX_IMAGE_BYTES {
+            return Err(Error::TooLarge {
+                what: "the unified kernel image".into(),
+                max: MAX_IMAGE_BYTES,
+                got: uki.len() as u64,
+            });
+        }
+        Ok(uki)
+    }
 }
 
 /// Makes the image of a plan.
@@ -126,30 +158,21 @@ pub fn build(
         Compression::Small => 19,
     };
     let initramfs = initramfs::compress(&initramfs::archive(&tree, plan.time)?, level)?;
-    let parts = Parts {
-        os_release: &os_release,
-        command_line: &command_line,
-        kernel_release: &kernel.release,
-        initramfs: &initramfs,
-        kernel: kernel.image()?,
-    };
-    let uki = unify(stub.file(STUB_PATH)?, &parts)?;
-    if uki.len() as u64 > MAX_UKI_BYTES {
-        return Err(Error::TooLarge {
-            what: "the unified kernel image".into(),
-            max: MAX_UKI_BYTES,
-            got: uki.len() as u64,
-        });
-    }
-    Ok(Image {
+    let mut image = Image {
         kernel: kernel.image()?.to_vec(),
         initramfs,
         command_line,
-        uki,
+        uki: Vec::new(),
         loader: stub.file(LOADER_PATH)?.to_vec(),
+        version: plan.version.clone(),
         bill_of_materials,
         tree,
-    })
+        stub: stub.file(STUB_PATH)?.to_vec(),
+        os_release,
+        kernel_release: kernel.release.clone(),
+    };
+    image.uki = image.unify(None)?;
+    Ok(image)
 }
 
 fn other<'a>(packages: &'a BTreeMap<&str, Package>, name: &str) -> Result<&'a Package, Error> {

@@ -108,6 +108,12 @@ pub enum Error {
     /// The boot stub is no PE file that sections can be added to.
     #[error("the boot stub: {0}")]
     Stub(String),
+    /// The key that an image is signed with.
+    #[error("the image's key")]
+    Key(#[from] casemate_measured_boot::Error),
+    /// A version that cannot be compared.
+    #[error("the image's version")]
+    Version(#[from] casemate_trust::image::ImageVersionError),
     /// More than the format can hold.
     #[error("{what}: expected at most {max} bytes, got {got}")]
     TooLarge {

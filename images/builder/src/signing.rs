@@ -1,26 +1,35 @@
-//! Signatures that firmware checks (UEFI Secure Boot), by sbsigntool.
+//! Signatures: those that firmware checks (UEFI Secure Boot), by sbsigntool, and the one that TPMs check.
 
 use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
+
+use casemate_measured_boot::ApprovalKey;
+use casemate_trust::image::ImageVersion;
+use zeroize::Zeroizing;
 
 use crate::{Error, Image};
 
 /// A key that the firmware of the machines has in its `db`.
 #[derive(Debug, Clone)]
 pub struct SecureBootKey {
-    /// RSA private key, PEM.
+    /// RSA private key of 2048 bits, PEM.
     pub key: PathBuf,
     /// Its certificate, PEM.
     pub certificate: PathBuf,
 }
 
 impl Image {
-    /// Signs everything that firmware starts.
+    /// Signs everything that firmware starts, and approves that boots of this image open what nodes have sealed to their TPMs
+    /// under the same key.
     ///
     /// # Errors
-    /// sbsigntool is not there, or the key is no good.
+    /// sbsigntool is not there, the key is no good, or the image's version is not one of three numbers.
     pub fn sign(&mut self, key: &SecureBootKey) -> Result<(), Error> {
+        let version: ImageVersion = self.version.parse()?;
+        let pem = Zeroizing::new(fs::read(&key.key).map_err(Error::file(&key.key))?);
+        let approves = ApprovalKey::from_pem(&pem)?;
+        self.uki = self.unify(Some((&approves, version)))?;
         self.uki = key.sign("the unified kernel image", &self.uki)?;
         self.loader = key.sign("the boot loader", &self.loader)?;
         Ok(())

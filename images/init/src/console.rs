@@ -38,6 +38,8 @@ pub(crate) struct Page {
     problems: Vec<Problem>,
     node: Vec<Problem>,
     clock: Option<Problem>,
+    /// Why the storage key does not open.
+    sealed: Option<Problem>,
     image_time: u64,
     shown: String,
 }
@@ -51,6 +53,7 @@ impl Page {
             problems: Vec::new(),
             node: Vec::new(),
             clock: None,
+            sealed: None,
             image_time: u64::from(image.time),
             shown: String::new(),
         }
@@ -59,6 +62,11 @@ impl Page {
     /// In a word or two, how it stands.
     pub(crate) fn state(&mut self, state: impl Into<String>) {
         self.state = state.into();
+    }
+
+    /// No line of this name any more.
+    pub(crate) fn remove_line(&mut self, name: &'static str) {
+        self.lines.remove(name);
     }
 
     /// A line of the page in place of the one that had this name.
@@ -83,6 +91,18 @@ impl Page {
         self.clock = problem;
     }
 
+    /// The storage key does not open: nothing is served until it does.
+    pub(crate) fn sealed(&mut self, problem: Problem) {
+        self.state("sealed; nothing is served");
+        self.sealed = Some(problem);
+    }
+
+    /// It is open.
+    pub(crate) fn opened(&mut self) {
+        self.state("starting");
+        self.sealed = None;
+    }
+
     /// When the image was made, Unix seconds.
     pub(crate) fn image_time(&self) -> u64 {
         self.image_time
@@ -102,7 +122,8 @@ impl Page {
         for (name, line) in &self.lines {
             let _ = writeln!(text, "{name:NAME_COLUMNS$}{}", printable(line));
         }
-        for problem in self.problems.iter().chain(&self.node).chain(&self.clock) {
+        let problems = self.problems.iter().chain(&self.node);
+        for problem in problems.chain(&self.clock).chain(&self.sealed) {
             let _ = writeln!(
                 text,
                 "{:NAME_COLUMNS$}{}",

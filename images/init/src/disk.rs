@@ -96,7 +96,6 @@ pub(crate) fn mount(page: &mut Page) -> Result<PathBuf, Problem> {
             "restart; if it stays, the disk is damaged: replace it, and the node joins again with a new token",
         )
     })?;
-    page.line("key", "on the state partition, in clear: no TPM is used");
     page.line("state", format!("{} on {}", PARTITION, device.display()));
     Ok(FOLDER.into())
 }

@@ -12,8 +12,11 @@ mod disk;
 mod kernel;
 mod network;
 mod node;
+mod recovery;
 mod seed;
 mod settings;
+mod storage;
+mod tpm;
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -22,8 +25,10 @@ use rustix::system::{RebootCommand, reboot};
 use tokio::runtime::{Builder, Runtime};
 
 use console::Page;
-use seed::Seed;
+use node::Waited;
+use seed::{RECOVERY_KEY, Seed};
 use settings::Settings;
+use storage::{Boot, Storage};
 
 /// Time to read what went wrong.
 const BEFORE_RESTART: Duration = Duration::from_secs(10);
@@ -99,12 +104,39 @@ fn run() -> Result<node::End, Failure> {
         Ok(state) => state,
         Err(problem) => return wait(page, problem),
     };
-    let seed = Seed::find(&mut page, settings::is_new(&state));
+    let mut seed = Seed::find(&mut page, settings::is_new(&state));
     let settings = match Settings::take(&seed, &state, &mut page) {
         Ok(settings) => settings,
         Err(problem) => return wait(page, problem),
     };
-    runtime()?.block_on(node::run(page, settings, seed))
+    let storage = loop {
+        let recovery = seed.items.get(RECOVERY_KEY).map(|item| &item.bytes[..]);
+        let boot = Boot::look(&mut page);
+        match Storage::open(&state, boot, recovery, settings.require_tpm, &mut page) {
+            Ok(storage) => break storage,
+            Err(problem) => page.sealed(problem),
+        }
+        page.show();
+        let before = recovery.map(<[u8]>::to_vec);
+        let is_new = || {
+            let now = Seed::read(&mut page);
+            page.show();
+            let given = now.items.get(RECOVERY_KEY).map(|item| item.bytes.clone());
+            (given.is_some() && given != before).then_some(now)
+        };
+        match runtime()?.block_on(node::wait(None, is_new))? {
+            Waited::End(end) => return Ok(end),
+            Waited::Found(found) => seed = found,
+        }
+    };
+    if storage.was_recovered {
+        let stays = seed.forget(RECOVERY_KEY);
+        stays.into_iter().for_each(|problem| page.problem(problem));
+    }
+    if let Err(problem) = settings.offer(storage.key.as_ref(), &mut page) {
+        return wait(page, problem);
+    }
+    runtime()?.block_on(node::run(page, settings, seed, storage))
 }
 
 /// A state in which nothing can be served: it stays on the console for a while, and then the machine looks again.
@@ -112,7 +144,10 @@ fn wait(mut page: Page, problem: console::Problem) -> Result<node::End, Failure>
     page.state("waiting for the operator");
     page.problem(problem);
     page.show();
-    runtime()?.block_on(node::wait_for_the_end())
+    match runtime()?.block_on(node::wait(Some(node::LOOKS_AGAIN), || None::<()>))? {
+        Waited::End(end) => Ok(end),
+        Waited::Found(()) => Ok(node::End::Restart),
+    }
 }
 
 fn runtime() -> Result<Runtime, Failure> {

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use rustix::process::{Pid, Signal, WaitOptions, kill_process, wait};
+use rustix::process::{Pid, Signal, WaitOptions, kill_process, wait as wait_for_child};
 use serde_json::Value;
 use tokio::io::AsyncReadExt as _;
 use tokio::net::UnixStream;
@@ -16,8 +16,9 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
 use crate::console::{Page, Problem, say};
 use crate::network::{News, View};
-use crate::seed::{NODE, Seed, VAULT};
+use crate::seed::{JOIN_TOKEN, NODE, Seed, VAULT};
 use crate::settings::{Settings, UID_BASE};
+use crate::storage::Storage;
 use crate::{Failure, button, clock, network};
 
 const LAUNCH: &str = "/usr/lib/casemate/casemate-launch";
@@ -43,7 +44,7 @@ const NETWORK_WITHIN: Duration = Duration::from_secs(10);
 /// For requests that are under way when the machine is told to end.
 const DRAIN_WITHIN: Duration = Duration::from_secs(25);
 /// What was missing may be there then: a disk on a network.
-const LOOKS_AGAIN: Duration = Duration::from_secs(120);
+pub(crate) const LOOKS_AGAIN: Duration = Duration::from_secs(120);
 const WATCHDOG: &str = "/dev/watchdog";
 
 /// How the machine is to end.
@@ -68,6 +69,7 @@ struct Node {
     page: Page,
     settings: Settings,
     seed: Seed,
+    storage: Storage,
     running: Option<Running>,
     /// When it is started, if it does not run.
     start_at: Option<Instant>,
@@ -101,24 +103,53 @@ impl Signals {
     }
 }
 
-/// Nothing can be served: the machine starts again after a while, or when somebody wants it to.
-pub(crate) async fn wait_for_the_end() -> Result<End, Failure> {
+/// How a wait has ended.
+pub(crate) enum Waited<T> {
+    End(End),
+    /// What was waited for is there.
+    Found(T),
+}
+
+/// Nothing can be served: until somebody wants the machine to end, or something is found, or it is time to start again.
+pub(crate) async fn wait<T>(
+    again: Option<Duration>,
+    mut look: impl FnMut() -> Option<T>,
+) -> Result<Waited<T>, Failure> {
     let mut signals = Signals::new()?;
-    let again = sleep_until(Instant::now() + LOOKS_AGAIN);
-    tokio::pin!(again);
-    loop {
+    let until = Instant::now() + again.unwrap_or_default();
+    let mut looks = interval(LOOK_INTERVAL);
+    looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let end = loop {
         tokio::select! {
-            () = &mut again => return Ok(End::Restart),
-            Some(()) = signals.button.recv() => return Ok(End::PowerOff),
+            () = sleep_until(until), if again.is_some() => break End::Restart,
+            _ = looks.tick() => {
+                if let Some(found) = look() {
+                    return Ok(Waited::Found(found));
+                }
+            }
+            Some(()) = signals.button.recv() => break End::PowerOff,
             _ = signals.child.recv() => drop(reap()),
-            _ = signals.restart.recv() => return Ok(End::Restart),
-            _ = signals.power_off.recv() => return Ok(End::PowerOff),
+            _ = signals.restart.recv() => break End::Restart,
+            _ = signals.power_off.recv() => break End::PowerOff,
         }
-    }
+    };
+    Ok(Waited::End(end))
 }
 
 /// Runs the node until the machine is to end.
-pub(crate) async fn run(page: Page, settings: Settings, seed: Seed) -> Result<End, Failure> {
+pub(crate) async fn run(
+    mut page: Page,
+    settings: Settings,
+    seed: Seed,
+    storage: Storage,
+) -> Result<End, Failure> {
+    if let Some(recovery) = &storage.recovery {
+        let text = format!(
+            "{} (write it down: it opens the storage key when the TPM does not)",
+            **recovery
+        );
+        page.line("recovery", text);
+    }
     let mut signals = Signals::new()?;
     let (news, mut told) = mpsc::channel(8);
     tokio::spawn(network::run(settings.network.clone(), news));
@@ -127,6 +158,7 @@ pub(crate) async fn run(page: Page, settings: Settings, seed: Seed) -> Result<En
         page,
         settings,
         seed,
+        storage,
         running: None,
         start_at: Some(Instant::now() + NETWORK_WITHIN),
         pause: FIRST_PAUSE,
@@ -193,7 +225,7 @@ async fn keep_time(servers: Vec<String>, floor: u64, told: mpsc::Sender<Option<P
 /// Children that have ended, and how.
 fn reap() -> Vec<(Pid, rustix::process::WaitStatus)> {
     let mut ended = Vec::new();
-    while let Ok(Some(child)) = wait(WaitOptions::NOHANG) {
+    while let Ok(Some(child)) = wait_for_child(WaitOptions::NOHANG) {
         ended.push(child);
     }
     ended
@@ -366,10 +398,19 @@ impl Node {
         self.page.line("control", report.control);
         self.page.problems_of_node(report.problems);
         self.is_newcomer |= vault["member"] == false;
+        if is_member && self.storage.recovery.is_some() {
+            self.page.remove_line("recovery");
+            if let Err(error) = self.storage.recovery_was_shown() {
+                self.page.problem(Problem::new(
+                    format!("the recovery key will be shown again: {error}"),
+                    "the state partition may be full or damaged",
+                ));
+            }
+        }
         if is_member && self.settings.has_token {
             self.settings.has_token = false;
             if self.is_newcomer {
-                let kept = self.seed.forget_token();
+                let kept = self.seed.forget(JOIN_TOKEN);
                 kept.into_iter()
                     .for_each(|problem| self.page.problem(problem));
             } else {

@@ -29,6 +29,11 @@ pub(crate) const JOIN_TOKEN: &str = "join-token";
 pub(crate) const NETWORK: &str = "network.toml";
 pub(crate) const NODE: &str = "node.toml";
 pub(crate) const VAULT: &str = "vault.toml";
+pub(crate) const STORAGE: &str = "storage.toml";
+pub(crate) const RECOVERY_KEY: &str = "recovery-key";
+/// Nobody finds these on a disk once they were used, and they are kept nowhere else.
+pub(crate) const SECRETS: [&str; 2] = [JOIN_TOKEN, RECOVERY_KEY];
+const KNOWN: [&str; 6] = [JOIN_TOKEN, NETWORK, NODE, VAULT, STORAGE, RECOVERY_KEY];
 
 /// The way of what the firmware hands over.
 const FIRMWARE: &str = "firmware";
@@ -47,8 +52,8 @@ pub(crate) struct Item {
 #[derive(Default)]
 pub(crate) struct Seed {
     pub(crate) items: BTreeMap<String, Item>,
-    /// Disks with a token on them.
-    volumes: Vec<volume::Volume>,
+    /// Disks with secrets on them, and which.
+    volumes: Vec<(volume::Volume, Vec<String>)>,
 }
 
 impl Seed {
@@ -65,7 +70,7 @@ impl Seed {
     }
 
     /// What is there now. What is not understood is a problem on the page, and the rest counts.
-    fn read(page: &mut Page) -> Self {
+    pub(crate) fn read(page: &mut Page) -> Self {
         let mut seed = Self::default();
         let firmware = firmware::fw_cfg().into_iter().chain(firmware::smbios(page));
         for (name, bytes) in firmware {
@@ -74,12 +79,13 @@ impl Seed {
         for volume in volume::find(page) {
             let way = volume.device.display().to_string();
             let files = volume.files(page);
-            let has_token = files.iter().any(|(name, _)| name == JOIN_TOKEN);
+            let mut secrets: Vec<_> = files.iter().map(|(name, _)| name.clone()).collect();
+            secrets.retain(|name| SECRETS.contains(&name.as_str()));
             for (name, bytes) in files {
                 seed.add(page, &name, bytes, &way);
             }
-            if has_token {
-                seed.volumes.push(volume);
+            if !secrets.is_empty() {
+                seed.volumes.push((volume, secrets));
             }
         }
         if !seed.items.is_empty() {
@@ -113,22 +119,20 @@ impl Seed {
         };
         page.problem(Problem::new(
             format!("the seed ({way}): {problem}"),
-            format!("give {JOIN_TOKEN}, {NETWORK}, {NODE}, {VAULT} or a name that ends in .pem"),
+            format!("give {} or a name that ends in .pem", KNOWN.join(", ")),
         ));
     }
 
-    /// The token was used: nobody finds it on the disk any more. A problem for each disk on which it stays.
-    pub(crate) fn forget_token(&mut self) -> Vec<Problem> {
-        self.items.remove(JOIN_TOKEN);
-        let volumes = std::mem::take(&mut self.volumes);
-        let kept = volumes.iter().filter_map(|volume| {
-            let error = volume.wipe(JOIN_TOKEN).err()?;
+    /// A secret was used: nobody finds it on a disk any more. A problem for each disk on which it stays.
+    pub(crate) fn forget(&mut self, name: &str) -> Vec<Problem> {
+        self.items.remove(name);
+        let is_on = |secrets: &[String]| secrets.iter().any(|secret| secret == name);
+        let with = self.volumes.iter().filter(|(_, secrets)| is_on(secrets));
+        let kept = with.filter_map(|(volume, _)| {
+            let error = volume.wipe(name).err()?;
             Some(Problem::new(
-                format!(
-                    "the used join token stays on {}: {error}",
-                    volume.device.display()
-                ),
-                "detach the seed; the token is no good for another node",
+                format!("{name} stays on {}: {error}", volume.device.display()),
+                "detach the seed, and remove the file from it",
             ))
         });
         kept.collect()
@@ -141,7 +145,7 @@ fn is_known(name: &str) -> bool {
     let pem = name.strip_suffix(".pem");
     let is_pem =
         pem.is_some_and(|stem| !stem.is_empty() && stem.len() <= 64 && stem.bytes().all(is_word));
-    [JOIN_TOKEN, NETWORK, NODE, VAULT].contains(&name) || is_pem
+    KNOWN.contains(&name) || is_pem
 }
 
 #[cfg(test)]

@@ -13,14 +13,17 @@ use serde::de::DeserializeOwned;
 
 use crate::console::{Page, Problem};
 use crate::kernel::write_whole;
-use crate::seed::{JOIN_TOKEN, NETWORK, NODE, Seed, VAULT};
+use crate::recovery::Key;
+use crate::seed::{JOIN_TOKEN, NETWORK, NODE, SECRETS, STORAGE, Seed, VAULT};
 
 /// Where the files of a seed are kept, for root alone.
 const KEPT: &str = "config";
 /// Where the programs find them, each readable by the one that it is for.
 const LIVE: &str = "/run/casemate";
-/// A setting of node.toml that an image leaves no choice of.
-const ADMIN_SOCKET: &str = "admin_socket";
+/// Settings of node.toml and vault.toml that an image leaves no choice of.
+const FIXED: [&str; 2] = ["admin_socket", "storage_key_file"];
+/// Where the vault finds the key that init has opened.
+const STORAGE_KEY: &str = "storage.key";
 /// The node's own state.
 const NODE_STATE: &str = "casemate";
 
@@ -59,6 +62,14 @@ pub(crate) struct Network {
     pub(crate) nameservers: Vec<IpAddr>,
     /// Names or addresses of SNTP servers, before those that DHCP names.
     pub(crate) time_servers: Vec<String>,
+}
+
+/// `storage.toml`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Storage {
+    /// The storage key is sealed to a TPM, or there is none.
+    require_tpm: bool,
 }
 
 impl Network {
@@ -121,10 +132,15 @@ pub(crate) struct Settings {
     pub(crate) state: PathBuf,
     /// Whether a join token is at hand.
     pub(crate) has_token: bool,
+    /// Without a TPM that seals the storage key, nothing is served.
+    pub(crate) require_tpm: bool,
+    /// The files of seeds that are kept.
+    kept: PathBuf,
+    token: Option<Vec<u8>>,
 }
 
 impl Settings {
-    /// Keeps what the seed brought, and puts everything where the programs look for it.
+    /// Keeps what the seed brought, and reads what is for init.
     pub(crate) fn take(seed: &Seed, state: &Path, page: &mut Page) -> Result<Self, Problem> {
         let kept = state.join(KEPT);
         let full = |error: io::Error| {
@@ -137,7 +153,7 @@ impl Settings {
         let has_joined = has_identity(&state.join(NODE_STATE));
         for (name, item) in &seed.items {
             let is_new = fs::read(kept.join(name)).ok().as_ref() != Some(&item.bytes);
-            if name == JOIN_TOKEN || !is_new {
+            if SECRETS.contains(&name.as_str()) || !is_new {
                 continue;
             }
             // Whoever plugs a disk into a node that serves must not choose whom its vault trusts.
@@ -167,28 +183,39 @@ impl Settings {
             });
             Network::default()
         });
+        let storage = match fs::read_to_string(kept.join(STORAGE)) {
+            Ok(text) => parse::<Storage>(STORAGE, &text).unwrap_or_default(),
+            Err(_) => Storage::default(),
+        };
         let token = seed.items.get(JOIN_TOKEN).map(|item| item.bytes.clone());
-        let settings = Self {
+        Ok(Self {
             network,
+            require_tpm: storage.require_tpm,
             live: LIVE.into(),
             state: state.join(NODE_STATE),
             has_token: token.is_some(),
-        };
-        let offered = offer(&kept, &settings.live, token.as_deref());
+            kept,
+            token,
+        })
+    }
+
+    /// Puts everything where the programs look for it, and the storage key, if the vault does not keep it itself.
+    pub(crate) fn offer(&self, key: Option<&Key>, page: &mut Page) -> Result<(), Problem> {
+        let offered = offer(&self.kept, &self.live, self.token.as_deref(), key);
         offered.map_err(|error| {
             Problem::new(
                 format!("the configuration cannot be offered to the programs: {error}"),
                 "restart; if it stays, report it",
             )
         })?;
-        let vault = fs::read_to_string(settings.live.join(VAULT)).unwrap_or_default();
-        if settings.has_token && !vault.contains("join_token_file") {
+        let vault = fs::read_to_string(self.live.join(VAULT)).unwrap_or_default();
+        if self.has_token && !vault.contains("join_token_file") {
             page.problem(Problem::new(
                 format!("{VAULT} of the seed does not name the join token"),
                 format!("add the line join_token_file = \"{JOIN_TOKEN}\" to it"),
             ));
         }
-        Ok(settings)
+        Ok(())
     }
 
     /// Whether the vault has made itself an identity before.
@@ -212,13 +239,13 @@ fn is_sound(name: &str, bytes: &[u8], page: &mut Page) -> bool {
     let wrong = match (name, std::str::from_utf8(bytes)) {
         (_, Err(error)) => vec![format!("{name}: {error}")],
         (NETWORK, Ok(text)) => Network::parse(text).err().unwrap_or_default(),
+        (STORAGE, Ok(text)) => parse::<Storage>(STORAGE, text).err().unwrap_or_default(),
         (NODE | VAULT, Ok(text)) => match parse::<toml::Table>(name, text) {
-            Ok(table) if table.contains_key(ADMIN_SOCKET) => {
-                vec![format!(
-                    "{name}: `{ADMIN_SOCKET}` is where the image looks for it"
-                )]
-            }
-            Ok(_) => Vec::new(),
+            Ok(table) => FIXED
+                .iter()
+                .filter(|fixed| table.contains_key(**fixed))
+                .map(|fixed| format!("{name}: `{fixed}` is the image's own business"))
+                .collect(),
             Err(mistakes) => mistakes,
         },
         _ => Vec::new(),
@@ -235,14 +262,20 @@ fn is_sound(name: &str, bytes: &[u8], page: &mut Page) -> bool {
 }
 
 /// Copies for the programs, in memory: each can read what is for it, and write nothing.
-fn offer(kept: &Path, live: &Path, token: Option<&[u8]>) -> io::Result<()> {
+fn offer(kept: &Path, live: &Path, token: Option<&[u8]>, key: Option<&Key>) -> io::Result<()> {
     make_folder(live, 0o755)?;
     for (name, text) in [(NODE, DEFAULT_NODE), (VAULT, DEFAULT_VAULT)] {
-        let bytes = match fs::read(kept.join(name)) {
+        let mut bytes = match fs::read(kept.join(name)) {
             Ok(bytes) => bytes,
             Err(error) if error.kind() == io::ErrorKind::NotFound => text.as_bytes().to_vec(),
             Err(error) => return Err(error),
         };
+        if let (VAULT, Some(key)) = (name, key) {
+            hand_over(&live.join(STORAGE_KEY), &key[..], Some(VAULT_USER))?;
+            // Before the first table.
+            let setting = format!("storage_key_file = \"{STORAGE_KEY}\"\n");
+            bytes.splice(..0, setting.into_bytes());
+        }
         hand_over(&live.join(name), &bytes, owner(name, &bytes))?;
     }
     for entry in fs::read_dir(kept)? {

@@ -220,6 +220,11 @@ fn told(error: casemate_images::Error) -> Error {
             "check that the tool is installed and that Debian's archive can be reached",
         ),
         E::File { .. } => (Code::Io, "check the path, and that there is room"),
+        E::Key(_) => (
+            Code::Input,
+            "sign with an RSA key of 2048 bits, which every TPM knows: `openssl genrsa 2048`",
+        ),
+        E::Version(_) => (Code::Usage, "give it a version such as 1.2.3"),
         E::Digest { .. } => (
             Code::Refused,
             "the plan names other bytes: plan anew, or find out who changed them",

@@ -1,0 +1,520 @@
+//! The storage key: whether it opens, and what the operator can do when it does not.
+//!
+//! | state | where the key is | how it opens |
+//! |---|---|---|
+//! | `tpm` | in `keys/storage.json`, sealed to the TPM | an image that its key has approved, Secure Boot as it was, no newer image seen |
+//! | `recovery` | the same | the operator's recovery key, for this boot; sealed anew when the TPM allows |
+//! | `clear` | the vault's own file | whoever has the disk has it; the page says so, and `require_tpm` forbids it |
+//!
+//! A key that once was sealed is never replaced by a new one: without it, nothing on the partition opens.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use casemate_measured_boot::{
+    Approvals, IMAGE_PCRS, ImageKey, PLATFORM_PCR, PcrValue, SignedApproval, sealed_policy,
+};
+use casemate_trust::image::ImageVersion;
+use ring::hmac;
+use rustix::fs::Mode as FileMode;
+use serde::{Deserialize, Serialize};
+use zeroize::Zeroizing;
+
+use crate::console::{Page, Problem};
+use crate::kernel::write_whole;
+use crate::recovery::{KEY_BYTES, Key, RecoveryKey, random_key};
+use crate::tpm::{Fault, Sealed, Tpm, WATCHED};
+
+/// On the state partition, for root alone.
+const FOLDER: &str = "keys";
+const SEALED: &str = "storage.json";
+/// There when the operator has seen the recovery key.
+const SHOWN: &str = "recovery-key-was-shown";
+/// Where the vault keeps the key when nobody else does.
+const CLEAR: &str = "casemate/vault/storage.key";
+/// Longest file with a sealed key, bytes.
+const MAX_SEALED_BYTES: u64 = 64 * 1024;
+/// What the boot stub passes on of the image's sections `.pcrsig` and `.pcrpkey` (systemd-stub(7)).
+const APPROVALS: &str = "/.extra/tpm2-pcr-signature.json";
+const IMAGE_KEY: &str = "/.extra/tpm2-pcr-public-key.pem";
+const NOT_MEASURED: &str =
+    "this boot was not measured: the image is not signed, or was started without its boot stub";
+/// Derives the owner's authorization of the TPM.
+const OWNER: &[u8] = b"casemate TPM owner 1";
+
+/// How the key was opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Mode {
+    Tpm,
+    Recovery,
+    Clear,
+}
+
+/// `keys/storage.json`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Kept {
+    sealed: Sealed,
+    /// Whose approvals open it, PEM.
+    image_key: String,
+    /// What was measured when it was sealed: to say later what has changed.
+    pcrs: BTreeMap<u8, PcrValue>,
+    /// The storage key, sealed by the recovery key.
+    #[serde(with = "hex::serde")]
+    recovery: Vec<u8>,
+}
+
+/// What this boot has to open a key with.
+pub(crate) struct Boot {
+    tpm: Option<Tpm>,
+    /// The image's key and what it approves, if the image has them.
+    approvals: Option<(ImageKey, Approvals)>,
+}
+
+/// The key is open, or is the vault's own business.
+pub(crate) struct Storage {
+    pub(crate) mode: Mode,
+    /// The key; none when the vault keeps it itself.
+    pub(crate) key: Option<Key>,
+    /// The recovery key was needed, and is not any more.
+    pub(crate) was_recovered: bool,
+    /// To be shown until the operator has had time to write it down.
+    pub(crate) recovery: Option<Zeroizing<String>>,
+    boot: Boot,
+    folder: PathBuf,
+}
+
+impl Boot {
+    /// What this machine and its image have.
+    pub(crate) fn look(page: &mut Page) -> Self {
+        let tpm = Tpm::open().unwrap_or_else(|fault| {
+            page.problem(broken(&fault));
+            None
+        });
+        let read = |path: &str| fs::read(path).ok();
+        let approvals = read(IMAGE_KEY)
+            .zip(read(APPROVALS))
+            .and_then(|(key, text)| {
+                let key = ImageKey::from_pem(&String::from_utf8_lossy(&key)).ok()?;
+                Some((key, Approvals::from_text(&text).ok()?))
+            });
+        Self { tpm, approvals }
+    }
+
+    /// TPM, key and approval, when a key can be sealed now and will open at the next boot; else why not.
+    fn sealer(&mut self) -> Result<(&mut Tpm, &ImageKey, &SignedApproval, PcrValue), String> {
+        let tpm = self.tpm.as_mut().ok_or("this machine has no TPM")?;
+        let (key, approvals) = self.approvals.as_ref().ok_or(NOT_MEASURED)?;
+        let pcrs = tpm.pcrs().map_err(|fault| fault.to_string())?;
+        let signed = approved(&pcrs, approvals)?;
+        if !signed.approval.is_measured() || !key.has_signed(signed) {
+            return Err("the image's approval is not signed by its own key".into());
+        }
+        let platform = pcrs[&PLATFORM_PCR];
+        if platform == PcrValue::ZERO {
+            return Err(format!(
+                "the firmware has measured nothing into PCR {PLATFORM_PCR}"
+            ));
+        }
+        Ok((tpm, key, signed, platform))
+    }
+
+    /// What this image is, if it says.
+    fn version(&self) -> Option<ImageVersion> {
+        let (_, approvals) = self.approvals.as_ref()?;
+        Some(approvals.0.first()?.approval.version)
+    }
+
+    /// Whether the machine has run a newer image than this: says so.
+    fn is_older(&mut self) -> Result<Option<String>, String> {
+        let (Some(version), Some(tpm)) = (self.version(), &mut self.tpm) else {
+            return Ok(None);
+        };
+        let floor = tpm.floor().map_err(|fault| fault.to_string())?;
+        let newer = floor.filter(|floor| *floor > version.as_u64());
+        Ok(newer.map(|floor| {
+            format!(
+                "this image is older than one that this machine has run: its version is {version}, expected at least {}",
+                version_text(floor)
+            )
+        }))
+    }
+
+    /// Opens a key that was sealed before; else says what is in the way.
+    fn open(&mut self, kept: &Kept) -> Result<Zeroizing<Vec<u8>>, String> {
+        if let Some(older) = self.is_older()? {
+            return Err(older);
+        }
+        let tpm = self
+            .tpm
+            .as_mut()
+            .ok_or("this machine has no TPM, and the key was sealed to one")?;
+        let (key, approvals) = self.approvals.as_ref().ok_or(NOT_MEASURED)?;
+        if key.to_pem() != kept.image_key {
+            return Err("this image is signed by another key".into());
+        }
+        let pcrs = tpm.pcrs().map_err(|fault| fault.to_string())?;
+        let signed = approved(&pcrs, approvals)?;
+        tpm.unseal(&kept.sealed, key, signed).map_err(|fault| {
+            if fault.is_foreign() || fault.is_absence() {
+                return "the key was sealed by another TPM, or this one was cleared".to_owned();
+            }
+            let before = kept.pcrs.get(&PLATFORM_PCR);
+            if before.is_some_and(|before| *before != pcrs[&PLATFORM_PCR]) {
+                return format!(
+                    "PCR {PLATFORM_PCR} has changed: Secure Boot was turned on or off, or has other keys{}",
+                    others_changed(&kept.pcrs, &pcrs)
+                );
+            }
+            format!("{fault}{}", others_changed(&kept.pcrs, &pcrs))
+        })
+    }
+}
+
+/// The approval of what was measured; else which PCR is another one.
+fn approved<'a>(
+    pcrs: &BTreeMap<u8, PcrValue>,
+    approvals: &'a Approvals,
+) -> Result<&'a SignedApproval, String> {
+    let [image, outside] = IMAGE_PCRS.map(|pcr| (pcr, pcrs[&pcr]));
+    if image.1 == PcrValue::ZERO {
+        return Err(format!(
+            "PCR {} is empty: the boot stub has measured nothing",
+            image.0
+        ));
+    }
+    let all = || approvals.0.iter();
+    let is_image = |signed: &&SignedApproval| signed.approval.pcr11 == image.1;
+    let whole = all()
+        .filter(is_image)
+        .find(|signed| signed.approval.pcr12 == outside.1);
+    whole.ok_or_else(|| {
+        let ((pcr, value), what) = if all().any(|signed| is_image(&signed)) {
+            (
+                outside,
+                "the kernel was given another command line, or more files",
+            )
+        } else {
+            (image, "it is not this image that was started")
+        };
+        format!("PCR {pcr} has changed: {what} (it is {value})")
+    })
+}
+
+/// Changes that are in no policy, and say where to look.
+fn others_changed(before: &BTreeMap<u8, PcrValue>, now: &BTreeMap<u8, PcrValue>) -> String {
+    let is_bound = |pcr: &u8| *pcr == PLATFORM_PCR || IMAGE_PCRS.contains(pcr);
+    let changed: Vec<_> = WATCHED
+        .iter()
+        .filter(|pcr| !is_bound(pcr) && before.get(pcr) != now.get(pcr))
+        .map(ToString::to_string)
+        .collect();
+    if changed.is_empty() {
+        return String::new();
+    }
+    format!(
+        "; PCR {} too (firmware, its settings, or the boot loader)",
+        changed.join(" and ")
+    )
+}
+
+/// What a floor stands for.
+fn version_text(floor: u64) -> String {
+    ImageVersion::from_u64(floor).map_or_else(|| floor.to_string(), |version| version.to_string())
+}
+
+/// What the owner of the TPM is authorized by: only who has opened the key knows it.
+fn owner(key: &Key) -> Zeroizing<Vec<u8>> {
+    let key = hmac::Key::new(hmac::HMAC_SHA256, &**key);
+    let mut value = hmac::sign(&key, OWNER).as_ref().to_vec();
+    // A TPM drops zeros at the end.
+    if let Some(last) = value.last_mut() {
+        *last |= 1;
+    }
+    Zeroizing::new(value)
+}
+
+fn broken(fault: &Fault) -> Problem {
+    Problem::new(
+        fault.to_string(),
+        "restart; if it stays, look at the TPM in the firmware's settings",
+    )
+}
+
+impl Storage {
+    /// Opens the key of a state partition, or makes one. `recovery` is what the seed says.
+    pub(crate) fn open(
+        state: &Path,
+        mut boot: Boot,
+        recovery: Option<&[u8]>,
+        require_tpm: bool,
+        page: &mut Page,
+    ) -> Result<Self, Problem> {
+        let folder = state.join(FOLDER);
+        let kept = read_kept(&folder)?;
+        let clear = state.join(CLEAR);
+        let opened = match &kept {
+            None => Self::first(state, &folder, &mut boot, require_tpm, page)?,
+            Some(kept) => Self::again(kept, &folder, &mut boot, recovery, page)?,
+        };
+        if let Some((key, _)) = &opened.1
+            && fs::read(&clear).is_ok_and(|file| file == key[..])
+        {
+            remove(&clear).map_err(|error| full(&error))?;
+        }
+        if let Some(tpm) = &mut boot.tpm {
+            // Later in this boot, nothing opens it once more.
+            tpm.end_opening().map_err(|fault| broken(&fault))?;
+        }
+        page.opened();
+        let (mode, keys) = opened;
+        let recovery = keys
+            .as_ref()
+            .and_then(|(_, recovery)| recovery.as_ref())
+            .filter(|_| !folder.join(SHOWN).exists())
+            .map(RecoveryKey::to_text);
+        Ok(Self {
+            mode,
+            was_recovered: mode == Mode::Tpm && keys.as_ref().is_some_and(|(_, key)| key.is_none()),
+            key: keys.map(|(key, _)| key),
+            recovery,
+            boot,
+            folder,
+        })
+    }
+
+    /// There is no sealed key: seals one, or leaves it to the vault.
+    fn first(
+        state: &Path,
+        folder: &Path,
+        boot: &mut Boot,
+        require_tpm: bool,
+        page: &mut Page,
+    ) -> Result<(Mode, Option<(Key, Option<RecoveryKey>)>), Problem> {
+        if let Err(why) = boot.sealer() {
+            if require_tpm {
+                return Err(Problem::new(
+                    format!("the storage key cannot be sealed, and `require_tpm` is set: {why}"),
+                    "give the machine a TPM 2.0 and a signed image, or take `require_tpm` out of storage.toml",
+                ));
+            }
+            page.line("key", format!("on the state partition, in clear: {why}"));
+            return Ok((Mode::Clear, None));
+        }
+        let key = match fs::read(state.join(CLEAR)) {
+            Ok(bytes) => <[u8; KEY_BYTES]>::try_from(&Zeroizing::new(bytes)[..])
+                .map(Zeroizing::new)
+                .map_err(|_| "the vault's file is no storage key"),
+            Err(_) => random_key(),
+        };
+        let key = key.map_err(random)?;
+        let recovery = RecoveryKey(random_key().map_err(random)?);
+        let sealed = recovery.seal(&key).map_err(random)?;
+        seal(boot, folder, &key, &recovery, sealed)?;
+        page.line("key", "sealed to the TPM");
+        Ok((Mode::Tpm, Some((key, Some(recovery)))))
+    }
+
+    /// Opens the key that was sealed.
+    fn again(
+        kept: &Kept,
+        folder: &Path,
+        boot: &mut Boot,
+        recovery: Option<&[u8]>,
+        page: &mut Page,
+    ) -> Result<(Mode, Option<(Key, Option<RecoveryKey>)>), Problem> {
+        let why = match boot.open(kept) {
+            Ok(payload) => {
+                page.line("key", "sealed to the TPM");
+                let (key, recovery) = payload.split_first_chunk().ok_or_else(|| {
+                    Problem::new(
+                        "what the TPM has sealed is no storage key",
+                        "give the recovery key",
+                    )
+                })?;
+                let key = Zeroizing::new(*key);
+                let recovery = <[u8; KEY_BYTES]>::try_from(recovery).ok();
+                let recovery = recovery.map(|key| RecoveryKey(Zeroizing::new(key)));
+                finish_owner(boot, &key)?;
+                return Ok((Mode::Tpm, Some((key, recovery))));
+            }
+            Err(why) => why,
+        };
+        let Some(text) = recovery else {
+            return Err(Problem::new(
+                format!("the storage key stays sealed: {why}"),
+                "undo the change; or, if it is yours, give the recovery key as `recovery-key` over fw_cfg, SMBIOS or a seed disk",
+            ));
+        };
+        let opened = RecoveryKey::parse(text)
+            .and_then(|recovery| recovery.open(&kept.recovery).map(|key| (key, recovery)));
+        let (key, recovery) = opened.map_err(|wrong| {
+            Problem::new(
+                format!("the storage key stays sealed ({why}), and the recovery key does not open it: {wrong}"),
+                "compare it with what was shown at this machine's first boot",
+            )
+        })?;
+        let older = boot.is_older().unwrap_or_else(Some);
+        match boot.sealer().map(|_| ()) {
+            Ok(()) if older.is_none() => {
+                seal(boot, folder, &key, &recovery, kept.recovery.clone())?;
+                page.line(
+                    "key",
+                    "opened by the recovery key, and sealed to the TPM anew",
+                );
+                Ok((Mode::Tpm, Some((key, None))))
+            }
+            _ => {
+                page.line(
+                    "key",
+                    format!("opened by the recovery key, for this boot alone: {why}"),
+                );
+                Ok((Mode::Recovery, Some((key, None))))
+            }
+        }
+    }
+
+    /// The operator has seen the recovery key: it is not shown again.
+    pub(crate) fn recovery_was_shown(&mut self) -> io::Result<()> {
+        if self.recovery.take().is_some() {
+            write_whole(&self.folder.join(SHOWN), b"", FileMode::RUSR)?;
+        }
+        Ok(())
+    }
+
+    /// This image is good: no older one opens the key any more.
+    pub(crate) fn raise_floor(&mut self) -> Result<(), Fault> {
+        let (Mode::Tpm, Some(key)) = (self.mode, &self.key) else {
+            return Ok(());
+        };
+        match (self.boot.version(), &mut self.boot.tpm) {
+            (Some(version), Some(tpm)) => tpm.raise_floor(&owner(key), version.as_u64()),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Seals a key to the TPM as it is now, and keeps what came out. A cut at any point leaves a key that opens.
+fn seal(
+    boot: &mut Boot,
+    folder: &Path,
+    key: &Key,
+    recovery: &RecoveryKey,
+    sealed_recovery: Vec<u8>,
+) -> Result<(), Problem> {
+    let (tpm, image_key, signed, platform) = boot
+        .sealer()
+        .map_err(|why| Problem::new(why, "restart; if it stays, report it"))?;
+    let image_key = image_key.clone();
+    let version = signed.approval.version.as_u64();
+    let ours = owner(key);
+    let sealed = (|| {
+        let now = current_owner(tpm, &ours)?;
+        if tpm.floor()?.is_none_or(|_| now.is_empty()) {
+            tpm.make_floor(&now, version)?;
+        }
+        let payload = Zeroizing::new([&key[..], &recovery.0[..]].concat());
+        let policy = sealed_policy(&image_key, platform);
+        Ok((tpm.seal(&now, &payload, &policy)?, tpm.pcrs()?))
+    })();
+    let (sealed, pcrs) = sealed.map_err(|fault: Fault| cannot_seal(&fault))?;
+    let kept = Kept {
+        sealed,
+        image_key: image_key.to_pem().to_owned(),
+        pcrs,
+        recovery: sealed_recovery,
+    };
+    let text = serde_json::to_vec(&kept).map_err(|error| full(&error.into()))?;
+    let write = || {
+        fs::create_dir_all(folder)?;
+        write_whole(&folder.join(SEALED), &text, FileMode::RUSR)
+    };
+    write().map_err(|error| full(&error))?;
+    finish_owner(boot, key)
+}
+
+/// Nobody but who has opened the key may change the floor from here on.
+fn finish_owner(boot: &mut Boot, key: &Key) -> Result<(), Problem> {
+    let Some(tpm) = &mut boot.tpm else {
+        return Ok(());
+    };
+    let finished = tpm.is_owned().and_then(|is_owned| {
+        if is_owned {
+            return Ok(());
+        }
+        tpm.set_owner(&[], &owner(key))
+    });
+    finished.map_err(|fault| cannot_seal(&fault))
+}
+
+/// The owner's authorization as it is now. A TPM of ours whose key is lost with its disk is cleared: nothing that it sealed can
+/// be opened any more. One of somebody else's is left alone.
+fn current_owner(tpm: &mut Tpm, ours: &[u8]) -> Result<Zeroizing<Vec<u8>>, Fault> {
+    if !tpm.is_owned()? {
+        return Ok(Zeroizing::default());
+    }
+    match tpm.set_owner(ours, ours) {
+        Ok(()) => return Ok(Zeroizing::new(ours.to_vec())),
+        Err(fault) if !fault.is_authorization() || !tpm.has_floor_index()? => return Err(fault),
+        Err(_) => {}
+    }
+    tpm.clear()?;
+    Ok(Zeroizing::default())
+}
+
+fn cannot_seal(fault: &Fault) -> Problem {
+    let next = if fault.is_authorization() {
+        "the TPM has another owner: clear it in the firmware's settings, then restart"
+    } else {
+        "restart; if it stays, look at the TPM in the firmware's settings"
+    };
+    Problem::new(format!("the storage key cannot be sealed: {fault}"), next)
+}
+
+fn random(wrong: &'static str) -> Problem {
+    Problem::new(
+        format!("the storage key cannot be made: {wrong}"),
+        "restart; if it stays, report it",
+    )
+}
+
+fn full(error: &io::Error) -> Problem {
+    Problem::new(
+        format!("the sealed storage key cannot be kept on the state partition: {error}"),
+        "the partition may be full or damaged: make it larger, or replace the disk",
+    )
+}
+
+fn read_kept(folder: &Path) -> Result<Option<Kept>, Problem> {
+    let path = folder.join(SEALED);
+    let length = match fs::metadata(&path) {
+        Ok(file) => file.len(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(full(&error)),
+    };
+    let text = if length <= MAX_SEALED_BYTES {
+        fs::read(&path)
+    } else {
+        Err(io::Error::other(format!("{length} bytes")))
+    };
+    let kept = text.and_then(|text| Ok(serde_json::from_slice(&text)?));
+    kept.map(Some).map_err(|error| {
+        Problem::new(
+            format!("the sealed storage key {} cannot be read: {error}", path.display()),
+            "the disk is damaged: put back a copy of the state partition, or join again with an empty one",
+        )
+    })
+}
+
+/// Removes a file, and the disk knows it.
+fn remove(path: &Path) -> io::Result<()> {
+    fs::remove_file(path)?;
+    let folder = path.parent().unwrap_or(Path::new("/"));
+    fs::File::open(folder)?.sync_all()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,298 @@
+use casemate_measured_boot::ApprovalKey;
+use tempfile::TempDir;
+
+use super::*;
+use crate::kernel::Image;
+use crate::tpm::tests::{Emulator, approval, image_key};
+
+const IMAGE: &[u8] = b"image";
+
+/// A machine that boots again and again: its TPM, its disk, and what its firmware measures.
+struct Bench {
+    tpm: TempDir,
+    state: TempDir,
+    key: ApprovalKey,
+}
+
+/// One boot of it.
+struct Boots<'a> {
+    image: &'a [u8],
+    version: u64,
+    from_outside: &'a [u8],
+    firmware: &'a [u8],
+    recovery: Option<&'a str>,
+    has_tpm: bool,
+}
+
+const USUAL: Boots<'static> = Boots {
+    image: IMAGE,
+    version: 5,
+    from_outside: b"",
+    firmware: b"secure boot",
+    recovery: None,
+    has_tpm: true,
+};
+
+fn page() -> Page {
+    Page::new(&Image {
+        version: "1".into(),
+        profile: "test".into(),
+        time: 0,
+    })
+}
+
+impl Bench {
+    fn new() -> Self {
+        let tpm = tempfile::tempdir().unwrap();
+        let key = image_key(tpm.path());
+        let state = tempfile::tempdir().unwrap();
+        Self { tpm, state, key }
+    }
+
+    fn boot(&self, how: &Boots<'_>) -> Result<Storage, String> {
+        self.boot_with(how, false).map_err(|problem| problem.what)
+    }
+
+    fn boot_with(&self, how: &Boots<'_>, require_tpm: bool) -> Result<Storage, Problem> {
+        self.boot_on(&mut Emulator::start(self.tpm.path()), how, require_tpm)
+    }
+
+    fn boot_on(
+        &self,
+        emulator: &mut Emulator,
+        how: &Boots<'_>,
+        require_tpm: bool,
+    ) -> Result<Storage, Problem> {
+        emulator.boot(how.image, how.from_outside, how.firmware);
+        let boot = Boot {
+            tpm: how.has_tpm.then(|| emulator.take()),
+            approvals: Some((
+                self.key.public().clone(),
+                Approvals(vec![approval(&self.key, IMAGE, how.version)]),
+            )),
+        };
+        let recovery = how.recovery.map(str::as_bytes);
+        Storage::open(self.state.path(), boot, recovery, require_tpm, &mut page())
+    }
+}
+
+#[test]
+fn a_key_is_sealed_at_the_first_boot_and_opens_at_the_next() {
+    let bench = Bench::new();
+    let first = bench.boot(&USUAL).unwrap();
+    assert_eq!(first.mode, Mode::Tpm);
+    let recovery = first.recovery.unwrap();
+    let mut second = bench.boot(&USUAL).unwrap();
+    assert!(second.key == first.key && !second.was_recovered);
+    // Until the operator has seen it.
+    assert_eq!(*second.recovery.clone().unwrap(), *recovery);
+    second.recovery_was_shown().unwrap();
+    assert!(bench.boot(&USUAL).unwrap().recovery.is_none());
+    // Nothing on the disk is the key, or opens it.
+    let text = fs::read(bench.state.path().join(FOLDER).join(SEALED)).unwrap();
+    let key = first.key.unwrap();
+    assert!(!text.windows(KEY_BYTES).any(|part| part == &key[..]));
+    assert!(
+        !String::from_utf8(text)
+            .unwrap()
+            .contains(&hex::encode(*key))
+    );
+}
+
+#[test]
+fn what_has_changed_is_named_and_the_recovery_key_opens() {
+    let cases: [(Boots<'_>, &str); 5] = [
+        (
+            Boots {
+                image: b"changed",
+                ..USUAL
+            },
+            "PCR 11 has changed",
+        ),
+        (
+            Boots {
+                from_outside: b"x",
+                ..USUAL
+            },
+            "PCR 12 has changed",
+        ),
+        (
+            Boots {
+                firmware: b"off",
+                ..USUAL
+            },
+            "PCR 7 has changed",
+        ),
+        (
+            Boots {
+                version: 4,
+                ..USUAL
+            },
+            "0.0.4, expected at least 0.0.5",
+        ),
+        (
+            Boots {
+                has_tpm: false,
+                ..USUAL
+            },
+            "no TPM",
+        ),
+    ];
+    let bench = Bench::new();
+    let first = bench.boot(&USUAL).unwrap();
+    let recovery = first.recovery.unwrap();
+    for (changed, what) in cases {
+        let said = bench.boot(&changed).err().unwrap();
+        assert!(
+            said.contains("stays sealed") && said.contains(what),
+            "{said}"
+        );
+        let slip = Boots {
+            recovery: Some("aaaaaa"),
+            ..changed
+        };
+        let said = bench.boot(&slip).err().unwrap();
+        assert!(said.contains("expected the letters"), "{said}");
+        let other = RecoveryKey(random_key().unwrap()).to_text();
+        let other = Boots {
+            recovery: Some(&other),
+            ..changed
+        };
+        let said = bench.boot(&other).err().unwrap();
+        assert!(said.contains("another machine"), "{said}");
+        let given = Boots {
+            recovery: Some(&recovery),
+            ..changed
+        };
+        let opened = bench.boot(&given).unwrap();
+        assert!(
+            opened.key == first.key && opened.recovery.is_none(),
+            "{what}"
+        );
+        // Only the change of the platform is one that the operator can accept for good.
+        let is_kept = what.contains("PCR 7");
+        assert_eq!(opened.mode == Mode::Tpm, is_kept, "{what}");
+        assert_eq!(bench.boot(&changed).is_ok(), is_kept, "{what}");
+        if is_kept {
+            let given = Boots {
+                recovery: Some(&recovery),
+                ..USUAL
+            };
+            assert_eq!(bench.boot(&given).unwrap().mode, Mode::Tpm);
+        }
+        assert!(bench.boot(&USUAL).is_ok(), "{what}");
+    }
+}
+
+#[test]
+fn a_partition_of_another_machine_stays_sealed_until_its_recovery_key_is_given() {
+    let (here, mut there) = (Bench::new(), Bench::new());
+    let first = here.boot(&USUAL).unwrap();
+    let recovery = first.recovery.unwrap();
+    there.boot(&USUAL).unwrap();
+    there.state = here.state;
+    there.key = here.key;
+    let said = there.boot(&USUAL).err().unwrap();
+    assert!(said.contains("another TPM"), "{said}");
+    let given = Boots {
+        recovery: Some(&recovery),
+        ..USUAL
+    };
+    let opened = there.boot(&given).unwrap();
+    assert!(opened.key == first.key && opened.mode == Mode::Tpm && opened.was_recovered);
+    assert!(there.boot(&USUAL).unwrap().key == first.key);
+}
+
+#[test]
+fn a_cleared_tpm_opens_nothing_and_another_key_signs_in_vain() {
+    let mut bench = Bench::new();
+    bench.boot(&USUAL).unwrap();
+    Emulator::start(bench.tpm.path()).take().clear().unwrap();
+    let said = bench.boot(&USUAL).err().unwrap();
+    assert!(said.contains("was cleared"), "{said}");
+    let folder = tempfile::tempdir().unwrap();
+    bench.key = image_key(folder.path());
+    let said = bench.boot(&USUAL).err().unwrap();
+    assert!(said.contains("signed by another key"), "{said}");
+}
+
+#[test]
+fn without_a_tpm_the_vault_keeps_the_key_unless_that_is_forbidden() {
+    let bench = Bench::new();
+    let none = Boots {
+        has_tpm: false,
+        ..USUAL
+    };
+    let opened = bench.boot(&none).unwrap();
+    assert!(opened.mode == Mode::Clear && opened.key.is_none());
+    let refused = bench.boot_with(&none, true).err().unwrap();
+    assert!(refused.what.contains("require_tpm"), "{}", refused.what);
+    // What was not measured is not sealed either.
+    let unmeasured = Boots {
+        image: b"other",
+        ..USUAL
+    };
+    assert_eq!(bench.boot(&unmeasured).unwrap().mode, Mode::Clear);
+    // The vault's key goes into the TPM when there is one.
+    let clear = bench.state.path().join(CLEAR);
+    fs::create_dir_all(clear.parent().unwrap()).unwrap();
+    fs::write(&clear, [7; KEY_BYTES]).unwrap();
+    let sealed = bench.boot(&USUAL).unwrap();
+    assert_eq!(*sealed.key.unwrap(), [7; KEY_BYTES]);
+    assert!(!clear.exists());
+}
+
+#[test]
+fn a_cut_while_the_key_is_sealed_leaves_a_machine_that_boots() {
+    let bench = Bench::new();
+    // After the floor: nothing was kept yet.
+    Emulator::start(bench.tpm.path())
+        .take()
+        .make_floor(&[], 9)
+        .unwrap();
+    let first = bench.boot(&USUAL).unwrap();
+    assert_eq!(first.mode, Mode::Tpm);
+    // After the file: the owner is not set yet.
+    let mut tpm = Emulator::start(bench.tpm.path());
+    tpm.take()
+        .set_owner(&owner(first.key.as_ref().unwrap()), &[])
+        .unwrap();
+    drop(tpm);
+    assert!(bench.boot(&USUAL).unwrap().key == first.key);
+    assert!(Emulator::start(bench.tpm.path()).take().is_owned().unwrap());
+    // The disk is replaced: what the TPM had sealed is of no use, and a new key is.
+    fs::remove_dir_all(bench.state.path().join(FOLDER)).unwrap();
+    let anew = bench.boot(&USUAL).unwrap();
+    assert!(anew.mode == Mode::Tpm && anew.key != first.key);
+    // A TPM of somebody else's is left alone.
+    fs::remove_dir_all(bench.state.path().join(FOLDER)).unwrap();
+    let mut tpm = Emulator::start(bench.tpm.path());
+    let mut tpm = tpm.take();
+    tpm.clear().unwrap();
+    tpm.set_owner(&[], b"somebody else").unwrap();
+    drop(tpm);
+    let said = bench.boot_with(&USUAL, false).err().unwrap();
+    assert!(said.next.contains("another owner"), "{}", said.next);
+}
+
+#[test]
+fn a_blessed_image_keeps_older_ones_out() {
+    let bench = Bench::new();
+    bench.boot(&USUAL).unwrap();
+    let newer = Boots {
+        version: 6,
+        ..USUAL
+    };
+    bench.boot(&newer).unwrap();
+    // Until it is blessed, there is a way back.
+    bench.boot(&USUAL).unwrap();
+    let mut emulator = Emulator::start(bench.tpm.path());
+    let mut opened = bench
+        .boot_on(&mut emulator, &newer, false)
+        .unwrap_or_else(|_| panic!());
+    opened.raise_floor().unwrap();
+    drop((opened, emulator));
+    let said = bench.boot(&USUAL).err().unwrap();
+    assert!(said.contains("older"), "{said}");
+    bench.boot(&newer).unwrap();
+}

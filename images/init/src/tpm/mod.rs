@@ -1,0 +1,688 @@
+//! The machine's TPM 2.0: what is sealed to it, and the floor below which no image opens it.
+//!
+//! Command and response layouts come from a library; sessions are in [`session`], and what is asked of a policy in
+//! `casemate-measured-boot`. Parts and sections in this folder are those of the TPM 2.0 library specification.
+
+mod channel;
+mod session;
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io;
+
+use casemate_measured_boot::{
+    FLOOR_ATTRIBUTES, FLOOR_BYTES, FLOOR_INDEX, IMAGE_PCRS, ImageKey, KEY_BITS, PLATFORM_PCR,
+    PcrValue, SignedApproval,
+};
+use ring::digest::{SHA256, digest};
+use serde::{Deserialize, Serialize};
+use tpm2_protocol::basic::{TpmBuffer, TpmHandle, TpmUint16, TpmUint32};
+use tpm2_protocol::data::{
+    Tpm2bAuth, Tpm2bData, Tpm2bDigest, Tpm2bEncryptedSecret, Tpm2bMaxBuffer, Tpm2bMaxNvBuffer,
+    Tpm2bName, Tpm2bNonce, Tpm2bNvPublic, Tpm2bPrivate, Tpm2bPublic, Tpm2bPublicKeyRsa,
+    Tpm2bSensitiveCreate, Tpm2bSensitiveData, TpmAlgId, TpmCap, TpmCc, TpmEccCurve, TpmEo, TpmRh,
+    TpmSe, TpmaNv, TpmaObject, TpmlDigestValues, TpmlPcrSelection, TpmsEccParms, TpmsEccPoint,
+    TpmsKeyedhashParms, TpmsNvPublic, TpmsPcrSelect, TpmsPcrSelection, TpmsRsaParms,
+    TpmsSchemeHash, TpmsSensitiveCreate, TpmsSignatureRsa, TpmtHa, TpmtPublic, TpmtRsaScheme,
+    TpmtSignature, TpmtSymDef, TpmuAsymScheme, TpmuCapabilities, TpmuHa, TpmuPublicId,
+    TpmuPublicParms, TpmuSignature, TpmuSymKeyBits, TpmuSymMode,
+};
+use tpm2_protocol::frame::{
+    TpmClearCommand, TpmClearResponse, TpmCreateCommand, TpmCreatePrimaryCommand,
+    TpmCreatePrimaryResponse, TpmCreateResponse, TpmEvictControlCommand, TpmEvictControlResponse,
+    TpmFlushContextCommand, TpmFlushContextResponse, TpmGetCapabilityCommand,
+    TpmGetCapabilityResponse, TpmHierarchyChangeAuthCommand, TpmHierarchyChangeAuthResponse,
+    TpmLoadCommand, TpmLoadExternalResponse, TpmLoadResponse, TpmNvDefineSpaceCommand,
+    TpmNvDefineSpaceResponse, TpmNvReadCommand, TpmNvReadPublicCommand, TpmNvReadPublicResponse,
+    TpmNvReadResponse, TpmNvUndefineSpaceCommand, TpmNvUndefineSpaceResponse, TpmNvWriteCommand,
+    TpmNvWriteResponse, TpmPcrExtendCommand, TpmPcrExtendResponse, TpmPcrReadCommand,
+    TpmPcrReadResponse, TpmPolicyAuthorizeCommand, TpmPolicyAuthorizeResponse, TpmPolicyNvCommand,
+    TpmPolicyNvResponse, TpmPolicyPcrCommand, TpmPolicyPcrResponse, TpmReadPublicCommand,
+    TpmReadPublicResponse, TpmStartAuthSessionCommand, TpmStartAuthSessionResponse,
+    TpmUnsealCommand, TpmUnsealResponse, TpmVerifySignatureCommand, TpmVerifySignatureResponse,
+};
+use tpm2_protocol::{TpmError, TpmMarshal, TpmSized, TpmUnmarshal as _, TpmWriter};
+use zeroize::Zeroizing;
+
+use channel::{Auth, Carrier, Entity, Hidden, run};
+use session::{Opening, Session};
+
+/// The kernel's own way to share a TPM.
+const DEVICE: &str = "/dev/tpmrm0";
+/// Where our storage key stays, among the owner's persistent handles.
+const PARENT: u32 = 0x8100_ca5e;
+/// Extended into PCR 11 once the key is open: nothing that comes later in this boot can open it again.
+const OPENED: &[u8] = b"casemate: the storage key is open";
+/// `TPM_PT_PERMANENT` and its first bit, `ownerAuthSet` (part 2, 8.6).
+const PROPERTY_PERMANENT: u32 = 0x200;
+const OWNER_IS_SET: u32 = 1;
+/// The PCRs that are remembered to say later which has changed.
+pub(crate) const WATCHED: [u8; 6] = [0, 2, 4, PLATFORM_PCR, IMAGE_PCRS[0], IMAGE_PCRS[1]];
+
+/// What can go wrong with a TPM.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Fault {
+    #[error("the TPM cannot be talked to: {0}")]
+    Carrier(#[from] io::Error),
+    #[error("the TPM answers command {command:#x} with {code:#x}")]
+    Refused { command: u32, code: u32 },
+    #[error("an answer of the TPM is no good: {0}")]
+    Malformed(String),
+    #[error("somebody else has answered in place of the TPM")]
+    Forged,
+    #[error("no random numbers")]
+    Random,
+    #[error("the TPM has no PCRs of SHA-256: turn the bank on in the firmware")]
+    NoBank,
+}
+
+impl From<TpmError> for Fault {
+    fn from(error: TpmError) -> Self {
+        Self::Malformed(error.to_string())
+    }
+}
+
+impl Fault {
+    /// A handle or NV index that is not there (`TPM_RC_HANDLE`), or was never written (`TPM_RC_NV_UNINITIALIZED`).
+    pub(crate) fn is_absence(&self) -> bool {
+        matches!(self, Self::Refused { code, .. } if code & 0xbf == 0x8b || *code == 0x14a)
+    }
+
+    /// Another authorization is needed (`TPM_RC_AUTH_FAIL`, `TPM_RC_BAD_AUTH`).
+    pub(crate) fn is_authorization(&self) -> bool {
+        matches!(self, Self::Refused { code, .. } if matches!(code & 0xbf, 0x8e | 0xa2))
+    }
+
+    /// What was sealed does not belong to this TPM (`TPM_RC_INTEGRITY`), of `TPM2_Load`.
+    pub(crate) fn is_foreign(&self) -> bool {
+        let load = TpmCc::Load.value();
+        matches!(self, Self::Refused { command, code } if *command == load && code & 0xbf == 0x9f)
+    }
+}
+
+/// What a TPM gives back for a secret: nothing in it is one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Sealed {
+    #[serde(with = "hex::serde")]
+    public: Vec<u8>,
+    #[serde(with = "hex::serde")]
+    private: Vec<u8>,
+}
+
+/// See the module.
+pub(crate) struct Tpm {
+    carrier: Box<dyn Carrier>,
+}
+
+/// Our storage key: what we seal is its child.
+struct Parent {
+    entity: Entity,
+    point: TpmsEccPoint,
+}
+
+impl Tpm {
+    /// The machine's, if it has one.
+    pub(crate) fn open() -> Result<Option<Self>, Fault> {
+        match File::options().read(true).write(true).open(DEVICE) {
+            Ok(device) => Ok(Some(Self {
+                carrier: Box::new(device),
+            })),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Values of the watched PCRs.
+    pub(crate) fn pcrs(&mut self) -> Result<BTreeMap<u8, PcrValue>, Fault> {
+        let command = TpmPcrReadCommand {
+            handles: [],
+            pcr_selection_in: selection(&WATCHED)?,
+        };
+        let read: TpmPcrReadResponse = run(&mut *self.carrier, &command, &[], Auth::None)?;
+        // Without the bank, nothing is read.
+        if read.pcr_values.iter().count() != WATCHED.len() {
+            return Err(Fault::NoBank);
+        }
+        let value = |(pcr, digest): (&u8, &Tpm2bDigest)| {
+            let value = digest.as_ref().try_into().map_err(|_| Fault::NoBank)?;
+            Ok((*pcr, PcrValue(value)))
+        };
+        // They come in the order of their numbers.
+        WATCHED
+            .iter()
+            .zip(read.pcr_values.iter())
+            .map(value)
+            .collect()
+    }
+
+    /// Whether the owner's authorization is set.
+    pub(crate) fn is_owned(&mut self) -> Result<bool, Fault> {
+        let command = TpmGetCapabilityCommand {
+            handles: [],
+            cap: TpmCap::TpmProperties,
+            property: TpmUint32::from(PROPERTY_PERMANENT),
+            property_count: TpmUint32::from(1),
+        };
+        let read: TpmGetCapabilityResponse = run(&mut *self.carrier, &command, &[], Auth::None)?;
+        let TpmuCapabilities::TpmProperties(properties) = read.capability_data.data else {
+            return Err(Fault::Malformed("it has other capabilities".into()));
+        };
+        let permanent = properties
+            .iter()
+            .find(|property| property.property.value() == PROPERTY_PERMANENT)
+            .ok_or_else(|| Fault::Malformed("it does not say whose it is".into()))?;
+        Ok(permanent.value.value() & OWNER_IS_SET != 0)
+    }
+
+    /// The version floor, if there is one.
+    pub(crate) fn floor(&mut self) -> Result<Option<u64>, Fault> {
+        let index = match self.floor_entity() {
+            Err(fault) if fault.is_absence() => return Ok(None),
+            index => index?,
+        };
+        let command = TpmNvReadCommand {
+            handles: [handle(FLOOR_INDEX), handle(FLOOR_INDEX)],
+            size: TpmUint16::from(FLOOR_BYTES),
+            offset: TpmUint16::from(0),
+        };
+        let entities = [&index, &index];
+        let read = run(&mut *self.carrier, &command, &entities, Auth::Password(&[]));
+        let read: TpmNvReadResponse = match read {
+            Err(fault) if Fault::is_absence(&fault) => return Ok(None),
+            read => read?,
+        };
+        let bytes = read.data.as_ref().try_into();
+        let bytes = bytes.map_err(|_| Fault::Malformed("the floor is no number".into()))?;
+        Ok(Some(u64::from_be_bytes(bytes)))
+    }
+
+    /// Whether the index of the floor is taken, written or not.
+    pub(crate) fn has_floor_index(&mut self) -> Result<bool, Fault> {
+        match self.floor_entity() {
+            Err(fault) if fault.is_absence() => Ok(false),
+            index => index.map(|_| true),
+        }
+    }
+
+    /// Makes the floor anew, at this version.
+    pub(crate) fn make_floor(&mut self, owner: &[u8], version: u64) -> Result<(), Fault> {
+        let parent = self.parent(owner)?;
+        let mut session = self.session(&parent, TpmSe::Hmac)?;
+        let made = self.make_floor_in(&mut session, owner, version);
+        self.flush(session.handle)?;
+        made
+    }
+
+    fn make_floor_in(
+        &mut self,
+        session: &mut Session,
+        owner: &[u8],
+        version: u64,
+    ) -> Result<(), Fault> {
+        let hierarchy = Entity::permanent(TpmRh::Owner as u32);
+        match self.floor_entity() {
+            Err(fault) if fault.is_absence() => {}
+            Err(fault) => return Err(fault),
+            Ok(index) => {
+                let command = TpmNvUndefineSpaceCommand {
+                    handles: [handle(hierarchy.handle), handle(FLOOR_INDEX)],
+                };
+                let auth = Auth::Session(session, owner, Hidden::Nothing);
+                let entities = [&hierarchy, &index];
+                let _gone: TpmNvUndefineSpaceResponse =
+                    run(&mut *self.carrier, &command, &entities, auth)?;
+            }
+        }
+        let command = TpmNvDefineSpaceCommand {
+            handles: [handle(hierarchy.handle)],
+            auth: Tpm2bAuth::default(),
+            public_info: Tpm2bNvPublic {
+                inner: TpmsNvPublic {
+                    nv_index: handle(FLOOR_INDEX),
+                    name_alg: TpmAlgId::Sha256,
+                    attributes: TpmaNv::from_bits_truncate(FLOOR_ATTRIBUTES),
+                    auth_policy: Tpm2bDigest::default(),
+                    data_size: TpmUint16::from(FLOOR_BYTES),
+                },
+            },
+        };
+        let auth = Auth::Session(session, owner, Hidden::Command);
+        let _defined: TpmNvDefineSpaceResponse =
+            run(&mut *self.carrier, &command, &[&hierarchy], auth)?;
+        self.write_floor(session, owner, version)
+    }
+
+    /// Raises the floor; never lowers it.
+    pub(crate) fn raise_floor(&mut self, owner: &[u8], version: u64) -> Result<(), Fault> {
+        match self.floor()? {
+            Some(floor) if floor >= version => return Ok(()),
+            Some(_) => {}
+            None => return Err(Fault::Malformed("the version floor is gone".into())),
+        }
+        let parent = self.parent(owner)?;
+        let mut session = self.session(&parent, TpmSe::Hmac)?;
+        let raised = self.write_floor(&mut session, owner, version);
+        self.flush(session.handle)?;
+        raised
+    }
+
+    fn write_floor(
+        &mut self,
+        session: &mut Session,
+        owner: &[u8],
+        version: u64,
+    ) -> Result<(), Fault> {
+        let hierarchy = Entity::permanent(TpmRh::Owner as u32);
+        let index = self.floor_entity()?;
+        let command = TpmNvWriteCommand {
+            handles: [handle(hierarchy.handle), handle(FLOOR_INDEX)],
+            data: Tpm2bMaxNvBuffer::try_from(&version.to_be_bytes()[..])?,
+            offset: TpmUint16::from(0),
+        };
+        let auth = Auth::Session(session, owner, Hidden::Nothing);
+        let entities = [&hierarchy, &index];
+        let _written: TpmNvWriteResponse = run(&mut *self.carrier, &command, &entities, auth)?;
+        Ok(())
+    }
+
+    fn floor_entity(&mut self) -> Result<Entity, Fault> {
+        let command = TpmNvReadPublicCommand {
+            handles: [handle(FLOOR_INDEX)],
+        };
+        let read: TpmNvReadPublicResponse = run(&mut *self.carrier, &command, &[], Auth::None)?;
+        Ok(Entity {
+            handle: FLOOR_INDEX,
+            name: read.nv_name.as_ref().to_vec(),
+        })
+    }
+
+    /// Changes the owner's authorization; also a way to find out whether it is this one.
+    pub(crate) fn set_owner(&mut self, from: &[u8], to: &[u8]) -> Result<(), Fault> {
+        let parent = self.parent(from)?;
+        let mut session = self.session(&parent, TpmSe::Hmac)?;
+        let hierarchy = Entity::permanent(TpmRh::Owner as u32);
+        let command = TpmHierarchyChangeAuthCommand {
+            handles: [handle(hierarchy.handle)],
+            new_auth: Tpm2bAuth::try_from(to)?,
+        };
+        // The answer is proven by the new value (part 1, 19.6.10).
+        let auth = Auth::Changing(&mut session, from, to);
+        let changed = run(&mut *self.carrier, &command, &[&hierarchy], auth);
+        self.flush(session.handle)?;
+        changed.map(|_: TpmHierarchyChangeAuthResponse| ())
+    }
+
+    /// Forgets everything that was ever sealed to this TPM, and its owner.
+    pub(crate) fn clear(&mut self) -> Result<(), Fault> {
+        let lockout = Entity::permanent(TpmRh::Lockout as u32);
+        let command = TpmClearCommand {
+            handles: [handle(lockout.handle)],
+        };
+        let auth = Auth::Password(&[]);
+        let _cleared: TpmClearResponse = run(&mut *self.carrier, &command, &[&lockout], auth)?;
+        Ok(())
+    }
+
+    /// Seals a secret to this TPM, to be opened under a policy.
+    pub(crate) fn seal(
+        &mut self,
+        owner: &[u8],
+        secret: &[u8],
+        policy: &[u8; 32],
+    ) -> Result<Sealed, Fault> {
+        let parent = self.parent(owner)?;
+        let mut session = self.session(&parent, TpmSe::Hmac)?;
+        let public = TpmtPublic {
+            object_type: TpmAlgId::KeyedHash,
+            name_alg: TpmAlgId::Sha256,
+            object_attributes: TpmaObject::FIXED_TPM | TpmaObject::FIXED_PARENT | TpmaObject::NO_DA,
+            auth_policy: Tpm2bDigest::try_from(&policy[..])?,
+            parameters: TpmuPublicParms::KeyedHash(TpmsKeyedhashParms {
+                scheme: tpm2_protocol::data::TpmtKeyedhashScheme {
+                    scheme: TpmAlgId::Null,
+                    details: tpm2_protocol::data::TpmuKeyedhashScheme::Null,
+                },
+            }),
+            unique: TpmuPublicId::KeyedHash(Tpm2bDigest::default()),
+        };
+        let command = TpmCreateCommand {
+            handles: [handle(parent.entity.handle)],
+            in_sensitive: Tpm2bSensitiveCreate {
+                inner: TpmsSensitiveCreate {
+                    user_auth: Tpm2bAuth::default(),
+                    data: Tpm2bSensitiveData::try_from(secret)?,
+                },
+            },
+            in_public: Tpm2bPublic { inner: public },
+            outside_info: Tpm2bData::default(),
+            creation_pcr: TpmlPcrSelection::default(),
+        };
+        let auth = Auth::Session(&mut session, &[], Hidden::Command);
+        let made = run(&mut *self.carrier, &command, &[&parent.entity], auth);
+        self.flush(session.handle)?;
+        let made: TpmCreateResponse = made?;
+        Ok(Sealed {
+            public: bytes(&made.out_public)?,
+            private: made.out_private.as_ref().to_vec(),
+        })
+    }
+
+    /// Opens what was sealed under an image's key: in a boot that the key has approved, and with PCR 7 as it was.
+    pub(crate) fn unseal(
+        &mut self,
+        sealed: &Sealed,
+        key: &ImageKey,
+        signed: &SignedApproval,
+    ) -> Result<Zeroizing<Vec<u8>>, Fault> {
+        let parent = match self.find_parent()? {
+            Some(parent) => parent,
+            // Whoever has wiped a TPM has wiped it too, and nothing is its child any more.
+            None => {
+                return Err(Fault::Refused {
+                    command: TpmCc::Load.value(),
+                    code: 0x9f,
+                });
+            }
+        };
+        let (public, _) = Tpm2bPublic::unmarshal(&sealed.public)?;
+        let command = TpmLoadCommand {
+            handles: [handle(parent.entity.handle)],
+            in_private: Tpm2bPrivate::try_from(&sealed.private[..])?,
+            in_public: public,
+        };
+        let auth = Auth::Password(&[]);
+        let loaded: TpmLoadResponse = run(&mut *self.carrier, &command, &[&parent.entity], auth)?;
+        let object = Entity {
+            handle: loaded.handles[0].value(),
+            name: loaded.name.as_ref().to_vec(),
+        };
+        let mut session = self.session(&parent, TpmSe::Policy)?;
+        let opened = self
+            .satisfy(session.handle, key, signed)
+            .and_then(|()| self.open_in(&mut session, &object));
+        self.flush(session.handle)?;
+        self.flush(object.handle)?;
+        opened
+    }
+
+    fn open_in(
+        &mut self,
+        session: &mut Session,
+        object: &Entity,
+    ) -> Result<Zeroizing<Vec<u8>>, Fault> {
+        let command = TpmUnsealCommand {
+            handles: [handle(object.handle)],
+        };
+        let auth = Auth::Session(session, &[], Hidden::Response);
+        let opened: TpmUnsealResponse = run(&mut *self.carrier, &command, &[object], auth)?;
+        Ok(Zeroizing::new(opened.out_data.as_ref().to_vec()))
+    }
+
+    /// Goes through the policy, step by step, as `casemate-measured-boot` has it.
+    fn satisfy(
+        &mut self,
+        session: u32,
+        key: &ImageKey,
+        signed: &SignedApproval,
+    ) -> Result<(), Fault> {
+        self.policy_pcr(session, &IMAGE_PCRS)?;
+        let index = self.floor_entity()?;
+        let command = TpmPolicyNvCommand {
+            handles: [handle(FLOOR_INDEX), handle(FLOOR_INDEX), handle(session)],
+            operand_b: Tpm2bMaxBuffer::try_from(
+                &signed.approval.version.as_u64().to_be_bytes()[..],
+            )?,
+            offset: TpmUint16::from(0),
+            operation: TpmEo::UnsignedLe,
+        };
+        let auth = Auth::Password(&[]);
+        let _asserted: TpmPolicyNvResponse =
+            run(&mut *self.carrier, &command, &[&index, &index], auth)?;
+
+        let loaded: TpmLoadExternalResponse = {
+            let command = channel::LoadPublic(public_of(key)?);
+            run(&mut *self.carrier, &command, &[], Auth::None)?
+        };
+        let key_handle = loaded.handles[0].value();
+        let authorized = self.authorize(session, key_handle, &loaded.name, signed);
+        self.flush(key_handle)?;
+        authorized?;
+        self.policy_pcr(session, &[PLATFORM_PCR])
+    }
+
+    fn authorize(
+        &mut self,
+        session: u32,
+        key: u32,
+        name: &Tpm2bName,
+        signed: &SignedApproval,
+    ) -> Result<(), Fault> {
+        let policy = signed.approval.policy();
+        // The policy's reference is empty.
+        let approved = digest(&SHA256, &policy);
+        let command = TpmVerifySignatureCommand {
+            handles: [handle(key)],
+            digest: Tpm2bDigest::try_from(approved.as_ref())?,
+            signature: TpmtSignature {
+                sig_alg: TpmAlgId::Rsassa,
+                signature: TpmuSignature::Rsassa(TpmsSignatureRsa {
+                    hash: TpmAlgId::Sha256,
+                    sig: Tpm2bPublicKeyRsa::try_from(&signed.signature[..])?,
+                }),
+            },
+        };
+        let verified: TpmVerifySignatureResponse =
+            run(&mut *self.carrier, &command, &[], Auth::None)?;
+        let command = TpmPolicyAuthorizeCommand {
+            handles: [handle(session)],
+            approved_policy: Tpm2bDigest::try_from(&policy[..])?,
+            policy_ref: Tpm2bNonce::default(),
+            key_sign: *name,
+            check_ticket: verified.validation,
+        };
+        let _authorized: TpmPolicyAuthorizeResponse =
+            run(&mut *self.carrier, &command, &[], Auth::None)?;
+        Ok(())
+    }
+
+    fn policy_pcr(&mut self, session: u32, pcrs: &[u8]) -> Result<(), Fault> {
+        let command = TpmPolicyPcrCommand {
+            handles: [handle(session)],
+            // Whatever they are now.
+            pcr_digest: Tpm2bDigest::default(),
+            pcrs: selection(pcrs)?,
+        };
+        let _asserted: TpmPolicyPcrResponse = run(&mut *self.carrier, &command, &[], Auth::None)?;
+        Ok(())
+    }
+
+    /// Nothing opens what was sealed again before the next boot.
+    pub(crate) fn end_opening(&mut self) -> Result<(), Fault> {
+        let pcr = Entity::permanent(IMAGE_PCRS[0].into());
+        let event = digest(&SHA256, OPENED);
+        let mut digests = TpmlDigestValues::default();
+        digests.try_push(TpmtHa {
+            hash_alg: TpmAlgId::Sha256,
+            digest: TpmuHa::Digest(TpmBuffer::try_from(event.as_ref())?),
+        })?;
+        let command = TpmPcrExtendCommand {
+            handles: [handle(pcr.handle)],
+            digests,
+        };
+        let auth = Auth::Password(&[]);
+        let _extended: TpmPcrExtendResponse = run(&mut *self.carrier, &command, &[&pcr], auth)?;
+        Ok(())
+    }
+
+    /// Our storage key, made if it is not there.
+    fn parent(&mut self, owner: &[u8]) -> Result<Parent, Fault> {
+        if let Some(parent) = self.find_parent()? {
+            return Ok(parent);
+        }
+        let hierarchy = Entity::permanent(TpmRh::Owner as u32);
+        let command = TpmCreatePrimaryCommand {
+            handles: [handle(hierarchy.handle)],
+            in_sensitive: Tpm2bSensitiveCreate::default(),
+            in_public: Tpm2bPublic {
+                inner: parent_public(),
+            },
+            outside_info: Tpm2bData::default(),
+            creation_pcr: TpmlPcrSelection::default(),
+        };
+        let auth = Auth::Password(owner);
+        let made: TpmCreatePrimaryResponse =
+            run(&mut *self.carrier, &command, &[&hierarchy], auth)?;
+        let transient = Entity {
+            handle: made.handles[0].value(),
+            name: made.name.as_ref().to_vec(),
+        };
+        let command = TpmEvictControlCommand {
+            handles: [handle(hierarchy.handle), handle(transient.handle)],
+            persistent_handle: handle(PARENT),
+        };
+        let entities = [&hierarchy, &transient];
+        let kept = run(
+            &mut *self.carrier,
+            &command,
+            &entities,
+            Auth::Password(owner),
+        );
+        self.flush(transient.handle)?;
+        kept.map(|_: TpmEvictControlResponse| ())?;
+        self.find_parent()?
+            .ok_or_else(|| Fault::Malformed("its storage key does not stay".into()))
+    }
+
+    fn find_parent(&mut self) -> Result<Option<Parent>, Fault> {
+        let command = TpmReadPublicCommand {
+            handles: [handle(PARENT)],
+        };
+        let read: TpmReadPublicResponse = match run(&mut *self.carrier, &command, &[], Auth::None) {
+            Err(fault) if Fault::is_absence(&fault) => return Ok(None),
+            read => read?,
+        };
+        match read.out_public.inner.unique {
+            TpmuPublicId::Ecc(point) => Ok(Some(Parent {
+                entity: Entity {
+                    handle: PARENT,
+                    name: read.name.as_ref().to_vec(),
+                },
+                point,
+            })),
+            _ => Err(Fault::Malformed(
+                "its storage key is of another kind".into(),
+            )),
+        }
+    }
+
+    fn session(&mut self, parent: &Parent, kind: TpmSe) -> Result<Session, Fault> {
+        let opening = Opening::with(&parent.point)?;
+        let command = TpmStartAuthSessionCommand {
+            handles: [handle(parent.entity.handle), handle(TpmRh::Null as u32)],
+            nonce_caller: Tpm2bNonce::try_from(&opening.nonce_caller[..])?,
+            encrypted_salt: Tpm2bEncryptedSecret::try_from(&bytes(&opening.point)?[..])?,
+            session_type: kind,
+            symmetric: cipher(),
+            auth_hash: TpmAlgId::Sha256,
+        };
+        let started: TpmStartAuthSessionResponse =
+            run(&mut *self.carrier, &command, &[], Auth::None)?;
+        Ok(opening.opened(started.handles[0].value(), started.nonce_tpm.as_ref()))
+    }
+
+    fn flush(&mut self, used: u32) -> Result<(), Fault> {
+        let command = TpmFlushContextCommand {
+            handles: [],
+            flush_handle: handle(used),
+        };
+        let _flushed: TpmFlushContextResponse = run(&mut *self.carrier, &command, &[], Auth::None)?;
+        Ok(())
+    }
+}
+
+fn handle(value: u32) -> TpmHandle {
+    TpmHandle::from(value)
+}
+
+fn bytes<T: TpmMarshal + TpmSized>(value: &T) -> Result<Vec<u8>, Fault> {
+    let mut buffer = vec![0; value.len()];
+    let mut writer = TpmWriter::new(&mut buffer);
+    value.marshal(&mut writer)?;
+    Ok(buffer)
+}
+
+/// PCRs of the SHA-256 bank.
+fn selection(pcrs: &[u8]) -> Result<TpmlPcrSelection, Fault> {
+    let mut bits = [0_u8; 3];
+    for pcr in pcrs {
+        bits[usize::from(pcr / 8)] |= 1 << (pcr % 8);
+    }
+    let mut selection = TpmlPcrSelection::default();
+    selection.try_push(TpmsPcrSelection {
+        hash: TpmAlgId::Sha256,
+        pcr_select: TpmsPcrSelect::try_from(&bits[..])?,
+    })?;
+    Ok(selection)
+}
+
+/// AES-128 in CFB mode, which every TPM has.
+fn cipher() -> TpmtSymDef {
+    TpmtSymDef {
+        algorithm: TpmAlgId::Aes,
+        key_bits: TpmuSymKeyBits::Aes(TpmUint16::from(128)),
+        mode: TpmuSymMode::Aes(TpmAlgId::Cfb),
+    }
+}
+
+/// A storage key on P-256 (TCG PC Client Platform TPM Profile, storage primary key).
+fn parent_public() -> TpmtPublic {
+    TpmtPublic {
+        object_type: TpmAlgId::Ecc,
+        name_alg: TpmAlgId::Sha256,
+        object_attributes: TpmaObject::FIXED_TPM
+            | TpmaObject::FIXED_PARENT
+            | TpmaObject::SENSITIVE_DATA_ORIGIN
+            | TpmaObject::USER_WITH_AUTH
+            | TpmaObject::NO_DA
+            | TpmaObject::RESTRICTED
+            | TpmaObject::DECRYPT,
+        auth_policy: Tpm2bDigest::default(),
+        parameters: TpmuPublicParms::Ecc(TpmsEccParms {
+            symmetric: cipher(),
+            curve_id: TpmEccCurve::NistP256,
+            ..TpmsEccParms::default()
+        }),
+        unique: TpmuPublicId::Ecc(TpmsEccPoint::default()),
+    }
+}
+
+/// An image's key, as `ImageKey::tpm_name` names it.
+fn public_of(key: &ImageKey) -> Result<Tpm2bPublic, Fault> {
+    let inner = TpmtPublic {
+        object_type: TpmAlgId::Rsa,
+        name_alg: TpmAlgId::Sha256,
+        object_attributes: TpmaObject::USER_WITH_AUTH | TpmaObject::SIGN_ENCRYPT,
+        auth_policy: Tpm2bDigest::default(),
+        parameters: TpmuPublicParms::Rsa(TpmsRsaParms {
+            symmetric: TpmtSymDef {
+                algorithm: TpmAlgId::Null,
+                ..TpmtSymDef::default()
+            },
+            scheme: TpmtRsaScheme {
+                scheme: TpmAlgId::Rsassa,
+                details: TpmuAsymScheme::Hash(TpmsSchemeHash {
+                    hash_alg: TpmAlgId::Sha256,
+                }),
+            },
+            key_bits: TpmUint16::from(KEY_BITS as u16),
+            // The usual one.
+            exponent: TpmUint32::from(0),
+        }),
+        unique: TpmuPublicId::Rsa(Tpm2bPublicKeyRsa::try_from(key.modulus())?),
+    };
+    Ok(Tpm2bPublic { inner })
+}
+
+#[cfg(test)]
+pub(crate) mod tests;

@@ -1,0 +1,169 @@
+//! Sessions (TPM 2.0 part 1, 17 and 19.6): what they prove and hide. Each is salted with a secret that only this TPM can open,
+//! so whoever listens on the wires between processor and TPM hears no key, and whoever changes a byte is noticed.
+
+use aes::Aes128;
+use cfb_mode::cipher::KeyIvInit as _;
+use ring::agreement::{ECDH_P256, EphemeralPrivateKey, UnparsedPublicKey, agree_ephemeral};
+use ring::rand::{SecureRandom as _, SystemRandom};
+use ring::{digest, hmac};
+use tpm2_protocol::data::{Tpm2bEccParameter, TpmaSession, TpmsEccPoint};
+
+use super::Fault;
+
+/// SHA-256, the hash of everything here, in bytes.
+pub(super) const HASH_BYTES: usize = 32;
+const HASH_BITS: u32 = 256;
+/// AES-128: key and initialisation vector.
+const CIPHER_BYTES: usize = 16;
+/// A point that is not compressed (SEC 1, 2.3.3).
+const POINT_TAG: u8 = 4;
+
+/// A session that the TPM holds too.
+pub(super) struct Session {
+    pub(super) handle: u32,
+    key: [u8; HASH_BYTES],
+    nonce_tpm: Vec<u8>,
+    nonce_caller: [u8; HASH_BYTES],
+}
+
+/// A session before the TPM has answered.
+pub(super) struct Opening {
+    salt: [u8; HASH_BYTES],
+    pub(super) nonce_caller: [u8; HASH_BYTES],
+    /// Our half of the agreement.
+    pub(super) point: TpmsEccPoint,
+}
+
+impl Opening {
+    /// Agrees on a salt with a key of the TPM, on P-256 (part 1, C.6.1).
+    pub(super) fn with(key: &TpmsEccPoint) -> Result<Self, Fault> {
+        let failed = |_| Fault::Random;
+        let random = SystemRandom::new();
+        let mut nonce_caller = [0; HASH_BYTES];
+        random.fill(&mut nonce_caller).map_err(failed)?;
+        let private = EphemeralPrivateKey::generate(&ECDH_P256, &random).map_err(failed)?;
+        let public = private.compute_public_key().map_err(failed)?;
+        let (x, y) = public.as_ref()[1..].split_at(HASH_BYTES);
+        let (their_x, their_y) = (padded(&key.x)?, padded(&key.y)?);
+        let theirs = [&[POINT_TAG], &their_x[..], &their_y].concat();
+        let peer = UnparsedPublicKey::new(&ECDH_P256, theirs);
+        let salt = agree_ephemeral(private, &peer, |shared| {
+            let one = 1_u32.to_be_bytes();
+            hash(&[&one, shared, b"SECRET\0", x, &their_x])
+        });
+        let salt = salt.map_err(|_| Fault::Malformed("its storage key is no point".into()))?;
+        let parameter = |bytes: &[u8]| Tpm2bEccParameter::try_from(bytes).map_err(Fault::from);
+        Ok(Self {
+            salt,
+            nonce_caller,
+            point: TpmsEccPoint {
+                x: parameter(x)?,
+                y: parameter(y)?,
+            },
+        })
+    }
+
+    pub(super) fn opened(self, handle: u32, nonce_tpm: &[u8]) -> Session {
+        let mut key = [0; HASH_BYTES];
+        let parts = [nonce_tpm, &self.nonce_caller];
+        kdfa(&self.salt, b"ATH", parts, &mut key);
+        Session {
+            handle,
+            key,
+            nonce_tpm: nonce_tpm.to_vec(),
+            nonce_caller: self.nonce_caller,
+        }
+    }
+}
+
+impl Session {
+    /// A new nonce for the next command.
+    pub(super) fn next(&mut self) -> Result<[u8; HASH_BYTES], Fault> {
+        let random = SystemRandom::new();
+        random
+            .fill(&mut self.nonce_caller)
+            .map_err(|_| Fault::Random)?;
+        Ok(self.nonce_caller)
+    }
+
+    /// Hides the first parameter of a command.
+    pub(super) fn encrypt(&self, auth: &[u8], parameter: &mut [u8]) {
+        let (key, iv) = self.cipher(auth, [&self.nonce_caller, &self.nonce_tpm]);
+        cfb_mode::Encryptor::<Aes128>::new(&key.into(), &iv.into()).encrypt(parameter);
+    }
+
+    /// Reads the first parameter of a response, after [`Self::check`].
+    pub(super) fn decrypt(&self, auth: &[u8], parameter: &mut [u8]) {
+        let (key, iv) = self.cipher(auth, [&self.nonce_tpm, &self.nonce_caller]);
+        cfb_mode::Decryptor::<Aes128>::new(&key.into(), &iv.into()).decrypt(parameter);
+    }
+
+    fn cipher(&self, auth: &[u8], nonces: [&[u8]; 2]) -> ([u8; CIPHER_BYTES], [u8; CIPHER_BYTES]) {
+        let mut both = [0; 2 * CIPHER_BYTES];
+        kdfa(&[&self.key, auth].concat(), b"CFB", nonces, &mut both);
+        let (mut key, mut iv) = ([0; CIPHER_BYTES], [0; CIPHER_BYTES]);
+        key.copy_from_slice(&both[..CIPHER_BYTES]);
+        iv.copy_from_slice(&both[CIPHER_BYTES..]);
+        (key, iv)
+    }
+
+    /// What proves a command whose digest this is.
+    pub(super) fn prove(&self, auth: &[u8], digest: &[u8], attributes: TpmaSession) -> hmac::Tag {
+        let mut context = self.context(auth);
+        for part in [digest, &self.nonce_caller, &self.nonce_tpm] {
+            context.update(part);
+        }
+        context.update(&[attributes.bits()]);
+        context.sign()
+    }
+
+    /// Whether the TPM has answered this, and to what we have asked. Takes its nonce for the next command.
+    pub(super) fn check(
+        &mut self,
+        auth: &[u8],
+        digest: &[u8],
+        nonce: &[u8],
+        attributes: u8,
+        proof: &[u8],
+    ) -> Result<(), Fault> {
+        nonce.clone_into(&mut self.nonce_tpm);
+        let signed = [digest, nonce, &self.nonce_caller, &[attributes]].concat();
+        let key = hmac::Key::new(hmac::HMAC_SHA256, &[&self.key, auth].concat());
+        hmac::verify(&key, &signed, proof).map_err(|_| Fault::Forged)
+    }
+
+    fn context(&self, auth: &[u8]) -> hmac::Context {
+        let key = hmac::Key::new(hmac::HMAC_SHA256, &[&self.key, auth].concat());
+        hmac::Context::with_key(&key)
+    }
+}
+
+/// Coordinates are numbers: leading zeros may be missing.
+fn padded(coordinate: &[u8]) -> Result<[u8; HASH_BYTES], Fault> {
+    let mut padded = [0; HASH_BYTES];
+    let start = HASH_BYTES.checked_sub(coordinate.len());
+    let start = start.ok_or_else(|| Fault::Malformed("a coordinate that is too long".into()))?;
+    padded[start..].copy_from_slice(coordinate);
+    Ok(padded)
+}
+
+/// SHA-256 of parts, one after the other.
+pub(super) fn hash(parts: &[&[u8]]) -> [u8; HASH_BYTES] {
+    let mut context = digest::Context::new(&digest::SHA256);
+    parts.iter().for_each(|part| context.update(part));
+    let mut value = [0; HASH_BYTES];
+    value.copy_from_slice(context.finish().as_ref());
+    value
+}
+
+/// Key derivation of part 1, 11.4.10.2, for as many bytes as one hash has.
+fn kdfa(key: &[u8], label: &[u8], parts: [&[u8]; 2], to: &mut [u8; HASH_BYTES]) {
+    let key = hmac::Key::new(hmac::HMAC_SHA256, key);
+    let mut context = hmac::Context::with_key(&key);
+    context.update(&1_u32.to_be_bytes());
+    context.update(label);
+    context.update(&[0]);
+    parts.iter().for_each(|part| context.update(part));
+    context.update(&HASH_BITS.to_be_bytes());
+    to.copy_from_slice(context.sign().as_ref());
+}

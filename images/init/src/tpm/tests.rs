@@ -1,0 +1,250 @@
+//! Against an emulated TPM (swtpm), which knows what is right.
+
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use casemate_measured_boot::{Approval, ApprovalKey, sealed_policy};
+
+use casemate_trust::image::ImageVersion;
+
+use super::*;
+
+const SECRET: &[u8] = b"a storage key";
+const OWNER: &[u8] = b"whoever has opened the key";
+/// What PCR 11 comes to after `boot` with this image.
+const IMAGE: &[u8] = b"image";
+
+/// An emulator with its state in a folder; a new one over the same folder is the same TPM after a restart.
+pub(crate) struct Emulator {
+    child: Child,
+    pub(crate) tpm: Tpm,
+}
+
+impl Emulator {
+    pub(crate) fn start(folder: &Path) -> Self {
+        let socket = folder.join("socket");
+        let child = Command::new("swtpm")
+            .args(["socket", "--tpm2", "--flags", "not-need-init,startup-clear"])
+            .args(["--tpmstate", &format!("dir={}", folder.display())])
+            .args([
+                "--server",
+                &format!("type=unixio,path={}", socket.display()),
+            ])
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("is swtpm installed? `scripts/setup test` does it");
+        let until = Instant::now() + Duration::from_secs(20);
+        let carrier = loop {
+            match UnixStream::connect(&socket) {
+                Ok(stream) => break stream,
+                Err(error) => assert!(Instant::now() < until, "{error}"),
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        };
+        let carrier = Box::new(carrier);
+        Self {
+            child,
+            tpm: Tpm { carrier },
+        }
+    }
+
+    /// Its TPM, for somebody else.
+    pub(crate) fn take(&mut self) -> Tpm {
+        let carrier = std::mem::replace(&mut self.tpm.carrier, Box::new(io::empty()));
+        Tpm { carrier }
+    }
+
+    /// What firmware and stub do.
+    pub(crate) fn boot(&mut self, image: &[u8], from_outside: &[u8], firmware: &[u8]) {
+        self.extend(11, image);
+        self.extend(7, firmware);
+        if !from_outside.is_empty() {
+            self.extend(12, from_outside);
+        }
+    }
+
+    fn extend(&mut self, pcr: u32, event: &[u8]) {
+        let pcr = Entity::permanent(pcr);
+        let mut digests = TpmlDigestValues::default();
+        let event = digest(&SHA256, event);
+        let digest = TpmuHa::Digest(TpmBuffer::try_from(event.as_ref()).unwrap());
+        let hash_alg = TpmAlgId::Sha256;
+        digests.try_push(TpmtHa { hash_alg, digest }).unwrap();
+        let command = TpmPcrExtendCommand {
+            handles: [handle(pcr.handle)],
+            digests,
+        };
+        let auth = Auth::Password(&[]);
+        let _: TpmPcrExtendResponse = run(&mut *self.tpm.carrier, &command, &[&pcr], auth).unwrap();
+    }
+}
+
+impl Drop for Emulator {
+    fn drop(&mut self) {
+        let _gone = self.child.kill();
+        let _reaped = self.child.wait();
+    }
+}
+
+/// A key of images, made anew.
+pub(crate) fn image_key(folder: &Path) -> ApprovalKey {
+    let file = folder.join("image.key");
+    let made = Command::new("openssl")
+        .args(["genrsa", "-out"])
+        .arg(&file)
+        .arg(KEY_BITS.to_string())
+        .output()
+        .unwrap();
+    assert!(made.status.success(), "{made:?}");
+    ApprovalKey::from_pem(&std::fs::read(&file).unwrap()).unwrap()
+}
+
+pub(crate) fn approval(key: &ApprovalKey, image: &[u8], version: u64) -> SignedApproval {
+    let version = ImageVersion::from_u64(version).unwrap();
+    let pcr11 = PcrValue::ZERO.extended(image);
+    let pcr12 = PcrValue::ZERO;
+    key.approve(Approval {
+        version,
+        pcr11,
+        pcr12,
+    })
+    .unwrap()
+}
+
+#[test]
+fn a_seal_opens_for_the_image_that_was_approved_and_for_nothing_else() {
+    let folder = tempfile::tempdir().unwrap();
+    let key = image_key(folder.path());
+    let signed = approval(&key, IMAGE, 5);
+    let sealed = {
+        let mut emulator = Emulator::start(folder.path());
+        emulator.boot(IMAGE, b"", b"secure boot");
+        let tpm = &mut emulator.tpm;
+        assert_eq!(tpm.floor().unwrap(), None);
+        assert!(!tpm.is_owned().unwrap());
+        let pcrs = tpm.pcrs().unwrap();
+        assert_eq!(pcrs[&11], signed.approval.pcr11);
+        let policy = sealed_policy(key.public(), pcrs[&7]);
+        tpm.make_floor(&[], 5).unwrap();
+        let sealed = tpm.seal(&[], SECRET, &policy).unwrap();
+        tpm.set_owner(&[], OWNER).unwrap();
+        assert!(tpm.is_owned().unwrap());
+        assert_eq!(*tpm.unseal(&sealed, key.public(), &signed).unwrap(), SECRET);
+        // Once more, until it is over for this boot.
+        assert_eq!(*tpm.unseal(&sealed, key.public(), &signed).unwrap(), SECRET);
+        tpm.end_opening().unwrap();
+        tpm.unseal(&sealed, key.public(), &signed).unwrap_err();
+        sealed
+    };
+    let other_key = tempfile::tempdir().unwrap();
+    let other_key = image_key(other_key.path());
+    let newer = approval(&key, b"newer", 6);
+    let older = approval(&key, b"older", 4);
+    let foreign = approval(&other_key, IMAGE, 5);
+    type Boot<'a> = (&'a [u8], &'a [u8], &'a [u8], &'a SignedApproval, bool);
+    let boots: [Boot<'_>; 7] = [
+        (IMAGE, b"", b"secure boot", &signed, true),
+        (b"newer", b"", b"secure boot", &newer, true),
+        (b"older", b"", b"secure boot", &older, false),
+        (b"changed", b"", b"secure boot", &signed, false),
+        (IMAGE, b"init=/bin/sh", b"secure boot", &signed, false),
+        (IMAGE, b"", b"other keys", &signed, false),
+        (IMAGE, b"", b"secure boot", &foreign, false),
+    ];
+    for (image, from_outside, firmware, signed, opens) in boots {
+        let mut emulator = Emulator::start(folder.path());
+        emulator.boot(image, from_outside, firmware);
+        let opened = emulator.tpm.unseal(&sealed, key.public(), signed);
+        let case = String::from_utf8_lossy(image);
+        assert_eq!(opened.is_ok(), opens, "{case}: {:?}", opened.err());
+    }
+}
+
+#[test]
+fn the_floor_rises_by_the_owners_word_and_never_falls() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut emulator = Emulator::start(folder.path());
+    let tpm = &mut emulator.tpm;
+    tpm.make_floor(&[], 5).unwrap();
+    tpm.set_owner(&[], OWNER).unwrap();
+    let fault = tpm.raise_floor(b"somebody else", 6).unwrap_err();
+    assert!(fault.is_authorization(), "{fault}");
+    assert!(tpm.make_floor(&[], 1).unwrap_err().is_authorization());
+    assert!(tpm.set_owner(&[], &[]).unwrap_err().is_authorization());
+    tpm.raise_floor(OWNER, 7).unwrap();
+    tpm.raise_floor(OWNER, 6).unwrap();
+    assert_eq!(tpm.floor().unwrap(), Some(7));
+    // Whoever clears it all has nothing left to open.
+    tpm.clear().unwrap();
+    assert_eq!(tpm.floor().unwrap(), None);
+    assert!(!tpm.is_owned().unwrap());
+}
+
+#[test]
+fn another_tpm_opens_nothing() {
+    let (one, two) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let key = image_key(one.path());
+    let signed = approval(&key, IMAGE, 5);
+    let mut here = Emulator::start(one.path());
+    here.boot(IMAGE, b"", b"");
+    here.tpm.make_floor(&[], 5).unwrap();
+    let policy = sealed_policy(key.public(), here.tpm.pcrs().unwrap()[&7]);
+    let sealed = here.tpm.seal(&[], SECRET, &policy).unwrap();
+    let mut there = Emulator::start(two.path());
+    there.boot(IMAGE, b"", b"");
+    let fault = there.tpm.unseal(&sealed, key.public(), &signed);
+    assert!(fault.unwrap_err().is_foreign());
+    there.tpm.make_floor(&[], 5).unwrap();
+    let fault = there
+        .tpm
+        .unseal(&sealed, key.public(), &signed)
+        .unwrap_err();
+    assert!(fault.is_foreign(), "{fault}");
+    here.tpm.clear().unwrap();
+    here.tpm.make_floor(&[], 5).unwrap();
+    let fault = here.tpm.unseal(&sealed, key.public(), &signed).unwrap_err();
+    assert!(fault.is_foreign(), "{fault}");
+}
+
+#[test]
+fn an_answer_that_is_changed_on_the_way_is_noticed() {
+    /// Flips a bit of every response that is long enough to be that of a sealed object.
+    struct Liar(UnixStream);
+    impl io::Read for Liar {
+        fn read(&mut self, to: &mut [u8]) -> io::Result<usize> {
+            let read = self.0.read(to)?;
+            if let Some(byte) = to[..read].get_mut(60).filter(|_| to_is_unseal(read)) {
+                *byte ^= 1;
+            }
+            Ok(read)
+        }
+    }
+    impl io::Write for Liar {
+        fn write(&mut self, from: &[u8]) -> io::Result<usize> {
+            self.0.write(from)
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            self.0.flush()
+        }
+    }
+    /// Length of the response to `TPM2_Unseal` of `SECRET`: header, size, data, nonce, attributes, proof.
+    fn to_is_unseal(length: usize) -> bool {
+        length == 10 + 4 + 2 + SECRET.len() + 2 + 32 + 1 + 2 + 32
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let key = image_key(folder.path());
+    let signed = approval(&key, IMAGE, 5);
+    let mut emulator = Emulator::start(folder.path());
+    emulator.boot(IMAGE, b"", b"");
+    emulator.tpm.make_floor(&[], 5).unwrap();
+    let policy = sealed_policy(key.public(), emulator.tpm.pcrs().unwrap()[&7]);
+    let sealed = emulator.tpm.seal(&[], SECRET, &policy).unwrap();
+    // One client at a time.
+    emulator.tpm.carrier = Box::new(io::empty());
+    let stream = UnixStream::connect(folder.path().join("socket")).unwrap();
+    emulator.tpm.carrier = Box::new(Liar(stream));
+    let fault = emulator.tpm.unseal(&sealed, key.public(), &signed);
+    assert!(matches!(fault, Err(Fault::Forged)), "{:?}", fault.err());
+}
