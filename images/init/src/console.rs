@@ -159,7 +159,7 @@ mod tests {
     #[test]
     fn a_page_says_what_is_wrong_and_what_to_do() {
         let image = Image {
-            version: "1.2.3".into(),
+            version: "1.2.3".parse().unwrap(),
             profile: "virtual-machine".into(),
             time: 0,
         };

@@ -13,6 +13,8 @@ use crate::console::{Page, Problem, say};
 
 /// The GPT name of the partition.
 pub(crate) const PARTITION: &str = "casemate-state";
+/// That of the partition that the firmware starts from.
+const BOOT_PARTITION: &str = "casemate-boot";
 /// Where it is mounted.
 const FOLDER: &str = "/state";
 /// Disks that are found late: drivers look for them beside us.
@@ -98,6 +100,24 @@ pub(crate) fn mount(page: &mut Page) -> Result<PathBuf, Problem> {
     })?;
     page.line("state", format!("{} on {}", PARTITION, device.display()));
     Ok(FOLDER.into())
+}
+
+/// The boot partition on the disk of the state partition: nobody else's.
+pub(crate) fn boot_partition() -> Option<PathBuf> {
+    let place = |device: &Path| {
+        let entry = Path::new("/sys/class/block").join(device.file_name()?);
+        Some(fs::canonicalize(entry).ok()?.parent()?.to_owned())
+    };
+    let blocks = blocks().ok()?;
+    let named = |name: &'static str| {
+        let mut all = blocks.iter();
+        all.find(|block| block.name.as_deref() == Some(name))
+    };
+    let disk = place(&named(PARTITION)?.device)?;
+    let boot = blocks.iter().find(|block| {
+        block.name.as_deref() == Some(BOOT_PARTITION) && place(&block.device) == Some(disk.clone())
+    });
+    Some(boot?.device.clone())
 }
 
 fn make(device: &Path) -> Result<(), Problem> {

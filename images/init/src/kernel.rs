@@ -4,6 +4,7 @@ use std::fs::{self, File};
 use std::io;
 use std::path::Path;
 
+use casemate_trust::image::ImageVersion;
 use rustix::fs::CWD;
 use rustix::mount::{MountFlags, mount, mount_bind, mount_move};
 use rustix::process::{Resource, Rlimit, chdir, chroot, setrlimit};
@@ -23,7 +24,7 @@ const MODULE_ORDER: &str = "/lib/modules/order";
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Image {
-    pub(crate) version: String,
+    pub(crate) version: ImageVersion,
     pub(crate) profile: String,
     /// Unix time, seconds, at which it was made.
     pub(crate) time: u32,

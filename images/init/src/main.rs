@@ -5,6 +5,7 @@
 //! with what to do; what cannot be gone on from starts the machine again after ten seconds.
 #![forbid(unsafe_code)]
 
+mod boot_partition;
 mod button;
 mod clock;
 mod console;
@@ -17,6 +18,7 @@ mod seed;
 mod settings;
 mod storage;
 mod tpm;
+mod update;
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -24,11 +26,13 @@ use std::time::Duration;
 use rustix::system::{RebootCommand, reboot};
 use tokio::runtime::{Builder, Runtime};
 
+use boot_partition::BootPartition;
 use console::Page;
 use node::Waited;
 use seed::{RECOVERY_KEY, Seed};
 use settings::Settings;
 use storage::{Boot, Storage};
+use update::Update;
 
 /// Time to read what went wrong.
 const BEFORE_RESTART: Duration = Duration::from_secs(10);
@@ -136,7 +140,15 @@ fn run() -> Result<node::End, Failure> {
     if let Err(problem) = settings.offer(storage.key.as_ref(), &mut page) {
         return wait(page, problem);
     }
-    runtime()?.block_on(node::run(page, settings, seed, storage))
+    let update = Update::start(
+        image.version,
+        settings.update.clone(),
+        disk::boot_partition().map(|device| BootPartition { device }),
+        &state,
+        &settings.live,
+        &mut page,
+    );
+    runtime()?.block_on(node::run(page, settings, seed, storage, update))
 }
 
 /// A state in which nothing can be served: it stays on the console for a while, and then the machine looks again.

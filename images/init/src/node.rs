@@ -19,6 +19,7 @@ use crate::network::{News, View};
 use crate::seed::{JOIN_TOKEN, NODE, Seed, VAULT};
 use crate::settings::{Settings, UID_BASE};
 use crate::storage::Storage;
+use crate::update::{Health, MACHINE, Next, Update};
 use crate::{Failure, button, clock, network};
 
 const LAUNCH: &str = "/usr/lib/casemate/casemate-launch";
@@ -70,6 +71,8 @@ struct Node {
     settings: Settings,
     seed: Seed,
     storage: Storage,
+    update: Update,
+    health: Health,
     running: Option<Running>,
     /// When it is started, if it does not run.
     start_at: Option<Instant>,
@@ -142,6 +145,7 @@ pub(crate) async fn run(
     settings: Settings,
     seed: Seed,
     storage: Storage,
+    update: Update,
 ) -> Result<End, Failure> {
     if let Some(recovery) = &storage.recovery {
         let text = format!(
@@ -159,6 +163,8 @@ pub(crate) async fn run(
         settings,
         seed,
         storage,
+        update,
+        health: Health::default(),
         running: None,
         start_at: Some(Instant::now() + NETWORK_WITHIN),
         pause: FIRST_PAUSE,
@@ -166,6 +172,8 @@ pub(crate) async fn run(
         view: View::default(),
         last_end: None,
     };
+    node.update
+        .shut_out_older(&mut node.storage, &mut node.page);
     let mut looks = interval(LOOK_INTERVAL);
     looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut watchdog = std::fs::File::options().write(true).open(WATCHDOG).ok();
@@ -194,6 +202,9 @@ pub(crate) async fn run(
                     let _fed = std::io::Write::write(watchdog, b"1");
                 }
                 node.look().await;
+                if node.look_at_image().await == Next::Restart {
+                    break End::Restart;
+                }
             }
         }
         node.page.show();
@@ -275,6 +286,8 @@ impl Node {
             .arg("--state")
             .arg(&self.settings.state)
             .args(["--uid-base", &UID_BASE.to_string()])
+            .arg("--machine")
+            .arg(self.settings.live.join(MACHINE))
             .env_clear()
             .env("PATH", PATH)
             .current_dir("/")
@@ -347,7 +360,23 @@ impl Node {
         !now.is_empty() && *now != self.started_with && is_due && !running.ending
     }
 
+    /// What is new of the machine's image, in the light of how the node is.
+    async fn look_at_image(&mut self) -> Next {
+        let next = self
+            .update
+            .look(self.health, &mut self.storage, &mut self.page)
+            .await;
+        if let Err(error) = self.update.tell(&self.storage) {
+            self.page.problem(Problem::new(
+                format!("the node cannot be told what this machine is: {error}"),
+                "restart; if it stays, report it",
+            ));
+        }
+        next
+    }
+
     async fn look(&mut self) {
+        self.health = Health::default();
         let Some(running) = self.running else {
             if let Some(how) = &self.last_end {
                 let what = format!("the node ended with {how}; it is started again");
@@ -389,6 +418,7 @@ impl Node {
     fn show(&mut self, status: &Value) {
         let vault = &status["vault"];
         let is_member = vault["member"] == true;
+        self.health = health(status);
         let report = report(status, is_member);
         self.page.state(report.state);
         if let (Some(node), Some(pool)) = (vault["node"].as_str(), vault["pool"].as_str()) {
@@ -458,13 +488,25 @@ struct Report {
     problems: Vec<Problem>,
 }
 
+fn health(status: &Value) -> Health {
+    Health {
+        vault: status["vault"]["member"] == true,
+        connected: status["connected"] == true,
+        serving: routed(status) > 0,
+    }
+}
+
+/// Functions that callers reach.
+fn routed(status: &Value) -> usize {
+    let functions = status["state"]["functions"].as_array();
+    let is_routed = |function: &&Value| function["routed"].is_string();
+    functions.map_or(0, |all| all.iter().filter(is_routed).count())
+}
+
 fn report(status: &Value, is_member: bool) -> Report {
     let empty = Vec::new();
     let functions = status["state"]["functions"].as_array().unwrap_or(&empty);
-    let routed = functions
-        .iter()
-        .filter(|function| function["routed"].is_string())
-        .count();
+    let routed = routed(status);
     let listening = status["listening"].as_array().unwrap_or(&empty);
     let listening: Vec<_> = listening.iter().filter_map(Value::as_str).collect();
     let connected = status["connected"] == true;

@@ -30,10 +30,19 @@ pub(crate) const NETWORK: &str = "network.toml";
 pub(crate) const NODE: &str = "node.toml";
 pub(crate) const VAULT: &str = "vault.toml";
 pub(crate) const STORAGE: &str = "storage.toml";
+pub(crate) const UPDATE: &str = "update.toml";
 pub(crate) const RECOVERY_KEY: &str = "recovery-key";
 /// Nobody finds these on a disk once they were used, and they are kept nowhere else.
 pub(crate) const SECRETS: [&str; 2] = [JOIN_TOKEN, RECOVERY_KEY];
-const KNOWN: [&str; 6] = [JOIN_TOKEN, NETWORK, NODE, VAULT, STORAGE, RECOVERY_KEY];
+const KNOWN: [&str; 7] = [
+    JOIN_TOKEN,
+    NETWORK,
+    NODE,
+    VAULT,
+    STORAGE,
+    UPDATE,
+    RECOVERY_KEY,
+];
 
 /// The way of what the firmware hands over.
 const FIRMWARE: &str = "firmware";
@@ -155,7 +164,7 @@ mod tests {
 
     fn page() -> Page {
         Page::new(&Image {
-            version: "1".into(),
+            version: "1.2.3".parse().unwrap(),
             profile: "test".into(),
             time: 0,
         })

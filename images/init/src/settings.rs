@@ -14,7 +14,8 @@ use serde::de::DeserializeOwned;
 use crate::console::{Page, Problem};
 use crate::kernel::write_whole;
 use crate::recovery::Key;
-use crate::seed::{JOIN_TOKEN, NETWORK, NODE, SECRETS, STORAGE, Seed, VAULT};
+use crate::seed::{JOIN_TOKEN, NETWORK, NODE, SECRETS, STORAGE, Seed, UPDATE, VAULT};
+use crate::update;
 
 /// Where the files of a seed are kept, for root alone.
 const KEPT: &str = "config";
@@ -134,6 +135,8 @@ pub(crate) struct Settings {
     pub(crate) has_token: bool,
     /// Without a TPM that seals the storage key, nothing is served.
     pub(crate) require_tpm: bool,
+    /// How a new image is taken.
+    pub(crate) update: update::Settings,
     /// The files of seeds that are kept.
     kept: PathBuf,
     token: Option<Vec<u8>>,
@@ -183,14 +186,12 @@ impl Settings {
             });
             Network::default()
         });
-        let storage = match fs::read_to_string(kept.join(STORAGE)) {
-            Ok(text) => parse::<Storage>(STORAGE, &text).unwrap_or_default(),
-            Err(_) => Storage::default(),
-        };
+        let storage: Storage = kept_or_default(&kept, STORAGE);
         let token = seed.items.get(JOIN_TOKEN).map(|item| item.bytes.clone());
         Ok(Self {
             network,
             require_tpm: storage.require_tpm,
+            update: kept_or_default(&kept, UPDATE),
             live: LIVE.into(),
             state: state.join(NODE_STATE),
             has_token: token.is_some(),
@@ -224,6 +225,12 @@ impl Settings {
     }
 }
 
+/// A file that was kept only after it had parsed.
+fn kept_or_default<T: DeserializeOwned + Default>(kept: &Path, name: &str) -> T {
+    let text = fs::read_to_string(kept.join(name)).unwrap_or_default();
+    parse(name, &text).unwrap_or_default()
+}
+
 /// Whether a machine with this state partition has neither joined nor kept a file of a seed.
 pub(crate) fn is_new(state: &Path) -> bool {
     !has_identity(&state.join(NODE_STATE)) && !state.join(KEPT).exists()
@@ -240,6 +247,9 @@ fn is_sound(name: &str, bytes: &[u8], page: &mut Page) -> bool {
         (_, Err(error)) => vec![format!("{name}: {error}")],
         (NETWORK, Ok(text)) => Network::parse(text).err().unwrap_or_default(),
         (STORAGE, Ok(text)) => parse::<Storage>(STORAGE, text).err().unwrap_or_default(),
+        (UPDATE, Ok(text)) => parse::<update::Settings>(UPDATE, text)
+            .err()
+            .unwrap_or_default(),
         (NODE | VAULT, Ok(text)) => match parse::<toml::Table>(name, text) {
             Ok(table) => FIXED
                 .iter()

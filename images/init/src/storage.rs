@@ -74,6 +74,13 @@ pub(crate) struct Boot {
     approvals: Option<(ImageKey, Approvals)>,
 }
 
+/// What opening has come to.
+struct Opened {
+    mode: Mode,
+    key: Option<Key>,
+    recovery: Option<RecoveryKey>,
+}
+
 /// The key is open, or is the vault's own business.
 pub(crate) struct Storage {
     pub(crate) mode: Mode,
@@ -260,7 +267,10 @@ impl Storage {
             None => Self::first(state, &folder, &mut boot, require_tpm, page)?,
             Some(kept) => Self::again(kept, &folder, &mut boot, recovery, page)?,
         };
-        if let Some((key, _)) = &opened.1
+        // A recovery key that was needed is not given back.
+        let was_sealed_anew =
+            kept.is_some() && opened.mode == Mode::Tpm && opened.recovery.is_none();
+        if let Some(key) = &opened.key
             && fs::read(&clear).is_ok_and(|file| file == key[..])
         {
             remove(&clear).map_err(|error| full(&error))?;
@@ -270,17 +280,13 @@ impl Storage {
             tpm.end_opening().map_err(|fault| broken(&fault))?;
         }
         page.opened();
-        let (mode, keys) = opened;
-        let recovery = keys
-            .as_ref()
-            .and_then(|(_, recovery)| recovery.as_ref())
-            .filter(|_| !folder.join(SHOWN).exists())
-            .map(RecoveryKey::to_text);
+        let shown = folder.join(SHOWN).exists();
+        let recovery = opened.recovery.filter(|_| !shown);
         Ok(Self {
-            mode,
-            was_recovered: mode == Mode::Tpm && keys.as_ref().is_some_and(|(_, key)| key.is_none()),
-            key: keys.map(|(key, _)| key),
-            recovery,
+            mode: opened.mode,
+            key: opened.key,
+            was_recovered: was_sealed_anew,
+            recovery: recovery.as_ref().map(RecoveryKey::to_text),
             boot,
             folder,
         })
@@ -293,7 +299,7 @@ impl Storage {
         boot: &mut Boot,
         require_tpm: bool,
         page: &mut Page,
-    ) -> Result<(Mode, Option<(Key, Option<RecoveryKey>)>), Problem> {
+    ) -> Result<Opened, Problem> {
         if let Err(why) = boot.sealer() {
             if require_tpm {
                 return Err(Problem::new(
@@ -302,7 +308,11 @@ impl Storage {
                 ));
             }
             page.line("key", format!("on the state partition, in clear: {why}"));
-            return Ok((Mode::Clear, None));
+            return Ok(Opened {
+                mode: Mode::Clear,
+                key: None,
+                recovery: None,
+            });
         }
         let key = match fs::read(state.join(CLEAR)) {
             Ok(bytes) => <[u8; KEY_BYTES]>::try_from(&Zeroizing::new(bytes)[..])
@@ -315,7 +325,11 @@ impl Storage {
         let sealed = recovery.seal(&key).map_err(random)?;
         seal(boot, folder, &key, &recovery, sealed)?;
         page.line("key", "sealed to the TPM");
-        Ok((Mode::Tpm, Some((key, Some(recovery)))))
+        Ok(Opened {
+            mode: Mode::Tpm,
+            key: Some(key),
+            recovery: Some(recovery),
+        })
     }
 
     /// Opens the key that was sealed.
@@ -325,7 +339,7 @@ impl Storage {
         boot: &mut Boot,
         recovery: Option<&[u8]>,
         page: &mut Page,
-    ) -> Result<(Mode, Option<(Key, Option<RecoveryKey>)>), Problem> {
+    ) -> Result<Opened, Problem> {
         let why = match boot.open(kept) {
             Ok(payload) => {
                 page.line("key", "sealed to the TPM");
@@ -339,7 +353,11 @@ impl Storage {
                 let recovery = <[u8; KEY_BYTES]>::try_from(recovery).ok();
                 let recovery = recovery.map(|key| RecoveryKey(Zeroizing::new(key)));
                 finish_owner(boot, &key)?;
-                return Ok((Mode::Tpm, Some((key, recovery))));
+                return Ok(Opened {
+                    mode: Mode::Tpm,
+                    key: Some(key),
+                    recovery,
+                });
             }
             Err(why) => why,
         };
@@ -358,23 +376,25 @@ impl Storage {
             )
         })?;
         let older = boot.is_older().unwrap_or_else(Some);
-        match boot.sealer().map(|_| ()) {
-            Ok(()) if older.is_none() => {
-                seal(boot, folder, &key, &recovery, kept.recovery.clone())?;
-                page.line(
-                    "key",
-                    "opened by the recovery key, and sealed to the TPM anew",
-                );
-                Ok((Mode::Tpm, Some((key, None))))
-            }
-            _ => {
-                page.line(
-                    "key",
-                    format!("opened by the recovery key, for this boot alone: {why}"),
-                );
-                Ok((Mode::Recovery, Some((key, None))))
-            }
-        }
+        let mode = if older.is_none() && boot.sealer().is_ok() {
+            seal(boot, folder, &key, &recovery, kept.recovery.clone())?;
+            page.line(
+                "key",
+                "opened by the recovery key, and sealed to the TPM anew",
+            );
+            Mode::Tpm
+        } else {
+            page.line(
+                "key",
+                format!("opened by the recovery key, for this boot alone: {why}"),
+            );
+            Mode::Recovery
+        };
+        Ok(Opened {
+            mode,
+            key: Some(key),
+            recovery: None,
+        })
     }
 
     /// The operator has seen the recovery key: it is not shown again.

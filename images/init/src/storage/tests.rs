@@ -35,7 +35,7 @@ const USUAL: Boots<'static> = Boots {
 
 fn page() -> Page {
     Page::new(&Image {
-        version: "1".into(),
+        version: "1.2.3".parse().unwrap(),
         profile: "test".into(),
         time: 0,
     })

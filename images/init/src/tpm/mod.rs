@@ -56,6 +56,8 @@ const OPENED: &[u8] = b"casemate: the storage key is open";
 /// `TPM_PT_PERMANENT` and its first bit, `ownerAuthSet` (part 2, 8.6).
 const PROPERTY_PERMANENT: u32 = 0x200;
 const OWNER_IS_SET: u32 = 1;
+/// `TPM_RC_INTEGRITY`: what was sealed is not this TPM's.
+const RC_INTEGRITY: u32 = 0x9f;
 /// The PCRs that are remembered to say later which has changed.
 pub(crate) const WATCHED: [u8; 6] = [0, 2, 4, PLATFORM_PCR, IMAGE_PCRS[0], IMAGE_PCRS[1]];
 
@@ -96,7 +98,7 @@ impl Fault {
     /// What was sealed does not belong to this TPM (`TPM_RC_INTEGRITY`), of `TPM2_Load`.
     pub(crate) fn is_foreign(&self) -> bool {
         let load = TpmCc::Load.value();
-        matches!(self, Self::Refused { command, code } if *command == load && code & 0xbf == 0x9f)
+        matches!(self, Self::Refused { command, code } if *command == load && code & 0xbf == RC_INTEGRITY)
     }
 }
 
@@ -375,15 +377,12 @@ impl Tpm {
         key: &ImageKey,
         signed: &SignedApproval,
     ) -> Result<Zeroizing<Vec<u8>>, Fault> {
-        let parent = match self.find_parent()? {
-            Some(parent) => parent,
+        let Some(parent) = self.find_parent()? else {
             // Whoever has wiped a TPM has wiped it too, and nothing is its child any more.
-            None => {
-                return Err(Fault::Refused {
-                    command: TpmCc::Load.value(),
-                    code: 0x9f,
-                });
-            }
+            return Err(Fault::Refused {
+                command: TpmCc::Load.value(),
+                code: RC_INTEGRITY,
+            });
         };
         let (public, _) = Tpm2bPublic::unmarshal(&sealed.public)?;
         let command = TpmLoadCommand {

@@ -1,0 +1,336 @@
+//! The boot partition: FAT, with a file for each image. The boot loader starts the newest one that has tries left, and counts
+//! them in the file's name (systemd-boot, "Automatic Boot Assessment"):
+//!
+//! ```text
+//! casemate_1.2.3.efi      blessed
+//! casemate_1.2.4+3.efi    to be tried three times
+//! casemate_1.2.4+1-2.efi  has been tried twice, one try is left
+//! casemate_1.2.4+0-3.efi  did not come up: whatever else there is comes first
+//! ```
+
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::path::PathBuf;
+
+use casemate_trust::image::ImageVersion;
+use fatfs::{Dir, FileSystem, FsOptions};
+use ring::digest::{Context, SHA256};
+
+/// Where the boot loader looks for images.
+const FOLDER: &str = "EFI/Linux";
+const STEM: &str = "casemate_";
+const ENDING: &str = ".efi";
+/// A file that is not whole yet: the boot loader does not look at it.
+const PART: &str = "casemate.part";
+/// How often a new image is tried.
+pub(crate) const TRIES: u32 = 3;
+/// More files than anybody puts there.
+const MAX_ENTRIES: usize = 1024;
+/// Left free beside a new image: the folder grows.
+const MARGIN_BYTES: u64 = 1024 * 1024;
+const CHUNK_BYTES: usize = 256 * 1024;
+
+/// What is wrong with a partition or an image.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Fault {
+    #[error("the boot partition cannot be used: {0}")]
+    Io(#[from] io::Error),
+    #[error("the boot partition has no room: expected {wanted} bytes, got {free}")]
+    Full { wanted: u64, free: u64 },
+    #[error("the image is not what was signed: expected the SHA-256 digest {expected}, got {got}")]
+    Digest { expected: String, got: String },
+}
+
+/// An image's file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Entry {
+    name: String,
+    pub(crate) version: ImageVersion,
+    /// Tries that are left; none when it is blessed.
+    pub(crate) tries_left: Option<u32>,
+}
+
+impl Entry {
+    /// An image by the name of its file.
+    fn parse(name: &str) -> Option<Self> {
+        let stem = name.strip_prefix(STEM)?.strip_suffix(ENDING)?;
+        let (version, tries) = match stem.split_once('+') {
+            None => (stem, None),
+            Some((version, counts)) => {
+                let left = counts.split_once('-').map_or(counts, |(left, _)| left);
+                (version, Some(left.parse().ok()?))
+            }
+        };
+        Some(Self {
+            name: name.to_owned(),
+            version: version.parse().ok()?,
+            tries_left: tries,
+        })
+    }
+}
+
+/// See the module.
+#[derive(Debug, Clone)]
+pub(crate) struct BootPartition {
+    pub(crate) device: PathBuf,
+}
+
+type Fat = FileSystem<File>;
+
+impl BootPartition {
+    /// Does something in the folder of images, and has it on the disk afterwards.
+    fn with<T>(
+        &self,
+        what: impl FnOnce(&Fat, &Dir<'_, File>) -> Result<T, Fault>,
+    ) -> Result<T, Fault> {
+        let device = File::options().read(true).write(true).open(&self.device)?;
+        let fat = FileSystem::new(device.try_clone()?, FsOptions::new())?;
+        let done = what(&fat, &fat.root_dir().open_dir(FOLDER)?);
+        fat.unmount()?;
+        device.sync_all()?;
+        done
+    }
+
+    /// The images that are there.
+    pub(crate) fn images(&self) -> Result<Vec<Entry>, Fault> {
+        self.with(|_, folder| images_in(folder))
+    }
+
+    /// Writes an image beside those that are there, to be tried `TRIES` times; `before_it_counts` is done when it is whole and the
+    /// boot loader does not know it yet. What is neither it nor `running` makes room first.
+    pub(crate) fn add(
+        &self,
+        running: ImageVersion,
+        version: ImageVersion,
+        image: &mut dyn Read,
+        bytes: u64,
+        sha256: &[u8; 32],
+        before_it_counts: impl FnOnce() -> io::Result<()>,
+    ) -> Result<(), Fault> {
+        self.with(|fat, folder| {
+            for old in images_in(folder)? {
+                if old.version != running {
+                    folder.remove(&old.name)?;
+                }
+            }
+            if exists(folder, PART)? {
+                folder.remove(PART)?;
+            }
+            let stats = fat.stats()?;
+            let free = u64::from(stats.free_clusters()) * u64::from(stats.cluster_size());
+            let wanted = bytes + MARGIN_BYTES;
+            if free < wanted {
+                return Err(Fault::Full { wanted, free });
+            }
+            let mut file = folder.create_file(PART)?;
+            let written = copy(&mut image.take(bytes), &mut file)
+                .and_then(|()| file.flush())
+                .map_err(Fault::from)
+                // What is on the disk counts, not what was meant to be.
+                .and_then(|()| check(&mut file, sha256));
+            if let Err(fault) = written {
+                folder.remove(PART)?;
+                return Err(fault);
+            }
+            Ok(())
+        })?;
+        before_it_counts()?;
+        self.with(|_, folder| {
+            folder.rename(PART, folder, &format!("{STEM}{version}+{TRIES}{ENDING}"))?;
+            Ok(())
+        })
+    }
+
+    /// It is good, and is not counted any more.
+    pub(crate) fn bless(&self, version: ImageVersion) -> Result<(), Fault> {
+        self.with(|_, folder| {
+            for entry in images_in(folder)? {
+                if entry.version == version && entry.tries_left.is_some() {
+                    folder.rename(&entry.name, folder, &format!("{STEM}{version}{ENDING}"))?;
+                }
+            }
+            Ok(())
+        })
+    }
+
+    /// It is no good.
+    pub(crate) fn remove(&self, version: ImageVersion) -> Result<(), Fault> {
+        self.with(|_, folder| {
+            for entry in images_in(folder)? {
+                if entry.version == version {
+                    folder.remove(&entry.name)?;
+                }
+            }
+            Ok(())
+        })
+    }
+}
+
+fn images_in(folder: &Dir<'_, File>) -> Result<Vec<Entry>, Fault> {
+    let mut images = Vec::new();
+    for entry in folder.iter().take(MAX_ENTRIES) {
+        images.extend(Entry::parse(&entry?.file_name()));
+    }
+    Ok(images)
+}
+
+fn exists(folder: &Dir<'_, File>, name: &str) -> io::Result<bool> {
+    for entry in folder.iter().take(MAX_ENTRIES) {
+        if entry?.file_name() == name {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+fn copy(from: &mut dyn Read, to: &mut dyn Write) -> io::Result<()> {
+    let mut chunk = vec![0; CHUNK_BYTES];
+    loop {
+        match from.read(&mut chunk)? {
+            0 => return Ok(()),
+            read => to.write_all(&chunk[..read])?,
+        }
+    }
+}
+
+fn check<F: Read + Seek>(file: &mut F, expected: &[u8; 32]) -> Result<(), Fault> {
+    file.seek(SeekFrom::Start(0))?;
+    let mut context = Context::new(&SHA256);
+    let mut chunk = vec![0; CHUNK_BYTES];
+    loop {
+        match file.read(&mut chunk)? {
+            0 => break,
+            read => context.update(&chunk[..read]),
+        }
+    }
+    let got = context.finish();
+    if got.as_ref() == expected {
+        return Ok(());
+    }
+    Err(Fault::Digest {
+        expected: hex::encode(expected),
+        got: hex::encode(got),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use fatfs::{FatType, FormatVolumeOptions};
+    use ring::digest::digest;
+
+    use super::*;
+
+    fn version(text: &str) -> ImageVersion {
+        text.parse().unwrap()
+    }
+
+    /// A small partition with one image that runs.
+    fn partition(folder: &std::path::Path) -> BootPartition {
+        let device = folder.join("boot");
+        let file = File::options()
+            .create(true)
+            .truncate(true)
+            .read(true)
+            .write(true)
+            .open(&device)
+            .unwrap();
+        file.set_len(40 << 20).unwrap();
+        let options = FormatVolumeOptions::new().fat_type(FatType::Fat32);
+        fatfs::format_volume(&file, options.bytes_per_cluster(512)).unwrap();
+        let fat = FileSystem::new(&file, FsOptions::new()).unwrap();
+        for folder in ["EFI", "EFI/Linux"] {
+            fat.root_dir().create_dir(folder).unwrap();
+        }
+        let file = fat.root_dir().create_file("EFI/Linux/casemate_1.0.0.efi");
+        file.unwrap().write_all(b"running").unwrap();
+        fat.unmount().unwrap();
+        BootPartition { device }
+    }
+
+    fn names(partition: &BootPartition) -> Vec<String> {
+        let mut names: Vec<_> = partition
+            .images()
+            .unwrap()
+            .into_iter()
+            .map(|entry| entry.name)
+            .collect();
+        names.sort();
+        names
+    }
+
+    fn add(partition: &BootPartition, to: &str, image: &[u8]) -> Result<(), Fault> {
+        let sum = digest(&SHA256, image).as_ref().try_into().unwrap();
+        let mut from = image;
+        let running = version("1.0.0");
+        let bytes = image.len() as u64;
+        partition.add(running, version(to), &mut from, bytes, &sum, || Ok(()))
+    }
+
+    #[test]
+    fn an_image_is_added_counted_and_blessed_or_removed() {
+        let folder = tempfile::tempdir().unwrap();
+        let partition = partition(folder.path());
+        add(&partition, "1.0.1", &[7; 100_000]).unwrap();
+        assert_eq!(
+            names(&partition),
+            ["casemate_1.0.0.efi", "casemate_1.0.1+3.efi"]
+        );
+        // Another one takes its place.
+        add(&partition, "1.0.2", &[8; 100_000]).unwrap();
+        assert_eq!(
+            names(&partition),
+            ["casemate_1.0.0.efi", "casemate_1.0.2+3.efi"]
+        );
+        partition.bless(version("1.0.2")).unwrap();
+        assert_eq!(
+            names(&partition),
+            ["casemate_1.0.0.efi", "casemate_1.0.2.efi"]
+        );
+        partition.remove(version("1.0.0")).unwrap();
+        assert_eq!(names(&partition), ["casemate_1.0.2.efi"]);
+    }
+
+    #[test]
+    fn what_is_not_whole_or_does_not_fit_changes_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let partition = partition(folder.path());
+        let (running, new) = (version("1.0.0"), version("1.0.1"));
+        let wrong = partition.add(running, new, &mut &[1; 5000][..], 5000, &[0; 32], || Ok(()));
+        assert!(matches!(wrong, Err(Fault::Digest { .. })), "{wrong:?}");
+        let large = partition.add(
+            running,
+            new,
+            &mut io::empty(),
+            50 << 20,
+            &[0; 32],
+            || Ok(()),
+        );
+        assert!(matches!(large, Err(Fault::Full { .. })), "{large:?}");
+        let sum = digest(&SHA256, &[1; 5000]).as_ref().try_into().unwrap();
+        let cut = partition.add(running, new, &mut &[1; 5000][..], 5000, &sum, || {
+            Err(io::Error::other("power is cut"))
+        });
+        assert!(matches!(cut, Err(Fault::Io(_))));
+        assert_eq!(names(&partition), ["casemate_1.0.0.efi"]);
+        // What was left of it is no hindrance.
+        add(&partition, "1.0.1", &[1; 5000]).unwrap();
+    }
+
+    #[test]
+    fn names_are_the_boot_loaders() {
+        let tries = |name: &str| Entry::parse(name).map(|entry| entry.tries_left);
+        assert_eq!(tries("casemate_1.2.3.efi"), Some(None));
+        assert_eq!(tries("casemate_1.2.3+3.efi"), Some(Some(3)));
+        assert_eq!(tries("casemate_1.2.3+0-3.efi"), Some(Some(0)));
+        for other in [
+            "casemate.part",
+            "casemate_1.2.efi",
+            "casemate_1.2.3+x.efi",
+            "other.efi",
+            ".",
+            "..",
+        ] {
+            assert_eq!(tries(other), None, "{other}");
+        }
+    }
+}

@@ -1,0 +1,526 @@
+//! Updates of the image: takes what the vault has accepted, tries it, and keeps it when the node is well with it.
+//!
+//! ```mermaid
+//! stateDiagram-v2
+//!     [*] --> Steady
+//!     Steady --> Writing: the vault names a newer image, and its file is here
+//!     Writing --> [*]: restart into it, after a random pause
+//!     [*] --> Trial: this image has not been blessed
+//!     Trial --> Steady: well for a while, blessed, older images are shut out
+//!     Trial --> [*]: not well in time, restart: the boot loader counts
+//!     Steady --> Steady: back from an image whose tries are used up, it is refused from now on
+//! ```
+//!
+//! The vault is the judge: what its file names was signed by the fleet's root, for this node's pool, with a version that only
+//! rises. The supervisor brings the bytes; they count when their digest does.
+
+use std::fs::File;
+use std::io::{self, Read as _};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use casemate_trust::id::Digest;
+use casemate_trust::image::{ImageVersion, MAX_IMAGE_BYTES};
+use ring::rand::{SecureRandom as _, SystemRandom};
+use rustix::fs::Mode;
+use serde::{Deserialize, Serialize};
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+
+use crate::boot_partition::{BootPartition, Entry, Fault, TRIES};
+use crate::console::{Page, Problem};
+use crate::kernel::write_whole;
+use crate::storage::Storage;
+
+/// On the state partition, for root alone.
+const RECORD: &str = "config/update.json";
+/// What the vault has accepted, in the node's state.
+const ACCEPTED: &str = "vault/image.json";
+/// Where the supervisor puts images, each by its digest.
+const IMAGES: &str = "node/images";
+/// What the node is told of the machine.
+pub(crate) const MACHINE: &str = "machine.json";
+/// Longest of these files, bytes.
+const MAX_FILE_BYTES: u64 = 64 * 1024;
+/// Refused images that are remembered: of older ones the version is too low anyway.
+const MAX_REFUSED: usize = 16;
+/// An image that cannot be written is tried again.
+const RETRY: Duration = Duration::from_secs(60);
+
+/// `update.toml`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Settings {
+    /// Longest pause before the restart into a new image, so that not all nodes of a pool restart at once. Seconds.
+    pub(crate) spread_secs: u32,
+    /// How long the node must be well with a new image. Seconds.
+    pub(crate) healthy_secs: u32,
+    /// When it has not been by then, the machine restarts. Seconds.
+    pub(crate) trial_secs: u32,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            spread_secs: 300,
+            healthy_secs: 60,
+            trial_secs: 600,
+        }
+    }
+}
+
+/// `vault/image.json`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Accepted {
+    version: ImageVersion,
+    digest: Digest,
+    bytes: u64,
+}
+
+/// An image that did not do, and why.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Refused {
+    version: ImageVersion,
+    digest: Digest,
+    why: String,
+}
+
+/// `config/update.json`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Record {
+    /// The image that is tried.
+    trying: Option<Accepted>,
+    /// How the node was before.
+    before: Health,
+    /// Why the last try was given up.
+    why: Option<String>,
+    refused: Vec<Refused>,
+}
+
+/// How the node is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Health {
+    /// The vault is open and this node is a member.
+    pub(crate) vault: bool,
+    /// The control plane is reached.
+    pub(crate) connected: bool,
+    /// A function serves.
+    pub(crate) serving: bool,
+}
+
+impl Health {
+    /// What is worse than it was before, if anything.
+    fn worse_than(self, before: Self) -> Option<&'static str> {
+        let lost = |now: bool, before: bool| before && !now;
+        if lost(self.vault, before.vault) {
+            Some("the vault is not open")
+        } else if lost(self.connected, before.connected) {
+            Some("the control plane is not reached")
+        } else if lost(self.serving, before.serving) {
+            Some("no function serves")
+        } else {
+            None
+        }
+    }
+}
+
+/// Whether the image that runs is good: a decision over time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Trial {
+    before: Health,
+    until: Instant,
+    well_since: Option<Instant>,
+    well_for: Duration,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Verdict {
+    Wait,
+    Good,
+    /// And why.
+    Bad(&'static str),
+}
+
+impl Trial {
+    fn look(&mut self, health: Health, now: Instant) -> Verdict {
+        let worse = health.worse_than(self.before);
+        match worse {
+            None => {
+                let since = *self.well_since.get_or_insert(now);
+                if now.duration_since(since) >= self.well_for {
+                    return Verdict::Good;
+                }
+            }
+            Some(_) => self.well_since = None,
+        }
+        match worse {
+            Some(why) if now >= self.until => Verdict::Bad(why),
+            _ => Verdict::Wait,
+        }
+    }
+}
+
+/// What the machine is to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Next {
+    GoOn,
+    Restart,
+}
+
+enum Phase {
+    Steady,
+    Trial(Trial),
+    /// The file is being written.
+    Writing(JoinHandle<Result<(), Fault>>, Accepted),
+    /// A new image is there.
+    Restarting(Instant),
+    /// Not before this.
+    Failed(Instant),
+}
+
+/// See the module.
+pub(crate) struct Update {
+    version: ImageVersion,
+    settings: Settings,
+    /// None when this machine does not start from a disk of its own.
+    boot: Option<BootPartition>,
+    record: Record,
+    phase: Phase,
+    /// What it does now, for people.
+    doing: Option<String>,
+    record_file: PathBuf,
+    node: PathBuf,
+    machine_file: PathBuf,
+    told: Vec<u8>,
+}
+
+impl Update {
+    /// Finds out what this boot is: a usual one, a trial, or the way back from one.
+    pub(crate) fn start(
+        version: ImageVersion,
+        settings: Settings,
+        boot: Option<BootPartition>,
+        state: &Path,
+        live: &Path,
+        page: &mut Page,
+    ) -> Self {
+        let record_file = state.join(RECORD);
+        let record = read::<Record>(&record_file).unwrap_or_else(|error| {
+            page.problem(Problem::new(
+                format!("what is known of earlier images cannot be read: {error}"),
+                "an image that did not come up may be tried once more",
+            ));
+            None
+        });
+        let mut update = Self {
+            version,
+            settings,
+            boot,
+            record: record.unwrap_or_default(),
+            phase: Phase::Steady,
+            doing: None,
+            record_file,
+            node: state.join("casemate"),
+            machine_file: live.join(MACHINE),
+            told: Vec::new(),
+        };
+        if let Some(boot) = update.boot.clone() {
+            let begun = boot
+                .images()
+                .and_then(|images| update.begin(&boot, &images));
+            if let Err(fault) = begun {
+                page.problem(problem(&fault));
+            }
+        }
+        for refused in &update.record.refused {
+            page.problem(Problem::new(
+                format!(
+                    "the image {} was tried and refused: {}",
+                    refused.version, refused.why
+                ),
+                "push a newer one; this machine goes on with the image that it has",
+            ));
+        }
+        update
+    }
+
+    fn begin(&mut self, boot: &BootPartition, images: &[Entry]) -> Result<(), Fault> {
+        let here = images.iter().find(|entry| entry.version == self.version);
+        let is_counted = here.is_some_and(|entry| entry.tries_left.is_some());
+        let trying = self.record.trying.clone();
+        match trying {
+            Some(tried) if tried.version != self.version => {
+                let file = images.iter().find(|entry| entry.version == tried.version);
+                if file.is_some_and(|entry| entry.tries_left == Some(0)) {
+                    let why = self.record.why.take();
+                    let why = why.unwrap_or_else(|| format!("it did not come up in {TRIES} tries"));
+                    self.record
+                        .refused
+                        .retain(|refused| refused.digest != tried.digest);
+                    self.record.refused.push(Refused {
+                        version: tried.version,
+                        digest: tried.digest,
+                        why,
+                    });
+                    let excess = self.record.refused.len().saturating_sub(MAX_REFUSED);
+                    self.record.refused.drain(..excess);
+                }
+                // Without a file, it was never tried: power was cut before.
+                if file.is_none_or(|entry| entry.tries_left == Some(0)) {
+                    self.record.trying = None;
+                    self.save()?;
+                }
+            }
+            _ if is_counted => {
+                let secs = |secs: u32| Duration::from_secs(secs.into());
+                self.phase = Phase::Trial(Trial {
+                    before: self.record.before,
+                    until: Instant::now() + secs(self.settings.trial_secs),
+                    well_since: None,
+                    well_for: secs(self.settings.healthy_secs),
+                });
+                self.doing = Some(format!("trying the image {}", self.version));
+            }
+            Some(_) => {
+                // Blessed, and power was cut before this was written down.
+                self.record = Record {
+                    refused: std::mem::take(&mut self.record.refused),
+                    ..Record::default()
+                };
+                self.save()?;
+            }
+            None => {}
+        }
+        for entry in images {
+            let is_known = self
+                .record
+                .trying
+                .as_ref()
+                .is_some_and(|it| it.version == entry.version);
+            if entry.tries_left == Some(0) && entry.version != self.version && !is_known {
+                boot.remove(entry.version)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn save(&self) -> io::Result<()> {
+        save(&self.record_file, &self.record)
+    }
+
+    /// Looks at how the node is, and at whether there is something new.
+    pub(crate) async fn look(
+        &mut self,
+        health: Health,
+        storage: &mut Storage,
+        page: &mut Page,
+    ) -> Next {
+        let now = Instant::now();
+        let next = match &mut self.phase {
+            Phase::Trial(trial) => match trial.look(health, now) {
+                Verdict::Wait => Next::GoOn,
+                Verdict::Good => {
+                    self.bless(storage, page);
+                    Next::GoOn
+                }
+                Verdict::Bad(why) => {
+                    let secs = self.settings.trial_secs;
+                    self.record.why = Some(format!("{why}, after {secs} seconds"));
+                    // When it cannot be kept, the reason is missing later, and nothing else.
+                    let _kept = self.save();
+                    Next::Restart
+                }
+            },
+            Phase::Writing(writing, _) if !writing.is_finished() => Next::GoOn,
+            Phase::Writing(..) => {
+                self.written(page).await;
+                Next::GoOn
+            }
+            Phase::Restarting(at) if now >= *at => Next::Restart,
+            Phase::Failed(until) if now < *until => Next::GoOn,
+            Phase::Restarting(_) => Next::GoOn,
+            Phase::Steady | Phase::Failed(_) => {
+                self.take_what_is_new(health, page);
+                Next::GoOn
+            }
+        };
+        match &self.doing {
+            Some(doing) => page.line("update", doing.clone()),
+            None => page.remove_line("update"),
+        }
+        next
+    }
+
+    fn bless(&mut self, storage: &mut Storage, page: &mut Page) {
+        let Some(boot) = &self.boot else { return };
+        let blessed = boot.bless(self.version).and_then(|()| {
+            self.record.trying = None;
+            self.record.why = None;
+            Ok(save(&self.record_file, &self.record)?)
+        });
+        if let Err(fault) = blessed {
+            page.problem(problem(&fault));
+            return;
+        }
+        self.phase = Phase::Steady;
+        self.doing = None;
+        self.shut_out_older(storage, page);
+    }
+
+    /// No older image opens the storage key from here on. Called for an image that is blessed.
+    pub(crate) fn shut_out_older(&self, storage: &mut Storage, page: &mut Page) {
+        if matches!(self.phase, Phase::Trial(_)) {
+            return;
+        }
+        if let Err(fault) = storage.raise_floor() {
+            page.problem(Problem::new(
+                format!("older images are not shut out: {fault}"),
+                "restart; if it stays, look at the TPM in the firmware's settings",
+            ));
+        }
+    }
+
+    /// Begins to write the image that the vault has accepted, when it is newer and here.
+    fn take_what_is_new(&mut self, health: Health, page: &mut Page) {
+        let Ok(Some(accepted)) = read::<Accepted>(&self.node.join(ACCEPTED)) else {
+            return;
+        };
+        let is_refused = |refused: &Refused| refused.digest == accepted.digest;
+        if accepted.version <= self.version
+            || accepted.bytes > MAX_IMAGE_BYTES
+            || self.record.refused.iter().any(is_refused)
+        {
+            return;
+        }
+        let Some(boot) = self.boot.clone() else {
+            self.doing = Some(format!(
+                "the image {} waits: this machine has no boot partition, and starts what it is given",
+                accepted.version
+            ));
+            return;
+        };
+        let path = self.node.join(IMAGES).join(accepted.digest.to_string());
+        let file = File::open(path).and_then(|file| {
+            let is_whole = file.metadata()?.len() == accepted.bytes;
+            is_whole
+                .then_some(file)
+                .ok_or_else(|| io::ErrorKind::NotFound.into())
+        });
+        // It is still on its way.
+        let Ok(mut file) = file else { return };
+        self.doing = Some(format!("writing the image {}", accepted.version));
+        page.line("update", self.doing.clone().unwrap_or_default());
+        page.show();
+        let record = Record {
+            trying: Some(accepted.clone()),
+            before: health,
+            why: None,
+            refused: self.record.refused.clone(),
+        };
+        let (running, record_file) = (self.version, self.record_file.clone());
+        let wanted = accepted.clone();
+        let writing = tokio::task::spawn_blocking(move || {
+            let digest = &wanted.digest.0;
+            boot.add(
+                running,
+                wanted.version,
+                &mut file,
+                wanted.bytes,
+                digest,
+                || save(&record_file, &record),
+            )
+        });
+        self.phase = Phase::Writing(writing, accepted);
+    }
+
+    async fn written(&mut self, page: &mut Page) {
+        let Phase::Writing(writing, accepted) = std::mem::replace(&mut self.phase, Phase::Steady)
+        else {
+            return;
+        };
+        let done = writing
+            .await
+            .unwrap_or_else(|error| Err(Fault::Io(io::Error::other(error))));
+        match done {
+            Ok(()) => {
+                let pause = random_below(self.settings.spread_secs);
+                self.doing = Some(format!(
+                    "the image {} is written: restarting within {} seconds",
+                    accepted.version, self.settings.spread_secs
+                ));
+                self.phase = Phase::Restarting(Instant::now() + pause);
+            }
+            Err(fault) => {
+                self.doing = Some(format!(
+                    "the image {} could not be written",
+                    accepted.version
+                ));
+                page.problem(problem(&fault));
+                self.phase = Phase::Failed(Instant::now() + RETRY);
+            }
+        }
+    }
+
+    /// Tells the node what the machine is, when that has changed.
+    pub(crate) fn tell(&mut self, storage: &Storage) -> io::Result<()> {
+        let told = serde_json::json!({
+            "version": self.version,
+            "blessed": !matches!(self.phase, Phase::Trial(_)),
+            "refused": self.record.refused,
+            "storage_key": storage.mode,
+            "update": self.doing,
+        });
+        let told = told.to_string().into_bytes();
+        if told != self.told {
+            let everybody = Mode::RUSR | Mode::RGRP | Mode::ROTH;
+            write_whole(&self.machine_file, &told, everybody)?;
+            self.told = told;
+        }
+        Ok(())
+    }
+}
+
+fn problem(fault: &Fault) -> Problem {
+    let next = match fault {
+        Fault::Full { .. } => {
+            "the boot partition must hold two images: write the disk anew with a larger one"
+        }
+        Fault::Digest { .. } => "it is fetched again; if it stays, the disk is damaged",
+        Fault::Io(_) => "it is tried again; if it stays, the disk is damaged: replace it",
+    };
+    Problem::new(fault.to_string(), next)
+}
+
+fn save(path: &Path, record: &Record) -> io::Result<()> {
+    let text = serde_json::to_vec(record)?;
+    write_whole(path, &text, Mode::RUSR | Mode::WUSR)
+}
+
+/// A file of JSON, if it is there.
+fn read<T: serde::de::DeserializeOwned>(path: &Path) -> io::Result<Option<T>> {
+    let file = match File::open(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        file => file?,
+    };
+    let mut text = Vec::new();
+    file.take(MAX_FILE_BYTES).read_to_end(&mut text)?;
+    Ok(Some(serde_json::from_slice(&text)?))
+}
+
+fn random_below(secs: u32) -> Duration {
+    let mut bytes = [0; 4];
+    // Without random numbers, at once.
+    let is_random = SystemRandom::new().fill(&mut bytes).is_ok();
+    let part = if is_random {
+        u32::from_le_bytes(bytes)
+    } else {
+        0
+    };
+    Duration::from_secs((u64::from(part) * u64::from(secs)) >> 32)
+}
+
+#[cfg(test)]
+mod tests;
