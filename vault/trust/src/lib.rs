@@ -9,6 +9,7 @@
 //! | [`id`], [`key`], [`keyfile`] | digests, public and private keys, key files |
 //! | [`dsse`] | signed envelopes |
 //! | [`statement`] | what the root and the tenants say |
+//! | [`image`] | versions of machine images, and the root's word on one |
 //! | [`release`], [`secret`] | digest-addressed objects that a manifest lists |
 //! | [`seal`] | HPKE to a pool's or a node's X-Wing key |
 //! | [`join`], [`lease`] | tokens, join requests, grants, liveness |
@@ -18,6 +19,7 @@
 pub mod dsse;
 pub mod host;
 pub mod id;
+pub mod image;
 pub mod join;
 pub mod judge;
 pub mod key;

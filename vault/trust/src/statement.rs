@@ -256,7 +256,7 @@ fn version_flaw(version: u64) -> Option<String> {
         .then(|| format!("expected a version from 1 to 2^53 - 1, got {version}"))
 }
 
-fn span_flaw(issued: Seconds, expires: Seconds) -> Option<String> {
+pub(crate) fn span_flaw(issued: Seconds, expires: Seconds) -> Option<String> {
     (expires <= issued).then(|| format!("it expires ({expires}) before it is issued ({issued})"))
 }
 

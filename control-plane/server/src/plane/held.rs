@@ -367,6 +367,7 @@ impl Statements {
                 .map(|(_, envelope, online)| seen(online.version, envelope)),
             pools: BTreeMap::new(),
             tenants: BTreeMap::new(),
+            images: BTreeMap::new(),
             floor: issued.max().unwrap_or(0),
         };
         for (_, envelope, pool) in &self.pools {

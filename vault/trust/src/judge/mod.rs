@@ -4,6 +4,7 @@
 //! ([`Memory`]: digests and versions) is small and outlives the loss of what it *holds* (the statements themselves): after
 //! such a loss the same statements are taken again, lower ones never. Nothing here deletes: absence is not a statement.
 
+mod image;
 mod refusal;
 mod tenant;
 #[cfg(test)]
@@ -16,9 +17,11 @@ use serde::{Deserialize, Serialize};
 use crate::Seconds;
 use crate::dsse::Envelope;
 use crate::id::{Digest, FleetId, TenantId};
+use crate::image::Image;
 use crate::name::Name;
 use crate::statement::{OnlineKey, Pool, Root, Statement};
 
+pub use image::ImageSeen;
 pub use refusal::Refusal;
 pub use tenant::{Accord, Objects, TenantState};
 
@@ -86,6 +89,9 @@ pub struct Memory {
     pub pools: BTreeMap<Name, PoolSeen>,
     /// Tenants by id.
     pub tenants: BTreeMap<TenantId, TenantSeen>,
+    /// The newest image of each pool. Earlier programs knew of none.
+    #[serde(default)]
+    pub images: BTreeMap<Name, ImageSeen>,
     /// The latest time at which the root has signed something that was accepted: it is not earlier than that.
     pub floor: Seconds,
 }
@@ -140,6 +146,7 @@ pub struct Judge {
     online: Option<OnlineKey>,
     pools: BTreeMap<(Name, u64), Pool>,
     tenants: BTreeMap<TenantId, TenantState>,
+    images: BTreeMap<Name, Image>,
     /// The pool whose functions and secrets matter here; `None` for those who hold every pool's.
     here: Option<Name>,
 }
@@ -153,6 +160,7 @@ impl Judge {
             online: None,
             pools: BTreeMap::new(),
             tenants: BTreeMap::new(),
+            images: BTreeMap::new(),
             floor: 0,
         };
         Self::remembering(memory, here)
@@ -166,6 +174,7 @@ impl Judge {
             online: None,
             pools: BTreeMap::new(),
             tenants: BTreeMap::new(),
+            images: BTreeMap::new(),
             here,
         }
     }

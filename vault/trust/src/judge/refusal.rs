@@ -2,6 +2,7 @@
 
 use crate::host::HostName;
 use crate::id::Digest;
+use crate::image::ImageVersion;
 use crate::name::{Identifier, Name};
 use crate::secret::SecretError;
 
@@ -52,6 +53,34 @@ pub enum Refusal {
     /// Expired.
     #[error("the pool's key has expired")]
     PoolExpired,
+    /// Lower than remembered.
+    #[error(
+        "image {got} is lower than {held}, which was accepted for pool {pool} before; give it a higher version"
+    )]
+    ImageVersionLower {
+        /// The pool.
+        pool: Name,
+        /// What is remembered.
+        held: ImageVersion,
+        /// What came.
+        got: ImageVersion,
+    },
+    /// Same version, other bytes.
+    #[error(
+        "another image {version} was accepted for pool {pool} before; give this one a higher version"
+    )]
+    ImageEqualOther {
+        /// The pool.
+        pool: Name,
+        /// The version of both.
+        version: ImageVersion,
+    },
+    /// Expired.
+    #[error("the image's statement has expired; push it again")]
+    ImageExpired,
+    /// Not for the pool of this node.
+    #[error("the image is for other pools than this node's")]
+    ImagePoolOther,
     /// Lower than remembered.
     #[error("tenant version {1} is lower than {0}, which was accepted before")]
     TenantVersionLower(u64, u64),
@@ -168,6 +197,10 @@ impl Refusal {
             Self::OnlineExpired => "online_expired",
             Self::PoolEqualOther => "pool_same_epoch_other_key",
             Self::PoolExpired => "pool_expired",
+            Self::ImageVersionLower { .. } => "image_version_lower",
+            Self::ImageEqualOther { .. } => "image_same_version_other_digest",
+            Self::ImageExpired => "image_expired",
+            Self::ImagePoolOther => "image_pool_other",
             Self::TenantVersionLower(..) => "tenant_version_lower",
             Self::TenantEqualOther => "tenant_same_version_other_digest",
             Self::TenantExpired => "tenant_expired",
