@@ -1,0 +1,137 @@
+//! Images: never lower, never other bytes under the same version, never by anybody but the root.
+
+use super::*;
+use crate::image::Image;
+
+fn image(world: &World, version: &str, content: u8, pools: &[&str]) -> Image {
+    Image {
+        fleet: world.fleet,
+        version: version.parse().unwrap(),
+        digest: Digest([content; 32]),
+        bytes: 100,
+        pools: pools.iter().map(|pool| name(pool)).collect(),
+        issued: 1,
+        expires: LATER,
+    }
+}
+
+fn code(judge: &mut Judge, image: &Image) -> &'static str {
+    let envelope = image.sign(&[&key(1)]);
+    judge.accept_image(&envelope, NOW).unwrap_err().code()
+}
+
+#[test]
+fn the_honest_path_rises() {
+    let mut world = World::new();
+    for version in ["1.0.0", "1.0.1", "2.0.0"] {
+        let image = image(&world, version, 1, &["main", "other"]);
+        let envelope = image.sign(&[&key(1)]);
+        assert_eq!(world.judge.accept_image(&envelope, NOW), Ok(Accepted::New));
+        assert_eq!(world.judge.accept_image(&envelope, NOW), Ok(Accepted::Held));
+        assert_eq!(world.judge.image(&name("main")), Some(&image));
+    }
+    // This node is of pool main: what it does not run it does not remember.
+    assert_eq!(world.judge.image(&name("other")), None);
+    assert_eq!(world.judge.memory().images.len(), 1);
+}
+
+#[test]
+fn lower_other_bytes_foreign_expired_and_unsigned_images_are_refused() {
+    let mut world = World::new();
+    let good = image(&world, "1.2.3", 1, &["main"]);
+    let accepted = world.judge.accept_image(&good.sign(&[&key(1)]), NOW);
+    assert_eq!(accepted, Ok(Accepted::New));
+    let before = world.judge.memory().clone();
+    let lower = image(&world, "1.2.2", 1, &["main"]);
+    let other = image(&world, "1.2.3", 2, &["main"]);
+    let elsewhere = image(&world, "1.2.4", 1, &["other"]);
+    let mut foreign = image(&world, "1.2.4", 1, &["main"]);
+    foreign.fleet = FleetId([9; 32]);
+    let mut expired = image(&world, "1.2.4", 1, &["main"]);
+    expired.expires = NOW;
+    let judge = &mut world.judge;
+    assert_eq!(code(judge, &lower), "image_version_lower");
+    assert_eq!(code(judge, &other), "image_same_version_other_digest");
+    assert_eq!(code(judge, &elsewhere), "image_pool_other");
+    assert_eq!(code(judge, &foreign), "fleet_other");
+    assert_eq!(code(judge, &expired), "image_expired");
+    let next = Image {
+        version: "1.2.4".parse().unwrap(),
+        ..good.clone()
+    };
+    // By a stranger, by a tenant, by the root of a statement of another kind.
+    for seed in [66, 10] {
+        let refused = judge.accept_image(&next.sign(&[&key(seed)]), NOW);
+        assert_eq!(refused, Err(Refusal::SignatureThreshold));
+    }
+    let pool = world.pool.sign(&[&key(1)]);
+    let refused = judge.accept_image(&pool, NOW).unwrap_err();
+    assert_eq!(refused.code(), "statement_malformed");
+    // The same image in a new statement is no way around the root's signature either.
+    let longer = Image {
+        expires: LATER + 1,
+        ..good.clone()
+    };
+    let refused = judge.accept_image(&longer.sign(&[&key(66)]), NOW);
+    assert_eq!(refused, Err(Refusal::SignatureThreshold));
+    assert_eq!(*judge.memory(), before);
+    assert_eq!(judge.image(&name("main")), Some(&good));
+    let accepted = judge.accept_image(&longer.sign(&[&key(1)]), NOW);
+    assert_eq!(accepted, Ok(Accepted::New));
+}
+
+#[test]
+fn an_image_outlives_a_restart_a_change_of_root_and_its_own_expiry() {
+    let mut world = World::new();
+    let envelope = image(&world, "3.0.0", 1, &["main"]).sign(&[&key(1)]);
+    world.judge.accept_image(&envelope, NOW).unwrap();
+    let second = root(2, &[2]).sign(&[&key(1), &key(2)]);
+    world.judge.accept_root(&second, NOW).unwrap();
+    let written = serde_json::to_vec(world.judge.memory()).unwrap();
+    let memory: Memory = serde_json::from_slice(&written).unwrap();
+    let mut judge = Judge::remembering(memory, Some(name("main")));
+    judge.accept_root(&second, LATER - 1).unwrap();
+    assert_eq!(
+        judge.accept_image(&envelope, LATER + 1),
+        Ok(Accepted::Again)
+    );
+    assert_eq!(judge.accept_image(&envelope, LATER + 1), Ok(Accepted::Held));
+    let lower = image(&world, "2.9.9", 1, &["main"]).sign(&[&key(2)]);
+    let refused = judge.accept_image(&lower, NOW).unwrap_err();
+    assert_eq!(refused.code(), "image_version_lower");
+}
+
+/// Those who hold every pool: the control plane and the operator.
+#[test]
+fn each_pool_has_its_own_newest_image() {
+    let mut world = World::new();
+    let first = root(1, &[1]).sign(&[&key(1)]);
+    world.judge = Judge::new(world.fleet, None);
+    world.judge.accept_root(&first, NOW).unwrap();
+    let both = image(&world, "1.0.0", 1, &["main", "other"]);
+    let canary = image(&world, "1.1.0", 2, &["other"]);
+    for image in [&both, &canary] {
+        let accepted = world.judge.accept_image(&image.sign(&[&key(1)]), NOW);
+        assert_eq!(accepted, Ok(Accepted::New));
+    }
+    assert_eq!(world.judge.image(&name("main")), Some(&both));
+    assert_eq!(world.judge.image(&name("other")), Some(&canary));
+    // Lower in one of its pools is lower.
+    let mixed = image(&world, "1.0.5", 3, &["main", "other"]);
+    assert_eq!(code(&mut world.judge, &mixed), "image_version_lower");
+    // Each is still the newest of a pool, and held again after a restart.
+    let memory = world.judge.memory().clone();
+    let mut judge = Judge::remembering(memory, None);
+    judge.accept_root(&first, NOW).unwrap();
+    for image in [&both, &canary] {
+        let accepted = judge.accept_image(&image.sign(&[&key(1)]), NOW);
+        assert_eq!(accepted, Ok(Accepted::Again));
+    }
+    let held: Vec<_> = judge.images().collect();
+    assert_eq!(held, [(&name("main"), &both), (&name("other"), &canary)]);
+    // The canary's image goes to the rest under a statement of its own.
+    let all = image(&world, "1.1.0", 2, &["main", "other"]);
+    let accepted = judge.accept_image(&all.sign(&[&key(1)]), NOW);
+    assert_eq!(accepted, Ok(Accepted::New));
+    assert_eq!(judge.image(&name("main")), Some(&all));
+}
