@@ -22,6 +22,7 @@ fuzz_target!(|bytes: &[u8]| {
     assert!(judge.accept_root(&envelope, 1).is_err(), "a root whose digest is a constant");
     assert!(judge.accept_online_key(&envelope, 1).is_err());
     assert!(judge.accept_pool(&envelope, 1).is_err());
+    assert!(judge.accept_image(&envelope, 1).is_err());
     assert!(judge.accept_tenant(&envelope, 1).is_err());
     assert!(judge.accept_manifest(&envelope, 1, &|_| None).is_err());
     assert_eq!(*judge.memory(), before, "a refusal changes nothing");

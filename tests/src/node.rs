@@ -114,6 +114,9 @@ impl Node {
             .arg(&state)
             .arg("--uid-base")
             .arg(self.uid_base.to_string());
+        if self.machine_file().exists() {
+            command.arg("--machine").arg(self.machine_file());
+        }
         if let Some(user) = self.user {
             command.uid(user).gid(user);
         }
@@ -134,6 +137,25 @@ impl Node {
         self.gateway = listening.parse()?;
         self.running = Some(running);
         Ok(())
+    }
+
+    fn machine_file(&self) -> PathBuf {
+        self.folder.join("machine/machine.json")
+    }
+
+    /// Says what init would say of the machine, in place of what was said before. From its next start on it is a node that
+    /// boots images.
+    pub fn say_of_machine(&self, said: &Value) -> Result<()> {
+        let (file, new) = (self.machine_file(), self.folder.join("machine/new"));
+        let open = |path: &Path, mode| {
+            std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))
+        };
+        let folder = self.folder.join("machine");
+        std::fs::create_dir_all(&folder)?;
+        open(&folder, 0o755)?;
+        std::fs::write(&new, said.to_string())?;
+        open(&new, 0o644)?;
+        Ok(std::fs::rename(new, file)?)
     }
 
     /// Ends launch by SIGKILL, and with it everything of the node.

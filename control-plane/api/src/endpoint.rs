@@ -167,7 +167,7 @@ pub const ENDPOINTS: &[Endpoint] = &[
     ask(Get, "/healthz", "health", Public, "Whether the server runs and its store answers"),
     ask(Get, "/v1/openapi.json", "openapi", Public, "This document").gives(Json("object")),
     ask(Get, "/v1/fleet", "fleet", Public, "What a client checks the fleet with").gives(Json("FleetView")),
-    ask(Post, "/v1/statements", "post_statement", Statements, "Hands in a signed Root, OnlineKey, Pool or Tenant")
+    ask(Post, "/v1/statements", "post_statement", Statements, "Hands in a signed Root, OnlineKey, Pool, Tenant or Image")
         .takes(Envelope).gives(Json("StatementAnswer")),
     ask(Get, "/v1/pools", "list_pools", Any, "All pools with their statements").gives(Json("PoolList")),
     ask(Get, "/v1/tenants", "list_tenants", Any, "The tenants that the token may see").gives(Json("TenantList")),
@@ -185,6 +185,11 @@ pub const ENDPOINTS: &[Endpoint] = &[
         "Uploads a bundle; over the tenant's storage: 413 `quota_exceeded`").takes(Bytes),
     ask(Head, "/v1/bundles/{digest}", "head_bundle", Tenants,
         "Whether a bundle is there, and will be when the manifest comes that lists it"),
+    ask(Get, "/v1/images", "list_images", Look, "The newest image of each pool").gives(Json("ImageList")),
+    ask(Get, "/v1/images/{digest}", "get_image", Look, "How much of an image is there").gives(Json("ImageUpload")),
+    ask(Put, "/v1/images/{digest}", "put_image", Operator,
+        "Uploads a part of an image, of `bytes` in all, from `offset` on; 409 `conflict` says from where")
+        .takes(Bytes).gives(Json("ImageUpload")).with_query(&["offset", "bytes"]),
     ask(Post, "/v1/tokens", "make_token", Operator, "Makes a token and shows it once")
         .takes(Json("NewToken")).gives(Json("MadeToken")),
     ask(Get, "/v1/tokens", "list_tokens", Look, "All tokens without their secret part").gives(Json("TokenList")),

@@ -71,6 +71,8 @@ pub mod code {
     pub const OBJECTS_MISSING: &str = "objects_missing";
     /// 422: bundles of listed releases were not uploaded; `details.digests`.
     pub const BUNDLE_MISSING: &str = "bundle_missing";
+    /// 422: the image of the statement was not uploaded, or has another size; `details.digest`.
+    pub const IMAGE_MISSING: &str = "image_missing";
     /// 409: no root was uploaded yet.
     pub const NO_FLEET: &str = "no_fleet";
     /// 409: a node of this name or key exists.

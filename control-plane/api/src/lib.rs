@@ -11,7 +11,7 @@
 //! | [`endpoint`], [`openapi`] | what can be asked, by whom; the document |
 //! | [`error`] | the error body and its stable codes |
 //! | [`token`] | scopes and tokens |
-//! | [`fleet`], [`tenant`], [`node`] | what is asked and answered |
+//! | [`fleet`], [`tenant`], [`node`], [`image`] | what is asked and answered |
 //! | [`log`], [`audit`] | records |
 //! | [`limits`] | how much of each |
 #![forbid(unsafe_code)]
@@ -20,6 +20,7 @@ pub mod audit;
 pub mod endpoint;
 pub mod error;
 pub mod fleet;
+pub mod image;
 pub mod limits;
 pub mod log;
 pub mod node;

@@ -1,11 +1,14 @@
 //! How much of each: what the server refuses to go beyond, and what a client need not try.
 
 pub use casemate_trust::dsse::MAX_ENVELOPE_BYTES;
+pub use casemate_trust::image::MAX_IMAGE_BYTES;
 pub use casemate_trust::release::{MAX_BUNDLE_BYTES, MAX_RELEASE_BYTES};
 pub use casemate_trust::secret::MAX_SECRET_BYTES;
 
 /// Largest JSON body that is not an envelope, bytes: an admission with a grant for each epoch of a pool.
 pub const MAX_JSON_BYTES: usize = 256 * 1024;
+/// Largest part of an image in one request, bytes: at 50 KB a second it comes within the time that a body has.
+pub const MAX_IMAGE_PART_BYTES: u64 = 4 * 1024 * 1024;
 /// Largest object (a release or a secret), bytes.
 pub const MAX_OBJECT_BYTES: usize = if MAX_RELEASE_BYTES > MAX_SECRET_BYTES {
     MAX_RELEASE_BYTES

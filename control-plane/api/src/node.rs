@@ -81,6 +81,17 @@ pub struct NewGrants {
     pub grants: Vec<Grant>,
 }
 
+/// What a node that boots images says of its machine. Not checked.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct MachineView {
+    /// Version of the image that it runs.
+    pub version: Option<String>,
+    /// What its storage key is sealed with: `tpm`, `recovery`, or `clear` for nothing.
+    pub storage_key: Option<String>,
+    /// What it does with its next image.
+    pub update: Option<String>,
+}
+
 /// A node in a list.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct NodeSummary {
@@ -103,6 +114,9 @@ pub struct NodeSummary {
     pub version: Option<String>,
     /// Revision up to which it has been sent everything.
     pub synced_revision: Option<u64>,
+    /// Its machine, if that boots images.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub machine: Option<MachineView>,
 }
 
 /// All nodes.

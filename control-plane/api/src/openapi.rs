@@ -10,7 +10,7 @@ use utoipa::openapi::{
 };
 
 use crate::endpoint::{Access, Body, ENDPOINTS, Endpoint, Method};
-use crate::{audit, error, fleet, log, node, tenant, token};
+use crate::{audit, error, fleet, image, log, node, tenant, token};
 
 #[derive(utoipa::OpenApi)]
 #[openapi(components(schemas(
@@ -19,6 +19,8 @@ use crate::{audit, error, fleet, log, node, tenant, token};
     fleet::FleetView,
     fleet::PoolList,
     fleet::StatementAnswer,
+    image::ImageList,
+    image::ImageUpload,
     log::LogRecord,
     node::Admission,
     node::JoinList,

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use casemate_trust::Seconds;
 use casemate_trust::dsse::Envelope;
 use casemate_trust::id::{Digest, FleetId, TenantId};
+use casemate_trust::image::Image;
 use casemate_trust::judge::{Accepted, Judge, Memory, Refusal};
 use casemate_trust::statement::{Manifest, OnlineKey, Pool, Root, Statement, Tenant};
 use serde::{Deserialize, Serialize};
@@ -159,6 +160,7 @@ impl Known {
             OnlineKey::TYPE => judge.accept_online_key(envelope, now),
             Pool::TYPE => judge.accept_pool(envelope, now),
             Tenant::TYPE => judge.accept_tenant(envelope, now),
+            Image::TYPE => judge.accept_image(envelope, now),
             _ => Err(Refusal::Malformed("a statement of an unknown type".into())),
         }?;
         if accepted == Accepted::Held {
@@ -169,6 +171,8 @@ impl Known {
             Root::TYPE => self.held.roots.push(envelope.clone()),
             OnlineKey::TYPE => self.held.online = Some(envelope.clone()),
             Pool::TYPE => self.held.pools.push(envelope.clone()),
+            // What is remembered of it is all that is needed of it here.
+            Image::TYPE => {}
             _ => {
                 if let Ok(tenant) = Tenant::read(envelope) {
                     self.held.tenants.insert(tenant.id, envelope.clone());
@@ -208,6 +212,14 @@ impl Known {
             }
         }
         Ok(())
+    }
+
+    /// Judge an image of the control plane.
+    ///
+    /// # Errors
+    /// The refusal itself: it may only have expired.
+    pub fn accept_image(&mut self, envelope: &Envelope, now: Seconds) -> Result<Accepted, Refusal> {
+        self.judge_statement(envelope, now)
     }
 
     /// Judge a manifest with what it lists.
@@ -272,6 +284,7 @@ fn kind_name(kind: &str) -> &'static str {
         OnlineKey::TYPE => "online key",
         Pool::TYPE => "pool",
         Tenant::TYPE => "tenant",
+        Image::TYPE => "image",
         _ => "statement",
     }
 }
@@ -293,6 +306,9 @@ pub fn refused(what: &str, refusal: Refusal) -> Error {
         | Refusal::ManifestEqualOther => {
             "two different statements of one version were signed: somebody else holds a key, or another home signed at the \
              same time. Compare with whoever holds the keys; nothing was accepted"
+        }
+        Refusal::ImageVersionLower { .. } | Refusal::ImageEqualOther { .. } => {
+            "build it with a higher version: `casemate image build --image-version X.Y.Z`"
         }
         Refusal::RootUnknown | Refusal::FleetOther => {
             "compare the fingerprint with the operator, not over the network; nothing was accepted"

@@ -173,6 +173,25 @@ impl Progress {
         }
         self.bar.set_message(text);
     }
+
+    /// How much of so many bytes is done, from the first call on. Without a terminal each tenth is a line.
+    pub fn bytes(&self, text: &str, done: u64, total: u64) {
+        let tenth = |done: u64| done.saturating_mul(10) / total.max(1);
+        if self.lines
+            && (self.bar.length() != Some(total) || tenth(done) > tenth(self.bar.position()))
+        {
+            note(&format!("… {}, {} %", printable(text), tenth(done) * 10));
+        }
+        if self.bar.length() != Some(total) {
+            self.bar.set_length(total);
+            let template = "{spinner:.cyan} {msg} [{bar:30}] {bytes} of {total_bytes} {eta:.dim}";
+            if let Ok(style) = ProgressStyle::with_template(template) {
+                self.bar.set_style(style);
+            }
+        }
+        self.bar.set_message(printable(text));
+        self.bar.set_position(done);
+    }
 }
 
 impl Drop for Progress {

@@ -1,9 +1,11 @@
-//! Bundles on their unidirectional streams: a header, then the bytes from the offset that was asked for to the end.
+//! Bundles on their unidirectional streams: a header, then the bytes from the offset that was asked for to the end. Pieces of
+//! an image come in the same way; a piece's header says where the piece ends.
 //!
 //! The node hashes what it puts together and throws away what has another digest; a cut stream leaves a beginning that the
 //! next fetch goes on from.
 
 use casemate_trust::id::Digest;
+use casemate_trust::image::MAX_IMAGE_BYTES;
 use casemate_trust::release::MAX_BUNDLE_BYTES;
 
 use crate::codec::{Decoder, Violation};
@@ -18,7 +20,7 @@ pub struct Header {
     pub digest: Digest,
     /// Where the stream's bytes begin.
     pub offset: u64,
-    /// Size of the whole bundle, bytes.
+    /// Where they end: the size of a bundle, bytes, which always comes to its end.
     pub total: u64,
 }
 
@@ -35,14 +37,14 @@ impl Header {
     /// From what travelled.
     ///
     /// # Errors
-    /// Over the size of a bundle, or an offset beyond the end.
+    /// More bytes than a bundle has, an end that no image has, or an offset beyond it.
     pub fn parse(bytes: &[u8; HEADER_BYTES]) -> Result<Self, Violation> {
         let (mut digest, mut offset, mut total) = ([0; 32], [0; 8], [0; 8]);
         digest.copy_from_slice(&bytes[..32]);
         offset.copy_from_slice(&bytes[32..40]);
         total.copy_from_slice(&bytes[40..]);
         let (offset, total) = (u64::from_be_bytes(offset), u64::from_be_bytes(total));
-        if total > MAX_BUNDLE_BYTES || offset > total {
+        if total > MAX_IMAGE_BYTES || offset > total || total - offset > MAX_BUNDLE_BYTES {
             return Err(Violation::TooLarge("bundle"));
         }
         Ok(Self {

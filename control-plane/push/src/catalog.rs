@@ -26,6 +26,8 @@ pub trait Catalog {
     fn tenant_versions(&self, tenant: &TenantId) -> Vec<(u64, u64)>;
     /// A statement's bytes.
     fn statement(&self, id: &StatementId) -> Option<Vec<u8>>;
+    /// The newest image statement that names a pool.
+    fn image(&self, pool: &Name) -> Option<StatementId>;
     /// The newest manifest's revision and bytes.
     fn manifest(&self, tenant: &TenantId) -> Option<(u64, &[u8])>;
 }
@@ -92,6 +94,16 @@ pub enum ControlEvent {
         digest: Digest,
         /// From which byte.
         offset: u64,
+    },
+    /// Open a stream and send a piece of the image, if it is the newest for this node's pool, at a lower priority than
+    /// anything else; then [`crate::ControlEnd::image_piece_done`].
+    FetchImage {
+        /// Which.
+        digest: Digest,
+        /// From which byte.
+        offset: u64,
+        /// How many bytes.
+        bytes: u32,
     },
     /// Objects were asked for; [`crate::ControlEnd::poll_transmit`] will bring them. An event all the same, so that no catalog
     /// is held over more than one question.

@@ -9,8 +9,8 @@ use crate::catalog::{Catalog, ControlEvent, Member, StoredObject, Transmit};
 use crate::codec::{Decoder, Violation, encode};
 use crate::listing::{Listing, Listings};
 use crate::message::{
-    Cursor, Has, Hello, MAX_AHEAD_BYTES, MAX_FETCHES, MAX_TEXT_BYTES, MAX_UNACKED, PROTOCOL,
-    StatementId, ToControl, ToNode, shorten,
+    Cursor, Has, Hello, MAX_AHEAD_BYTES, MAX_FETCHES, MAX_IMAGE_PIECES, MAX_TEXT_BYTES,
+    MAX_UNACKED, PROTOCOL, StatementId, ToControl, ToNode, shorten,
 };
 
 /// Entries in the queue of what is to be sent, each a digest: the largest manifest and as many fetches.
@@ -63,6 +63,7 @@ pub struct ControlEnd {
     sent: Listings,
     ahead_bytes: usize,
     fetching: BTreeSet<Digest>,
+    image_pieces: usize,
 }
 
 impl ControlEnd {
@@ -92,6 +93,7 @@ impl ControlEnd {
             sent: Listings::default(),
             ahead_bytes: 0,
             fetching: BTreeSet::new(),
+            image_pieces: 0,
         }
     }
 
@@ -178,6 +180,21 @@ impl ControlEnd {
                     return Err(Violation::Flood("bundles"));
                 }
                 ControlEvent::FetchBundle { digest, offset }
+            }
+            ToControl::FetchImage {
+                digest,
+                offset,
+                bytes,
+            } => {
+                self.image_pieces += 1;
+                if self.image_pieces > MAX_IMAGE_PIECES {
+                    return Err(Violation::Flood("pieces of images"));
+                }
+                ControlEvent::FetchImage {
+                    digest,
+                    offset,
+                    bytes,
+                }
             }
             ToControl::FetchObjects { tenant, digests } => {
                 self.fetch_objects(tenant, &digests, catalog)?;
@@ -275,6 +292,20 @@ impl ControlEnd {
     /// The node asks and does not read.
     pub fn bundle_unavailable(&mut self, digest: &Digest) -> Result<(), Violation> {
         self.fetching.remove(digest);
+        self.answer(ToNode::Unavailable { digest: *digest })
+    }
+
+    /// A piece's stream has ended, well or not.
+    pub fn image_piece_done(&mut self) {
+        self.image_pieces = self.image_pieces.saturating_sub(1);
+    }
+
+    /// There is no such image for this node.
+    ///
+    /// # Errors
+    /// The node asks and does not read.
+    pub fn image_unavailable(&mut self, digest: &Digest) -> Result<(), Violation> {
+        self.image_piece_done();
         self.answer(ToNode::Unavailable { digest: *digest })
     }
 
@@ -399,6 +430,18 @@ impl ControlEnd {
             }
             StatementId::Grant { pool, epoch } => {
                 *pool == member.pool && self.has.grants.insert(*epoch)
+            }
+            // Of several only the newest: the node would fetch the others in vain.
+            StatementId::Image { version, statement } => {
+                let is_newest = catalog.image(&member.pool).as_ref() == Some(&id);
+                let has = self.has.image;
+                let is_new = has.is_none_or(|(held, other)| {
+                    *version > held || (*version == held && *statement != other)
+                });
+                if is_newest && is_new {
+                    self.has.image = Some((*version, *statement));
+                }
+                is_newest && is_new
             }
             StatementId::Tenant { tenant, .. } => {
                 if self.matters(tenant, revision) {

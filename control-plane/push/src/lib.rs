@@ -3,7 +3,8 @@
 //! A node opens one QUIC connection ([`ALPN`], raw public keys at both ends) and on it one long bidirectional stream.
 //! Both directions carry frames: a big-endian `u32` length, at most [`MAX_FRAME_BYTES`], then one postcard message
 //! ([`ToControl`], [`ToNode`]). Bundles come on unidirectional streams that the control plane opens
-//! ([`bundle::Receiver`]).
+//! ([`bundle::Receiver`]), and so do images, in pieces that the node asks for one by one: a transfer of minutes goes on after a
+//! lost connection or a restart of either end, and never stands in the way of a deployment.
 //!
 //! - **Absence never deletes.** There is no message that takes something away; only a newer signed manifest does, and the
 //!   node's vault judges it. Nothing that comes is to be believed before that.
@@ -75,7 +76,7 @@ pub use control::ControlEnd;
 pub use message::{
     ALPN, Cursor, Has, Hello, LogEntry, LogLevel, MAX_AHEAD_BYTES, MAX_BATCH_BYTES,
     MAX_BATCH_RECORDS, MAX_FETCH_DIGESTS, MAX_FETCHES, MAX_FRAME_BYTES, MAX_HELLO_TENANTS,
-    MAX_LOG_BYTES, MAX_STATUS_BYTES, MAX_TEXT_BYTES, MAX_UNACKED, NONCE_BYTES, ObjectKind,
-    PROTOCOL, StatementId, StoreId, TenantHas, ToControl, ToNode,
+    MAX_IMAGE_PIECE_BYTES, MAX_LOG_BYTES, MAX_STATUS_BYTES, MAX_TEXT_BYTES, MAX_UNACKED,
+    NONCE_BYTES, ObjectKind, PROTOCOL, StatementId, StoreId, TenantHas, ToControl, ToNode,
 };
-pub use node::{NodeEnd, NodeEvent};
+pub use node::{Expected, NodeEnd, NodeEvent};

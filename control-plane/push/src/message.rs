@@ -5,20 +5,27 @@ use std::fmt;
 
 use casemate_trust::dsse::MAX_ENVELOPE_BYTES;
 use casemate_trust::id::{Digest, FleetId, TenantId};
+use casemate_trust::image::ImageVersion;
 use casemate_trust::key::PublicKey;
 use casemate_trust::name::Name;
 use serde::{Deserialize, Serialize};
 
 /// The protocol in the TLS handshake; another one fails it.
-pub const ALPN: &[u8] = b"casemate-push/1";
+pub const ALPN: &[u8] = b"casemate-push/2";
 /// Version in [`Hello`].
-pub const PROTOCOL: u16 = 1;
+pub const PROTOCOL: u16 = 2;
 /// Largest frame, bytes: the largest envelope or the largest `Hello`, with room.
 pub const MAX_FRAME_BYTES: usize = 4 * 1024 * 1024;
 /// Statements that may wait for an answer: both ends' queues are bounded by it.
 pub const MAX_UNACKED: usize = 64;
 /// Bundles that may be on their way to one node: half of the streams that a node allows.
 pub const MAX_FETCHES: usize = 4;
+/// Largest piece of an image, bytes. One at a time is on its way to a node: small enough that a statement or a bundle never
+/// waits long for it, large enough that a path of 100 ms carries ten of them a second.
+pub const MAX_IMAGE_PIECE_BYTES: u32 = 1024 * 1024;
+/// Pieces of an image that the control plane has in hand for one node: the one on its way, and the next, which may be asked
+/// for before it has noticed that the first has ended.
+pub(crate) const MAX_IMAGE_PIECES: usize = 2;
 /// Digests in one `FetchObjects`.
 pub const MAX_FETCH_DIGESTS: usize = 512;
 /// Tenants in one `Hello`: 140 bytes each, so well below a frame.
@@ -111,6 +118,13 @@ pub enum StatementId {
         /// Epoch.
         epoch: u64,
     },
+    /// `Image`. The same version may be signed again, for more pools or for longer.
+    Image {
+        /// Version, as a number.
+        version: u64,
+        /// Digest of the statement's payload.
+        statement: Digest,
+    },
 }
 
 impl StatementId {
@@ -128,7 +142,8 @@ impl StatementId {
             Self::Root { version }
             | Self::OnlineKey { version }
             | Self::Tenant { version, .. }
-            | Self::Manifest { version, .. } => *version,
+            | Self::Manifest { version, .. }
+            | Self::Image { version, .. } => *version,
             Self::Pool { epoch, .. } | Self::Grant { epoch, .. } => *epoch,
         }
     }
@@ -137,7 +152,8 @@ impl StatementId {
     pub fn is_same_thing(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::Root { .. }, Self::Root { .. })
-            | (Self::OnlineKey { .. }, Self::OnlineKey { .. }) => true,
+            | (Self::OnlineKey { .. }, Self::OnlineKey { .. })
+            | (Self::Image { .. }, Self::Image { .. }) => true,
             (Self::Pool { name: one, .. }, Self::Pool { name: two, .. }) => one == two,
             (Self::Grant { pool: one, .. }, Self::Grant { pool: two, .. }) => one == two,
             (Self::Tenant { tenant: one, .. }, Self::Tenant { tenant: two, .. })
@@ -160,6 +176,10 @@ impl fmt::Display for StatementId {
                 write!(to, "manifest {version} of tenant {tenant}")
             }
             Self::Grant { pool, epoch } => write!(to, "grant of pool {pool} epoch {epoch}"),
+            Self::Image { version, statement } => match ImageVersion::from_u64(*version) {
+                Some(version) => write!(to, "image {version}, statement {statement}"),
+                None => write!(to, "image {version:#x}, statement {statement}"),
+            },
         }
     }
 }
@@ -188,6 +208,8 @@ pub struct Has {
     pub tenants: BTreeMap<TenantId, TenantHas>,
     /// Whether there are more tenants than could be listed.
     pub more_tenants: bool,
+    /// Version of its newest image as a number, and the digest of the statement's payload.
+    pub image: Option<(u64, Digest)>,
 }
 
 /// What a node has of a tenant.
@@ -304,6 +326,15 @@ pub enum ToControl {
         digest: Digest,
         /// From which byte.
         offset: u64,
+    },
+    /// Asks for a piece of the image that the newest statement for the node's pool names, on a stream of its own.
+    FetchImage {
+        /// Which.
+        digest: Digest,
+        /// From which byte.
+        offset: u64,
+        /// How many bytes, at most [`MAX_IMAGE_PIECE_BYTES`].
+        bytes: u32,
     },
     /// Asks for objects that a tenant's newest manifest lists.
     FetchObjects {
@@ -441,6 +472,9 @@ impl Bounded for ToControl {
                     ))
             }
             Self::Status { json } => over(json.len() > MAX_STATUS_BYTES, "status"),
+            Self::FetchImage { bytes, .. } => {
+                over(*bytes > MAX_IMAGE_PIECE_BYTES, "piece of an image")
+            }
             Self::Ack { .. } | Self::FetchBundle { .. } | Self::Lease { .. } => None,
         }
     }

@@ -3,13 +3,14 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use casemate_trust::id::{Digest, TenantId};
+use casemate_trust::release::MAX_BUNDLE_BYTES;
 
 use crate::bundle;
 use crate::codec::{Decoder, Violation, encode};
 use crate::message::{
     Cursor, Hello, LogEntry, MAX_AHEAD_BYTES, MAX_BATCH_BYTES, MAX_BATCH_RECORDS,
-    MAX_FETCH_DIGESTS, MAX_FETCHES, MAX_LOG_BYTES, MAX_STATUS_BYTES, MAX_TEXT_BYTES, MAX_UNACKED,
-    NONCE_BYTES, ObjectKind, StatementId, ToControl, ToNode, shorten,
+    MAX_FETCH_DIGESTS, MAX_FETCHES, MAX_IMAGE_PIECE_BYTES, MAX_LOG_BYTES, MAX_STATUS_BYTES,
+    MAX_TEXT_BYTES, MAX_UNACKED, NONCE_BYTES, ObjectKind, StatementId, ToControl, ToNode, shorten,
 };
 
 /// Messages that wait to be written: an answer to each statement, and as many questions.
@@ -70,6 +71,11 @@ pub enum NodeEvent {
         /// Which.
         digest: Digest,
     },
+    /// The image that was asked for is not there, or is not the newest for this node's pool.
+    ImageUnavailable {
+        /// Which.
+        digest: Digest,
+    },
     /// Answer to a lease question, for the vault.
     Lease {
         /// Envelope.
@@ -82,6 +88,24 @@ pub enum NodeEvent {
         /// For people.
         message: String,
     },
+}
+
+/// What a stream brings.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Expected {
+    /// A bundle, from where it was asked for to its end.
+    Bundle,
+    /// The piece of an image.
+    ImagePiece,
+}
+
+/// A piece of an image that was asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Piece {
+    digest: Digest,
+    offset: u64,
+    bytes: u32,
+    is_sent: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -109,6 +133,7 @@ pub struct NodeEnd {
     ahead_bytes: usize,
     fetching: BTreeSet<Digest>,
     wanted_bundles: VecDeque<(Digest, u64)>,
+    piece: Option<Piece>,
     logs: VecDeque<LogEntry>,
     log_bytes: usize,
     lost: u64,
@@ -137,6 +162,7 @@ impl NodeEnd {
             ahead_bytes: 0,
             fetching: BTreeSet::new(),
             wanted_bundles: VecDeque::new(),
+            piece: None,
             logs: VecDeque::new(),
             log_bytes: 0,
             lost: 0,
@@ -249,6 +275,10 @@ impl NodeEnd {
                 self.synced = Some(now);
                 Ok(None)
             }
+            ToNode::Unavailable { digest } if self.is_image(&digest) => {
+                self.piece = None;
+                Ok(Some(NodeEvent::ImageUnavailable { digest }))
+            }
             ToNode::Unavailable { digest } => {
                 let was_wanted =
                     self.wanted_objects.remove(&digest) | self.fetching.remove(&digest);
@@ -333,9 +363,57 @@ impl NodeEnd {
         Ok(())
     }
 
-    /// Whether a stream's header answers a question of ours; if not, the stream is to be stopped.
-    pub fn expects(&self, header: &bundle::Header) -> bool {
-        self.fetching.contains(&header.digest)
+    /// Asks for a piece of an image, at most [`MAX_IMAGE_PIECE_BYTES`] from `offset` on. One at a time: the next after
+    /// [`NodeEnd::image_piece_done`] or [`NodeEvent::ImageUnavailable`].
+    ///
+    /// # Errors
+    /// One is under way.
+    pub fn fetch_image(
+        &mut self,
+        digest: Digest,
+        offset: u64,
+        bytes: u32,
+    ) -> Result<(), Violation> {
+        if self.piece.is_some() {
+            return Err(Violation::Flood("pieces of images"));
+        }
+        self.piece = Some(Piece {
+            digest,
+            offset,
+            bytes: bytes.min(MAX_IMAGE_PIECE_BYTES),
+            is_sent: false,
+        });
+        Ok(())
+    }
+
+    /// Whether a piece of an image is under way.
+    pub const fn is_fetching_image(&self) -> bool {
+        self.piece.is_some()
+    }
+
+    /// The stream of a piece has ended, well or not.
+    pub fn image_piece_done(&mut self) {
+        self.piece = None;
+    }
+
+    fn is_image(&self, digest: &Digest) -> bool {
+        self.piece
+            .is_some_and(|piece| piece.is_sent && piece.digest == *digest)
+    }
+
+    /// Which question of ours a stream's header answers; if none, the stream is to be stopped.
+    pub fn expects(&self, header: &bundle::Header) -> Option<Expected> {
+        let is_piece = |piece: &Piece| {
+            let bytes = header.total.saturating_sub(header.offset);
+            piece.is_sent
+                && (piece.digest, piece.offset) == (header.digest, header.offset)
+                && bytes <= u64::from(piece.bytes)
+        };
+        if self.piece.as_ref().is_some_and(is_piece) {
+            return Some(Expected::ImagePiece);
+        }
+        let is_bundle = self.fetching.contains(&header.digest) && header.total <= MAX_BUNDLE_BYTES;
+        is_bundle.then_some(Expected::Bundle)
     }
 
     /// A bundle's stream has ended, well or not: the next may come.
@@ -393,6 +471,21 @@ impl NodeEnd {
         {
             self.fetching.insert(digest);
             return Some(encode(&ToControl::FetchBundle { digest, offset }));
+        }
+        if let Some(piece) = self.piece.as_mut().filter(|piece| !piece.is_sent) {
+            piece.is_sent = true;
+            let Piece {
+                digest,
+                offset,
+                bytes,
+                ..
+            } = *piece;
+            let message = ToControl::FetchImage {
+                digest,
+                offset,
+                bytes,
+            };
+            return Some(encode(&message));
         }
         if let Some(json) = self.status.take() {
             return Some(encode(&ToControl::Status { json }));

@@ -1,5 +1,7 @@
 //! Both ends in one seeded world: lost connections, cut frames, refusals, restored backups, new stores.
 
+mod image;
+
 use std::collections::BTreeMap;
 
 use casemate_trust::dsse::Envelope;
@@ -8,7 +10,9 @@ use casemate_trust::key::{PublicKey, SigningKey};
 use casemate_trust::name::Name;
 use casemate_trust::statement::{Manifest, Statement as _, Wanted};
 
+use crate::bundle::Header;
 use crate::*;
+use image::image_of;
 
 const TENANTS: u64 = 5;
 const KEY: PublicKey = PublicKey::from_bytes([9; 32]);
@@ -41,6 +45,8 @@ pub(crate) struct World {
     pub(crate) statements: BTreeMap<u64, StatementId>,
     pub(crate) bytes: BTreeMap<StatementId, Vec<u8>>,
     pub(crate) objects: BTreeMap<Digest, Vec<u8>>,
+    /// Files of images; a file is never taken away.
+    images: BTreeMap<Digest, Vec<u8>>,
 }
 
 impl World {
@@ -51,6 +57,7 @@ impl World {
             statements: BTreeMap::new(),
             bytes: BTreeMap::new(),
             objects: BTreeMap::new(),
+            images: BTreeMap::new(),
         }
     }
 
@@ -75,7 +82,8 @@ impl World {
     /// Something new, of any kind.
     fn publish(&mut self, dice: &mut Dice) {
         let tenant = tenant(dice.roll(TENANTS));
-        match dice.roll(10) {
+        match dice.roll(11) {
+            10 => self.publish_image(dice),
             0 => self.put_next(|version| StatementId::Root { version }),
             1 => self.put_next(|version| StatementId::OnlineKey { version }),
             2 => self.put_next(|epoch| StatementId::Pool {
@@ -172,6 +180,15 @@ impl Catalog for World {
         self.bytes.get(id).cloned()
     }
 
+    fn image(&self, pool: &Name) -> Option<StatementId> {
+        let of_pool = |id: &StatementId| {
+            matches!(id, StatementId::Image { .. }) && image_of(&self.bytes[id]).0 == pool.as_str()
+        };
+        let newest = self.statements.iter().filter(|(_, id)| of_pool(id));
+        let newest = newest.max_by_key(|(revision, id)| (id.version(), **revision));
+        newest.map(|(_, id)| id.clone())
+    }
+
     fn manifest(&self, tenant: &TenantId) -> Option<(u64, &[u8])> {
         let of = |id: &StatementId| matches!(id, StatementId::Manifest { tenant: other, .. } if other == tenant);
         let (revision, id) = self.statements.iter().find(|(_, id)| of(id))?;
@@ -185,6 +202,8 @@ pub(crate) struct Vault {
     pub(crate) has: Has,
     pub(crate) objects: BTreeMap<Digest, Vec<u8>>,
     cursor: Option<Cursor>,
+    /// The image that was accepted, and what has come of it.
+    image: Option<(Digest, Vec<u8>)>,
     /// Tenants that its hello lists.
     listed: usize,
 }
@@ -195,6 +214,7 @@ impl Default for Vault {
             has: Has::default(),
             objects: BTreeMap::new(),
             cursor: None,
+            image: None,
             listed: usize::MAX,
         }
     }
@@ -219,6 +239,20 @@ impl Vault {
             }
             StatementId::Grant { epoch, .. } => {
                 self.has.grants.insert(*epoch).then_some(()).ok_or("again")
+            }
+            StatementId::Image { version, statement } => {
+                let (pool, digest) = image_of(bytes);
+                assert_eq!(pool, "main", "another pool's image was sent");
+                match self.has.image {
+                    Some((held, _)) if *version < held => return Err("lower"),
+                    Some((_, other)) if *statement == other => return Err("again"),
+                    _ => {}
+                }
+                self.has.image = Some((*version, *statement));
+                if self.image.as_ref().is_none_or(|(held, _)| *held != digest) {
+                    self.image = Some((digest, Vec::new()));
+                }
+                Ok(())
             }
             StatementId::Tenant { tenant, version } => raise(
                 &mut self.has.tenants.entry(*tenant).or_default().version,
@@ -301,6 +335,10 @@ pub(crate) struct Link {
     pub(crate) to_node: Vec<u8>,
     pub(crate) to_control: Vec<u8>,
     pub(crate) unjudged: Vec<(StatementId, Vec<u8>)>,
+    /// Pieces of images on their streams.
+    pub(crate) pieces: Vec<(Header, Vec<u8>)>,
+    /// The image that the control plane did not have for us.
+    pub(crate) unavailable: Option<Digest>,
 }
 
 impl Link {
@@ -311,6 +349,8 @@ impl Link {
             to_node: Vec::new(),
             to_control: Vec::new(),
             unjudged: Vec::new(),
+            pieces: Vec::new(),
+            unavailable: None,
         }
     }
 
@@ -331,7 +371,14 @@ impl Link {
             .receive(&self.to_control.drain(..some).collect::<Vec<_>>())
             .unwrap();
         while let Some(event) = self.control.poll_event(world).unwrap() {
-            if let ControlEvent::Nacked { code, .. } = event {
+            if let ControlEvent::FetchImage {
+                digest,
+                offset,
+                bytes,
+            } = event
+            {
+                self.send_piece(world, digest, offset, bytes);
+            } else if let ControlEvent::Nacked { code, .. } = event {
                 assert!(
                     [
                         "other",
@@ -356,6 +403,7 @@ impl Link {
                 NodeEvent::Object { digest, bytes, .. } => {
                     drop(vault.objects.insert(digest, bytes));
                 }
+                NodeEvent::ImageUnavailable { digest } => self.unavailable = Some(digest),
                 NodeEvent::Synced { now } => {
                     assert!(
                         self.unjudged.is_empty(),
@@ -366,6 +414,7 @@ impl Link {
                 _ => {}
             }
         }
+        moved |= self.fetch_image(vault, dice);
         assert!(self.unjudged.len() <= MAX_UNACKED);
         let some = dice.roll(4) as usize;
         for (id, bytes) in self.unjudged.drain(..some.min(self.unjudged.len())) {
@@ -399,6 +448,10 @@ fn assert_caught_up(world: &World, vault: &Vault, seed: u64) {
                 name.as_str() == "other" || vault.has.epochs.contains(epoch)
             }
             StatementId::Grant { epoch, .. } => vault.has.grants.contains(epoch),
+            StatementId::Image { version, .. } => {
+                let held = vault.has.image.map_or(0, |(held, _)| held);
+                image_of(&world.bytes[id]).0 == "other" || held >= *version
+            }
             StatementId::Tenant { tenant, version } => vault
                 .has
                 .tenants
@@ -417,6 +470,18 @@ fn assert_caught_up(world: &World, vault: &Vault, seed: u64) {
         assert!(has, "seed {seed}: the node lacks {id}");
     }
     assert_eq!(vault.cursor, Some(world.now()), "seed {seed}");
+    // The file has come whole, unless a restored backup does not know it any more.
+    let newest = world.image(&name("main"));
+    let newest = newest.map(|id| image_of(&world.bytes[&id]).1);
+    if let Some((digest, part)) = &vault.image
+        && newest == Some(*digest)
+    {
+        assert_eq!(
+            Digest::of(part),
+            *digest,
+            "seed {seed}: a part of the image"
+        );
+    }
 }
 
 fn run(seed: u64) {
@@ -450,6 +515,7 @@ fn run(seed: u64) {
             10 if dice.roll(5) == 0 => {
                 let mut copy = World::new(world.store.0[0].wrapping_add(1));
                 copy.objects = world.objects.clone();
+                copy.images = world.images.clone();
                 let ordered: Vec<_> = world.statements.values().cloned().collect();
                 ordered
                     .into_iter()

@@ -70,6 +70,8 @@ fn a_join_becomes_a_membership_on_the_same_connection() {
         to_node: vec![],
         to_control: vec![],
         unjudged: vec![],
+        pieces: vec![],
+        unavailable: None,
     };
     link.settle(&world, &mut vault, &mut dice);
     assert_eq!(vault.has.root, 1);
@@ -92,7 +94,7 @@ fn a_hello_of_somebody_else_is_refused() {
             ..hello.clone()
         },
         Hello {
-            protocol: 2,
+            protocol: PROTOCOL + 1,
             ..hello
         },
     ];
@@ -354,4 +356,77 @@ fn another_manifest_of_the_same_version_is_sent_so_that_its_refusal_shows() {
     assert_eq!(sent_after(&world, hello.clone()), [id]);
     hello.has.tenants.insert(tenant(1), has(2, Digest([1; 32])));
     assert_eq!(sent_after(&world, hello), []);
+}
+
+/// What a hostile control plane may not send as a piece of an image, and a hostile node not ask for.
+#[test]
+fn pieces_of_images_are_bounded_and_come_one_at_a_time() {
+    let world = World::new(1);
+    let mut vault = Vault::default();
+    let mut link = Link::new(&vault);
+    link.settle(&world, &mut vault, &mut Dice(1));
+    let digest = Digest::of(b"image");
+    let header = |offset, total| bundle::Header {
+        digest,
+        offset,
+        total,
+    };
+    let node = &mut link.node;
+    assert_eq!(node.expects(&header(0, 10)), None);
+    node.fetch_image(digest, 100, 50).unwrap();
+    assert!(node.fetch_image(digest, 150, 50).is_err());
+    // Not before it was asked for; then only from there, and no more than that.
+    assert_eq!(node.expects(&header(100, 150)), None);
+    let asked = node.poll_transmit().unwrap();
+    for wrong in [header(0, 50), header(99, 149), header(100, 151)] {
+        assert_eq!(node.expects(&wrong), None);
+    }
+    for right in [header(100, 150), header(100, 101)] {
+        assert_eq!(node.expects(&right), Some(Expected::ImagePiece));
+    }
+    // A bundle of the size of an image is none.
+    node.fetch_bundle(Digest::of(b"bundle"), 0).unwrap();
+    node.poll_transmit().unwrap();
+    let large = bundle::Header {
+        digest: Digest::of(b"bundle"),
+        ..header(200 << 20, 201 << 20)
+    };
+    assert_eq!(node.expects(&large), None);
+
+    let control = &mut link.control;
+    control.receive(&asked).unwrap();
+    let event = control.poll_event(&world).unwrap();
+    assert!(matches!(
+        event,
+        Some(ControlEvent::FetchImage {
+            offset: 100,
+            bytes: 50,
+            ..
+        })
+    ));
+    let again = ToControl::FetchImage {
+        digest,
+        offset: 0,
+        bytes: 1,
+    };
+    control.receive(&encode(&again)).unwrap();
+    assert!(control.poll_event(&world).unwrap().is_some());
+    control.receive(&encode(&again)).unwrap();
+    assert!(matches!(
+        control.poll_event(&world),
+        Err(Violation::Flood(_))
+    ));
+    let mut control = Link::new(&vault).control;
+    let bytes = MAX_IMAGE_PIECE_BYTES + 1;
+    control
+        .receive(&encode(&ToControl::FetchImage {
+            digest,
+            offset: 0,
+            bytes,
+        }))
+        .unwrap();
+    assert!(matches!(
+        control.poll_event(&world),
+        Err(Violation::TooLarge(_))
+    ));
 }

@@ -9,7 +9,7 @@
 //! | `plane` | the state, and each change of it: judged, written with an audit record, shown |
 //! | `https` | the API: routed and authorised by the table in `casemate-api` |
 //! | `quic` | the nodes' connections: a thin shell around `casemate_push::ControlEnd` |
-//! | `bundles` | bundles in an object store |
+//! | `bundles`, `images` | bundles in an object store; files of images |
 //! | `tls`, `keys`, `files`, `config` | what it starts from |
 #![forbid(unsafe_code)]
 
@@ -19,6 +19,7 @@ mod failure;
 mod fault;
 mod files;
 mod https;
+mod images;
 mod keys;
 mod places;
 mod plane;

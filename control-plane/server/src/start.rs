@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use crate::bundles::Bundles;
 use crate::config::Config;
 use crate::failure::Failure;
+use crate::images::Images;
 use crate::keys::Keys;
 use crate::plane::{Actor, Plane, collect};
 use crate::reserve::Reserve;
@@ -22,6 +23,7 @@ use crate::{files, https, keys, quic, tls};
 
 const KEYS: &str = "keys";
 const BUNDLES: &str = "bundles";
+const IMAGES: &str = "images";
 const STORE: &str = "store.redb";
 const PUBLIC: &str = "public.json";
 const OPERATOR_TOKEN: &str = "operator.token";
@@ -130,11 +132,15 @@ async fn open(
     let folder = state.join(BUNDLES);
     let bundles = Bundles::open(&folder)
         .map_err(|error| Failure::io(format!("cannot open {}: {error}", folder.display())))?;
+    let folder = state.join(IMAGES);
+    let images = Images::open(&folder)
+        .map_err(|error| Failure::io(format!("cannot open {}: {error}", folder.display())))?;
     let keys = keys.public();
     let reserve = Reserve::new(state);
     Ok(Plane::open(
         store,
         bundles,
+        images,
         reserve,
         keys,
         quic_address,

@@ -247,7 +247,8 @@ fn os_release(plan: &Plan) -> String {
     let (version, profile) = (&plan.version, &plan.profile);
     format!(
         "NAME=\"Casemate\"\nID=casemate\nPRETTY_NAME=\"Casemate {version} ({profile})\"\n\
-         VERSION_ID={version}\nIMAGE_ID=casemate\nIMAGE_VERSION={version}\n"
+         VERSION_ID={version}\nIMAGE_ID=casemate\nIMAGE_VERSION={version}\n\
+         VARIANT_ID={profile}\n"
     )
 }
 

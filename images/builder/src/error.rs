@@ -105,6 +105,12 @@ pub enum Error {
         /// Why.
         message: String,
     },
+    /// A file that is no image of ours.
+    #[error("the file is no node image: {message}")]
+    NoImage {
+        /// What is wrong.
+        message: String,
+    },
     /// The boot stub is no PE file that sections can be added to.
     #[error("the boot stub: {0}")]
     Stub(String),

@@ -163,13 +163,13 @@ fn to_usize(value: u64) -> Result<usize, Error> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use object::{Object as _, ObjectSection as _};
 
     use super::*;
 
     /// A file of headers and one section.
-    fn stub() -> Vec<u8> {
+    pub(crate) fn stub() -> Vec<u8> {
         let mut file = vec![0; 0x400];
         file[..2].copy_from_slice(b"MZ");
         put(&mut file, DOS_POINTER, 0x80);

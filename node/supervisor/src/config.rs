@@ -95,13 +95,19 @@ pub(crate) struct Config {
     pub(crate) gateway: Start,
     pub(crate) bounds: Bounds,
     pub(crate) admin_socket: PathBuf,
+    /// Where init says what it does with the machine, if this is one that boots images.
+    pub(crate) machine: Option<PathBuf>,
     require: Vec<String>,
     file: PathBuf,
 }
 
 impl Config {
     /// Reads the file; relative paths in it are relative to it.
-    pub(crate) fn read(file: &Path, state: &Path) -> Result<Self, Mistakes> {
+    pub(crate) fn read(
+        file: &Path,
+        state: &Path,
+        machine: Option<PathBuf>,
+    ) -> Result<Self, Mistakes> {
         let read: File = casemate_config::read(file)?;
         let folder = file.parent().unwrap_or(Path::new("."));
         let mut mistakes = Vec::new();
@@ -173,6 +179,7 @@ impl Config {
                 idle_ms: read.workers.idle_secs * 1000,
             },
             admin_socket: state.join(read.admin_socket.unwrap_or_else(|| "admin.sock".into())),
+            machine,
             require: read.require,
             file: file.to_owned(),
         })
@@ -193,6 +200,9 @@ impl Config {
             (self.state.as_path(), Access::ReadWrite),
             (self.file.as_path(), Access::Read),
         ];
+        // Its folder: a file that takes the place of another is not that one, to Landlock.
+        let machine = self.machine.as_deref().and_then(Path::parent);
+        paths.extend(machine.map(|folder| (folder, Access::Read)));
         paths.extend(read.into_iter().map(|path| (Path::new(path), Access::Read)));
         paths
     }
@@ -242,12 +252,16 @@ mod tests {
             "require = [\"moat\"]\n[gateway]\nlisten_tls = [\"127.0.0.1:0\"]\n[workers]\nmax = 0\n",
         )
         .unwrap();
-        let text = Config::read(&file, folder.path()).unwrap_err().to_string();
+        let text = Config::read(&file, folder.path(), None)
+            .unwrap_err()
+            .to_string();
         for part in ["moat", "certificates", "workers"] {
             assert!(text.contains(part), "{part} is not in {text}");
         }
         std::fs::write(&file, "[gateway]\nlisten = [\"127.0.0.1\"]\nport = 1\n").unwrap();
-        let text = Config::read(&file, folder.path()).unwrap_err().to_string();
+        let text = Config::read(&file, folder.path(), None)
+            .unwrap_err()
+            .to_string();
         assert!(text.contains(":2:") && text.contains(":3:"), "{text}");
     }
 }

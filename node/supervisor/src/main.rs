@@ -25,6 +25,9 @@ struct Arguments {
     /// Folder of its own, 0700.
     #[arg(long)]
     state: PathBuf,
+    /// Where init says what it does with the machine, on one that boots images; an absolute path.
+    #[arg(long, value_name = "FILE")]
+    machine: Option<PathBuf>,
 }
 
 fn main() -> ExitCode {
@@ -34,7 +37,7 @@ fn main() -> ExitCode {
         tracing::error!("{message}");
         ExitCode::from(code)
     };
-    let config = match Config::read(&arguments.config, &arguments.state) {
+    let config = match Config::read(&arguments.config, &arguments.state, arguments.machine) {
         Ok(config) => config,
         Err(mistakes) => return fail(EXIT_USAGE, mistakes.to_string()),
     };

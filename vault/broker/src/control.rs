@@ -59,6 +59,7 @@ pub(crate) async fn serve(
     for tenant in vault.tenants() {
         tell_plan(&control, &vault, tenant).await?;
     }
+    tell_image(&control, &vault).await?;
     if let Some(set_aside) = vault.refill.clone() {
         tell(&control, &FromVault::Refill { set_aside }).await?;
     }
@@ -129,6 +130,9 @@ async fn handle(
             if !effect.tenants.is_empty() {
                 calls.close_what_is_withdrawn();
             }
+            if effect.image {
+                tell_image(control, vault).await?;
+            }
             for tenant in effect.tenants {
                 tell_plan(control, vault, tenant).await?;
             }
@@ -177,6 +181,14 @@ async fn tell_plan(control: &Socket, vault: &Vault, tenant: TenantId) -> Result<
         tell(control, &FromVault::Plan(Box::new(part))).await?;
     }
     Ok(())
+}
+
+/// Says which image the machine is to run, if any.
+async fn tell_image(control: &Socket, vault: &Vault) -> Result<(), ControlError> {
+    match vault.image() {
+        Some(image) => tell(control, &FromVault::Image(image)).await,
+        None => Ok(()),
+    }
 }
 
 /// Says something to the supervisor. Nothing is too large to be said: lists go in parts, texts are cut, and tests hold the
@@ -241,6 +253,7 @@ mod tests {
             epochs: vec![MAX_VERSION; MAX_EPOCHS_HELD],
             tenants: vec![tenant; MAX_TENANTS],
             grants: vec![MAX_VERSION; MAX_EPOCHS_HELD],
+            image: Some((u64::MAX, [0xff; 32])),
         };
         for part in Part::cut(have) {
             encode(&FromVault::Have(Box::new(part))).unwrap();

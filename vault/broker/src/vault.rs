@@ -1,6 +1,7 @@
 //! The vault's state: judge, keys, lease and store under one lock, and what changes them.
 
 mod accept;
+mod image;
 mod open;
 mod staging;
 
@@ -14,10 +15,11 @@ use casemate_vault_core::keys::{PoolKeys, StorageKey};
 use casemate_vault_core::liveness::Liveness;
 use casemate_vault_store::{Store, StoreError};
 use casemate_wire::control::LayerReport;
-use casemate_wire::control::vault::{Have, HaveTenant, Hello, Plan};
+use casemate_wire::control::vault::{Have, HaveTenant, Hello, Image, Plan};
 
 use crate::clock;
 use crate::identity::Identity;
+use image::ImageFile;
 use staging::Staging;
 
 /// Tenants that a description lists; the rest it counts. It is for people, and must fit a message.
@@ -108,6 +110,7 @@ pub(crate) struct Vault {
     pub(crate) storage: StorageKey,
     store: Store,
     boot_id: String,
+    image_file: ImageFile,
     /// Why everything must be sent again, from opening.
     pub(crate) refill: Option<String>,
 }
@@ -201,7 +204,24 @@ impl Vault {
                 .filter(|(pool, _)| **pool == state.identity.pool)
                 .map(|(_, epoch)| epoch)
                 .collect(),
+            image: judge
+                .memory()
+                .images
+                .get(&state.identity.pool)
+                .filter(|_| judge.image(&state.identity.pool).is_some())
+                .map(|seen| (seen.version.as_u64(), seen.statement.0)),
         }
+    }
+
+    /// The image that this machine is to run.
+    pub(crate) fn image(&self) -> Option<Image> {
+        let state = self.read();
+        let image = state.judge.image(&state.identity.pool)?;
+        Some(Image {
+            version: image.version.as_u64(),
+            digest: image.digest.0,
+            bytes: image.bytes,
+        })
     }
 
     /// All tenants. Their plans are made one at a time: together they may be larger than the memory.
@@ -229,6 +249,7 @@ impl Vault {
         serde_json::json!({
             "fleet": state.identity.fleet, "node": state.identity.node, "pool": state.identity.pool,
             "member": !state.pool_keys.is_empty(), "root": state.judge.root().map(|root| root.version),
+            "image": state.judge.image(&state.identity.pool).map(image::describe),
             "lease_left_secs": left_secs, "tenants_held": state.judge.tenants().count(), "tenants": listed,
         })
     }

@@ -41,6 +41,8 @@ pub enum Kind {
     Object,
     /// A grant, by pool and epoch.
     Grant,
+    /// Envelope of the pool's newest `Image`.
+    Image,
 }
 
 impl Kind {
@@ -53,6 +55,7 @@ impl Kind {
             Self::Manifest => "manifest/",
             Self::Object => "object/",
             Self::Grant => "grant/",
+            Self::Image => "image/",
         }
     }
 }

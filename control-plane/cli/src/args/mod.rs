@@ -8,9 +8,9 @@ use std::path::PathBuf;
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
 
 pub use operator::{
-    Audit, Ceilings, Fleet, FleetInit, FleetOnline, Image, ImageBuild, ImageFormat, Node,
-    NodeAdmit, NodeRevoke, NodeToken, Pool, PoolAdd, PoolRotate, Tenant, TenantAdd, TenantHosts,
-    TenantKey, Token, TokenCreate, TokenScope,
+    Audit, Ceilings, Fleet, FleetInit, FleetOnline, Image, ImageBuild, ImageFormat, ImagePush,
+    Node, NodeAdmit, NodeRevoke, NodeToken, Pool, PoolAdd, PoolRotate, Tenant, TenantAdd,
+    TenantHosts, TenantKey, Token, TokenCreate, TokenScope,
 };
 pub use tenant::{
     Deploy, Init, Login, Logs, Prune, Remove, Renew, Rollback, Secret, SecretPut, SecretRemove,

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use casemate_images::Profile;
 use casemate_trust::host::HostPattern;
+use casemate_trust::image::ImageVersion;
 use casemate_trust::name::Name;
 use clap::builder::PossibleValuesParser;
 use clap::{Args, Subcommand, ValueEnum};
@@ -307,6 +308,24 @@ pub struct Audit {
 pub enum Image {
     /// Make one of the node's programs and Debian packages, which are downloaded and never installed
     Build(ImageBuild),
+    /// Sign one as what the machines of some pools are to run, and hand it in
+    Push(ImagePush),
+    /// The newest of each pool
+    List,
+}
+
+/// `casemate image push`
+#[derive(Debug, Args)]
+pub struct ImagePush {
+    /// The image: a .efi file that `casemate image build` made. It says its version itself
+    #[arg(value_name = "FILE")]
+    pub file: PathBuf,
+    /// A pool whose machines are to run it; once for each
+    #[arg(long = "pool", value_name = "NAME", required = true)]
+    pub pools: Vec<Name>,
+    /// How long machines accept it that have not yet
+    #[command(flatten)]
+    pub lifetime: Lifetime,
 }
 
 /// `casemate image build`
@@ -324,6 +343,9 @@ pub struct ImageBuild {
     /// Make it of exactly what an earlier build's plan.json names
     #[arg(long, value_name = "FILE")]
     pub plan: Option<PathBuf>,
+    /// Version of the image, higher than that of the one before [default: that of casemate]
+    #[arg(long, value_name = "X.Y.Z", conflicts_with = "plan")]
+    pub image_version: Option<ImageVersion>,
     /// What to make; once for each [default: uki]
     #[arg(long = "format", value_enum, value_name = "FORMAT")]
     pub formats: Vec<ImageFormat>,

@@ -32,8 +32,9 @@ pub(super) fn build(cx: &Context, args: &ImageBuild) -> Result<(), Error> {
         Some(path) => Plan::read(path),
         None => {
             let profile = Profile::named(&args.profile).map_err(told)?;
-            let version = env!("CARGO_PKG_VERSION");
-            Plan::make(&profile, version, source_date()?, &programs, &mut packages)
+            let version = args.image_version.map(|version| version.to_string());
+            let version = version.unwrap_or_else(|| env!("CARGO_PKG_VERSION").to_owned());
+            Plan::make(&profile, &version, source_date()?, &programs, &mut packages)
         }
     };
     let plan = plan.map_err(told)?;

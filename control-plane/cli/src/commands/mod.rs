@@ -3,6 +3,7 @@
 mod deploy;
 mod fleet;
 mod image;
+mod images;
 mod init;
 mod login;
 mod logs;
@@ -201,6 +202,8 @@ async fn dispatch(cli: Cli, output: Output) -> Result<(), Error> {
         Command::Node(args::Node::Show { name }) => nodes::show(&cx, &name).await,
         Command::Node(args::Node::Revoke(args)) => nodes::revoke(&cx, &args).await,
         Command::Image(args::Image::Build(args)) => image::build(&cx, &args),
+        Command::Image(args::Image::Push(args)) => images::push(&cx, &args).await,
+        Command::Image(args::Image::List) => images::list(&cx).await,
         Command::Token(args::Token::Create(args)) => tokens::create(&cx, &args).await,
         Command::Token(args::Token::List) => tokens::list(&cx).await,
         Command::Token(args::Token::Revoke { id }) => tokens::revoke(&cx, &id).await,

@@ -369,16 +369,33 @@ pub(super) async fn list(cx: &Context) -> Result<(), Error> {
                     (None, Some(seen)) => format!("last seen {}", date(seen)),
                     (None, None) => "never seen".to_owned(),
                 };
+                let machine = node.machine.clone().unwrap_or_default();
+                let or_none = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
                 vec![
                     node.name.to_string(),
                     node.pool.to_string(),
                     seen,
                     node.version.clone().unwrap_or_default(),
+                    or_none(machine.version),
+                    or_none(machine.storage_key),
+                    or_none(machine.update),
                     super::short(&node.key.fingerprint()),
                 ]
             })
             .collect();
-        table(&["NODE", "POOL", "STATE", "VERSION", "KEY"], &rows)
+        table(
+            &[
+                "NODE",
+                "POOL",
+                "STATE",
+                "VERSION",
+                "IMAGE",
+                "STORAGE KEY",
+                "UPDATE",
+                "KEY",
+            ],
+            &rows,
+        )
     })
 }
 
@@ -400,6 +417,12 @@ pub(super) async fn show(cx: &Context, name: &Name) -> Result<(), Error> {
                     .map_or("no".to_owned(), |since| format!("since {}", date(since)))
             ),
         ];
+        if let Some(machine) = &summary.machine {
+            let text = |text: &Option<String>| printable(text.as_deref().unwrap_or("-"));
+            lines.push(format!("image      {}", text(&machine.version)));
+            lines.push(format!("disk key   {}", text(&machine.storage_key)));
+            lines.push(format!("update     {}", text(&machine.update)));
+        }
         lines.extend(node.manifests.iter().map(|(tenant, version)| {
             format!("manifest   {version} of tenant {}", super::short(tenant))
         }));

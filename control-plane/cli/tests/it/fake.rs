@@ -516,6 +516,7 @@ fn view(given: &Given, name: &str) -> Option<NodeView> {
         .filter(|grant| grant.node_key == admission.node_key);
     Some(NodeView {
         summary: NodeSummary {
+            machine: None,
             name: admission.name.clone(),
             pool: admission.pool.clone(),
             key: admission.node_key,

@@ -174,3 +174,24 @@ async fn bad_input_has_an_exit_code_and_a_next_step() {
     }
     assert!(fake.given().manifests.is_empty());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_that_is_no_image_is_not_pushed() {
+    let World { operator, _dir, .. } = world().await;
+    let file = _dir.path().join("image.efi");
+    let path = file.to_str().unwrap();
+    let push = ["image", "push", path, "--pool", "main"];
+    let ran = operator.run(&push);
+    assert_eq!(ran.code, 66, "{}", ran.err);
+    for bytes in [&b"MZ and nothing that follows"[..], b"\x7fELF"] {
+        std::fs::write(&file, bytes).unwrap();
+        let ran = operator.run(&push);
+        assert_eq!(ran.code, 66, "{}", ran.err);
+        let says = ran.err.contains("no node image") && ran.err.contains("casemate image build");
+        assert!(says, "{}", ran.err);
+    }
+    let ran = operator.run(&["image", "push", path]);
+    assert_eq!(ran.code, 64, "{}", ran.err);
+    let ran = operator.run(&["image", "build", "--image-version", "1.2"]);
+    assert_eq!(ran.code, 64, "{}", ran.err);
+}

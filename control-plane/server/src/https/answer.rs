@@ -73,6 +73,13 @@ pub(super) async fn answer(mut ask: Ask) -> Result<Response, Fault> {
             let size = size.ok_or_else(|| Fault::not_found("bundle"))?;
             Ok(([(CONTENT_LENGTH, size)], StatusCode::OK).into_response())
         }
+        "list_images" => Ok(json(&plane.list_images())),
+        "get_image" => Ok(json(&plane.image_upload(&ask.param("digest")?).await?)),
+        "put_image" => {
+            let (digest, place) = (ask.param("digest")?, ask.query()?);
+            let body = ask.stream();
+            Ok(json(&plane.put_image(&digest, place, body).await?))
+        }
         "make_token" => {
             let new = ask.json(MAX_JSON_BYTES).await?;
             Ok((

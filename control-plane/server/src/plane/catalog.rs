@@ -66,6 +66,10 @@ impl casemate_push::Catalog for NodeCatalog<'_> {
         }
     }
 
+    fn image(&self, pool: &Name) -> Option<StatementId> {
+        self.held.index.images.get(pool).cloned()
+    }
+
     fn manifest(&self, tenant: &TenantId) -> Option<(u64, &[u8])> {
         let of = |version| StatementId::Manifest {
             tenant: *tenant,

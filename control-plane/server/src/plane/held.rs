@@ -10,14 +10,16 @@ use casemate_push::{ObjectKind, StatementId, StoreId, StoredObject};
 use casemate_trust::Seconds;
 use casemate_trust::dsse::Envelope;
 use casemate_trust::id::{Digest, FleetId, TenantId};
+use casemate_trust::image::Image;
 use casemate_trust::join::{Grant, TokenRecord};
-use casemate_trust::judge::{Judge, Memory, Refusal, Seen, TenantSeen};
+use casemate_trust::judge::{ImageSeen, Judge, Memory, Refusal, Seen, TenantSeen};
 use casemate_trust::key::PublicKey;
 use casemate_trust::name::Name;
 use casemate_trust::statement::{Manifest, OnlineKey, Pool, Root, Statement, Tenant};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use super::image::{self, NewestImages};
 use super::key;
 
 /// A token of the API as it is stored.
@@ -61,11 +63,20 @@ pub(crate) struct Index {
     by_revision: BTreeMap<u64, StatementId>,
     held: BTreeMap<StatementId, (u64, Vec<u8>)>,
     grants: BTreeMap<Name, BTreeMap<u64, (u64, Vec<u8>)>>,
+    pub(super) images: NewestImages,
 }
 
 impl Index {
-    /// Adds a statement; of online keys and manifests the older one goes, an envelope that was signed anew replaces.
+    /// Adds a statement; of online keys, manifests and a pool's images the older one goes, an envelope that was signed anew
+    /// replaces.
     pub(crate) fn insert(&mut self, revision: u64, id: StatementId, bytes: Vec<u8>) {
+        if let Some((_, image)) = image::read(&bytes) {
+            for superseded in self.images.take(&id, &image.pools) {
+                if let Some((revision, _)) = self.held.remove(&superseded) {
+                    self.by_revision.remove(&revision);
+                }
+            }
+        }
         let lone = match &id {
             StatementId::OnlineKey { .. } => Some(
                 StatementId::OnlineKey { version: 0 }..=StatementId::OnlineKey {
@@ -258,6 +269,14 @@ impl Held {
                 entry.value.clone(),
             );
         }
+        for (entry, envelope, image) in &stored.images {
+            check(judge.accept_image(envelope, 0), entry);
+            let id = StatementId::Image {
+                version: image.version.as_u64(),
+                statement: envelope.payload_digest(),
+            };
+            self.index.insert(entry.revision, id, entry.value.clone());
+        }
         for (
             index,
             (
@@ -330,13 +349,18 @@ struct Statements {
     roots: Vec<Stored<Root>>,
     online: Vec<Stored<OnlineKey>>,
     pools: Vec<Stored<Pool>>,
+    /// In the order in which they came.
+    images: Vec<Stored<Image>>,
     tenants: Vec<Stored<Tenant>>,
     manifests: Vec<Stored<Manifest>>,
 }
 
 impl Statements {
     async fn read(store: &Redb) -> Result<Self, StoreError> {
+        let mut images = statements(store, key::IMAGE).await?;
+        images.sort_by_key(|(entry, _, _): &Stored<Image>| entry.revision);
         Ok(Self {
+            images,
             roots: statements(store, key::ROOT).await?,
             online: statements(store, key::ONLINE).await?,
             pools: statements(store, key::POOL).await?,
@@ -355,6 +379,7 @@ impl Statements {
         let issued = self.roots.iter().map(|(_, _, root)| root.issued);
         let issued = issued.chain(self.online.iter().map(|(_, _, online)| online.issued));
         let issued = issued.chain(self.pools.iter().map(|(_, _, pool)| pool.issued));
+        let issued = issued.chain(self.images.iter().map(|(_, _, image)| image.issued));
         let mut memory = Memory {
             fleet,
             root: self
@@ -372,6 +397,14 @@ impl Statements {
         };
         for (_, envelope, pool) in &self.pools {
             memory.remember_pool(&pool.name, seen(pool.epoch, envelope));
+        }
+        for (_, envelope, image) in &self.images {
+            let seen = ImageSeen {
+                version: image.version,
+                digest: image.digest,
+                statement: envelope.payload_digest(),
+            };
+            memory.remember_image(&image.pools, seen);
         }
         for (_, envelope, tenant) in &self.tenants {
             let tenant_seen = TenantSeen {

@@ -8,6 +8,7 @@ use casemate_trust::name::Name;
 pub(crate) const ROOT: &str = "root/";
 pub(crate) const ONLINE: &str = "online";
 pub(crate) const POOL: &str = "pool/";
+pub(crate) const IMAGE: &str = "image/";
 pub(crate) const TENANT: &str = "tenant/";
 pub(crate) const MANIFEST: &str = "manifest/";
 /// When and how large an object was uploaded: beside it, so that looking through them all reads no object.
@@ -27,6 +28,7 @@ pub(crate) fn statement(id: &StatementId) -> String {
         StatementId::Pool { name, epoch } => format!("{POOL}{name}/{epoch:020}"),
         StatementId::Tenant { tenant, version } => format!("{TENANT}{tenant}/{version:020}"),
         StatementId::Manifest { tenant, .. } => format!("{MANIFEST}{tenant}"),
+        StatementId::Image { version, statement } => format!("{IMAGE}{version:020}/{statement}"),
         StatementId::Grant { pool, epoch } => format!("{GRANT}{pool}/{epoch:020}"),
     }
 }

@@ -4,6 +4,7 @@
 mod catalog;
 pub(crate) mod collect;
 mod held;
+mod image;
 mod key;
 mod logs;
 mod nodes;
@@ -34,6 +35,7 @@ use tokio::sync::{Mutex, MutexGuard, watch};
 
 use crate::bundles::Bundles;
 use crate::fault::Fault;
+use crate::images::Images;
 use crate::reserve::Reserve;
 
 use catalog::NodeCatalog;
@@ -87,6 +89,7 @@ impl fmt::Display for Actor {
 pub(crate) struct Plane {
     store: Redb,
     bundles: Bundles,
+    images: Images,
     reserve: Reserve,
     ledger: Ledger,
     due: Due,
@@ -106,6 +109,7 @@ impl Plane {
     pub(crate) async fn open(
         store: Redb,
         bundles: Bundles,
+        images: Images,
         reserve: Reserve,
         keys: PublicKeys,
         quic_address: String,
@@ -119,6 +123,7 @@ impl Plane {
         Ok(Self {
             store,
             bundles,
+            images,
             reserve,
             ledger,
             due: Due::default(),

@@ -11,6 +11,7 @@ use casemate_control_store::{Change, Store as _};
 use casemate_push::{ObjectKind, StatementId, StoredObject};
 use casemate_trust::dsse::Envelope;
 use casemate_trust::id::{Digest, FleetId, TenantId};
+use casemate_trust::image::Image;
 use casemate_trust::judge::{Accepted, Judge, Refusal};
 use casemate_trust::release::Release;
 use casemate_trust::secret::Secret;
@@ -22,7 +23,7 @@ use super::{Actor, Plane, Writing, held, key, now};
 use crate::fault::Fault;
 
 impl Plane {
-    /// Takes a `Root`, `OnlineKey`, `Pool` or `Tenant`.
+    /// Takes a `Root`, `OnlineKey`, `Pool`, `Tenant` or `Image`.
     pub(crate) async fn post_statement(
         &self,
         actor: &Actor,
@@ -30,12 +31,30 @@ impl Plane {
     ) -> Result<StatementAnswer, Fault> {
         let envelope = parse(bytes)?;
         let id = self.identify(actor, &envelope)?;
+        // What is found to be there now is there when the statement has been written down.
+        let image = Image::read(&envelope).ok();
+        let _still = match &image {
+            Some(image) => {
+                let still = self.images.still().await;
+                self.must_have_image(image)
+                    .await
+                    .map_err(|fault| fault.about(&id))?;
+                Some(still)
+            }
+            None => None,
+        };
         let writing = self.begin().await?;
         let judged = self.judge(&id, &envelope);
         let accepted = judged.map_err(|fault| fault.about(&id))?;
         let is_new = accepted != Accepted::Held || self.is_signed_anew(&id, &envelope);
         let revision = if is_new {
-            let changes = vec![Change::put(key::statement(&id), envelope.to_bytes())];
+            let mut changes = vec![Change::put(key::statement(&id), envelope.to_bytes())];
+            if let Some(image) = &image {
+                let mut newest = self.held().index.images.clone();
+                let superseded = newest.take(&id, &image.pools);
+                let superseded = superseded.iter().filter(|other| **other != id);
+                changes.extend(superseded.map(|id| Change::delete(key::statement(id))));
+            }
             let revision = writing
                 .commit(actor, "statement.put", &id, vec![], changes)
                 .await?;
@@ -67,10 +86,14 @@ impl Plane {
                 tenant: tenant.id,
                 version: tenant.version,
             }),
+            Image::TYPE => Image::read(envelope).map(|image| StatementId::Image {
+                version: image.version.as_u64(),
+                statement: envelope.payload_digest(),
+            }),
             Manifest::TYPE => {
                 Err("a manifest goes to its tenant: PUT /v1/tenants/{id}/manifest".to_owned())
             }
-            _ => Err("expected a Root, OnlineKey, Pool or Tenant".to_owned()),
+            _ => Err("expected a Root, OnlineKey, Pool, Tenant or Image".to_owned()),
         };
         let id = id.map_err(malformed)?;
         let may = match actor {
@@ -117,6 +140,7 @@ impl Plane {
                 StatementId::Root { .. } => judge.accept_root(envelope, now()),
                 StatementId::OnlineKey { .. } => judge.accept_online_key(envelope, now()),
                 StatementId::Pool { .. } => judge.accept_pool(envelope, now()),
+                StatementId::Image { .. } => judge.accept_image(envelope, now()),
                 _ => judge.accept_tenant(envelope, now()),
             };
             Ok(accepted?)

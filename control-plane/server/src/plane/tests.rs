@@ -42,13 +42,14 @@ pub(crate) async fn plane(folder: &Path) -> Arc<Plane> {
     let bundles = folder.join("bundles");
     std::fs::create_dir(&bundles).unwrap();
     let bundles = Bundles::open(&bundles).unwrap();
+    let images = Images::open(&folder.join("images")).unwrap();
     let keys = PublicKeys {
         liveness: node,
         quic: node,
         api: node,
     };
     let reserve = Reserve::new(folder);
-    let plane = Plane::open(store, bundles, reserve, keys, String::new(), 0).await;
+    let plane = Plane::open(store, bundles, images, reserve, keys, String::new(), 0).await;
     Arc::new(plane.unwrap())
 }
 

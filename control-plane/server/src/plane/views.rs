@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use casemate_api::fleet::{FleetView, PoolList, PoolView};
-use casemate_api::node::{NodeList, NodeSummary, NodeView};
+use casemate_api::node::{MachineView, NodeList, NodeSummary, NodeView};
 use casemate_api::tenant::{
     FunctionStatus, NodeProgress, TenantList, TenantStatus, TenantSummary, TenantView,
 };
@@ -13,11 +13,15 @@ use casemate_trust::dsse::Envelope;
 use casemate_trust::id::TenantId;
 use casemate_trust::judge::{Judge, TenantState};
 use casemate_trust::name::Name;
+use serde_json::Value;
 
 use super::held::{Held, NodeRow};
 use super::presence::Presence;
 use super::{Actor, Plane};
 use crate::fault::Fault;
+
+/// Longest text of a node's word on its machine in a list, characters.
+const MAX_MACHINE_CHARS: usize = 200;
 
 impl Plane {
     /// What everybody may know.
@@ -244,6 +248,34 @@ fn node_summary(presence: &Presence, node: &NodeRow) -> NodeSummary {
         last_seen: last.last_seen,
         version: last.software.clone(),
         synced_revision: last.synced,
+        machine: machine(&last.status),
+    })
+}
+
+/// What a node's status says of its machine, cut to what a list shows.
+fn machine(status: &Value) -> Option<MachineView> {
+    let text = |value: &Value| {
+        let text = value.as_str()?;
+        let shown = text.chars().filter(|letter| !letter.is_control());
+        Some(shown.take(MAX_MACHINE_CHARS).collect::<String>())
+    };
+    let machine = status["machine"].as_object()?;
+    let of = |name: &str| machine.get(name).and_then(text);
+    let image = &status["image"];
+    let fetching = || {
+        let (version, state) = (text(&image["version"])?, text(&image["state"])?);
+        let share = match (image["fetched_bytes"].as_u64(), image["bytes"].as_u64()) {
+            (Some(fetched), Some(bytes @ 1..)) if state == "fetching" => {
+                format!(" {} %", fetched.min(bytes) * 100 / bytes)
+            }
+            _ => String::new(),
+        };
+        (state != "installed").then(|| format!("{version} {state}{share}"))
+    };
+    Some(MachineView {
+        version: of("version"),
+        storage_key: of("storage_key"),
+        update: of("update").or_else(fetching),
     })
 }
 

@@ -30,8 +30,9 @@ const STRANGER_TIME: Duration = Duration::from_secs(10 * 60);
 const LAST_WORD: Duration = Duration::from_secs(2);
 /// Bytes that are read at a time.
 const CHUNK_BYTES: usize = 64 * 1024;
-/// Bundles give way to statements.
+/// Bundles give way to statements, and images to both.
 const BUNDLE_PRIORITY: i32 = -1;
+const IMAGE_PRIORITY: i32 = -2;
 
 /// What a connection works with.
 pub(super) struct Shell {
@@ -136,6 +137,7 @@ impl Shell {
             pending: Vec::new(),
             written: 0,
             bundles: JoinSet::new(),
+            image_pieces: JoinSet::new(),
             deadline: Instant::now() + FIRST_WORD,
             shell: self,
         };
@@ -185,6 +187,7 @@ struct Talk {
     pending: Vec<u8>,
     written: usize,
     bundles: JoinSet<Digest>,
+    image_pieces: JoinSet<()>,
     /// For the first message, or a stranger's patience; members have none after their hello.
     deadline: Instant,
 }
@@ -219,6 +222,7 @@ impl Talk {
         let is_waiting = self.written < self.pending.len();
         let is_timed = self.control.served().is_none();
         let has_bundles = !self.bundles.is_empty();
+        let has_pieces = !self.image_pieces.is_empty();
         let closing = match &mut self.stage {
             Stage::Member(_, visit) => Some(&mut visit.closing),
             Stage::Stranger { .. } => None,
@@ -249,6 +253,10 @@ impl Talk {
                 if let Some(Ok(digest)) = done {
                     self.control.bundle_done(&digest);
                 }
+                Ok(())
+            }
+            _ = self.image_pieces.join_next(), if has_pieces => {
+                self.control.image_piece_done();
                 Ok(())
             }
             () = tokio::time::sleep_until(self.deadline), if is_timed => {
@@ -374,6 +382,14 @@ impl Talk {
             ControlEvent::FetchBundle { digest, offset } => {
                 self.send_bundle(&member, digest, offset).await?;
             }
+            ControlEvent::FetchImage {
+                digest,
+                offset,
+                bytes,
+            } => {
+                self.send_image_piece(&member, digest, offset, bytes)
+                    .await?
+            }
             // It may have cost the reading of a large manifest: others go first.
             ControlEvent::FetchObjects => tokio::task::yield_now().await,
             ControlEvent::Lease { nonce } => {
@@ -445,6 +461,44 @@ impl Talk {
     }
 }
 
+impl Talk {
+    async fn send_image_piece(
+        &mut self,
+        member: &Member,
+        digest: Digest,
+        offset: u64,
+        bytes: u32,
+    ) -> Result<(), Stop> {
+        let plane = &self.shell.plane;
+        let found = plane
+            .image_piece(&member.pool, &digest, offset, bytes)
+            .await;
+        let Some((total, mut content)) = found.ok().flatten() else {
+            return Ok(self.control.image_unavailable(&digest)?);
+        };
+        let connection = self.connection.clone();
+        self.image_pieces.spawn(async move {
+            let header = Header {
+                digest,
+                offset,
+                total,
+            };
+            let sent = async {
+                let mut stream = connection.open_uni().await?;
+                stream.set_priority(IMAGE_PRIORITY).ok();
+                stream.write_all(&header.to_bytes()).await?;
+                tokio::io::copy(&mut content, &mut stream).await?;
+                stream.finish()?;
+                Ok::<_, Box<dyn std::error::Error + Send + Sync>>(())
+            };
+            if let Err(error) = sent.await {
+                tracing::debug!(%digest, offset, %error, "a piece of an image was not sent to its end");
+            }
+        });
+        Ok(())
+    }
+}
+
 /// Waits until this connection has to go.
 async fn closed_by_us(closing: Option<&mut watch::Receiver<Option<u32>>>) -> u32 {
     match closing {
@@ -476,6 +530,10 @@ impl casemate_push::Catalog for NoCatalog {
     }
 
     fn statement(&self, _: &casemate_push::StatementId) -> Option<Vec<u8>> {
+        None
+    }
+
+    fn image(&self, _: &casemate_trust::name::Name) -> Option<casemate_push::StatementId> {
         None
     }
 

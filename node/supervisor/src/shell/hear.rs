@@ -57,6 +57,7 @@ impl Shell {
                 );
                 self.cursor = None;
             }
+            FromVault::Image(image) => self.image_accepted(&image),
             FromVault::Event(event) => self.log_event(event),
             FromVault::Description { json } => {
                 self.description = serde_json::from_str(&json).unwrap_or_default();
@@ -172,6 +173,15 @@ impl Shell {
 
     pub(super) async fn hear_push(&mut self, heard: Heard) -> io::Result<()> {
         match heard {
+            Heard::ImagePiece {
+                digest,
+                offset,
+                bytes,
+            } => self.image_piece(&digest, offset, bytes),
+            Heard::Event(NodeEvent::ImageUnavailable { digest }) => {
+                let now_ms = self.now_ms();
+                self.image.unavailable(&digest, now_ms);
+            }
             Heard::Connected => {
                 self.carrier = Carrier::starting_at(self.carrier.next());
                 self.children
@@ -182,6 +192,7 @@ impl Shell {
                     tracing::warn!(why, "not connected to the control plane; what runs goes on");
                 }
                 self.connected = false;
+                self.image.connected(false);
                 self.last_disconnect = Some(why);
             }
             Heard::Bundle { digest, bytes } => {
@@ -199,6 +210,8 @@ impl Shell {
             Heard::Event(NodeEvent::Welcome { .. }) => {
                 tracing::info!("connected to the control plane");
                 (self.connected, self.last_disconnect) = (true, None);
+                self.image.connected(true);
+                self.fetch_image();
                 self.report();
             }
             Heard::Event(NodeEvent::Synced { now }) => self.cursor = Some(now),

@@ -5,6 +5,7 @@ mod bundles;
 mod children;
 mod effects;
 mod hear;
+mod images;
 mod push;
 mod report;
 mod tls;
@@ -30,7 +31,7 @@ use tokio::sync::{mpsc, oneshot};
 use crate::config::Config;
 use crate::state::budget::Budget;
 use crate::state::carry::{Carried, Carrier};
-use crate::state::{Input, Supervision};
+use crate::state::{Input, Supervision, image};
 use bundles::Bundles;
 use children::Children;
 use push::{Heard, Records, Say};
@@ -41,6 +42,8 @@ const MAX_HAPPENINGS: usize = 1024;
 const STATUS_INTERVAL: Duration = Duration::from_secs(10);
 /// How often the CPU time of workers is looked at.
 const CPU_TIME_INTERVAL: Duration = Duration::from_secs(1);
+/// How often the file is read in which init says what it does with the machine.
+const MACHINE_INTERVAL: Duration = Duration::from_secs(1);
 /// From being told to end until we do, whatever still runs.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(12);
 
@@ -59,6 +62,8 @@ pub(crate) enum Happening {
     Gateway(u64, Box<FromGateway>),
     Worker(u64, Box<FromWorker>),
     Push(Heard),
+    /// The disk has done something for an image.
+    Image(image::Done),
     Status(oneshot::Sender<serde_json::Value>),
 }
 
@@ -106,6 +111,8 @@ struct Shell {
     description: serde_json::Value,
     last_disconnect: Option<String>,
     lost_logs: u64,
+    image: image::Fetching,
+    images: images::Folder,
     /// Readers of the admin socket who wait.
     asks: Vec<oneshot::Sender<serde_json::Value>>,
 }
@@ -123,6 +130,8 @@ pub(crate) async fn run(
     tokio::spawn(admin::serve(admin, happenings.clone()));
     let children = Children::new(launch, happenings.clone())?;
     let state = Supervision::new(config.bounds);
+    let image = image::Fetching::new(config.machine.is_some());
+    let images = images::Folder::below(&config.state);
     let mut shell = Shell {
         config,
         state,
@@ -146,12 +155,16 @@ pub(crate) async fn run(
         description: serde_json::Value::Null,
         last_disconnect: None,
         lost_logs: 0,
+        image,
+        images,
         asks: Vec::new(),
     };
     let mut ticks = tokio::time::interval(Duration::from_millis(Supervision::TICK_MS));
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
     let mut looks = tokio::time::interval(CPU_TIME_INTERVAL);
     looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
+    let mut machine_looks = tokio::time::interval(MACHINE_INTERVAL);
+    machine_looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
     let mut reports = tokio::time::interval(STATUS_INTERVAL);
     let mut end_by: Option<tokio::time::Instant> = None;
     loop {
@@ -172,6 +185,7 @@ pub(crate) async fn run(
                 shell.input(Input::Tick).await?;
             }
             _ = looks.tick() => shell.look_at_cpu_time().await?,
+            _ = machine_looks.tick() => shell.look_at_machine(),
             _ = reports.tick() => shell.report(),
             _ = terminate.recv(), if end_by.is_none() => end_by = Some(shell.drain().await?),
             _ = interrupt.recv(), if end_by.is_none() => end_by = Some(shell.drain().await?),
@@ -261,6 +275,7 @@ impl Shell {
             }
             Happening::Vault(..) | Happening::Gateway(..) => {}
             Happening::Worker(id, message) => self.hear_worker(id, *message).await?,
+            Happening::Image(done) => self.image_done(done),
             Happening::Push(heard) => self.hear_push(heard).await?,
             // Answered with what the vault says of itself now; without a vault, at the next tick.
             Happening::Status(ask) => {
@@ -406,6 +421,9 @@ impl Shell {
             grants: have.grants.iter().copied().collect(),
             tenants: listed.map(tenant).collect(),
             more_tenants: have.tenants.len() > casemate_push::MAX_HELLO_TENANTS,
+            image: have
+                .image
+                .map(|(version, statement)| (version, Digest(statement))),
         };
         let hello = Hello {
             protocol: PROTOCOL,

@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use casemate_channel::fair::{self, Taken};
 use casemate_push::bundle::{Header, Part, Receiver};
-use casemate_push::{Hello, LogEntry, LogLevel, NodeEnd, NodeEvent, StatementId, Violation};
+use casemate_push::{
+    Expected, Hello, LogEntry, LogLevel, NodeEnd, NodeEvent, StatementId, Violation,
+};
 use casemate_trust::id::{Digest, TenantId};
 use casemate_wire::control::FunctionKey;
 use quinn::{Connection, Endpoint, RecvStream, SendStream, VarInt};
@@ -35,6 +37,8 @@ const MAX_UNI_STREAMS: u32 = 8;
 const READ_BYTES: usize = 64 * 1024;
 /// A bundle that the control plane did not have is asked for again after this.
 const ASK_AGAIN: Duration = Duration::from_secs(5);
+/// Until a piece of an image is given up, and the connection with it: at 4 KB a second it would have come.
+const PIECE_TIMEOUT: Duration = Duration::from_secs(300);
 /// Things to say that wait.
 pub(crate) const MAX_COMMANDS: usize = 4096;
 /// Records that wait, each of 5 KiB at most: those of functions, and those of refused calls.
@@ -58,6 +62,12 @@ pub(crate) enum Say {
     },
     /// A bundle is wanted until it has come.
     FetchBundle(Digest),
+    /// A piece of the machine's next image, on this connection.
+    FetchImage {
+        digest: Digest,
+        offset: u64,
+        bytes: u32,
+    },
     /// Only these are wanted.
     Keep(Vec<Digest>),
     Lease([u8; 32]),
@@ -109,6 +119,12 @@ pub(crate) enum Heard {
     Event(NodeEvent),
     Bundle {
         digest: Digest,
+        bytes: Vec<u8>,
+    },
+    /// A piece of an image, or its beginning where the stream was cut.
+    ImagePiece {
+        digest: Digest,
+        offset: u64,
         bytes: Vec<u8>,
     },
     Disconnected(String),
@@ -284,6 +300,7 @@ async fn session(
     let (parts, mut streams) = mpsc::channel::<Stream>(MAX_UNI_STREAMS as usize);
     let mut chunk = vec![0; READ_BYTES];
     let mut again = tokio::time::interval(ASK_AGAIN);
+    let mut piece_by = None;
     loop {
         if let Some(node) = &mut node {
             flush(node, &mut writer).await?;
@@ -330,12 +347,20 @@ async fn session(
             }
             Some(stream) = streams.recv() => {
                 if let Some(node) = &mut node
-                    && let Some((digest, bytes)) = put_together(node, stream, wanted)?
+                    && let Some(heard) = put_together(node, stream, wanted)?
                 {
-                    tell(Heard::Bundle { digest, bytes }).await?;
+                    tell(heard).await?;
                 }
+                piece_by = None;
             }
             _ = again.tick() => if let Some(node) = node.as_mut().filter(|_| *served) {
+                let now = tokio::time::Instant::now();
+                let by = *piece_by.get_or_insert(now + PIECE_TIMEOUT);
+                if !node.is_fetching_image() {
+                    piece_by = None;
+                } else if now > by {
+                    return Err(Broken::Stream("a piece of an image did not come".into()));
+                }
                 for (digest, so_far) in &*wanted {
                     node.fetch_bundle(*digest, so_far.len() as u64)?;
                 }
@@ -364,6 +389,12 @@ fn speak(node: &mut NodeEnd, say: Say, wanted: &mut Wanted) -> Result<(), Violat
             let so_far = wanted.entry(digest).or_default().len() as u64;
             node.fetch_bundle(digest, so_far)?;
         }
+        // One is under way already: what comes of that says when the next is asked for.
+        Say::FetchImage {
+            digest,
+            offset,
+            bytes,
+        } => drop(node.fetch_image(digest, offset, bytes)),
         Say::Lease(nonce) => node.lease(nonce)?,
         Say::Status(json) => node.status(json),
         say @ (Say::Keep(_) | Say::Hello(_)) => note(say, wanted),
@@ -406,20 +437,30 @@ async fn receive(mut stream: RecvStream) -> Stream {
     received
 }
 
-/// Adds what a stream brought; the bundle when it is whole and has the digest that was asked for.
+/// Adds what a stream brought; the piece of an image, or the bundle when it is whole and has the digest that was asked for.
 fn put_together(
     node: &mut NodeEnd,
     stream: Stream,
     wanted: &mut Wanted,
-) -> Result<Option<(Digest, Vec<u8>)>, Violation> {
+) -> Result<Option<Heard>, Violation> {
     if let Some(violation) = stream.violation {
         return Err(violation);
     }
     let Some(header) = stream.header else {
         return Ok(None);
     };
-    if !node.expects(&header) {
-        return Err(Violation::Unexpected("a bundle that nobody asked for"));
+    match node.expects(&header) {
+        Some(Expected::Bundle) => {}
+        Some(Expected::ImagePiece) => {
+            node.image_piece_done();
+            let (digest, offset, bytes) = (header.digest, header.offset, stream.bytes);
+            return Ok(Some(Heard::ImagePiece {
+                digest,
+                offset,
+                bytes,
+            }));
+        }
+        None => return Err(Violation::Unexpected("a stream that nobody asked for")),
     }
     node.bundle_done(&header.digest);
     let Some(so_far) = wanted.get_mut(&header.digest) else {
@@ -439,7 +480,8 @@ fn put_together(
         return Ok(None);
     }
     wanted.remove(&header.digest);
-    Ok(Some((header.digest, bytes)))
+    let digest = header.digest;
+    Ok(Some(Heard::Bundle { digest, bytes }))
 }
 
 #[cfg(test)]

@@ -150,6 +150,7 @@ impl Shell {
             "connected": self.connected, "disconnected_because": self.last_disconnect, "listening": self.addresses,
             "state": self.state.describe(), "vault": self.description, "sandbox": layers,
             "pids": { "vault": pid(self.vault), "gateway": pid(self.gateway) }, "workers": workers, "lost_logs": self.lost_logs,
+            "machine": self.image.describe_machine(), "image": self.image.describe(),
         })
     }
 }

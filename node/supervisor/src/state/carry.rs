@@ -98,6 +98,7 @@ fn kind_of(id: &StatementId) -> ObjectKind {
         StatementId::Tenant { .. } => ObjectKind::Tenant,
         StatementId::Manifest { .. } => ObjectKind::Manifest,
         StatementId::Grant { .. } => ObjectKind::Grant,
+        StatementId::Image { .. } => ObjectKind::Image,
     }
 }
 

@@ -5,6 +5,7 @@ pub(crate) mod budget;
 pub(crate) mod carry;
 mod cpu;
 mod functions;
+pub(crate) mod image;
 mod share;
 #[cfg(test)]
 mod tests;

@@ -29,6 +29,8 @@ pub enum ObjectKind {
     Grant,
     /// The control plane's answer to a lease nonce.
     Lease,
+    /// DSSE envelope of an `Image`.
+    Image,
 }
 
 /// From the supervisor to the vault.
@@ -109,6 +111,8 @@ pub enum FromVault {
         /// A JSON object.
         json: String,
     },
+    /// The newest image that was accepted for this node's pool. Said after `Hello` and whenever it becomes another.
+    Image(Image),
 }
 
 impl Message for ToVault {
@@ -151,6 +155,8 @@ pub struct Have {
     pub tenants: Vec<HaveTenant>,
     /// Epochs of the node's pool whose private key it holds.
     pub grants: Vec<u64>,
+    /// Version of the newest image of the node's pool as a number, and the digest of the statement's payload.
+    pub image: Option<(u64, Digest)>,
 }
 
 /// What the vault holds of a tenant.
@@ -162,6 +168,17 @@ pub struct HaveTenant {
     pub tenant_version: u64,
     /// Version of its manifest, and the digest of that.
     pub manifest: Option<(u64, Digest)>,
+}
+
+/// An image of the machine that a node may fetch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Image {
+    /// Its version as a number.
+    pub version: u64,
+    /// SHA-256 of the file.
+    pub digest: Digest,
+    /// Size of the file.
+    pub bytes: u64,
 }
 
 /// What the supervisor needs to connect.

@@ -15,6 +15,7 @@ use casemate_vault_store::{Kind, StateFile, StoreError, Write};
 use casemate_wire::control::vault::{ObjectKind, Verdict};
 
 use super::Vault;
+use super::image::IMAGE_RECORD;
 use super::open::StoredLease;
 use super::staging::{NotStaged, Staging};
 use crate::clock;
@@ -29,6 +30,8 @@ pub(crate) struct Effect {
     pub(crate) joined: bool,
     /// There is a lease now.
     pub(crate) leased: bool,
+    /// The machine is to run another image.
+    pub(crate) image: bool,
 }
 
 /// Refused, by a stable name.
@@ -102,6 +105,7 @@ impl Vault {
             ObjectKind::Secret => stage(&mut staging, bytes, MAX_SECRET_BYTES),
             ObjectKind::Grant => self.grant(bytes),
             ObjectKind::Lease => self.lease(bytes),
+            ObjectKind::Image => self.image_statement(bytes),
         };
         match judged {
             Ok(effect) => (Verdict::Accepted, effect),
@@ -130,6 +134,26 @@ impl Vault {
         self.write().judge = judge;
         Ok(Effect {
             tenants: tenant.into_iter().collect(),
+            ..Effect::default()
+        })
+    }
+
+    /// The record and the memory first, then the file that init reads; only then it is accepted.
+    fn image_statement(&self, bytes: &[u8]) -> Judged {
+        let envelope = parse(bytes)?;
+        let mut judge = self.read().judge.clone();
+        if judge.accept_image(&envelope, clock::unix())? == Accepted::Held {
+            return Ok(Effect::default());
+        }
+        let put = Write::Put(Kind::Image, IMAGE_RECORD.to_owned(), bytes.to_vec());
+        self.persist(&judge, &[put])?;
+        let pool = self.read().identity.pool.clone();
+        if let Some(image) = judge.image(&pool) {
+            self.image_file.write(image)?;
+        }
+        self.write().judge = judge;
+        Ok(Effect {
+            image: true,
             ..Effect::default()
         })
     }

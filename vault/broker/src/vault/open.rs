@@ -16,6 +16,7 @@ use casemate_vault_store::{Kind, SetAside, StateFile, Store, StoreError};
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
+use super::image::ImageFile;
 use super::{State, Vault, VaultError};
 use crate::clock;
 use crate::config::Config;
@@ -50,6 +51,10 @@ impl Vault {
         // acknowledged.
         let remembered = serde_json::to_vec(state.judge.memory()).unwrap_or_default();
         store.write(StateFile::Memory, &remembered, &mut clock::random)?;
+        let image_file = ImageFile::in_folder(&config.state);
+        if let Some(image) = state.judge.image(&state.identity.pool) {
+            image_file.write(image)?;
+        }
         let refill = refill(&aside, &state.judge, lost);
         let boot_id = clock::boot_id();
         let liveness = Liveness::new(config.lease_ms, lease(&store, &boot_id)?);
@@ -60,6 +65,7 @@ impl Vault {
             storage,
             store,
             boot_id,
+            image_file,
             refill,
         })
     }
@@ -210,6 +216,7 @@ fn replay(store: &Store, state: &mut State, aside: &mut SetAside) -> Result<(), 
         Kind::Root,
         Kind::OnlineKey,
         Kind::Pool,
+        Kind::Image,
         Kind::Tenant,
         Kind::Manifest,
     ] {
@@ -222,6 +229,7 @@ fn replay(store: &Store, state: &mut State, aside: &mut SetAside) -> Result<(), 
                 Kind::Root => judge.accept_root(&envelope, clock),
                 Kind::OnlineKey => judge.accept_online_key(&envelope, clock),
                 Kind::Pool => judge.accept_pool(&envelope, clock),
+                Kind::Image => judge.accept_image(&envelope, clock),
                 Kind::Tenant => judge.accept_tenant(&envelope, clock),
                 _ => judge.accept_manifest(&envelope, clock, &|digest| {
                     objects.get(&digest.to_string()).map(|bytes| bytes.to_vec())
@@ -268,6 +276,7 @@ fn refill(aside: &SetAside, judge: &Judge, lost: bool) -> Option<String> {
     let holes = (memory.root.is_some() && judge.root().is_none())
         || (memory.online.is_some() && judge.online().is_none())
         || memory.pools.iter().any(no_pool)
+        || memory.images.keys().any(|pool| judge.image(pool).is_none())
         || memory.tenants.iter().any(no_tenant);
     (lost || holes).then(|| "records are missing that the memory names".to_owned())
 }

@@ -255,6 +255,19 @@ impl Fleet {
         std::fs::write(self.folder.path().join("limits"), limits).unwrap();
     }
 
+    /// What the vault tells init, once it tells anything.
+    pub(crate) fn image_file(&self) -> Option<serde_json::Value> {
+        let text = std::fs::read(self.folder.path().join("vault/image.json")).ok()?;
+        Some(serde_json::from_slice(&text).unwrap())
+    }
+
+    /// Has the file say something else while no vault runs, and starts one.
+    pub(crate) fn spoil_image_file_and_restart(&mut self) {
+        self.vault = None;
+        std::fs::write(self.folder.path().join("vault/image.json"), "{}").unwrap();
+        self.vault = Some(Vault::start(self.folder.path()));
+    }
+
     pub(crate) async fn kill_and_restart(&mut self) {
         self.vault = None;
         self.vault = Some(Vault::start(self.folder.path()));

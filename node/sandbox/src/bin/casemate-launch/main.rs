@@ -56,6 +56,9 @@ struct Args {
     /// Folder of the node's state; the programs must be able to pass through the folders above it
     #[arg(long, value_name = "DIR")]
     state: PathBuf,
+    /// Where init says what it does with the machine, on one that boots images; user id BASE+1 must be able to read its folder
+    #[arg(long, value_name = "FILE")]
+    machine: Option<PathBuf>,
     /// Folder of the node's programs; by default the one that casemate-launch lies in
     #[arg(long, value_name = "DIR")]
     programs: Option<PathBuf>,
@@ -101,6 +104,10 @@ fn run(args: &Args) -> Result<u8, Refused> {
     let node = fs::canonicalize(&args.node).map_err(|source| missing(source, &args.node))?;
     let vault = fs::canonicalize(&args.vault).map_err(|source| missing(source, &args.vault))?;
 
+    // Not the file, which may not be there yet: where it will be.
+    let machine = args.machine.as_ref().map(std::path::absolute).transpose();
+    let machine = machine.map_err(|source| missing(source, &args.state))?;
+
     let as_root = rustix::process::geteuid().is_root();
     let base = as_root.then_some(args.uid_base);
 
@@ -116,7 +123,7 @@ fn run(args: &Args) -> Result<u8, Refused> {
             .and_then(|path| Some(path.parent()?.to_owned()))
             .unwrap_or_default(),
     };
-    let launcher = Launcher::new(&programs, &node, &vault, &state, base)?;
+    let launcher = Launcher::new(&programs, (&node, machine.as_deref()), &vault, &state, base)?;
     serve::serve(launcher)
 }
 

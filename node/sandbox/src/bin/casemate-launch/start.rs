@@ -93,7 +93,7 @@ impl StartError {
 impl Launcher {
     pub(crate) fn new(
         programs: &Path,
-        node: &Path,
+        (node, machine): (&Path, Option<&Path>),
         vault: &Path,
         state: &Path,
         base: Option<u32>,
@@ -101,8 +101,13 @@ impl Launcher {
         let install = |name: &str, config: Option<&Path>, folder: &str| {
             let path = programs.join(name);
             let with_state = config.map(|config| (config, state.join(folder)));
-            Installed::open(&path, name, with_state)
-                .map_err(|source| Refused::Program { path, source })
+            Installed::open(
+                &path,
+                name,
+                with_state,
+                machine.filter(|_| folder == "node"),
+            )
+            .map_err(|source| Refused::Program { path, source })
         };
         let step = |step, source: io::Error| Refused::Step { step, source };
         let null = openat(
@@ -285,7 +290,12 @@ impl Launcher {
 }
 
 impl Installed {
-    fn open(path: &PathBuf, name: &str, config: Option<(&Path, PathBuf)>) -> io::Result<Self> {
+    fn open(
+        path: &PathBuf,
+        name: &str,
+        config: Option<(&Path, PathBuf)>,
+        machine: Option<&Path>,
+    ) -> io::Result<Self> {
         let file = openat(CWD, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
         let mut words = vec![OsStr::new(name)];
         if let Some((config, state)) = &config {
@@ -295,6 +305,9 @@ impl Installed {
                 OsStr::new("--state"),
                 state.as_os_str(),
             ]);
+        }
+        if let Some(machine) = machine {
+            words.extend([OsStr::new("--machine"), machine.as_os_str()]);
         }
         let arguments: Result<_, NulError> = words
             .into_iter()

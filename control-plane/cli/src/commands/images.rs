@@ -1,0 +1,231 @@
+//! `casemate image push` and `list`: from a file to what the machines of a pool are to run.
+
+use std::fs::File;
+use std::io::Read as _;
+use std::path::Path;
+use std::time::Duration;
+
+use bytes::Bytes;
+use casemate_api::image::{ImageList, ImageUpload, ImageView};
+use casemate_api::limits::{MAX_IMAGE_BYTES, MAX_IMAGE_PART_BYTES};
+use casemate_images::inspect;
+use casemate_trust::id::Digest;
+use casemate_trust::image::{Image, ImageVersion};
+use casemate_trust::judge::Refusal;
+use casemate_trust::name::Name;
+use casemate_trust::statement::Statement as _;
+use http::Method;
+use serde_json::json;
+
+use crate::args::ImagePush;
+use crate::client::Api;
+use crate::error::{Code, Error};
+use crate::machine::{DAY, date, now};
+use crate::output::{Progress, table};
+use crate::session::{Context, Session};
+
+/// How often a part is tried that does not arrive; what has arrived counts the tries anew.
+const TRIES: u32 = 5;
+/// Between two tries.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// An image file, read whole: it is checked and hashed before a byte of it is sent.
+struct Candidate {
+    bytes: Bytes,
+    digest: Digest,
+    version: ImageVersion,
+    profile: Option<String>,
+}
+
+impl Candidate {
+    fn read(path: &Path) -> Result<Self, Error> {
+        let unreadable = |error: std::io::Error| {
+            Error::new(Code::Input, "the image cannot be read", "check the path")
+                .at(path.display())
+                .source(error)
+        };
+        let mut bytes = Vec::new();
+        let file = File::open(path).map_err(unreadable)?;
+        let mut file = file.take(MAX_IMAGE_BYTES + 1);
+        file.read_to_end(&mut bytes).map_err(unreadable)?;
+        if bytes.len() as u64 > MAX_IMAGE_BYTES {
+            let what = format!("the file is larger than {MAX_IMAGE_BYTES} bytes");
+            let next = "name the .efi file that `casemate image build` made, not a disk";
+            return Err(Error::new(Code::Input, what, next).at(path.display()));
+        }
+        let no_image = |error: Box<dyn std::error::Error + Send + Sync>| {
+            let next = "name a .efi file that `casemate image build` made; `--image-version` gives it a version";
+            Error::new(Code::Input, "the file cannot be pushed", next)
+                .at(path.display())
+                .source(error)
+        };
+        let inspected = inspect(&bytes).map_err(|error| no_image(error.into()))?;
+        let version = inspected.version.parse();
+        Ok(Self {
+            digest: Digest::of(&bytes),
+            bytes: bytes.into(),
+            version: version.map_err(|error: casemate_trust::image::ImageVersionError| {
+                no_image(error.into())
+            })?,
+            profile: inspected.profile,
+        })
+    }
+}
+
+/// `casemate image push`
+pub(super) async fn push(cx: &Context, args: &ImagePush) -> Result<(), Error> {
+    let progress = cx.output.progress("reading the image");
+    let image = Candidate::read(&args.file)?;
+    let mut session = Session::open(cx).await?;
+    session.read_pools().await?;
+    let mut pools: Vec<Name> = args.pools.clone();
+    pools.sort();
+    pools.dedup();
+    for pool in &pools {
+        if session.known.judge().newest_pool(pool).is_none() {
+            return Err(Error::new(
+                Code::NotFound,
+                format!("there is no pool {pool}"),
+                "`casemate pool list` shows those that there are",
+            ));
+        }
+    }
+    drop(progress);
+    let root = cx.root_key()?;
+    let issued = session.known.judge().time(now());
+    let statement = Image {
+        fleet: session.fleet(),
+        version: image.version,
+        digest: image.digest,
+        bytes: image.bytes.len() as u64,
+        pools: pools.clone(),
+        issued,
+        expires: issued + u64::from(args.lifetime.expires_days) * DAY,
+    };
+    let envelope = statement.sign(&[&root]);
+    // What would be refused is refused before minutes of upload, and changes nothing.
+    session.known.clone().accept(&envelope, now())?;
+    // Others work with this home meanwhile.
+    session.unlock();
+    let progress = cx.output.progress("uploading the image");
+    let sent_bytes = upload(&mut session.api, &image, &progress).await?;
+    drop(progress);
+    session.relock()?;
+    let answer = session.publish(&envelope).await?;
+    let result = json!({
+        "version": image.version, "digest": image.digest, "bytes": image.bytes.len(),
+        "profile": image.profile, "pools": pools, "sent_bytes": sent_bytes, "revision": answer.revision,
+    });
+    let names: Vec<_> = pools.iter().map(Name::as_str).collect();
+    let names = names.join(", ");
+    cx.output.result(&result, || {
+        format!(
+            "image {} is what the machines of {names} are to run, sha256 {}",
+            image.version, image.digest
+        )
+    })?;
+    cx.output.hint(
+        "Each node fetches it and checks it; machines that boot images then change over. `casemate node list` shows how far they are.",
+    );
+    Ok(())
+}
+
+/// Sends what is not there yet, part by part; how many bytes that were.
+async fn upload(api: &mut Api, image: &Candidate, progress: &Progress) -> Result<u64, Error> {
+    let total = image.bytes.len() as u64;
+    let path = format!("/v1/images/{}", image.digest);
+    let (mut sent, mut tries, mut most) = (0, 0, None);
+    loop {
+        let step = async {
+            let there: ImageUpload = api.get(&path).await?;
+            if there.whole {
+                return Ok::<_, Error>((there, 0));
+            }
+            let offset = there.received_bytes.min(total);
+            progress.bytes("uploading the image", offset, total);
+            let end = total.min(offset + MAX_IMAGE_PART_BYTES);
+            // Both are within a file that is in memory.
+            let part = image.bytes.slice(offset as usize..end as usize);
+            let path = format!("{path}?offset={offset}&bytes={total}");
+            let kind = "application/octet-stream";
+            api.send_bytes(Method::PUT, &path, kind, part).await?;
+            Ok((there, end - offset))
+        };
+        let error = match step.await {
+            Ok((there, _)) if there.whole => return Ok(sent),
+            Ok((there, bytes)) => {
+                sent += bytes;
+                if most.replace(there.received_bytes) < Some(there.received_bytes) {
+                    tries = 0;
+                    continue;
+                }
+                let next = "look into the control plane's log";
+                Error::new(
+                    Code::Api,
+                    "the control plane keeps no bytes of the image",
+                    next,
+                )
+            }
+            // What arrived of the part stays there; somebody else may upload the same file.
+            Err(error) if matches!(error.code(), Code::Unreachable | Code::Conflict) => error,
+            Err(error) => return Err(error),
+        };
+        tries += 1;
+        if tries >= TRIES {
+            let line = "what was uploaded stays for a day: the same command goes on from there";
+            return Err(error.lines([line.to_owned()]));
+        }
+        tokio::time::sleep(PAUSE).await;
+    }
+}
+
+/// `casemate image list`
+pub(super) async fn list(cx: &Context) -> Result<(), Error> {
+    let mut session = Session::open(cx).await?;
+    let list: ImageList = session.api.get("/v1/images").await?;
+    // Lower ones first: each is judged like the next one of its pools.
+    for view in list.images.iter().rev() {
+        if let Some(why) = doubt(&mut session, view) {
+            cx.output.warn(&format!(
+                "image {} is not what the root has signed, or not the newest: {why}; no node accepts it",
+                view.version
+            ));
+        }
+    }
+    session.keep()?;
+    cx.output.result(&list.images, || {
+        let rows: Vec<_> = list
+            .images
+            .iter()
+            .map(|image| {
+                let pools: Vec<_> = image.pools.iter().map(Name::as_str).collect();
+                vec![
+                    image.version.to_string(),
+                    pools.join(", "),
+                    format!("{:.1} MB", image.bytes as f64 / 1e6),
+                    date(image.expires),
+                    super::short(&image.digest),
+                ]
+            })
+            .collect();
+        table(&["IMAGE", "POOLS", "SIZE", "EXPIRES", "SHA-256"], &rows)
+    })
+}
+
+/// Why what the control plane shows is not to be believed, if it is not.
+fn doubt(session: &mut Session<'_>, view: &ImageView) -> Option<String> {
+    let image = match Image::read(&view.statement) {
+        Ok(image) => image,
+        Err(message) => return Some(message),
+    };
+    let is_same = (image.version, image.digest, image.bytes, image.expires)
+        == (view.version, view.digest, view.bytes, view.expires)
+        && view.pools.iter().all(|pool| image.pools.contains(pool));
+    if !is_same {
+        return Some("the list and the statement differ".into());
+    }
+    match session.known.accept_image(&view.statement, now()) {
+        Ok(_) | Err(Refusal::ImageExpired) => None,
+        Err(refusal) => Some(refusal.to_string()),
+    }
+}

@@ -1,0 +1,115 @@
+//! `image.json`: what the judge has accepted for this machine, for init to read. Init is root and believes this file because
+//! nobody but the vault's user writes into this folder: not the supervisor, which carries the image.
+
+use std::fs;
+use std::io::{self, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+
+use casemate_trust::image::Image;
+use casemate_vault_store::StoreError;
+
+/// Name of the newest image's record.
+pub(super) const IMAGE_RECORD: &str = "newest";
+/// The file, in the vault's folder.
+const FILE: &str = "image.json";
+/// Nothing in it is secret.
+const MODE: u32 = 0o644;
+
+/// See the module.
+pub(super) struct ImageFile {
+    path: PathBuf,
+}
+
+/// What the file says.
+pub(super) fn describe(image: &Image) -> serde_json::Value {
+    serde_json::json!({ "version": image.version, "digest": image.digest, "bytes": image.bytes })
+}
+
+impl ImageFile {
+    pub(super) fn in_folder(folder: &Path) -> Self {
+        Self {
+            path: folder.join(FILE),
+        }
+    }
+
+    /// There whole and synced, or as it was before.
+    pub(super) fn write(&self, image: &Image) -> Result<(), StoreError> {
+        let text = format!("{}\n", describe(image));
+        if fs::read(&self.path).is_ok_and(|found| found == text.as_bytes()) {
+            return Ok(());
+        }
+        self.replace(text.as_bytes()).map_err(|source| {
+            if source.kind() == io::ErrorKind::StorageFull {
+                return StoreError::Full(self.path.clone());
+            }
+            StoreError::Io {
+                what: "cannot write",
+                path: self.path.clone(),
+                source,
+            }
+        })
+    }
+
+    fn replace(&self, bytes: &[u8]) -> io::Result<()> {
+        let temporary = self.path.with_extension("json.new");
+        let mut file = fs::OpenOptions::new()
+            .create(true)
+            .truncate(true)
+            .write(true)
+            .mode(MODE)
+            .open(&temporary)?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        fs::rename(&temporary, &self.path)?;
+        let folder = self.path.parent().unwrap_or(Path::new("."));
+        fs::File::open(folder)?.sync_all()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use casemate_trust::id::{Digest, FleetId};
+
+    use super::*;
+
+    #[test]
+    fn the_file_says_the_newest_and_nothing_is_left_beside_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = ImageFile::in_folder(folder.path());
+        for version in ["1.2.3", "1.2.4", "1.2.4"] {
+            let image = Image {
+                fleet: FleetId([1; 32]),
+                version: version.parse().unwrap(),
+                digest: Digest([0xab; 32]),
+                bytes: 77,
+                pools: vec!["main".parse().unwrap()],
+                issued: 1,
+                expires: 2,
+            };
+            file.write(&image).unwrap();
+        }
+        let text = fs::read_to_string(folder.path().join("image.json")).unwrap();
+        let digest = "ab".repeat(32);
+        let wanted = format!("{{\"bytes\":77,\"digest\":\"{digest}\",\"version\":\"1.2.4\"}}\n");
+        assert_eq!(text, wanted);
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn what_cannot_be_written_is_said() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = ImageFile::in_folder(&folder.path().join("not-there"));
+        let image = Image {
+            fleet: FleetId([1; 32]),
+            version: "1.0.0".parse().unwrap(),
+            digest: Digest([1; 32]),
+            bytes: 1,
+            pools: vec!["main".parse().unwrap()],
+            issued: 1,
+            expires: 2,
+        };
+        let text = file.write(&image).unwrap_err().to_string();
+        assert!(text.contains("image.json"), "{text}");
+    }
+}
