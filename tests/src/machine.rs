@@ -19,6 +19,8 @@ use crate::programs::{Running, programs_folder};
 
 /// How the machine reaches the one that it runs on: QEMU's user network.
 pub const HOST: &str = "10.0.2.2";
+/// Of the image, where it does not matter.
+const VERSION: &str = "0.0.1";
 /// Memory, MiB.
 const MEMORY_MIB: u32 = 768;
 /// Of the state partition.
@@ -29,22 +31,38 @@ pub const CONSOLE_TIMEOUT: Duration = Duration::from_secs(240);
 /// The image, made once for all tests of a program.
 pub fn image() -> Result<&'static Image> {
     static IMAGE: OnceLock<Result<Image, String>> = OnceLock::new();
-    let made = IMAGE.get_or_init(|| make().map_err(|error| format!("{error:#}")));
+    let made = IMAGE.get_or_init(|| {
+        let made = programs_folder().and_then(|folder| make(VERSION, &folder));
+        made.map_err(|error| format!("{error:#}"))
+    });
     made.as_ref().map_err(|error| anyhow!(error.clone()))
 }
 
 /// The plan of an image of the programs beside this one, and where they are.
 pub fn plan() -> Result<(Plan, Programs, Apt)> {
+    plan_of(VERSION, &programs_folder()?)
+}
+
+/// The image for machines of metal, of the same programs.
+pub fn bare_metal_image() -> Result<Image> {
     let folder = programs_folder()?;
     let programs = Programs::in_folder(&folder);
     let mut packages = Apt::new(folder.join("debian"));
+    let profile = Profile::named("bare-metal")?;
+    let plan = Plan::make(&profile, VERSION, 1_700_000_000, &programs, &mut packages)?;
+    Ok(build(&plan, &programs, &mut packages, Compression::Fast)?)
+}
+
+fn plan_of(version: &str, programs: &Path) -> Result<(Plan, Programs, Apt)> {
+    let programs = Programs::in_folder(programs);
+    let mut packages = Apt::new(programs_folder()?.join("debian"));
     let profile = Profile::named("virtual-machine")?;
-    let plan = Plan::make(&profile, "0.0.1", 1_700_000_000, &programs, &mut packages)?;
+    let plan = Plan::make(&profile, version, 1_700_000_000, &programs, &mut packages)?;
     Ok((plan, programs, packages))
 }
 
-fn make() -> Result<Image> {
-    let (plan, programs, mut packages) = plan()?;
+fn make(version: &str, programs: &Path) -> Result<Image> {
+    let (plan, programs, mut packages) = plan_of(version, programs)?;
     Ok(build(&plan, &programs, &mut packages, Compression::Fast)?)
 }
 
@@ -101,6 +119,12 @@ pub struct Hardware {
     pub memory_mib: Option<u32>,
     /// Without a network card.
     pub no_network: bool,
+    /// Of the state partition, bytes, where it is not the usual.
+    pub state_bytes: Option<u64>,
+    /// With disk and network card of a kind that machines of metal have, and nothing of virtio.
+    pub is_metal: bool,
+    /// It may start again by itself; else it ends then.
+    pub restarts: bool,
     /// With a TPM, whose state is in this folder.
     pub tpm: Option<PathBuf>,
     /// More of QEMU's arguments.
@@ -117,6 +141,23 @@ const TEST_KEY_PASSPHRASE: &str = "pass:snakeoil";
 
 /// The image, signed so that the test firmware starts it.
 pub fn signed_image(folder: &Path) -> Result<Image> {
+    signed(folder, make(VERSION, &programs_folder()?)?)
+}
+
+/// An image of this version, signed, in which some programs are others: the name of one, and whose file stands in its place.
+pub fn changed_image(folder: &Path, version: &str, changes: &[(&str, &str)]) -> Result<Image> {
+    let from = programs_folder()?;
+    let programs = folder.join(format!("programs-{version}"));
+    std::fs::create_dir_all(&programs)?;
+    for name in PROGRAMS {
+        let changed = changes.iter().find(|(changed, _)| changed == name);
+        let source = from.join(changed.map_or(*name, |(_, by)| by));
+        std::os::unix::fs::symlink(source, programs.join(name))?;
+    }
+    signed(folder, make(version, &programs)?)
+}
+
+fn signed(folder: &Path, mut image: Image) -> Result<Image> {
     let key = folder.join("secure-boot.key");
     let opened = Command::new("openssl")
         .args([
@@ -136,13 +177,22 @@ pub fn signed_image(folder: &Path) -> Result<Image> {
             String::from_utf8_lossy(&opened.stderr)
         );
     }
-    let mut image = make()?;
     image.sign(&SecureBootKey {
         key,
         certificate: TEST_CERTIFICATE.into(),
     })?;
     Ok(image)
 }
+
+/// Those of ours that are in an image.
+const PROGRAMS: &[&str] = &[
+    "casemate-init",
+    "casemate-launch",
+    "casemate-node",
+    "casemate-vault",
+    "casemate-gateway",
+    "casemate-worker",
+];
 
 /// See the module. Dropping it is a power cut.
 #[derive(Debug)]
@@ -188,19 +238,25 @@ fn start_tpm(folder: &Path) -> Result<(Running, [String; 6])> {
 impl Machine {
     /// Boots a machine with an empty disk.
     pub fn start(folder: &Path, hardware: &Hardware) -> Result<Self> {
+        Self::start_image(folder, image()?, hardware)
+    }
+
+    /// The same with another image.
+    pub fn start_image(folder: &Path, image: &Image, hardware: &Hardware) -> Result<Self> {
         std::fs::create_dir_all(folder)?;
-        let image = image()?;
         std::fs::write(folder.join("kernel"), &image.kernel)?;
         std::fs::write(folder.join("initramfs"), &image.initramfs)?;
+        std::fs::write(folder.join("command-line"), &image.command_line)?;
         let identity = folder.display().to_string();
-        write_disk(&folder.join("disk"), &[], STATE_BYTES, &identity)?;
+        let bytes = hardware.state_bytes.unwrap_or(STATE_BYTES);
+        write_disk(&folder.join("disk"), &[], bytes, &identity)?;
         Self::with_disk(folder, false, hardware)
     }
 
     /// Boots a machine through its firmware, which starts only what is signed, from a disk with this image on it.
     pub fn start_from_disk(folder: &Path, image: &Image, hardware: &Hardware) -> Result<Self> {
         std::fs::create_dir_all(folder)?;
-        let path = uki_path("0.0.1");
+        let path = uki_path(&image.version);
         let identity = folder.display().to_string();
         let files = boot_files(image, &path);
         write_disk(&folder.join("disk"), &files, STATE_BYTES, &identity)?;
@@ -227,13 +283,10 @@ impl Machine {
     pub fn boot(&mut self, hardware: &Hardware) -> Result<()> {
         self.cut_power()?;
         let mut command = Command::new("qemu-system-x86_64");
-        command.args([
-            "-nodefaults",
-            "-no-user-config",
-            "-display",
-            "none",
-            "-no-reboot",
-        ]);
+        command.args(["-nodefaults", "-no-user-config", "-display", "none"]);
+        if !hardware.restarts {
+            command.arg("-no-reboot");
+        }
         let smm = if self.has_firmware { "on" } else { "off" };
         command.arg("-machine").arg(format!("q35,smm={smm}"));
         command.args(["-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2"]);
@@ -251,18 +304,25 @@ impl Machine {
         } else {
             command.arg("-kernel").arg(self.folder.join("kernel"));
             command.arg("-initrd").arg(self.folder.join("initramfs"));
-            command.arg("-append").arg(&image()?.command_line);
+            let command_line = std::fs::read_to_string(self.folder.join("command-line"))?;
+            command.arg("-append").arg(command_line);
         }
-        command.args(["-serial", "stdio", "-device", "virtio-rng-pci"]);
+        command.args(["-serial", "stdio"]);
+        let (disk_device, card) = if hardware.is_metal {
+            ("nvme,serial=1,drive=state", "e1000e,netdev=net")
+        } else {
+            command.args(["-device", "virtio-rng-pci"]);
+            ("virtio-blk-pci,drive=state", "virtio-net-pci,netdev=net")
+        };
         let disk = self.folder.join("disk").display().to_string();
         command
             .arg("-drive")
             .arg(format!("if=none,id=state,format=raw,file={disk}"));
-        command.args(["-device", "virtio-blk-pci,drive=state"]);
+        command.args(["-device", disk_device]);
         if !hardware.no_network {
             let forward = format!("user,id=net,hostfwd=tcp:{}-:80", self.gateway);
             command.arg("-netdev").arg(forward);
-            command.args(["-device", "virtio-net-pci,netdev=net"]);
+            command.args(["-device", card]);
         }
         for (name, bytes) in &hardware.seed {
             let path = self.folder.join(format!("seed-{name}"));

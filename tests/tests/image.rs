@@ -9,12 +9,14 @@ use std::time::{Duration, Instant};
 
 use casemate_images::Compression;
 use casemate_tests::caller::{self, Answer};
+use casemate_tests::cli::Cli;
 use casemate_tests::fleet::{Fleet, UPSTREAM_HOST, UPSTREAM_KEY};
 use casemate_tests::machine::{
-    CONSOLE_TIMEOUT, HOST, Hardware, Machine, image, plan, seed, seed_disk_arguments, signed_image,
-    write_seed_disk,
+    CONSOLE_TIMEOUT, HOST, Hardware, Machine, bare_metal_image, changed_image, image, plan, seed,
+    seed_disk_arguments, signed_image, write_seed_disk,
 };
 use casemate_tests::upstream::Upstream;
+use serde_json::Value;
 use tokio::task::block_in_place;
 
 /// Everything that can be run in an image: our programs, two tools for the state partition, and the libraries of these.
@@ -37,6 +39,9 @@ const EXECUTABLES: &[&str] = &[
     "usr/lib/casemate/casemate-vault",
     "usr/lib/casemate/casemate-worker",
 ];
+
+/// Where it can be reached: callers, and the answers of DHCP.
+const OPEN_PORTS: &str = "tcp 80, udp 68";
 
 const CALLER: &str = r#"
 export default {
@@ -121,6 +126,8 @@ async fn a_machine_joins_serves_with_a_credential_and_survives_power_cuts() {
     let bearer = format!("Bearer {UPSTREAM_KEY}");
     assert_eq!(sent[0].header("authorization"), Some(bearer.as_str()));
     block_in_place(|| fleet.node.wait_for("serving 1 function")).unwrap();
+    let said = fleet.node.said();
+    assert_eq!(line(&said, "ports"), OPEN_PORTS, "{said}");
     let left = std::fs::read(&disk).unwrap();
     assert!(
         !left.windows(5).any(|window| window == b"cmt1_"),
@@ -245,6 +252,94 @@ async fn a_storage_key_opens_on_its_machine_alone() {
     node.cut_power().unwrap();
 }
 
+/// `make test-image`. An image that is pushed is blessed when the node is well with it; one that panics, whose node dies, or with
+/// which no function serves is tried three times, and then the one before serves.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "run by `make test-image`"]
+async fn an_update_is_blessed_or_taken_back() {
+    let temporary = tempfile::tempdir().unwrap();
+    let upstream = Upstream::start(UPSTREAM_HOST, UPSTREAM_KEY).await.unwrap();
+    let signed = block_in_place(|| signed_image(temporary.path())).unwrap();
+    let start = |folder: &Path, token: &str| {
+        let mut hardware = Hardware {
+            tpm: Some(temporary.path().join("tpm")),
+            restarts: true,
+            seed: seed(token),
+            ..Hardware::default()
+        };
+        let update = b"spread_secs = 0\nhealthy_secs = 5\ntrial_secs = 40\n".to_vec();
+        hardware.seed.push(("update.toml".into(), update));
+        Machine::start_from_disk(folder, &signed, &hardware)
+    };
+    let started =
+        block_in_place(|| Fleet::start_with(temporary.path(), Some(HOST), &mut |_| (), start));
+    let mut fleet = started.unwrap();
+    let web = project(&fleet, &upstream, 1);
+    block_in_place(|| fleet.put_secret(&web)).unwrap();
+    deploy(&fleet, &web);
+    until(&fleet.node, "/charges", |answer| answer.status == 200).await;
+
+    let push = |version: &str, changes: &[(&str, &str)]| {
+        let image = changed_image(temporary.path(), version, changes).unwrap();
+        let file = temporary.path().join(format!("{version}.efi"));
+        std::fs::write(&file, &image.uki).unwrap();
+        let args = ["image", "push", file.to_str().unwrap(), "--pool", "main"];
+        fleet.operator.json(temporary.path(), &args).unwrap();
+    };
+    block_in_place(|| push("0.0.2", &[]));
+    let node = &mut fleet.node;
+    block_in_place(|| node.wait_for("Casemate 0.0.2 (virtual-machine): serving 1 function"))
+        .unwrap();
+    until(node, "/charges", |answer| answer.status == 200).await;
+    wait_for_machine(&fleet.operator, temporary.path(), |machine| {
+        machine["version"] == "0.0.2" && machine["update"].is_null()
+    })
+    .await;
+
+    let bad: [(&str, &[(&str, &str)], &str); 3] = [
+        // It ends at once, and a kernel without its first program panics.
+        (
+            "0.0.3",
+            &[("casemate-init", "casemate-launch")],
+            "it did not come up in 3 tries",
+        ),
+        (
+            "0.0.4",
+            &[("casemate-node", "casemate-launch")],
+            "the vault is not open, after 40 seconds",
+        ),
+        (
+            "0.0.5",
+            &[("casemate-worker", "casemate-launch")],
+            "no function serves, after 40 seconds",
+        ),
+    ];
+    for (version, changes, why) in bad {
+        block_in_place(|| push(version, changes));
+        let said = format!("the image {version} was tried and refused: {why}");
+        block_in_place(|| fleet.node.wait_for(&said)).unwrap();
+        until(&fleet.node, "/charges", |answer| answer.status == 200).await;
+        wait_for_machine(&fleet.operator, temporary.path(), |machine| {
+            let update = machine["update"].as_str().unwrap_or_default();
+            machine["version"] == "0.0.2" && update.contains(version) && update.contains(why)
+        })
+        .await;
+    }
+}
+
+/// Waits for what the operator sees of the machine.
+async fn wait_for_machine(operator: &Cli, folder: &Path, is_so: impl Fn(&Value) -> bool) {
+    let end = Instant::now() + CONSOLE_TIMEOUT;
+    loop {
+        let shown = block_in_place(|| operator.json(folder, &["node", "show", "edge-1"])).unwrap();
+        if is_so(&shown["machine"]) {
+            return;
+        }
+        assert!(Instant::now() < end, "{shown}");
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+}
+
 /// What the console's last page says in a line.
 fn line<'a>(said: &'a str, name: &str) -> &'a str {
     let mut lines = said.lines().rev();
@@ -277,6 +372,25 @@ fn a_machine_without_a_seed_says_what_it_needs() {
         &Hardware::default(),
         &["waiting for a join token", "casemate node token"],
     );
+}
+
+/// `make test-image`: NVMe and an Intel card, with the general kernel and its drivers.
+#[test]
+#[ignore = "run by `make test-image`"]
+fn a_machine_of_metal_finds_its_disk_and_its_network() {
+    let temporary = tempfile::tempdir().unwrap();
+    let hardware = Hardware {
+        is_metal: true,
+        ..Hardware::default()
+    };
+    let image = bare_metal_image().unwrap();
+    let mut machine = Machine::start_image(temporary.path(), &image, &hardware).unwrap();
+    for text in ["waiting for a join token", "eth0 10.0.2.15/24"] {
+        machine.wait_for(text).unwrap();
+    }
+    let said = machine.said();
+    assert!(line(&said, "state").contains("/dev/nvme0n1p1"), "{said}");
+    assert!(!said.contains("kernel module"), "{said}");
 }
 
 #[test]
@@ -313,4 +427,39 @@ fn a_machine_without_a_network_or_much_memory_is_in_a_defined_state() {
         &hardware,
         &["no network interface was found", "waiting for a join token"],
     );
+}
+
+#[test]
+fn a_network_without_dhcp_or_a_time_server_is_shown() {
+    let card = [
+        "-netdev",
+        "hubport,id=net,hubid=0",
+        "-device",
+        "virtio-net-pci,netdev=net",
+    ];
+    let network = b"time_servers = [\"192.0.2.1\"]\n".to_vec();
+    let hardware = Hardware {
+        seed: vec![("network.toml".into(), network)],
+        no_network: true,
+        more: card.map(ToOwned::to_owned).to_vec(),
+        ..Hardware::default()
+    };
+    says(
+        &hardware,
+        &[
+            "waiting for a join token",
+            "the time server 192.0.2.1",
+            "no DHCP server answers on eth0",
+        ],
+    );
+}
+
+#[test]
+fn a_full_state_disk_is_shown() {
+    let hardware = Hardware {
+        seed: seed("casemate-join-nonsense"),
+        state_bytes: Some(1 << 20),
+        ..Hardware::default()
+    };
+    says(&hardware, &["No space left", "make it larger"]);
 }

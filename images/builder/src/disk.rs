@@ -4,7 +4,9 @@ use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::Path;
 
-use fatfs::{FatType, FileSystem, FormatVolumeOptions, FsOptions};
+use fatfs::{
+    Date, DateTime, FatType, FileSystem, FormatVolumeOptions, FsOptions, Time, TimeProvider,
+};
 use gpt::disk::LogicalBlockSize;
 use gpt::mbr::ProtectiveMBR;
 use gpt::partition_types::{EFI, LINUX_FS};
@@ -117,7 +119,8 @@ fn write_boot(mut window: Window<'_>, files: &[BootFile<'_>], identity: &str) ->
         .volume_id(id)
         .volume_label(*b"CASEMATE_BT");
     fatfs::format_volume(&mut window, options)?;
-    let fat = FileSystem::new(&mut window, FsOptions::new())?;
+    let options = FsOptions::new().time_provider(&FirstDay);
+    let fat = FileSystem::new(&mut window, options)?;
     for file in files {
         let mut folder = fat.root_dir();
         let (folders, name) = file.path.rsplit_once('/').unwrap_or(("", file.path));
@@ -130,6 +133,32 @@ fn write_boot(mut window: Window<'_>, files: &[BootFile<'_>], identity: &str) ->
         to.flush()?;
     }
     fat.unmount()
+}
+
+/// Files are from the first day that FAT knows: without a date, firmware does not rename a file, and the boot loader counts
+/// tries by renaming.
+#[derive(Debug)]
+struct FirstDay;
+
+impl TimeProvider for FirstDay {
+    fn get_current_date(&self) -> Date {
+        Date {
+            year: 1980,
+            month: 1,
+            day: 1,
+        }
+    }
+
+    fn get_current_date_time(&self) -> DateTime {
+        let time = Time {
+            hour: 0,
+            min: 0,
+            sec: 0,
+            millis: 0,
+        };
+        let date = self.get_current_date();
+        DateTime { date, time }
+    }
 }
 
 /// A number that is the same for the same words.

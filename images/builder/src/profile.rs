@@ -8,10 +8,13 @@ use crate::Error;
 use crate::plan::sha256;
 
 /// Those that come with the program, by name.
-const PROFILES: &[(&str, &str)] = &[(
-    "virtual-machine",
-    include_str!("../../profiles/virtual-machine.toml"),
-)];
+const PROFILES: &[(&str, &str)] = &[
+    (
+        "virtual-machine",
+        include_str!("../../profiles/virtual-machine.toml"),
+    ),
+    ("bare-metal", include_str!("../../profiles/bare-metal.toml")),
+];
 
 /// See the module. Paths are those inside of packages, without a slash in front.
 #[derive(Debug, Clone, Deserialize)]

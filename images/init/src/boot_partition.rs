@@ -13,7 +13,7 @@ use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::PathBuf;
 
 use casemate_trust::image::ImageVersion;
-use fatfs::{Dir, FileSystem, FsOptions};
+use fatfs::{Date, DateTime, Dir, FileSystem, FsOptions, Time, TimeProvider};
 use ring::digest::{Context, SHA256};
 
 /// Where the boot loader looks for images.
@@ -84,7 +84,8 @@ impl BootPartition {
         what: impl FnOnce(&Fat, &Dir<'_, File>) -> Result<T, Fault>,
     ) -> Result<T, Fault> {
         let device = File::options().read(true).write(true).open(&self.device)?;
-        let fat = FileSystem::new(device.try_clone()?, FsOptions::new())?;
+        let options = FsOptions::new().time_provider(&FirstDay);
+        let fat = FileSystem::new(device.try_clone()?, options)?;
         let done = what(&fat, &fat.root_dir().open_dir(FOLDER)?);
         fat.unmount()?;
         device.sync_all()?;
@@ -163,6 +164,32 @@ impl BootPartition {
             }
             Ok(())
         })
+    }
+}
+
+/// Files are from the first day that FAT knows: without a date, firmware does not rename a file, and the boot loader counts
+/// tries by renaming.
+#[derive(Debug)]
+struct FirstDay;
+
+impl TimeProvider for FirstDay {
+    fn get_current_date(&self) -> Date {
+        Date {
+            year: 1980,
+            month: 1,
+            day: 1,
+        }
+    }
+
+    fn get_current_date_time(&self) -> DateTime {
+        let time = Time {
+            hour: 0,
+            min: 0,
+            sec: 0,
+            millis: 0,
+        };
+        let date = self.get_current_date();
+        DateTime { date, time }
     }
 }
 
@@ -275,6 +302,11 @@ mod tests {
             names(&partition),
             ["casemate_1.0.0.efi", "casemate_1.0.1+3.efi"]
         );
+        let date = |_: &Fat, folder: &Dir<'_, File>| {
+            let added = folder.iter().flatten().last();
+            Ok(added.unwrap().modified().date)
+        };
+        assert_eq!(partition.with(date).unwrap(), FirstDay.get_current_date());
         // Another one takes its place.
         add(&partition, "1.0.2", &[8; 100_000]).unwrap();
         assert_eq!(

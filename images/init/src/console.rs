@@ -38,6 +38,7 @@ pub(crate) struct Page {
     problems: Vec<Problem>,
     node: Vec<Problem>,
     clock: Option<Problem>,
+    network: Option<Problem>,
     /// Why the storage key does not open.
     sealed: Option<Problem>,
     image_time: u64,
@@ -53,15 +54,19 @@ impl Page {
             problems: Vec::new(),
             node: Vec::new(),
             clock: None,
+            network: None,
             sealed: None,
             image_time: u64::from(image.time),
             shown: String::new(),
         }
     }
 
-    /// In a word or two, how it stands.
-    pub(crate) fn state(&mut self, state: impl Into<String>) {
-        self.state = state.into();
+    /// In a word or two, how it stands; whether that is new.
+    pub(crate) fn state(&mut self, state: impl Into<String>) -> bool {
+        let state = state.into();
+        let is_new = state != self.state;
+        self.state = state;
+        is_new
     }
 
     /// No line of this name any more.
@@ -84,6 +89,11 @@ impl Page {
     /// What is wrong with the node now.
     pub(crate) fn problems_of_node(&mut self, problems: Vec<Problem>) {
         self.node = problems;
+    }
+
+    /// What is wrong with the network now.
+    pub(crate) fn network(&mut self, problem: Option<Problem>) {
+        self.network = problem;
     }
 
     /// What is wrong with the clock now.
@@ -123,7 +133,8 @@ impl Page {
             let _ = writeln!(text, "{name:NAME_COLUMNS$}{}", printable(line));
         }
         let problems = self.problems.iter().chain(&self.node);
-        for problem in problems.chain(&self.clock).chain(&self.sealed) {
+        let now = self.clock.iter().chain(&self.network).chain(&self.sealed);
+        for problem in problems.chain(now) {
             let _ = writeln!(
                 text,
                 "{:NAME_COLUMNS$}{}",

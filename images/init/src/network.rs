@@ -2,7 +2,7 @@
 
 mod dhcp;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -38,6 +38,9 @@ const MAX_PACKET_BYTES: usize = 2048;
 /// Where the C library and the vault look for nameservers.
 const RESOLV: &str = "/run/resolv.conf";
 
+/// When it is worth saying that no DHCP server answers.
+const SILENT_AFTER: Duration = Duration::from_secs(15);
+
 /// What the rest needs to know of the network.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct View {
@@ -45,6 +48,8 @@ pub(crate) struct View {
     pub(crate) addresses: BTreeMap<String, String>,
     pub(crate) nameservers: Vec<IpAddr>,
     pub(crate) time_servers: Vec<String>,
+    /// Interfaces to which no DHCP server answers.
+    pub(crate) silent: BTreeSet<String>,
 }
 
 /// Something new.
@@ -130,6 +135,7 @@ async fn bring_up(network: &Network, news: &mpsc::Sender<News>) -> Result<(), Pr
     }
     drop(leases);
     let mut held: BTreeMap<String, Lease> = BTreeMap::new();
+    let mut base = base;
     loop {
         let view = view(&base, &held);
         let written = fs::write(RESOLV, resolv(&view.nameservers));
@@ -138,8 +144,14 @@ async fn bring_up(network: &Network, news: &mpsc::Sender<News>) -> Result<(), Pr
             return Ok(());
         }
         match told.recv().await {
-            Some((name, Ok(Some(lease)))) => drop(held.insert(name, lease)),
-            Some((name, Ok(None))) => drop(held.remove(&name)),
+            Some((name, Ok(Some(lease)))) => {
+                base.silent.remove(&name);
+                held.insert(name, lease);
+            }
+            Some((name, Ok(None))) => {
+                held.remove(&name);
+                base.silent.insert(name);
+            }
             Some((name, Err(why))) => {
                 held.remove(&name);
                 let problem = Problem::new(
@@ -267,6 +279,7 @@ fn resolv(nameservers: &[IpAddr]) -> String {
         .collect()
 }
 
+/// The interface, and its lease, that it has none, or why it can have none.
 type Told = (String, Result<Option<Lease>, String>);
 
 /// Has and keeps a lease for an interface.
@@ -295,11 +308,20 @@ async fn lease(
     let mut client = Client::new(interface.hardware, u32::from_le_bytes(transaction), now());
     let mut packet = vec![0; MAX_PACKET_BYTES];
     let mut held: Option<Lease> = None;
+    let mut is_silent = false;
+    let silent_at = start + SILENT_AFTER;
     loop {
         let next = start + Duration::from_millis(client.next());
         let effects = tokio::select! {
             received = socket.recv(&mut packet) => client.receive(&packet[..received?], now()),
             () = tokio::time::sleep_until(next) => client.tick(now()),
+            () = tokio::time::sleep_until(silent_at), if held.is_none() && !is_silent => {
+                is_silent = true;
+                if leases.send((interface.name.clone(), Ok(None))).await.is_err() {
+                    return Ok(());
+                }
+                Vec::new()
+            }
         };
         for effect in effects {
             match effect {

@@ -20,7 +20,7 @@ use crate::seed::{JOIN_TOKEN, NODE, Seed, VAULT};
 use crate::settings::{Settings, UID_BASE};
 use crate::storage::Storage;
 use crate::update::{Health, MACHINE, Next, Update};
-use crate::{Failure, button, clock, network};
+use crate::{Failure, button, clock, kernel, network};
 
 const LAUNCH: &str = "/usr/lib/casemate/casemate-launch";
 /// The only variable that launch gets.
@@ -253,6 +253,14 @@ impl Node {
             News::View(view) => view,
         };
         let before = std::mem::replace(&mut self.view, view);
+        let silent = self.view.silent.iter().map(String::as_str);
+        let silent = silent.collect::<Vec<_>>().join(" and ");
+        self.page.network((!silent.is_empty()).then(|| {
+            Problem::new(
+                format!("no DHCP server answers on {silent}"),
+                "check the cable and the network, or give the addresses in network.toml; it is asked for again",
+            )
+        }));
         let addresses = self
             .view
             .addresses
@@ -307,7 +315,9 @@ impl Node {
                     ending: false,
                 });
             }
-            Ok(None) => self.page.state("the node has no process"),
+            Ok(None) => {
+                self.page.state("the node has no process");
+            }
             Err(error) => {
                 self.page.problem(Problem::new(
                     format!("{LAUNCH} cannot be started: {error}"),
@@ -420,7 +430,10 @@ impl Node {
         let is_member = vault["member"] == true;
         self.health = health(status);
         let report = report(status, is_member);
-        self.page.state(report.state);
+        if self.page.state(report.state) {
+            self.page.line("memory", kernel::memory());
+            self.page.line("ports", kernel::ports());
+        }
         if let (Some(node), Some(pool)) = (vault["node"].as_str(), vault["pool"].as_str()) {
             self.page.line("node", format!("{node} in pool {pool}"));
         }

@@ -464,6 +464,13 @@ impl Update {
         }
     }
 
+    /// That the newest image that came did not do.
+    fn newest_refusal(&self) -> Option<String> {
+        let refused = self.record.refused.last()?;
+        let is_newer = refused.version > self.version;
+        is_newer.then(|| format!("the image {} was refused: {}", refused.version, refused.why))
+    }
+
     /// Tells the node what the machine is, when that has changed.
     pub(crate) fn tell(&mut self, storage: &Storage) -> io::Result<()> {
         let told = serde_json::json!({
@@ -471,7 +478,7 @@ impl Update {
             "blessed": !matches!(self.phase, Phase::Trial(_)),
             "refused": self.record.refused,
             "storage_key": storage.mode,
-            "update": self.doing,
+            "update": self.doing.clone().or_else(|| self.newest_refusal()),
         });
         let told = told.to_string().into_bytes();
         if told != self.told {
