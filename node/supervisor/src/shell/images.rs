@@ -108,6 +108,8 @@ impl Folder {
         file.set_len(offset)?;
         file.seek(SeekFrom::Start(offset))?;
         file.write_all(bytes)?;
+        // What counts as fetched is there after a power cut too, and no image's worth of memory waits to be written.
+        file.sync_data()?;
         let fetched = offset + bytes.len() as u64;
         Ok(Done::Written { fetched })
     }
