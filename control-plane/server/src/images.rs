@@ -117,7 +117,14 @@ impl Images {
             let details = json!({ "received_bytes": before.received_bytes });
             return Err(Fault::new(409, code::CONFLICT, message).with(details));
         }
-        let received_bytes = self.append(digest, place, body).await?;
+        let received_bytes = match self.append(digest, place, body).await {
+            // The room is the others' then: the next upload begins anew.
+            Err(full) if full.code() == code::STORAGE_FULL => {
+                fs::remove_file(self.part(digest)).await.ok();
+                return Err(full);
+            }
+            received => received?,
+        };
         let whole = received_bytes == place.bytes;
         if whole {
             self.finish(digest).await?;

@@ -70,7 +70,9 @@ impl Index {
     /// Adds a statement; of online keys, manifests and a pool's images the older one goes, an envelope that was signed anew
     /// replaces.
     pub(crate) fn insert(&mut self, revision: u64, id: StatementId, bytes: Vec<u8>) {
-        if let Some((_, image)) = image::read(&bytes) {
+        if matches!(id, StatementId::Image { .. })
+            && let Some((_, image)) = image::read(&bytes)
+        {
             for superseded in self.images.take(&id, &image.pools) {
                 if let Some((revision, _)) = self.held.remove(&superseded) {
                     self.by_revision.remove(&revision);

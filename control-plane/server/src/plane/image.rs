@@ -162,12 +162,12 @@ mod tests {
         let both = [main.clone(), canary.clone()];
         let mut newest = NewestImages::default();
         assert_eq!(newest.take(&id(1, 1), &both), []);
-        assert_eq!(newest.take(&id(2, 2), &[canary.clone()]), []);
+        assert_eq!(newest.take(&id(2, 2), std::slice::from_ref(&canary)), []);
         // The same version for all.
         assert_eq!(newest.take(&id(2, 3), &both), [id(1, 1), id(2, 2)]);
         assert_eq!(newest.get(&canary), Some(&id(2, 3)));
         // One that is lower in a pool is not its newest, whenever it is read.
-        assert_eq!(newest.take(&id(1, 1), &[main.clone()]), []);
+        assert_eq!(newest.take(&id(1, 1), std::slice::from_ref(&main)), []);
         assert_eq!(newest.get(&main), Some(&id(2, 3)));
     }
 }

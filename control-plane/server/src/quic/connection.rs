@@ -388,7 +388,7 @@ impl Talk {
                 bytes,
             } => {
                 self.send_image_piece(&member, digest, offset, bytes)
-                    .await?
+                    .await?;
             }
             // It may have cost the reading of a large manifest: others go first.
             ControlEvent::FetchObjects => tokio::task::yield_now().await,

@@ -12,7 +12,7 @@ use ring::digest::{Context, SHA256};
 
 use super::push::Say;
 use super::{Happening, Shell};
-use crate::state::image::{Action, Done, Image, Job};
+use crate::state::image::{Action, Done, Image, Job, MARGIN_BYTES};
 
 /// Folder below the supervisor's state: `DIGEST.part` while it comes, `DIGEST` once it is whole and right.
 const FOLDER: &str = "images";
@@ -74,27 +74,34 @@ impl Folder {
                 fs::remove_file(path)?;
             }
         }
-        let room = rustix::fs::fstatvfs(fs::File::open(&self.path)?)?;
-        let room = room.f_bavail.saturating_mul(room.f_frsize);
-        let looked = |fetched, is_whole| Done::Looked {
-            fetched,
-            is_whole,
-            room,
+        let looked = |fetched, is_whole| {
+            let room = self.room()?;
+            Ok(Done::Looked {
+                fetched,
+                is_whole,
+                room,
+            })
         };
         let Some(image) = keep else {
-            return Ok(looked(0, false));
+            return looked(0, false);
         };
         let size = |path: &Path| fs::symlink_metadata(path).map_or(0, |found| found.len());
         if size(&self.whole(image)) == image.bytes {
             remove_if_there(&self.part(image))?;
-            return Ok(looked(image.bytes, true));
+            return looked(image.bytes, true);
         }
         remove_if_there(&self.whole(image))?;
         let part = self.part(image);
-        if size(&part) > image.bytes {
+        if size(&part) > image.bytes || self.room()? < MARGIN_BYTES {
             remove_if_there(&part)?;
         }
-        Ok(looked(size(&part), false))
+        looked(size(&part), false)
+    }
+
+    /// Bytes that are free on the state partition.
+    fn room(&self) -> io::Result<u64> {
+        let found = rustix::fs::fstatvfs(fs::File::open(&self.path)?)?;
+        Ok(found.f_bavail.saturating_mul(found.f_frsize))
     }
 
     fn write(&self, image: &Image, offset: u64, bytes: &[u8]) -> io::Result<Done> {
@@ -108,8 +115,10 @@ impl Folder {
         file.set_len(offset)?;
         file.seek(SeekFrom::Start(offset))?;
         file.write_all(bytes)?;
-        let fetched = offset + bytes.len() as u64;
-        Ok(Done::Written { fetched })
+        // What counts as fetched is there after a power cut too, and no image's worth of memory waits to be written.
+        file.sync_data()?;
+        let (fetched, room) = (offset + bytes.len() as u64, self.room()?);
+        Ok(Done::Written { fetched, room })
     }
 
     fn finish(&self, image: &Image) -> io::Result<Done> {
@@ -255,13 +264,18 @@ mod tests {
         }
     }
 
-    fn write(folder: &Folder, image: &Image, offset: u64, bytes: &[u8]) -> Done {
+    /// Bytes that are there then.
+    fn write(folder: &Folder, image: &Image, offset: u64, bytes: &[u8]) -> u64 {
         let bytes = bytes.to_vec();
-        folder.work(Job::Write {
+        let done = folder.work(Job::Write {
             image: *image,
             offset,
             bytes,
-        })
+        });
+        match done {
+            Done::Written { fetched, room } if room > 0 => fetched,
+            done => panic!("{done:?}"),
+        }
     }
 
     fn look(folder: &Folder, keep: Option<Image>) -> (u64, bool) {
@@ -291,19 +305,12 @@ mod tests {
         let folder = Folder::below(state.path());
         let image = image("1.0.0", CONTENT);
         assert_eq!(look(&folder, Some(image)), (0, false));
-        assert_eq!(
-            write(&folder, &image, 0, &CONTENT[..7]),
-            Done::Written { fetched: 7 }
-        );
+        assert_eq!(write(&folder, &image, 0, &CONTENT[..7]), 7);
         assert_eq!(look(&folder, Some(image)), (7, false));
         // A full disk has left half of a piece.
         let part = folder.part(&image);
         fs::write(&part, [&CONTENT[..7], b"half"].concat()).unwrap();
-        let fetched = image.bytes;
-        assert_eq!(
-            write(&folder, &image, 7, &CONTENT[7..]),
-            Done::Written { fetched }
-        );
+        assert_eq!(write(&folder, &image, 7, &CONTENT[7..]), image.bytes);
         let is_right = true;
         assert_eq!(
             folder.work(Job::Finish { image }),

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use casemate_push::{LogEntry, LogLevel, MAX_LOG_BYTES};
+use casemate_push::{LogEntry, LogLevel, MAX_LOG_BYTES, MAX_STATUS_BYTES};
 use casemate_trust::id::TenantId;
 use casemate_wire::control::gateway::Access;
 use casemate_wire::control::vault::{Event, ToVault};
@@ -110,8 +110,7 @@ impl Shell {
     pub(super) fn report(&mut self) {
         self.children
             .vault(self.vault, ToVault::Describe, Vec::new());
-        let status = self.status().to_string();
-        self.say(Say::Status(status));
+        self.say(Say::Status(short(self.status())));
     }
 
     /// Answers whoever waits at the admin socket.
@@ -155,6 +154,26 @@ impl Shell {
     }
 }
 
+/// A status that the control plane takes: of a node that serves many tenants without the lists, which are what is long.
+fn short(mut status: serde_json::Value) -> String {
+    let text = status.to_string();
+    if text.len() <= MAX_STATUS_BYTES {
+        return text;
+    }
+    for list in [
+        "/vault/tenants",
+        "/vault/upstreams",
+        "/state/functions",
+        "/workers",
+    ] {
+        if let Some(list) = status.pointer_mut(list) {
+            *list = serde_json::Value::Null;
+        }
+    }
+    status["shortened"] = true.into();
+    status.to_string()
+}
+
 /// A record of now, if a function can have that name; cut to what is sent of it, so that a full queue has a known size.
 fn entry(
     key: &FunctionKey,
@@ -178,4 +197,26 @@ fn entry(
         time_ms,
         failure: failure.map(ToOwned::to_owned),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_of_many_tenants_still_says_how_its_machine_is() {
+        let status = |tenants: usize| {
+            let tenants = vec!["x".repeat(200); tenants];
+            serde_json::json!({ "vault": { "tenants": tenants, "root": 1 }, "machine": { "version": "1.0.0" } })
+        };
+        assert_eq!(short(status(2)), status(2).to_string());
+        let text = short(status(1000));
+        assert!(text.len() < MAX_STATUS_BYTES);
+        let read: serde_json::Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(read["machine"]["version"], "1.0.0");
+        assert_eq!(
+            (&read["vault"]["root"], &read["shortened"]),
+            (&1.into(), &true.into())
+        );
+    }
 }

@@ -44,7 +44,8 @@ struct RefusedImage {
 /// What is to be done on the disk, one at a time.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Job {
-    /// Remove everything but what belongs to this image, and say what is there.
+    /// Remove everything but what belongs to this image, and say what is there. A beginning goes too when less is free than
+    /// has to stay so: others need the room more.
     Look { keep: Option<Image> },
     /// Add a piece.
     Write {
@@ -69,7 +70,12 @@ pub(crate) enum Done {
         room: u64,
     },
     /// Of `Write`.
-    Written { fetched: u64 },
+    Written {
+        /// Bytes of the image that are there.
+        fetched: u64,
+        /// Bytes that are free.
+        room: u64,
+    },
     /// Of `Finish`: whether the digest was right.
     Finished { is_right: bool },
     /// Of any.
@@ -241,7 +247,12 @@ impl Fetching {
                     of_bytes(fetched)
                 }
             }
-            Done::Written { fetched } => {
+            Done::Written { fetched, room } if fetched < target.bytes && room < MARGIN_BYTES => {
+                let message = format!("others fill the state partition: {room} bytes are free");
+                self.fail(message, now_ms);
+                Stage::Unknown
+            }
+            Done::Written { fetched, .. } => {
                 self.error = None;
                 of_bytes(fetched)
             }

@@ -31,6 +31,11 @@ fn looked(fetched: u64, is_whole: bool) -> Done {
     }
 }
 
+fn written(fetched: u64) -> Done {
+    let room = u64::MAX / 2;
+    Done::Written { fetched, room }
+}
+
 fn ask(image: &Image, offset: u64, bytes: u32) -> Option<Action> {
     Some(Action::Ask {
         digest: image.digest,
@@ -76,13 +81,13 @@ fn an_image_comes_in_pieces_one_after_the_other_and_goes_on_where_it_was() {
         (None, "fetching".into())
     );
     let fetched = 2 * piece;
-    fetching.done(Done::Written { fetched }, 0);
+    fetching.done(written(fetched), 0);
     assert_eq!(fetching.next(0), ask(&image, 2 * piece, 10));
     // More than there is of it is cut.
     let job = fetching.piece(&image.digest, 2 * piece, vec![1; 11], 0);
     assert!(matches!(job, Some(Job::Write { bytes, .. }) if bytes.len() == 10));
     let fetched = image.bytes;
-    fetching.done(Done::Written { fetched }, 0);
+    fetching.done(written(fetched), 0);
     assert_eq!(state(&fetching), "verifying");
     assert_eq!(fetching.next(0), Some(Action::Disk(Job::Finish { image })));
     fetching.done(Done::Finished { is_right: true }, 0);
@@ -101,7 +106,7 @@ fn wrong_bytes_are_fetched_again_after_a_pause_that_grows() {
     for round in 0..12 {
         assert_eq!(fetching.next(now), ask(&image, 0, 10), "{round}");
         fetching.piece(&image.digest, 0, vec![1; 10], now).unwrap();
-        fetching.done(Done::Written { fetched: 10 }, now);
+        fetching.done(written(10), now);
         assert_eq!(
             fetching.next(now),
             Some(Action::Disk(Job::Finish { image }))
@@ -208,4 +213,26 @@ fn a_newer_image_takes_the_place_of_one_on_its_way() {
     fetching.unavailable(&second.digest, 0);
     assert_eq!(fetching.next(0), None);
     assert_eq!(fetching.next(RETRY_MIN_MS), ask(&second, 0, 20));
+}
+
+#[test]
+fn a_disk_that_others_fill_gets_its_room_back() {
+    let image = image("1.0.1", 100);
+    let mut fetching = fetching(image);
+    fetching.next(0);
+    fetching.done(looked(0, false), 0);
+    fetching.next(0);
+    fetching.piece(&image.digest, 0, vec![1; 50], 0).unwrap();
+    let (fetched, room) = (50, MARGIN_BYTES - 1);
+    fetching.done(Done::Written { fetched, room }, 0);
+    assert_eq!(fetching.next(0), None);
+    assert!(
+        fetching.describe()["error"]
+            .as_str()
+            .unwrap()
+            .contains("fill")
+    );
+    let keep = Some(image);
+    let look = Some(Action::Disk(Job::Look { keep }));
+    assert_eq!(fetching.next(RETRY_MIN_MS), look);
 }

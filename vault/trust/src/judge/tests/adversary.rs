@@ -5,6 +5,7 @@ use std::sync::LazyLock;
 use proptest::prelude::*;
 
 use super::*;
+use crate::image::ImageVersion;
 
 /// Sealing is slow without optimisation: one world, cloned for each case.
 static WORLD: LazyLock<(World, Manifest)> = LazyLock::new(|| {
@@ -24,7 +25,7 @@ fn flip(bytes: &[u8], bit: usize) -> Option<Envelope> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(400))]
     #[test]
-    fn any_flipped_bit_is_refused(bit: usize, which in 0usize..5) {
+    fn any_flipped_bit_is_refused(bit: usize, which in 0usize..6) {
         let (mut world, manifest) = WORLD.clone();
         let online = OnlineKey {
             fleet: world.fleet,
@@ -42,6 +43,7 @@ proptest! {
             1 => online.sign(&[&key(1)]),
             2 => pool.sign(&[&key(1)]),
             3 => tenant.sign(&[&key(1)]),
+            4 => image(&world, (1, 0), FAR).sign(&[&key(1)]),
             _ => manifest.sign(&[&key(10)]),
         };
         let Some(flipped) = flip(&envelope.to_bytes(), bit) else { return Ok(()) };
@@ -50,6 +52,7 @@ proptest! {
             1 => world.judge.accept_online_key(&flipped, NOW).map_err(|refusal| refusal.code()),
             2 => world.judge.accept_pool(&flipped, NOW).map_err(|refusal| refusal.code()),
             3 => world.judge.accept_tenant(&flipped, NOW).map_err(|refusal| refusal.code()),
+            4 => world.judge.accept_image(&flipped, NOW).map_err(|refusal| refusal.code()),
             _ => world.accept(&flipped),
         };
         // A key id is a hint outside of the signature: a flip there changes nothing that is said.
@@ -99,6 +102,23 @@ fn rotated_root(version: usize) -> Envelope {
     next.sign(&[&root_key(version - 1), &root_key(version)])
 }
 
+/// The digest of an honest image says its version; an adversary's says 66.
+fn image(world: &World, (version, content): (u16, u8), expires: Seconds) -> Image {
+    Image {
+        fleet: world.fleet,
+        version: ImageVersion {
+            major: version,
+            minor: 0,
+            patch: 0,
+        },
+        digest: Digest([content; 32]),
+        bytes: 100,
+        pools: vec![name("main"), name("other")],
+        issued: 1,
+        expires,
+    }
+}
+
 /// The honest history of a fleet whose root changes three times, and with it what a thief of old keys adds.
 fn letters(world: &World, honest: &Manifest, roll: &mut dyn FnMut(usize) -> usize) -> Vec<Letter> {
     let mut letters = Vec::new();
@@ -126,6 +146,11 @@ fn letters(world: &World, honest: &Manifest, roll: &mut dyn FnMut(usize) -> usiz
             ..world.pool.clone()
         };
         write(stolen.sign(&[&key(1)]));
+        // The same image may be signed again for longer.
+        let expires = FAR + roll(2) as Seconds;
+        let content = at as u8;
+        write(image(world, (at as u16, content), expires).sign(&[&own]));
+        write(image(world, (at as u16, 66), FAR).sign(&[&key(66)]));
         write(tenant.sign(&[&own]));
         for number in 1..4 {
             let manifest = Manifest {
@@ -164,6 +189,7 @@ fn deliver(
     match letter.payload_type() {
         Root::TYPE => judge.accept_root(letter, clock),
         Pool::TYPE => judge.accept_pool(letter, clock),
+        Image::TYPE => judge.accept_image(letter, clock),
         Tenant::TYPE => judge.accept_tenant(letter, clock),
         _ => judge.accept_manifest(letter, clock, objects),
     }
@@ -174,6 +200,7 @@ fn place(letter: &Envelope) -> String {
     match letter.payload_type() {
         Root::TYPE => format!("1/{:02}", Root::read(letter).unwrap().version),
         Pool::TYPE => format!("2/{:02}", Pool::read(letter).unwrap().epoch),
+        Image::TYPE => "5".into(),
         Tenant::TYPE => "3".into(),
         _ => "4".into(),
     }
@@ -184,6 +211,7 @@ fn place(letter: &Envelope) -> String {
 struct Holdings {
     root: Option<u64>,
     epochs: Vec<u64>,
+    image: Option<Image>,
     /// Of each tenant, its own version and its manifest's.
     tenants: Vec<(u64, Option<u64>)>,
 }
@@ -200,6 +228,7 @@ impl Holdings {
         Self {
             root: judge.root().map(|root| root.version),
             epochs: judge.epochs(&name("main")).collect(),
+            image: judge.image(&name("main")).cloned(),
             tenants: tenants.collect(),
         }
     }
@@ -219,6 +248,13 @@ fn must_not_shrink(before: &Memory, after: &Memory) {
             assert_eq!(after.digest(*epoch), seen.digest(*epoch), "epoch {epoch}");
         }
     }
+    for (pool, seen) in &before.images {
+        let after = &after.images[pool];
+        assert!(after.version >= seen.version);
+        assert!(after.version > seen.version || after.digest == seen.digest);
+    }
+    let honest = |seen: &ImageSeen| seen.digest == Digest([seen.version.major as u8; 32]);
+    assert!(after.images.values().all(honest));
     for (id, seen) in &before.tenants {
         let after = &after.tenants[id];
         assert!(after.tenant.version >= seen.tenant.version);
@@ -249,7 +285,8 @@ impl Node {
         if result.is_err() {
             assert_eq!(*self.judge.memory(), before, "a refusal changes nothing");
         }
-        if result == Ok(Accepted::New) && letter.payload_type() == Pool::TYPE {
+        if result == Ok(Accepted::New) && [Pool::TYPE, Image::TYPE].contains(&letter.payload_type())
+        {
             let root = root.unwrap();
             assert!(letter.verify(&root.keys, root.threshold) && clock < root.expires);
         }
@@ -284,7 +321,7 @@ impl Node {
 #[test]
 fn no_node_ever_accepts_less_than_it_had() {
     let (mut with_manifest, mut at_the_last_root, mut of_many_epochs) = (0, 0, 0);
-    let mut latest = 0;
+    let (mut latest, mut later_image) = (0, 0);
     for seed in 0..20u64 {
         let mut dice = seed;
         let mut roll = move |sides: usize| {
@@ -334,8 +371,14 @@ fn no_node_ever_accepts_less_than_it_had() {
         let version = |node: &Node| node.judge.memory().root.map_or(0, |root| root.version);
         with_manifest += nodes.iter().filter(holds).count();
         at_the_last_root += nodes.iter().filter(|node| version(node) == 4).count();
+        let image = |node: &Node| {
+            let images = &node.judge.memory().images;
+            images.get(&name("main")).map(|seen| seen.version.major)
+        };
+        later_image += nodes.iter().filter(|node| image(node) >= Some(1)).count();
         latest += nodes.last().iter().filter(|node| holds(node)).count();
     }
+    assert!(later_image > 60, "{later_image} of 120 nodes");
     // Honest statements must get through, or this proves nothing.
     assert!(with_manifest > 80, "{with_manifest} of 120 nodes");
     assert!(at_the_last_root > 80, "{at_the_last_root} of 120 nodes");
