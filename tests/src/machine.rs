@@ -289,7 +289,10 @@ impl Machine {
         }
         let smm = if self.has_firmware { "on" } else { "off" };
         command.arg("-machine").arg(format!("q35,smm={smm}"));
-        command.args(["-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2"]);
+        // QEMU's emulation of a second processor does not come through a warm start.
+        let processors = if hardware.restarts { "1" } else { "2" };
+        command.args(["-accel", "tcg,thread=multi", "-cpu", "max"]);
+        command.args(["-smp", processors]);
         let memory = hardware.memory_mib.unwrap_or(MEMORY_MIB);
         command.arg("-m").arg(memory.to_string());
         if self.has_firmware {
@@ -358,8 +361,13 @@ impl Machine {
 
     /// Waits until the console says something.
     pub fn wait_for(&mut self, text: &str) -> Result<()> {
+        self.wait_for_within(text, CONSOLE_TIMEOUT)
+    }
+
+    /// Waits for something that takes several starts of the machine.
+    pub fn wait_for_within(&mut self, text: &str, time: Duration) -> Result<()> {
         let running = self.running.as_mut().context("the machine runs")?;
-        running.wait_for_log(text, CONSOLE_TIMEOUT)
+        running.wait_for_log(text, time)
     }
 
     /// Ends it as a power cut does.

@@ -9,7 +9,6 @@ use std::time::{Duration, Instant};
 
 use casemate_images::Compression;
 use casemate_tests::caller::{self, Answer};
-use casemate_tests::cli::Cli;
 use casemate_tests::fleet::{Fleet, UPSTREAM_HOST, UPSTREAM_KEY};
 use casemate_tests::machine::{
     CONSOLE_TIMEOUT, HOST, Hardware, Machine, bare_metal_image, changed_image, image, plan, seed,
@@ -39,6 +38,9 @@ const EXECUTABLES: &[&str] = &[
     "usr/lib/casemate/casemate-vault",
     "usr/lib/casemate/casemate-worker",
 ];
+
+/// Until a machine has been given an image and started with it three times.
+const SEVERAL_STARTS: Duration = Duration::from_secs(900);
 
 /// Where it can be reached: callers, and the answers of DHCP.
 const OPEN_PORTS: &str = "tcp 80, udp 68";
@@ -252,92 +254,114 @@ async fn a_storage_key_opens_on_its_machine_alone() {
     node.cut_power().unwrap();
 }
 
-/// `make test-image`. An image that is pushed is blessed when the node is well with it; one that panics, whose node dies, or with
-/// which no function serves is tried three times, and then the one before serves.
-#[tokio::test(flavor = "multi_thread")]
-#[ignore = "run by `make test-image`"]
-async fn an_update_is_blessed_or_taken_back() {
-    let temporary = tempfile::tempdir().unwrap();
-    let upstream = Upstream::start(UPSTREAM_HOST, UPSTREAM_KEY).await.unwrap();
-    let signed = block_in_place(|| signed_image(temporary.path())).unwrap();
-    let start = |folder: &Path, token: &str| {
-        let mut hardware = Hardware {
-            tpm: Some(temporary.path().join("tpm")),
-            restarts: true,
-            seed: seed(token),
-            ..Hardware::default()
-        };
-        let update = b"spread_secs = 0\nhealthy_secs = 5\ntrial_secs = 40\n".to_vec();
-        hardware.seed.push(("update.toml".into(), update));
-        Machine::start_from_disk(folder, &signed, &hardware)
-    };
-    let started =
-        block_in_place(|| Fleet::start_with(temporary.path(), Some(HOST), &mut |_| (), start));
-    let mut fleet = started.unwrap();
-    let web = project(&fleet, &upstream, 1);
-    block_in_place(|| fleet.put_secret(&web)).unwrap();
-    deploy(&fleet, &web);
-    until(&fleet.node, "/charges", |answer| answer.status == 200).await;
+/// A machine that serves, and can be given images.
+struct Updated {
+    temporary: tempfile::TempDir,
+    fleet: Fleet<Machine>,
+    _upstream: Upstream,
+}
 
-    let push = |version: &str, changes: &[(&str, &str)]| {
-        let image = changed_image(temporary.path(), version, changes).unwrap();
-        let file = temporary.path().join(format!("{version}.efi"));
+impl Updated {
+    async fn start() -> Self {
+        let temporary = tempfile::tempdir().unwrap();
+        let upstream = Upstream::start(UPSTREAM_HOST, UPSTREAM_KEY).await.unwrap();
+        let signed = block_in_place(|| signed_image(temporary.path())).unwrap();
+        let start = |folder: &Path, token: &str| {
+            let mut hardware = Hardware {
+                tpm: Some(temporary.path().join("tpm")),
+                restarts: true,
+                seed: seed(token),
+                ..Hardware::default()
+            };
+            let update = b"spread_secs = 0\nhealthy_secs = 5\ntrial_secs = 40\n".to_vec();
+            hardware.seed.push(("update.toml".into(), update));
+            Machine::start_from_disk(folder, &signed, &hardware)
+        };
+        let started =
+            block_in_place(|| Fleet::start_with(temporary.path(), Some(HOST), &mut |_| (), start));
+        let fleet = started.unwrap();
+        let web = project(&fleet, &upstream, 1);
+        block_in_place(|| fleet.put_secret(&web)).unwrap();
+        deploy(&fleet, &web);
+        until(&fleet.node, "/charges", |answer| answer.status == 200).await;
+        Self {
+            temporary,
+            fleet,
+            _upstream: upstream,
+        }
+    }
+
+    fn push(&self, version: &str, changes: &[(&str, &str)]) {
+        let folder = self.temporary.path();
+        let image = changed_image(folder, version, changes).unwrap();
+        let file = folder.join(format!("{version}.efi"));
         std::fs::write(&file, &image.uki).unwrap();
         let args = ["image", "push", file.to_str().unwrap(), "--pool", "main"];
-        fleet.operator.json(temporary.path(), &args).unwrap();
-    };
-    block_in_place(|| push("0.0.2", &[]));
-    let node = &mut fleet.node;
-    block_in_place(|| node.wait_for("Casemate 0.0.2 (virtual-machine): serving 1 function"))
-        .unwrap();
-    until(node, "/charges", |answer| answer.status == 200).await;
-    wait_for_machine(&fleet.operator, temporary.path(), |machine| {
-        machine["version"] == "0.0.2" && machine["update"].is_null()
-    })
-    .await;
+        self.fleet.operator.json(folder, &args).unwrap();
+    }
 
-    let bad: [(&str, &[(&str, &str)], &str); 3] = [
-        // It ends at once, and a kernel without its first program panics.
-        (
-            "0.0.3",
-            &[("casemate-init", "casemate-launch")],
-            "it did not come up in 3 tries",
-        ),
-        (
-            "0.0.4",
-            &[("casemate-node", "casemate-launch")],
-            "the vault is not open, after 40 seconds",
-        ),
-        (
-            "0.0.5",
-            &[("casemate-worker", "casemate-launch")],
-            "no function serves, after 40 seconds",
-        ),
-    ];
-    for (version, changes, why) in bad {
-        block_in_place(|| push(version, changes));
+    /// Pushes an image that is no good, and waits until the one before serves again.
+    async fn push_in_vain(&mut self, version: &str, change: (&str, &str), serves: &str, why: &str) {
+        block_in_place(|| self.push(version, &[change]));
         let said = format!("the image {version} was tried and refused: {why}");
-        block_in_place(|| fleet.node.wait_for(&said)).unwrap();
-        until(&fleet.node, "/charges", |answer| answer.status == 200).await;
-        wait_for_machine(&fleet.operator, temporary.path(), |machine| {
+        let node = &mut self.fleet.node;
+        block_in_place(|| node.wait_for_within(&said, SEVERAL_STARTS)).unwrap();
+        until(node, "/charges", |answer| answer.status == 200).await;
+        self.wait_for(|machine| {
             let update = machine["update"].as_str().unwrap_or_default();
-            machine["version"] == "0.0.2" && update.contains(version) && update.contains(why)
+            machine["version"] == serves && update.contains(version) && update.contains(why)
         })
         .await;
     }
+
+    /// Waits for what the operator sees of the machine.
+    async fn wait_for(&self, is_so: impl Fn(&Value) -> bool) {
+        let end = Instant::now() + CONSOLE_TIMEOUT;
+        loop {
+            let args = ["node", "show", "edge-1"];
+            let shown = block_in_place(|| self.fleet.operator.json(self.temporary.path(), &args));
+            let shown = shown.unwrap();
+            if is_so(&shown["machine"]) {
+                return;
+            }
+            assert!(Instant::now() < end, "{shown}");
+            tokio::time::sleep(Duration::from_millis(500)).await;
+        }
+    }
 }
 
-/// Waits for what the operator sees of the machine.
-async fn wait_for_machine(operator: &Cli, folder: &Path, is_so: impl Fn(&Value) -> bool) {
-    let end = Instant::now() + CONSOLE_TIMEOUT;
-    loop {
-        let shown = block_in_place(|| operator.json(folder, &["node", "show", "edge-1"])).unwrap();
-        if is_so(&shown["machine"]) {
-            return;
-        }
-        assert!(Instant::now() < end, "{shown}");
-        tokio::time::sleep(Duration::from_millis(500)).await;
-    }
+/// `make test-image`. An image that is pushed is blessed when the node is well with it; one that panics is started three times, and
+/// then the one before serves.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "run by `make test-image`"]
+async fn an_update_is_blessed_and_one_that_panics_is_taken_back() {
+    let mut updated = Updated::start().await;
+    block_in_place(|| updated.push("0.0.2", &[]));
+    let serving = "Casemate 0.0.2 (virtual-machine): serving 1 function";
+    let node = &mut updated.fleet.node;
+    block_in_place(|| node.wait_for_within(serving, SEVERAL_STARTS)).unwrap();
+    until(node, "/charges", |answer| answer.status == 200).await;
+    updated
+        .wait_for(|machine| machine["version"] == "0.0.2" && machine["update"].is_null())
+        .await;
+    // It ends at once, and a kernel without its first program panics.
+    let change = ("casemate-init", "casemate-launch");
+    updated
+        .push_in_vain("0.0.3", change, "0.0.2", "it did not come up in 3 tries")
+        .await;
+}
+
+/// `make test-image`. An image whose node dies, and one with which no function serves, are taken back too.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "run by `make test-image`"]
+async fn an_update_with_which_the_node_is_not_well_is_taken_back() {
+    let mut updated = Updated::start().await;
+    let change = ("casemate-node", "casemate-launch");
+    let why = "the vault is not open, after 40 seconds";
+    updated.push_in_vain("0.0.2", change, "0.0.1", why).await;
+    let change = ("casemate-worker", "casemate-launch");
+    let why = "no function serves, after 40 seconds";
+    updated.push_in_vain("0.0.3", change, "0.0.1", why).await;
 }
 
 /// What the console's last page says in a line.

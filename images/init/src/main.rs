@@ -145,7 +145,6 @@ fn run() -> Result<node::End, Failure> {
         settings.update.clone(),
         disk::boot_partition().map(|device| BootPartition { device }),
         &state,
-        &settings.live,
         &mut page,
     );
     runtime()?.block_on(node::run(page, settings, seed, storage, update))

@@ -172,6 +172,9 @@ pub(crate) async fn run(
         view: View::default(),
         last_end: None,
     };
+    // The walls of the node are for what is there when it starts.
+    let folder = Path::new(MACHINE).parent().unwrap_or(Path::new("/"));
+    std::fs::create_dir_all(folder).map_err(Failure::step(format!("make {}", folder.display())))?;
     node.update
         .shut_out_older(&mut node.storage, &mut node.page);
     let mut looks = interval(LOOK_INTERVAL);
@@ -294,8 +297,7 @@ impl Node {
             .arg("--state")
             .arg(&self.settings.state)
             .args(["--uid-base", &UID_BASE.to_string()])
-            .arg("--machine")
-            .arg(self.settings.live.join(MACHINE))
+            .args(["--machine", MACHINE])
             .env_clear()
             .env("PATH", PATH)
             .current_dir("/")

@@ -22,7 +22,7 @@ use std::time::Duration;
 use casemate_trust::id::Digest;
 use casemate_trust::image::{ImageVersion, MAX_IMAGE_BYTES};
 use ring::rand::{SecureRandom as _, SystemRandom};
-use rustix::fs::Mode;
+use rustix::fs::{Mode, OFlags};
 use serde::{Deserialize, Serialize};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
@@ -38,8 +38,8 @@ const RECORD: &str = "config/update.json";
 const ACCEPTED: &str = "vault/image.json";
 /// Where the supervisor puts images, each by its digest.
 const IMAGES: &str = "node/images";
-/// What the node is told of the machine.
-pub(crate) const MACHINE: &str = "machine.json";
+/// What the node is told of the machine; in a folder of its own, which the supervisor may read.
+pub(crate) const MACHINE: &str = "/run/machine/machine.json";
 /// Longest of these files, bytes.
 const MAX_FILE_BYTES: u64 = 64 * 1024;
 /// Refused images that are remembered: of older ones the version is too low anyway.
@@ -193,7 +193,6 @@ pub(crate) struct Update {
     doing: Option<String>,
     record_file: PathBuf,
     node: PathBuf,
-    machine_file: PathBuf,
     told: Vec<u8>,
 }
 
@@ -204,7 +203,6 @@ impl Update {
         settings: Settings,
         boot: Option<BootPartition>,
         state: &Path,
-        live: &Path,
         page: &mut Page,
     ) -> Self {
         let record_file = state.join(RECORD);
@@ -224,7 +222,6 @@ impl Update {
             doing: None,
             record_file,
             node: state.join("casemate"),
-            machine_file: live.join(MACHINE),
             told: Vec::new(),
         };
         if let Some(boot) = update.boot.clone() {
@@ -403,7 +400,7 @@ impl Update {
             return;
         };
         let path = self.node.join(IMAGES).join(accepted.digest.to_string());
-        let file = File::open(path).and_then(|file| {
+        let file = open_file(&path).and_then(|file| {
             let is_whole = file.metadata()?.len() == accepted.bytes;
             is_whole
                 .then_some(file)
@@ -483,7 +480,7 @@ impl Update {
         let told = told.to_string().into_bytes();
         if told != self.told {
             let everybody = Mode::RUSR | Mode::RGRP | Mode::ROTH;
-            write_whole(&self.machine_file, &told, everybody)?;
+            write_whole(Path::new(MACHINE), &told, everybody)?;
             self.told = told;
         }
         Ok(())
@@ -508,13 +505,23 @@ fn save(path: &Path, record: &Record) -> io::Result<()> {
 
 /// A file of JSON, if it is there.
 fn read<T: serde::de::DeserializeOwned>(path: &Path) -> io::Result<Option<T>> {
-    let file = match File::open(path) {
+    let file = match open_file(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         file => file?,
     };
     let mut text = Vec::new();
     file.take(MAX_FILE_BYTES).read_to_end(&mut text)?;
     Ok(Some(serde_json::from_slice(&text)?))
+}
+
+/// Opens a file in a folder of somebody who is believed less than init: no pipe that never begins, and nothing elsewhere.
+fn open_file(path: &Path) -> io::Result<File> {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let file = File::from(rustix::fs::open(path, flags, Mode::empty())?);
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::other(format!("{} is no file", path.display())));
+    }
+    Ok(file)
 }
 
 fn random_below(secs: u32) -> Duration {

@@ -108,3 +108,16 @@ fn what_the_vault_has_accepted_is_read_and_what_is_no_such_file_is_not() {
         assert!(read::<Accepted>(&path).is_err(), "{wrong}");
     }
 }
+
+#[test]
+fn what_is_no_file_is_not_opened() {
+    let folder = tempfile::tempdir().unwrap();
+    let pipe = folder.path().join("pipe");
+    let made = std::process::Command::new("mkfifo").arg(&pipe).status();
+    assert!(made.unwrap().success());
+    let link = folder.path().join("link");
+    std::os::unix::fs::symlink("/etc/hostname", &link).unwrap();
+    for path in [pipe, link, folder.path().to_owned()] {
+        assert!(open_file(&path).is_err(), "{}", path.display());
+    }
+}
