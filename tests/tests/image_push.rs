@@ -70,7 +70,14 @@ impl World {
     }
 
     fn push(&self, file: &Path) -> Value {
-        let args = ["image", "push", file.to_str().unwrap(), "--pool", "main"];
+        let args = [
+            "image",
+            "push",
+            file.to_str().unwrap(),
+            "--pool",
+            "main",
+            "--unsigned",
+        ];
         self.fleet.operator.json(&self.fleet.folder, &args).unwrap()
     }
 
@@ -189,7 +196,14 @@ async fn an_image_arrives_whole_over_kills_of_both_ends_and_deployments_meanwhil
     ] {
         let other = folder.join("other.efi");
         std::fs::write(&other, fake_image(version, 5000)).unwrap();
-        let args = ["image", "push", other.to_str().unwrap(), "--pool", "main"];
+        let args = [
+            "image",
+            "push",
+            other.to_str().unwrap(),
+            "--pool",
+            "main",
+            "--unsigned",
+        ];
         let refused = block_in_place(|| operator.run_in(folder, &args, b"")).unwrap();
         assert!(
             refused.code == 76 && refused.stderr.contains(code),

@@ -1,7 +1,9 @@
 //! What an image says of itself: the `.osrel` section of a unified kernel image is `os-release(5)` (UAPI group, UKI).
 
+use casemate_measured_boot::{Approvals, ImageKey, SECTIONS, SignedApproval, measured};
+use object::pe::IMAGE_DIRECTORY_ENTRY_SECURITY;
 use object::read::pe::PeFile64;
-use object::{Object as _, ObjectSection as _};
+use object::{LittleEndian, Object as _, ObjectSection as _};
 
 use crate::Error;
 
@@ -19,6 +21,10 @@ pub struct Inspected {
     pub version: String,
     /// `VARIANT_ID=`, the profile; images of earlier builds do not say it.
     pub profile: Option<String>,
+    /// There is a signature for firmware to check (Authenticode). Whether firmware likes it is not looked at.
+    pub is_signed: bool,
+    /// A key approves that boots of exactly this file open what is sealed to a machine's TPM.
+    pub is_approved: bool,
 }
 
 /// Reads what an image says of itself.
@@ -56,7 +62,42 @@ pub fn inspect(file: &[u8]) -> Result<Inspected, Error> {
         ))
     })?;
     let profile = value(text, "VARIANT_ID")?;
-    Ok(Inspected { version, profile })
+    let security = parsed
+        .data_directories()
+        .get(IMAGE_DIRECTORY_ENTRY_SECURITY);
+    Ok(Inspected {
+        is_signed: security.is_some_and(|entry| entry.size.get(LittleEndian) > 0),
+        is_approved: is_approved(&parsed, &version),
+        version,
+        profile,
+    })
+}
+
+/// Whether the key in the image has signed what the boot stub will measure of it, for its version.
+fn is_approved(file: &PeFile64<'_>, version: &str) -> bool {
+    let section = |name: &str| {
+        let section = file.section_by_name(name)?;
+        let bytes = section.data().ok()?;
+        // What is behind it pads the file, and is not measured.
+        Some(&bytes[..bytes.len().min(usize::try_from(section.size()).ok()?)])
+    };
+    let approved = || {
+        let key = std::str::from_utf8(section(".pcrpkey")?).ok()?;
+        let key = ImageKey::from_pem(key.trim_end_matches('\0')).ok()?;
+        let approvals = Approvals::from_text(section(".pcrsig")?).ok()?;
+        let sections: Vec<_> = SECTIONS
+            .iter()
+            .filter_map(|name| Some((*name, section(name)?)))
+            .collect();
+        let pcr11 = measured(&sections);
+        let is_right = |signed: &SignedApproval| {
+            signed.approval.pcr11 == pcr11
+                && signed.approval.version.to_string() == version
+                && key.has_signed(signed)
+        };
+        Some(approvals.0.iter().all(is_right))
+    };
+    approved().unwrap_or_default()
 }
 
 /// The value of a key that stands on one line at most.

@@ -103,11 +103,14 @@ impl BootPartition {
         &self,
         running: ImageVersion,
         version: ImageVersion,
-        image: &mut dyn Read,
+        image: &mut (impl Read + Seek),
         bytes: u64,
         sha256: &[u8; 32],
         before_it_counts: impl FnOnce() -> io::Result<()>,
     ) -> Result<(), Fault> {
+        // Before anything makes room for it.
+        check(image, sha256)?;
+        image.seek(SeekFrom::Start(0))?;
         self.with(|fat, folder| {
             for old in images_in(folder)? {
                 if old.version != running {
@@ -125,9 +128,7 @@ impl BootPartition {
             }
             let mut file = folder.create_file(PART)?;
             let written = copy(&mut image.take(bytes), &mut file)
-                .and_then(|()| file.flush())
                 .map_err(Fault::from)
-                // What is on the disk counts, not what was meant to be.
                 .and_then(|()| check(&mut file, sha256));
             if let Err(fault) = written {
                 folder.remove(PART)?;
@@ -210,12 +211,17 @@ fn exists(folder: &Dir<'_, File>, name: &str) -> io::Result<bool> {
     Ok(false)
 }
 
+/// Copies it all. The file's entry has its first cluster from the first piece on: what a power cut leaves can be removed with it.
 fn copy(from: &mut dyn Read, to: &mut dyn Write) -> io::Result<()> {
     let mut chunk = vec![0; CHUNK_BYTES];
+    let mut is_first = true;
     loop {
         match from.read(&mut chunk)? {
-            0 => return Ok(()),
+            0 => return to.flush(),
             read => to.write_all(&chunk[..read])?,
+        }
+        if std::mem::take(&mut is_first) {
+            to.flush()?;
         }
     }
 }
@@ -287,7 +293,7 @@ mod tests {
 
     fn add(partition: &BootPartition, to: &str, image: &[u8]) -> Result<(), Fault> {
         let sum = digest(&SHA256, image).as_ref().try_into().unwrap();
-        let mut from = image;
+        let mut from = io::Cursor::new(image);
         let running = version("1.0.0");
         let bytes = image.len() as u64;
         partition.add(running, version(to), &mut from, bytes, &sum, || Ok(()))
@@ -327,19 +333,21 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let partition = partition(folder.path());
         let (running, new) = (version("1.0.0"), version("1.0.1"));
-        let wrong = partition.add(running, new, &mut &[1; 5000][..], 5000, &[0; 32], || Ok(()));
+        let mut image = io::Cursor::new([1; 5000]);
+        let wrong = partition.add(running, new, &mut image, 5000, &[0; 32], || Ok(()));
         assert!(matches!(wrong, Err(Fault::Digest { .. })), "{wrong:?}");
+        let nothing = digest(&SHA256, b"").as_ref().try_into().unwrap();
         let large = partition.add(
             running,
             new,
             &mut io::empty(),
             50 << 20,
-            &[0; 32],
+            &nothing,
             || Ok(()),
         );
         assert!(matches!(large, Err(Fault::Full { .. })), "{large:?}");
         let sum = digest(&SHA256, &[1; 5000]).as_ref().try_into().unwrap();
-        let cut = partition.add(running, new, &mut &[1; 5000][..], 5000, &sum, || {
+        let cut = partition.add(running, new, &mut image, 5000, &sum, || {
             Err(io::Error::other("power is cut"))
         });
         assert!(matches!(cut, Err(Fault::Io(_))));

@@ -31,7 +31,7 @@ use console::Page;
 use node::Waited;
 use seed::{RECOVERY_KEY, Seed};
 use settings::Settings;
-use storage::{Boot, Storage};
+use storage::{Boot, Storage, Terms};
 use update::Update;
 
 /// Time to read what went wrong.
@@ -109,17 +109,26 @@ fn run() -> Result<node::End, Failure> {
         Err(problem) => return wait(page, problem),
     };
     let mut seed = Seed::find(&mut page, settings::is_new(&state));
-    let settings = match Settings::take(&seed, &state, &mut page) {
-        Ok(settings) => settings,
-        Err(problem) => return wait(page, problem),
-    };
+    let mut settings = Settings::take(&seed, &state, &mut page);
+    let boot_partition = disk::boot_partition().map(|device| BootPartition { device });
+    let mut update = Update::start(image.version, boot_partition, &state, &mut page);
     let storage = loop {
         let recovery = seed.items.get(RECOVERY_KEY).map(|item| &item.bytes[..]);
-        let boot = Boot::look(&mut page);
-        match Storage::open(&state, boot, recovery, settings.require_tpm, &mut page) {
+        let terms = Terms {
+            recovery,
+            require_tpm: settings.require_tpm,
+            has_token: settings.has_token,
+            is_trial: update.is_trial(),
+        };
+        let boot = Boot::look(image.version, &mut page);
+        let why = match Storage::open(&state, boot, terms, &mut page) {
             Ok(storage) => break storage,
-            Err(problem) => page.sealed(problem),
-        }
+            Err(problem) => {
+                let why = problem.what.clone();
+                page.sealed(problem);
+                why
+            }
+        };
         page.show();
         let before = recovery.map(<[u8]>::to_vec);
         let is_new = || {
@@ -128,25 +137,25 @@ fn run() -> Result<node::End, Failure> {
             let given = now.items.get(RECOVERY_KEY).map(|item| item.bytes.clone());
             (given.is_some() && given != before).then_some(now)
         };
-        match runtime()?.block_on(node::wait(None, is_new))? {
+        let again = update.sealed_for();
+        match runtime()?.block_on(node::wait(again, is_new))? {
             Waited::End(end) => return Ok(end),
             Waited::Found(found) => seed = found,
+            // An image that is tried and does not open the key is no good; another fault may have passed.
+            Waited::LongEnough if update.is_trial() => {
+                update.give_up(&why);
+                return Ok(node::End::Restart);
+            }
+            Waited::LongEnough => {}
         }
     };
     if storage.was_recovered {
         let stays = seed.forget(RECOVERY_KEY);
         stays.into_iter().for_each(|problem| page.problem(problem));
     }
-    if let Err(problem) = settings.offer(storage.key.as_ref(), &mut page) {
+    if let Err(problem) = settings.offer(&storage, &mut page) {
         return wait(page, problem);
     }
-    let update = Update::start(
-        image.version,
-        settings.update.clone(),
-        disk::boot_partition().map(|device| BootPartition { device }),
-        &state,
-        &mut page,
-    );
     runtime()?.block_on(node::run(page, settings, seed, storage, update))
 }
 
@@ -155,9 +164,9 @@ fn wait(mut page: Page, problem: console::Problem) -> Result<node::End, Failure>
     page.state("waiting for the operator");
     page.problem(problem);
     page.show();
-    match runtime()?.block_on(node::wait(Some(node::LOOKS_AGAIN), || None::<()>))? {
+    match runtime()?.block_on(node::wait(node::LOOKS_AGAIN, || None::<()>))? {
         Waited::End(end) => Ok(end),
-        Waited::Found(()) => Ok(node::End::Restart),
+        Waited::Found(()) | Waited::LongEnough => Ok(node::End::Restart),
     }
 }
 

@@ -135,7 +135,6 @@ async fn bring_up(network: &Network, news: &mpsc::Sender<News>) -> Result<(), Pr
     }
     drop(leases);
     let mut held: BTreeMap<String, Lease> = BTreeMap::new();
-    let mut base = base;
     loop {
         let view = view(&base, &held);
         let written = fs::write(RESOLV, resolv(&view.nameservers));

@@ -29,7 +29,7 @@ const PATH: &str = "/usr/lib/casemate";
 /// Between two looks at the node.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 /// Longest status that is read, bytes.
-const MAX_STATUS_BYTES: u64 = 32 * 1024 * 1024;
+const MAX_STATUS_BYTES: u64 = 4 * 1024 * 1024;
 /// Problems of a node that are shown: what a tenant can make many of must not fill the console.
 const MAX_PROBLEMS: usize = 8;
 const STATUS_WITHIN: Duration = Duration::from_secs(5);
@@ -46,6 +46,8 @@ const NETWORK_WITHIN: Duration = Duration::from_secs(10);
 const DRAIN_WITHIN: Duration = Duration::from_secs(25);
 /// What was missing may be there then: a disk on a network.
 pub(crate) const LOOKS_AGAIN: Duration = Duration::from_secs(120);
+/// For the operator to write it down, once the node has joined.
+const RECOVERY_KEY_SHOWN_FOR: Duration = Duration::from_secs(600);
 const WATCHDOG: &str = "/dev/watchdog";
 
 /// How the machine is to end.
@@ -73,6 +75,8 @@ struct Node {
     storage: Storage,
     update: Update,
     health: Health,
+    /// With a recovery key on the page.
+    member_since: Option<Instant>,
     running: Option<Running>,
     /// When it is started, if it does not run.
     start_at: Option<Instant>,
@@ -111,20 +115,22 @@ pub(crate) enum Waited<T> {
     End(End),
     /// What was waited for is there.
     Found(T),
+    /// Neither, in the time that was given.
+    LongEnough,
 }
 
-/// Nothing can be served: until somebody wants the machine to end, or something is found, or it is time to start again.
+/// Nothing can be served: until somebody wants the machine to end, or something is found, or it has taken long enough.
 pub(crate) async fn wait<T>(
-    again: Option<Duration>,
+    time: Duration,
     mut look: impl FnMut() -> Option<T>,
 ) -> Result<Waited<T>, Failure> {
     let mut signals = Signals::new()?;
-    let until = Instant::now() + again.unwrap_or_default();
+    let until = Instant::now() + time;
     let mut looks = interval(LOOK_INTERVAL);
     looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let end = loop {
         tokio::select! {
-            () = sleep_until(until), if again.is_some() => break End::Restart,
+            () = sleep_until(until) => return Ok(Waited::LongEnough),
             _ = looks.tick() => {
                 if let Some(found) = look() {
                     return Ok(Waited::Found(found));
@@ -165,6 +171,7 @@ pub(crate) async fn run(
         storage,
         update,
         health: Health::default(),
+        member_since: None,
         running: None,
         start_at: Some(Instant::now() + NETWORK_WITHIN),
         pause: FIRST_PAUSE,
@@ -176,7 +183,7 @@ pub(crate) async fn run(
     let folder = Path::new(MACHINE).parent().unwrap_or(Path::new("/"));
     std::fs::create_dir_all(folder).map_err(Failure::step(format!("make {}", folder.display())))?;
     node.update
-        .shut_out_older(&mut node.storage, &mut node.page);
+        .node_runs(&node.settings.update, &mut node.storage, &mut node.page);
     let mut looks = interval(LOOK_INTERVAL);
     looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut watchdog = std::fs::File::options().write(true).open(WATCHDOG).ok();
@@ -444,12 +451,15 @@ impl Node {
         self.page.problems_of_node(report.problems);
         self.is_newcomer |= vault["member"] == false;
         if is_member && self.storage.recovery.is_some() {
-            self.page.remove_line("recovery");
-            if let Err(error) = self.storage.recovery_was_shown() {
-                self.page.problem(Problem::new(
-                    format!("the recovery key will be shown again: {error}"),
-                    "the state partition may be full or damaged",
-                ));
+            let since = *self.member_since.get_or_insert_with(Instant::now);
+            if since.elapsed() > RECOVERY_KEY_SHOWN_FOR {
+                self.page.remove_line("recovery");
+                if let Err(fault) = self.storage.recovery_was_shown() {
+                    self.page.problem(Problem::new(
+                        format!("the recovery key will be shown again: {fault}"),
+                        "restart; if it stays, look at the TPM in the firmware's settings",
+                    ));
+                }
             }
         }
         if is_member && self.settings.has_token {
@@ -507,20 +517,25 @@ fn health(status: &Value) -> Health {
     Health {
         vault: status["vault"]["member"] == true,
         connected: status["connected"] == true,
-        serving: routed(status) > 0,
+        // A node whose tenants have no function here lacks none.
+        serving: routed(status) > 0 || functions(status).is_empty(),
     }
+}
+
+fn functions(status: &Value) -> &[Value] {
+    let functions = status["state"]["functions"].as_array();
+    functions.map_or(&[], Vec::as_slice)
 }
 
 /// Functions that callers reach.
 fn routed(status: &Value) -> usize {
-    let functions = status["state"]["functions"].as_array();
     let is_routed = |function: &&Value| function["routed"].is_string();
-    functions.map_or(0, |all| all.iter().filter(is_routed).count())
+    functions(status).iter().filter(is_routed).count()
 }
 
 fn report(status: &Value, is_member: bool) -> Report {
     let empty = Vec::new();
-    let functions = status["state"]["functions"].as_array().unwrap_or(&empty);
+    let functions = functions(status);
     let routed = routed(status);
     let listening = status["listening"].as_array().unwrap_or(&empty);
     let listening: Vec<_> = listening.iter().filter_map(Value::as_str).collect();

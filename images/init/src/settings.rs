@@ -1,24 +1,30 @@
 //! What this machine was told: the files of the seed, and those of an earlier seed, which the state partition keeps.
 
-use std::fs;
-use std::io;
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{self, Read as _};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use casemate_config::Mistake;
 use ipnet::IpNet;
+use ring::hmac;
 use rustix::fs::{Gid, Mode, Uid};
-use serde::Deserialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 
 use crate::console::{Page, Problem};
 use crate::kernel::write_whole;
 use crate::recovery::Key;
 use crate::seed::{JOIN_TOKEN, NETWORK, NODE, SECRETS, STORAGE, Seed, UPDATE, VAULT};
-use crate::update;
+use crate::{storage as opened, update};
 
 /// Where the files of a seed are kept, for root alone.
-const KEPT: &str = "config";
+const KEPT: &str = "config.json";
+/// Longest, bytes: as many files as a seed may have, in base64.
+const MAX_KEPT_BYTES: u64 = 4 * 1024 * 1024;
+/// What is proven of them.
+const PROOF: &[u8] = b"casemate configuration of a machine 1";
 /// Where the programs find them, each readable by the one that it is for.
 const LIVE: &str = "/run/casemate";
 /// Settings of node.toml and vault.toml that an image leaves no choice of.
@@ -137,25 +143,106 @@ pub(crate) struct Settings {
     pub(crate) require_tpm: bool,
     /// How a new image is taken.
     pub(crate) update: update::Settings,
-    /// The files of seeds that are kept.
+    /// The files of this seed and of earlier ones.
+    files: Files,
+    /// Those of this one.
+    given: Files,
+    before: Kept,
     kept: PathBuf,
     token: Option<Vec<u8>>,
 }
 
-impl Settings {
-    /// Keeps what the seed brought, and reads what is for init.
-    pub(crate) fn take(seed: &Seed, state: &Path, page: &mut Page) -> Result<Self, Problem> {
-        let kept = state.join(KEPT);
-        let full = |error: io::Error| {
-            Problem::new(
-                format!("the configuration cannot be kept on the state partition: {error}"),
-                "the partition may be full or damaged: make it larger, or replace the disk",
-            )
+/// Files of a seed by name.
+type Files = BTreeMap<String, Vec<u8>>;
+
+/// The files of earlier seeds. Whoever can write the disk can write this too, but for the proof.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+struct Kept {
+    #[serde(with = "base64_files")]
+    files: Files,
+    /// By a key that the storage key gives; none where the vault keeps that itself.
+    proof: Option<String>,
+}
+
+impl Kept {
+    fn read(path: &Path) -> io::Result<Self> {
+        let file = match File::open(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Self::default()),
+            file => file?,
         };
-        make_folder(&kept, 0o700).map_err(full)?;
+        let mut text = Vec::new();
+        file.take(MAX_KEPT_BYTES).read_to_end(&mut text)?;
+        Ok(serde_json::from_slice(&text)?)
+    }
+
+    /// Whether these files were kept by who had opened this key.
+    fn is_proven(&self, key: &Key) -> bool {
+        let proof = self.proof.as_deref().map(hex::decode);
+        let Some(Ok(proof)) = proof else { return false };
+        hmac::verify(&proof_key(key), &to_prove(&self.files), &proof).is_ok()
+    }
+}
+
+/// Each name and file with its length in front.
+fn to_prove(files: &Files) -> Vec<u8> {
+    let mut bytes = PROOF.to_vec();
+    for part in files
+        .iter()
+        .flat_map(|(name, file)| [name.as_bytes(), file])
+    {
+        bytes.extend((part.len() as u64).to_be_bytes());
+        bytes.extend(part);
+    }
+    bytes
+}
+
+fn proof_key(key: &Key) -> hmac::Key {
+    hmac::Key::new(hmac::HMAC_SHA256, &**key)
+}
+
+mod base64_files {
+    use std::collections::BTreeMap;
+
+    use base64::Engine as _;
+    use base64::engine::general_purpose::STANDARD;
+    use serde::{Deserialize as _, Deserializer, Serialize as _, Serializer};
+
+    use super::Files;
+
+    pub(super) fn serialize<S: Serializer>(files: &Files, to: S) -> Result<S::Ok, S::Error> {
+        let text = |(name, bytes): (&String, &Vec<u8>)| (name.clone(), STANDARD.encode(bytes));
+        files
+            .iter()
+            .map(text)
+            .collect::<BTreeMap<_, _>>()
+            .serialize(to)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Files, D::Error> {
+        let texts = BTreeMap::<String, String>::deserialize(from)?;
+        let bytes = |(name, text): (String, String)| {
+            let bytes = STANDARD.decode(text).map_err(serde::de::Error::custom)?;
+            Ok((name, bytes))
+        };
+        texts.into_iter().map(bytes).collect()
+    }
+}
+
+impl Settings {
+    /// Reads what the seed brings and what was kept of earlier ones.
+    pub(crate) fn take(seed: &Seed, state: &Path, page: &mut Page) -> Self {
+        let kept = state.join(KEPT);
+        let before = Kept::read(&kept).unwrap_or_else(|error| {
+            page.problem(Problem::new(
+                format!("the configuration that was kept cannot be read: {error}"),
+                "give it again, over the firmware",
+            ));
+            Kept::default()
+        });
         let has_joined = has_identity(&state.join(NODE_STATE));
+        let mut given = Files::new();
         for (name, item) in &seed.items {
-            let is_new = fs::read(kept.join(name)).ok().as_ref() != Some(&item.bytes);
+            let is_new = before.files.get(name) != Some(&item.bytes);
             if SECRETS.contains(&name.as_str()) || !is_new {
                 continue;
             }
@@ -167,17 +254,41 @@ impl Settings {
                 ));
                 continue;
             }
-            if !is_sound(name, &item.bytes, page) {
-                continue;
+            if is_sound(name, &item.bytes, page) {
+                given.insert(name.clone(), item.bytes.clone());
             }
-            write_whole(&kept.join(name), &item.bytes, Mode::RUSR | Mode::WUSR).map_err(full)?;
         }
-        let network = match fs::read_to_string(kept.join(NETWORK)) {
-            Ok(text) => Network::parse(&text),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Network::default()),
-            Err(error) => Err(vec![format!("{NETWORK}: {error}")]),
+        let mut files = before.files.clone();
+        files.extend(given.clone());
+        let token = seed.items.get(JOIN_TOKEN).map(|item| item.bytes.clone());
+        // One that cannot be read may have demanded it.
+        let is_unsound = seed.items.contains_key(STORAGE) && !files.contains_key(STORAGE);
+        let storage = read_in::<Storage>(&files, STORAGE);
+        let mut settings = Self {
+            network: Network::default(),
+            require_tpm: is_unsound || storage.is_none_or(|storage| storage.require_tpm),
+            update: update::Settings::default(),
+            live: LIVE.into(),
+            state: state.join(NODE_STATE),
+            has_token: token.is_some(),
+            files,
+            given,
+            before,
+            kept,
+            token,
         };
-        let network = network.unwrap_or_else(|wrong| {
+        settings.read_own(page);
+        settings
+    }
+
+    /// Reads what is for init.
+    fn read_own(&mut self, page: &mut Page) {
+        let text = self
+            .files
+            .get(NETWORK)
+            .map(|bytes| String::from_utf8_lossy(bytes));
+        let network = Network::parse(text.as_deref().unwrap_or_default());
+        self.network = network.unwrap_or_else(|wrong| {
             wrong.into_iter().for_each(|what| {
                 page.problem(Problem::new(
                     what,
@@ -186,23 +297,54 @@ impl Settings {
             });
             Network::default()
         });
-        let storage: Storage = kept_or_default(&kept, STORAGE);
-        let token = seed.items.get(JOIN_TOKEN).map(|item| item.bytes.clone());
-        Ok(Self {
-            network,
-            require_tpm: storage.require_tpm,
-            update: kept_or_default(&kept, UPDATE),
-            live: LIVE.into(),
-            state: state.join(NODE_STATE),
-            has_token: token.is_some(),
-            kept,
-            token,
-        })
+        self.update = read_in(&self.files, UPDATE).unwrap_or_default();
     }
 
-    /// Puts everything where the programs look for it, and the storage key, if the vault does not keep it itself.
-    pub(crate) fn offer(&self, key: Option<&Key>, page: &mut Page) -> Result<(), Problem> {
-        let offered = offer(&self.kept, &self.live, self.token.as_deref(), key);
+    /// Keeps everything, and puts it where the programs look for it, with the storage key, if the vault does not keep that
+    /// itself. What somebody else has kept in our place is not used.
+    pub(crate) fn offer(
+        &mut self,
+        storage: &opened::Storage,
+        page: &mut Page,
+    ) -> Result<(), Problem> {
+        let key = storage.key.as_ref();
+        // Until this machine has joined there is nothing that a foreign setting could harm.
+        if let Some(key) = key
+            && self.has_identity()
+            && !storage.is_new
+            && !self.before.is_proven(key)
+        {
+            let problem = Problem::new(
+                "somebody has changed the configuration on the state partition: none of it is used",
+                "find out who has had the disk, and give the whole configuration again, over the firmware",
+            );
+            if self.given.is_empty() {
+                return Err(problem);
+            }
+            page.problem(problem);
+            self.files.clone_from(&self.given);
+            self.read_own(page);
+        }
+        let proof = key.map(|key| {
+            let tag = hmac::sign(&proof_key(key), &to_prove(&self.files));
+            hex::encode(tag)
+        });
+        let kept = Kept {
+            files: self.files.clone(),
+            proof,
+        };
+        if kept != self.before {
+            let text = serde_json::to_vec(&kept).map_err(io::Error::from);
+            let written =
+                text.and_then(|text| write_whole(&self.kept, &text, Mode::RUSR | Mode::WUSR));
+            written.map_err(|error| {
+                Problem::new(
+                    format!("the configuration cannot be kept on the state partition: {error}"),
+                    "the partition may be full or damaged: make it larger, or replace the disk",
+                )
+            })?;
+        }
+        let offered = offer(&self.files, &self.live, self.token.as_deref(), key);
         offered.map_err(|error| {
             Problem::new(
                 format!("the configuration cannot be offered to the programs: {error}"),
@@ -225,10 +367,12 @@ impl Settings {
     }
 }
 
-/// A file that was kept only after it had parsed.
-fn kept_or_default<T: DeserializeOwned + Default>(kept: &Path, name: &str) -> T {
-    let text = fs::read_to_string(kept.join(name)).unwrap_or_default();
-    parse(name, &text).unwrap_or_default()
+/// A file that was kept only after it had parsed; none when it does not.
+fn read_in<T: DeserializeOwned + Default>(files: &Files, name: &str) -> Option<T> {
+    let text = files
+        .get(name)
+        .map_or("", |bytes| std::str::from_utf8(bytes).unwrap_or("no text"));
+    parse(name, text).ok()
 }
 
 /// Whether a machine with this state partition has neither joined nor kept a file of a seed.
@@ -272,14 +416,11 @@ fn is_sound(name: &str, bytes: &[u8], page: &mut Page) -> bool {
 }
 
 /// Copies for the programs, in memory: each can read what is for it, and write nothing.
-fn offer(kept: &Path, live: &Path, token: Option<&[u8]>, key: Option<&Key>) -> io::Result<()> {
+fn offer(files: &Files, live: &Path, token: Option<&[u8]>, key: Option<&Key>) -> io::Result<()> {
     make_folder(live, 0o755)?;
     for (name, text) in [(NODE, DEFAULT_NODE), (VAULT, DEFAULT_VAULT)] {
-        let mut bytes = match fs::read(kept.join(name)) {
-            Ok(bytes) => bytes,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => text.as_bytes().to_vec(),
-            Err(error) => return Err(error),
-        };
+        let kept = files.get(name).cloned();
+        let mut bytes = kept.unwrap_or_else(|| text.as_bytes().to_vec());
         if let (VAULT, Some(key)) = (name, key) {
             hand_over(&live.join(STORAGE_KEY), &key[..], Some(VAULT_USER))?;
             // Before the first table.
@@ -288,12 +429,8 @@ fn offer(kept: &Path, live: &Path, token: Option<&[u8]>, key: Option<&Key>) -> i
         }
         hand_over(&live.join(name), &bytes, owner(name, &bytes))?;
     }
-    for entry in fs::read_dir(kept)? {
-        let name = entry?.file_name().to_string_lossy().into_owned();
-        if name.ends_with(".pem") {
-            let bytes = fs::read(kept.join(&name))?;
-            hand_over(&live.join(&name), &bytes, owner(&name, &bytes))?;
-        }
+    for (name, bytes) in files.iter().filter(|(name, _)| name.ends_with(".pem")) {
+        hand_over(&live.join(name), bytes, owner(name, bytes))?;
     }
     if let Some(token) = token {
         hand_over(&live.join(JOIN_TOKEN), token, Some(VAULT_USER))?;
@@ -337,6 +474,33 @@ fn make_folder(path: &Path, mode: u32) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::recovery::random_key;
+
+    #[test]
+    fn what_is_kept_is_proven_by_who_has_opened_the_key() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(KEPT);
+        assert_eq!(Kept::read(&path).unwrap(), Kept::default());
+        let (key, other) = (random_key().unwrap(), random_key().unwrap());
+        let files = Files::from([(VAULT.to_owned(), b"a".to_vec()), ("b.pem".into(), vec![])]);
+        let tag = hmac::sign(&proof_key(&key), &to_prove(&files));
+        let proof = Some(hex::encode(tag));
+        let kept = Kept { files, proof };
+        fs::write(&path, serde_json::to_vec(&kept).unwrap()).unwrap();
+        let read = Kept::read(&path).unwrap();
+        assert!(read == kept && read.is_proven(&key) && !read.is_proven(&other));
+        let mut changed = kept.clone();
+        changed.files.insert("c.pem".into(), b"anchor".to_vec());
+        assert!(!changed.is_proven(&key));
+        // Bytes that move from a name to its file are others.
+        let moved = Files::from([("vault.tomla".to_owned(), vec![]), ("b.pem".into(), vec![])]);
+        assert_ne!(to_prove(&moved), to_prove(&kept.files));
+        let none = Kept {
+            proof: None,
+            ..kept
+        };
+        assert!(!none.is_proven(&key));
+    }
 
     #[test]
     fn network_files_are_read_or_every_mistake_is_named() {

@@ -11,7 +11,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use casemate_measured_boot::{
     Approvals, IMAGE_PCRS, ImageKey, PLATFORM_PCR, PcrValue, SignedApproval, sealed_policy,
@@ -30,10 +30,10 @@ use crate::tpm::{Fault, Sealed, Tpm, WATCHED};
 /// On the state partition, for root alone.
 const FOLDER: &str = "keys";
 const SEALED: &str = "storage.json";
-/// There when the operator has seen the recovery key.
-const SHOWN: &str = "recovery-key-was-shown";
 /// Where the vault keeps the key when nobody else does.
 const CLEAR: &str = "casemate/vault/storage.key";
+/// There once the vault has sealed anything.
+const IDENTITY: &str = "casemate/vault/identity";
 /// Longest file with a sealed key, bytes.
 const MAX_SEALED_BYTES: u64 = 64 * 1024;
 /// What the boot stub passes on of the image's sections `.pcrsig` and `.pcrpkey` (systemd-stub(7)).
@@ -53,9 +53,8 @@ pub(crate) enum Mode {
     Clear,
 }
 
-/// `keys/storage.json`.
+/// `keys/storage.json`. A newer image may know more fields, and the one before must open it all the same.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 struct Kept {
     sealed: Sealed,
     /// Whose approvals open it, PEM.
@@ -74,6 +73,19 @@ pub(crate) struct Boot {
     approvals: Option<(ImageKey, Approvals)>,
 }
 
+/// What the operator and this boot allow.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Terms<'a> {
+    /// The recovery key, if the seed has one.
+    pub(crate) recovery: Option<&'a [u8]>,
+    /// No key in clear.
+    pub(crate) require_tpm: bool,
+    /// The seed has a join token: a machine without a key is to be a new node.
+    pub(crate) has_token: bool,
+    /// This image is being tried: what is sealed now would not open for the one before.
+    pub(crate) is_trial: bool,
+}
+
 /// What opening has come to.
 struct Opened {
     mode: Mode,
@@ -88,15 +100,16 @@ pub(crate) struct Storage {
     pub(crate) key: Option<Key>,
     /// The recovery key was needed, and is not any more.
     pub(crate) was_recovered: bool,
+    /// The key was sealed for the first time.
+    pub(crate) is_new: bool,
     /// To be shown until the operator has had time to write it down.
     pub(crate) recovery: Option<Zeroizing<String>>,
     boot: Boot,
-    folder: PathBuf,
 }
 
 impl Boot {
     /// What this machine and its image have.
-    pub(crate) fn look(page: &mut Page) -> Self {
+    pub(crate) fn look(version: ImageVersion, page: &mut Page) -> Self {
         let tpm = Tpm::open().unwrap_or_else(|fault| {
             page.problem(broken(&fault));
             None
@@ -108,6 +121,21 @@ impl Boot {
                 let key = ImageKey::from_pem(&String::from_utf8_lossy(&key)).ok()?;
                 Some((key, Approvals::from_text(&text).ok()?))
             });
+        Self::of(version, tpm, approvals)
+    }
+
+    /// The section with the approvals is not measured, so only those count that the key has signed, and that are this image's.
+    fn of(
+        version: ImageVersion,
+        tpm: Option<Tpm>,
+        approvals: Option<(ImageKey, Approvals)>,
+    ) -> Self {
+        let approvals = approvals.and_then(|(key, mut approvals)| {
+            approvals
+                .0
+                .retain(|signed| signed.approval.version == version && key.has_signed(signed));
+            (!approvals.0.is_empty()).then_some((key, approvals))
+        });
         Self { tpm, approvals }
     }
 
@@ -117,9 +145,6 @@ impl Boot {
         let (key, approvals) = self.approvals.as_ref().ok_or(NOT_MEASURED)?;
         let pcrs = tpm.pcrs().map_err(|fault| fault.to_string())?;
         let signed = approved(&pcrs, approvals)?;
-        if !signed.approval.is_measured() || !key.has_signed(signed) {
-            return Err("the image's approval is not signed by its own key".into());
-        }
         let platform = pcrs[&PLATFORM_PCR];
         if platform == PcrValue::ZERO {
             return Err(format!(
@@ -252,20 +277,19 @@ fn broken(fault: &Fault) -> Problem {
 }
 
 impl Storage {
-    /// Opens the key of a state partition, or makes one. `recovery` is what the seed says.
+    /// Opens the key of a state partition, or makes one.
     pub(crate) fn open(
         state: &Path,
         mut boot: Boot,
-        recovery: Option<&[u8]>,
-        require_tpm: bool,
+        terms: Terms<'_>,
         page: &mut Page,
     ) -> Result<Self, Problem> {
         let folder = state.join(FOLDER);
         let kept = read_kept(&folder)?;
         let clear = state.join(CLEAR);
         let opened = match &kept {
-            None => Self::first(state, &folder, &mut boot, require_tpm, page)?,
-            Some(kept) => Self::again(kept, &folder, &mut boot, recovery, page)?,
+            None => Self::first(state, &folder, &mut boot, terms, page)?,
+            Some(kept) => Self::again(kept, &folder, &mut boot, terms, page)?,
         };
         // A recovery key that was needed is not given back.
         let was_sealed_anew =
@@ -275,20 +299,21 @@ impl Storage {
         {
             remove(&clear).map_err(|error| full(&error))?;
         }
+        let mut recovery = None;
         if let Some(tpm) = &mut boot.tpm {
+            let was_shown = tpm.recovery_was_shown().map_err(|fault| broken(&fault))?;
+            recovery = opened.recovery.filter(|_| !was_shown);
             // Later in this boot, nothing opens it once more.
             tpm.end_opening().map_err(|fault| broken(&fault))?;
         }
         page.opened();
-        let shown = folder.join(SHOWN).exists();
-        let recovery = opened.recovery.filter(|_| !shown);
         Ok(Self {
             mode: opened.mode,
             key: opened.key,
             was_recovered: was_sealed_anew,
+            is_new: kept.is_none(),
             recovery: recovery.as_ref().map(RecoveryKey::to_text),
             boot,
-            folder,
         })
     }
 
@@ -297,11 +322,11 @@ impl Storage {
         state: &Path,
         folder: &Path,
         boot: &mut Boot,
-        require_tpm: bool,
+        terms: Terms<'_>,
         page: &mut Page,
     ) -> Result<Opened, Problem> {
         if let Err(why) = boot.sealer() {
-            if require_tpm {
+            if terms.require_tpm {
                 return Err(Problem::new(
                     format!("the storage key cannot be sealed, and `require_tpm` is set: {why}"),
                     "give the machine a TPM 2.0 and a signed image, or take `require_tpm` out of storage.toml",
@@ -314,17 +339,25 @@ impl Storage {
                 recovery: None,
             });
         }
+        let has_sealed = state.join(IDENTITY).exists();
         let key = match fs::read(state.join(CLEAR)) {
-            Ok(bytes) => <[u8; KEY_BYTES]>::try_from(&Zeroizing::new(bytes)[..])
+            // Without an identity nothing is sealed with it yet, and whoever has put it there would know it.
+            Ok(bytes) if has_sealed => <[u8; KEY_BYTES]>::try_from(&Zeroizing::new(bytes)[..])
                 .map(Zeroizing::new)
-                .map_err(|_| "the vault's file is no storage key"),
-            Err(_) => random_key(),
+                .map_err(|_| lost("the vault's file is no storage key")),
+            Err(error) if has_sealed => Err(lost(&error.to_string())),
+            _ => random_key().map_err(random),
         };
-        let key = key.map_err(random)?;
+        let key = key?;
         let recovery = RecoveryKey(random_key().map_err(random)?);
         let sealed = recovery.seal(&key).map_err(random)?;
-        seal(boot, folder, &key, &recovery, sealed)?;
-        page.line("key", "sealed to the TPM");
+        seal(boot, folder, &key, &recovery, sealed, terms, page)?;
+        let was_clear = if has_sealed {
+            "sealed to the TPM; it was on the state partition in clear before"
+        } else {
+            "sealed to the TPM"
+        };
+        page.line("key", was_clear);
         Ok(Opened {
             mode: Mode::Tpm,
             key: Some(key),
@@ -337,7 +370,7 @@ impl Storage {
         kept: &Kept,
         folder: &Path,
         boot: &mut Boot,
-        recovery: Option<&[u8]>,
+        terms: Terms<'_>,
         page: &mut Page,
     ) -> Result<Opened, Problem> {
         let why = match boot.open(kept) {
@@ -352,7 +385,7 @@ impl Storage {
                 let key = Zeroizing::new(*key);
                 let recovery = <[u8; KEY_BYTES]>::try_from(recovery).ok();
                 let recovery = recovery.map(|key| RecoveryKey(Zeroizing::new(key)));
-                finish_owner(boot, &key)?;
+                finish_owner(boot, &key, page);
                 return Ok(Opened {
                     mode: Mode::Tpm,
                     key: Some(key),
@@ -361,7 +394,7 @@ impl Storage {
             }
             Err(why) => why,
         };
-        let Some(text) = recovery else {
+        let Some(text) = terms.recovery else {
             return Err(Problem::new(
                 format!("the storage key stays sealed: {why}"),
                 "undo the change; or, if it is yours, give the recovery key as `recovery-key` over fw_cfg, SMBIOS or a seed disk",
@@ -376,8 +409,15 @@ impl Storage {
             )
         })?;
         let older = boot.is_older().unwrap_or_else(Some);
-        let mode = if older.is_none() && boot.sealer().is_ok() {
-            seal(boot, folder, &key, &recovery, kept.recovery.clone())?;
+        let may_seal = older.is_none() && !terms.is_trial;
+        let mode = if may_seal && boot.sealer().is_ok() {
+            let sealed = kept.recovery.clone();
+            // Whoever gives the recovery key has said whose machine this is.
+            let terms = Terms {
+                has_token: true,
+                ..terms
+            };
+            seal(boot, folder, &key, &recovery, sealed, terms, page)?;
             page.line(
                 "key",
                 "opened by the recovery key, and sealed to the TPM anew",
@@ -398,11 +438,12 @@ impl Storage {
     }
 
     /// The operator has seen the recovery key: it is not shown again.
-    pub(crate) fn recovery_was_shown(&mut self) -> io::Result<()> {
-        if self.recovery.take().is_some() {
-            write_whole(&self.folder.join(SHOWN), b"", FileMode::RUSR)?;
+    pub(crate) fn recovery_was_shown(&mut self) -> Result<(), Fault> {
+        self.recovery = None;
+        match (&self.key, &mut self.boot.tpm) {
+            (Some(key), Some(tpm)) => tpm.set_recovery_shown(&owner(key)),
+            _ => Ok(()),
         }
-        Ok(())
     }
 
     /// This image is good: no older one opens the key any more.
@@ -417,28 +458,28 @@ impl Storage {
     }
 }
 
-/// Seals a key to the TPM as it is now, and keeps what came out. A cut at any point leaves a key that opens.
+/// Seals a key to the TPM as it is now, and keeps what came out. A cut at any point leaves a key that opens, if need be by the
+/// recovery key.
 fn seal(
     boot: &mut Boot,
     folder: &Path,
     key: &Key,
     recovery: &RecoveryKey,
     sealed_recovery: Vec<u8>,
+    terms: Terms<'_>,
+    page: &mut Page,
 ) -> Result<(), Problem> {
     let (tpm, image_key, signed, platform) = boot
         .sealer()
         .map_err(|why| Problem::new(why, "restart; if it stays, report it"))?;
     let image_key = image_key.clone();
     let version = signed.approval.version.as_u64();
-    let ours = owner(key);
     let sealed = (|| {
-        let now = current_owner(tpm, &ours)?;
-        if tpm.floor()?.is_none_or(|_| now.is_empty()) {
-            tpm.make_floor(&now, version)?;
-        }
+        let (floor, was_shown) = make_free(tpm, &owner(key), terms.has_token)?;
+        tpm.make_indexes(&[], floor.max(version), was_shown)?;
         let payload = Zeroizing::new([&key[..], &recovery.0[..]].concat());
         let policy = sealed_policy(&image_key, platform);
-        Ok((tpm.seal(&now, &payload, &policy)?, tpm.pcrs()?))
+        Ok((tpm.seal(&[], &payload, &policy)?, tpm.pcrs()?))
     })();
     let (sealed, pcrs) = sealed.map_err(|fault: Fault| cannot_seal(&fault))?;
     let kept = Kept {
@@ -453,45 +494,63 @@ fn seal(
         write_whole(&folder.join(SEALED), &text, FileMode::RUSR)
     };
     write().map_err(|error| full(&error))?;
-    finish_owner(boot, key)
+    finish_owner(boot, key, page);
+    Ok(())
 }
 
 /// Nobody but who has opened the key may change the floor from here on.
-fn finish_owner(boot: &mut Boot, key: &Key) -> Result<(), Problem> {
-    let Some(tpm) = &mut boot.tpm else {
-        return Ok(());
-    };
+fn finish_owner(boot: &mut Boot, key: &Key, page: &mut Page) {
+    let Some(tpm) = &mut boot.tpm else { return };
+    let ours = owner(key);
     let finished = tpm.is_owned().and_then(|is_owned| {
-        if is_owned {
-            return Ok(());
-        }
-        tpm.set_owner(&[], &owner(key))
+        let from: &[u8] = if is_owned { &ours } else { &[] };
+        tpm.set_owner(from, &ours)
     });
-    finished.map_err(|fault| cannot_seal(&fault))
+    if let Err(fault) = finished {
+        page.problem(Problem::new(
+            format!("the version floor is not ours: {fault}"),
+            "somebody else has had this machine's TPM: clear it in the firmware, and give the recovery key",
+        ));
+    }
 }
 
-/// The owner's authorization as it is now. A TPM of ours whose key is lost with its disk is cleared: nothing that it sealed can
-/// be opened any more. One of somebody else's is left alone.
-fn current_owner(tpm: &mut Tpm, ours: &[u8]) -> Result<Zeroizing<Vec<u8>>, Fault> {
+/// A TPM that nothing of ours is sealed to any more: what was sealed before, to another state of this machine, must not open
+/// later. Its floor, and whether the recovery key was shown. One of ours whose key is lost with its disk is cleared when this
+/// machine is to be another node; one of somebody else's is left alone.
+fn make_free(tpm: &mut Tpm, ours: &[u8], is_wanted: bool) -> Result<(u64, bool), Fault> {
     if !tpm.is_owned()? {
-        return Ok(Zeroizing::default());
+        return Ok((0, false));
     }
+    let floor = tpm.floor()?.unwrap_or_default();
     match tpm.set_owner(ours, ours) {
-        Ok(()) => return Ok(Zeroizing::new(ours.to_vec())),
-        Err(fault) if !fault.is_authorization() || !tpm.has_floor_index()? => return Err(fault),
-        Err(_) => {}
+        Ok(()) => {
+            let was_shown = tpm.recovery_was_shown()?;
+            tpm.clear()?;
+            Ok((floor, was_shown))
+        }
+        Err(fault) if fault.is_authorization() && tpm.has_floor_index()? && is_wanted => {
+            tpm.clear()?;
+            Ok((0, false))
+        }
+        Err(fault) => Err(fault),
     }
-    tpm.clear()?;
-    Ok(Zeroizing::default())
 }
 
 fn cannot_seal(fault: &Fault) -> Problem {
     let next = if fault.is_authorization() {
-        "the TPM has another owner: clear it in the firmware's settings, then restart"
+        "the TPM belongs to another state partition or owner: attach the right disk; or, for a new node, give a join token, or clear the TPM in the firmware"
     } else {
         "restart; if it stays, look at the TPM in the firmware's settings"
     };
     Problem::new(format!("the storage key cannot be sealed: {fault}"), next)
+}
+
+/// Something was sealed with a key that is not there any more: another one would not open it.
+fn lost(why: &str) -> Problem {
+    Problem::new(
+        format!("the storage key of this state partition is gone: {why}"),
+        "put back a copy of the partition, or join again with an empty one and a new token",
+    )
 }
 
 fn random(wrong: &'static str) -> Problem {

@@ -22,7 +22,7 @@ use std::time::Duration;
 use casemate_trust::id::Digest;
 use casemate_trust::image::{ImageVersion, MAX_IMAGE_BYTES};
 use ring::rand::{SecureRandom as _, SystemRandom};
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{Mode as FileMode, OFlags};
 use serde::{Deserialize, Serialize};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
@@ -30,10 +30,10 @@ use tokio::time::Instant;
 use crate::boot_partition::{BootPartition, Entry, Fault, TRIES};
 use crate::console::{Page, Problem};
 use crate::kernel::write_whole;
-use crate::storage::Storage;
+use crate::storage::{Mode, Storage};
 
 /// On the state partition, for root alone.
-const RECORD: &str = "config/update.json";
+const RECORD: &str = "update.json";
 /// What the vault has accepted, in the node's state.
 const ACCEPTED: &str = "vault/image.json";
 /// Where the supervisor puts images, each by its digest.
@@ -44,6 +44,10 @@ pub(crate) const MACHINE: &str = "/run/machine/machine.json";
 const MAX_FILE_BYTES: u64 = 64 * 1024;
 /// Refused images that are remembered: of older ones the version is too low anyway.
 const MAX_REFUSED: usize = 16;
+/// A storage key that does not open is tried again: a fault may have passed.
+const LOOKS_AGAIN: Duration = Duration::from_secs(120);
+/// With an image that is tried, it shows that the image is no good.
+const TRIAL_SEALED_FOR: Duration = Duration::from_secs(30);
 /// An image that cannot be written is tried again.
 const RETRY: Duration = Duration::from_secs(60);
 
@@ -79,19 +83,20 @@ pub(crate) struct Accepted {
 
 /// An image that did not do, and why.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 struct Refused {
     version: ImageVersion,
     digest: Digest,
     why: String,
 }
 
-/// `config/update.json`.
+/// `update.json`. A newer image may know more fields, and the one before must read it all the same.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(default)]
 struct Record {
     /// The image that is tried.
     trying: Option<Accepted>,
+    /// The machine was told to restart into it.
+    restarted: bool,
     /// How the node was before.
     before: Health,
     /// Why the last try was given up.
@@ -101,7 +106,6 @@ struct Record {
 
 /// How the node is.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub(crate) struct Health {
     /// The vault is open and this node is a member.
     pub(crate) vault: bool,
@@ -112,6 +116,15 @@ pub(crate) struct Health {
 }
 
 impl Health {
+    /// As well as at either time.
+    fn or(self, other: Self) -> Self {
+        Self {
+            vault: self.vault || other.vault,
+            connected: self.connected || other.connected,
+            serving: self.serving || other.serving,
+        }
+    }
+
     /// What is worse than it was before, if anything.
     fn worse_than(self, before: Self) -> Option<&'static str> {
         let lost = |now: bool, before: bool| before && !now;
@@ -172,6 +185,8 @@ pub(crate) enum Next {
 
 enum Phase {
     Steady,
+    /// This image is tried; it begins when the node is started.
+    Untried,
     Trial(Trial),
     /// The file is being written.
     Writing(JoinHandle<Result<(), Fault>>, Accepted),
@@ -189,6 +204,10 @@ pub(crate) struct Update {
     boot: Option<BootPartition>,
     record: Record,
     phase: Phase,
+    /// The best that this boot has seen.
+    best: Health,
+    /// This image's file is there, and is not counted.
+    is_blessed: bool,
     /// What it does now, for people.
     doing: Option<String>,
     record_file: PathBuf,
@@ -200,7 +219,6 @@ impl Update {
     /// Finds out what this boot is: a usual one, a trial, or the way back from one.
     pub(crate) fn start(
         version: ImageVersion,
-        settings: Settings,
         boot: Option<BootPartition>,
         state: &Path,
         page: &mut Page,
@@ -215,10 +233,12 @@ impl Update {
         });
         let mut update = Self {
             version,
-            settings,
+            settings: Settings::default(),
             boot,
             record: record.unwrap_or_default(),
             phase: Phase::Steady,
+            best: Health::default(),
+            is_blessed: false,
             doing: None,
             record_file,
             node: state.join("casemate"),
@@ -232,7 +252,8 @@ impl Update {
                 page.problem(problem(&fault));
             }
         }
-        for refused in &update.record.refused {
+        let is_newer = |refused: &&Refused| refused.version > version;
+        for refused in update.record.refused.iter().filter(is_newer) {
             page.problem(Problem::new(
                 format!(
                     "the image {} was tried and refused: {}",
@@ -247,13 +268,23 @@ impl Update {
     fn begin(&mut self, boot: &BootPartition, images: &[Entry]) -> Result<(), Fault> {
         let here = images.iter().find(|entry| entry.version == self.version);
         let is_counted = here.is_some_and(|entry| entry.tries_left.is_some());
+        self.is_blessed = here.is_some() && !is_counted;
         let trying = self.record.trying.clone();
         match trying {
             Some(tried) if tried.version != self.version => {
                 let file = images.iter().find(|entry| entry.version == tried.version);
-                if file.is_some_and(|entry| entry.tries_left == Some(0)) {
-                    let why = self.record.why.take();
-                    let why = why.unwrap_or_else(|| format!("it did not come up in {TRIES} tries"));
+                let left = file.and_then(|entry| entry.tries_left);
+                // It was told to start it, and has not even tried.
+                let is_ignored = self.record.restarted && left == Some(TRIES);
+                let is_over = left == Some(0) || is_ignored;
+                if is_over {
+                    let why = self.record.why.take().unwrap_or_else(|| {
+                        if is_ignored {
+                            "the firmware does not start from this disk".to_owned()
+                        } else {
+                            format!("it did not come up in {TRIES} tries")
+                        }
+                    });
                     self.record
                         .refused
                         .retain(|refused| refused.digest != tried.digest);
@@ -266,19 +297,16 @@ impl Update {
                     self.record.refused.drain(..excess);
                 }
                 // Without a file, it was never tried: power was cut before.
-                if file.is_none_or(|entry| entry.tries_left == Some(0)) {
+                if file.is_none() || is_over {
                     self.record.trying = None;
                     self.save()?;
                 }
+                if is_ignored {
+                    boot.remove(tried.version)?;
+                }
             }
             _ if is_counted => {
-                let secs = |secs: u32| Duration::from_secs(secs.into());
-                self.phase = Phase::Trial(Trial {
-                    before: self.record.before,
-                    until: Instant::now() + secs(self.settings.trial_secs),
-                    well_since: None,
-                    well_for: secs(self.settings.healthy_secs),
-                });
+                self.phase = Phase::Untried;
                 self.doing = Some(format!("trying the image {}", self.version));
             }
             Some(_) => {
@@ -304,6 +332,50 @@ impl Update {
         Ok(())
     }
 
+    /// Whether this image is being tried.
+    pub(crate) fn is_trial(&self) -> bool {
+        matches!(self.phase, Phase::Untried | Phase::Trial(_))
+    }
+
+    /// How long a storage key that does not open is waited for.
+    pub(crate) fn sealed_for(&self) -> Duration {
+        if self.is_trial() {
+            TRIAL_SEALED_FOR
+        } else {
+            LOOKS_AGAIN
+        }
+    }
+
+    /// This try has failed.
+    pub(crate) fn give_up(&mut self, why: &str) {
+        self.record.why = Some(why.to_owned());
+        // When it cannot be kept, the reason is missing later, and nothing else.
+        let _kept = self.save();
+    }
+
+    /// The key is open and the node is started: a trial begins, or older images are shut out.
+    pub(crate) fn node_runs(
+        &mut self,
+        settings: &Settings,
+        storage: &mut Storage,
+        page: &mut Page,
+    ) {
+        self.settings = settings.clone();
+        if self.is_blessed {
+            shut_out_older(storage, page);
+        }
+        // What was not started from this disk is nobody's word; one that is given to the machine proves itself too.
+        if matches!(self.phase, Phase::Untried) || self.boot.is_none() {
+            let secs = |secs: u32| Duration::from_secs(secs.into());
+            self.phase = Phase::Trial(Trial {
+                before: self.record.before,
+                until: Instant::now() + secs(self.settings.trial_secs),
+                well_since: None,
+                well_for: secs(self.settings.healthy_secs),
+            });
+        }
+    }
+
     fn save(&self) -> io::Result<()> {
         save(&self.record_file, &self.record)
     }
@@ -316,18 +388,20 @@ impl Update {
         page: &mut Page,
     ) -> Next {
         let now = Instant::now();
+        self.best = self.best.or(health);
         let next = match &mut self.phase {
+            Phase::Untried => Next::GoOn,
             Phase::Trial(trial) => match trial.look(health, now) {
                 Verdict::Wait => Next::GoOn,
                 Verdict::Good => {
                     self.bless(storage, page);
                     Next::GoOn
                 }
+                // There is no other one to go back to.
+                Verdict::Bad(_) if self.boot.is_none() => Next::GoOn,
                 Verdict::Bad(why) => {
                     let secs = self.settings.trial_secs;
-                    self.record.why = Some(format!("{why}, after {secs} seconds"));
-                    // When it cannot be kept, the reason is missing later, and nothing else.
-                    let _kept = self.save();
+                    self.give_up(&format!("{why}, after {secs} seconds"));
                     Next::Restart
                 }
             },
@@ -336,11 +410,24 @@ impl Update {
                 self.written(page).await;
                 Next::GoOn
             }
-            Phase::Restarting(at) if now >= *at => Next::Restart,
+            Phase::Restarting(at) if now >= *at => {
+                self.record.restarted = true;
+                match self.save() {
+                    Ok(()) => Next::Restart,
+                    Err(error) => {
+                        page.problem(unsaved(&error));
+                        self.phase = Phase::Failed(now + RETRY);
+                        Next::GoOn
+                    }
+                }
+            }
             Phase::Failed(until) if now < *until => Next::GoOn,
             Phase::Restarting(_) => Next::GoOn,
             Phase::Steady | Phase::Failed(_) => {
-                self.take_what_is_new(health, page);
+                // A machine whose key is sealed to nothing that the next boot has stays as it is, and so does one that is not well.
+                if health.vault && storage.mode != Mode::Recovery {
+                    self.take_what_is_new(page);
+                }
                 Next::GoOn
             }
         };
@@ -352,36 +439,27 @@ impl Update {
     }
 
     fn bless(&mut self, storage: &mut Storage, page: &mut Page) {
-        let Some(boot) = &self.boot else { return };
-        let blessed = boot.bless(self.version).and_then(|()| {
-            self.record.trying = None;
-            self.record.why = None;
-            Ok(save(&self.record_file, &self.record)?)
-        });
-        if let Err(fault) = blessed {
-            page.problem(problem(&fault));
-            return;
+        if let Some(boot) = &self.boot {
+            if let Err(fault) = boot.bless(self.version) {
+                page.problem(problem(&fault));
+                return;
+            }
+            self.record = Record {
+                refused: std::mem::take(&mut self.record.refused),
+                ..Record::default()
+            };
+            if let Err(error) = self.save() {
+                page.problem(unsaved(&error));
+            }
+            self.is_blessed = true;
         }
         self.phase = Phase::Steady;
         self.doing = None;
-        self.shut_out_older(storage, page);
-    }
-
-    /// No older image opens the storage key from here on. Called for an image that is blessed.
-    pub(crate) fn shut_out_older(&self, storage: &mut Storage, page: &mut Page) {
-        if matches!(self.phase, Phase::Trial(_)) {
-            return;
-        }
-        if let Err(fault) = storage.raise_floor() {
-            page.problem(Problem::new(
-                format!("older images are not shut out: {fault}"),
-                "restart; if it stays, look at the TPM in the firmware's settings",
-            ));
-        }
+        shut_out_older(storage, page);
     }
 
     /// Begins to write the image that the vault has accepted, when it is newer and here.
-    fn take_what_is_new(&mut self, health: Health, page: &mut Page) {
+    fn take_what_is_new(&mut self, page: &mut Page) {
         let Ok(Some(accepted)) = read::<Accepted>(&self.node.join(ACCEPTED)) else {
             return;
         };
@@ -413,7 +491,8 @@ impl Update {
         page.show();
         let record = Record {
             trying: Some(accepted.clone()),
-            before: health,
+            restarted: false,
+            before: self.best,
             why: None,
             refused: self.record.refused.clone(),
         };
@@ -472,19 +551,36 @@ impl Update {
     pub(crate) fn tell(&mut self, storage: &Storage) -> io::Result<()> {
         let told = serde_json::json!({
             "version": self.version,
-            "blessed": !matches!(self.phase, Phase::Trial(_)),
+            "blessed": self.boot.is_none() || self.is_blessed,
             "refused": self.record.refused,
             "storage_key": storage.mode,
             "update": self.doing.clone().or_else(|| self.newest_refusal()),
         });
         let told = told.to_string().into_bytes();
         if told != self.told {
-            let everybody = Mode::RUSR | Mode::RGRP | Mode::ROTH;
+            let everybody = FileMode::RUSR | FileMode::RGRP | FileMode::ROTH;
             write_whole(Path::new(MACHINE), &told, everybody)?;
             self.told = told;
         }
         Ok(())
     }
+}
+
+/// No older image opens the storage key from here on.
+fn shut_out_older(storage: &mut Storage, page: &mut Page) {
+    if let Err(fault) = storage.raise_floor() {
+        page.problem(Problem::new(
+            format!("older images are not shut out: {fault}"),
+            "restart; if it stays, look at the TPM in the firmware's settings",
+        ));
+    }
+}
+
+fn unsaved(error: &io::Error) -> Problem {
+    Problem::new(
+        format!("what is known of images cannot be kept: {error}"),
+        "the state partition may be full or damaged",
+    )
 }
 
 fn problem(fault: &Fault) -> Problem {
@@ -500,7 +596,7 @@ fn problem(fault: &Fault) -> Problem {
 
 fn save(path: &Path, record: &Record) -> io::Result<()> {
     let text = serde_json::to_vec(record)?;
-    write_whole(path, &text, Mode::RUSR | Mode::WUSR)
+    write_whole(path, &text, FileMode::RUSR | FileMode::WUSR)
 }
 
 /// A file of JSON, if it is there.
@@ -517,7 +613,7 @@ fn read<T: serde::de::DeserializeOwned>(path: &Path) -> io::Result<Option<T>> {
 /// Opens a file in a folder of somebody who is believed less than init: no pipe that never begins, and nothing elsewhere.
 fn open_file(path: &Path) -> io::Result<File> {
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    let file = File::from(rustix::fs::open(path, flags, Mode::empty())?);
+    let file = File::from(rustix::fs::open(path, flags, FileMode::empty())?);
     if !file.metadata()?.is_file() {
         return Err(io::Error::other(format!("{} is no file", path.display())));
     }

@@ -11,8 +11,8 @@
 //! ```
 //!
 //! PCR 11 is worth what the firmware is worth that starts the stub: whatever runs before can measure what it likes. That is
-//! why PCR 7 is in the policy too, and never alone. A PCR that is all zeros because nothing was measured proves nothing:
-//! [`Approval::is_measured`] is asked before anything is sealed.
+//! why PCR 7 is in the policy too, and never alone. A PCR 7 or 11 that is all zeros, because nothing
+//! was measured, proves nothing: nothing is sealed to it.
 //!
 //! All is computed here, by the rules of [TPM 2.0, part 1], section 19.7, and nothing touches a TPM.
 //!

@@ -46,11 +46,6 @@ impl Approval {
         let pcrs = policy_pcr(&NO_POLICY, &IMAGE_PCRS, &values);
         policy_nv(&pcrs, self.version)
     }
-
-    /// Whether there is anything that it stands for.
-    pub fn is_measured(&self) -> bool {
-        self.pcr11 != PcrValue::ZERO
-    }
 }
 
 /// An approval, and who says so.

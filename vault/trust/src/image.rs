@@ -11,7 +11,7 @@ use crate::id::{Digest, FleetId};
 use crate::name::{Name, excerpt};
 use crate::statement::{MAX_POOLS, Statement, span_flaw};
 
-/// Largest image, bytes: three of them, the running one among them, fit a boot partition of 1 GiB.
+/// Largest image, bytes: two of them, the running one and the next, fit a boot partition of 512 MiB.
 pub const MAX_IMAGE_BYTES: u64 = 250 * 1024 * 1024;
 
 /// Why a version was refused.

@@ -323,6 +323,9 @@ pub struct ImagePush {
     /// A pool whose machines are to run it; once for each
     #[arg(long = "pool", value_name = "NAME", required = true)]
     pub pools: Vec<Name>,
+    /// It is not signed: for machines without Secure Boot and without a TPM
+    #[arg(long)]
+    pub unsigned: bool,
     /// How long machines accept it that have not yet
     #[command(flatten)]
     pub lifetime: Lifetime,

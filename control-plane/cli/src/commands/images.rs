@@ -38,7 +38,7 @@ struct Candidate {
 }
 
 impl Candidate {
-    fn read(path: &Path) -> Result<Self, Error> {
+    fn read(path: &Path, may_be_unsigned: bool) -> Result<Self, Error> {
         let unreadable = |error: std::io::Error| {
             Error::new(Code::Input, "the image cannot be read", "check the path")
                 .at(path.display())
@@ -60,6 +60,16 @@ impl Candidate {
                 .source(error)
         };
         let inspected = inspect(&bytes).map_err(|error| no_image(error.into()))?;
+        if !may_be_unsigned && !(inspected.is_signed && inspected.is_approved) {
+            // Machines with Secure Boot would have to be started again by hand.
+            let next = "build it with `--secure-boot-key` and `--secure-boot-certificate`; or say `--unsigned`, for machines without Secure Boot whose storage key lies in clear";
+            return Err(Error::new(
+                Code::Refused,
+                "the image is not signed, or was changed since",
+                next,
+            )
+            .at(path.display()));
+        }
         let version = inspected.version.parse();
         Ok(Self {
             digest: Digest::of(&bytes),
@@ -75,7 +85,7 @@ impl Candidate {
 /// `casemate image push`
 pub(super) async fn push(cx: &Context, args: &ImagePush) -> Result<(), Error> {
     let progress = cx.output.progress("reading the image");
-    let image = Candidate::read(&args.file)?;
+    let image = Candidate::read(&args.file, args.unsigned)?;
     let mut session = Session::open(cx).await?;
     session.read_pools().await?;
     let mut pools: Vec<Name> = args.pools.clone();

@@ -22,6 +22,8 @@ struct Boots<'a> {
     firmware: &'a [u8],
     recovery: Option<&'a str>,
     has_tpm: bool,
+    has_token: bool,
+    is_trial: bool,
 }
 
 const USUAL: Boots<'static> = Boots {
@@ -31,6 +33,8 @@ const USUAL: Boots<'static> = Boots {
     firmware: b"secure boot",
     recovery: None,
     has_tpm: true,
+    has_token: false,
+    is_trial: false,
 };
 
 fn page() -> Page {
@@ -64,15 +68,17 @@ impl Bench {
         require_tpm: bool,
     ) -> Result<Storage, Problem> {
         emulator.boot(how.image, how.from_outside, how.firmware);
-        let boot = Boot {
-            tpm: how.has_tpm.then(|| emulator.take()),
-            approvals: Some((
-                self.key.public().clone(),
-                Approvals(vec![approval(&self.key, IMAGE, how.version)]),
-            )),
+        let tpm = how.has_tpm.then(|| emulator.take());
+        let approvals = Approvals(vec![approval(&self.key, IMAGE, how.version)]);
+        let version = ImageVersion::from_u64(how.version).unwrap();
+        let boot = Boot::of(version, tpm, Some((self.key.public().clone(), approvals)));
+        let terms = Terms {
+            recovery: how.recovery.map(str::as_bytes),
+            require_tpm,
+            has_token: how.has_token,
+            is_trial: how.is_trial,
         };
-        let recovery = how.recovery.map(str::as_bytes);
-        Storage::open(self.state.path(), boot, recovery, require_tpm, &mut page())
+        Storage::open(self.state.path(), boot, terms, &mut page())
     }
 }
 
@@ -82,11 +88,22 @@ fn a_key_is_sealed_at_the_first_boot_and_opens_at_the_next() {
     let first = bench.boot(&USUAL).unwrap();
     assert_eq!(first.mode, Mode::Tpm);
     let recovery = first.recovery.unwrap();
-    let mut second = bench.boot(&USUAL).unwrap();
+    let mut emulator = Emulator::start(bench.tpm.path());
+    let second = bench.boot_on(&mut emulator, &USUAL, false);
+    let mut second = second.map_err(|problem| problem.what).unwrap();
     assert!(second.key == first.key && !second.was_recovered);
     // Until the operator has seen it.
     assert_eq!(*second.recovery.clone().unwrap(), *recovery);
     second.recovery_was_shown().unwrap();
+    drop(emulator);
+    assert!(bench.boot(&USUAL).unwrap().recovery.is_none());
+    // Nor for whoever has the machine and writes its disk.
+    let before = bench.tpm.path().join("storage.json");
+    let folder = bench.state.path().join(FOLDER);
+    fs::copy(folder.join(SEALED), &before).unwrap();
+    fs::remove_dir_all(&folder).unwrap();
+    fs::create_dir_all(&folder).unwrap();
+    fs::copy(&before, folder.join(SEALED)).unwrap();
     assert!(bench.boot(&USUAL).unwrap().recovery.is_none());
     // Nothing on the disk is the key, or opens it.
     let text = fs::read(bench.state.path().join(FOLDER).join(SEALED)).unwrap();
@@ -178,7 +195,20 @@ fn what_has_changed_is_named_and_the_recovery_key_opens() {
                 recovery: Some(&recovery),
                 ..USUAL
             };
+            // Not while an image is tried: the one before could not open it.
+            let tried = Boots {
+                is_trial: true,
+                ..given
+            };
+            assert_eq!(bench.boot(&tried).unwrap().mode, Mode::Recovery);
+            // What was sealed in between does not open any more, even for who has kept it.
+            let file = bench.state.path().join(FOLDER).join(SEALED);
+            let old = fs::read(&file).unwrap();
             assert_eq!(bench.boot(&given).unwrap().mode, Mode::Tpm);
+            let now = fs::read(&file).unwrap();
+            fs::write(&file, old).unwrap();
+            assert!(bench.boot(&changed).is_err());
+            fs::write(&file, now).unwrap();
         }
         assert!(bench.boot(&USUAL).is_ok(), "{what}");
     }
@@ -235,11 +265,24 @@ fn without_a_tpm_the_vault_keeps_the_key_unless_that_is_forbidden() {
     assert_eq!(bench.boot(&unmeasured).unwrap().mode, Mode::Clear);
     // The vault's key goes into the TPM when there is one.
     let clear = bench.state.path().join(CLEAR);
+    let identity = bench.state.path().join(IDENTITY);
     fs::create_dir_all(clear.parent().unwrap()).unwrap();
+    fs::write(&identity, b"sealed with it").unwrap();
+    let said = bench.boot(&USUAL).err().unwrap();
+    assert!(said.contains("is gone"), "{said}");
     fs::write(&clear, [7; KEY_BYTES]).unwrap();
     let sealed = bench.boot(&USUAL).unwrap();
     assert_eq!(*sealed.key.unwrap(), [7; KEY_BYTES]);
     assert!(!clear.exists());
+}
+
+#[test]
+fn a_key_that_somebody_has_put_there_is_not_used() {
+    let bench = Bench::new();
+    let clear = bench.state.path().join(CLEAR);
+    fs::create_dir_all(clear.parent().unwrap()).unwrap();
+    fs::write(&clear, [7; KEY_BYTES]).unwrap();
+    assert_ne!(*bench.boot(&USUAL).unwrap().key.unwrap(), [7; KEY_BYTES]);
 }
 
 #[test]
@@ -248,7 +291,7 @@ fn a_cut_while_the_key_is_sealed_leaves_a_machine_that_boots() {
     // After the floor: nothing was kept yet.
     Emulator::start(bench.tpm.path())
         .take()
-        .make_floor(&[], 9)
+        .make_indexes(&[], 9, false)
         .unwrap();
     let first = bench.boot(&USUAL).unwrap();
     assert_eq!(first.mode, Mode::Tpm);
@@ -262,7 +305,13 @@ fn a_cut_while_the_key_is_sealed_leaves_a_machine_that_boots() {
     assert!(Emulator::start(bench.tpm.path()).take().is_owned().unwrap());
     // The disk is replaced: what the TPM had sealed is of no use, and a new key is.
     fs::remove_dir_all(bench.state.path().join(FOLDER)).unwrap();
-    let anew = bench.boot(&USUAL).unwrap();
+    let said = bench.boot_with(&USUAL, false).err().unwrap();
+    assert!(said.next.contains("attach the right disk"), "{}", said.next);
+    let to_join = Boots {
+        has_token: true,
+        ..USUAL
+    };
+    let anew = bench.boot(&to_join).unwrap();
     assert!(anew.mode == Mode::Tpm && anew.key != first.key);
     // A TPM of somebody else's is left alone.
     fs::remove_dir_all(bench.state.path().join(FOLDER)).unwrap();
@@ -271,8 +320,8 @@ fn a_cut_while_the_key_is_sealed_leaves_a_machine_that_boots() {
     tpm.clear().unwrap();
     tpm.set_owner(&[], b"somebody else").unwrap();
     drop(tpm);
-    let said = bench.boot_with(&USUAL, false).err().unwrap();
-    assert!(said.next.contains("another owner"), "{}", said.next);
+    let said = bench.boot_with(&to_join, false).err().unwrap();
+    assert!(said.next.contains("clear the TPM"), "{}", said.next);
 }
 
 #[test]
@@ -287,9 +336,8 @@ fn a_blessed_image_keeps_older_ones_out() {
     // Until it is blessed, there is a way back.
     bench.boot(&USUAL).unwrap();
     let mut emulator = Emulator::start(bench.tpm.path());
-    let mut opened = bench
-        .boot_on(&mut emulator, &newer, false)
-        .unwrap_or_else(|_| panic!());
+    let opened = bench.boot_on(&mut emulator, &newer, false);
+    let mut opened = opened.map_err(|problem| problem.what).unwrap();
     opened.raise_floor().unwrap();
     drop((opened, emulator));
     let said = bench.boot(&USUAL).err().unwrap();

@@ -51,6 +51,11 @@ use session::{Opening, Session};
 const DEVICE: &str = "/dev/tpmrm0";
 /// Where our storage key stays, among the owner's persistent handles.
 const PARENT: u32 = 0x8100_ca5e;
+/// Beside the floor: whether the operator has seen the recovery key. Nobody but the owner can say otherwise, not even who has the
+/// whole machine.
+const SHOWN_INDEX: u32 = FLOOR_INDEX + 1;
+const NOT_SHOWN: u64 = 0;
+const SHOWN: u64 = 1;
 /// Extended into PCR 11 once the key is open: nothing that comes later in this boot can open it again.
 const OPENED: &[u8] = b"casemate: the storage key is open";
 /// `TPM_PT_PERMANENT` and its first bit, `ownerAuthSet` (part 2, 8.6).
@@ -179,16 +184,25 @@ impl Tpm {
 
     /// The version floor, if there is one.
     pub(crate) fn floor(&mut self) -> Result<Option<u64>, Fault> {
-        let index = match self.floor_entity() {
+        self.number(FLOOR_INDEX)
+    }
+
+    /// Whether the operator has seen the recovery key. Where it is not known, it is taken for seen.
+    pub(crate) fn recovery_was_shown(&mut self) -> Result<bool, Fault> {
+        Ok(self.number(SHOWN_INDEX)? != Some(NOT_SHOWN))
+    }
+
+    fn number(&mut self, index: u32) -> Result<Option<u64>, Fault> {
+        let entity = match self.entity(index) {
             Err(fault) if fault.is_absence() => return Ok(None),
-            index => index?,
+            entity => entity?,
         };
         let command = TpmNvReadCommand {
-            handles: [handle(FLOOR_INDEX), handle(FLOOR_INDEX)],
+            handles: [handle(index), handle(index)],
             size: TpmUint16::from(FLOOR_BYTES),
             offset: TpmUint16::from(0),
         };
-        let entities = [&index, &index];
+        let entities = [&entity, &entity];
         let read = run(&mut *self.carrier, &command, &entities, Auth::Password(&[]));
         let read: TpmNvReadResponse = match read {
             Err(fault) if Fault::is_absence(&fault) => return Ok(None),
@@ -201,37 +215,74 @@ impl Tpm {
 
     /// Whether the index of the floor is taken, written or not.
     pub(crate) fn has_floor_index(&mut self) -> Result<bool, Fault> {
-        match self.floor_entity() {
+        match self.entity(FLOOR_INDEX) {
             Err(fault) if fault.is_absence() => Ok(false),
-            index => index.map(|_| true),
+            entity => entity.map(|_| true),
         }
     }
 
-    /// Makes the floor anew, at this version.
-    pub(crate) fn make_floor(&mut self, owner: &[u8], version: u64) -> Result<(), Fault> {
-        let parent = self.parent(owner)?;
-        let mut session = self.session(&parent, TpmSe::Hmac)?;
-        let made = self.make_floor_in(&mut session, owner, version);
-        self.flush(session.handle)?;
-        made
+    /// Makes our indexes anew: the floor at this version, and the recovery key not shown yet, or shown.
+    pub(crate) fn make_indexes(
+        &mut self,
+        owner: &[u8],
+        floor: u64,
+        was_shown: bool,
+    ) -> Result<(), Fault> {
+        let shown = if was_shown { SHOWN } else { NOT_SHOWN };
+        self.as_owner(owner, |tpm, session| {
+            tpm.make_index(session, owner, FLOOR_INDEX, floor)?;
+            tpm.make_index(session, owner, SHOWN_INDEX, shown)
+        })
     }
 
-    fn make_floor_in(
+    /// The operator has seen the recovery key.
+    pub(crate) fn set_recovery_shown(&mut self, owner: &[u8]) -> Result<(), Fault> {
+        self.as_owner(owner, |tpm, session| {
+            tpm.write(session, owner, SHOWN_INDEX, SHOWN)
+        })
+    }
+
+    /// Raises the floor; never lowers it.
+    pub(crate) fn raise_floor(&mut self, owner: &[u8], version: u64) -> Result<(), Fault> {
+        match self.floor()? {
+            Some(floor) if floor >= version => return Ok(()),
+            Some(_) => {}
+            None => return Err(Fault::Malformed("the version floor is gone".into())),
+        }
+        self.as_owner(owner, |tpm, session| {
+            tpm.write(session, owner, FLOOR_INDEX, version)
+        })
+    }
+
+    fn as_owner<T>(
+        &mut self,
+        owner: &[u8],
+        what: impl FnOnce(&mut Self, &mut Session) -> Result<T, Fault>,
+    ) -> Result<T, Fault> {
+        let parent = self.parent(owner)?;
+        let mut session = self.session(&parent, TpmSe::Hmac)?;
+        let done = what(self, &mut session);
+        self.flush(session.handle)?;
+        done
+    }
+
+    fn make_index(
         &mut self,
         session: &mut Session,
         owner: &[u8],
-        version: u64,
+        index: u32,
+        value: u64,
     ) -> Result<(), Fault> {
         let hierarchy = Entity::permanent(TpmRh::Owner as u32);
-        match self.floor_entity() {
+        match self.entity(index) {
             Err(fault) if fault.is_absence() => {}
             Err(fault) => return Err(fault),
-            Ok(index) => {
+            Ok(entity) => {
                 let command = TpmNvUndefineSpaceCommand {
-                    handles: [handle(hierarchy.handle), handle(FLOOR_INDEX)],
+                    handles: [handle(hierarchy.handle), handle(index)],
                 };
                 let auth = Auth::Session(session, owner, Hidden::Nothing);
-                let entities = [&hierarchy, &index];
+                let entities = [&hierarchy, &entity];
                 let _gone: TpmNvUndefineSpaceResponse =
                     run(&mut *self.carrier, &command, &entities, auth)?;
             }
@@ -241,7 +292,7 @@ impl Tpm {
             auth: Tpm2bAuth::default(),
             public_info: Tpm2bNvPublic {
                 inner: TpmsNvPublic {
-                    nv_index: handle(FLOOR_INDEX),
+                    nv_index: handle(index),
                     name_alg: TpmAlgId::Sha256,
                     attributes: TpmaNv::from_bits_truncate(FLOOR_ATTRIBUTES),
                     auth_policy: Tpm2bDigest::default(),
@@ -252,49 +303,37 @@ impl Tpm {
         let auth = Auth::Session(session, owner, Hidden::Command);
         let _defined: TpmNvDefineSpaceResponse =
             run(&mut *self.carrier, &command, &[&hierarchy], auth)?;
-        self.write_floor(session, owner, version)
+        self.write(session, owner, index, value)
     }
 
-    /// Raises the floor; never lowers it.
-    pub(crate) fn raise_floor(&mut self, owner: &[u8], version: u64) -> Result<(), Fault> {
-        match self.floor()? {
-            Some(floor) if floor >= version => return Ok(()),
-            Some(_) => {}
-            None => return Err(Fault::Malformed("the version floor is gone".into())),
-        }
-        let parent = self.parent(owner)?;
-        let mut session = self.session(&parent, TpmSe::Hmac)?;
-        let raised = self.write_floor(&mut session, owner, version);
-        self.flush(session.handle)?;
-        raised
-    }
-
-    fn write_floor(
+    fn write(
         &mut self,
         session: &mut Session,
         owner: &[u8],
-        version: u64,
+        index: u32,
+        value: u64,
     ) -> Result<(), Fault> {
         let hierarchy = Entity::permanent(TpmRh::Owner as u32);
-        let index = self.floor_entity()?;
+        let entity = self.entity(index)?;
         let command = TpmNvWriteCommand {
-            handles: [handle(hierarchy.handle), handle(FLOOR_INDEX)],
-            data: Tpm2bMaxNvBuffer::try_from(&version.to_be_bytes()[..])?,
+            handles: [handle(hierarchy.handle), handle(index)],
+            data: Tpm2bMaxNvBuffer::try_from(&value.to_be_bytes()[..])?,
             offset: TpmUint16::from(0),
         };
         let auth = Auth::Session(session, owner, Hidden::Nothing);
-        let entities = [&hierarchy, &index];
+        let entities = [&hierarchy, &entity];
         let _written: TpmNvWriteResponse = run(&mut *self.carrier, &command, &entities, auth)?;
         Ok(())
     }
 
-    fn floor_entity(&mut self) -> Result<Entity, Fault> {
+    /// One of our NV indexes.
+    fn entity(&mut self, index: u32) -> Result<Entity, Fault> {
         let command = TpmNvReadPublicCommand {
-            handles: [handle(FLOOR_INDEX)],
+            handles: [handle(index)],
         };
         let read: TpmNvReadPublicResponse = run(&mut *self.carrier, &command, &[], Auth::None)?;
         Ok(Entity {
-            handle: FLOOR_INDEX,
+            handle: index,
             name: read.nv_name.as_ref().to_vec(),
         })
     }
@@ -426,7 +465,7 @@ impl Tpm {
         signed: &SignedApproval,
     ) -> Result<(), Fault> {
         self.policy_pcr(session, &IMAGE_PCRS)?;
-        let index = self.floor_entity()?;
+        let index = self.entity(FLOOR_INDEX)?;
         let command = TpmPolicyNvCommand {
             handles: [handle(FLOOR_INDEX), handle(FLOOR_INDEX), handle(session)],
             operand_b: Tpm2bMaxBuffer::try_from(
@@ -519,6 +558,10 @@ impl Tpm {
         if let Some(parent) = self.find_parent()? {
             return Ok(parent);
         }
+        // The value that the owner is authorized by goes over no wire in clear: a TPM that has an owner has had its key.
+        if !owner.is_empty() {
+            return Err(Fault::Malformed("its storage key is gone".into()));
+        }
         let hierarchy = Entity::permanent(TpmRh::Owner as u32);
         let command = TpmCreatePrimaryCommand {
             handles: [handle(hierarchy.handle)],
@@ -561,8 +604,10 @@ impl Tpm {
             Err(fault) if Fault::is_absence(&fault) => return Ok(None),
             read => read?,
         };
-        match read.out_public.inner.unique {
-            TpmuPublicId::Ecc(point) => Ok(Some(Parent {
+        let mut public = read.out_public.inner;
+        match std::mem::replace(&mut public.unique, parent_public().unique) {
+            // Made by this TPM, and by nobody who knows its private half.
+            TpmuPublicId::Ecc(point) if public == parent_public() => Ok(Some(Parent {
                 entity: Entity {
                     handle: PARENT,
                     name: read.name.as_ref().to_vec(),

@@ -127,7 +127,7 @@ fn a_seal_opens_for_the_image_that_was_approved_and_for_nothing_else() {
         let pcrs = tpm.pcrs().unwrap();
         assert_eq!(pcrs[&11], signed.approval.pcr11);
         let policy = sealed_policy(key.public(), pcrs[&7]);
-        tpm.make_floor(&[], 5).unwrap();
+        tpm.make_indexes(&[], 5, false).unwrap();
         let sealed = tpm.seal(&[], SECRET, &policy).unwrap();
         tpm.set_owner(&[], OWNER).unwrap();
         assert!(tpm.is_owned().unwrap());
@@ -167,12 +167,21 @@ fn the_floor_rises_by_the_owners_word_and_never_falls() {
     let folder = tempfile::tempdir().unwrap();
     let mut emulator = Emulator::start(folder.path());
     let tpm = &mut emulator.tpm;
-    tpm.make_floor(&[], 5).unwrap();
+    tpm.make_indexes(&[], 5, false).unwrap();
     tpm.set_owner(&[], OWNER).unwrap();
     let fault = tpm.raise_floor(b"somebody else", 6).unwrap_err();
     assert!(fault.is_authorization(), "{fault}");
-    assert!(tpm.make_floor(&[], 1).unwrap_err().is_authorization());
+    assert!(
+        tpm.make_indexes(&[], 1, false)
+            .unwrap_err()
+            .is_authorization()
+    );
     assert!(tpm.set_owner(&[], &[]).unwrap_err().is_authorization());
+    assert!(!tpm.recovery_was_shown().unwrap());
+    let fault = tpm.set_recovery_shown(&[]).unwrap_err();
+    assert!(fault.is_authorization(), "{fault}");
+    tpm.set_recovery_shown(OWNER).unwrap();
+    assert!(tpm.recovery_was_shown().unwrap());
     tpm.raise_floor(OWNER, 7).unwrap();
     tpm.raise_floor(OWNER, 6).unwrap();
     assert_eq!(tpm.floor().unwrap(), Some(7));
@@ -180,6 +189,8 @@ fn the_floor_rises_by_the_owners_word_and_never_falls() {
     tpm.clear().unwrap();
     assert_eq!(tpm.floor().unwrap(), None);
     assert!(!tpm.is_owned().unwrap());
+    // What is not known is not shown.
+    assert!(tpm.recovery_was_shown().unwrap());
 }
 
 #[test]
@@ -189,21 +200,21 @@ fn another_tpm_opens_nothing() {
     let signed = approval(&key, IMAGE, 5);
     let mut here = Emulator::start(one.path());
     here.boot(IMAGE, b"", b"");
-    here.tpm.make_floor(&[], 5).unwrap();
+    here.tpm.make_indexes(&[], 5, false).unwrap();
     let policy = sealed_policy(key.public(), here.tpm.pcrs().unwrap()[&7]);
     let sealed = here.tpm.seal(&[], SECRET, &policy).unwrap();
     let mut there = Emulator::start(two.path());
     there.boot(IMAGE, b"", b"");
     let fault = there.tpm.unseal(&sealed, key.public(), &signed);
     assert!(fault.unwrap_err().is_foreign());
-    there.tpm.make_floor(&[], 5).unwrap();
+    there.tpm.make_indexes(&[], 5, false).unwrap();
     let fault = there
         .tpm
         .unseal(&sealed, key.public(), &signed)
         .unwrap_err();
     assert!(fault.is_foreign(), "{fault}");
     here.tpm.clear().unwrap();
-    here.tpm.make_floor(&[], 5).unwrap();
+    here.tpm.make_indexes(&[], 5, false).unwrap();
     let fault = here.tpm.unseal(&sealed, key.public(), &signed).unwrap_err();
     assert!(fault.is_foreign(), "{fault}");
 }
@@ -238,7 +249,7 @@ fn an_answer_that_is_changed_on_the_way_is_noticed() {
     let signed = approval(&key, IMAGE, 5);
     let mut emulator = Emulator::start(folder.path());
     emulator.boot(IMAGE, b"", b"");
-    emulator.tpm.make_floor(&[], 5).unwrap();
+    emulator.tpm.make_indexes(&[], 5, false).unwrap();
     let policy = sealed_policy(key.public(), emulator.tpm.pcrs().unwrap()[&7]);
     let sealed = emulator.tpm.seal(&[], SECRET, &policy).unwrap();
     // One client at a time.
