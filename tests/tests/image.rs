@@ -476,8 +476,9 @@ fn a_network_without_dhcp_or_a_time_server_is_shown() {
 
 #[test]
 fn a_full_state_disk_is_shown() {
+    let certificate = |number: u32| (format!("{number}.pem"), vec![b'x'; 60_000]);
     let hardware = Hardware {
-        seed: seed("casemate-join-nonsense"),
+        seed: (0..20).map(certificate).collect(),
         state_bytes: Some(1 << 20),
         ..Hardware::default()
     };

@@ -247,7 +247,7 @@ fn check<F: Read + Seek>(file: &mut F, expected: &[u8; 32]) -> Result<(), Fault>
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use fatfs::{FatType, FormatVolumeOptions};
     use ring::digest::digest;
 
@@ -258,7 +258,7 @@ mod tests {
     }
 
     /// A small partition with one image that runs.
-    fn partition(folder: &std::path::Path) -> BootPartition {
+    pub(crate) fn partition(folder: &std::path::Path) -> BootPartition {
         let device = folder.join("boot");
         let file = File::options()
             .create(true)
@@ -280,7 +280,7 @@ mod tests {
         BootPartition { device }
     }
 
-    fn names(partition: &BootPartition) -> Vec<String> {
+    pub(crate) fn names(partition: &BootPartition) -> Vec<String> {
         let mut names: Vec<_> = partition
             .images()
             .unwrap()
@@ -289,6 +289,12 @@ mod tests {
             .collect();
         names.sort();
         names
+    }
+
+    /// What a boot loader does.
+    pub(crate) fn rename(partition: &BootPartition, from: &str, to: &str) {
+        let renamed = partition.with(|_, folder| Ok(folder.rename(from, folder, to)?));
+        renamed.unwrap();
     }
 
     fn add(partition: &BootPartition, to: &str, image: &[u8]) -> Result<(), Fault> {

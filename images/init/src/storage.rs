@@ -317,6 +317,22 @@ impl Storage {
         })
     }
 
+    /// One that the vault keeps itself.
+    #[cfg(test)]
+    pub(crate) fn in_clear() -> Self {
+        Self {
+            mode: Mode::Clear,
+            key: None,
+            was_recovered: false,
+            is_new: false,
+            recovery: None,
+            boot: Boot {
+                tpm: None,
+                approvals: None,
+            },
+        }
+    }
+
     /// There is no sealed key: seals one, or leaves it to the vault.
     fn first(
         state: &Path,

@@ -189,7 +189,7 @@ enum Phase {
     Untried,
     Trial(Trial),
     /// The file is being written.
-    Writing(JoinHandle<Result<(), Fault>>, Accepted),
+    Writing(JoinHandle<Result<(), Fault>>, Record),
     /// A new image is there.
     Restarting(Instant),
     /// Not before this.
@@ -367,8 +367,12 @@ impl Update {
         // What was not started from this disk is nobody's word; one that is given to the machine proves itself too.
         if matches!(self.phase, Phase::Untried) || self.boot.is_none() {
             let secs = |secs: u32| Duration::from_secs(secs.into());
+            let at_least = Health {
+                vault: true,
+                ..Health::default()
+            };
             self.phase = Phase::Trial(Trial {
-                before: self.record.before,
+                before: self.record.before.or(at_least),
                 until: Instant::now() + secs(self.settings.trial_secs),
                 well_since: None,
                 well_for: secs(self.settings.healthy_secs),
@@ -497,7 +501,7 @@ impl Update {
             refused: self.record.refused.clone(),
         };
         let (running, record_file) = (self.version, self.record_file.clone());
-        let wanted = accepted.clone();
+        let (wanted, written) = (accepted, record.clone());
         let writing = tokio::task::spawn_blocking(move || {
             let digest = &wanted.digest.0;
             boot.add(
@@ -506,34 +510,35 @@ impl Update {
                 &mut file,
                 wanted.bytes,
                 digest,
-                || save(&record_file, &record),
+                || save(&record_file, &written),
             )
         });
-        self.phase = Phase::Writing(writing, accepted);
+        self.phase = Phase::Writing(writing, record);
     }
 
     async fn written(&mut self, page: &mut Page) {
-        let Phase::Writing(writing, accepted) = std::mem::replace(&mut self.phase, Phase::Steady)
+        let Phase::Writing(writing, record) = std::mem::replace(&mut self.phase, Phase::Steady)
         else {
             return;
         };
+        let named = record.trying.as_ref().map(|it| it.version.to_string());
+        let named = named.unwrap_or_default();
         let done = writing
             .await
             .unwrap_or_else(|error| Err(Fault::Io(io::Error::other(error))));
         match done {
             Ok(()) => {
+                // As it is on the disk by now.
+                self.record = record;
                 let pause = random_below(self.settings.spread_secs);
                 self.doing = Some(format!(
-                    "the image {} is written: restarting within {} seconds",
-                    accepted.version, self.settings.spread_secs
+                    "the image {named} is written: restarting within {} seconds",
+                    self.settings.spread_secs
                 ));
                 self.phase = Phase::Restarting(Instant::now() + pause);
             }
             Err(fault) => {
-                self.doing = Some(format!(
-                    "the image {} could not be written",
-                    accepted.version
-                ));
+                self.doing = Some(format!("the image {named} could not be written"));
                 page.problem(problem(&fault));
                 self.phase = Phase::Failed(Instant::now() + RETRY);
             }
