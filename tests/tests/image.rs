@@ -476,9 +476,13 @@ fn a_network_without_dhcp_or_a_time_server_is_shown() {
 
 #[test]
 fn a_full_state_disk_is_shown() {
+    let temporary = tempfile::tempdir().unwrap();
+    let disk = temporary.path().join("seed");
     let certificate = |number: u32| (format!("{number}.pem"), vec![b'x'; 60_000]);
+    let certificates: Vec<_> = (0..20).map(certificate).collect();
+    write_seed_disk(&disk, &certificates).unwrap();
     let hardware = Hardware {
-        seed: (0..20).map(certificate).collect(),
+        more: seed_disk_arguments(&disk),
         state_bytes: Some(1 << 20),
         ..Hardware::default()
     };

@@ -1,6 +1,7 @@
 //! Runs the node: starts launch and starts it again, looks at how it is, and ends it in order.
 
-use std::collections::BTreeSet;
+mod report;
+
 use std::net::IpAddr;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -13,6 +14,8 @@ use tokio::net::UnixStream;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
+
+use report::{health, report};
 
 use crate::console::{Page, Problem, say};
 use crate::network::{News, View};
@@ -30,8 +33,6 @@ const PATH: &str = "/usr/lib/casemate";
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 /// Longest status that is read, bytes.
 const MAX_STATUS_BYTES: u64 = 4 * 1024 * 1024;
-/// Problems of a node that are shown: what a tenant can make many of must not fill the console.
-const MAX_PROBLEMS: usize = 8;
 const STATUS_WITHIN: Duration = Duration::from_secs(5);
 /// A node that has said nothing for so long is ended and started again.
 const SILENT_FOR: Duration = Duration::from_secs(60);
@@ -502,125 +503,4 @@ async fn read_status(socket: &Path) -> std::io::Result<Option<Value>> {
         return Err(std::io::ErrorKind::UnexpectedEof.into());
     }
     Ok(serde_json::from_slice(&text).ok())
-}
-
-/// What the page says of a node.
-#[derive(Debug, Default, PartialEq, Eq)]
-struct Report {
-    state: String,
-    listening: String,
-    control: String,
-    problems: Vec<Problem>,
-}
-
-fn health(status: &Value) -> Health {
-    Health {
-        vault: status["vault"]["member"] == true,
-        connected: status["connected"] == true,
-        // A node whose tenants have no function here lacks none.
-        serving: routed(status) > 0 || functions(status).is_empty(),
-    }
-}
-
-fn functions(status: &Value) -> &[Value] {
-    let functions = status["state"]["functions"].as_array();
-    functions.map_or(&[], Vec::as_slice)
-}
-
-/// Functions that callers reach.
-fn routed(status: &Value) -> usize {
-    let is_routed = |function: &&Value| function["routed"].is_string();
-    functions(status).iter().filter(is_routed).count()
-}
-
-fn report(status: &Value, is_member: bool) -> Report {
-    let empty = Vec::new();
-    let functions = functions(status);
-    let routed = routed(status);
-    let listening = status["listening"].as_array().unwrap_or(&empty);
-    let listening: Vec<_> = listening.iter().filter_map(Value::as_str).collect();
-    let connected = status["connected"] == true;
-    let mut problems = BTreeSet::new();
-    let because = status["disconnected_because"].as_str();
-    if let (false, Some(why)) = (connected, because) {
-        problems.insert(Problem::new(
-            format!("the control plane is away: {why}"),
-            "check the network between here and the control plane; what runs goes on",
-        ));
-    }
-    if is_member && status["vault"]["lease_left_secs"].as_u64().unwrap_or(0) == 0 && !connected {
-        problems.insert(Problem::new(
-            "no lease: functions are served, and credentials are not used",
-            "bring the control plane back; nothing is lost",
-        ));
-    }
-    for function in functions {
-        if let (Some(error), Some(name)) =
-            (function["error"].as_str(), function["function"].as_str())
-        {
-            problems.insert(Problem::new(
-                format!("the function {name}: {error}"),
-                "its tenant sees this in `casemate logs`",
-            ));
-        }
-    }
-    let vault_error = status["vault"]["error"].as_str();
-    if let Some(error) = vault_error {
-        problems.insert(Problem::new(
-            format!("the vault cannot start: {error}"),
-            "do what it says; it is started again and again until it can",
-        ));
-    }
-    let is_waiting = status["vault"]["member"] == false;
-    let state = match (is_member, listening.is_empty(), routed) {
-        _ if vault_error.is_some() => "no vault: nothing uses a credential".to_owned(),
-        _ if is_waiting => "waiting to be admitted: run `casemate node admit NAME`".to_owned(),
-        (false, ..) | (_, true, _) => "starting the node".to_owned(),
-        (true, _, 0) => "ready; no function yet".to_owned(),
-        (true, _, 1) => "serving 1 function".to_owned(),
-        (true, _, count) => format!("serving {count} functions"),
-    };
-    Report {
-        state,
-        listening: listening.join(", "),
-        control: if connected {
-            "connected"
-        } else {
-            "not connected"
-        }
-        .to_owned(),
-        problems: problems.into_iter().take(MAX_PROBLEMS).collect(),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_status_becomes_a_line_that_an_operator_understands() {
-        let mut status = serde_json::json!({
-            "listening": ["0.0.0.0:80"], "connected": true, "disconnected_because": null,
-            "vault": { "member": true, "lease_left_secs": 5 },
-            "state": { "functions": [{ "function": "web", "routed": "ab", "error": null }] },
-        });
-        let well = report(&status, true);
-        assert_eq!(
-            (well.state.as_str(), well.problems.len()),
-            ("serving 1 function", 0)
-        );
-        status["vault"]["member"] = false.into();
-        assert!(report(&status, false).state.contains("node admit"));
-        status["vault"] = serde_json::json!({ "error": "vault.toml:1: unknown field" });
-        let none = report(&status, false);
-        assert!(none.state.contains("no vault") && none.problems[0].what.contains("unknown field"));
-        status["vault"] = serde_json::json!({ "member": true });
-        status["connected"] = false.into();
-        status["disconnected_because"] = "no answer in time".into();
-        status["vault"]["lease_left_secs"] = 0.into();
-        status["state"]["functions"][0]["error"] = "it throws".into();
-        let ill = report(&status, true);
-        assert_eq!(ill.problems.len(), 3, "{ill:?}");
-        assert_eq!(report(&Value::Null, false).state, "starting the node");
-    }
 }

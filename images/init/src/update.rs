@@ -14,6 +14,8 @@
 //! The vault is the judge: what its file names was signed by the fleet's root, for this node's pool, with a version that only
 //! rises. The supervisor brings the bytes; they count when their digest does.
 
+mod trial;
+
 use std::fs::File;
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
@@ -26,6 +28,10 @@ use rustix::fs::{Mode as FileMode, OFlags};
 use serde::{Deserialize, Serialize};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
+
+use trial::{Trial, Verdict};
+
+pub(crate) use trial::Health;
 
 use crate::boot_partition::{BootPartition, Entry, Fault, TRIES};
 use crate::console::{Page, Problem};
@@ -102,78 +108,6 @@ struct Record {
     /// Why the last try was given up.
     why: Option<String>,
     refused: Vec<Refused>,
-}
-
-/// How the node is.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Health {
-    /// The vault is open and this node is a member.
-    pub(crate) vault: bool,
-    /// The control plane is reached.
-    pub(crate) connected: bool,
-    /// A function serves.
-    pub(crate) serving: bool,
-}
-
-impl Health {
-    /// As well as at either time.
-    fn or(self, other: Self) -> Self {
-        Self {
-            vault: self.vault || other.vault,
-            connected: self.connected || other.connected,
-            serving: self.serving || other.serving,
-        }
-    }
-
-    /// What is worse than it was before, if anything.
-    fn worse_than(self, before: Self) -> Option<&'static str> {
-        let lost = |now: bool, before: bool| before && !now;
-        if lost(self.vault, before.vault) {
-            Some("the vault is not open")
-        } else if lost(self.connected, before.connected) {
-            Some("the control plane is not reached")
-        } else if lost(self.serving, before.serving) {
-            Some("no function serves")
-        } else {
-            None
-        }
-    }
-}
-
-/// Whether the image that runs is good: a decision over time.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Trial {
-    before: Health,
-    until: Instant,
-    well_since: Option<Instant>,
-    well_for: Duration,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Verdict {
-    Wait,
-    Good,
-    /// And why.
-    Bad(&'static str),
-}
-
-impl Trial {
-    fn look(&mut self, health: Health, now: Instant) -> Verdict {
-        let worse = health.worse_than(self.before);
-        match worse {
-            None => {
-                let since = *self.well_since.get_or_insert(now);
-                if now.duration_since(since) >= self.well_for {
-                    return Verdict::Good;
-                }
-            }
-            Some(_) => self.well_since = None,
-        }
-        match worse {
-            Some(why) if now >= self.until => Verdict::Bad(why),
-            _ => Verdict::Wait,
-        }
-    }
 }
 
 /// What the machine is to do.

@@ -60,9 +60,10 @@ impl Candidate {
                 .source(error)
         };
         let inspected = inspect(&bytes).map_err(|error| no_image(error.into()))?;
-        if !may_be_unsigned && !(inspected.is_signed && inspected.is_approved) {
+        let is_whole = inspected.is_signed && inspected.is_approved;
+        if !is_whole && !may_be_unsigned {
             // Machines with Secure Boot would have to be started again by hand.
-            let next = "build it with `--secure-boot-key` and `--secure-boot-certificate`; or say `--unsigned`, for machines without Secure Boot whose storage key lies in clear";
+            let next = "build it with `--secure-boot-key`; `--unsigned` is for machines without Secure Boot";
             return Err(Error::new(
                 Code::Refused,
                 "the image is not signed, or was changed since",

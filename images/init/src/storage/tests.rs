@@ -1,4 +1,5 @@
-use casemate_measured_boot::ApprovalKey;
+use casemate_measured_boot::{ApprovalKey, Approvals};
+use casemate_trust::image::ImageVersion;
 use tempfile::TempDir;
 
 use super::*;

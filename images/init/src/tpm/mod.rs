@@ -4,7 +4,9 @@
 //! `casemate-measured-boot`. Parts and sections in this folder are those of the TPM 2.0 library specification.
 
 mod channel;
+mod index;
 mod session;
+mod template;
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -46,6 +48,7 @@ use zeroize::Zeroizing;
 
 use channel::{Auth, Carrier, Entity, Hidden, run};
 use session::{Opening, Session};
+use template::{cipher, parent_public, public_of, selection};
 
 /// The kernel's own way to share a TPM.
 const DEVICE: &str = "/dev/tpmrm0";
@@ -180,162 +183,6 @@ impl Tpm {
             .find(|property| property.property.value() == PROPERTY_PERMANENT)
             .ok_or_else(|| Fault::Malformed("it does not say whose it is".into()))?;
         Ok(permanent.value.value() & OWNER_IS_SET != 0)
-    }
-
-    /// The version floor, if there is one.
-    pub(crate) fn floor(&mut self) -> Result<Option<u64>, Fault> {
-        self.number(FLOOR_INDEX)
-    }
-
-    /// Whether the operator has seen the recovery key. Where it is not known, it is taken for seen.
-    pub(crate) fn recovery_was_shown(&mut self) -> Result<bool, Fault> {
-        Ok(self.number(SHOWN_INDEX)? != Some(NOT_SHOWN))
-    }
-
-    fn number(&mut self, index: u32) -> Result<Option<u64>, Fault> {
-        let entity = match self.entity(index) {
-            Err(fault) if fault.is_absence() => return Ok(None),
-            entity => entity?,
-        };
-        let command = TpmNvReadCommand {
-            handles: [handle(index), handle(index)],
-            size: TpmUint16::from(FLOOR_BYTES),
-            offset: TpmUint16::from(0),
-        };
-        let entities = [&entity, &entity];
-        let read = run(&mut *self.carrier, &command, &entities, Auth::Password(&[]));
-        let read: TpmNvReadResponse = match read {
-            Err(fault) if Fault::is_absence(&fault) => return Ok(None),
-            read => read?,
-        };
-        let bytes = read.data.as_ref().try_into();
-        let bytes = bytes.map_err(|_| Fault::Malformed("the floor is no number".into()))?;
-        Ok(Some(u64::from_be_bytes(bytes)))
-    }
-
-    /// Whether the index of the floor is taken, written or not.
-    pub(crate) fn has_floor_index(&mut self) -> Result<bool, Fault> {
-        match self.entity(FLOOR_INDEX) {
-            Err(fault) if fault.is_absence() => Ok(false),
-            entity => entity.map(|_| true),
-        }
-    }
-
-    /// Makes our indexes anew: the floor at this version, and the recovery key not shown yet, or shown.
-    pub(crate) fn make_indexes(
-        &mut self,
-        owner: &[u8],
-        floor: u64,
-        was_shown: bool,
-    ) -> Result<(), Fault> {
-        let shown = if was_shown { SHOWN } else { NOT_SHOWN };
-        self.as_owner(owner, |tpm, session| {
-            tpm.make_index(session, owner, FLOOR_INDEX, floor)?;
-            tpm.make_index(session, owner, SHOWN_INDEX, shown)
-        })
-    }
-
-    /// The operator has seen the recovery key.
-    pub(crate) fn set_recovery_shown(&mut self, owner: &[u8]) -> Result<(), Fault> {
-        self.as_owner(owner, |tpm, session| {
-            tpm.write(session, owner, SHOWN_INDEX, SHOWN)
-        })
-    }
-
-    /// Raises the floor; never lowers it.
-    pub(crate) fn raise_floor(&mut self, owner: &[u8], version: u64) -> Result<(), Fault> {
-        match self.floor()? {
-            Some(floor) if floor >= version => return Ok(()),
-            Some(_) => {}
-            None => return Err(Fault::Malformed("the version floor is gone".into())),
-        }
-        self.as_owner(owner, |tpm, session| {
-            tpm.write(session, owner, FLOOR_INDEX, version)
-        })
-    }
-
-    fn as_owner<T>(
-        &mut self,
-        owner: &[u8],
-        what: impl FnOnce(&mut Self, &mut Session) -> Result<T, Fault>,
-    ) -> Result<T, Fault> {
-        let parent = self.parent(owner)?;
-        let mut session = self.session(&parent, TpmSe::Hmac)?;
-        let done = what(self, &mut session);
-        self.flush(session.handle)?;
-        done
-    }
-
-    fn make_index(
-        &mut self,
-        session: &mut Session,
-        owner: &[u8],
-        index: u32,
-        value: u64,
-    ) -> Result<(), Fault> {
-        let hierarchy = Entity::permanent(TpmRh::Owner as u32);
-        match self.entity(index) {
-            Err(fault) if fault.is_absence() => {}
-            Err(fault) => return Err(fault),
-            Ok(entity) => {
-                let command = TpmNvUndefineSpaceCommand {
-                    handles: [handle(hierarchy.handle), handle(index)],
-                };
-                let auth = Auth::Session(session, owner, Hidden::Nothing);
-                let entities = [&hierarchy, &entity];
-                let _gone: TpmNvUndefineSpaceResponse =
-                    run(&mut *self.carrier, &command, &entities, auth)?;
-            }
-        }
-        let command = TpmNvDefineSpaceCommand {
-            handles: [handle(hierarchy.handle)],
-            auth: Tpm2bAuth::default(),
-            public_info: Tpm2bNvPublic {
-                inner: TpmsNvPublic {
-                    nv_index: handle(index),
-                    name_alg: TpmAlgId::Sha256,
-                    attributes: TpmaNv::from_bits_truncate(FLOOR_ATTRIBUTES),
-                    auth_policy: Tpm2bDigest::default(),
-                    data_size: TpmUint16::from(FLOOR_BYTES),
-                },
-            },
-        };
-        let auth = Auth::Session(session, owner, Hidden::Command);
-        let _defined: TpmNvDefineSpaceResponse =
-            run(&mut *self.carrier, &command, &[&hierarchy], auth)?;
-        self.write(session, owner, index, value)
-    }
-
-    fn write(
-        &mut self,
-        session: &mut Session,
-        owner: &[u8],
-        index: u32,
-        value: u64,
-    ) -> Result<(), Fault> {
-        let hierarchy = Entity::permanent(TpmRh::Owner as u32);
-        let entity = self.entity(index)?;
-        let command = TpmNvWriteCommand {
-            handles: [handle(hierarchy.handle), handle(index)],
-            data: Tpm2bMaxNvBuffer::try_from(&value.to_be_bytes()[..])?,
-            offset: TpmUint16::from(0),
-        };
-        let auth = Auth::Session(session, owner, Hidden::Nothing);
-        let entities = [&hierarchy, &entity];
-        let _written: TpmNvWriteResponse = run(&mut *self.carrier, &command, &entities, auth)?;
-        Ok(())
-    }
-
-    /// One of our NV indexes.
-    fn entity(&mut self, index: u32) -> Result<Entity, Fault> {
-        let command = TpmNvReadPublicCommand {
-            handles: [handle(index)],
-        };
-        let read: TpmNvReadPublicResponse = run(&mut *self.carrier, &command, &[], Auth::None)?;
-        Ok(Entity {
-            handle: index,
-            name: read.nv_name.as_ref().to_vec(),
-        })
     }
 
     /// Changes the owner's authorization; also a way to find out whether it is this one.
@@ -654,78 +501,6 @@ fn bytes<T: TpmMarshal + TpmSized>(value: &T) -> Result<Vec<u8>, Fault> {
     let mut writer = TpmWriter::new(&mut buffer);
     value.marshal(&mut writer)?;
     Ok(buffer)
-}
-
-/// PCRs of the SHA-256 bank.
-fn selection(pcrs: &[u8]) -> Result<TpmlPcrSelection, Fault> {
-    let mut bits = [0_u8; 3];
-    for pcr in pcrs {
-        bits[usize::from(pcr / 8)] |= 1 << (pcr % 8);
-    }
-    let mut selection = TpmlPcrSelection::default();
-    selection.try_push(TpmsPcrSelection {
-        hash: TpmAlgId::Sha256,
-        pcr_select: TpmsPcrSelect::try_from(&bits[..])?,
-    })?;
-    Ok(selection)
-}
-
-/// AES-128 in CFB mode, which every TPM has.
-fn cipher() -> TpmtSymDef {
-    TpmtSymDef {
-        algorithm: TpmAlgId::Aes,
-        key_bits: TpmuSymKeyBits::Aes(TpmUint16::from(128)),
-        mode: TpmuSymMode::Aes(TpmAlgId::Cfb),
-    }
-}
-
-/// A storage key on P-256 (TCG PC Client Platform TPM Profile, storage primary key).
-fn parent_public() -> TpmtPublic {
-    TpmtPublic {
-        object_type: TpmAlgId::Ecc,
-        name_alg: TpmAlgId::Sha256,
-        object_attributes: TpmaObject::FIXED_TPM
-            | TpmaObject::FIXED_PARENT
-            | TpmaObject::SENSITIVE_DATA_ORIGIN
-            | TpmaObject::USER_WITH_AUTH
-            | TpmaObject::NO_DA
-            | TpmaObject::RESTRICTED
-            | TpmaObject::DECRYPT,
-        auth_policy: Tpm2bDigest::default(),
-        parameters: TpmuPublicParms::Ecc(TpmsEccParms {
-            symmetric: cipher(),
-            curve_id: TpmEccCurve::NistP256,
-            ..TpmsEccParms::default()
-        }),
-        unique: TpmuPublicId::Ecc(TpmsEccPoint::default()),
-    }
-}
-
-/// An image's key, as `ImageKey::tpm_name` names it.
-fn public_of(key: &ImageKey) -> Result<Tpm2bPublic, Fault> {
-    let inner = TpmtPublic {
-        object_type: TpmAlgId::Rsa,
-        name_alg: TpmAlgId::Sha256,
-        object_attributes: TpmaObject::USER_WITH_AUTH | TpmaObject::SIGN_ENCRYPT,
-        auth_policy: Tpm2bDigest::default(),
-        parameters: TpmuPublicParms::Rsa(TpmsRsaParms {
-            symmetric: TpmtSymDef {
-                algorithm: TpmAlgId::Null,
-                ..TpmtSymDef::default()
-            },
-            scheme: TpmtRsaScheme {
-                scheme: TpmAlgId::Rsassa,
-                details: TpmuAsymScheme::Hash(TpmsSchemeHash {
-                    hash_alg: TpmAlgId::Sha256,
-                }),
-            },
-            key_bits: TpmUint16::from(KEY_BITS as u16),
-            // The usual one.
-            exponent: TpmUint32::from(0),
-        }),
-        unique: TpmuPublicId::Rsa(Tpm2bPublicKeyRsa::try_from(key.modulus())?),
-    };
-    Ok(Tpm2bPublic { inner })
 }
 
 #[cfg(test)]
