@@ -52,10 +52,11 @@ test: ## Install what is missing and run everything that CI runs
 	step done
 
 .PHONY: test-image
-test-image: build ## Boot the image through firmware with Secure Boot, in an emulator: minutes
+ONLY ?= all()
+test-image: build ## Boot the image through firmware with Secure Boot and TPM, update it, cut its power: half an hour; ONLY='test(NAME)' for less
 	@scripts/setup test-image
 	$(V8)
-	cargo nextest run -p casemate-tests --locked --test image --run-ignored only
+	cargo nextest run -p casemate-tests --locked --test image --run-ignored only -E "$(ONLY)"
 
 .PHONY: fuzz
 fuzz: ## Fuzz every parser of untrusted bytes for SECONDS_EACH (60) with cargo-fuzz; without a nightly compiler by the stable one

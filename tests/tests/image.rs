@@ -156,6 +156,55 @@ async fn a_machine_joins_serves_with_a_credential_and_survives_power_cuts() {
     plaintext::must_not_be_below(temporary.path(), UPSTREAM_KEY.as_bytes());
 }
 
+/// `make test-image`. Power is cut while a deployment is written; what the node had acknowledged serves, with nobody there to ask.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "run by `make test-image`"]
+async fn power_cuts_while_it_writes_lose_nothing_that_was_acknowledged() {
+    let temporary = tempfile::tempdir().unwrap();
+    let upstream = Upstream::start(UPSTREAM_HOST, UPSTREAM_KEY).await.unwrap();
+    let start = |folder: &Path, token: &str| {
+        let seed = seed(token);
+        Machine::start(
+            folder,
+            &Hardware {
+                seed,
+                ..Hardware::default()
+            },
+        )
+    };
+    let started =
+        block_in_place(|| Fleet::start_with(temporary.path(), Some(HOST), &mut |_| (), start));
+    let mut fleet = started.unwrap();
+    let web = project(&fleet, &upstream, 1);
+    block_in_place(|| fleet.put_secret(&web)).unwrap();
+    deploy(&fleet, &web);
+    let mut acknowledged = 1;
+    for (version, cut_after_ms) in (2..).zip([60, 150, 300, 500, 900, 1600]) {
+        let web = project(&fleet, &upstream, version);
+        let tenant = fleet.tenant.clone();
+        let deployed =
+            std::thread::spawn(move || tenant.ok(&web, &["deploy", "--wait", "4"], b"").is_ok());
+        tokio::time::sleep(Duration::from_millis(cut_after_ms)).await;
+        block_in_place(|| fleet.node.cut_power()).unwrap();
+        if block_in_place(|| deployed.join()).unwrap() {
+            acknowledged = version;
+        }
+        fleet.control.kill().unwrap();
+        block_in_place(|| fleet.node.boot(&Hardware::default())).unwrap();
+        let answer = until(&fleet.node, "/version", |answer| answer.status == 200).await;
+        let served: u32 = answer.text().parse().unwrap();
+        assert!(
+            (acknowledged..=version).contains(&served),
+            "{served} after {acknowledged} was acknowledged and {version} was not"
+        );
+        // It may have been taken without the word that says so.
+        acknowledged = served;
+        fleet.control.restart().unwrap();
+        let connected = "control   connected";
+        block_in_place(|| fleet.node.wait_for(connected)).unwrap();
+    }
+}
+
 /// `make test-image`, as all that need Debian's `ovmf` and `sbsigntool`: one bit in the middle of the initramfs, and an image
 /// that is not signed.
 #[test]

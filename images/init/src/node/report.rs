@@ -24,9 +24,22 @@ pub(super) fn health(status: &Value) -> Health {
     Health {
         vault: status["vault"]["member"] == true,
         connected: status["connected"] == true,
-        // A node whose tenants have no function here lacks none.
-        serving: routed(status) > 0 || functions(status).is_empty(),
+        serving: serves(status),
     }
+}
+
+/// Whether functions serve. A route alone is no proof: workers must start too.
+fn serves(status: &Value) -> bool {
+    let state = &status["state"];
+    let workers = |stage: &str| state["workers"][stage].as_u64().unwrap_or_default();
+    let has_worker = ["spare", "loading", "serving"]
+        .iter()
+        .any(|stage| workers(stage) > 0);
+    // With no spares wanted, a worker is started by a request.
+    let are_well = state["worker_failures"] == 0 && (has_worker || workers("starting") == 0);
+    // A node whose tenants have no function here lacks none.
+    let has_route = routed(status) > 0 || functions(status).is_empty();
+    state["gateway"]["up"] == true && are_well && has_route
 }
 
 fn functions(status: &Value) -> &[Value] {
@@ -104,6 +117,32 @@ pub(super) fn report(status: &Value, is_member: bool) -> Report {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_node_whose_workers_do_not_start_does_not_serve() {
+        let status = |workers: Value, failures: u32, routed: Value| {
+            serde_json::json!({ "state": {
+                "gateway": { "up": true }, "workers": workers, "worker_failures": failures,
+                "functions": [{ "function": "web", "routed": routed }],
+            } })
+        };
+        let json = |text: &str| serde_json::from_str::<Value>(text).unwrap();
+        assert!(serves(&status(json(r#"{"spare":1}"#), 0, "ab".into())));
+        assert!(serves(&status(
+            json(r#"{"serving":1,"starting":1}"#),
+            0,
+            "ab".into()
+        )));
+        assert!(serves(&status(json("{}"), 0, "ab".into())));
+        assert!(!serves(&status(json(r#"{"starting":1}"#), 0, "ab".into())));
+        assert!(!serves(&status(json("{}"), 3, "ab".into())));
+        assert!(!serves(&status(json(r#"{"spare":1}"#), 0, Value::Null)));
+        let mut none = status(json(r#"{"spare":1}"#), 0, Value::Null);
+        none["state"]["functions"] = json("[]");
+        assert!(serves(&none));
+        none["state"]["gateway"]["up"] = false.into();
+        assert!(!serves(&none) && !serves(&Value::Null));
+    }
 
     #[test]
     fn a_status_becomes_a_line_that_an_operator_understands() {

@@ -518,7 +518,7 @@ impl Supervision {
             .collect();
         serde_json::json!({
             "vault": program(&self.vault), "gateway": program(&self.gateway), "workers": stages, "functions": functions,
-            "draining": self.draining,
+            "draining": self.draining, "worker_failures": self.spare_failures,
         })
     }
 }
