@@ -91,8 +91,9 @@ mod tests {
         }
         let text = fs::read_to_string(folder.path().join("image.json")).unwrap();
         let digest = "ab".repeat(32);
-        let wanted = format!("{{\"bytes\":77,\"digest\":\"{digest}\",\"version\":\"1.2.4\"}}\n");
-        assert_eq!(text, wanted);
+        let read: serde_json::Value = serde_json::from_str(&text).unwrap();
+        let wanted = serde_json::json!({ "version": "1.2.4", "digest": digest, "bytes": 77 });
+        assert_eq!(read, wanted);
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
     }
 
