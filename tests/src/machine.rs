@@ -20,6 +20,7 @@ use crate::programs::{Running, programs_folder};
 /// How the machine reaches the one that it runs on: QEMU's user network.
 pub const HOST: &str = "10.0.2.2";
 /// Of the image, where it does not matter.
+const USUAL_PROFILE: &str = "virtual-machine";
 const VERSION: &str = "0.0.1";
 /// Memory, MiB.
 const MEMORY_MIB: u32 = 768;
@@ -32,7 +33,7 @@ pub const CONSOLE_TIMEOUT: Duration = Duration::from_secs(240);
 pub fn image() -> Result<&'static Image> {
     static IMAGE: OnceLock<Result<Image, String>> = OnceLock::new();
     let made = IMAGE.get_or_init(|| {
-        let made = programs_folder().and_then(|folder| make(VERSION, &folder));
+        let made = programs_folder().and_then(|folder| make(USUAL_PROFILE, VERSION, &folder));
         made.map_err(|error| format!("{error:#}"))
     });
     made.as_ref().map_err(|error| anyhow!(error.clone()))
@@ -40,29 +41,24 @@ pub fn image() -> Result<&'static Image> {
 
 /// The plan of an image of the programs beside this one, and where they are.
 pub fn plan() -> Result<(Plan, Programs, Apt)> {
-    plan_of(VERSION, &programs_folder()?)
+    plan_of(USUAL_PROFILE, VERSION, &programs_folder()?)
 }
 
 /// The image for machines of metal, of the same programs.
 pub fn bare_metal_image() -> Result<Image> {
-    let folder = programs_folder()?;
-    let programs = Programs::in_folder(&folder);
-    let mut packages = Apt::new(folder.join("debian"));
-    let profile = Profile::named("bare-metal")?;
-    let plan = Plan::make(&profile, VERSION, 1_700_000_000, &programs, &mut packages)?;
-    Ok(build(&plan, &programs, &mut packages, Compression::Fast)?)
+    make("bare-metal", VERSION, &programs_folder()?)
 }
 
-fn plan_of(version: &str, programs: &Path) -> Result<(Plan, Programs, Apt)> {
+fn plan_of(profile: &str, version: &str, programs: &Path) -> Result<(Plan, Programs, Apt)> {
     let programs = Programs::in_folder(programs);
     let mut packages = Apt::new(programs_folder()?.join("debian"));
-    let profile = Profile::named("virtual-machine")?;
+    let profile = Profile::named(profile)?;
     let plan = Plan::make(&profile, version, 1_700_000_000, &programs, &mut packages)?;
     Ok((plan, programs, packages))
 }
 
-fn make(version: &str, programs: &Path) -> Result<Image> {
-    let (plan, programs, mut packages) = plan_of(version, programs)?;
+fn make(profile: &str, version: &str, programs: &Path) -> Result<Image> {
+    let (plan, programs, mut packages) = plan_of(profile, version, programs)?;
     Ok(build(&plan, &programs, &mut packages, Compression::Fast)?)
 }
 
@@ -141,7 +137,7 @@ const TEST_KEY_PASSPHRASE: &str = "pass:snakeoil";
 
 /// The image, signed so that the test firmware starts it.
 pub fn signed_image(folder: &Path) -> Result<Image> {
-    signed(folder, make(VERSION, &programs_folder()?)?)
+    signed(folder, make(USUAL_PROFILE, VERSION, &programs_folder()?)?)
 }
 
 /// An image of this version, signed, in which some programs are others: the name of one, and whose file stands in its place.
@@ -154,7 +150,7 @@ pub fn changed_image(folder: &Path, version: &str, changes: &[(&str, &str)]) -> 
         let source = from.join(changed.map_or(*name, |(_, by)| by));
         std::os::unix::fs::symlink(source, programs.join(name))?;
     }
-    signed(folder, make(version, &programs)?)
+    signed(folder, make(USUAL_PROFILE, version, &programs)?)
 }
 
 fn signed(folder: &Path, mut image: Image) -> Result<Image> {

@@ -1,8 +1,8 @@
 //! What this machine was told: the files of the seed, and those of an earlier seed, which the state partition keeps.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::io::{self, Read as _};
+use std::fs;
+use std::io;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
@@ -14,7 +14,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::console::{Page, Problem};
-use crate::kernel::write_whole;
+use crate::kernel::{read_json, write_whole};
 use crate::recovery::Key;
 use crate::seed::{JOIN_TOKEN, NETWORK, NODE, SECRETS, STORAGE, Seed, UPDATE, VAULT};
 use crate::{storage as opened, update};
@@ -32,7 +32,9 @@ const FIXED: [&str; 2] = ["admin_socket", "storage_key_file"];
 /// Where the vault finds the key that init has opened.
 const STORAGE_KEY: &str = "storage.key";
 /// The node's own state.
-const NODE_STATE: &str = "casemate";
+pub(crate) const NODE_STATE: &str = "casemate";
+/// There once the vault has made itself one.
+const IDENTITY: &str = "vault/identity";
 
 /// Launch counts the programs' users from here.
 pub(crate) const UID_BASE: u32 = 700_000;
@@ -166,13 +168,7 @@ struct Kept {
 
 impl Kept {
     fn read(path: &Path) -> io::Result<Self> {
-        let file = match File::open(path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Self::default()),
-            file => file?,
-        };
-        let mut text = Vec::new();
-        file.take(MAX_KEPT_BYTES).read_to_end(&mut text)?;
-        Ok(serde_json::from_slice(&text)?)
+        Ok(read_json(path, MAX_KEPT_BYTES)?.unwrap_or_default())
     }
 
     /// Whether these files were kept by who had opened this key.
@@ -239,7 +235,7 @@ impl Settings {
             ));
             Kept::default()
         });
-        let has_joined = has_identity(&state.join(NODE_STATE));
+        let has_joined = has_identity(state);
         let mut given = Files::new();
         for (name, item) in &seed.items {
             let is_new = before.files.get(name) != Some(&item.bytes);
@@ -363,7 +359,7 @@ impl Settings {
 
     /// Whether the vault has made itself an identity before.
     pub(crate) fn has_identity(&self) -> bool {
-        has_identity(&self.state)
+        self.state.join(IDENTITY).exists()
     }
 }
 
@@ -377,11 +373,12 @@ fn read_in<T: DeserializeOwned + Default>(files: &Files, name: &str) -> Option<T
 
 /// Whether a machine with this state partition has neither joined nor kept a file of a seed.
 pub(crate) fn is_new(state: &Path) -> bool {
-    !has_identity(&state.join(NODE_STATE)) && !state.join(KEPT).exists()
+    !has_identity(state) && !state.join(KEPT).exists()
 }
 
-fn has_identity(state: &Path) -> bool {
-    state.join("vault/identity").exists()
+/// Whether the vault on this state partition has made itself an identity, and so has sealed something.
+pub(crate) fn has_identity(state: &Path) -> bool {
+    state.join(NODE_STATE).join(IDENTITY).exists()
 }
 
 /// Whether a file of the seed may take the place of the one before. The node's programs read their own to the end, and say

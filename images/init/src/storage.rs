@@ -24,8 +24,9 @@ use zeroize::Zeroizing;
 pub(crate) use boot::Boot;
 
 use crate::console::{Page, Problem};
-use crate::kernel::write_whole;
+use crate::kernel::{read_json, write_whole};
 use crate::recovery::{KEY_BYTES, Key, RecoveryKey, random_key};
+use crate::settings::has_identity;
 use crate::tpm::{Fault, Sealed, Tpm};
 
 /// On the state partition, for root alone.
@@ -33,8 +34,6 @@ const FOLDER: &str = "keys";
 const SEALED: &str = "storage.json";
 /// Where the vault keeps the key when nobody else does.
 const CLEAR: &str = "casemate/vault/storage.key";
-/// There once the vault has sealed anything.
-const IDENTITY: &str = "casemate/vault/identity";
 /// Longest file with a sealed key, bytes.
 const MAX_SEALED_BYTES: u64 = 64 * 1024;
 /// Derives the owner's authorization of the TPM.
@@ -193,7 +192,7 @@ impl Storage {
                 recovery: None,
             });
         }
-        let has_sealed = state.join(IDENTITY).exists();
+        let has_sealed = has_identity(state);
         let key = match fs::read(state.join(CLEAR)) {
             // Without an identity nothing is sealed with it yet, and whoever has put it there would know it.
             Ok(bytes) if has_sealed => <[u8; KEY_BYTES]>::try_from(&Zeroizing::new(bytes)[..])
@@ -423,18 +422,7 @@ fn full(error: &io::Error) -> Problem {
 
 fn read_kept(folder: &Path) -> Result<Option<Kept>, Problem> {
     let path = folder.join(SEALED);
-    let length = match fs::metadata(&path) {
-        Ok(file) => file.len(),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(full(&error)),
-    };
-    let text = if length <= MAX_SEALED_BYTES {
-        fs::read(&path)
-    } else {
-        Err(io::Error::other(format!("{length} bytes")))
-    };
-    let kept = text.and_then(|text| Ok(serde_json::from_slice(&text)?));
-    kept.map(Some).map_err(|error| {
+    read_json(&path, MAX_SEALED_BYTES).map_err(|error| {
         Problem::new(
             format!("the sealed storage key {} cannot be read: {error}", path.display()),
             "the disk is damaged: put back a copy of the state partition, or join again with an empty one",

@@ -16,15 +16,14 @@
 
 mod trial;
 
-use std::fs::File;
-use std::io::{self, Read as _};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use casemate_trust::id::Digest;
 use casemate_trust::image::{ImageVersion, MAX_IMAGE_BYTES};
 use ring::rand::{SecureRandom as _, SystemRandom};
-use rustix::fs::{Mode as FileMode, OFlags};
+use rustix::fs::Mode as FileMode;
 use serde::{Deserialize, Serialize};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
@@ -35,7 +34,8 @@ pub(crate) use trial::Health;
 
 use crate::boot_partition::{BootPartition, Entry, Fault, TRIES};
 use crate::console::{Page, Problem};
-use crate::kernel::write_whole;
+use crate::kernel::{open_file, read_json, write_whole};
+use crate::settings::NODE_STATE;
 use crate::storage::{Mode, Storage};
 
 /// On the state partition, for root alone.
@@ -158,7 +158,7 @@ impl Update {
         page: &mut Page,
     ) -> Self {
         let record_file = state.join(RECORD);
-        let record = read::<Record>(&record_file).unwrap_or_else(|error| {
+        let record = read_json::<Record>(&record_file, MAX_FILE_BYTES).unwrap_or_else(|error| {
             page.problem(Problem::new(
                 format!("what is known of earlier images cannot be read: {error}"),
                 "an image that did not come up may be tried once more",
@@ -175,7 +175,7 @@ impl Update {
             is_blessed: false,
             doing: None,
             record_file,
-            node: state.join("casemate"),
+            node: state.join(NODE_STATE),
             told: Vec::new(),
         };
         if let Some(boot) = update.boot.clone() {
@@ -398,7 +398,8 @@ impl Update {
 
     /// Begins to write the image that the vault has accepted, when it is newer and here.
     fn take_what_is_new(&mut self, page: &mut Page) {
-        let Ok(Some(accepted)) = read::<Accepted>(&self.node.join(ACCEPTED)) else {
+        let Ok(Some(accepted)) = read_json::<Accepted>(&self.node.join(ACCEPTED), MAX_FILE_BYTES)
+        else {
             return;
         };
         let is_refused = |refused: &Refused| refused.digest == accepted.digest;
@@ -536,27 +537,6 @@ fn problem(fault: &Fault) -> Problem {
 fn save(path: &Path, record: &Record) -> io::Result<()> {
     let text = serde_json::to_vec(record)?;
     write_whole(path, &text, FileMode::RUSR | FileMode::WUSR)
-}
-
-/// A file of JSON, if it is there.
-fn read<T: serde::de::DeserializeOwned>(path: &Path) -> io::Result<Option<T>> {
-    let file = match open_file(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        file => file?,
-    };
-    let mut text = Vec::new();
-    file.take(MAX_FILE_BYTES).read_to_end(&mut text)?;
-    Ok(Some(serde_json::from_slice(&text)?))
-}
-
-/// Opens a file in a folder of somebody who is believed less than init: no pipe that never begins, and nothing elsewhere.
-fn open_file(path: &Path) -> io::Result<File> {
-    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    let file = File::from(rustix::fs::open(path, flags, FileMode::empty())?);
-    if !file.metadata()?.is_file() {
-        return Err(io::Error::other(format!("{} is no file", path.display())));
-    }
-    Ok(file)
 }
 
 fn random_below(secs: u32) -> Duration {

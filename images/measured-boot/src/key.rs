@@ -9,7 +9,7 @@ use rustls_pki_types::PrivateKeyDer;
 use rustls_pki_types::pem::PemObject as _;
 
 use crate::Error;
-use crate::pcr::hash;
+use crate::pcr::sha256;
 use crate::policy::{Approval, SignedApproval};
 
 /// Size of a key that every TPM knows.
@@ -139,7 +139,7 @@ impl ImageKey {
         area.extend(0_u32.to_be_bytes());
         area.extend((self.modulus.len() as u16).to_be_bytes());
         area.extend(&self.modulus);
-        [&ALG_SHA256.to_be_bytes()[..], &hash(&[&area])].concat()
+        [&ALG_SHA256.to_be_bytes()[..], &sha256(&[&area])].concat()
     }
 
     /// Whether it has approved this.

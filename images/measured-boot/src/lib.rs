@@ -25,7 +25,7 @@ mod pcr;
 mod policy;
 
 pub use key::{ApprovalKey, ImageKey, KEY_BITS};
-pub use pcr::{PcrValue, SECTIONS, command_lines, measured};
+pub use pcr::{PcrValue, SECTIONS, command_lines, measured, sha256};
 pub use policy::{
     Approval, Approvals, FLOOR_ATTRIBUTES, FLOOR_BYTES, FLOOR_INDEX, IMAGE_PCRS, NV_WRITTEN,
     PLATFORM_PCR, SignedApproval, sealed_policy,

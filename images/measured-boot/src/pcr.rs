@@ -18,7 +18,7 @@ impl PcrValue {
     #[must_use]
     pub fn extended(self, event: &[u8]) -> Self {
         let event = digest(&SHA256, event);
-        Self(hash(&[&self.0, event.as_ref()]))
+        Self(sha256(&[&self.0, event.as_ref()]))
     }
 }
 
@@ -65,7 +65,7 @@ pub fn command_lines(command_line: &str) -> [PcrValue; 3] {
 }
 
 /// SHA-256 of parts, one after the other.
-pub(crate) fn hash(parts: &[&[u8]]) -> [u8; 32] {
+pub fn sha256(parts: &[&[u8]]) -> [u8; 32] {
     let mut context = Context::new(&SHA256);
     parts.iter().for_each(|part| context.update(part));
     let mut value = [0; 32];

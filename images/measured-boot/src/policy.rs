@@ -4,7 +4,7 @@ use casemate_trust::image::ImageVersion;
 use serde::{Deserialize, Serialize};
 
 use crate::key::ImageKey;
-use crate::pcr::{PcrValue, hash};
+use crate::pcr::{PcrValue, sha256};
 
 /// What the stub measures into: the image, and what comes from outside.
 pub const IMAGE_PCRS: [u8; 2] = [11, 12];
@@ -114,22 +114,22 @@ fn policy_pcr(policy: &[u8; 32], pcrs: &[u8], values: &[PcrValue]) -> [u8; 32] {
     selection.push(bits.len() as u8);
     selection.extend(bits);
     let values: Vec<&[u8]> = values.iter().map(|value| &value.0[..]).collect();
-    hash(&[
+    sha256(&[
         policy,
         &CC_POLICY_PCR.to_be_bytes(),
         &selection,
-        &hash(&values),
+        &sha256(&values),
     ])
 }
 
 fn policy_nv(policy: &[u8; 32], version: ImageVersion) -> [u8; 32] {
-    let arguments = hash(&[
+    let arguments = sha256(&[
         &version.as_u64().to_be_bytes(),
         // From its first byte.
         &0_u16.to_be_bytes(),
         &EO_UNSIGNED_LE.to_be_bytes(),
     ]);
-    hash(&[
+    sha256(&[
         policy,
         &CC_POLICY_NV.to_be_bytes(),
         &arguments,
@@ -139,9 +139,9 @@ fn policy_nv(policy: &[u8; 32], version: ImageVersion) -> [u8; 32] {
 
 /// What was approved counts only through whose approval it is: the digest starts anew.
 fn policy_authorize(key_name: &[u8]) -> [u8; 32] {
-    let named = hash(&[&NO_POLICY, &CC_POLICY_AUTHORIZE.to_be_bytes(), key_name]);
+    let named = sha256(&[&NO_POLICY, &CC_POLICY_AUTHORIZE.to_be_bytes(), key_name]);
     // An empty reference.
-    hash(&[&named])
+    sha256(&[&named])
 }
 
 /// Name of the NV index once it is written (TPM 2.0 part 1, 16).
@@ -152,5 +152,5 @@ fn floor_name() -> Vec<u8> {
     // No policy of its own.
     area.extend(0_u16.to_be_bytes());
     area.extend(FLOOR_BYTES.to_be_bytes());
-    [&ALG_SHA256.to_be_bytes()[..], &hash(&[&area])].concat()
+    [&ALG_SHA256.to_be_bytes()[..], &sha256(&[&area])].concat()
 }

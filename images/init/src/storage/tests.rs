@@ -266,7 +266,7 @@ fn without_a_tpm_the_vault_keeps_the_key_unless_that_is_forbidden() {
     assert_eq!(bench.boot(&unmeasured).unwrap().mode, Mode::Clear);
     // The vault's key goes into the TPM when there is one.
     let clear = bench.state.path().join(CLEAR);
-    let identity = bench.state.path().join(IDENTITY);
+    let identity = bench.state.path().join("casemate/vault/identity");
     fs::create_dir_all(clear.parent().unwrap()).unwrap();
     fs::write(&identity, b"sealed with it").unwrap();
     let said = bench.boot(&USUAL).err().unwrap();

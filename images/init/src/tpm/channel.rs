@@ -2,6 +2,7 @@
 
 use std::io::{Read, Write};
 
+use casemate_measured_boot::sha256;
 use tpm2_protocol::basic::{TpmHandle, TpmUint16, TpmUint32};
 use tpm2_protocol::constant::TPM_MAX_COMMAND_SIZE;
 use tpm2_protocol::data::{
@@ -11,7 +12,7 @@ use tpm2_protocol::frame::{TpmFrame, TpmMarshalBody, TpmUnmarshalBody};
 use tpm2_protocol::{TpmMarshal, TpmResult, TpmSized, TpmWriter};
 
 use super::Fault;
-use super::session::{Session, hash};
+use super::session::Session;
 
 /// Tag, size and code.
 const HEADER_BYTES: usize = 10;
@@ -100,7 +101,7 @@ where
             let mut parts: Vec<&[u8]> = vec![&code];
             parts.extend(entities.iter().map(|entity| &entity.name[..]));
             parts.push(&parameters);
-            let tag = with.prove(value, &hash(&parts), attributes);
+            let tag = with.prove(value, &sha256(&parts), attributes);
             let proof = TpmsAuthCommand {
                 session_handle: TpmHandle::from(with.handle),
                 nonce: Tpm2bNonce::try_from(&nonce[..])?,
@@ -118,7 +119,7 @@ where
     if let Some((session, value, hidden)) = session {
         let (nonce, attributes, proof) = answer.proof()?;
         let code = command.cc().value().to_be_bytes();
-        let digest = hash(&[&[0; 4], &code, &parameters]);
+        let digest = sha256(&[&[0; 4], &code, &parameters]);
         session.check(value, &digest, nonce, attributes, proof)?;
         if hidden == Hidden::Response {
             session.decrypt(value, first(&mut parameters)?);

@@ -2,10 +2,11 @@
 //! so whoever listens on the wires between processor and TPM hears no key, and whoever changes a byte is noticed.
 
 use aes::Aes128;
+use casemate_measured_boot::sha256;
 use cfb_mode::cipher::KeyIvInit as _;
 use ring::agreement::{ECDH_P256, EphemeralPrivateKey, UnparsedPublicKey, agree_ephemeral};
+use ring::hmac;
 use ring::rand::{SecureRandom as _, SystemRandom};
-use ring::{digest, hmac};
 use tpm2_protocol::data::{Tpm2bEccParameter, TpmaSession, TpmsEccPoint};
 
 use super::Fault;
@@ -49,7 +50,7 @@ impl Opening {
         let peer = UnparsedPublicKey::new(&ECDH_P256, theirs);
         let salt = agree_ephemeral(private, &peer, |shared| {
             let one = 1_u32.to_be_bytes();
-            hash(&[&one, shared, b"SECRET\0", x, &their_x])
+            sha256(&[&one, shared, b"SECRET\0", x, &their_x])
         });
         let salt = salt.map_err(|_| Fault::Malformed("its storage key is no point".into()))?;
         let parameter = |bytes: &[u8]| Tpm2bEccParameter::try_from(bytes).map_err(Fault::from);
@@ -145,15 +146,6 @@ fn padded(coordinate: &[u8]) -> Result<[u8; HASH_BYTES], Fault> {
     let start = start.ok_or_else(|| Fault::Malformed("a coordinate that is too long".into()))?;
     padded[start..].copy_from_slice(coordinate);
     Ok(padded)
-}
-
-/// SHA-256 of parts, one after the other.
-pub(super) fn hash(parts: &[&[u8]]) -> [u8; HASH_BYTES] {
-    let mut context = digest::Context::new(&digest::SHA256);
-    parts.iter().for_each(|part| context.update(part));
-    let mut value = [0; HASH_BYTES];
-    value.copy_from_slice(context.finish().as_ref());
-    value
 }
 
 /// Key derivation of part 1, 11.4.10.2, for as many bytes as one hash has.

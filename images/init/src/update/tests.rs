@@ -99,15 +99,24 @@ fn an_image_is_bad_when_the_node_is_not_as_well_as_before_in_time() {
 fn what_the_vault_has_accepted_is_read_and_what_is_no_such_file_is_not() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("image.json");
-    assert!(read::<Accepted>(&path).unwrap().is_none());
+    assert!(
+        read_json::<Accepted>(&path, MAX_FILE_BYTES)
+            .unwrap()
+            .is_none()
+    );
     let digest = Digest::of(b"image");
     let text = format!(r#"{{"version":"1.2.3","digest":"{digest}","bytes":5,"new":1}}"#);
     std::fs::write(&path, text).unwrap();
-    let accepted = read::<Accepted>(&path).unwrap().unwrap();
+    let accepted = read_json::<Accepted>(&path, MAX_FILE_BYTES)
+        .unwrap()
+        .unwrap();
     assert_eq!(accepted.version.to_string(), "1.2.3");
     for wrong in ["", "{}", r#"{"version":"1.2","digest":"","bytes":5}"#] {
         std::fs::write(&path, wrong).unwrap();
-        assert!(read::<Accepted>(&path).is_err(), "{wrong}");
+        assert!(
+            read_json::<Accepted>(&path, MAX_FILE_BYTES).is_err(),
+            "{wrong}"
+        );
     }
 }
 
@@ -283,7 +292,7 @@ fn an_image_that_never_came_up_or_was_never_started_is_refused() {
 fn a_cut_before_the_image_counts_is_no_fault_of_the_image() {
     let mut bench = Bench::new();
     let mut update = bench.boot("1.0.0");
-    update.record.trying = read(&update.node.join(ACCEPTED)).unwrap();
+    update.record.trying = read_json(&update.node.join(ACCEPTED), MAX_FILE_BYTES).unwrap();
     update.save().unwrap();
     let mut update = bench.boot("1.0.0");
     assert!(update.record.trying.is_none() && Bench::refused(&update).is_none());
