@@ -1,6 +1,6 @@
 //! From a plan to an image.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use casemate_measured_boot::ApprovalKey;
 use casemate_trust::image::{ImageVersion, MAX_IMAGE_BYTES};
@@ -11,6 +11,7 @@ use crate::kernel::{Kernel, MODULE_FOLDER, MODULE_LIST};
 use crate::package::{Package, Packed};
 use crate::plan::{Plan, Programs};
 use crate::sbom::bill;
+use crate::squashfs::squash;
 use crate::uki::{Parts, unify};
 use crate::{Error, Node, Profile, Tree, elf, initramfs};
 
@@ -20,8 +21,17 @@ const CERTIFICATES: &str = "etc/ssl/certs/ca-certificates.crt";
 /// Where Debian's loader looks for libraries.
 const LIBRARY_FOLDER: &str = "lib/x86_64-linux-gnu";
 
-/// Folders that something is mounted on or written into.
-const FOLDERS: &[&str] = &["dev", "mnt", "proc", "run", "state", "sys", "tmp"];
+/// Folders of the system that something is mounted on. What the boot stub passes on is found in `.extra`.
+const FOLDERS: &[&str] = &[".extra", "dev", "proc", "run", "state", "sys", "tmp"];
+
+/// Where init stands in the initramfs: the kernel looks for it there.
+const INIT: &str = "init";
+/// The system's file system, in the initramfs.
+const SYSTEM: &str = "system.squashfs";
+/// Folders of the initramfs: for devices, and for the system until it is the root.
+const FIRST_FOLDERS: &[&str] = &["dev", "mnt"];
+/// What mounting the system needs of the kernel.
+const FIRST_MODULES: &[&str] = &["loop", "squashfs"];
 
 /// How hard to try.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,8 +62,8 @@ pub struct Image {
     pub version: String,
     /// What it is made of: CycloneDX, JSON.
     pub bill_of_materials: String,
-    /// The files in the initramfs.
-    pub tree: Tree,
+    /// The paths of everything in it that can be run, in order.
+    pub executables: BTreeSet<String>,
     /// What else is in the unified image.
     stub: Vec<u8>,
     os_release: String,
@@ -105,11 +115,26 @@ pub fn build(
     }
     let kernel = Kernel::of(&kernel_package)?;
 
-    let mut tree = Tree::default();
-    for folder in FOLDERS {
-        tree.add(folder, Node::Folder)?;
+    let libraries: Result<Vec<_>, _> = profile
+        .libraries
+        .iter()
+        .map(|name| other(&others, name))
+        .collect();
+    let libraries = libraries?;
+
+    let mut first = Tree::default();
+    let mut system = Tree::default();
+    for (tree, folders) in [(&mut first, FIRST_FOLDERS), (&mut system, FOLDERS)] {
+        for folder in folders {
+            tree.add(folder, Node::Folder)?;
+        }
     }
     for file in &plan.programs {
+        let tree = if file.path == INIT {
+            &mut first
+        } else {
+            &mut system
+        };
         tree.program(&file.path, programs.get(file)?)?;
     }
     for (name, paths) in &profile.files {
@@ -117,37 +142,27 @@ pub fn build(
         for path in paths {
             let bytes = package.file(path)?.to_vec();
             if bytes.starts_with(b"\x7fELF") {
-                tree.program(path, bytes)?;
+                system.program(path, bytes)?;
             } else {
-                tree.file(path, bytes)?;
+                system.file(path, bytes)?;
             }
         }
     }
-    let libraries: Result<Vec<_>, _> = profile
-        .libraries
-        .iter()
-        .map(|name| other(&others, name))
-        .collect();
-    add_libraries(&mut tree, &libraries?)?;
-    let modules = kernel.modules(&profile.modules)?;
-    for (name, bytes) in &modules {
-        tree.file(&format!("{MODULE_FOLDER}/{name}"), *bytes)?;
-    }
-    let order: String = modules
-        .iter()
-        .map(|(name, _)| format!("{name}\n"))
-        .collect();
-    tree.file(MODULE_LIST, order)?;
-    tree.file(
-        CERTIFICATES,
-        certificates(other(&others, &profile.certificates)?),
-    )?;
+    let certificates = certificates(other(&others, &profile.certificates)?);
+    system.file(CERTIFICATES, certificates)?;
     let os_release = os_release(plan);
-    tree.file("etc/os-release", os_release.as_str())?;
-    tree.file("etc/casemate/image.json", description(plan))?;
-    tree.file("etc/nsswitch.conf", "hosts: files dns\n")?;
-    tree.file("etc/hosts", "127.0.0.1 localhost\n::1 localhost\n")?;
-    tree.add("etc/resolv.conf", Node::Link("/run/resolv.conf".into()))?;
+    system.file("etc/os-release", os_release.as_str())?;
+    system.file("etc/casemate/image.json", description(plan))?;
+    system.file("etc/nsswitch.conf", "hosts: files dns\n")?;
+    system.file("etc/hosts", "127.0.0.1 localhost\n::1 localhost\n")?;
+    system.add("etc/resolv.conf", Node::Link("/run/resolv.conf".into()))?;
+    add_libraries(&mut system, &libraries)?;
+    add_libraries(&mut first, &libraries)?;
+    let first_modules: Vec<_> = FIRST_MODULES.iter().map(ToString::to_string).collect();
+    add_modules(&mut first, &kernel.modules(&first_modules)?)?;
+    add_modules(&mut system, &kernel.modules(&profile.modules)?)?;
+    let executables = first.executables().chain(system.executables());
+    let executables = executables.map(ToOwned::to_owned).collect();
 
     let mut made_of = vec![(&plan.kernel, &kernel_package), (&plan.stub, &stub)];
     made_of.extend(plan.packages.values().zip(others.values()));
@@ -157,7 +172,9 @@ pub fn build(
         Compression::Fast => 3,
         Compression::Small => 19,
     };
-    let initramfs = initramfs::compress(&initramfs::archive(&tree, plan.time)?, level)?;
+    first.file(SYSTEM, squash(&system, plan.time, level)?)?;
+    let initramfs = initramfs::archive(&first, plan.time)?;
+    let initramfs = initramfs::compress(&initramfs, level.cast_signed())?;
     let mut image = Image {
         kernel: kernel.image()?.to_vec(),
         initramfs,
@@ -166,13 +183,24 @@ pub fn build(
         loader: stub.file(LOADER_PATH)?.to_vec(),
         version: plan.version.clone(),
         bill_of_materials,
-        tree,
+        executables,
         stub: stub.file(STUB_PATH)?.to_vec(),
         os_release,
         kernel_release: kernel.release.clone(),
     };
     image.uki = image.unify(None)?;
     Ok(image)
+}
+
+/// Adds modules, and the order in which they are loaded.
+fn add_modules(tree: &mut Tree, modules: &[(String, &[u8])]) -> Result<(), Error> {
+    let mut order = String::new();
+    for (name, bytes) in modules {
+        tree.file(&format!("{MODULE_FOLDER}/{name}"), *bytes)?;
+        order.push_str(name);
+        order.push('\n');
+    }
+    tree.file(MODULE_LIST, order)
 }
 
 fn other<'a>(packages: &'a BTreeMap<&str, Package>, name: &str) -> Result<&'a Package, Error> {

@@ -1,4 +1,4 @@
-//! The file tree as the kernel unpacks it: a `newc` archive (the kernel's `Documentation/driver-api/early-userspace/buffer-format.rst`),
+//! The first files, as the kernel unpacks them: a `newc` archive (the kernel's `Documentation/driver-api/early-userspace/buffer-format.rst`),
 //! compressed with zstd.
 
 use std::io::{self, Write as _};
@@ -10,22 +10,14 @@ use crate::{Error, Node, Tree};
 /// A file of the archive has its length in 32 bits.
 const MAX_FILE_BYTES: u64 = u32::MAX as u64;
 
-const FOLDER_MODE: u32 = 0o755;
-const FILE_MODE: u32 = 0o444;
-const PROGRAM_MODE: u32 = 0o555;
-const LINK_MODE: u32 = 0o777;
-
 /// The archive; every time stamp is `time`, seconds, so that the same tree gives the same bytes.
 pub(crate) fn archive(tree: &Tree, time: u32) -> Result<Vec<u8>, Error> {
     let mut archive = Vec::new();
     for (number, (path, node)) in tree.iter().enumerate() {
-        let (bytes, kind, mode): (&[u8], _, _) = match node {
-            Node::Folder => (&[], ModeFileType::Directory, FOLDER_MODE),
-            Node::File { bytes, executable } => {
-                let mode = if *executable { PROGRAM_MODE } else { FILE_MODE };
-                (bytes, ModeFileType::Regular, mode)
-            }
-            Node::Link(target) => (target.as_bytes(), ModeFileType::Symlink, LINK_MODE),
+        let (bytes, kind): (&[u8], _) = match node {
+            Node::Folder => (&[], ModeFileType::Directory),
+            Node::File { bytes, .. } => (bytes, ModeFileType::Regular),
+            Node::Link(target) => (target.as_bytes(), ModeFileType::Symlink),
         };
         let length = u32::try_from(bytes.len()).map_err(|_| Error::TooLarge {
             what: path.to_owned(),
@@ -37,7 +29,7 @@ pub(crate) fn archive(tree: &Tree, time: u32) -> Result<Vec<u8>, Error> {
             .ino(u32::try_from(number + 1).unwrap_or(u32::MAX))
             .nlink(if matches!(node, Node::Folder) { 2 } else { 1 })
             .mtime(time)
-            .mode(mode)
+            .mode(u32::from(node.mode()))
             .set_mode_file_type(kind);
         let mut writer = entry.write(&mut archive, length);
         writer

@@ -18,6 +18,7 @@ mod plan;
 mod profile;
 mod sbom;
 mod signing;
+mod squashfs;
 mod tree;
 mod uki;
 
@@ -29,4 +30,4 @@ pub use inspect::{Inspected, inspect};
 pub use plan::{File, PackageFile, Plan, Programs};
 pub use profile::Profile;
 pub use signing::SecureBootKey;
-pub use tree::{Node, Tree};
+use tree::{Node, Tree};

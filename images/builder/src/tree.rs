@@ -7,7 +7,7 @@ use crate::Error;
 
 /// What stands at a path. Everything belongs to root, and nothing but folders can be written.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Node {
+pub(crate) enum Node {
     /// A folder.
     Folder,
     /// A file.
@@ -21,16 +21,28 @@ pub enum Node {
     Link(String),
 }
 
+impl Node {
+    /// Its permissions.
+    pub(crate) fn mode(&self) -> u16 {
+        match self {
+            Self::Folder => 0o755,
+            Self::File { executable, .. } if *executable => 0o555,
+            Self::File { .. } => 0o444,
+            Self::Link(_) => 0o777,
+        }
+    }
+}
+
 /// Paths without a slash in front, in order; folders come before what is in them.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Tree(BTreeMap<String, Node>);
+pub(crate) struct Tree(BTreeMap<String, Node>);
 
 impl Tree {
     /// A node with the folders above it.
     ///
     /// # Errors
     /// Something else is there already.
-    pub fn add(&mut self, path: &str, node: Node) -> Result<(), Error> {
+    pub(crate) fn add(&mut self, path: &str, node: Node) -> Result<(), Error> {
         if let Some((parent, _)) = path.rsplit_once('/') {
             self.add(parent, Node::Folder)?;
         }
@@ -51,7 +63,7 @@ impl Tree {
     ///
     /// # Errors
     /// See [`Tree::add`].
-    pub fn file(&mut self, path: &str, bytes: impl Into<Vec<u8>>) -> Result<(), Error> {
+    pub(crate) fn file(&mut self, path: &str, bytes: impl Into<Vec<u8>>) -> Result<(), Error> {
         let (bytes, executable) = (bytes.into(), false);
         self.add(path, Node::File { bytes, executable })
     }
@@ -60,23 +72,23 @@ impl Tree {
     ///
     /// # Errors
     /// See [`Tree::add`].
-    pub fn program(&mut self, path: &str, bytes: impl Into<Vec<u8>>) -> Result<(), Error> {
+    pub(crate) fn program(&mut self, path: &str, bytes: impl Into<Vec<u8>>) -> Result<(), Error> {
         let (bytes, executable) = (bytes.into(), true);
         self.add(path, Node::File { bytes, executable })
     }
 
     /// Everything, in order.
-    pub fn iter(&self) -> impl Iterator<Item = (&str, &Node)> {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&str, &Node)> {
         self.0.iter().map(|(path, node)| (path.as_str(), node))
     }
 
     /// Whether something stands at a path.
-    pub fn contains(&self, path: &str) -> bool {
+    pub(crate) fn contains(&self, path: &str) -> bool {
         self.0.contains_key(path)
     }
 
     /// The paths of everything that can be run.
-    pub fn executables(&self) -> impl Iterator<Item = &str> {
+    pub(crate) fn executables(&self) -> impl Iterator<Item = &str> {
         self.iter().filter_map(|(path, node)| match node {
             Node::File { executable, .. } => executable.then_some(path),
             Node::Folder | Node::Link(_) => None,

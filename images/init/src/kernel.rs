@@ -6,8 +6,8 @@ use std::path::Path;
 
 use casemate_trust::image::ImageVersion;
 use rustix::fs::CWD;
-use rustix::mount::{MountFlags, mount, mount_bind, mount_move};
-use rustix::process::{Resource, Rlimit, chdir, chroot, setrlimit};
+use rustix::mount::{MountFlags, mount};
+use rustix::process::{Resource, Rlimit, setrlimit};
 use rustix::system::{RebootCommand, finit_module, reboot};
 use serde::Deserialize;
 
@@ -15,8 +15,6 @@ use crate::Failure;
 use crate::console::Problem;
 
 const IMAGE: &str = "/etc/casemate/image.json";
-/// An empty folder of the image.
-const SECOND_ROOT: &str = "/mnt";
 const MODULES: &str = "/lib/modules";
 const MODULE_ORDER: &str = "/lib/modules/order";
 
@@ -62,17 +60,6 @@ fn mounts() -> [Mount; 7] {
         ("cgroup2", "/sys/fs/cgroup", plain, c""),
         ("securityfs", "/sys/kernel/security", plain, c""),
     ]
-}
-
-/// Gives the root a mount of its own. The kernel's first one has no mount above it, and whoever makes a smaller root for a
-/// program (`pivot_root(2)`) needs one there.
-pub(crate) fn root() -> Result<(), Failure> {
-    let failed = |step: &str| Failure::step(format!("{step} for the root"));
-    mount_bind("/", SECOND_ROOT).map_err(failed("make a mount"))?;
-    chdir(SECOND_ROOT).map_err(failed("change folder"))?;
-    mount_move(".", "/").map_err(failed("move the mount"))?;
-    chroot(".").map_err(failed("change root"))?;
-    chdir("/").map_err(failed("change folder"))
 }
 
 /// Mounts the kernel's own file systems.
@@ -152,7 +139,7 @@ pub(crate) fn restrict() -> Result<(), Failure> {
     Ok(())
 }
 
-/// Loads the modules of the image, in their order; what could not be loaded. A machine needs not all of them.
+/// Loads the modules of the root, in their order; what could not be loaded. A machine needs not all of them.
 pub(crate) fn load_modules() -> Vec<Problem> {
     let order = fs::read_to_string(MODULE_ORDER).unwrap_or_default();
     let load = |name: &str| -> io::Result<()> {

@@ -1,9 +1,10 @@
-//! `casemate-init`: the first program of a node's image. It mounts what the kernel offers, loads modules, reads the seed,
-//! finds or makes the state partition, brings up the network, and then runs the node and says on the console how it is.
+//! `casemate-init`: the first program of a node's image. It makes the system the root, mounts what the kernel offers, loads
+//! modules, reads the seed, finds or makes the state partition, brings up the network, and then runs the node and says on the
+//! console how it is.
 //!
 //! Nothing of it answers to anybody: there is no shell, no login and no port. What goes wrong is shown on the console,
 //! with what to do; what cannot be gone on from starts the machine again after ten seconds.
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 mod boot_partition;
 mod button;
@@ -14,6 +15,7 @@ mod kernel;
 mod network;
 mod node;
 mod recovery;
+mod root;
 mod seed;
 mod settings;
 mod storage;
@@ -79,6 +81,8 @@ enum Failure {
         #[source]
         source: std::io::Error,
     },
+    #[error("{0}")]
+    Module(String),
     #[error("{0} is no description of an image")]
     Image(&'static str),
 }
@@ -94,7 +98,7 @@ impl Failure {
 }
 
 fn run() -> Result<node::End, Failure> {
-    kernel::root()?;
+    root::enter_system()?;
     kernel::mount_all()?;
     kernel::restrict()?;
     let image = kernel::Image::read()?;

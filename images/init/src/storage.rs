@@ -204,7 +204,13 @@ impl Storage {
         let key = key?;
         let recovery = RecoveryKey(random_key().map_err(random)?);
         let sealed = recovery.seal(&key).map_err(random)?;
-        seal(boot, folder, &key, &recovery, sealed, terms, page)?;
+        let parts = Sealing {
+            key: &key,
+            recovery: &recovery,
+            sealed_recovery: sealed,
+            was_shown: false,
+        };
+        seal(boot, folder, parts, terms, page)?;
         let was_clear = if has_sealed {
             "sealed to the TPM; it was on the state partition in clear before"
         } else {
@@ -264,13 +270,18 @@ impl Storage {
         let older = boot.is_older().unwrap_or_else(Some);
         let may_seal = older.is_none() && !terms.is_trial;
         let mode = if may_seal && boot.sealer().is_ok() {
-            let sealed = kept.recovery.clone();
-            // Whoever gives the recovery key has said whose machine this is.
+            // Whoever gives the recovery key has said whose machine this is, and has seen the key.
+            let parts = Sealing {
+                key: &key,
+                recovery: &recovery,
+                sealed_recovery: kept.recovery.clone(),
+                was_shown: true,
+            };
             let terms = Terms {
                 has_token: true,
                 ..terms
             };
-            seal(boot, folder, &key, &recovery, sealed, terms, page)?;
+            seal(boot, folder, parts, terms, page)?;
             page.line(
                 "key",
                 "opened by the recovery key, and sealed to the TPM anew",
@@ -311,26 +322,35 @@ impl Storage {
     }
 }
 
+/// What is sealed.
+struct Sealing<'a> {
+    key: &'a Key,
+    recovery: &'a RecoveryKey,
+    /// The key, sealed by the recovery key.
+    sealed_recovery: Vec<u8>,
+    /// The operator has the recovery key.
+    was_shown: bool,
+}
+
 /// Seals a key to the TPM as it is now, and keeps what came out. A cut at any point leaves a key that opens, if need be by the
 /// recovery key.
 fn seal(
     boot: &mut Boot,
     folder: &Path,
-    key: &Key,
-    recovery: &RecoveryKey,
-    sealed_recovery: Vec<u8>,
+    parts: Sealing<'_>,
     terms: Terms<'_>,
     page: &mut Page,
 ) -> Result<(), Problem> {
+    let key = parts.key;
     let (tpm, image_key, signed, platform) = boot
         .sealer()
         .map_err(|why| Problem::new(why, "restart; if it stays, report it"))?;
     let image_key = image_key.clone();
     let version = signed.approval.version.as_u64();
     let sealed = (|| {
-        let (floor, was_shown) = make_free(tpm, &owner(key), terms.has_token)?;
-        tpm.make_indexes(&[], floor.max(version), was_shown)?;
-        let payload = Zeroizing::new([&key[..], &recovery.0[..]].concat());
+        let floor = make_free(tpm, &owner(key), terms.has_token)?;
+        tpm.make_indexes(&[], floor.max(version), parts.was_shown)?;
+        let payload = Zeroizing::new([&key[..], &parts.recovery.0[..]].concat());
         let policy = sealed_policy(&image_key, platform);
         Ok((tpm.seal(&[], &payload, &policy)?, tpm.pcrs()?))
     })();
@@ -339,7 +359,7 @@ fn seal(
         sealed,
         image_key: image_key.to_pem().to_owned(),
         pcrs,
-        recovery: sealed_recovery,
+        recovery: parts.sealed_recovery,
     };
     let text = serde_json::to_vec(&kept).map_err(|error| full(&error.into()))?;
     let write = || {
@@ -368,22 +388,21 @@ fn finish_owner(boot: &mut Boot, key: &Key, page: &mut Page) {
 }
 
 /// A TPM that nothing of ours is sealed to any more: what was sealed before, to another state of this machine, must not open
-/// later. Its floor, and whether the recovery key was shown. One of ours whose key is lost with its disk is cleared when this
-/// machine is to be another node; one of somebody else's is left alone.
-fn make_free(tpm: &mut Tpm, ours: &[u8], is_wanted: bool) -> Result<(u64, bool), Fault> {
+/// later. Its floor. One of ours whose key is lost with its disk is cleared when this machine is to be another node; one of
+/// somebody else's is left alone.
+fn make_free(tpm: &mut Tpm, ours: &[u8], is_wanted: bool) -> Result<u64, Fault> {
     if !tpm.is_owned()? {
-        return Ok((0, false));
+        return Ok(0);
     }
     let floor = tpm.floor()?.unwrap_or_default();
     match tpm.set_owner(ours, ours) {
         Ok(()) => {
-            let was_shown = tpm.recovery_was_shown()?;
             tpm.clear()?;
-            Ok((floor, was_shown))
+            Ok(floor)
         }
         Err(fault) if fault.is_authorization() && tpm.has_floor_index()? && is_wanted => {
             tpm.clear()?;
-            Ok((0, false))
+            Ok(0)
         }
         Err(fault) => Err(fault),
     }

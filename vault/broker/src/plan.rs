@@ -5,21 +5,37 @@ use casemate_trust::name::Name;
 use casemate_trust::release::{Release, Scheme};
 use casemate_wire::control::Limits;
 use casemate_wire::control::gateway::Perimeter;
+use casemate_wire::control::parts::size;
 use casemate_wire::control::vault::{FunctionPlan, Plan};
 use casemate_wire::control::worker::Binding;
+
+/// What a tenant's functions may fall back to takes at most so much of its plan, bytes; the rest is left out.
+const MAX_FALLBACK_BYTES: usize = 4 << 20;
 
 /// The plan of a tenant for this pool.
 pub(crate) fn plan(state: &TenantState, pool: &Name) -> Plan {
     let manifest = state.manifest.as_ref();
+    let mut functions = Vec::new();
+    let mut fallback_bytes = 0;
+    for (function, digest, release) in state.running(pool) {
+        functions.push(function_plan(function, digest.0, release));
+        for (digest, release) in state.fallbacks(function) {
+            let plan = FunctionPlan {
+                is_fallback: true,
+                ..function_plan(function, digest.0, release)
+            };
+            fallback_bytes += size(&plan);
+            if fallback_bytes <= MAX_FALLBACK_BYTES {
+                functions.push(plan);
+            }
+        }
+    }
     Plan {
         tenant: state.tenant.id.0,
         name: state.tenant.name.to_string(),
         manifest_version: manifest.map_or(0, |accord| accord.manifest.version),
         manifest: manifest.map_or([0; 32], |accord| accord.digest.0),
-        functions: state
-            .running(pool)
-            .map(|(function, digest, release)| function_plan(function, digest.0, release))
-            .collect(),
+        functions,
     }
 }
 
@@ -37,6 +53,7 @@ fn function_plan(function: &Name, digest: [u8; 32], release: &Release) -> Functi
     };
     FunctionPlan {
         function: function.to_string(),
+        is_fallback: false,
         release: digest,
         bundle: release.bundle.digest.0,
         bundle_bytes: release.bundle.bytes,

@@ -103,14 +103,13 @@ pub(super) fn build(cx: &Context, args: &ImageBuild) -> Result<(), Error> {
         }
     }
     drop(progress);
-    let executables: Vec<_> = image.tree.executables().collect();
     let files: Vec<_> = made
         .iter()
         .map(|(file, bytes, sha256)| json!({ "file": args.out.join(file), "bytes": bytes, "sha256": sha256 }))
         .collect();
     let result = json!({
         "version": plan.version, "profile": plan.profile, "kernel": plan.kernel.version,
-        "files": files, "executables": executables,
+        "files": files, "executables": image.executables,
     });
     cx.output.result(&result, || {
         let rows: Vec<_> = made

@@ -59,6 +59,10 @@ impl Shell {
                 Vec::new(),
             )),
             Effect::Fetch { bundle, bytes } => self.fetch(bundle, bytes).await?,
+            Effect::Look { bundle } if self.has_bundle(bundle) => {
+                Box::pin(self.input(Input::BundleHere(bundle))).await?;
+            }
+            Effect::Look { .. } => {}
             Effect::Keep { bundles } => {
                 if let Some(stored) = &self.bundles {
                     stored.keep(&bundles.iter().copied().map(Digest).collect::<BTreeSet<_>>());
@@ -131,18 +135,18 @@ impl Shell {
 
     /// A bundle that is on the disk is here at once; another is asked for.
     async fn fetch(&mut self, bundle: [u8; 32], bytes: u64) -> io::Result<()> {
-        let digest = Digest(bundle);
-        let here = self
-            .bundles
-            .as_ref()
-            .and_then(|bundles| bundles.read(&digest))
-            .is_some();
-        if here {
-            // The state asks for effects, and this is its answer: one step deeper, never more.
+        // The state asks for effects, and this is its answer: two steps deeper, never more.
+        if self.has_bundle(bundle) {
             return Box::pin(self.input(Input::BundleHere(bundle))).await;
         }
+        let digest = Digest(bundle);
         tracing::info!(%digest, bytes, "fetching a bundle");
         self.say(Say::FetchBundle(digest));
-        Ok(())
+        Box::pin(self.input(Input::BundleAbsent(bundle))).await
+    }
+
+    fn has_bundle(&self, bundle: [u8; 32]) -> bool {
+        let stored = self.bundles.as_ref();
+        stored.is_some_and(|bundles| bundles.read(&Digest(bundle)).is_some())
     }
 }

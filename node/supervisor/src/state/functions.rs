@@ -7,6 +7,7 @@ use casemate_wire::control::gateway::{Route, ToGateway};
 use casemate_wire::control::vault::{FunctionPlan, Plan};
 use casemate_wire::control::{Digest, Failure, FunctionKey, WORKER_OVERHEAD_MIB, WorkerId};
 
+use super::bundles::Place;
 use super::cpu::CpuWall;
 use super::{Effect, Millis, SILENCE_MS, STOP_GRACE_MS, Stage, Supervision, Worker, backoff_ms};
 
@@ -19,10 +20,12 @@ const MAX_DESCRIBED_HOSTS: usize = 8;
 pub(super) struct Function {
     /// What the newest manifest wants.
     pub(super) plan: FunctionPlan,
+    /// What may run until the bundle of that is here, in order.
+    pub(super) fallbacks: Vec<FunctionPlan>,
     tenant_name: String,
     manifest_version: u64,
     /// The release that the gateway routes to.
-    routed: Option<Digest>,
+    pub(super) routed: Option<Digest>,
     /// Hosts whose callers it gets.
     hosts: Vec<String>,
     /// That it does not get all of them.
@@ -50,13 +53,18 @@ impl Supervision {
             .cloned()
             .collect();
         gone.iter().for_each(|key| self.withdraw(key, now_ms));
-        for function in plan.functions {
+        let mut functions = plan.functions.into_iter().peekable();
+        while let Some(function) = functions.next() {
             let key = FunctionKey {
                 tenant: plan.tenant,
                 function: function.function.clone(),
             };
+            let is_fallback =
+                |next: &FunctionPlan| next.is_fallback && next.function == key.function;
+            let fallbacks = std::iter::from_fn(|| functions.next_if(is_fallback)).collect();
             if let Some(held) = self.functions.get_mut(&key) {
                 held.manifest_version = plan.manifest_version;
+                held.fallbacks = fallbacks;
                 if held.plan == function {
                     continue;
                 }
@@ -71,6 +79,7 @@ impl Supervision {
                 let (tenant_name, manifest_version) = (plan.name.clone(), plan.manifest_version);
                 let held = Function {
                     plan: function,
+                    fallbacks,
                     tenant_name,
                     manifest_version,
                     routed: None,
@@ -85,17 +94,7 @@ impl Supervision {
             }
             self.bring_up(&key);
         }
-        let keep: BTreeSet<Digest> = self
-            .functions
-            .values()
-            .map(|function| function.plan.bundle)
-            .collect();
-        if self.bundles.keys().any(|digest| !keep.contains(digest)) {
-            self.bundles.retain(|digest, _| keep.contains(digest));
-            self.effects.push(Effect::Keep {
-                bundles: keep.into_iter().collect(),
-            });
-        }
+        self.forget_bundles();
     }
 
     /// A function that no manifest lists any more: nobody is routed to it, and its workers finish.
@@ -122,46 +121,16 @@ impl Supervision {
         }
     }
 
-    /// Fetches the bundle; with it here, a first function is routed at once and a new release made warm first.
-    fn bring_up(&mut self, key: &FunctionKey) {
-        let Some(function) = self.functions.get_mut(key) else {
-            return;
-        };
-        let (bundle, bytes) = (function.plan.bundle, function.plan.bundle_bytes);
-        match self.bundles.get(&bundle) {
-            None => {
-                self.bundles.insert(bundle, false);
-                self.effects.push(Effect::Fetch { bundle, bytes });
-            }
-            Some(false) => {}
-            Some(true) if function.routed.is_none() => self.route(key),
-            Some(true) => {
-                function.warming = true;
-                if !self.waiting.contains(key) {
-                    self.waiting.push_back(key.clone());
-                }
-            }
-        }
-    }
-
-    pub(super) fn bundle_here(&mut self, digest: Digest) {
-        let keys: Vec<FunctionKey> = self
-            .functions
-            .iter()
-            .filter(|(_, function)| function.plan.bundle == digest)
-            .map(|(key, _)| key.clone())
-            .collect();
-        keys.iter().for_each(|key| self.bring_up(key));
-    }
-
-    /// Leads the function's hosts to its wanted release. A host that another function has stays there: both were signed for
+    /// Leads the function's hosts to the release that runs now. A host that another function has stays there: both were signed for
     /// by the root, and whoever came first keeps it until it is given up or the operator decides.
-    fn route(&mut self, key: &FunctionKey) {
+    pub(super) fn route(&mut self, key: &FunctionKey) {
         let Some(function) = self.functions.get_mut(key) else {
             return;
         };
-        let (lost, hosts): (Vec<String>, Vec<String>) = function
-            .plan
+        let Some(plan) = function.current(&self.bundles).cloned() else {
+            return;
+        };
+        let (lost, hosts): (Vec<String>, Vec<String>) = plan
             .hosts
             .iter()
             .cloned()
@@ -181,13 +150,13 @@ impl Supervision {
             self.effects.push(Effect::Warn { key, message });
         }
         function.conflict = conflict;
-        function.routed = Some(function.plan.release);
+        function.routed = Some(plan.release);
         let before = std::mem::replace(&mut function.hosts, hosts.clone());
         let route = Route {
             key: key.clone(),
-            release: function.plan.release,
+            release: plan.release,
             hosts,
-            perimeter: function.plan.perimeter.clone(),
+            perimeter: plan.perimeter,
         };
         let given_up: Vec<String> = before
             .into_iter()
@@ -210,9 +179,11 @@ impl Supervision {
         }
         // One whose next release is being made ready is routed by that.
         let waits = |function: &Function| {
+            let current = function
+                .current(&self.bundles)
+                .filter(|plan| function.routed == Some(plan.release));
             function.conflict.is_some()
-                && function.routed == Some(function.plan.release)
-                && function.plan.hosts.iter().any(|host| hosts.contains(host))
+                && current.is_some_and(|plan| plan.hosts.iter().any(|host| hosts.contains(host)))
         };
         let waiting = self
             .functions
@@ -225,12 +196,7 @@ impl Supervision {
     /// A gateway that has just started knows no route.
     pub(super) fn route_all(&mut self) {
         let keys: Vec<FunctionKey> = self.functions.keys().cloned().collect();
-        for key in &keys {
-            let here = |function: &Function| self.bundles.get(&function.plan.bundle) == Some(&true);
-            if self.functions.get(key).is_some_and(here) {
-                self.route(key);
-            }
-        }
+        keys.iter().for_each(|key| self.route(key));
     }
 
     /// Callers wait for this function.
@@ -256,9 +222,10 @@ impl Supervision {
             return self.effects.push(Effect::Gateway(refusal));
         }
         // Each worker on its way takes as many as it may; one more is asked for only when that is not enough.
-        let coming = self.loading(&key, function.plan.release)
+        let plan = function.current(&self.bundles).unwrap_or(&function.plan);
+        let coming = self.loading(&key, plan.release)
             + self.waiting.iter().filter(|other| **other == key).count();
-        if (waiting as usize) <= coming * function.plan.limits.concurrency.max(1) as usize {
+        if (waiting as usize) <= coming * plan.limits.concurrency.max(1) as usize {
             return;
         }
         self.waiting.push_back(key);
@@ -274,21 +241,21 @@ impl Supervision {
             let Some(function) = self.functions.get(&key) else {
                 continue;
             };
-            let here = self.bundles.get(&function.plan.bundle) == Some(&true);
-            if !here || !self.may_be_given(&key.tenant) {
+            let plan = function.current(&self.bundles);
+            let Some(plan) = plan.filter(|_| self.may_be_given(&key.tenant)) else {
                 later.push_back(key);
                 continue;
-            }
+            };
             let spare = self
                 .workers
                 .iter()
-                .find(|(_, worker)| worker.stage == Stage::Spare && fits(worker, &function.plan));
+                .find(|(_, worker)| worker.stage == Stage::Spare && fits(worker, plan));
             let Some(id) = spare.map(|(id, _)| *id) else {
                 later.push_back(key);
                 self.replace_small_spare();
                 continue;
             };
-            let plan = Box::new(function.plan.clone());
+            let plan = Box::new(plan.clone());
             if let Some(worker) = self.workers.get_mut(&id) {
                 worker.stage = Stage::Loading(key.clone(), plan.release);
                 worker.cpu = Some(CpuWall::new(&plan.limits));
@@ -330,7 +297,9 @@ impl Supervision {
         const DEFAULT_HEAP_MIB: u32 = 64;
         self.functions
             .values()
-            .map(|function| function.plan.limits.heap_mib)
+            .flat_map(|function| [Some(&function.plan), function.current(&self.bundles)])
+            .flatten()
+            .map(|plan| plan.limits.heap_mib)
             .max()
             .unwrap_or(0)
             .max(DEFAULT_HEAP_MIB)
@@ -348,21 +317,23 @@ impl Supervision {
         let Some(function) = self.functions.get_mut(&key) else {
             return;
         };
-        if function.plan.release != release {
-            // Overtaken by a newer manifest while it loaded.
+        if !function.runs(release, &self.bundles) {
+            // Overtaken by a newer manifest, or by its bundle, while it loaded.
             return self.retire(id, now_ms);
         }
         (function.failures, function.last_error) = (0, None);
         self.switch(&key, now_ms);
     }
 
-    /// Routes to the wanted release and lets workers of others finish.
+    /// Routes to the release that runs now and lets workers of others finish.
     fn switch(&mut self, key: &FunctionKey, now_ms: Millis) {
         let Some(function) = self.functions.get_mut(key) else {
             return;
         };
         function.warming = false;
-        let wanted = function.plan.release;
+        let Some(wanted) = function.current(&self.bundles).map(|plan| plan.release) else {
+            return;
+        };
         if function.routed != Some(wanted) {
             self.route(key);
         }
@@ -416,7 +387,7 @@ impl Supervision {
         let Some(function) = self
             .functions
             .get_mut(key)
-            .filter(|function| function.plan.release == release)
+            .filter(|function| function.runs(release, &self.bundles))
         else {
             return;
         };
@@ -486,7 +457,7 @@ impl Supervision {
             "tenant": function.tenant_name, "tenant_id": hex(&key.tenant), "function": key.function,
             "release": hex(&function.plan.release), "routed": function.routed.map(|digest| hex(&digest)),
             "manifest": function.manifest_version, "hosts": hosts, "workers": workers,
-            "bundle_here": self.bundles.get(&function.plan.bundle) == Some(&true),
+            "bundle_here": self.bundles.get(&function.plan.bundle) == Some(&Place::Here),
             "error": function.last_error.as_ref().or(function.conflict.as_ref()),
         })
     }

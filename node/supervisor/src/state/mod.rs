@@ -2,6 +2,7 @@
 //! in, effects out; it waits for nobody.
 
 pub(crate) mod budget;
+mod bundles;
 pub(crate) mod carry;
 mod cpu;
 mod functions;
@@ -13,12 +14,13 @@ mod tests;
 use std::collections::{BTreeMap, VecDeque};
 use std::num::NonZeroU32;
 
-use casemate_trust::statement::MAX_FUNCTIONS;
+use casemate_trust::statement::{MAX_FALLBACKS, MAX_FUNCTIONS};
 use casemate_wire::control::gateway::ToGateway;
 use casemate_wire::control::parts::{Arriving, Part, PartError};
 use casemate_wire::control::vault::{FunctionPlan, Plan};
 use casemate_wire::control::{Digest, Failure, FunctionKey, WORKER_OVERHEAD_MIB, WorkerId};
 
+use bundles::Bundles;
 use cpu::CpuWall;
 use functions::Function;
 
@@ -71,6 +73,8 @@ pub(crate) enum Input {
     Plan(Box<Part<Plan>>),
     /// A bundle is on the disk, checked.
     BundleHere(Digest),
+    /// A bundle that was to be fetched is not on the disk.
+    BundleAbsent(Digest),
     /// Callers wait.
     Need { key: FunctionKey, waiting: u32 },
     /// A worker has had nothing to do.
@@ -125,6 +129,8 @@ pub(crate) enum Effect {
     Stop { worker: WorkerId, grace_ms: u32 },
     /// A bundle is wanted.
     Fetch { bundle: Digest, bytes: u64 },
+    /// A bundle is of use if it is on the disk.
+    Look { bundle: Digest },
     /// Only these bundles are still wanted.
     Keep { bundles: Vec<Digest> },
 }
@@ -181,7 +187,7 @@ pub(crate) struct Supervision {
     functions: BTreeMap<FunctionKey, Function>,
     /// Whose callers a host's are.
     owners: BTreeMap<String, FunctionKey>,
-    bundles: BTreeMap<Digest, bool>,
+    bundles: Bundles,
     /// A plan of which not all has come.
     plans: Arriving<Plan>,
     /// Functions that wait for a spare, in order.
@@ -207,8 +213,8 @@ impl Supervision {
             workers: BTreeMap::new(),
             functions: BTreeMap::new(),
             owners: BTreeMap::new(),
-            bundles: BTreeMap::new(),
-            plans: Arriving::new(MAX_FUNCTIONS as u32),
+            bundles: Bundles::new(),
+            plans: Arriving::new((MAX_FUNCTIONS * (1 + MAX_FALLBACKS)) as u32),
             waiting: VecDeque::new(),
             spare_failures: 0,
             spare_again_ms: 0,
@@ -234,12 +240,8 @@ impl Supervision {
                 Ok(None) => {}
                 Err(error) => self.effects.push(Effect::DistrustVault { error }),
             },
-            Input::BundleHere(digest) => {
-                if let Some(here) = self.bundles.get_mut(&digest) {
-                    *here = true;
-                    self.bundle_here(digest);
-                }
-            }
+            Input::BundleHere(digest) => self.bundle_here(digest),
+            Input::BundleAbsent(digest) => self.bundle_absent(digest),
             Input::Need { key, waiting } => self.need(key, waiting, now_ms),
             Input::Idle { worker, idle_ms } if idle_ms >= self.bounds.idle_ms => {
                 self.retire(worker, now_ms);
@@ -285,15 +287,6 @@ impl Supervision {
     /// Whether a worker may still be spoken to.
     pub(crate) fn has(&self, worker: WorkerId) -> bool {
         self.workers.contains_key(&worker)
-    }
-
-    /// Bundles that are wanted and not here.
-    pub(crate) fn wanted_bundles(&self) -> Vec<Digest> {
-        self.bundles
-            .iter()
-            .filter(|(_, here)| !**here)
-            .map(|(digest, _)| *digest)
-            .collect()
     }
 
     fn program(&mut self, which: Single) -> &mut Program {

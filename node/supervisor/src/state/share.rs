@@ -36,11 +36,11 @@ impl Supervision {
             let Some(function) = self.functions.get(&key) else {
                 continue;
             };
-            let (release, warming) = (function.plan.release, function.warming);
-            if self.bundles.get(&function.plan.bundle) != Some(&true) {
+            let Some(plan) = function.current(&self.bundles) else {
                 stay.push_back(key);
                 continue;
-            }
+            };
+            let (release, warming) = (plan.release, function.warming);
             let held = self.held();
             let before = stay.iter().filter(|other| other.tenant == key.tenant);
             let mine = held.get(&key.tenant).copied().unwrap_or(0) + before.count();

@@ -14,6 +14,7 @@ const TENANT: Digest = [1; 32];
 pub(super) fn function(name: &str, release: u8) -> FunctionPlan {
     FunctionPlan {
         function: name.into(),
+        is_fallback: false,
         release: [release; 32],
         bundle: [release; 32],
         bundle_bytes: 1,
@@ -37,7 +38,7 @@ pub(super) fn function(name: &str, release: u8) -> FunctionPlan {
     }
 }
 
-fn plan(version: u64, functions: Vec<FunctionPlan>) -> Input {
+pub(super) fn plan(version: u64, functions: Vec<FunctionPlan>) -> Input {
     let mut parts = parts(version, functions);
     assert_eq!(parts.len(), 1);
     Input::Plan(Box::new(parts.remove(0)))
@@ -74,7 +75,7 @@ fn many(release: u8) -> Vec<FunctionPlan> {
     (0..MAX_FUNCTIONS).map(large).collect()
 }
 
-fn key(name: &str) -> FunctionKey {
+pub(super) fn key(name: &str) -> FunctionKey {
     FunctionKey {
         tenant: TENANT,
         function: name.into(),
@@ -82,7 +83,7 @@ fn key(name: &str) -> FunctionKey {
 }
 
 /// A node with vault and gateway up and one spare.
-fn up() -> (Supervision, WorkerId) {
+pub(super) fn up() -> (Supervision, WorkerId) {
     let mut state = Supervision::new(BOUNDS);
     let effects = state.handle(Input::Tick, 0);
     let spare = started(&effects)[0];
@@ -92,7 +93,7 @@ fn up() -> (Supervision, WorkerId) {
     (state, spare)
 }
 
-fn started(effects: &[Effect]) -> Vec<WorkerId> {
+pub(super) fn started(effects: &[Effect]) -> Vec<WorkerId> {
     effects
         .iter()
         .filter_map(|effect| {
@@ -105,7 +106,7 @@ fn started(effects: &[Effect]) -> Vec<WorkerId> {
         .collect()
 }
 
-fn served(effects: &[Effect]) -> Vec<(WorkerId, Digest)> {
+pub(super) fn served(effects: &[Effect]) -> Vec<(WorkerId, Digest)> {
     effects
         .iter()
         .filter_map(|effect| {

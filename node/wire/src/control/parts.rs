@@ -58,7 +58,7 @@ fn count(items: usize) -> u32 {
 }
 
 /// As it is encoded, bytes. What cannot be encoded fails when it is sent.
-fn size<T: Serialize>(item: &T) -> usize {
+pub fn size<T: Serialize>(item: &T) -> usize {
     postcard::serialize_with_flavor(item, postcard::ser_flavors::Size::default()).unwrap_or(0)
 }
 

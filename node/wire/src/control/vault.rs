@@ -234,15 +234,17 @@ pub struct Plan {
     pub manifest_version: u64,
     /// Digest of the accepted manifest's payload.
     pub manifest: Digest,
-    /// Functions for this node's pool.
+    /// Functions for this node's pool, each with what it may fall back to behind it, in order.
     pub functions: Vec<FunctionPlan>,
 }
 
-/// One function of a plan: the wanted release.
+/// One function of a plan: the wanted release, or one to fall back to.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FunctionPlan {
     /// Name.
     pub function: String,
+    /// Runs only as long as no bundle of a release before it is here.
+    pub is_fallback: bool,
     /// Digest of the release.
     pub release: Digest,
     /// Digest of the bundle.

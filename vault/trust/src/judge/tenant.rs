@@ -374,6 +374,17 @@ impl TenantState {
         })
     }
 
+    /// What a function may fall back to now, in the manifest's order.
+    pub fn fallbacks<'a>(
+        &'a self,
+        function: &'a Name,
+    ) -> impl Iterator<Item = (Digest, &'a Arc<Release>)> {
+        let accord = self.manifest.as_ref();
+        let wanted = accord.and_then(|accord| accord.manifest.functions.get(function));
+        let listed = wanted.into_iter().flat_map(|wanted| &wanted.fallbacks);
+        listed.filter_map(move |digest| Some((*digest, self.may_run(function, digest)?)))
+    }
+
     /// The releases of a function that may run now: the wanted one and its fallbacks.
     pub fn may_run(&self, function: &Name, release: &Digest) -> Option<&Arc<Release>> {
         let accord = self.manifest.as_ref()?;
