@@ -1,8 +1,9 @@
 //! A node that is a machine of its own: the image that is made of our programs, booted by QEMU under software emulation.
 
 use std::fs::File;
-use std::io::Write as _;
+use std::io::{Cursor, Write as _};
 use std::net::{SocketAddr, TcpListener};
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
@@ -10,8 +11,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use casemate_images::{
-    Apt, Compression, Image, Plan, Profile, Programs, SecureBootKey, boot_files, build, uki_path,
-    write_disk,
+    Apt, BOOT_BYTES, BOOT_START, Compression, Image, Plan, Profile, Programs, SecureBootKey,
+    boot_files, build, uki_path, write_disk,
 };
 
 use crate::fleet::UPSTREAM_HOST;
@@ -131,9 +132,14 @@ pub struct Hardware {
 /// variables with a key whose private half everybody has.
 const FIRMWARE: &str = "/usr/share/OVMF/OVMF_CODE_4M.secboot.fd";
 const VARIABLES: &str = "/usr/share/OVMF/OVMF_VARS_4M.snakeoil.fd";
+/// Without a key, firmware starts everything.
+const NO_KEYS: &str = "/usr/share/OVMF/OVMF_VARS_4M.fd";
 const TEST_KEY: &str = "/usr/share/ovmf/PkKek-1-snakeoil.key";
 const TEST_CERTIFICATE: &str = "/usr/share/ovmf/PkKek-1-snakeoil.pem";
 const TEST_KEY_PASSPHRASE: &str = "pass:snakeoil";
+/// The folder that a machine's network serves, and the image in it.
+const NETWORK: &str = "network";
+const NETWORK_IMAGE: &str = "casemate.efi";
 
 /// The image, signed so that the test firmware starts it.
 pub fn signed_image(folder: &Path) -> Result<Image> {
@@ -190,6 +196,17 @@ const PROGRAMS: &[&str] = &[
     "casemate-worker",
 ];
 
+/// What a machine starts from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum From {
+    /// QEMU loads the kernel.
+    Emulator,
+    /// Firmware finds an image on the disk.
+    Disk,
+    /// Firmware asks the network for one (PXE).
+    Network,
+}
+
 /// See the module. Dropping it is a power cut.
 #[derive(Debug)]
 pub struct Machine {
@@ -197,7 +214,7 @@ pub struct Machine {
     running: Option<Running>,
     tpm: Option<Running>,
     starts: u32,
-    has_firmware: bool,
+    from: From,
     /// Where callers reach its gateway.
     pub gateway: SocketAddr,
 }
@@ -246,7 +263,7 @@ impl Machine {
         let identity = folder.display().to_string();
         let bytes = hardware.state_bytes.unwrap_or(STATE_BYTES);
         write_disk(&folder.join("disk"), &[], bytes, &identity)?;
-        Self::with_disk(folder, false, hardware)
+        Self::with_disk(folder, From::Emulator, hardware)
     }
 
     /// Boots a machine through its firmware, which starts only what is signed, from a disk with this image on it.
@@ -257,10 +274,21 @@ impl Machine {
         let files = boot_files(image, &path);
         write_disk(&folder.join("disk"), &files, STATE_BYTES, &identity)?;
         std::fs::copy(VARIABLES, folder.join("variables")).context("is ovmf installed?")?;
-        Self::with_disk(folder, true, hardware)
+        Self::with_disk(folder, From::Disk, hardware)
     }
 
-    fn with_disk(folder: &Path, has_firmware: bool, hardware: &Hardware) -> Result<Self> {
+    /// The same with an empty disk: the image comes over the network.
+    pub fn start_from_network(folder: &Path, image: &Image, hardware: &Hardware) -> Result<Self> {
+        let served = folder.join(NETWORK);
+        std::fs::create_dir_all(&served)?;
+        std::fs::write(served.join(NETWORK_IMAGE), &image.uki)?;
+        let identity = folder.display().to_string();
+        write_disk(&folder.join("disk"), &[], STATE_BYTES, &identity)?;
+        std::fs::copy(VARIABLES, folder.join("variables")).context("is ovmf installed?")?;
+        Self::with_disk(folder, From::Network, hardware)
+    }
+
+    fn with_disk(folder: &Path, from: From, hardware: &Hardware) -> Result<Self> {
         // Free now; whoever takes it in the meantime is noticed by QEMU.
         let gateway = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
         let mut machine = Self {
@@ -268,11 +296,38 @@ impl Machine {
             running: None,
             tpm: None,
             starts: 0,
-            has_firmware,
+            from,
             gateway,
         };
         machine.boot(hardware)?;
         Ok(machine)
+    }
+
+    /// Changes what the firmware starts from.
+    pub fn edit_boot_partition(
+        &mut self,
+        change: impl FnOnce(&fatfs::Dir<'_, &mut Cursor<Vec<u8>>>) -> Result<()>,
+    ) -> Result<()> {
+        self.cut_power()?;
+        let disk = File::options()
+            .read(true)
+            .write(true)
+            .open(self.folder.join("disk"))?;
+        let mut bytes = vec![0; usize::try_from(BOOT_BYTES)?];
+        disk.read_exact_at(&mut bytes, BOOT_START)?;
+        let mut partition = Cursor::new(bytes);
+        let fat = fatfs::FileSystem::new(&mut partition, fatfs::FsOptions::new())?;
+        change(&fat.root_dir())?;
+        fat.unmount()?;
+        Ok(disk.write_all_at(partition.get_ref(), BOOT_START)?)
+    }
+
+    /// Turns Secure Boot off or on in the firmware's settings, as somebody does who sits at the machine.
+    pub fn set_secure_boot(&mut self, on: bool) -> Result<()> {
+        self.cut_power()?;
+        let from = if on { VARIABLES } else { NO_KEYS };
+        std::fs::copy(from, self.folder.join("variables"))?;
+        Ok(())
     }
 
     /// Boots it with the disk that it has.
@@ -283,7 +338,8 @@ impl Machine {
         if !hardware.restarts {
             command.arg("-no-reboot");
         }
-        let smm = if self.has_firmware { "on" } else { "off" };
+        let has_firmware = self.from != From::Emulator;
+        let smm = if has_firmware { "on" } else { "off" };
         command.arg("-machine").arg(format!("q35,smm={smm}"));
         // QEMU's emulation of a second processor does not come through a warm start.
         let processors = if hardware.restarts { "1" } else { "2" };
@@ -291,7 +347,7 @@ impl Machine {
         command.args(["-smp", processors]);
         let memory = hardware.memory_mib.unwrap_or(MEMORY_MIB);
         command.arg("-m").arg(memory.to_string());
-        if self.has_firmware {
+        if has_firmware {
             let variables = self.folder.join("variables").display().to_string();
             command.args(["-global", "driver=cfi.pflash01,property=secure,value=on"]);
             command.arg("-drive").arg(format!(
@@ -319,9 +375,15 @@ impl Machine {
             .arg(format!("if=none,id=state,format=raw,file={disk}"));
         command.args(["-device", disk_device]);
         if !hardware.no_network {
-            let forward = format!("user,id=net,hostfwd=tcp:{}-:80", self.gateway);
-            command.arg("-netdev").arg(forward);
-            command.args(["-device", card]);
+            let mut net = format!("user,id=net,hostfwd=tcp:{}-:80", self.gateway);
+            let mut card = card.to_owned();
+            if self.from == From::Network {
+                let served = self.folder.join(NETWORK);
+                net += &format!(",tftp={},bootfile={NETWORK_IMAGE}", served.display());
+                card += ",bootindex=0";
+            }
+            command.arg("-netdev").arg(net);
+            command.arg("-device").arg(card);
         }
         for (name, bytes) in &hardware.seed {
             let path = self.folder.join(format!("seed-{name}"));

@@ -4,10 +4,11 @@
 
 mod plaintext;
 
+use std::io::{Cursor, Write as _};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use casemate_images::{Compression, inspect};
+use casemate_images::{Compression, Image, inspect, uki_path};
 use casemate_tests::caller::{self, Answer};
 use casemate_tests::fleet::{Fleet, UPSTREAM_HOST, UPSTREAM_KEY};
 use casemate_tests::machine::{
@@ -284,10 +285,77 @@ async fn a_storage_key_opens_on_its_machine_alone() {
     node.cut_power().unwrap();
 }
 
+/// `make test-image`. Somebody who sits at the machine turns Secure Boot off, and starts the kernel with a command line of theirs:
+/// the storage key stays sealed, and the page says what was changed. Undone, the machine is as it was.
+#[test]
+#[ignore = "run by `make test-image`"]
+fn what_was_changed_is_named_and_opens_nothing() {
+    const ENTRY: &str = "loader/entries/theirs.conf";
+    let temporary = tempfile::tempdir().unwrap();
+    let signed = signed_image(temporary.path()).unwrap();
+    let hardware = Hardware {
+        tpm: Some(temporary.path().join("tpm")),
+        ..Hardware::default()
+    };
+    let folder = temporary.path().join("machine");
+    let mut machine = Machine::start_from_disk(&folder, &signed, &hardware).unwrap();
+    machine.wait_for("waiting for a join token").unwrap();
+    assert_eq!(line(&machine.said(), "key"), "sealed to the TPM");
+
+    machine.set_secure_boot(false).unwrap();
+    machine.boot(&hardware).unwrap();
+    let sealed =
+        "the storage key stays sealed: PCR 7 has changed: Secure Boot was turned on or off";
+    machine.wait_for(sealed).unwrap();
+
+    let entry = format!(
+        "title theirs\nefi /{}\noptions console=ttyS0,115200 init=/bin/sh\n",
+        uki_path("0.0.1")
+    );
+    let add = |root: &fatfs::Dir<'_, &mut Cursor<Vec<u8>>>| {
+        root.create_dir("loader/entries")?;
+        root.create_file(ENTRY)?.write_all(entry.as_bytes())?;
+        let mut settings = root.create_file("loader/loader.conf")?;
+        settings.truncate()?;
+        Ok(settings.write_all(b"default theirs.conf\ntimeout 0\n")?)
+    };
+    machine.edit_boot_partition(add).unwrap();
+    machine.boot(&hardware).unwrap();
+    let sealed = "PCR 12 has changed: the kernel was given another command line";
+    machine.wait_for(sealed).unwrap();
+
+    let remove = |root: &fatfs::Dir<'_, &mut Cursor<Vec<u8>>>| Ok(root.remove(ENTRY)?);
+    machine.edit_boot_partition(remove).unwrap();
+    machine.set_secure_boot(true).unwrap();
+    machine.boot(&hardware).unwrap();
+    machine.wait_for("waiting for a join token").unwrap();
+    assert_eq!(line(&machine.said(), "key"), "sealed to the TPM");
+}
+
+/// `make test-image`. Firmware with Secure Boot gets the image over the network, as a file (PXE); the disk has the state alone.
+#[test]
+#[ignore = "run by `make test-image`"]
+fn a_machine_starts_over_the_network() {
+    let temporary = tempfile::tempdir().unwrap();
+    let signed = signed_image(temporary.path()).unwrap();
+    let hardware = Hardware {
+        tpm: Some(temporary.path().join("tpm")),
+        ..Hardware::default()
+    };
+    let folder = temporary.path().join("machine");
+    let mut machine = Machine::start_from_network(&folder, &signed, &hardware).unwrap();
+    for _ in 0..2 {
+        machine.wait_for("waiting for a join token").unwrap();
+        assert_eq!(line(&machine.said(), "key"), "sealed to the TPM");
+        machine.boot(&hardware).unwrap();
+    }
+}
+
 /// A machine that serves, and can be given images.
 struct Updated {
     temporary: tempfile::TempDir,
     fleet: Fleet<Machine>,
+    first: Image,
     _upstream: Upstream,
 }
 
@@ -317,6 +385,7 @@ impl Updated {
         Self {
             temporary,
             fleet,
+            first: signed,
             _upstream: upstream,
         }
     }
@@ -379,6 +448,21 @@ async fn an_update_is_blessed_and_one_that_panics_is_taken_back() {
     updated
         .push_in_vain("0.0.3", change, "0.0.2", "it did not come up in 3 tries")
         .await;
+    // Somebody puts the first one back, which is signed as well.
+    let back = |root: &fatfs::Dir<'_, &mut Cursor<Vec<u8>>>| {
+        root.remove(&uki_path("0.0.2"))?;
+        let mut first = root.create_file(&uki_path("0.0.1"))?;
+        Ok(first.write_all(&updated.first.uki)?)
+    };
+    let node = &mut updated.fleet.node;
+    block_in_place(|| node.edit_boot_partition(back)).unwrap();
+    let hardware = Hardware {
+        tpm: Some(updated.temporary.path().join("tpm")),
+        ..Hardware::default()
+    };
+    block_in_place(|| node.boot(&hardware)).unwrap();
+    let older = "this image is older than one that this machine has run: its version is 0.0.1, expected at least 0.0.2";
+    block_in_place(|| node.wait_for(older)).unwrap();
 }
 
 /// `make test-image`. An image whose node dies, and one with which no function serves, are taken back too.

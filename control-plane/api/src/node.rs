@@ -86,7 +86,7 @@ pub struct NewGrants {
 pub struct MachineView {
     /// Version of the image that it runs.
     pub version: Option<String>,
-    /// What its storage key is sealed with: `tpm`, `recovery`, or `clear` for nothing.
+    /// What its storage key is sealed with: `tpm`, `tpm without secure boot`, `recovery` for this boot alone, or `clear` for nothing.
     pub storage_key: Option<String>,
     /// What it does with its next image.
     pub update: Option<String>,

@@ -137,6 +137,8 @@ pub struct NodeProgress {
     pub manifest_digest: Option<Digest>,
     /// Unix time of that acknowledgement.
     pub acknowledged: Option<Seconds>,
+    /// The node has every bundle that it needs for that: it runs there, and does so after a restart with nobody there to ask.
+    pub is_stored: bool,
     /// What it refused since.
     pub refused: Option<Refused>,
 }

@@ -88,6 +88,13 @@ pub enum ControlEvent {
         /// For people.
         message: String,
     },
+    /// The node has every bundle that a manifest wants of it.
+    Stored {
+        /// The tenant.
+        tenant: TenantId,
+        /// Of the manifest.
+        version: u64,
+    },
     /// Open a stream and send the bundle, if it is listed for this node's pool; then [`crate::ControlEnd::bundle_done`].
     FetchBundle {
         /// Which.

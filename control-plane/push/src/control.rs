@@ -175,6 +175,7 @@ impl ControlEnd {
                     message,
                 }
             }
+            ToControl::Stored { tenant, version } => ControlEvent::Stored { tenant, version },
             ToControl::FetchBundle { digest, offset } => {
                 if !self.fetching.insert(digest) || self.fetching.len() > MAX_FETCHES {
                     return Err(Violation::Flood("bundles"));

@@ -219,6 +219,8 @@ pub struct TenantHas {
     pub version: u64,
     /// Version and payload digest of its newest manifest.
     pub manifest: Option<(u64, Digest)>,
+    /// Every bundle that this wants of the node is on its disk.
+    pub is_stored: bool,
 }
 
 /// The first message of a member.
@@ -319,6 +321,13 @@ pub enum ToControl {
         code: String,
         /// For people.
         message: String,
+    },
+    /// Every bundle that a manifest wants of the node is on its disk: it runs here, after a power cut with nobody there to ask too.
+    Stored {
+        /// The tenant.
+        tenant: TenantId,
+        /// Of the manifest.
+        version: u64,
     },
     /// Asks for a bundle on a stream of its own.
     FetchBundle {
@@ -475,7 +484,10 @@ impl Bounded for ToControl {
             Self::FetchImage { bytes, .. } => {
                 over(*bytes > MAX_IMAGE_PIECE_BYTES, "piece of an image")
             }
-            Self::Ack { .. } | Self::FetchBundle { .. } | Self::Lease { .. } => None,
+            Self::Ack { .. }
+            | Self::Stored { .. }
+            | Self::FetchBundle { .. }
+            | Self::Lease { .. } => None,
         }
     }
 }

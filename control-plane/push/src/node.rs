@@ -304,6 +304,17 @@ impl NodeEnd {
         })
     }
 
+    /// Every bundle that a manifest wants is on disk. Before the hello, which says the same, nothing is said.
+    ///
+    /// # Errors
+    /// Too much waits to be said.
+    pub fn stored(&mut self, tenant: TenantId, version: u64) -> Result<(), Violation> {
+        if self.state != State::Served {
+            return Ok(());
+        }
+        self.ask(ToControl::Stored { tenant, version })
+    }
+
     /// The statement was refused.
     ///
     /// # Errors

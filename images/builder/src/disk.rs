@@ -17,6 +17,8 @@ use crate::{Error, Image};
 
 /// Two images of the largest size, and room for the loader's own files.
 pub const BOOT_BYTES: u64 = 512 * MIB;
+/// Where it begins, bytes.
+pub const BOOT_START: u64 = MARGIN_BYTES;
 /// Name of the state partition, by which init finds it.
 const STATE: &str = "casemate-state";
 const BOOT: &str = "casemate-boot";
@@ -102,7 +104,7 @@ pub fn write_disk(
     if !boot.is_empty() {
         let window = Window {
             file: &mut file,
-            start: MARGIN_BYTES,
+            start: BOOT_START,
             length: BOOT_BYTES,
             at: 0,
         };

@@ -24,7 +24,7 @@ mod uki;
 
 pub use build::{Compression, Image, build};
 pub use debian::{Apt, Source};
-pub use disk::{BOOT_BYTES, BootFile, boot_files, uki_path, write_disk};
+pub use disk::{BOOT_BYTES, BOOT_START, BootFile, boot_files, uki_path, write_disk};
 pub use error::Error;
 pub use inspect::{Inspected, inspect};
 pub use plan::{File, PackageFile, Plan, Programs};

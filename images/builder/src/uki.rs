@@ -15,6 +15,28 @@ pub(crate) struct Parts<'a> {
     pub(crate) kernel: &'a [u8],
 }
 
+/// How a stub says what it is, and the version whose measurements are known: another one may measure more, or otherwise, and an
+/// image would be approved that never opens its storage key.
+const STUB_NAME: &[u8] = b"#### LoaderInfo: systemd-stub ";
+const MEASURED_STUB: &[u8] = b"252";
+
+/// Refuses a stub that measures what nobody has looked at.
+fn check_stub(stub: &[u8]) -> Result<(), Error> {
+    let mut windows = stub.windows(STUB_NAME.len());
+    let name = windows.position(|window| window == STUB_NAME);
+    let version = name.map_or(&[][..], |at| &stub[at + STUB_NAME.len()..]);
+    let digits = version.iter().take_while(|byte| byte.is_ascii_digit());
+    let number = &version[..digits.count()];
+    if number == MEASURED_STUB {
+        return Ok(());
+    }
+    Err(Error::Stub(format!(
+        "expected systemd-stub {}, whose measurements are known, got {:?}; without a key the image is made all the same",
+        String::from_utf8_lossy(MEASURED_STUB),
+        String::from_utf8_lossy(number)
+    )))
+}
+
 /// Puts the parts behind the stub. The kernel is the last: it may need more memory than it has bytes. With a key, it approves
 /// of what the stub will measure.
 pub(crate) fn unify(
@@ -32,6 +54,7 @@ pub(crate) fn unify(
     ];
     let approval;
     if let Some((key, version)) = key {
+        check_stub(stub)?;
         sections.insert(0, (".pcrpkey", pem.as_bytes()));
         let pcr11 = measured(&sections);
         let approve = |pcr12| {
@@ -51,4 +74,22 @@ pub(crate) fn unify(
     let section = |(name, bytes)| Section { name, bytes };
     let sections: Vec<_> = sections.into_iter().map(section).collect();
     add_sections(stub, &sections)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_stub_whose_measurements_are_known_is_approved() {
+        let stub = |version: &str| {
+            format!("MZ\0#### LoaderInfo: systemd-stub {version} ####\0").into_bytes()
+        };
+        check_stub(&stub("252.39-1~deb12u2")).unwrap();
+        for other in ["253.1", "2520", "257~rc1", ""] {
+            let error = check_stub(&stub(other)).unwrap_err();
+            assert!(error.to_string().contains("systemd-stub 252"), "{error}");
+        }
+        assert!(check_stub(b"MZ").is_err());
+    }
 }

@@ -16,6 +16,7 @@ mod network;
 mod node;
 mod recovery;
 mod root;
+mod secure_boot;
 mod seed;
 mod settings;
 mod storage;

@@ -40,8 +40,7 @@ const MAX_SEALED_BYTES: u64 = 64 * 1024;
 const OWNER: &[u8] = b"casemate TPM owner 1";
 
 /// How the key was opened.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Mode {
     Tpm,
     Recovery,
@@ -144,6 +143,12 @@ impl Storage {
             tpm.end_opening().map_err(|fault| broken(&fault))?;
         }
         page.opened();
+        if opened.mode == Mode::Tpm && !boot.secure_boot {
+            page.problem(Problem::new(
+                "Secure Boot is off: whoever has this machine can start other software, which opens the storage key",
+                "turn it on in the firmware's settings, with the key that the image is signed by; then give the recovery key once",
+            ));
+        }
         Ok(Self {
             mode: opened.mode,
             key: opened.key,
@@ -166,6 +171,7 @@ impl Storage {
             boot: Boot {
                 tpm: None,
                 approvals: None,
+                secure_boot: false,
             },
         }
     }
@@ -299,6 +305,16 @@ impl Storage {
             key: Some(key),
             recovery: None,
         })
+    }
+
+    /// What the key is sealed with, for the operator of many machines.
+    pub(crate) fn sealed_with(&self) -> &'static str {
+        match self.mode {
+            Mode::Tpm if self.boot.secure_boot => "tpm",
+            Mode::Tpm => "tpm without secure boot",
+            Mode::Recovery => "recovery",
+            Mode::Clear => "clear",
+        }
     }
 
     /// The operator has seen the recovery key: it is not shown again.

@@ -493,7 +493,7 @@ impl Update {
             "version": self.version,
             "blessed": self.boot.is_none() || self.is_blessed,
             "refused": self.record.refused,
-            "storage_key": storage.mode,
+            "storage_key": storage.sealed_with(),
             "update": self.doing.clone().or_else(|| self.newest_refusal()),
         });
         let told = told.to_string().into_bytes();

@@ -89,9 +89,13 @@ pub(super) async fn status(cx: &Context, whose: &Whose) -> Result<(), Error> {
                     if node.connected { "connected" } else { "away" }.to_owned(),
                     node.manifest_version
                         .map_or("-".to_owned(), |version| version.to_string()),
-                    refused
-                        .map(|no| format!("refused {} ({})", no.what, no.code))
-                        .unwrap_or_default(),
+                    match refused {
+                        Some(no) => format!("refused {} ({})", no.what, no.code),
+                        None if node.manifest_version.is_some() && !node.is_stored => {
+                            "fetching".to_owned()
+                        }
+                        None => String::new(),
+                    },
                 ]
             })
             .collect();

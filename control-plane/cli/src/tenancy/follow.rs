@@ -40,7 +40,11 @@ fn stand<'a>(node: &'a NodeProgress, ours: &Seen, id: &str, status: &TenantStatu
     let is_ours = held == Some((ours.version, ours.digest));
     let is_later = held == newest && newest.is_some_and(|(version, _)| version > ours.version);
     if is_ours || is_later {
-        return Stand::Current;
+        return if node.is_stored {
+            Stand::Current
+        } else {
+            Stand::Behind
+        };
     }
     if let Some(refused) = node.refused.as_ref().filter(|refused| refused.what == id) {
         return Stand::Refuses(refused);
@@ -188,6 +192,7 @@ mod tests {
             manifest_version: held.map(|(version, _)| version),
             manifest_digest: held.map(|(_, digest)| Digest([digest; 32])),
             acknowledged: None,
+            is_stored: true,
             refused: None,
         };
         let status = TenantStatus {

@@ -392,6 +392,7 @@ async fn status(State(given): State<Shared>, Path(id): Path<TenantId>) -> Respon
             manifest_version: held.map(|(version, _)| version),
             manifest_digest: held.map(|(_, digest)| digest),
             acknowledged: Some(1),
+            is_stored: true,
             refused: refuses.then(|| {
                 let code = given.evil.unwrap_or("release_malformed");
                 let message = given.evil.unwrap_or("the release is not understood");

@@ -197,6 +197,11 @@ impl Plane {
         self.presence.acked(node, id, digest);
     }
 
+    /// A node has every bundle that a tenant's manifest wants of it.
+    pub(crate) fn stored(&self, node: &Name, tenant: &TenantId, version: u64) {
+        self.presence.stored(node, tenant, version);
+    }
+
     /// A node has refused a statement.
     pub(crate) async fn nacked(
         &self,

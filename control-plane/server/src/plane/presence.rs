@@ -30,6 +30,9 @@ pub(crate) struct Taken {
     pub(crate) digest: Option<Digest>,
     /// When it said so.
     pub(crate) at: Seconds,
+    /// Every bundle that it wants of the node is there.
+    #[serde(default)]
+    pub(crate) is_stored: bool,
 }
 
 /// What a node last said.
@@ -67,8 +70,16 @@ impl Last {
                 version,
                 digest,
                 at,
+                is_stored: false,
             };
             self.manifests.insert(tenant, taken);
+        }
+    }
+
+    fn stored(&mut self, tenant: &TenantId, version: u64) {
+        let taken = self.manifests.get_mut(tenant);
+        if let Some(taken) = taken.filter(|taken| taken.version == version) {
+            taken.is_stored = true;
         }
     }
 
@@ -79,13 +90,18 @@ impl Last {
             .tenants
             .iter()
             .filter(|(tenant, _)| is_tenant(tenant))
-            .filter_map(|(tenant, has)| Some((*tenant, has.manifest?)));
-        for (tenant, (version, digest)) in listed {
+            .filter_map(|(tenant, has)| Some((*tenant, has.manifest?, has.is_stored)));
+        for (tenant, (version, digest), is_stored) in listed {
             match before.remove(&tenant) {
                 Some(known) if known.version == version && known.digest == Some(digest) => {
-                    self.manifests.insert(tenant, known);
+                    self.manifests.insert(tenant, Taken { is_stored, ..known });
                 }
-                _ => self.acknowledge(&StatementId::Manifest { tenant, version }, Some(digest)),
+                _ => {
+                    self.acknowledge(&StatementId::Manifest { tenant, version }, Some(digest));
+                    if is_stored {
+                        self.stored(&tenant, version);
+                    }
+                }
             }
         }
         if has.more_tenants {
@@ -241,6 +257,10 @@ impl Presence {
         self.update(node, |last| last.acknowledge(id, digest));
     }
 
+    pub(crate) fn stored(&self, node: &Name, tenant: &TenantId, version: u64) {
+        self.update(node, |last| last.stored(tenant, version));
+    }
+
     pub(crate) fn nacked(&self, node: &Name, id: StatementId, code: String, message: String) {
         let what = id.to_string();
         let refused = Refused {
@@ -284,6 +304,7 @@ mod tests {
             let has = TenantHas {
                 version: 1,
                 manifest,
+                is_stored: false,
             };
             (TenantId([tenant; 32]), has)
         };

@@ -161,7 +161,8 @@ impl Plane {
                     .collect(),
                 nodes_current: here()
                     .filter(|node| {
-                        node.manifest_version == Some(manifest.version)
+                        node.is_stored
+                            && node.manifest_version == Some(manifest.version)
                             && node.manifest_digest == Some(accord.digest)
                     })
                     .count(),
@@ -291,6 +292,7 @@ fn progress(presence: &Presence, node: &NodeRow, tenant: &TenantId) -> NodeProgr
             manifest_version: taken.map(|taken| taken.version),
             manifest_digest: taken.and_then(|taken| taken.digest),
             acknowledged: taken.map(|taken| taken.at),
+            is_stored: taken.is_some_and(|taken| taken.is_stored),
             refused: refused.map(|(_, refused)| refused.clone()),
         }
     })

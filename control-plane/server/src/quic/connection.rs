@@ -373,6 +373,9 @@ impl Talk {
                 plane.hello(&member.name, &hello);
             }
             ControlEvent::Acked { id, .. } => plane.acked(&member.name, &id),
+            ControlEvent::Stored { tenant, version } => {
+                plane.stored(&member.name, &tenant, version);
+            }
             ControlEvent::Nacked {
                 id, code, message, ..
             } => {

@@ -11,6 +11,7 @@ use zeroize::Zeroizing;
 
 use super::{Kept, broken};
 use crate::console::Page;
+use crate::secure_boot;
 use crate::tpm::{Tpm, WATCHED};
 
 /// What the boot stub passes on of the image's sections `.pcrsig` and `.pcrpkey` (systemd-stub(7)).
@@ -24,6 +25,8 @@ pub(crate) struct Boot {
     pub(super) tpm: Option<Tpm>,
     /// The image's key and what it approves, if the image has them.
     pub(super) approvals: Option<(ImageKey, Approvals)>,
+    /// The firmware starts only what is signed.
+    pub(super) secure_boot: bool,
 }
 
 impl Boot {
@@ -40,7 +43,10 @@ impl Boot {
                 let key = ImageKey::from_pem(&String::from_utf8_lossy(&key)).ok()?;
                 Some((key, Approvals::from_text(&text).ok()?))
             });
-        Self::of(version, tpm, approvals)
+        Self {
+            secure_boot: secure_boot::is_on(),
+            ..Self::of(version, tpm, approvals)
+        }
     }
 
     /// The section with the approvals is not measured, so only those count that the key has signed, and that are this image's.
@@ -55,7 +61,11 @@ impl Boot {
                 .retain(|signed| signed.approval.version == version && key.has_signed(signed));
             (!approvals.0.is_empty()).then_some((key, approvals))
         });
-        Self { tpm, approvals }
+        Self {
+            tpm,
+            approvals,
+            secure_boot: true,
+        }
     }
 
     /// TPM, key and approval, when a key can be sealed now and will open at the next boot; else why not.

@@ -5,7 +5,7 @@ use std::io;
 
 use casemate_channel::control::sealed_memfd;
 use casemate_sandbox::launch::Program;
-use casemate_trust::id::Digest;
+use casemate_trust::id::{Digest, TenantId};
 use casemate_wire::control::gateway::ToGateway;
 use casemate_wire::control::vault::{FunctionPlan, ToVault};
 use casemate_wire::control::worker::{Load, ToWorker};
@@ -63,6 +63,10 @@ impl Shell {
                 Box::pin(self.input(Input::BundleHere(bundle))).await?;
             }
             Effect::Look { .. } => {}
+            Effect::Stored { tenant, version } => self.say(Say::Stored {
+                tenant: TenantId(tenant),
+                version,
+            }),
             Effect::Keep { bundles } => {
                 if let Some(stored) = &self.bundles {
                     stored.keep(&bundles.iter().copied().map(Digest).collect::<BTreeSet<_>>());

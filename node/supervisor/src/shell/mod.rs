@@ -410,6 +410,8 @@ impl Shell {
                 TenantHas {
                     version: held.tenant_version,
                     manifest,
+                    is_stored: manifest
+                        .is_some_and(|(version, _)| self.state.is_stored(&held.tenant, version)),
                 },
             )
         };

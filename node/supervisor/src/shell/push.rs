@@ -51,6 +51,11 @@ pub(crate) enum Say {
     /// What is held, once connected.
     Hello(Box<Hello>),
     Ack(StatementId),
+    /// Every bundle of this manifest is on the disk.
+    Stored {
+        tenant: TenantId,
+        version: u64,
+    },
     Nack {
         id: StatementId,
         code: String,
@@ -383,6 +388,7 @@ fn speak(node: &mut NodeEnd, say: Say, wanted: &mut Wanted) -> Result<(), Violat
     match say {
         // A statement of an earlier connection, judged late: it will be sent again.
         Say::Ack(id) => drop(node.ack(&id)),
+        Say::Stored { tenant, version } => node.stored(tenant, version)?,
         Say::Nack { id, code, message } => drop(node.nack(&id, &code, &message)),
         Say::FetchObjects { tenant, digests } => node.fetch_objects(tenant, &digests)?,
         Say::FetchBundle(digest) => {

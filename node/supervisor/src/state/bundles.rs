@@ -82,10 +82,36 @@ impl Supervision {
             return;
         };
         *place = Place::Here;
-        for key in self.needing(digest) {
-            self.bring_up(&key);
-        }
+        let needing = self.needing(digest);
+        needing.iter().for_each(|key| self.bring_up(key));
         self.forget_bundles();
+        let tenants: BTreeSet<Digest> = needing.iter().map(|key| key.tenant).collect();
+        tenants
+            .into_iter()
+            .for_each(|tenant| self.look_whether_stored(tenant));
+    }
+
+    /// Whether every bundle that this manifest of a tenant wants is here.
+    pub(crate) fn is_stored(&self, tenant: &Digest, version: u64) -> bool {
+        self.manifests.get(tenant) == Some(&(version, true))
+    }
+
+    /// Says so once.
+    pub(super) fn look_whether_stored(&mut self, tenant: Digest) {
+        let Some((version, is_stored)) = self.manifests.get_mut(&tenant) else {
+            return;
+        };
+        let mut functions = self
+            .functions
+            .iter()
+            .filter(|(key, _)| key.tenant == tenant);
+        let is_here =
+            |function: &Function| self.bundles.get(&function.plan.bundle) == Some(&Place::Here);
+        if !*is_stored && functions.all(|(_, function)| is_here(function)) {
+            *is_stored = true;
+            let version = *version;
+            self.effects.push(Effect::Stored { tenant, version });
+        }
     }
 
     /// A wanted bundle has to come over the network: meanwhile a fallback may run.
@@ -179,6 +205,8 @@ mod tests {
         assert_eq!(state.wanted_bundles(), [[2; 32]]);
         let effects = state.handle(Input::BundleHere([1; 32]), 3);
         assert_eq!(routed(&effects), [[1; 32]]);
+        let tenant = key("a").tenant;
+        assert!(!state.is_stored(&tenant, 2));
         let effects = need(&mut state, 1);
         assert_eq!(served(&effects), [(worker, [1; 32])]);
         state.handle(Input::Loaded { worker }, 6);
@@ -187,6 +215,8 @@ mod tests {
         assert!(effects2.contains(&Effect::Keep {
             bundles: vec![[2; 32]]
         }));
+        assert!(effects2.contains(&Effect::Stored { tenant, version: 2 }));
+        assert!(state.is_stored(&tenant, 2) && !state.is_stored(&tenant, 1));
         assert_eq!(routed(&effects2), [[0; 32]; 0]);
         effects2.splice(0..0, effects);
         let given = spare(&mut state, &effects2);

@@ -53,6 +53,8 @@ impl Supervision {
             .cloned()
             .collect();
         gone.iter().for_each(|key| self.withdraw(key, now_ms));
+        let (tenant, version) = (plan.tenant, plan.manifest_version);
+        self.manifests.insert(tenant, (version, false));
         let mut functions = plan.functions.into_iter().peekable();
         while let Some(function) = functions.next() {
             let key = FunctionKey {
@@ -95,6 +97,7 @@ impl Supervision {
             self.bring_up(&key);
         }
         self.forget_bundles();
+        self.look_whether_stored(tenant);
     }
 
     /// A function that no manifest lists any more: nobody is routed to it, and its workers finish.

@@ -131,6 +131,8 @@ pub(crate) enum Effect {
     Fetch { bundle: Digest, bytes: u64 },
     /// A bundle is of use if it is on the disk.
     Look { bundle: Digest },
+    /// Every bundle that this manifest wants is on the disk.
+    Stored { tenant: Digest, version: u64 },
     /// Only these bundles are still wanted.
     Keep { bundles: Vec<Digest> },
 }
@@ -188,6 +190,8 @@ pub(crate) struct Supervision {
     /// Whose callers a host's are.
     owners: BTreeMap<String, FunctionKey>,
     bundles: Bundles,
+    /// Version of each tenant's manifest, and whether all its bundles are here.
+    manifests: BTreeMap<Digest, (u64, bool)>,
     /// A plan of which not all has come.
     plans: Arriving<Plan>,
     /// Functions that wait for a spare, in order.
@@ -214,6 +218,7 @@ impl Supervision {
             functions: BTreeMap::new(),
             owners: BTreeMap::new(),
             bundles: Bundles::new(),
+            manifests: BTreeMap::new(),
             plans: Arriving::new((MAX_FUNCTIONS * (1 + MAX_FALLBACKS)) as u32),
             waiting: VecDeque::new(),
             spare_failures: 0,
