@@ -83,7 +83,7 @@ impl World {
 
     fn machine(&self, version: &str) {
         let said = json!({
-            "version": version, "blessed": true, "refused": [], "storage_key": "tpm", "update": null,
+            "version": version, "blessed": true, "takes_images": true, "refused": [], "storage_key": "tpm", "update": null,
         });
         self.fleet.node.say_of_machine(&said).unwrap();
     }
@@ -268,6 +268,7 @@ async fn a_control_plane_that_serves_other_bytes_gets_nothing_under_the_images_n
     // What did not start here is not fetched again.
     let said = json!({
         "version": "1.0.0",
+        "takes_images": true,
         "refused": [{ "version": "2.0.0", "digest": world.digest.to_string(), "why": "it did not start" }],
     });
     world.fleet.node.say_of_machine(&said).unwrap();

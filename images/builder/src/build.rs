@@ -30,8 +30,9 @@ const INIT: &str = "init";
 const SYSTEM: &str = "system.squashfs";
 /// Folders of the initramfs: for devices, and for the system until it is the root.
 const FIRST_FOLDERS: &[&str] = &["dev", "mnt"];
-/// What mounting the system needs of the kernel.
-const FIRST_MODULES: &[&str] = &["loop", "squashfs"];
+/// What mounting the system needs of the kernel: init loads it as it is listed, but for the disk in memory, to which it says a size.
+const FIRST_MODULES: [&str; 1] = ["squashfs"];
+const DISK_MODULE: &str = "brd";
 
 /// How hard to try.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -158,8 +159,13 @@ pub fn build(
     system.add("etc/resolv.conf", Node::Link("/run/resolv.conf".into()))?;
     add_libraries(&mut system, &libraries)?;
     add_libraries(&mut first, &libraries)?;
-    let first_modules: Vec<_> = FIRST_MODULES.iter().map(ToString::to_string).collect();
-    add_modules(&mut first, &kernel.modules(&first_modules)?)?;
+    add_modules(
+        &mut first,
+        &kernel.modules(&FIRST_MODULES.map(str::to_owned))?,
+    )?;
+    for (name, bytes) in kernel.modules(&[DISK_MODULE.to_owned()])? {
+        first.file(&format!("{MODULE_FOLDER}/{name}"), bytes)?;
+    }
     add_modules(&mut system, &kernel.modules(&profile.modules)?)?;
     let executables = first.executables().chain(system.executables());
     let executables = executables.map(ToOwned::to_owned).collect();

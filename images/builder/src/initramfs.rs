@@ -1,5 +1,5 @@
-//! The first files, as the kernel unpacks them: a `newc` archive (the kernel's `Documentation/driver-api/early-userspace/buffer-format.rst`),
-//! compressed with zstd.
+//! The first files, as the kernel unpacks them: a `newc` archive compressed with zstd (the kernel's
+//! `Documentation/driver-api/early-userspace/buffer-format.rst`).
 
 use std::io::{self, Write as _};
 

@@ -1,5 +1,6 @@
 //! What the kernel needs to be told before anything else can run.
 
+use std::ffi::CStr;
 use std::fs::{self, File};
 use std::io;
 use std::path::Path;
@@ -36,12 +37,7 @@ impl Image {
 }
 
 /// Source, folder, kind, flags, options.
-type Mount = (
-    &'static str,
-    &'static str,
-    MountFlags,
-    &'static std::ffi::CStr,
-);
+type Mount = (&'static str, &'static str, MountFlags, &'static CStr);
 
 /// In this order: later ones stand in earlier ones.
 fn mounts() -> [Mount; 7] {
@@ -139,31 +135,35 @@ pub(crate) fn restrict() -> Result<(), Failure> {
     Ok(())
 }
 
-/// Loads the modules of the root, in their order; what could not be loaded. A machine needs not all of them.
+/// Loads a module of the root.
+pub(crate) fn load_module(name: &str, parameters: &CStr) -> io::Result<()> {
+    let file = File::open(Path::new(MODULES).join(name))?;
+    Ok(finit_module(file, parameters, 0)?)
+}
+
+/// Loads those that are listed, in their order; what could not be loaded. A machine needs not all of them.
 pub(crate) fn load_modules() -> Vec<Problem> {
     let order = fs::read_to_string(MODULE_ORDER).unwrap_or_default();
-    let load = |name: &str| -> io::Result<()> {
-        let file = File::open(Path::new(MODULES).join(name))?;
-        Ok(finit_module(file, c"", 0)?)
-    };
-    let failed = order.lines().filter_map(|name| match load(name) {
-        Ok(()) => None,
-        // No device that it is for, or it is there already.
-        Err(error)
-            if matches!(
-                error
-                    .raw_os_error()
-                    .map(rustix::io::Errno::from_raw_os_error),
-                Some(rustix::io::Errno::NODEV | rustix::io::Errno::EXIST)
-            ) =>
-        {
-            None
-        }
-        Err(error) => Some(Problem::new(
-            format!("the kernel module {name} cannot be loaded: {error}"),
-            "restart; if it stays, the image is damaged: write it anew",
-        )),
-    });
+    let failed = order
+        .lines()
+        .filter_map(|name| match load_module(name, c"") {
+            Ok(()) => None,
+            // No device that it is for, or it is there already.
+            Err(error)
+                if matches!(
+                    error
+                        .raw_os_error()
+                        .map(rustix::io::Errno::from_raw_os_error),
+                    Some(rustix::io::Errno::NODEV | rustix::io::Errno::EXIST)
+                ) =>
+            {
+                None
+            }
+            Err(error) => Some(Problem::new(
+                format!("the kernel module {name} cannot be loaded: {error}"),
+                "restart; if it stays, the image is damaged: write it anew",
+            )),
+        });
     failed.collect()
 }
 

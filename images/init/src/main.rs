@@ -4,7 +4,7 @@
 //!
 //! Nothing of it answers to anybody: there is no shell, no login and no port. What goes wrong is shown on the console,
 //! with what to do; what cannot be gone on from starts the machine again after ten seconds.
-#![deny(unsafe_code)]
+#![forbid(unsafe_code)]
 
 mod boot_partition;
 mod button;

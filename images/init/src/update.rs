@@ -493,6 +493,7 @@ impl Update {
             "version": self.version,
             "blessed": self.boot.is_none() || self.is_blessed,
             "refused": self.record.refused,
+            "takes_images": self.boot.is_some(),
             "storage_key": storage.sealed_with(),
             "update": self.doing.clone().or_else(|| self.newest_refusal()),
         });

@@ -31,6 +31,9 @@ pub(crate) struct Image {
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 struct Machine {
     version: ImageVersion,
+    /// It has a boot partition to write one to.
+    #[serde(default)]
+    takes_images: bool,
     #[serde(default)]
     refused: Vec<RefusedImage>,
 }
@@ -288,7 +291,8 @@ impl Fetching {
             .refused
             .iter()
             .any(|refused| refused.digest == image.digest);
-        (image.version > machine.version && !is_refused).then_some(image)
+        let is_of_use = machine.takes_images && image.version > machine.version;
+        (is_of_use && !is_refused).then_some(image)
     }
 
     /// What is to be done now. To be asked after whatever has happened, and as time goes by.
@@ -361,6 +365,7 @@ impl Fetching {
             let state = match image.version.cmp(&machine.version) {
                 std::cmp::Ordering::Less => "older",
                 std::cmp::Ordering::Equal => "installed",
+                std::cmp::Ordering::Greater if !machine.takes_images => "not_taken",
                 std::cmp::Ordering::Greater => "refused",
             };
             return (state, 0);

@@ -3,7 +3,7 @@
 use super::*;
 
 const OLD: &[u8] =
-    br#"{"version":"1.0.0","blessed":true,"refused":[],"storage_key":"tpm","new":[1]}"#;
+    br#"{"version":"1.0.0","blessed":true,"takes_images":true,"refused":[],"storage_key":"tpm","new":[1]}"#;
 
 fn image(version: &str, bytes: u64) -> Image {
     Image {
@@ -133,12 +133,13 @@ fn wrong_bytes_are_fetched_again_after_a_pause_that_grows() {
 fn nothing_is_fetched_that_the_machine_has_has_refused_or_cannot_hold() {
     let piece = image("1.0.1", 10);
     let refused = format!(
-        r#"{{"version":"1.0.0","refused":[{{"version":"1.0.1","digest":"{}","why":"x"}}]}}"#,
+        r#"{{"version":"1.0.0","takes_images":true,"refused":[{{"version":"1.0.1","digest":"{}","why":"x"}}]}}"#,
         piece.digest
     );
     let cases = [
         (r#"{"version":"1.0.1"}"#, "installed"),
         (r#"{"version":"1.1.0"}"#, "older"),
+        (r#"{"version":"1.0.0"}"#, "not_taken"),
         (refused.as_str(), "refused"),
     ];
     for (machine, wanted) in cases {
