@@ -75,6 +75,13 @@ pub(super) fn report(status: &Value, is_member: bool) -> Report {
             "bring the control plane back; nothing is lost",
         ));
     }
+    let worker_failures = status["state"]["worker_failures"].as_u64().unwrap_or(0);
+    if worker_failures > 0 {
+        problems.insert(Problem::new(
+            format!("workers do not start ({worker_failures} in a row): functions answer as long as those that run"),
+            "the log says why a worker ended; memory may be short, or the kernel lacks a layer that `require` names",
+        ));
+    }
     for function in functions {
         if let (Some(error), Some(name)) =
             (function["error"].as_str(), function["function"].as_str())
@@ -97,6 +104,7 @@ pub(super) fn report(status: &Value, is_member: bool) -> Report {
         _ if vault_error.is_some() => "no vault: nothing uses a credential".to_owned(),
         _ if is_waiting => "waiting to be admitted: run `casemate node admit NAME`".to_owned(),
         (false, ..) | (_, true, _) => "starting the node".to_owned(),
+        (true, ..) if worker_failures > 0 => "workers do not start".to_owned(),
         (true, _, 0) => "ready; no function yet".to_owned(),
         (true, _, 1) => "serving 1 function".to_owned(),
         (true, _, count) => format!("serving {count} functions"),
@@ -135,6 +143,12 @@ mod tests {
         )));
         assert!(serves(&status(json("{}"), 0, "ab".into())));
         assert!(!serves(&status(json(r#"{"starting":1}"#), 0, "ab".into())));
+        let mut failing = status(json(r#"{"starting":1}"#), 3, "ab".into());
+        failing["listening"] = serde_json::json!(["0.0.0.0:80"]);
+        let said = report(&failing, true);
+        assert_eq!(said.state, "workers do not start");
+        let problem = |problem: &Problem| problem.what.contains("3 in a row");
+        assert!(said.problems.iter().any(problem));
         assert!(!serves(&status(json("{}"), 3, "ab".into())));
         assert!(!serves(&status(json(r#"{"spare":1}"#), 0, Value::Null)));
         let mut none = status(json(r#"{"spare":1}"#), 0, Value::Null);
