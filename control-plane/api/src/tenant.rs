@@ -138,6 +138,7 @@ pub struct NodeProgress {
     /// Unix time of that acknowledgement.
     pub acknowledged: Option<Seconds>,
     /// The node has every bundle that it needs for that: it runs there, and does so after a restart with nobody there to ask.
+    #[serde(default)]
     pub is_stored: bool,
     /// What it refused since.
     pub refused: Option<Refused>,

@@ -309,7 +309,7 @@ impl NodeEnd {
     /// # Errors
     /// Too much waits to be said.
     pub fn stored(&mut self, tenant: TenantId, version: u64) -> Result<(), Violation> {
-        if self.state != State::Served {
+        if matches!(self.state, State::Joining | State::Admitted) {
             return Ok(());
         }
         self.ask(ToControl::Stored { tenant, version })

@@ -163,9 +163,15 @@ pub fn build(
         &mut first,
         &kernel.modules(&FIRST_MODULES.map(str::to_owned))?,
     )?;
-    for (name, bytes) in kernel.modules(&[DISK_MODULE.to_owned()])? {
-        first.file(&format!("{MODULE_FOLDER}/{name}"), bytes)?;
-    }
+    let disk = kernel.modules(&[DISK_MODULE.to_owned()])?;
+    // Init loads this one alone, with a size: built into the kernel, it would have another.
+    let [(name, bytes)] = &disk[..] else {
+        return Err(Error::Module {
+            name: DISK_MODULE.to_owned(),
+            message: format!("expected one module, got {}", disk.len()),
+        });
+    };
+    first.file(&format!("{MODULE_FOLDER}/{name}"), *bytes)?;
     add_modules(&mut system, &kernel.modules(&profile.modules)?)?;
     let executables = first.executables().chain(system.executables());
     let executables = executables.map(ToOwned::to_owned).collect();

@@ -12,7 +12,7 @@ use crate::error::{Code, Error};
 use crate::machine::{date, now};
 use crate::project::Project;
 use crate::session::{Connection, Context};
-use crate::tenancy::{Tenancy, host_not_given};
+use crate::tenancy::{Tenancy, Until, host_not_given};
 
 /// `casemate deploy`
 pub(super) async fn deploy(cx: &Context, args: &Deploy) -> Result<(), Error> {
@@ -69,7 +69,7 @@ pub(super) async fn deploy(cx: &Context, args: &Deploy) -> Result<(), Error> {
         "manifest {version} is signed and stored, release {}",
         short(&name)
     ));
-    let reach = tenancy.wait(&args.signing).await?;
+    let reach = tenancy.wait(&args.signing, Until::Runs).await?;
     let (current, total) = reach.map_or((0, 0), |reach| (reach.current, reach.total));
     let result = json!({
         "function": project.name(),
@@ -192,7 +192,15 @@ pub(super) async fn rollback(cx: &Context, args: &Rollback) -> Result<(), Error>
     let release = target.map(|target| target.to_string()).unwrap_or_default();
     let told = format!("{} goes back to release {}", args.function, short(&release));
     let more = json!({ "function": args.function, "release": release });
-    finish(&mut tenancy, &args.signing, version, more, &told).await
+    finish(
+        &mut tenancy,
+        &args.signing,
+        Until::Runs,
+        version,
+        more,
+        &told,
+    )
+    .await
 }
 
 /// The release to go back to.
@@ -248,7 +256,15 @@ pub(super) async fn renew(cx: &Context, args: &Renew) -> Result<(), Error> {
         .map_or_else(now, |manifest| manifest.expires);
     let told = format!("the manifest holds until {}", date(expires));
     let more = json!({ "expires": expires });
-    finish(&mut tenancy, &args.signing, version, more, &told).await
+    finish(
+        &mut tenancy,
+        &args.signing,
+        Until::Taken,
+        version,
+        more,
+        &told,
+    )
+    .await
 }
 
 /// `casemate prune`
@@ -281,7 +297,15 @@ pub(super) async fn prune(cx: &Context, args: &Prune) -> Result<(), Error> {
         args.function
     );
     let more = json!({ "function": args.function, "forgotten": forgotten });
-    finish(&mut tenancy, &args.signing, version, more, &told).await
+    finish(
+        &mut tenancy,
+        &args.signing,
+        Until::Taken,
+        version,
+        more,
+        &told,
+    )
+    .await
 }
 
 /// `casemate remove`
@@ -297,20 +321,29 @@ pub(super) async fn remove(cx: &Context, args: &Remove) -> Result<(), Error> {
         .await?;
     let told = format!("{} is withdrawn", args.function);
     let more = json!({ "function": args.function });
-    finish(&mut tenancy, &args.signing, version, more, &told).await
+    finish(
+        &mut tenancy,
+        &args.signing,
+        Until::Taken,
+        version,
+        more,
+        &told,
+    )
+    .await
 }
 
 /// Wait for the nodes and say what was done.
 pub(super) async fn finish(
     tenancy: &mut Tenancy<'_>,
     signing: &Signing,
+    until: Until,
     version: u64,
     mut result: serde_json::Value,
     told: &str,
 ) -> Result<(), Error> {
     let output = tenancy.session.cx.output;
     output.done(&format!("manifest {version} is signed and stored"));
-    let reach = tenancy.wait(signing).await?;
+    let reach = tenancy.wait(signing, until).await?;
     let (current, total) = reach.map_or((0, 0), |reach| (reach.current, reach.total));
     result["manifest"] = json!(version);
     result["nodes"] = json!({ "current": current, "total": total });

@@ -91,7 +91,10 @@ pub(super) async fn status(cx: &Context, whose: &Whose) -> Result<(), Error> {
                         .map_or("-".to_owned(), |version| version.to_string()),
                     match refused {
                         Some(no) => format!("refused {} ({})", no.what, no.code),
-                        None if node.manifest_version.is_some() && !node.is_stored => {
+                        None if node.connected
+                            && node.manifest_version.is_some()
+                            && !node.is_stored =>
+                        {
                             "fetching".to_owned()
                         }
                         None => String::new(),

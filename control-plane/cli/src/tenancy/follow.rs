@@ -22,6 +22,15 @@ pub struct Reach {
     pub total: usize,
 }
 
+/// What a node is to have come to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Until {
+    /// It has accepted the manifest: what that withdraws is withdrawn.
+    Taken,
+    /// It has the bundles too: what is new in it runs.
+    Runs,
+}
+
 /// What one node made of the manifest that was signed here.
 #[derive(Debug, PartialEq, Eq)]
 enum Stand<'a> {
@@ -34,13 +43,19 @@ enum Stand<'a> {
 
 /// A version says little by itself: after a restored backup nodes hold another manifest of the same number, or a higher one
 /// that nothing here was built on.
-fn stand<'a>(node: &'a NodeProgress, ours: &Seen, id: &str, status: &TenantStatus) -> Stand<'a> {
+fn stand<'a>(
+    node: &'a NodeProgress,
+    ours: &Seen,
+    id: &str,
+    status: &TenantStatus,
+    until: Until,
+) -> Stand<'a> {
     let held = node.manifest_version.zip(node.manifest_digest);
     let newest = status.manifest_version.zip(status.manifest_digest);
     let is_ours = held == Some((ours.version, ours.digest));
     let is_later = held == newest && newest.is_some_and(|(version, _)| version > ours.version);
     if is_ours || is_later {
-        return if node.is_stored {
+        return if node.is_stored || until == Until::Taken {
             Stand::Current
         } else {
             Stand::Behind
@@ -57,12 +72,12 @@ fn stand<'a>(node: &'a NodeProgress, ours: &Seen, id: &str, status: &TenantStatu
 }
 
 impl Tenancy<'_> {
-    /// Wait until every connected node has acknowledged the manifest that was just signed, as long as `signing` says;
-    /// `None` without waiting.
+    /// Wait until every connected node has come so far with the manifest that was just signed, as long as `signing` says; `None`
+    /// without waiting.
     ///
     /// # Errors
     /// A node refused, holds a newer one, or not all were in time. The manifest stays signed and is taken when they can.
-    pub async fn wait(&mut self, signing: &Signing) -> Result<Option<Reach>, Error> {
+    pub async fn wait(&mut self, signing: &Signing, wanted: Until) -> Result<Option<Reach>, Error> {
         self.session.unlock();
         let output = self.session.cx.output;
         if signing.wait == 0 {
@@ -102,7 +117,7 @@ impl Tenancy<'_> {
             }
             let mut late = Vec::new();
             for node in &status.nodes {
-                match stand(node, &ours, &id, &status) {
+                match stand(node, &ours, &id, &status, wanted) {
                     Stand::Current => {}
                     Stand::Behind => late.push(node),
                     Stand::Refuses(refused) => return Err(refuses(node, version, refused)),
@@ -164,7 +179,12 @@ fn not_in_time(late: &[&NodeProgress], version: u64, wait_secs: u64) -> Error {
         };
         let held = node.manifest_version;
         let has = held.map_or("none".to_owned(), |version| version.to_string());
-        format!("node {} ({state}) has manifest {has}", node.node)
+        let bundles = if held == Some(version) && !node.is_stored {
+            ", and is fetching bundles"
+        } else {
+            ""
+        };
+        format!("node {} ({state}) has manifest {has}{bundles}", node.node)
     });
     Error::new(Code::NotAcknowledged, what, next).lines(late.collect::<Vec<_>>())
 }
@@ -185,16 +205,24 @@ mod tests {
 
     /// Where a node stands that holds `held` while the control plane's newest is `newest`.
     fn standing(held: Option<(u64, u8)>, newest: (u64, u8)) -> String {
-        let node = NodeProgress {
+        let node = holding(held, true);
+        stood(&node, newest, Until::Runs)
+    }
+
+    fn holding(held: Option<(u64, u8)>, is_stored: bool) -> NodeProgress {
+        NodeProgress {
             node: "edge-1".parse().unwrap(),
             pool: "main".parse().unwrap(),
             connected: true,
             manifest_version: held.map(|(version, _)| version),
             manifest_digest: held.map(|(_, digest)| Digest([digest; 32])),
             acknowledged: None,
-            is_stored: true,
+            is_stored,
             refused: None,
-        };
+        }
+    }
+
+    fn stood(node: &NodeProgress, newest: (u64, u8), until: Until) -> String {
         let status = TenantStatus {
             id: TenantId([1; 32]),
             name: "shop".parse().unwrap(),
@@ -208,7 +236,7 @@ mod tests {
                 limit_bytes: 0,
             },
         };
-        format!("{:?}", stand(&node, &OURS, "", &status))
+        format!("{:?}", stand(node, &OURS, "", &status, until))
     }
 
     #[test]
@@ -221,5 +249,13 @@ mod tests {
         }
         assert_eq!(standing(Some((7, 7)), (5, 5)), "Ahead(7)");
         assert_eq!(standing(Some((7, 7)), (6, 6)), "Ahead(7)");
+    }
+    #[test]
+    fn without_its_bundles_a_manifest_is_taken_and_does_not_run() {
+        let node = holding(Some((5, 5)), false);
+        assert_eq!(stood(&node, (5, 5), Until::Taken), "Current");
+        assert_eq!(stood(&node, (5, 5), Until::Runs), "Behind");
+        let error = not_in_time(&[&node], 5, 1).to_text();
+        assert!(error.contains("is fetching bundles"), "{error}");
     }
 }

@@ -28,7 +28,7 @@ use crate::session::{Context, Session};
 const MAX_TRIES: u32 = 5;
 
 pub use draft::{Draft, host_not_given};
-pub use follow::Reach;
+pub use follow::{Reach, Until};
 
 /// See the module.
 #[derive(Debug)]

@@ -65,12 +65,19 @@ impl Last {
         self.refused
             .retain(|(refused, _)| !refused.is_same_thing(id) || refused.version() > id.version());
         if let StatementId::Manifest { tenant, version } = *id {
-            let at = now();
+            let before = self.manifests.get(&tenant);
+            let is_same = |before: &&Taken| {
+                let are_known = before.digest.zip(digest);
+                before.version == version && are_known.is_none_or(|(before, now)| before == now)
+            };
             let taken = Taken {
                 version,
                 digest,
-                at,
-                is_stored: false,
+                at: now(),
+                // The same once more brings no new word of its bundles.
+                is_stored: before
+                    .filter(is_same)
+                    .is_some_and(|before| before.is_stored),
             };
             self.manifests.insert(tenant, taken);
         }

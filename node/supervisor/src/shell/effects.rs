@@ -63,15 +63,19 @@ impl Shell {
                 Box::pin(self.input(Input::BundleHere(bundle))).await?;
             }
             Effect::Look { .. } => {}
-            Effect::Stored { tenant, version } => self.say(Say::Stored {
+            // Else the hello says it.
+            Effect::Stored { tenant, version } if self.has_greeted => self.say(Say::Stored {
                 tenant: TenantId(tenant),
                 version,
             }),
-            Effect::Keep { bundles } => {
+            Effect::Stored { .. } => {}
+            Effect::Keep => {
+                let needed = self.state.needed_bundles();
+                let needed: BTreeSet<_> = needed.into_iter().map(Digest).collect();
                 if let Some(stored) = &self.bundles {
-                    stored.keep(&bundles.iter().copied().map(Digest).collect::<BTreeSet<_>>());
+                    stored.keep(&needed);
                 }
-                self.say(Say::Keep(bundles.into_iter().map(Digest).collect()));
+                self.say(Say::Keep(needed.into_iter().collect()));
             }
         }
         Ok(())

@@ -40,7 +40,10 @@ impl Shell {
             FromVault::Plan(part) => self.input(Input::Plan(part)).await?,
             FromVault::LeaseWanted { nonce } => self.say(Say::Lease(nonce)),
             FromVault::Have(part) => match self.haves.take(*part) {
-                Ok(Some(have)) => self.hello(&have),
+                Ok(Some(have)) => {
+                    self.input(Input::Told).await?;
+                    self.hello(&have);
+                }
                 Ok(None) => {}
                 Err(error) => self.distrust_vault(&error).await?,
             },
@@ -183,6 +186,7 @@ impl Shell {
                 self.image.unavailable(&digest, now_ms);
             }
             Heard::Connected => {
+                self.has_greeted = false;
                 self.carrier = Carrier::starting_at(self.carrier.next());
                 self.children
                     .vault(self.vault, ToVault::Connected, Vec::new());
@@ -191,7 +195,7 @@ impl Shell {
                 if self.connected || self.last_disconnect.as_ref() != Some(&why) {
                     tracing::warn!(why, "not connected to the control plane; what runs goes on");
                 }
-                self.connected = false;
+                (self.connected, self.has_greeted) = (false, false);
                 self.image.connected(false);
                 self.last_disconnect = Some(why);
             }

@@ -101,6 +101,8 @@ struct Shell {
     says: Option<mpsc::Sender<Say>>,
     records: Records,
     connected: bool,
+    /// The control plane of this connection was told what is held.
+    has_greeted: bool,
     cursor: Option<Cursor>,
     identity: Option<Box<VaultHello>>,
     happenings: mpsc::Sender<Happening>,
@@ -146,6 +148,7 @@ pub(crate) async fn run(
         says: None,
         records: Records::default(),
         connected: false,
+        has_greeted: false,
         cursor: None,
         identity: None,
         happenings,
@@ -383,6 +386,7 @@ impl Shell {
             tls,
             join_request: identity.join_request.clone(),
         };
+        self.has_greeted = false;
         let (says, said) = mpsc::channel(push::MAX_COMMANDS);
         for digest in self.state.wanted_bundles() {
             // The queue is new and longer than any plan.
@@ -437,6 +441,7 @@ impl Shell {
             has,
         };
         self.say(Say::Hello(Box::new(hello)));
+        self.has_greeted = true;
     }
 
     fn tell_gateway(&self, message: ToGateway) {

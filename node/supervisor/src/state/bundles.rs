@@ -7,7 +7,7 @@ use casemate_wire::control::vault::FunctionPlan;
 use casemate_wire::control::{Digest, FunctionKey};
 
 use super::functions::Function;
-use super::{Effect, Supervision};
+use super::{Effect, Millis, Supervision};
 
 /// Where a bundle is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,7 +25,7 @@ pub(super) type Bundles = BTreeMap<Digest, Place>;
 
 impl Function {
     /// The wanted release, and what it may fall back to.
-    fn releases(&self) -> impl Iterator<Item = &FunctionPlan> {
+    pub(super) fn releases(&self) -> impl Iterator<Item = &FunctionPlan> {
         std::iter::once(&self.plan).chain(&self.fallbacks)
     }
 
@@ -40,6 +40,14 @@ impl Function {
         self.current(bundles)
             .is_some_and(|plan| plan.release == release)
     }
+
+    /// What must stay on the disk for it: as long as the wanted bundle is not there, whatever it may fall back to.
+    fn needed(&self, bundles: &Bundles) -> impl Iterator<Item = Digest> {
+        let is_here = bundles.get(&self.plan.bundle) == Some(&Place::Here);
+        let fallbacks = if is_here { 0 } else { self.fallbacks.len() };
+        let all = self.releases().take(1 + fallbacks);
+        all.map(|plan| plan.bundle)
+    }
 }
 
 impl Supervision {
@@ -52,13 +60,47 @@ impl Supervision {
         coming.map(|(digest, _)| *digest).collect()
     }
 
+    /// Bundles that must stay on the disk.
+    pub(crate) fn needed_bundles(&self) -> BTreeSet<Digest> {
+        let functions = self.functions.values();
+        functions
+            .flat_map(|function| function.needed(&self.bundles))
+            .collect()
+    }
+
+    /// Remembers who may run which bundle, so that one that comes is brought to who needs it.
+    pub(super) fn link(&mut self, key: &FunctionKey) {
+        let Some(function) = self.functions.get(key) else {
+            return;
+        };
+        for plan in function.releases() {
+            let users = self.users.entry(plan.bundle).or_default();
+            users.insert(key.clone());
+        }
+    }
+
+    /// Forgets it, before the function changes or goes.
+    pub(super) fn unlink(&mut self, key: &FunctionKey) {
+        let Some(function) = self.functions.get(key) else {
+            return;
+        };
+        for plan in function.releases() {
+            if let Some(users) = self.users.get_mut(&plan.bundle) {
+                users.remove(key);
+                if users.is_empty() {
+                    self.users.remove(&plan.bundle);
+                }
+            }
+        }
+    }
+
     /// Fetches the wanted bundle. With one that can run, a first function is routed at once and another release made warm first.
     pub(super) fn bring_up(&mut self, key: &FunctionKey) {
         let Some(function) = self.functions.get_mut(key) else {
             return;
         };
         let (bundle, bytes) = (function.plan.bundle, function.plan.bundle_bytes);
-        if !self.bundles.contains_key(&bundle) {
+        if matches!(self.bundles.get(&bundle), None | Some(Place::Sought)) {
             self.bundles.insert(bundle, Place::Coming);
             self.effects.push(Effect::Fetch { bundle, bytes });
         }
@@ -68,6 +110,7 @@ impl Supervision {
         match function.routed {
             None => self.route(key),
             Some(routed) if routed != release => {
+                function.begin_again();
                 function.warming = true;
                 if !self.waiting.contains(key) {
                     self.waiting.push_back(key.clone());
@@ -82,13 +125,58 @@ impl Supervision {
             return;
         };
         *place = Place::Here;
-        let needing = self.needing(digest);
-        needing.iter().for_each(|key| self.bring_up(key));
-        self.forget_bundles();
-        let tenants: BTreeSet<Digest> = needing.iter().map(|key| key.tenant).collect();
+        let users = self.users.get(&digest).cloned().unwrap_or_default();
+        users.iter().for_each(|key| self.bring_up(key));
+        let had_fallbacks = users.iter().filter_map(|key| self.functions.get(key));
+        let is_tracked = |plan: &FunctionPlan| self.bundles.contains_key(&plan.bundle);
+        if had_fallbacks
+            .filter(|function| function.plan.bundle == digest)
+            .any(|function| function.fallbacks.iter().any(is_tracked))
+        {
+            self.forget_bundles();
+        }
+        let tenants: BTreeSet<Digest> = users.iter().map(|key| key.tenant).collect();
         tenants
             .into_iter()
             .for_each(|tenant| self.look_whether_stored(tenant));
+    }
+
+    /// A wanted bundle has to come over the network: meanwhile a fallback may run.
+    pub(super) fn bundle_absent(&mut self, digest: Digest) {
+        if self.bundles.get(&digest) != Some(&Place::Coming) {
+            return;
+        }
+        let users = self.users.get(&digest).into_iter().flatten();
+        let waiting = users
+            .filter_map(|key| self.functions.get(key))
+            .filter(|function| function.plan.bundle == digest);
+        for fallback in waiting.flat_map(|function| &function.fallbacks) {
+            let bundle = fallback.bundle;
+            self.bundles.entry(bundle).or_insert_with(|| {
+                self.effects.push(Effect::Look { bundle });
+                Place::Sought
+            });
+        }
+    }
+
+    /// Ends what the newest manifest does not list, not even as a fallback.
+    pub(super) fn end_unlisted(&mut self, key: &FunctionKey, now_ms: Millis) {
+        let Some(function) = self.functions.get(key) else {
+            return;
+        };
+        let listed: BTreeSet<Digest> = function.releases().map(|plan| plan.release).collect();
+        let is_routed_unlisted = function
+            .routed
+            .is_some_and(|routed| !listed.contains(&routed));
+        for id in self.workers_of(key, None) {
+            let release = self.workers[&id].release();
+            if release.is_some_and(|release| !listed.contains(&release)) {
+                self.retire(id, now_ms);
+            }
+        }
+        if is_routed_unlisted {
+            self.unroute(key);
+        }
     }
 
     /// Whether every bundle that this manifest of a tenant wants is here.
@@ -101,10 +189,12 @@ impl Supervision {
         let Some((version, is_stored)) = self.manifests.get_mut(&tenant) else {
             return;
         };
-        let mut functions = self
-            .functions
-            .iter()
-            .filter(|(key, _)| key.tenant == tenant);
+        let first = FunctionKey {
+            tenant,
+            function: String::new(),
+        };
+        let functions = self.functions.range(first..);
+        let mut functions = functions.take_while(|(key, _)| key.tenant == tenant);
         let is_here =
             |function: &Function| self.bundles.get(&function.plan.bundle) == Some(&Place::Here);
         if !*is_stored && functions.all(|(_, function)| is_here(function)) {
@@ -114,45 +204,19 @@ impl Supervision {
         }
     }
 
-    /// A wanted bundle has to come over the network: meanwhile a fallback may run.
-    pub(super) fn bundle_absent(&mut self, digest: Digest) {
-        if self.bundles.get(&digest) != Some(&Place::Coming) {
-            return;
-        }
-        let waiting = self
-            .functions
-            .values()
-            .filter(|function| function.plan.bundle == digest);
-        for fallback in waiting.flat_map(|function| &function.fallbacks) {
-            let bundle = fallback.bundle;
-            self.bundles.entry(bundle).or_insert_with(|| {
-                self.effects.push(Effect::Look { bundle });
-                Place::Sought
-            });
-        }
+    /// The vault has told all its plans: what none of them needs may go from the disk.
+    pub(super) fn told(&mut self) {
+        self.is_told = true;
+        self.effects.push(Effect::Keep);
     }
 
-    fn needing(&self, digest: Digest) -> Vec<FunctionKey> {
-        let needs = |function: &Function| function.releases().any(|plan| plan.bundle == digest);
-        let functions = self
-            .functions
-            .iter()
-            .filter(|(_, function)| needs(function));
-        functions.map(|(key, _)| key.clone()).collect()
-    }
-
-    /// Removes bundles that nothing runs and nothing wants.
+    /// Removes bundles that nothing runs and nothing wants. Not before all plans are told: others need what these do not.
     pub(super) fn forget_bundles(&mut self) {
-        let needed = |function: &Function| {
-            let current = function.current(&self.bundles).map(|plan| plan.bundle);
-            [Some(function.plan.bundle), current].into_iter().flatten()
-        };
-        let keep: BTreeSet<Digest> = self.functions.values().flat_map(needed).collect();
-        if self.bundles.keys().any(|digest| !keep.contains(digest)) {
-            self.bundles.retain(|digest, _| keep.contains(digest));
-            self.effects.push(Effect::Keep {
-                bundles: keep.into_iter().collect(),
-            });
+        let needed = self.needed_bundles();
+        let before = self.bundles.len();
+        self.bundles.retain(|digest, _| needed.contains(digest));
+        if self.bundles.len() < before && self.is_told {
+            self.effects.push(Effect::Keep);
         }
     }
 }
@@ -163,16 +227,14 @@ mod tests {
     use casemate_wire::control::gateway::ToGateway;
 
     use super::super::Input;
-    use super::super::tests::{function, key, plan, served, started, up};
+    use super::super::tests::{
+        BOUNDS, fallback, function, key, plan, plan_of, served, started, up,
+    };
     use super::*;
 
     /// Release 2 is wanted, and 1 ran before.
     fn second() -> Input {
-        let before = FunctionPlan {
-            is_fallback: true,
-            ..function("a", 1)
-        };
-        plan(2, vec![function("a", 2), before])
+        plan(2, vec![function("a", 2), fallback(function("a", 1))])
     }
 
     fn need(state: &mut Supervision, waiting: u32) -> Vec<Effect> {
@@ -212,9 +274,8 @@ mod tests {
         state.handle(Input::Loaded { worker }, 6);
         // The wanted one comes: it is made warm, and takes over.
         let mut effects2 = state.handle(Input::BundleHere([2; 32]), 7);
-        assert!(effects2.contains(&Effect::Keep {
-            bundles: vec![[2; 32]]
-        }));
+        assert!(effects2.contains(&Effect::Keep));
+        assert_eq!(state.needed_bundles(), [[2; 32]].into());
         assert!(effects2.contains(&Effect::Stored { tenant, version: 2 }));
         assert!(state.is_stored(&tenant, 2) && !state.is_stored(&tenant, 1));
         assert_eq!(routed(&effects2), [[0; 32]; 0]);
@@ -233,26 +294,96 @@ mod tests {
         state.handle(plan(1, vec![function("a", 1)]), 1);
         state.handle(Input::BundleHere([1; 32]), 2);
         let effects = state.handle(second(), 3);
-        assert!(
-            !effects
-                .iter()
-                .any(|effect| matches!(effect, Effect::Keep { .. }))
-        );
+        assert!(!effects.contains(&Effect::Keep));
         state.handle(Input::BundleAbsent([2; 32]), 4);
+        assert_eq!(state.needed_bundles(), [[1; 32], [2; 32]].into());
         assert_eq!(served(&need(&mut state, 1))[0].1, [1; 32]);
     }
 
     #[test]
-    fn what_is_no_fallback_any_more_does_not_run() {
-        let (mut state, _) = up();
+    fn what_is_not_listed_any_more_does_not_run() {
+        let (mut state, worker) = up();
         state.handle(plan(1, vec![function("a", 1)]), 1);
         state.handle(Input::BundleHere([1; 32]), 2);
-        let effects = state.handle(plan(2, vec![function("a", 2)]), 3);
-        assert!(effects.contains(&Effect::Keep {
-            bundles: vec![[2; 32]]
-        }));
-        let effects = state.handle(Input::BundleAbsent([2; 32]), 4);
-        assert_eq!(effects, []);
+        assert_eq!(served(&need(&mut state, 1)), [(worker, [1; 32])]);
+        state.handle(Input::Loaded { worker }, 3);
+        // Listed as a fallback, it goes on.
+        let retire = Effect::Gateway(ToGateway::Retire { worker });
+        assert!(!state.handle(second(), 4).contains(&retire));
+        // Then it is not, and the bundle of the wanted one has still not come.
+        let effects = state.handle(plan(3, vec![function("a", 2)]), 5);
+        assert!(effects.contains(&retire) && effects.contains(&Effect::Keep));
+        let routes = effects.iter().filter_map(|effect| match effect {
+            Effect::Gateway(ToGateway::Route(route)) => Some(route.hosts.len()),
+            _ => None,
+        });
+        assert_eq!(routes.collect::<Vec<_>>(), [0]);
+        assert_eq!(state.needed_bundles(), [[2; 32]].into());
+        assert_eq!(state.handle(Input::BundleAbsent([2; 32]), 6), []);
         assert_eq!(served(&need(&mut state, 1)), []);
+    }
+
+    #[test]
+    fn nothing_is_removed_before_all_plans_are_told_nor_while_it_may_be_needed() {
+        let mut state = Supervision::new(BOUNDS);
+        let before = [2, 1].map(|release| fallback(function("a", release)));
+        let functions = [vec![function("a", 3)], before.to_vec()].concat();
+        state.handle(plan(3, functions), 1);
+        let effects = state.handle(Input::BundleAbsent([3; 32]), 1);
+        let look = |bundle| Effect::Look {
+            bundle: [bundle; 32],
+        };
+        assert!(effects.contains(&look(1)) && effects.contains(&look(2)));
+        // Only the first is there; another tenant has not been told of yet.
+        let effects = state.handle(Input::BundleHere([2; 32]), 1);
+        assert!(!effects.contains(&Effect::Keep));
+        let other = plan_of([9; 32], vec![function("b", 7)]);
+        assert!(!state.handle(other, 1).contains(&Effect::Keep));
+        assert!(state.handle(Input::Told, 1).contains(&Effect::Keep));
+        let all = [1, 2, 3, 7].map(|bundle| [bundle; 32]);
+        assert_eq!(state.needed_bundles(), all.into());
+        // The one that is wanted comes, and the others are of no use any more.
+        let effects = state.handle(Input::BundleHere([3; 32]), 2);
+        assert!(effects.contains(&Effect::Keep));
+        assert_eq!(state.needed_bundles(), [[3; 32], [7; 32]].into());
+    }
+
+    #[test]
+    fn a_bundle_that_was_a_fallbacks_is_fetched_once_it_is_wanted() {
+        let (mut state, _) = up();
+        state.handle(second(), 1);
+        state.handle(Input::BundleAbsent([2; 32]), 1);
+        assert_eq!(state.wanted_bundles(), [[2; 32]]);
+        let effects = state.handle(plan(3, vec![function("a", 1)]), 2);
+        let is_fetch =
+            |effect: &Effect| matches!(effect, Effect::Fetch { bundle, .. } if *bundle == [1; 32]);
+        assert!(effects.iter().any(is_fetch));
+        assert_eq!(state.wanted_bundles(), [[1; 32]]);
+    }
+
+    #[test]
+    fn a_fallback_takes_no_host_that_the_newest_manifest_gives_to_another() {
+        let (mut state, _) = up();
+        let before = fallback(function("a", 1));
+        let host = before.hosts[0].clone();
+        let moved = FunctionPlan {
+            hosts: vec![],
+            ..function("a", 2)
+        };
+        let taken = FunctionPlan {
+            hosts: vec![host],
+            ..function("b", 3)
+        };
+        state.handle(plan(2, vec![moved, before, taken]), 1);
+        state.handle(Input::BundleAbsent([2; 32]), 2);
+        let routes = |effects: &[Effect]| {
+            let routes = effects.iter().filter_map(|effect| match effect {
+                Effect::Gateway(ToGateway::Route(route)) => Some(route.hosts.len()),
+                _ => None,
+            });
+            routes.collect::<Vec<_>>()
+        };
+        assert_eq!(routes(&state.handle(Input::BundleHere([1; 32]), 3)), [0]);
+        assert_eq!(routes(&state.handle(Input::BundleHere([3; 32]), 4)), [1]);
     }
 }

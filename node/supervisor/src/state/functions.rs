@@ -38,6 +38,13 @@ pub(super) struct Function {
     last_error: Option<String>,
 }
 
+impl Function {
+    /// Another release runs now: what the one before could not do does not count.
+    pub(super) fn begin_again(&mut self) {
+        (self.failures, self.again_ms, self.last_error) = (0, 0, None);
+    }
+}
+
 impl Supervision {
     /// Takes a tenant's newest plan in place of the one before.
     pub(super) fn plan(&mut self, plan: Plan, now_ms: Millis) {
@@ -55,6 +62,7 @@ impl Supervision {
         gone.iter().for_each(|key| self.withdraw(key, now_ms));
         let (tenant, version) = (plan.tenant, plan.manifest_version);
         self.manifests.insert(tenant, (version, false));
+        let mut is_changed = !gone.is_empty();
         let mut functions = plan.functions.into_iter().peekable();
         while let Some(function) = functions.next() {
             let key = FunctionKey {
@@ -63,20 +71,23 @@ impl Supervision {
             };
             let is_fallback =
                 |next: &FunctionPlan| next.is_fallback && next.function == key.function;
-            let fallbacks = std::iter::from_fn(|| functions.next_if(is_fallback)).collect();
+            let fallbacks: Vec<_> = std::iter::from_fn(|| functions.next_if(is_fallback)).collect();
             if let Some(held) = self.functions.get_mut(&key) {
                 held.manifest_version = plan.manifest_version;
-                held.fallbacks = fallbacks;
-                if held.plan == function {
+                if held.plan == function && held.fallbacks == fallbacks {
                     continue;
                 }
-                (
-                    held.plan,
-                    held.failures,
-                    held.again_ms,
-                    held.warming,
-                    held.last_error,
-                ) = (function, 0, 0, false, None);
+            }
+            is_changed = true;
+            self.unlink(&key);
+            let wanted = function.bundle;
+            let was_coming = self.bundles.get(&wanted) == Some(&Place::Coming);
+            if let Some(held) = self.functions.get_mut(&key) {
+                held.fallbacks = fallbacks;
+                if held.plan != function {
+                    (held.plan, held.warming) = (function, false);
+                    held.begin_again();
+                }
             } else {
                 let (tenant_name, manifest_version) = (plan.name.clone(), plan.manifest_version);
                 let held = Function {
@@ -94,9 +105,16 @@ impl Supervision {
                 };
                 self.functions.insert(key.clone(), held);
             }
+            self.link(&key);
+            self.end_unlisted(&key, now_ms);
             self.bring_up(&key);
+            if was_coming {
+                self.bundle_absent(wanted);
+            }
         }
-        self.forget_bundles();
+        if is_changed {
+            self.forget_bundles();
+        }
         self.look_whether_stored(tenant);
     }
 
@@ -105,32 +123,49 @@ impl Supervision {
         self.workers_of(key, None)
             .into_iter()
             .for_each(|id| self.retire(id, now_ms));
-        let Some(function) = self.functions.remove(key) else {
+        self.waiting.retain(|other| other != key);
+        self.unlink(key);
+        self.unroute(key);
+        self.functions.remove(key);
+    }
+
+    /// Nobody is led to a function any more; its hosts lead to whoever waits for them.
+    pub(super) fn unroute(&mut self, key: &FunctionKey) {
+        let Some(function) = self.functions.get_mut(key) else {
             return;
         };
-        self.waiting.retain(|other| other != key);
-        if function.routed.is_some() {
-            let route = Route {
-                key: key.clone(),
-                release: function.plan.release,
-                hosts: Vec::new(),
-                perimeter: function.plan.perimeter,
-            };
-            self.effects
-                .push(Effect::Gateway(ToGateway::Route(Box::new(route))));
-            let given_up = function.hosts.iter();
-            given_up.for_each(|host| drop(self.owners.remove(host)));
-            self.hand_on(&function.hosts);
+        if function.routed.take().is_none() {
+            return;
         }
+        let given_up = std::mem::take(&mut function.hosts);
+        let route = Route {
+            key: key.clone(),
+            release: function.plan.release,
+            hosts: Vec::new(),
+            perimeter: function.plan.perimeter.clone(),
+        };
+        self.effects
+            .push(Effect::Gateway(ToGateway::Route(Box::new(route))));
+        given_up
+            .iter()
+            .for_each(|host| drop(self.owners.remove(host)));
+        self.hand_on(&given_up);
     }
 
     /// Leads the function's hosts to the release that runs now. A host that another function has stays there: both were signed for
     /// by the root, and whoever came first keeps it until it is given up or the operator decides.
     pub(super) fn route(&mut self, key: &FunctionKey) {
-        let Some(function) = self.functions.get_mut(key) else {
+        let current = self.functions.get(key);
+        let current = current.and_then(|function| function.current(&self.bundles));
+        let Some(mut plan) = current.cloned() else {
             return;
         };
-        let Some(plan) = function.current(&self.bundles).cloned() else {
+        if plan.is_fallback {
+            // What the newest manifest gives to another function is not an older release's.
+            plan.hosts
+                .retain(|host| !self.is_given_to_another(key, host));
+        }
+        let Some(function) = self.functions.get_mut(key) else {
             return;
         };
         let (lost, hosts): (Vec<String>, Vec<String>) = plan
@@ -173,6 +208,11 @@ impl Supervision {
         self.effects
             .push(Effect::Gateway(ToGateway::Route(Box::new(route))));
         self.hand_on(&given_up);
+    }
+
+    fn is_given_to_another(&self, key: &FunctionKey, host: &String) -> bool {
+        let mut functions = self.functions.iter();
+        functions.any(|(other, function)| other != key && function.plan.hosts.contains(host))
     }
 
     /// Hosts that a function has given up lead to whoever waits for them.
@@ -324,7 +364,7 @@ impl Supervision {
             // Overtaken by a newer manifest, or by its bundle, while it loaded.
             return self.retire(id, now_ms);
         }
-        (function.failures, function.last_error) = (0, None);
+        function.begin_again();
         self.switch(&key, now_ms);
     }
 

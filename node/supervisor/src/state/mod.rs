@@ -11,7 +11,7 @@ mod share;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::num::NonZeroU32;
 
 use casemate_trust::statement::{MAX_FALLBACKS, MAX_FUNCTIONS};
@@ -71,6 +71,8 @@ pub(crate) enum Input {
     Up(Single),
     /// Part of the vault's judgement of what a tenant runs.
     Plan(Box<Part<Plan>>),
+    /// The vault has told what every tenant runs.
+    Told,
     /// A bundle is on the disk, checked.
     BundleHere(Digest),
     /// A bundle that was to be fetched is not on the disk.
@@ -133,8 +135,8 @@ pub(crate) enum Effect {
     Look { bundle: Digest },
     /// Every bundle that this manifest wants is on the disk.
     Stored { tenant: Digest, version: u64 },
-    /// Only these bundles are still wanted.
-    Keep { bundles: Vec<Digest> },
+    /// Only [`Supervision::needed_bundles`] are, as it is when this is done.
+    Keep,
 }
 
 /// One program of which there is one.
@@ -178,6 +180,16 @@ struct Worker {
     cpu: Option<CpuWall>,
 }
 
+impl Worker {
+    /// What it serves, or is about to.
+    fn release(&self) -> Option<Digest> {
+        match self.stage {
+            Stage::Loading(_, release) | Stage::Serving(_, release) => Some(release),
+            _ => None,
+        }
+    }
+}
+
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct Supervision {
@@ -190,6 +202,10 @@ pub(crate) struct Supervision {
     /// Whose callers a host's are.
     owners: BTreeMap<String, FunctionKey>,
     bundles: Bundles,
+    /// Who may run a bundle.
+    users: BTreeMap<Digest, BTreeSet<FunctionKey>>,
+    /// The vault has told all its plans.
+    is_told: bool,
     /// Version of each tenant's manifest, and whether all its bundles are here.
     manifests: BTreeMap<Digest, (u64, bool)>,
     /// A plan of which not all has come.
@@ -218,6 +234,8 @@ impl Supervision {
             functions: BTreeMap::new(),
             owners: BTreeMap::new(),
             bundles: Bundles::new(),
+            users: BTreeMap::new(),
+            is_told: false,
             manifests: BTreeMap::new(),
             plans: Arriving::new((MAX_FUNCTIONS * (1 + MAX_FALLBACKS)) as u32),
             waiting: VecDeque::new(),
@@ -245,6 +263,7 @@ impl Supervision {
                 Ok(None) => {}
                 Err(error) => self.effects.push(Effect::DistrustVault { error }),
             },
+            Input::Told => self.told(),
             Input::BundleHere(digest) => self.bundle_here(digest),
             Input::BundleAbsent(digest) => self.bundle_absent(digest),
             Input::Need { key, waiting } => self.need(key, waiting, now_ms),

@@ -139,7 +139,7 @@ fn holder(worker: &Worker) -> Option<&FunctionKey> {
 mod tests {
     use casemate_wire::control::vault::FunctionPlan;
 
-    use super::super::tests::{function, plan_of};
+    use super::super::tests::{fallback, function, plan_of};
     use super::super::{Bounds, Input, Single};
     use super::*;
 
@@ -186,7 +186,9 @@ mod tests {
         }
 
         fn deploys(&mut self, tenant: u8, release: u8) {
-            self.does(plan_of([tenant; 32], vec![narrow(release)]));
+            // What ran before stays listed.
+            let functions = vec![narrow(release), fallback(narrow(tenant))];
+            self.does(plan_of([tenant; 32], functions));
             self.does(Input::BundleHere([release; 32]));
         }
 

@@ -4,7 +4,7 @@ use super::*;
 use casemate_wire::control::Limits;
 use casemate_wire::control::gateway::Perimeter;
 
-const BOUNDS: Bounds = Bounds {
+pub(super) const BOUNDS: Bounds = Bounds {
     spares: 1,
     max_workers: 6,
     idle_ms: 1000,
@@ -35,6 +35,14 @@ pub(super) fn function(name: &str, release: u8) -> FunctionPlan {
         vars: vec![],
         bindings: vec![],
         dynamic_code: false,
+    }
+}
+
+/// What a function may fall back to.
+pub(super) fn fallback(function: FunctionPlan) -> FunctionPlan {
+    FunctionPlan {
+        is_fallback: true,
+        ..function
     }
 }
 
@@ -90,6 +98,7 @@ pub(super) fn up() -> (Supervision, WorkerId) {
     state.handle(Input::Up(Single::Vault), 0);
     state.handle(Input::Up(Single::Gateway), 0);
     state.handle(Input::Ready { worker: spare }, 0);
+    state.handle(Input::Told, 0);
     (state, spare)
 }
 
@@ -248,7 +257,8 @@ fn a_new_release_is_made_warm_before_callers_are_led_to_it() {
     ))[0];
     state.handle(Input::Loaded { worker: first }, 2);
     state.handle(Input::Ready { worker: spare }, 2);
-    state.handle(plan(2, vec![function("web", 6)]), 3);
+    let functions = vec![function("web", 6), fallback(function("web", 5))];
+    state.handle(plan(2, functions), 3);
     let effects = state.handle(Input::BundleHere([6; 32]), 4);
     assert_eq!(served(&effects), [(spare, [6; 32])]);
     assert!(routed(&effects).is_empty(), "not yet");
@@ -319,7 +329,7 @@ fn what_no_manifest_lists_is_routed_to_nobody() {
     state.handle(Input::BundleHere([5; 32]), 1);
     let effects = state.handle(plan(2, vec![]), 2);
     assert_eq!(routed(&effects), [([5; 32], vec![])]);
-    assert!(effects.contains(&Effect::Keep { bundles: vec![] }));
+    assert!(effects.contains(&Effect::Keep));
 }
 
 #[test]
