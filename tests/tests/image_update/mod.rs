@@ -11,7 +11,8 @@ struct Updated {
 }
 
 impl Updated {
-    async fn start() -> Self {
+    /// A machine that gives an image so long to be well.
+    async fn start(trial_secs: u32) -> Self {
         let temporary = tempfile::tempdir().unwrap();
         let upstream = Upstream::start(UPSTREAM_HOST, UPSTREAM_KEY).await.unwrap();
         let signed = block_in_place(|| signed_image(temporary.path())).unwrap();
@@ -22,8 +23,10 @@ impl Updated {
                 seed: seed(token),
                 ..Hardware::default()
             };
-            let update = b"spread_secs = 0\nhealthy_secs = 5\ntrial_secs = 40\n".to_vec();
-            hardware.seed.push(("update.toml".into(), update));
+            let update = format!("spread_secs = 0\nhealthy_secs = 5\ntrial_secs = {trial_secs}\n");
+            hardware
+                .seed
+                .push(("update.toml".into(), update.into_bytes()));
             Machine::start_from_disk(folder, &signed, &hardware)
         };
         let started =
@@ -85,7 +88,8 @@ impl Updated {
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "run by `make test-image`"]
 async fn an_update_is_blessed_and_one_that_panics_is_taken_back() {
-    let mut updated = Updated::start().await;
+    // Long enough for an emulated machine on a busy one.
+    let mut updated = Updated::start(200).await;
     block_in_place(|| updated.push("0.0.2", &[]));
     let serving = "Casemate 0.0.2 (virtual-machine): serving 1 function";
     let node = &mut updated.fleet.node;
@@ -120,7 +124,7 @@ async fn an_update_is_blessed_and_one_that_panics_is_taken_back() {
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "run by `make test-image`"]
 async fn an_update_with_which_the_node_is_not_well_is_taken_back() {
-    let mut updated = Updated::start().await;
+    let mut updated = Updated::start(40).await;
     let change = ("casemate-node", "casemate-launch");
     let why = "the vault is not open, after 40 seconds";
     updated.push_in_vain("0.0.2", change, "0.0.1", why).await;
