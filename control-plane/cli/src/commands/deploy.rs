@@ -192,15 +192,8 @@ pub(super) async fn rollback(cx: &Context, args: &Rollback) -> Result<(), Error>
     let release = target.map(|target| target.to_string()).unwrap_or_default();
     let told = format!("{} goes back to release {}", args.function, short(&release));
     let more = json!({ "function": args.function, "release": release });
-    finish(
-        &mut tenancy,
-        &args.signing,
-        Until::Runs,
-        version,
-        more,
-        &told,
-    )
-    .await
+    let until = Until::Runs;
+    finish_when(until, &mut tenancy, &args.signing, version, more, &told).await
 }
 
 /// The release to go back to.
@@ -256,15 +249,7 @@ pub(super) async fn renew(cx: &Context, args: &Renew) -> Result<(), Error> {
         .map_or_else(now, |manifest| manifest.expires);
     let told = format!("the manifest holds until {}", date(expires));
     let more = json!({ "expires": expires });
-    finish(
-        &mut tenancy,
-        &args.signing,
-        Until::Taken,
-        version,
-        more,
-        &told,
-    )
-    .await
+    finish(&mut tenancy, &args.signing, version, more, &told).await
 }
 
 /// `casemate prune`
@@ -297,15 +282,7 @@ pub(super) async fn prune(cx: &Context, args: &Prune) -> Result<(), Error> {
         args.function
     );
     let more = json!({ "function": args.function, "forgotten": forgotten });
-    finish(
-        &mut tenancy,
-        &args.signing,
-        Until::Taken,
-        version,
-        more,
-        &told,
-    )
-    .await
+    finish(&mut tenancy, &args.signing, version, more, &told).await
 }
 
 /// `casemate remove`
@@ -321,22 +298,24 @@ pub(super) async fn remove(cx: &Context, args: &Remove) -> Result<(), Error> {
         .await?;
     let told = format!("{} is withdrawn", args.function);
     let more = json!({ "function": args.function });
-    finish(
-        &mut tenancy,
-        &args.signing,
-        Until::Taken,
-        version,
-        more,
-        &told,
-    )
-    .await
+    finish(&mut tenancy, &args.signing, version, more, &told).await
 }
 
-/// Wait for the nodes and say what was done.
+/// Wait for the nodes to take it and say what was done.
 pub(super) async fn finish(
     tenancy: &mut Tenancy<'_>,
     signing: &Signing,
+    version: u64,
+    result: serde_json::Value,
+    told: &str,
+) -> Result<(), Error> {
+    finish_when(Until::Taken, tenancy, signing, version, result, told).await
+}
+
+async fn finish_when(
     until: Until,
+    tenancy: &mut Tenancy<'_>,
+    signing: &Signing,
     version: u64,
     mut result: serde_json::Value,
     told: &str,

@@ -21,7 +21,7 @@ use crate::memory::refused;
 use crate::output::table;
 use crate::project::{DEFAULT_POOL, FILE, Project};
 use crate::session::Context;
-use crate::tenancy::{Tenancy, Until};
+use crate::tenancy::Tenancy;
 
 /// `casemate secret put`
 pub(super) async fn put(cx: &Context, args: &SecretPut) -> Result<(), Error> {
@@ -85,15 +85,7 @@ pub(super) async fn put(cx: &Context, args: &SecretPut) -> Result<(), Error> {
     );
     let more =
         json!({ "secret": args.name, "version": sealed_version, "pools": names, "hosts": hosts });
-    finish(
-        &mut tenancy,
-        &args.signing,
-        Until::Taken,
-        version,
-        more,
-        &told,
-    )
-    .await
+    finish(&mut tenancy, &args.signing, version, more, &told).await
 }
 
 /// The value, from a file, standard input or the terminal.
@@ -321,15 +313,7 @@ pub(super) async fn remove(cx: &Context, args: &SecretRemove) -> Result<(), Erro
         .await?;
     let told = format!("{} is withdrawn", args.name);
     let more = json!({ "secret": args.name });
-    finish(
-        &mut tenancy,
-        &args.signing,
-        Until::Taken,
-        version,
-        more,
-        &told,
-    )
-    .await
+    finish(&mut tenancy, &args.signing, version, more, &told).await
 }
 
 #[cfg(test)]
