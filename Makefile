@@ -67,6 +67,18 @@ fuzz: ## Fuzz every parser of untrusted bytes for SECONDS_EACH (60) with cargo-f
 	    cargo fuzz run "$$target" -- -max_total_time=$${SECONDS_EACH:-60} -rss_limit_mb=4096
 	done
 
+.PHONY: bench
+bench: bench-all ## Compare with workerd, deno and a plain server, in turn: target/bench/report.md (an hour); bench-NAME for one case
+
+ROUNDS ?= 5
+SECS ?= 4
+BENCH_PROGRAMS = casemate casemate-control casemate-sandbox casemate-node casemate-vault casemate-gateway casemate-worker casemate-benches
+bench-%:
+	@scripts/setup bench
+	$(V8)
+	cargo build --release --locked $(addprefix -p ,$(BENCH_PROGRAMS))
+	PATH="$$PWD/target/bench-tools/bin:$$PATH" target/release/casemate-bench $(filter-out all,$*) --rounds $(ROUNDS) --secs $(SECS)
+
 .PHONY: fmt
 fmt: ## Format
 	@cargo fmt --all

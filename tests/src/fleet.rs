@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result};
 
 use crate::cli::Cli;
 use crate::control::Control;
-use crate::node::{Node, Settings};
+use crate::node::{Node, Settings, Workers};
 use crate::upstream::Upstream;
 
 /// The key that the upstream wants and that nobody else may see.
@@ -56,6 +56,7 @@ impl Fleet {
                 hosts: vec![UPSTREAM_HOST.to_owned()],
                 require: vec!["seccomp".into(), "no_new_privs".into()],
                 user: None,
+                workers: Workers::default(),
             };
             Node::start(folder, token, &settings)
         };

@@ -43,6 +43,23 @@ pub struct Settings {
     pub require: Vec<String>,
     /// Run as this user, without any privilege; else as who runs the test.
     pub user: Option<u32>,
+    /// Its workers.
+    pub workers: Workers,
+}
+
+/// How many workers a node has.
+#[derive(Debug, Clone, Copy)]
+pub struct Workers {
+    /// That wait for a function.
+    pub spares: u32,
+    /// In all.
+    pub max: u32,
+}
+
+impl Default for Workers {
+    fn default() -> Self {
+        Self { spares: 1, max: 16 }
+    }
 }
 
 impl Node {
@@ -85,16 +102,17 @@ impl Node {
             running: None,
             gateway: "127.0.0.1:0".parse()?,
         };
-        node.write_config(&require)?;
+        node.write_config(&require, settings.workers)?;
         node.restart()?;
         // The port stays the same from now on.
-        node.write_config(&require)?;
+        node.write_config(&require, settings.workers)?;
         Ok(node)
     }
 
-    fn write_config(&self, require: &str) -> Result<()> {
+    fn write_config(&self, require: &str, workers: Workers) -> Result<()> {
+        let Workers { spares, max } = workers;
         let text = format!(
-            "require = {require}\n[gateway]\nlisten = [\"{}\"]\n[workers]\nspares = 1\nmax = 16\n",
+            "require = {require}\n[gateway]\nlisten = [\"{}\"]\n[workers]\nspares = {spares}\nmax = {max}\n",
             self.gateway
         );
         Ok(std::fs::write(self.folder.join("node.toml"), text)?)
@@ -201,6 +219,11 @@ impl Node {
                 self.log()
             )
         })
+    }
+
+    /// Process id of its launcher, which is the parent of all.
+    pub fn pid(&self) -> Option<u32> {
+        self.running.as_ref().map(Running::pid)
     }
 
     /// Everything that it has said.

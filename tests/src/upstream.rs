@@ -49,26 +49,46 @@ pub struct Upstream {
     pub address: SocketAddr,
     /// PEM of the certificate authority that signed its certificate.
     pub ca_pem: String,
-    seen: Arc<Mutex<Vec<Seen>>>,
+    seen: Arc<Seens>,
+}
+
+/// What it was sent, if it remembers.
+#[derive(Debug, Default)]
+struct Seens {
+    forgets: bool,
+    list: Mutex<Vec<Seen>>,
 }
 
 impl Upstream {
     /// Its certificate authority is made anew each time.
     ///
-    /// Listens on a loopback port under a certificate for `host` (and `127.0.0.1`). Accepts `Bearer KEY` only.
+    /// Listens on a loopback port under a certificate for `host` (and `localhost`, `127.0.0.1`). Accepts `Bearer KEY` only.
     ///
     /// - `/echo` answers with the request's headers and body, in clear;
     /// - `/redirect?to=URL` answers 302 to that URL, `/leak` puts the key into a header and a redirect's location;
     /// - anything else answers JSON that names method and path.
     pub async fn start(host: &str, key: &str) -> Result<Self> {
+        Self::start_with(host, key, Seens::default()).await
+    }
+
+    /// The same, and it remembers nothing: for millions of requests.
+    pub async fn start_forgetful(host: &str, key: &str) -> Result<Self> {
+        let seen = Seens {
+            forgets: true,
+            ..Seens::default()
+        };
+        Self::start_with(host, key, seen).await
+    }
+
+    async fn start_with(host: &str, key: &str, seen: Seens) -> Result<Self> {
         let ca_key = KeyPair::generate()?;
         let mut ca_params = CertificateParams::new(Vec::<String>::new())?;
         ca_params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let ca = ca_params.self_signed(&ca_key)?;
         let issuer = Issuer::new(ca_params, ca_key);
         let leaf_key = KeyPair::generate()?;
-        let leaf = CertificateParams::new(vec![host.to_owned(), "127.0.0.1".to_owned()])?
-            .signed_by(&leaf_key, &issuer)?;
+        let names = [host, "localhost", "127.0.0.1"].map(ToOwned::to_owned);
+        let leaf = CertificateParams::new(names)?.signed_by(&leaf_key, &issuer)?;
 
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let private = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(leaf_key.serialize_der()));
@@ -84,7 +104,7 @@ impl Upstream {
         let upstream = Self {
             address: listener.local_addr()?,
             ca_pem: ca.pem(),
-            seen: Arc::default(),
+            seen: Arc::new(seen),
         };
         let (seen, key) = (upstream.seen.clone(), Arc::<str>::from(key));
         tokio::spawn(accept(
@@ -98,16 +118,11 @@ impl Upstream {
 
     /// What it was sent, oldest first.
     pub fn seen(&self) -> Vec<Seen> {
-        self.seen.lock().expect("no holder panics").clone()
+        self.seen.list.lock().expect("no holder panics").clone()
     }
 }
 
-async fn accept(
-    listener: TcpListener,
-    tls: TlsAcceptor,
-    seen: Arc<Mutex<Vec<Seen>>>,
-    key: Arc<str>,
-) {
+async fn accept(listener: TcpListener, tls: TlsAcceptor, seen: Arc<Seens>, key: Arc<str>) {
     while let Ok((stream, _)) = listener.accept().await {
         let (tls, seen, key) = (tls.clone(), seen.clone(), key.clone());
         tokio::spawn(async move {
@@ -125,11 +140,7 @@ async fn accept(
     }
 }
 
-async fn answer(
-    request: Request<Incoming>,
-    seen: &Mutex<Vec<Seen>>,
-    key: &str,
-) -> Response<Full<Bytes>> {
+async fn answer(request: Request<Incoming>, seen: &Seens, key: &str) -> Response<Full<Bytes>> {
     let (head, body) = request.into_parts();
     let body = http_body_util::Limited::new(body, MAX_BODY_BYTES)
         .collect()
@@ -154,13 +165,15 @@ async fn answer(
         .get(AUTHORIZATION)
         .is_some_and(|value| text(value) == format!("Bearer {key}"));
     let (method, path) = (head.method.to_string(), head.uri.path().to_owned());
-    let record = Seen {
-        method: method.clone(),
-        target,
-        headers: headers.clone(),
-        body: body.clone(),
-    };
-    seen.lock().expect("no holder panics").push(record);
+    if !seen.forgets {
+        let record = Seen {
+            method: method.clone(),
+            target,
+            headers: headers.clone(),
+            body: body.clone(),
+        };
+        seen.list.lock().expect("no holder panics").push(record);
+    }
 
     if !authorised {
         let body = r#"{"error":"no valid key"}"#;

@@ -6,7 +6,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::time::Duration;
 
 use casemate_tests::caller;
-use casemate_tests::node::{Node, Settings};
+use casemate_tests::node::{Node, Settings, Workers};
 use casemate_trust::id::FleetId;
 use casemate_trust::join::JoinToken;
 use casemate_trust::key::SigningKey;
@@ -51,6 +51,7 @@ async fn a_node_comes_up_without_its_control_plane_and_says_so() {
             hosts: vec![],
             require,
             user: None,
+            workers: Workers::default(),
         },
     )
     .unwrap();
@@ -96,6 +97,7 @@ fn a_node_runs_without_any_privilege_where_user_namespaces_are_allowed() {
         hosts: vec![],
         require,
         user: Some(NOBODY),
+        workers: Workers::default(),
     };
     let node = Node::start(folder.path(), &token(4_000_000_000), &settings).unwrap();
     let spare = |status: &serde_json::Value| status["state"]["workers"]["spare"] == 1;

@@ -68,7 +68,14 @@ const IMPURE_TEXT: &[&str] = &[
 const NAMED_BY: &[(&str, &[&str])] = &[
     ("sled", &["casemate-vault-store"]),
     ("redb", &["casemate-control-store"]),
-    ("quinn", &["casemate-node", "casemate-control"]),
+    (
+        "quinn",
+        &[
+            "casemate-node",
+            "casemate-control",
+            "casemate-control-testing",
+        ],
+    ),
     ("deno_core", &["casemate-worker"]),
     ("deno_web", &["casemate-worker"]),
     ("deno_crypto", &["casemate-worker"]),

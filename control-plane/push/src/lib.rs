@@ -57,6 +57,7 @@
 //! ```
 #![forbid(unsafe_code)]
 
+mod backoff;
 pub mod bundle;
 mod catalog;
 pub mod close;
@@ -70,6 +71,7 @@ mod simulation;
 #[cfg(test)]
 mod tests;
 
+pub use backoff::Backoff;
 pub use catalog::{Catalog, ControlEvent, Member, StoredObject, Transmit};
 pub use codec::{Violation, encode};
 pub use control::ControlEnd;

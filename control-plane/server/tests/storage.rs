@@ -442,7 +442,7 @@ async fn on_a_full_disk_the_operator_can_still_revoke() {
         let (_, address) = line.split_once("ready api=")?;
         Some(address.split(' ').next()?.to_owned())
     });
-    control.api = ready.expect("it ended before");
+    control.plane.api = ready.expect("it ended before");
     // What it says is read on, so that it never waits for us.
     std::thread::spawn(move || lines.count());
     let client = control.client(&tokens[0]);

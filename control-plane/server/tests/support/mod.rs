@@ -1,4 +1,4 @@
-//! A real control plane on loopback, a fleet to feed it, a client that pins its key, and nodes.
+//! A real control plane on loopback.
 // Each test program uses a part of this.
 #![allow(
     dead_code,
@@ -8,33 +8,21 @@
     clippy::unwrap_used
 )]
 
-pub mod client;
-pub mod fleet;
-pub mod node;
-
+use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use casemate_api::audit::{AuditPage, AuditRecord};
-use casemate_api::fleet::PublicKeys;
 use casemate_control::Config;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
-pub use client::Client;
-pub use fleet::Fleet;
-pub use node::Node;
-
-/// How long anything may take to happen.
-pub const SOON: Duration = Duration::from_secs(20);
+pub use casemate_control_testing::{Client, Fleet, Node, Plane, SOON, client, fleet, node};
 
 /// A running control plane.
 pub struct Control {
     pub folder: tempfile::TempDir,
-    pub api: String,
-    pub quic: String,
-    pub keys: PublicKeys,
-    pub operator: String,
+    pub plane: Plane,
     pub tenant_storage_mib: u64,
     stop: Option<oneshot::Sender<()>>,
     task: Option<JoinHandle<()>>,
@@ -50,10 +38,12 @@ impl Control {
         let operator = std::fs::read_to_string(&made.operator_token_file).unwrap();
         let mut control = Self {
             folder,
-            api: String::new(),
-            quic: String::new(),
-            keys: made.keys,
-            operator,
+            plane: Plane {
+                api: String::new(),
+                quic: String::new(),
+                keys: made.keys,
+                operator,
+            },
             tenant_storage_mib: 1024,
             stop: None,
             task: None,
@@ -80,21 +70,21 @@ impl Control {
         eventually("addresses", async || addresses.exists()).await;
         let text = std::fs::read(&addresses).unwrap();
         let found: serde_json::Value = serde_json::from_slice(&text).unwrap();
-        self.api = found["api"].as_str().unwrap().to_owned();
-        self.quic = found["quic"].as_str().unwrap().to_owned();
+        self.plane.api = found["api"].as_str().unwrap().to_owned();
+        self.plane.quic = found["quic"].as_str().unwrap().to_owned();
     }
 
     pub async fn stop(&mut self) {
         self.stop.take().unwrap().send(()).unwrap();
         self.task.take().unwrap().await.unwrap();
     }
+}
 
-    pub fn client(&self, token: &str) -> Client {
-        Client::new(&self.api, self.keys.api, token)
-    }
+impl Deref for Control {
+    type Target = Plane;
 
-    pub fn operator(&self) -> Client {
-        self.client(&self.operator)
+    fn deref(&self) -> &Plane {
+        &self.plane
     }
 }
 

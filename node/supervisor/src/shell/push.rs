@@ -8,7 +8,7 @@ use std::time::Duration;
 use casemate_channel::fair::{self, Taken};
 use casemate_push::bundle::{Header, Part, Receiver};
 use casemate_push::{
-    Expected, Hello, LogEntry, LogLevel, NodeEnd, NodeEvent, StatementId, Violation,
+    Backoff, Expected, Hello, LogEntry, LogLevel, NodeEnd, NodeEvent, StatementId, Violation,
 };
 use casemate_trust::id::{Digest, TenantId};
 use casemate_wire::control::FunctionKey;
@@ -18,10 +18,6 @@ use tokio::sync::mpsc;
 
 use super::Happening;
 
-/// First pause before connecting again; doubled each time, with jitter, so that a fleet does not come back all at once.
-const RETRY_MIN: Duration = Duration::from_millis(200);
-/// Longest pause.
-const RETRY_MAX: Duration = Duration::from_secs(15);
 /// Keeps the path through NATs open, and notices within the idle timeout that nobody is there.
 const KEEP_ALIVE: Duration = Duration::from_secs(8);
 /// Until a silent connection is given up.
@@ -169,7 +165,7 @@ pub(crate) async fn run(
     happenings: mpsc::Sender<Happening>,
 ) {
     let mut wanted = Wanted::new();
-    let mut pause = RETRY_MIN;
+    let mut backoff = Backoff::default();
     loop {
         let mut served = false;
         let broken = session(
@@ -186,7 +182,7 @@ pub(crate) async fn run(
             return;
         }
         if served {
-            pause = RETRY_MIN;
+            backoff.reset();
         }
         if happenings
             .send(Happening::Push(Heard::Disconnected(broken.to_string())))
@@ -196,7 +192,7 @@ pub(crate) async fn run(
             return;
         }
         // What was to be said on that connection has no meaning on the next, but for bundles.
-        let until = tokio::time::Instant::now() + jittered(pause);
+        let until = tokio::time::Instant::now() + backoff.next(random_byte());
         loop {
             tokio::select! {
                 () = tokio::time::sleep_until(until) => break,
@@ -206,16 +202,14 @@ pub(crate) async fn run(
                 },
             }
         }
-        pause = (pause * 2).min(RETRY_MAX);
     }
 }
 
-/// Between half of a pause and all of it.
-fn jittered(pause: Duration) -> Duration {
+fn random_byte() -> u8 {
     let mut byte = [0];
-    // Without randomness the pause is just not jittered.
+    // Without randomness pauses are just the same.
     let _filled = SystemRandom::new().fill(&mut byte);
-    pause / 2 + pause * u32::from(byte[0]) / 510
+    byte[0]
 }
 
 /// What stays wanted across connections.

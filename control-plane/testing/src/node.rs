@@ -22,8 +22,8 @@ use rustls::pki_types::{
 use rustls::sign::CertifiedKey;
 use rustls::{DigitallySignedStruct, Error, SignatureScheme};
 
-use super::fleet::LATER;
-use super::{Control, Fleet, SOON};
+use crate::fleet::LATER;
+use crate::{Fleet, Plane, SOON};
 
 const SPKI_PREFIX: [u8; 12] = [
     0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00,
@@ -68,12 +68,24 @@ pub async fn connect(
     address: &str,
     config: quinn::ClientConfig,
 ) -> Result<(Endpoint, Connection), ConnectionError> {
+    tokio::time::timeout(SOON, try_connect(address, config))
+        .await
+        .unwrap()
+}
+
+async fn try_connect(
+    address: &str,
+    config: quinn::ClientConfig,
+) -> Result<(Endpoint, Connection), ConnectionError> {
     let endpoint = Endpoint::client("127.0.0.1:0".parse().unwrap()).unwrap();
     let connecting = endpoint
         .connect_with(config, address.parse().unwrap(), "casemate-control")
         .unwrap();
-    let connection = tokio::time::timeout(SOON, connecting).await.unwrap()?;
-    Ok((endpoint, connection))
+    Ok((endpoint, connecting.await?))
+}
+
+fn text(error: impl std::fmt::Display) -> String {
+    error.to_string()
 }
 
 pub fn hello(name: &str, key: &SigningKey, fleet: FleetId) -> Hello {
@@ -131,11 +143,27 @@ impl Came {
     }
 }
 
+/// What [`Node::next`] says when nothing has come for [`SOON`].
+pub const QUIET: &str = "too long";
+
 impl Node {
-    pub async fn connect(control: &Control, key: &SigningKey, end: NodeEnd) -> Self {
+    pub async fn connect(control: &Plane, key: &SigningKey, end: NodeEnd) -> Self {
+        Self::try_connect(control, key, end).await.unwrap()
+    }
+
+    /// The same where there may be nobody.
+    ///
+    /// # Errors
+    /// Nobody answers, or not well.
+    pub async fn try_connect(
+        control: &Plane,
+        key: &SigningKey,
+        end: NodeEnd,
+    ) -> Result<Self, String> {
         let config = quic_config(key, control.keys.quic, casemate_push::ALPN);
-        let (endpoint, connection) = connect(&control.quic, config).await.unwrap();
-        let (send, recv) = connection.open_bi().await.unwrap();
+        let connected = tokio::time::timeout(SOON, try_connect(&control.quic, config)).await;
+        let (endpoint, connection) = connected.map_err(|_| QUIET)?.map_err(text)?;
+        let (send, recv) = connection.open_bi().await.map_err(text)?;
         let mut node = Self {
             end,
             connection,
@@ -143,21 +171,30 @@ impl Node {
             recv,
             _endpoint: endpoint,
         };
-        node.write().await;
-        node
+        node.try_write().await?;
+        Ok(node)
     }
 
     /// Writes what waits.
     pub async fn write(&mut self) {
+        self.try_write().await.unwrap();
+    }
+
+    /// The same where nobody may read it.
+    ///
+    /// # Errors
+    /// The connection is lost.
+    pub async fn try_write(&mut self) -> Result<(), String> {
         while let Some(frame) = self.end.poll_transmit() {
-            self.send.write_all(&frame).await.unwrap();
+            self.send.write_all(&frame).await.map_err(text)?;
         }
+        Ok(())
     }
 
     /// The next event, or why there is none.
     pub async fn next(&mut self) -> Result<NodeEvent, String> {
         loop {
-            self.write().await;
+            self.try_write().await?;
             if let Some(event) = self
                 .end
                 .poll_event()
@@ -167,7 +204,7 @@ impl Node {
             }
             let read = tokio::time::timeout(SOON, self.recv.read_chunk(65_536, true))
                 .await
-                .map_err(|_| "too long")?;
+                .map_err(|_| QUIET)?;
             let chunk = read
                 .map_err(|error| error.to_string())?
                 .ok_or("the stream has ended")?;
@@ -298,18 +335,13 @@ impl ServerCertVerifier for Raw {
 }
 
 /// A node that asks to join.
-pub async fn joining(
-    control: &Control,
-    fleet: &Fleet,
-    token: &JoinToken,
-    key: &SigningKey,
-) -> Node {
+pub async fn joining(control: &Plane, fleet: &Fleet, token: &JoinToken, key: &SigningKey) -> Node {
     let request = fleet.join_request(token, key).to_bytes();
     Node::connect(control, key, NodeEnd::joining(request)).await
 }
 
 /// What the operator's machine says of a node that has asked.
-pub async fn admission(control: &Control, fleet: &Fleet, key: &SigningKey) -> Admission {
+pub async fn admission(control: &Plane, fleet: &Fleet, key: &SigningKey) -> Admission {
     let joins: JoinList = control.operator().get("/v1/nodes/joins").await.ok().json();
     let join = joins
         .joins
@@ -326,7 +358,7 @@ pub async fn admission(control: &Control, fleet: &Fleet, key: &SigningKey) -> Ad
 }
 
 /// A node that has joined and was served everything.
-pub async fn member(control: &Control, fleet: &Fleet, node: &str, key: &SigningKey) -> Node {
+pub async fn member(control: &Plane, fleet: &Fleet, node: &str, key: &SigningKey) -> Node {
     let token = fleet.join_token(control, node, LATER).await;
     let mut joined = joining(control, fleet, &token, key).await;
     assert_eq!(joined.next().await.unwrap(), NodeEvent::JoinPending);

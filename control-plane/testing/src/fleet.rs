@@ -14,7 +14,7 @@ use casemate_trust::statement::{
 };
 use zeroize::Zeroizing;
 
-use super::{Client, Control};
+use crate::{Client, Plane};
 
 pub const LATER: u64 = 4_000_000_000;
 pub const POOL_SEED: [u8; 32] = [5; 32];
@@ -43,7 +43,7 @@ pub struct Fleet {
 
 impl Fleet {
     /// Root key 1, pool `main`, tenant `shop` with key 10, all handed in.
-    pub async fn new(control: &Control) -> Self {
+    pub async fn new(control: &Plane) -> Self {
         let operator = control.operator();
         let root = Root {
             version: 1,
@@ -143,8 +143,8 @@ impl Fleet {
         }
     }
 
-    /// Uploads a bundle, a release and a secret and hands in the manifest.
-    pub async fn deploy(&self, client: &Client, version: u64, bundle: &[u8]) -> Envelope {
+    /// Uploads a bundle, a release and a secret; the manifest to hand in.
+    pub async fn upload(&self, client: &Client, version: u64, bundle: &[u8]) -> Envelope {
         let (release, secret) = (
             self.release(&self.tenant, bundle).to_bytes(),
             self.secret().to_bytes(),
@@ -158,18 +158,20 @@ impl Fleet {
             let path = format!("/v1/tenants/{id}/objects/{}", Digest::of(object));
             client.put(&path, object.clone()).await.ok();
         }
-        let manifest = self
-            .manifest(version, &release, Some(&secret))
-            .sign(&[&key(10)]);
-        client
-            .put(&format!("/v1/tenants/{id}/manifest"), manifest.to_bytes())
-            .await
-            .ok();
+        self.manifest(version, &release, Some(&secret))
+            .sign(&[&key(10)])
+    }
+
+    /// Uploads and hands in.
+    pub async fn deploy(&self, client: &Client, version: u64, bundle: &[u8]) -> Envelope {
+        let manifest = self.upload(client, version, bundle).await;
+        let path = tenant_path(&self.tenant.id, "manifest");
+        client.put(&path, manifest.to_bytes()).await.ok();
         manifest
     }
 
     /// A join token, registered.
-    pub async fn join_token(&self, control: &Control, node: &str, expires: u64) -> JoinToken {
+    pub async fn join_token(&self, control: &Plane, node: &str, expires: u64) -> JoinToken {
         let address = (control.quic.clone(), control.keys.quic);
         let token = JoinToken::new(
             self.id,

@@ -1,0 +1,18 @@
+//! The upstream that functions call, in a process of its own. Says where it listens and who signed its certificate, as JSON in a
+//! line, and runs until it is ended.
+#![forbid(unsafe_code)]
+
+use std::io::Write as _;
+
+use anyhow::Result;
+use casemate_tests::fleet::{UPSTREAM_HOST, UPSTREAM_KEY};
+use casemate_tests::upstream::Upstream;
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> Result<()> {
+    let upstream = Upstream::start_forgetful(UPSTREAM_HOST, UPSTREAM_KEY).await?;
+    let said = serde_json::json!({ "address": upstream.address, "ca_pem": upstream.ca_pem });
+    writeln!(std::io::stdout(), "{said}")?;
+    std::future::pending::<()>().await;
+    Ok(())
+}

@@ -1,0 +1,108 @@
+//! A function that calls out, and a hundred functions at once.
+
+use std::path::Path;
+
+use anyhow::Result;
+use casemate_tests::node::Workers;
+use tokio::task::block_in_place;
+
+use crate::Run;
+use crate::compare::Rounds;
+use crate::load::{Load, wrk};
+use crate::ours::Ours;
+use crate::peer::{self, Upstream, Who};
+use crate::report::Case;
+
+/// Functions in rotation.
+const FUNCTIONS: usize = 100;
+
+/// One upstream over TLS, kept alive. Ours: the vault opens the sealed key and sets the header. Theirs: the key is in the function's
+/// text.
+pub(crate) async fn upstream(run: &Run) -> Result<Case> {
+    let upstream = block_in_place(|| Upstream::start(&run.folder))?;
+    let ours = block_in_place(|| Ours::start(Workers::default()))?;
+    let code = run.folder.join("call.js");
+    std::fs::write(&code, function("env.payments.fetch(\"/v1/charges\")"))?;
+    let config = upstream.credential();
+    let project = ours.project("call", &config, &code)?;
+    std::fs::write(project.join("upstream-ca.pem"), &upstream.ca_pem)?;
+    block_in_place(|| ours.fleet.put_secret(&project))?;
+    let host = ours.deploy("call", &config, &code).await?;
+    let plain = run.folder.join("call-plain.js");
+    std::fs::write(&plain, function(&upstream.plain_call()))?;
+    let target = ours.target(vec![host]);
+    let workerd = block_in_place(|| upstream.workerd(&plain, &run.folder))?;
+    let deno = block_in_place(|| upstream.deno(&plain, &run.folder))?;
+    let mut case = Case::of_load("upstream", "A function that calls one upstream over TLS");
+    for connections in [1, 16, 64] {
+        let load = Load {
+            connections,
+            secs: run.secs,
+            path: "/",
+            body: None,
+        };
+        run.say(&format!("upstream, {connections} connections"));
+        let one = |who| {
+            let target = match who {
+                Who::Workerd => workerd.target(),
+                Who::Deno => deno.target(),
+                Who::Casemate | Who::Floor => target.clone(),
+            };
+            wrk(&target, &load, &run.folder)
+        };
+        let who = [Who::Casemate, Who::Workerd, Who::Deno];
+        let rounds = block_in_place(|| Rounds::measure(&who, run.rounds, one))?;
+        case.add_load(&format!("{connections} connections"), &rounds, |sample| {
+            sample.per_second
+        });
+    }
+    Ok(case)
+}
+
+fn function(call: &str) -> String {
+    format!(
+        "let count = 0;\nexport default {{\n  async fetch(request, env) {{\n    const answer = await {call};\n    \
+         count += 1;\n    return new Response(`${{await answer.text()}} ${{count}}`, {{ status: answer.status }});\n  }},\n}};\n"
+    )
+}
+
+/// Each request is for the next of a hundred functions. Ours: a process with walls each. workerd: all in one process.
+pub(crate) async fn rotation(run: &Run) -> Result<Case> {
+    let code = block_in_place(|| peer::bundled("hello", &run.folder))?;
+    let max = u32::try_from(FUNCTIONS)? * 2 + 4;
+    let ours = block_in_place(|| Ours::start(Workers { spares: 2, max }))?;
+    let mut hosts = Vec::new();
+    for number in 0..FUNCTIONS {
+        hosts.push(ours.deploy(&format!("turn{number}"), "", &code).await?);
+    }
+    let workerd = block_in_place(|| all_in_one(&code, run))?;
+    let mut case = Case::of_load("rotation", "A hundred functions in rotation");
+    let load = Load {
+        connections: 64,
+        secs: run.secs,
+        path: "/",
+        body: None,
+    };
+    let one = |who| {
+        let target = if who == Who::Workerd {
+            let hosts = (0..FUNCTIONS).map(|number| format!("turn{number}.test"));
+            crate::load::Target {
+                hosts: hosts.collect(),
+                ..workerd.target()
+            }
+        } else {
+            ours.target(hosts.clone())
+        };
+        wrk(&target, &load, &run.folder)
+    };
+    let rounds =
+        block_in_place(|| Rounds::measure(&[Who::Casemate, Who::Workerd], run.rounds, one))?;
+    case.add_load("64 connections", &rounds, |sample| sample.per_second);
+    Ok(case)
+}
+
+fn all_in_one(code: &Path, run: &Run) -> Result<peer::Peer> {
+    let function = |number| (format!("turn{number}"), code.to_owned());
+    let functions: Vec<_> = (0..FUNCTIONS).map(function).collect();
+    peer::workerd(&functions, &run.folder)
+}

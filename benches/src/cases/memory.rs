@@ -1,0 +1,176 @@
+//! Memory of functions that wait for a request: what each has for itself and its share of the rest (PSS, proc(5)), over all
+//! processes of whoever runs it.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result};
+use casemate_tests::caller;
+use casemate_tests::node::Workers;
+use tokio::task::block_in_place;
+
+use crate::Run;
+use crate::compare::Spread;
+use crate::ours::Ours;
+use crate::peer::{self, Peer, Who};
+use crate::plot;
+use crate::report::{Case, Row};
+
+const FUNCTIONS: [usize; 3] = [1, 10, 100];
+/// One process each: more would measure this machine's memory and nothing else.
+const MOST_PROCESSES: usize = 10;
+
+/// Children of each process.
+fn children() -> BTreeMap<u32, Vec<u32>> {
+    let mut children = BTreeMap::<u32, Vec<u32>>::new();
+    for entry in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
+        let Ok(pid) = entry.file_name().to_string_lossy().parse::<u32>() else {
+            continue;
+        };
+        let stat = std::fs::read_to_string(entry.path().join("stat")).unwrap_or_default();
+        // The name in parentheses may hold anything.
+        let parent = stat
+            .rsplit_once(')')
+            .and_then(|(_, rest)| rest.split_whitespace().nth(1));
+        if let Some(parent) = parent.and_then(|parent| parent.parse().ok()) {
+            children.entry(parent).or_default().push(pid);
+        }
+    }
+    children
+}
+
+/// PSS of a process and all below it, KiB.
+pub(crate) fn pss_kib(root: u32) -> Result<u64> {
+    let children = children();
+    let (mut open, mut total) = (vec![root], 0);
+    while let Some(pid) = open.pop() {
+        open.extend(children.get(&pid).into_iter().flatten());
+        let Ok(text) = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")) else {
+            // It has just ended, or has no memory of its own.
+            continue;
+        };
+        let line = text.lines().find_map(|line| line.strip_prefix("Pss:"));
+        let kib = line.and_then(|line| line.trim().strip_suffix(" kB"));
+        total += kib.context("smaps_rollup without Pss")?.parse::<u64>()?;
+    }
+    Ok(total)
+}
+
+fn row(what: usize, who: Who, kib: u64, before: u64) -> Row {
+    #[allow(clippy::cast_precision_loss, reason = "some million")]
+    let mib = |kib: u64| kib as f64 / 1024.0;
+    #[allow(clippy::cast_precision_loss, reason = "some hundred")]
+    let each = mib(kib.saturating_sub(before)) / what as f64;
+    let one = |value| Spread {
+        median: value,
+        low: value,
+        high: value,
+    };
+    Row {
+        what: format!("{what} functions"),
+        who: who.name(),
+        figures: vec![one(mib(kib)), one(each)],
+        ratio: None,
+        errors: 0,
+    }
+}
+
+/// See the module.
+pub(crate) async fn run(run: &Run) -> Result<Case> {
+    let mut case = Case {
+        name: "memory",
+        title: "Memory of idle functions".to_owned(),
+        ratio_of: "none",
+        columns: vec!["all processes, MiB", "each function above none, MiB"],
+        rows: Vec::new(),
+        pictures: Vec::new(),
+        command: "make bench-memory".to_owned(),
+    };
+    let mut series = BTreeMap::<Who, Vec<(f64, f64)>>::new();
+    let code = block_in_place(|| peer::bundled("hello", &run.folder))?;
+    for count in FUNCTIONS {
+        run.say(&format!("memory, {count} functions"));
+        let (before, all) = ours(count, &code).await?;
+        let mut rows = vec![row(count, Who::Casemate, all, before)];
+        let (before, all) = block_in_place(|| workerd(count, &code, run))?;
+        rows.push(row(count, Who::Workerd, all, before));
+        if count <= MOST_PROCESSES {
+            let all = block_in_place(|| deno(count, &code, run))?;
+            rows.push(row(count, Who::Deno, all, 0));
+        }
+        for (who, row) in [Who::Casemate, Who::Workerd, Who::Deno]
+            .into_iter()
+            .zip(&rows)
+        {
+            #[allow(clippy::cast_precision_loss, reason = "some hundred")]
+            let point = (count as f64, row.figures[0].median);
+            series.entry(who).or_default().push(point);
+        }
+        case.rows.extend(rows);
+    }
+    let name = "memory.svg";
+    let series: Vec<_> = series.into_iter().collect();
+    let axes = ("idle functions", "MiB");
+    plot::lines(
+        &run.out.join(name),
+        "Memory of idle functions (PSS)",
+        axes,
+        &series,
+    )?;
+    case.pictures.push(name.to_owned());
+    Ok(case)
+}
+
+/// Before any function, and with so many that have each served a request. KiB.
+async fn ours(count: usize, code: &Path) -> Result<(u64, u64)> {
+    // A tenant is not given the last of a node's places.
+    let max = u32::try_from(count)? * 2 + 4;
+    let ours = block_in_place(|| Ours::start(Workers { spares: 1, max }))?;
+    let root = ours.fleet.node.pid().context("the node runs")?;
+    let before = block_in_place(|| pss_kib(root))?;
+    let mut hosts = Vec::new();
+    for number in 0..count {
+        hosts.push(ours.deploy(&format!("idle{number}"), "", code).await?);
+    }
+    for host in &hosts {
+        let answer = caller::get(ours.fleet.node.gateway, host, "/").await?;
+        anyhow::ensure!(answer.status == 200, "{host}: {}", answer.text());
+    }
+    let all = block_in_place(|| pss_kib(root))?;
+    let serving = ours.fleet.node.workers()?.len();
+    anyhow::ensure!(serving == count, "expected {count} workers, got {serving}");
+    Ok((before, all))
+}
+
+fn workerd(count: usize, code: &Path, run: &Run) -> Result<(u64, u64)> {
+    let functions = |count: usize| -> Vec<(String, PathBuf)> {
+        let function = |number| (format!("idle{number}"), code.to_owned());
+        (0..count).map(function).collect()
+    };
+    let asked = |peer: &Peer, number: usize| {
+        let host = format!("idle{number}.test");
+        let status = std::process::Command::new("curl")
+            .args(["--silent", "--fail", "--output", "/dev/null", "--header"])
+            .arg(format!("Host: {host}"))
+            .arg(format!("http://{}/", peer.address))
+            .status()?;
+        anyhow::ensure!(status.success(), "workerd does not answer for {host}");
+        Ok(())
+    };
+    // There is none without a function: one that has not been asked is nearest.
+    let none = peer::workerd(&functions(1), &run.folder)?;
+    let before = pss_kib(none.running.pid())?;
+    let peer = peer::workerd(&functions(count), &run.folder)?;
+    (0..count).try_for_each(|number| asked(&peer, number))?;
+    Ok((before, pss_kib(peer.running.pid())?))
+}
+
+fn deno(count: usize, code: &Path, run: &Run) -> Result<u64> {
+    let start = |_| peer::deno(code, &run.folder);
+    let peers: Vec<Peer> = (0..count).map(start).collect::<Result<_>>()?;
+    let mut all = 0;
+    for peer in &peers {
+        all += pss_kib(peer.running.pid())?;
+    }
+    Ok(all)
+}

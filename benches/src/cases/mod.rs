@@ -1,0 +1,7 @@
+//! What is measured.
+
+pub(crate) mod calls;
+pub(crate) mod load;
+pub(crate) mod memory;
+pub(crate) mod scale;
+pub(crate) mod start;

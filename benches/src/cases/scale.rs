@@ -1,0 +1,326 @@
+//! Push to many nodes: real QUIC and the real protocol, from nodes that run no functions. How long a manifest takes to all of them, what
+//! each costs the control plane, and how they come back when it has restarted.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use casemate_api::fleet::PublicKeys;
+use casemate_control_testing::fleet::{LATER, random, tenant_path};
+use casemate_control_testing::node::{admission, hello, joining};
+use casemate_control_testing::{Fleet, Node, Plane};
+use casemate_push::{Backoff, NodeEnd, NodeEvent, StatementId};
+use casemate_tests::control::Control;
+use casemate_trust::key::SigningKey;
+use tokio::sync::mpsc;
+use tokio::task::block_in_place;
+
+use crate::Run;
+use crate::cases::memory::pss_kib;
+use crate::compare::Spread;
+use crate::peer::Who;
+use crate::plot;
+use crate::report::{Case, Row};
+
+/// Connected nodes.
+const NODES: [u32; 2] = [100, 1000];
+/// Deployments, one after the other.
+const DEPLOYS: u64 = 5;
+/// Until all have answered.
+const PATIENCE: Duration = Duration::from_secs(120);
+/// Of a descriptor each, and some more.
+const DESCRIPTORS: u64 = 64 * 1024;
+
+/// What a node has to say.
+enum Said {
+    /// It has this manifest.
+    Has(u64, Instant),
+    /// It is served again, after the control plane was away.
+    Back(Instant),
+}
+
+/// A fleet of nodes.
+struct Many {
+    control: Control,
+    plane: Arc<Plane>,
+    fleet: Arc<Fleet>,
+    said: mpsc::UnboundedReceiver<Said>,
+    count: u32,
+    _folder: tempfile::TempDir,
+}
+
+impl Many {
+    async fn start(count: u32, run: &Run) -> Result<Self> {
+        let folder = tempfile::tempdir()?;
+        let control = block_in_place(|| Control::start(folder.path(), None))?;
+        let read = |name: &str| std::fs::read_to_string(control.state().join(name));
+        let keys: PublicKeys = serde_json::from_str(&read("public.json")?)?;
+        let plane = Arc::new(Plane {
+            api: control.api.to_string(),
+            quic: control.quic.to_string(),
+            keys,
+            operator: read("operator.token")?.trim().to_owned(),
+        });
+        let fleet = Arc::new(Fleet::new(&plane).await);
+        let (say, said) = mpsc::unbounded_channel();
+        for number in 0..count {
+            let key = key(number)?;
+            let label = format!("edge-{number}");
+            let token = fleet.join_token(&plane, &label, LATER).await;
+            let mut node = joining(&plane, &fleet, &token, &key).await;
+            expect(&mut node, &NodeEvent::JoinPending).await?;
+            let admission = admission(&plane, &fleet, &key).await;
+            plane
+                .operator()
+                .post("/v1/nodes/admit", &admission)
+                .await
+                .ok();
+            expect(&mut node, &NodeEvent::Admitted).await?;
+            let greeting = hello(&label, &key, fleet.id);
+            node.end.hello(greeting).map_err(anyhow::Error::msg)?;
+            tokio::spawn(live(
+                node,
+                number,
+                plane.clone(),
+                fleet.clone(),
+                say.clone(),
+            ));
+            if number % 200 == 199 {
+                run.say(&format!("{} nodes have joined", number + 1));
+            }
+        }
+        Ok(Self {
+            control,
+            plane,
+            fleet,
+            said,
+            count,
+            _folder: folder,
+        })
+    }
+
+    /// Waits until all have said so; how long each took since then.
+    async fn all(
+        &mut self,
+        since: Instant,
+        is_it: impl Fn(&Said) -> Option<Instant>,
+    ) -> Result<Vec<f64>> {
+        let mut times = Vec::new();
+        while times.len() < self.count as usize {
+            let said = tokio::time::timeout(PATIENCE, self.said.recv()).await;
+            let said =
+                said.with_context(|| format!("{} of {} have answered", times.len(), self.count))?;
+            if let Some(at) = said.as_ref().and_then(&is_it) {
+                times.push(at.duration_since(since).as_secs_f64() * 1e3);
+            }
+        }
+        times.sort_by(f64::total_cmp);
+        Ok(times)
+    }
+
+    /// Processor time of the control plane so far.
+    fn cpu(&self) -> Result<Duration> {
+        let pid = self.control.pid().context("the control plane runs")?;
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
+        let (_, rest) = stat.rsplit_once(')').context("a process's stat")?;
+        let ticks = rest.split_whitespace().skip(11).take(2);
+        let ticks: u64 = ticks.filter_map(|ticks| ticks.parse::<u64>().ok()).sum();
+        Ok(Duration::from_millis(
+            ticks * 1000 / rustix::param::clock_ticks_per_second(),
+        ))
+    }
+
+    fn pss_kib(&self) -> Result<u64> {
+        pss_kib(self.control.pid().context("the control plane runs")?)
+    }
+}
+
+fn key(number: u32) -> Result<SigningKey> {
+    let mut seed = [77; 32];
+    seed[..4].copy_from_slice(&number.to_le_bytes());
+    SigningKey::from_seed(&seed).context("a key")
+}
+
+async fn expect(node: &mut Node, event: &NodeEvent) -> Result<()> {
+    let got = node.next().await.map_err(anyhow::Error::msg)?;
+    ensure!(got == *event, "expected {event:?}, got {got:?}");
+    Ok(())
+}
+
+/// Accepts what comes, says what it has, and comes back when the connection is lost.
+async fn live(
+    mut node: Node,
+    number: u32,
+    plane: Arc<Plane>,
+    fleet: Arc<Fleet>,
+    say: mpsc::UnboundedSender<Said>,
+) {
+    let mut backoff = Backoff::default();
+    loop {
+        serve(&mut node, &say).await;
+        loop {
+            let mut byte = [0];
+            random(&mut byte);
+            tokio::time::sleep(backoff.next(byte[0])).await;
+            let Ok(key) = key(number) else { return };
+            let greeting = hello(&format!("edge-{number}"), &key, fleet.id);
+            match Node::try_connect(&plane, &key, NodeEnd::member(greeting)).await {
+                Ok(again) => {
+                    node = again;
+                    break;
+                }
+                Err(_) if say.is_closed() => return,
+                Err(_) => {}
+            }
+        }
+        if let Ok(NodeEvent::Welcome { .. }) = node.next().await {
+            backoff.reset();
+            // Nobody listens any more: the case is over.
+            let _heard = say.send(Said::Back(Instant::now()));
+        }
+    }
+}
+
+/// Until the connection is lost.
+async fn serve(node: &mut Node, say: &mpsc::UnboundedSender<Said>) {
+    loop {
+        match node.next().await {
+            Ok(NodeEvent::Statement { id, .. }) => {
+                if node.end.ack(&id).is_err() || node.try_write().await.is_err() {
+                    return;
+                }
+                if let StatementId::Manifest { version, .. } = id {
+                    let _heard = say.send(Said::Has(version, Instant::now()));
+                }
+            }
+            Ok(_) => {}
+            // Nothing has come for a while.
+            Err(why) if why == casemate_control_testing::node::QUIET => {}
+            Err(_) => return,
+        }
+    }
+}
+
+fn at(times: &[f64], part: usize) -> f64 {
+    let index = (times.len() * part / 100).min(times.len().saturating_sub(1));
+    times.get(index).copied().unwrap_or_default()
+}
+
+fn row(what: String, figures: [f64; 3]) -> Row {
+    let one = |value| Spread {
+        median: value,
+        low: value,
+        high: value,
+    };
+    Row {
+        what,
+        who: Who::Casemate.name(),
+        figures: figures.into_iter().map(one).collect(),
+        ratio: None,
+        errors: 0,
+    }
+}
+
+/// See the module.
+pub(crate) async fn run(run: &Run) -> Result<Case> {
+    let limit = rustix::process::Rlimit {
+        current: Some(DESCRIPTORS),
+        maximum: Some(DESCRIPTORS),
+    };
+    rustix::process::setrlimit(rustix::process::Resource::Nofile, limit)?;
+    let mut case = Case {
+        name: "scale",
+        title: "Push to many connected nodes: milliseconds".to_owned(),
+        ratio_of: "none",
+        columns: vec!["p50 ms", "p99 ms", "max ms"],
+        rows: Vec::new(),
+        pictures: Vec::new(),
+        command: "make bench-scale".to_owned(),
+    };
+    for count in NODES {
+        run.say(&format!("scale: {count} nodes join"));
+        one(count, &mut case, run).await?;
+    }
+    Ok(case)
+}
+
+#[allow(clippy::cast_precision_loss, reason = "some million")]
+async fn one(count: u32, case: &mut Case, run: &Run) -> Result<()> {
+    let mut many = Many::start(count, run).await?;
+    let before_kib = many.pss_kib()?;
+    let (tenant, mut all) = (many.plane.client(&many.fleet.tenant_token), Vec::new());
+    let cpu = many.cpu()?;
+    for version in 1..=DEPLOYS {
+        let bundle = format!("export default {{}} // {version}");
+        let manifest = many.fleet.upload(&tenant, version, bundle.as_bytes()).await;
+        let path = tenant_path(&many.fleet.tenant.id, "manifest");
+        let started = Instant::now();
+        tenant.put(&path, manifest.to_bytes()).await.ok();
+        let has = |said: &Said| match said {
+            Said::Has(got, at) if *got == version => Some(*at),
+            _ => None,
+        };
+        all.extend(many.all(started, has).await?);
+    }
+    all.sort_by(f64::total_cmp);
+    let figures = [at(&all, 50), at(&all, 99), at(&all, 100)];
+    case.rows.push(row(
+        format!("{count} nodes: manifest handed in until a node has it"),
+        figures,
+    ));
+    let cpu_us = (many.cpu()?.saturating_sub(cpu)).as_secs_f64() * 1e6;
+    let each = f64::from(count);
+    case.rows.push(row(
+        format!("{count} nodes: control plane's processor time, us a node and deployment; memory, KiB a node; memory, MiB"),
+        [
+            cpu_us / each / DEPLOYS as f64,
+            before_kib as f64 / each,
+            before_kib as f64 / 1024.0,
+        ],
+    ));
+    let name = format!("scale-{count}.svg");
+    many.control.kill()?;
+    // Long enough that every node has noticed and waits.
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    block_in_place(|| many.control.restart())?;
+    let started = Instant::now();
+    let back = |said: &Said| match said {
+        Said::Back(at) => Some(*at),
+        Said::Has(..) => None,
+    };
+    let back = many.all(started, back).await?;
+    case.rows.push(row(
+        format!("{count} nodes: control plane restarted until a node is served again"),
+        [at(&back, 50), at(&back, 99), at(&back, 100)],
+    ));
+    let steps = |times: &[f64]| -> Vec<(f64, f64)> {
+        let many = times.len() as f64;
+        let point =
+            |(number, time): (usize, &f64)| (time.max(0.1), (number + 1) as f64 / many * 100.0);
+        times.iter().enumerate().map(point).collect()
+    };
+    let series = [
+        ("have the manifest", steps(&all)),
+        ("are served again", steps(&back)),
+    ];
+    let title = format!("{count} nodes");
+    plot::steps(
+        &run.out.join(&name),
+        &title,
+        ("milliseconds", "% of nodes"),
+        &series,
+    )?;
+    case.pictures.push(name);
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_node_has_a_key_of_its_own() {
+        let (one, other) = (key(1).unwrap(), key(256).unwrap());
+        assert_ne!(one.public(), other.public());
+    }
+}

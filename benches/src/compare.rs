@@ -1,0 +1,131 @@
+//! Measuring in turn: A B C, A B C, ... so that what disturbs the machine disturbs all. What is claimed is the ratio of two samples
+//! of one round; its median and its spread say whether it means anything.
+
+use std::collections::BTreeMap;
+
+use anyhow::Result;
+use serde::Serialize;
+
+use crate::load::Sample;
+use crate::peer::Who;
+
+/// A ratio whose rounds lie farther apart than this share of it means nothing.
+const NOISE: f64 = 0.35;
+
+/// All samples of one measurement, by who, a round each.
+#[derive(Debug, Default)]
+pub(crate) struct Rounds(BTreeMap<Who, Vec<Sample>>);
+
+/// A figure over rounds: the median, and the least and the most.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub(crate) struct Spread {
+    pub(crate) median: f64,
+    pub(crate) low: f64,
+    pub(crate) high: f64,
+}
+
+impl Spread {
+    pub(crate) fn of(values: impl IntoIterator<Item = f64>) -> Option<Self> {
+        let mut values: Vec<f64> = values.into_iter().collect();
+        values.sort_by(f64::total_cmp);
+        let (low, high) = (*values.first()?, *values.last()?);
+        let middle = values.len() / 2;
+        let median = if values.len() % 2 == 1 {
+            values[middle]
+        } else {
+            f64::midpoint(values[middle - 1], values[middle])
+        };
+        Some(Self { median, low, high })
+    }
+
+    /// The rounds disagree too much.
+    pub(crate) fn is_noisy(&self) -> bool {
+        self.high - self.low > NOISE * self.median
+    }
+}
+
+impl Rounds {
+    /// Measures each in turn, so many rounds; each second round in the other order. Before the first each is warmed up.
+    pub(crate) fn measure(
+        who: &[Who],
+        rounds: u32,
+        mut one: impl FnMut(Who) -> Result<Sample>,
+    ) -> Result<Self> {
+        for who in who {
+            one(*who)?;
+        }
+        let mut all = Self::default();
+        let mut order = who.to_vec();
+        for _ in 0..rounds {
+            for who in &order {
+                all.0.entry(*who).or_default().push(one(*who)?);
+            }
+            order.reverse();
+        }
+        Ok(all)
+    }
+
+    /// A figure of one of them.
+    pub(crate) fn of(&self, who: Who, figure: impl Fn(&Sample) -> f64) -> Option<Spread> {
+        Spread::of(self.0.get(&who)?.iter().map(figure))
+    }
+
+    /// Ours against another's, round by round.
+    pub(crate) fn ratio(&self, other: Who, figure: impl Fn(&Sample) -> f64) -> Option<Spread> {
+        let (ours, others) = (self.0.get(&Who::Casemate)?, self.0.get(&other)?);
+        let pairs = ours.iter().zip(others);
+        Spread::of(pairs.map(|(ours, other)| figure(ours) / figure(other)))
+    }
+
+    /// Requests that failed, of all rounds.
+    pub(crate) fn errors(&self, who: Who) -> u64 {
+        let samples = self.0.get(&who).into_iter().flatten();
+        samples.map(|sample| sample.errors).sum()
+    }
+
+    pub(crate) fn who(&self) -> impl Iterator<Item = Who> {
+        self.0.keys().copied()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_median_is_the_middle_and_rounds_that_disagree_are_noise() {
+        let spread = Spread::of([3.0, 1.0, 2.0]).unwrap();
+        assert_eq!((spread.median, spread.low, spread.high), (2.0, 1.0, 3.0));
+        assert!(spread.is_noisy());
+        let even = Spread::of([1.0, 1.1, 1.0, 1.1]).unwrap();
+        assert!((even.median - 1.05).abs() < 1e-9 && !even.is_noisy());
+        assert!(Spread::of([]).is_none());
+    }
+
+    #[test]
+    fn ratios_are_of_one_round() {
+        let mut calls = 0;
+        let rounds = Rounds::measure(&[Who::Casemate, Who::Deno], 3, |who| {
+            calls += 1;
+            // The machine becomes slower and slower; who is twice as fast stays so.
+            let pace = 1000.0 / f64::from(calls);
+            let per_second = if who == Who::Casemate {
+                2.0 * pace
+            } else {
+                pace
+            };
+            Ok(Sample {
+                per_second,
+                bytes_per_second: 0.0,
+                p50_us: 0.0,
+                p90_us: 0.0,
+                p99_us: 0.0,
+                p999_us: 0.0,
+                errors: 0,
+            })
+        });
+        let ratio = rounds.unwrap().ratio(Who::Deno, |sample| sample.per_second);
+        let ratio = ratio.unwrap();
+        assert!((1.5..3.0).contains(&ratio.median), "{ratio:?}");
+    }
+}

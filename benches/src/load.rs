@@ -1,0 +1,120 @@
+//! Load from programs that others wrote and know: `wrk` for as many requests as go through, `oha` for a fixed rate. Neither is
+//! slowed down by this process.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use serde::{Deserialize, Serialize};
+
+/// What wrk runs: it writes one line of JSON at its end.
+const SCRIPT: &str = include_str!("wrk.lua");
+/// In front of that line.
+const MARK: &str = "RESULT ";
+
+/// Whom to ask.
+#[derive(Debug, Clone)]
+pub(crate) struct Target {
+    /// `http://127.0.0.1:PORT`
+    pub(crate) origin: String,
+    /// The `Host` header; of several, each request takes the next.
+    pub(crate) hosts: Vec<String>,
+}
+
+/// What to ask, and how many at a time.
+#[derive(Debug, Clone)]
+pub(crate) struct Load {
+    pub(crate) connections: u32,
+    pub(crate) secs: u32,
+    pub(crate) path: &'static str,
+    /// A file that is sent with POST.
+    pub(crate) body: Option<PathBuf>,
+}
+
+/// What came of it. Times are in microseconds.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Sample {
+    pub(crate) per_second: f64,
+    pub(crate) bytes_per_second: f64,
+    pub(crate) p50_us: f64,
+    pub(crate) p90_us: f64,
+    pub(crate) p99_us: f64,
+    pub(crate) p999_us: f64,
+    pub(crate) errors: u64,
+}
+
+/// As many requests as go through, on kept connections.
+pub(crate) fn wrk(target: &Target, load: &Load, folder: &Path) -> Result<Sample> {
+    let script = folder.join("wrk.lua");
+    std::fs::write(&script, SCRIPT)?;
+    let mut command = Command::new("wrk");
+    command.args(["--threads", "1", "--timeout", "10s"]);
+    command.args(["--connections", &load.connections.to_string()]);
+    command.args(["--duration", &format!("{}s", load.secs)]);
+    command.arg("--script").arg(&script);
+    command.arg(format!("{}{}", target.origin, load.path));
+    let body = load.body.as_deref().unwrap_or(Path::new(""));
+    command.arg("--").arg(body).args(&target.hosts);
+    let said = output(command, "wrk")?;
+    let result = said.lines().find_map(|line| line.strip_prefix(MARK));
+    let result = result.with_context(|| format!("wrk did not say what came of it:\n{said}"))?;
+    Ok(serde_json::from_str(result)?)
+}
+
+/// So many requests a second, each counted from when it was due: one that had to wait for another counts as slow.
+pub(crate) fn oha(target: &Target, load: &Load, per_second: u32) -> Result<Sample> {
+    let mut command = Command::new("oha");
+    command.args([
+        "--no-tui",
+        "--output-format",
+        "json",
+        "--latency-correction",
+    ]);
+    command.args(["-q", &per_second.to_string()]);
+    command.args(["-c", &load.connections.to_string()]);
+    command.args(["-z", &format!("{}s", load.secs)]);
+    if let Some(host) = target.hosts.first() {
+        command.args(["-H", &format!("Host: {host}")]);
+    }
+    if let Some(body) = &load.body {
+        command.args(["-m", "POST", "-D"]).arg(body);
+    }
+    command.arg(format!("{}{}", target.origin, load.path));
+    let said: serde_json::Value = serde_json::from_str(&output(command, "oha")?)?;
+    let summary = &said["summary"];
+    let number = |value: &serde_json::Value, name: &str| {
+        value
+            .as_f64()
+            .with_context(|| format!("oha says no {name}: {said}"))
+    };
+    let percentile =
+        |name: &str| -> Result<f64> { Ok(number(&said["latencyPercentiles"][name], name)? * 1e6) };
+    let answered = said["statusCodeDistribution"].as_object();
+    let well = said["statusCodeDistribution"]["200"].as_u64().unwrap_or(0);
+    let all: u64 = answered
+        .into_iter()
+        .flat_map(|all| all.values())
+        .filter_map(serde_json::Value::as_u64)
+        .sum();
+    Ok(Sample {
+        per_second: number(&summary["requestsPerSec"], "requestsPerSec")?,
+        bytes_per_second: number(&summary["sizePerSec"], "sizePerSec")?,
+        p50_us: percentile("p50")?,
+        p90_us: percentile("p90")?,
+        p99_us: percentile("p99")?,
+        p999_us: percentile("p99.9")?,
+        errors: all - well,
+    })
+}
+
+fn output(mut command: Command, name: &str) -> Result<String> {
+    let output = command
+        .output()
+        .with_context(|| format!("{name}: `make bench` installs it"))?;
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    if !output.status.success() {
+        bail!("{name}: {}{said}", String::from_utf8_lossy(&output.stderr));
+    }
+    ensure!(!said.is_empty(), "{name} said nothing");
+    Ok(said)
+}

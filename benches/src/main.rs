@@ -1,0 +1,110 @@
+//! `casemate-bench`: Casemate side by side with what a user would take instead, in turn within one run. Writes a table as Markdown and
+//! as JSON, and pictures. Run the release build.
+#![forbid(unsafe_code)]
+
+mod cases;
+mod compare;
+mod load;
+mod ours;
+mod peer;
+mod plot;
+mod report;
+
+use std::io::Write as _;
+use std::path::PathBuf;
+
+use anyhow::{Result, ensure};
+use casemate_tests::node::Workers;
+use clap::Parser;
+use tokio::task::block_in_place;
+
+use ours::Ours;
+use report::Machine;
+
+/// Cases that need no load generator.
+const OTHERS: &[&str] = &["upstream", "rotation", "cold", "memory", "deploy", "scale"];
+
+/// Measures Casemate side by side with its peers.
+#[derive(Debug, Parser)]
+struct Args {
+    /// Cases; all of them without any
+    cases: Vec<String>,
+    /// Where the report goes
+    #[arg(long, default_value = "target/bench")]
+    out: PathBuf,
+    /// Rounds of each measurement
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=100))]
+    rounds: u32,
+    /// Length of each, seconds
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=600))]
+    secs: u32,
+}
+
+/// What every case needs.
+struct Run {
+    out: PathBuf,
+    /// For what it makes on the way.
+    folder: PathBuf,
+    rounds: u32,
+    secs: u32,
+}
+
+impl Run {
+    fn say(&self, text: &str) {
+        // Nobody listens: nothing to be done.
+        let _said = writeln!(std::io::stderr(), "bench: {text}");
+    }
+}
+
+#[tokio::main]
+async fn main() -> Result<()> {
+    let args = Args::parse();
+    let known: Vec<&str> = cases::load::names().chain(OTHERS.iter().copied()).collect();
+    for case in &args.cases {
+        ensure!(
+            known.contains(&case.as_str()),
+            "expected a case ({}), got {case:?}",
+            known.join(", ")
+        );
+    }
+    let names: Vec<&str> = known
+        .into_iter()
+        .filter(|name| args.cases.is_empty() || args.cases.iter().any(|case| case == name))
+        .collect();
+    let temporary = tempfile::tempdir()?;
+    std::fs::create_dir_all(&args.out)?;
+    let run = Run {
+        out: args.out,
+        folder: temporary.path().to_owned(),
+        rounds: args.rounds,
+        secs: args.secs,
+    };
+    let machine = Machine::look()?;
+    let mut measured = Vec::new();
+    for name in names {
+        run.say(name);
+        // A fleet of its own each: no case stands in what the one before has left.
+        let case = match name {
+            "memory" => cases::memory::run(&run).await?,
+            "cold" => cases::start::cold(&run).await?,
+            "deploy" => cases::start::deploy(&run).await?,
+            "scale" => cases::scale::run(&run).await?,
+            "upstream" => cases::calls::upstream(&run).await?,
+            "rotation" => cases::calls::rotation(&run).await?,
+            _ => {
+                let ours = block_in_place(|| Ours::start(Workers::default()))?;
+                let Some(case) = cases::load::run(name, &ours, &run).await? else {
+                    continue;
+                };
+                case
+            }
+        };
+        measured.push(case);
+        report::write(&run.out, &machine, run.rounds, run.secs, &measured)?;
+    }
+    run.say(&format!(
+        "{} is written",
+        run.out.join("report.md").display()
+    ));
+    Ok(())
+}

@@ -1,0 +1,83 @@
+//! Casemate as a user has it: a fleet of one node with its real programs, and functions that are deployed to it.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result};
+use casemate_tests::caller;
+use casemate_tests::fleet::{Fleet, SOON, UPSTREAM_HOST};
+use casemate_tests::node::{Node, Settings, Workers};
+use tokio::task::block_in_place;
+
+use crate::load::Target;
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Ours {
+    pub(crate) fleet: Fleet,
+    _folder: tempfile::TempDir,
+}
+
+impl Ours {
+    pub(crate) fn start(workers: Workers) -> Result<Self> {
+        use std::os::unix::fs::PermissionsExt as _;
+        let folder = tempfile::Builder::new()
+            .prefix("casemate-bench-")
+            .tempdir()?;
+        // The programs of a node run under users of their own, which must be able to pass.
+        std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o755))?;
+        let start = |folder: &Path, token: &str| {
+            let settings = Settings {
+                hosts: vec![UPSTREAM_HOST.to_owned()],
+                require: vec!["seccomp".into(), "no_new_privs".into()],
+                user: None,
+                workers,
+            };
+            Node::start(folder, token, &settings)
+        };
+        let fleet = Fleet::start_with(folder.path(), None, &mut |_| (), start)?;
+        fleet
+            .node
+            .wait_for("a member with a lease", SOON, |status| {
+                let left = status["vault"]["lease_left_secs"].as_u64();
+                left.is_some_and(|left| left > 0)
+            })?;
+        Ok(Self {
+            fleet,
+            _folder: folder,
+        })
+    }
+
+    /// A project of one file.
+    pub(crate) fn project(&self, name: &str, config: &str, code: &Path) -> Result<PathBuf> {
+        let code = std::fs::read_to_string(code).with_context(|| code.display().to_string())?;
+        self.fleet.small_project(name, config, &code)
+    }
+
+    /// Deploys it, and waits until it answers.
+    pub(crate) async fn deploy(&self, name: &str, config: &str, code: &Path) -> Result<String> {
+        let project = self.project(name, config, code)?;
+        block_in_place(|| self.fleet.deploy(&project))?;
+        let host = host(name);
+        let end = std::time::Instant::now() + SOON;
+        loop {
+            let answer = caller::get(self.fleet.node.gateway, &host, "/").await;
+            match answer {
+                Ok(answer) if answer.status != 404 && answer.status != 503 => return Ok(host),
+                answer => anyhow::ensure!(std::time::Instant::now() < end, "{name}: {answer:?}"),
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        }
+    }
+
+    pub(crate) fn target(&self, hosts: Vec<String>) -> Target {
+        Target {
+            origin: format!("http://{}", self.fleet.node.gateway),
+            hosts,
+        }
+    }
+}
+
+/// Of a function of [`Fleet::small_project`].
+pub(crate) fn host(name: &str) -> String {
+    format!("{name}.apps.demo.test")
+}

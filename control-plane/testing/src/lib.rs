@@ -1,0 +1,42 @@
+//! A control plane as its users see it, for tests and benchmarks: an operator and a tenant over HTTPS, and nodes that speak the push
+//! protocol over QUIC and run no functions. What is not as it should be panics: this is no code for a product.
+#![forbid(unsafe_code)]
+#![allow(missing_docs, reason = "names of a test's own world")]
+#![allow(clippy::unwrap_used, reason = "a test that panics says enough")]
+
+pub mod client;
+pub mod fleet;
+pub mod node;
+
+use std::time::Duration;
+
+use casemate_api::fleet::PublicKeys;
+
+pub use client::Client;
+pub use fleet::Fleet;
+pub use node::Node;
+
+/// How long anything may take to happen.
+pub const SOON: Duration = Duration::from_secs(20);
+
+/// Where a control plane is, and who it is.
+#[derive(Debug)]
+pub struct Plane {
+    /// Address of the HTTPS API.
+    pub api: String,
+    /// Address of the QUIC socket.
+    pub quic: String,
+    pub keys: PublicKeys,
+    /// The operator's token.
+    pub operator: String,
+}
+
+impl Plane {
+    pub fn client(&self, token: &str) -> Client {
+        Client::new(&self.api, self.keys.api, token)
+    }
+
+    pub fn operator(&self) -> Client {
+        self.client(&self.operator)
+    }
+}
