@@ -31,7 +31,7 @@ const LICENCE_FILES: &[&str] = &[
 const MAX_LICENCE_BYTES: u64 = 128 * 1024;
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let root = Path::new(&std::env::var("CARGO_MANIFEST_DIR")?).join("../..");
     let lock = root.join("Cargo.lock");
     println!("cargo::rerun-if-changed={}", lock.display());
     println!("cargo::rerun-if-changed=build.rs");

@@ -341,8 +341,9 @@ impl Machine {
         let has_firmware = self.from != From::Emulator;
         let smm = if has_firmware { "on" } else { "off" };
         command.arg("-machine").arg(format!("q35,smm={smm}"));
-        // QEMU's emulation of a second processor does not come through a warm start.
-        let processors = if hardware.restarts { "1" } else { "2" };
+        // QEMU's emulation of a second processor does not come through a warm start, nor, once in a great while, through
+        // the system management mode in which firmware writes its variables.
+        let processors = if hardware.restarts || has_firmware { "1" } else { "2" };
         command.args(["-accel", "tcg,thread=multi", "-cpu", "max"]);
         command.args(["-smp", processors]);
         let memory = hardware.memory_mib.unwrap_or(MEMORY_MIB);
@@ -415,6 +416,14 @@ impl Machine {
     pub fn said(&self) -> String {
         let bytes = std::fs::read(self.console()).unwrap_or_default();
         String::from_utf8_lossy(&bytes).replace('\r', "")
+    }
+
+    /// The last lines of that: what a failed test has room for.
+    pub fn said_last(&self) -> String {
+        const LINES: usize = 30;
+        let said = self.said();
+        let lines: Vec<&str> = said.lines().collect();
+        lines[lines.len().saturating_sub(LINES)..].join("\n")
     }
 
     /// Waits until the console says something.

@@ -84,8 +84,9 @@ async fn until(machine: &Machine, path: &str, wanted: impl Fn(&Answer) -> bool) 
             Ok(answer) if wanted(&answer) => return answer,
             answer => assert!(
                 Instant::now() < end,
-                "{path}: last {answer:?}; console:\n{}",
-                machine.said()
+                "{path}: last {:?}; the end of the console:\n{}",
+                answer.map_err(|error| error.to_string()),
+                machine.said_last()
             ),
         }
         tokio::time::sleep(Duration::from_millis(100)).await;

@@ -1,0 +1,207 @@
+//! What is measured, ready to be asked: the same for times and for instructions.
+
+use std::sync::Arc;
+
+use casemate_gateway::route::{Gate, Site, Table};
+use casemate_trust::dsse::Envelope;
+use casemate_trust::id::{Digest, FleetId, TenantId};
+use casemate_trust::key::{PublicKey, SealingKey, SigningKey};
+use casemate_trust::release::{
+    BundleRef, Credential, EgressRule, Limits, Perimeter, Release, Scheme, Slot,
+};
+use casemate_trust::secret::{Secret, SecretLimits, SecretPlace, SecretValue};
+use casemate_trust::statement::Pool;
+use casemate_vault_core::egress::{self, Allowed};
+use casemate_vault_core::keys::PoolKeys;
+use casemate_vault_core::opening::open_secret;
+use casemate_wire::control::FunctionKey;
+use casemate_wire::control::gateway;
+use ring::rand::{SecureRandom as _, SystemRandom};
+use zeroize::Zeroizing;
+
+/// Bytes of an envelope's payload: a release with some rules.
+const PAYLOAD_BYTES: usize = 2048;
+/// Rules of the release that is asked: the call is let through by the last.
+const EGRESS_RULES: usize = 16;
+/// Hosts in the routing table.
+const HOSTS: usize = 100_000;
+const FLEET: FleetId = FleetId([1; 32]);
+const TENANT: TenantId = TenantId([2; 32]);
+const POOL: &str = "main";
+const POOL_SEED: [u8; 32] = [3; 32];
+const VALUE: &[u8] = b"sk_live_0123456789abcdefghijklmnopqrstuvwxyz";
+
+/// Random bytes of the system.
+pub fn fill(bytes: &mut [u8]) {
+    SystemRandom::new()
+        .fill(bytes)
+        .expect("the system has random bytes");
+}
+
+fn parsed<T: std::str::FromStr>(text: &str) -> T {
+    text.parse()
+        .unwrap_or_else(|_| panic!("{text} is of its kind"))
+}
+
+/// A signed envelope in bytes, and whose signature is asked for.
+pub struct Signed {
+    bytes: Vec<u8>,
+    keys: [PublicKey; 1],
+}
+
+impl Signed {
+    /// By one key.
+    pub fn new() -> Self {
+        let key = SigningKey::from_seed(&[4; 32]).expect("a seed is a key");
+        let payload = vec![b'x'; PAYLOAD_BYTES];
+        Self {
+            bytes: Envelope::sign("application/vnd.casemate", payload, &[&key]).to_bytes(),
+            keys: [key.public()],
+        }
+    }
+
+    /// Opens and verifies it.
+    pub fn verify(&self) -> bool {
+        let envelope = Envelope::parse(&self.bytes).expect("it was just made");
+        envelope.verify(&self.keys, 1)
+    }
+}
+
+/// A release with rules and a credential.
+pub fn release() -> Release {
+    let rule = |number: usize| EgressRule {
+        scheme: Scheme::Https,
+        host: parsed(&format!("api-{number}.example.test")),
+        port: 443,
+        methods: vec![],
+        paths: vec![parsed("/v1/*")],
+        ca: None,
+    };
+    let credential = Credential {
+        binding: parsed("payments"),
+        secret: parsed("KEY"),
+        host: parsed("pay.example.test"),
+        port: 443,
+        methods: vec![parsed("POST")],
+        paths: vec![parsed("/v1/*")],
+        slot: Slot::Bearer,
+        auto: false,
+        ca: None,
+    };
+    Release {
+        fleet: FLEET,
+        tenant: TENANT,
+        function: parsed("web"),
+        bundle: BundleRef {
+            digest: Digest([5; 32]),
+            bytes: 1,
+        },
+        entry: "main.js".into(),
+        hosts: vec![],
+        perimeter: Perimeter::default(),
+        limits: Limits::default(),
+        vars: vec![],
+        egress: (0..EGRESS_RULES).map(rule).collect(),
+        credentials: vec![credential],
+        dynamic_code: false,
+        owner: String::new(),
+    }
+}
+
+/// Judges a call with a credential.
+pub fn decide_credential(release: &Release) -> Allowed<'_> {
+    let url = "https://pay.example.test/v1/charges?amount=100";
+    egress::decide(release, Some("payments"), "POST", url).expect("it is declared")
+}
+
+/// Judges a call that the last rule lets through.
+pub fn decide_rule(release: &Release) -> Allowed<'_> {
+    let url = "https://api-15.example.test/v1/items?page=2";
+    egress::decide(release, None, "GET", url).expect("it is declared")
+}
+
+/// A pool with its key, and a secret sealed to it.
+pub struct Sealed {
+    pool: Pool,
+    keys: PoolKeys,
+    secret: Secret,
+    value: SecretValue,
+}
+
+impl Sealed {
+    /// One of the usual length.
+    pub fn new() -> Self {
+        let pool = Pool {
+            fleet: FLEET,
+            name: parsed(POOL),
+            epoch: 1,
+            public_key: SealingKey::of_seed(&POOL_SEED).expect("a seed is a key"),
+            issued: 1,
+            expires: 2,
+        };
+        let mut keys = PoolKeys::default();
+        keys.insert(parsed(POOL), 1, Zeroizing::new(POOL_SEED));
+        let value = SecretValue::parse(Zeroizing::new(VALUE.to_vec())).expect("it is a value");
+        let secret = Self::sealed(&pool, &value);
+        Self {
+            pool,
+            keys,
+            secret,
+            value,
+        }
+    }
+
+    fn sealed(pool: &Pool, value: &SecretValue) -> Secret {
+        let place = SecretPlace {
+            fleet: FLEET,
+            tenant: TENANT,
+            name: parsed("KEY"),
+            version: 1,
+            pool: parsed(POOL),
+            epoch: 1,
+            limits: SecretLimits {
+                hosts: vec![parsed("pay.example.test")],
+                methods: vec![],
+                paths: vec![],
+                slots: vec![],
+            },
+        };
+        Secret::seal(place, pool, value, &mut fill).expect("it can be sealed")
+    }
+
+    /// Seals it once more, as the command line does.
+    pub fn seal(&self) -> Secret {
+        Self::sealed(&self.pool, &self.value)
+    }
+
+    /// Opens it, as the vault does at a call.
+    pub fn open(&self) -> SecretValue {
+        open_secret(&self.secret, &self.keys).expect("it was sealed for this key")
+    }
+}
+
+/// A table with many hosts.
+pub fn table() -> Table<()> {
+    let hosts: Vec<String> = (0..HOSTS)
+        .map(|number| format!("host-{number}.apps.example.test"))
+        .collect();
+    let perimeter = gateway::Perimeter {
+        methods: vec![],
+        paths: vec![],
+        max_body_bytes: 1,
+    };
+    let site = Site {
+        key: FunctionKey {
+            tenant: TENANT.0,
+            function: "web".into(),
+        },
+        function: (),
+        gate: Gate::from(perimeter),
+    };
+    Table::default().with(&hosts, site)
+}
+
+/// Looks a host up that is there.
+pub fn find(table: &Table<()>) -> Option<&Arc<Site<()>>> {
+    table.find("host-77777.apps.example.test")
+}

