@@ -38,6 +38,9 @@ struct Args {
     /// Length of each, seconds
     #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=600))]
     secs: u32,
+    /// Measures nothing: serves one of the functions until it is interrupted, for a profiler to look at
+    #[arg(long, value_name = "FUNCTION", conflicts_with = "cases")]
+    hold: Option<String>,
 }
 
 /// What every case needs.
@@ -54,6 +57,15 @@ impl Run {
         // Nobody listens: nothing to be done.
         let _said = writeln!(std::io::stderr(), "bench: {text}");
     }
+}
+
+async fn hold(function: &str, run: &Run) -> Result<()> {
+    let code = block_in_place(|| peer::bundled(function, &run.folder))?;
+    let ours = block_in_place(|| Ours::start(Workers::default()))?;
+    let host = ours.deploy(function, "", &code).await?;
+    let origin = ours.target(Vec::new()).origin;
+    run.say(&format!("serving: curl -H 'Host: {host}' {origin}/"));
+    Ok(tokio::signal::ctrl_c().await?)
 }
 
 #[tokio::main]
@@ -79,6 +91,9 @@ async fn main() -> Result<()> {
         rounds: args.rounds,
         secs: args.secs,
     };
+    if let Some(function) = &args.hold {
+        return hold(function, &run).await;
+    }
     let machine = Machine::look()?;
     let mut measured = Vec::new();
     for name in names {

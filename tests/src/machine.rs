@@ -343,7 +343,11 @@ impl Machine {
         command.arg("-machine").arg(format!("q35,smm={smm}"));
         // QEMU's emulation of a second processor does not come through a warm start, nor, once in a great while, through
         // the system management mode in which firmware writes its variables.
-        let processors = if hardware.restarts || has_firmware { "1" } else { "2" };
+        let processors = if hardware.restarts || has_firmware {
+            "1"
+        } else {
+            "2"
+        };
         command.args(["-accel", "tcg,thread=multi", "-cpu", "max"]);
         command.args(["-smp", processors]);
         let memory = hardware.memory_mib.unwrap_or(MEMORY_MIB);

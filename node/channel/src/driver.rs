@@ -9,9 +9,9 @@ use std::task::{Context, Poll, Waker};
 use bytes::{Bytes, BytesMut};
 use casemate_wire::channel::MAX_OUTPUT_BYTES;
 use casemate_wire::{Channel, Event, Fields, RequestHead, ResponseHead, Side, StreamId};
-use tokio::io::Interest;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, SetOnce};
 
 use crate::StreamError;
 
@@ -32,6 +32,8 @@ pub(crate) struct Shared {
     wake: Notify,
     /// Tells everybody that the channel is over.
     over: Notify,
+    /// Set when the driver has ended.
+    ended: SetOnce<()>,
 }
 
 /// The state under the lock, which is never held across an await.
@@ -117,16 +119,20 @@ pub(crate) fn start(fd: OwnedFd, side: Side) -> io::Result<(Arc<Shared>, Arc<Ali
         state: Mutex::new(state),
         wake: Notify::new(),
         over: Notify::new(),
+        ended: SetOnce::new(),
     });
     tokio::spawn(drive(socket, shared.clone()));
     Ok((shared.clone(), Arc::new(Alive(shared))))
 }
 
 /// Ends when the socket does, when the other end breaks the protocol, or when nobody is left who could say anything.
-async fn drive(socket: UnixStream, shared: Arc<Shared>) {
+async fn drive(mut socket: UnixStream, shared: Arc<Shared>) {
+    let (mut reader, mut writer) = socket.split();
     let (mut output, mut written) = (Vec::new(), 0);
     let mut input = vec![0; READ_BYTES];
     let mut reads = 0;
+    // The other end reads no more; what it said last is still to be heard.
+    let mut is_deaf = false;
     loop {
         if reads >= READS_IN_A_TURN {
             reads = 0;
@@ -138,45 +144,36 @@ async fn drive(socket: UnixStream, shared: Arc<Shared>) {
             let mut state = shared.lock();
             std::mem::swap(&mut output, state.channel.output());
             state.draining.drain(..).for_each(Waker::wake);
+            if is_deaf {
+                output.clear();
+            }
             if state.closed && output.is_empty() {
                 break;
             }
         }
-        if written < output.len() {
-            match socket.try_write(&output[written..]) {
-                Ok(count) => {
-                    written += count;
-                    continue;
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(_) => break,
-            }
-        }
-        let waiting = output.len() - written > 0;
-        let interest = if waiting {
-            Interest::READABLE | Interest::WRITABLE
-        } else {
-            Interest::READABLE
-        };
-        let ready = tokio::select! {
-            ready = socket.ready(interest) => match ready { Ok(ready) => ready, Err(_) => break },
-            () = shared.wake.notified() => continue,
-        };
-        if ready.is_readable() {
-            match socket.try_read(&mut input) {
-                Ok(0) => break,
+        let writes = written < output.len();
+        tokio::select! {
+            biased;
+            count = writer.write(&output[written..]), if writes => match count {
+                Ok(count) => written += count,
+                Err(_) => (is_deaf, written) = (true, output.len()),
+            },
+            count = reader.read(&mut input) => match count {
+                Ok(0) | Err(_) => break,
                 Ok(count) => {
                     reads += 1;
                     if shared.receive(&input[..count]).is_err() {
                         break;
                     }
                 }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(_) => break,
-            }
+            },
+            // Who else is ready now may have something to say too: it then goes out in the same write.
+            () = shared.wake.notified(), if !writes => tokio::task::yield_now().await,
         }
     }
     shared.close();
+    // Set once, here.
+    let _ = shared.ended.set(());
 }
 
 impl Shared {
@@ -247,6 +244,10 @@ impl Shared {
             }
             over.await;
         }
+    }
+
+    pub(crate) async fn ended(&self) {
+        self.ended.wait().await;
     }
 
     fn close(&self) {

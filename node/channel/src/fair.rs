@@ -69,6 +69,13 @@ impl<K: Ord + Clone, T> Queue<K, T> {
         }
     }
 
+    /// Waits until there is something.
+    pub async fn filled(&self) {
+        while self.lanes().length == 0 {
+            self.filled.notified().await;
+        }
+    }
+
     /// The same without waiting.
     pub fn try_next(&self) -> Option<Taken<T>> {
         self.lanes().pop()

@@ -4,6 +4,7 @@
 //! everything that the handles say between two of its turns goes out in one write. It works on a current-thread runtime.
 #![forbid(unsafe_code)]
 
+pub mod budget;
 pub mod control;
 mod driver;
 pub mod fair;
@@ -117,6 +118,13 @@ impl Acceptor {
     pub async fn accept(&mut self) -> Option<Incoming> {
         let (id, head, end) = self.shared.accept().await?;
         Some(stream::incoming(&self.shared, &self._alive, id, head, end))
+    }
+
+    /// Ends when the channel is over and, as far as the other end reads, all that was said is written: a process that exits
+    /// earlier takes its last words with it.
+    pub fn ended(&self) -> impl Future<Output = ()> + 'static {
+        let shared = self.shared.clone();
+        async move { shared.ended().await }
     }
 
     /// Tells the other end to open no more streams; those under way go on.

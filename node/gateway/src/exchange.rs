@@ -127,16 +127,20 @@ pub async fn answer(
     if let Ok(value) = HeaderValue::from_str(&id) {
         response.headers_mut().insert(REQUEST_FIELD, value);
     }
-    gateway.record(Access {
-        key: route.as_ref().map(|route| route.key.clone()),
-        request: id,
-        method: recorded(head.method.as_str()),
-        path: recorded(head.uri.path()),
-        status: response.status().as_u16(),
-        failure,
-        head_us: u32::try_from(started.elapsed().as_micros()).unwrap_or(u32::MAX),
-        dropped: 0,
-    });
+    if let Some(route) = route
+        && let Some(dropped) = route.function.may_record(head.uri.path().len())
+    {
+        gateway.record(Access {
+            key: route.key.clone(),
+            request: id,
+            method: recorded(head.method.as_str()),
+            path: recorded(head.uri.path()),
+            status: response.status().as_u16(),
+            failure,
+            head_us: u32::try_from(started.elapsed().as_micros()).unwrap_or(u32::MAX),
+            dropped,
+        });
+    }
     response
 }
 

@@ -53,6 +53,10 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// Access records that wait for the supervisor. Beyond it they are dropped and counted, those of the function that has most:
 /// logs do not slow callers down.
 const MAX_RECORDS: usize = 4096;
+/// Said at a time, bytes of text; the longest record is a sixth of it, and all must fit into a packet.
+const RECORDS_BYTES: usize = 24 * 1024;
+/// Of a record beside its path, bytes.
+const RECORD_BYTES: usize = 128;
 
 /// All that connections share.
 #[derive(Debug)]
@@ -68,7 +72,7 @@ pub struct Gateway {
     certificates: Option<Arc<Certificates>>,
     places: Arc<Semaphore>,
     max_connections: u32,
-    records: fair::Queue<Option<FunctionKey>, Access>,
+    records: fair::Queue<FunctionKey, Access>,
     draining: watch::Sender<bool>,
 }
 
@@ -99,14 +103,22 @@ impl Gateway {
         self.records.push(access.key.clone(), access);
     }
 
-    /// The next record to say.
-    pub async fn next_record(&self) -> Access {
-        counted(self.records.next().await)
+    /// Waits until there is a record to say.
+    pub async fn has_records(&self) {
+        self.records.filled().await;
     }
 
-    /// The same without waiting.
-    pub fn try_next_record(&self) -> Option<Access> {
-        self.records.try_next().map(counted)
+    /// The next records to say, as many as go at a time.
+    pub fn next_records(&self) -> Vec<Access> {
+        let (mut records, mut bytes) = (Vec::new(), 0);
+        while bytes < RECORDS_BYTES
+            && let Some(taken) = self.records.try_next()
+        {
+            let access = counted(taken);
+            bytes += RECORD_BYTES + access.path.len() + access.method.len();
+            records.push(access);
+        }
+        records
     }
 
     /// Whether TLS was made for a host with another certificate than this one's (RFC 9110, section 15.5.20).
@@ -135,10 +147,9 @@ impl Gateway {
 }
 
 fn counted(taken: fair::Taken<Access>) -> Access {
-    Access {
-        dropped: taken.lost,
-        ..taken.item
-    }
+    let mut access = taken.item;
+    access.dropped = access.dropped.saturating_add(taken.lost);
+    access
 }
 
 /// Serves a listener until the gateway drains. Callers beyond the limit wait in the kernel's queue.
@@ -307,10 +318,10 @@ mod tests {
 
     fn access(function: &str) -> Access {
         Access {
-            key: Some(FunctionKey {
+            key: FunctionKey {
                 tenant: [1; 32],
                 function: function.into(),
-            }),
+            },
             request: String::new(),
             method: "GET".into(),
             path: "/".into(),
@@ -331,7 +342,8 @@ mod tests {
         (0..3 * MAX_RECORDS).for_each(|_| gateway.record(access("flood")));
         (0..MAX_RECORDS / 4).for_each(|_| gateway.record(access("quiet")));
         (0..MAX_RECORDS).for_each(|_| gateway.record(access("flood")));
-        let all: Vec<_> = std::iter::from_fn(|| gateway.try_next_record()).collect();
+        let some = || Some(gateway.next_records()).filter(|records| !records.is_empty());
+        let all: Vec<_> = std::iter::from_fn(some).flatten().collect();
         let of = |function| {
             let all = all
                 .iter()

@@ -18,6 +18,8 @@ use crate::workers::Function;
 
 /// How often it is looked for needs to repeat and workers that rest.
 const ROUND: Duration = Duration::from_millis(250);
+/// Between two packets of access records: under load each has many.
+const RECORDS_PERIOD: Duration = Duration::from_millis(20);
 
 /// Does one thing that the supervisor says, except for `Drain`, which is given back.
 pub fn obey(gateway: &Arc<Gateway>, message: ToGateway, fds: Vec<OwnedFd>) -> Option<Duration> {
@@ -98,6 +100,8 @@ pub async fn speak(
     let registry = gateway.registry.clone();
     let mut rounds = tokio::time::interval(ROUND);
     rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut records = tokio::time::interval(RECORDS_PERIOD);
+    records.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {
             biased;
@@ -113,11 +117,18 @@ pub async fn speak(
                 registry.forget_what_is_over();
             }
             _ = &mut stop => break,
-            access = gateway.next_record() => supervisor.send(&FromGateway::Access(access), &[]).await?,
+            () = async { gateway.has_records().await; records.tick().await; } => {
+                let records = gateway.next_records();
+                supervisor.send(&FromGateway::Access(records), &[]).await?;
+            }
         }
     }
-    while let Some(access) = gateway.try_next_record() {
-        supervisor.send(&FromGateway::Access(access), &[]).await?;
+    loop {
+        let records = gateway.next_records();
+        if records.is_empty() {
+            break;
+        }
+        supervisor.send(&FromGateway::Access(records), &[]).await?;
     }
     supervisor.send(&FromGateway::Stopped, &[]).await
 }

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use casemate_channel::Opener;
+use casemate_channel::budget::Budget;
 use casemate_wire::channel::MAX_STREAMS;
 use casemate_wire::control::{Digest, Failure, FunctionKey, WorkerId};
 use rustix::net::Shutdown;
@@ -67,6 +68,8 @@ pub struct Function {
     /// Which.
     pub key: FunctionKey,
     pool: Mutex<Pool<Caller, Arc<Worker>>>,
+    /// Of its access records.
+    records: Mutex<Budget>,
     bell: Arc<Bell>,
     /// Whether the bell holds it already.
     rung: AtomicBool,
@@ -124,6 +127,7 @@ impl Function {
         Self {
             key,
             pool: Mutex::default(),
+            records: Mutex::new(Budget::new(now_ms())),
             bell,
             rung: AtomicBool::new(false),
         }
@@ -138,6 +142,12 @@ impl Function {
             lock(&self.bell.functions).push(self.clone());
             self.bell.notify.notify_one();
         }
+    }
+
+    /// Whether there is room in its log for one more access record with a path of so many bytes, and how many had none
+    /// before.
+    pub fn may_record(&self, bytes: usize) -> Option<u32> {
+        lock(&self.records).spend(bytes, now_ms())
     }
 
     /// A place in a worker; waits for one up to [`WAIT_MAX`].

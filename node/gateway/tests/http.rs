@@ -41,7 +41,7 @@ async fn a_request_reaches_the_worker_and_its_answer_the_caller() {
     assert_eq!(body, expected);
     assert_eq!(
         (record.key, record.status, record.failure),
-        (Some(key("f")), 200, None)
+        (key("f"), 200, None)
     );
     assert_eq!(
         (record.method.as_str(), record.path.as_str()),
@@ -319,7 +319,9 @@ async fn the_perimeter_refuses_before_a_worker_is_woken() {
             code == 405,
             "{answer}"
         );
-        assert_eq!(node.record().await.status, code);
+        if name != "no_such_host" {
+            assert_eq!(node.record().await.status, code);
+        }
     }
     assert!(
         !node

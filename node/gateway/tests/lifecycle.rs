@@ -133,7 +133,7 @@ async fn a_function_that_is_taken_away_answers_no_more() {
     assert!(node.get("a.test", "/").await.starts_with("HTTP/1.1 200"));
     assert_eq!(
         node.record().await.key,
-        Some(key("g")),
+        key("g"),
         "the newest claim of a host wins"
     );
     node.say(route("g", &[], perimeter())).await;

@@ -125,7 +125,7 @@ impl Worker {
         left.saturating_add(WATCH_CPU)
     }
 
-    /// When the next timer or deadline is.
+    /// When the next timer or deadline is, or outcomes are due.
     pub(crate) fn next_deadline(&self) -> Option<Instant> {
         let state = self.state.borrow();
         let wall = Duration::from_millis(state.limits.wall_time_ms.into());
@@ -135,7 +135,10 @@ impl Worker {
             .map(|request| request.began + wall)
             .min();
         let timer = state.due.first().map(|(at, _)| *at);
-        [request, timer].into_iter().flatten().min()
+        [request, timer, state.outcomes_due]
+            .into_iter()
+            .flatten()
+            .min()
     }
 }
 

@@ -159,6 +159,8 @@ impl Server {
             self.worker
                 .abort(request, failure, engine::limit_message(failure));
         }
+        // What ended before is said before the worker's last words.
+        self.worker.say_outcomes();
         End::Exceeded(failure)
     }
 

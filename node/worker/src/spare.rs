@@ -90,6 +90,7 @@ impl Spare {
             sender,
         } = self;
         let _ = outbox.try_send(FromWorker::Ready { layers });
+        let mut written = None;
         let code = match control.recv().await {
             Ok(Some((ToWorker::Load(load), fds))) => {
                 let began = Instant::now();
@@ -98,6 +99,7 @@ impl Spare {
                         let load_us =
                             u32::try_from(began.elapsed().as_micros()).unwrap_or(u32::MAX);
                         let _ = outbox.try_send(FromWorker::Loaded { load_us });
+                        written = Some(acceptor.ended());
                         let server = Server::new(engine, worker.clone(), acceptor, listen(control));
                         farewell(server.run().await, &outbox)
                     }
@@ -116,10 +118,16 @@ impl Spare {
                 exit_code(Failure::WorkerLost)
             }
         };
-        // Its messages end with the last sender; the channels' drivers write what was said last in the meantime.
+        // Its messages end with the last sender, and what it answers with the last handle of a stream.
         worker.end();
         drop((worker, outbox));
-        let _ = tokio::time::timeout(LAST_WORDS, sender).await;
+        let last_words = async {
+            let _ = sender.await;
+            if let Some(written) = written {
+                written.await;
+            }
+        };
+        let _ = tokio::time::timeout(LAST_WORDS, last_words).await;
         code
     }
 

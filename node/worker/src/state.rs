@@ -29,6 +29,10 @@ use crate::logs::Logs;
 /// with them; but each keeps its head, up to 48 KiB, and what the function keeps for it.
 const MAX_WAITING: usize = 128;
 
+/// Outcomes that wait to be said together, and for how long those wait that went well.
+const MAX_OUTCOMES: usize = 128;
+const OUTCOMES_WAIT: Duration = Duration::from_millis(20);
+
 /// Status that only the vault sends: it refused.
 const REFUSED: u16 = 0;
 
@@ -58,6 +62,9 @@ pub(crate) struct State {
     pub(crate) work: FuturesUnordered<LocalBoxFuture<'static, Option<Done>>>,
     pub(crate) ready: VecDeque<Done>,
     pub(crate) logs: Logs,
+    outcomes: Vec<Outcome>,
+    /// When they are said at the latest.
+    pub(crate) outcomes_due: Option<Instant>,
     pub(crate) outbox: mpsc::Sender<FromWorker>,
 }
 
@@ -144,6 +151,8 @@ impl Worker {
             work: FuturesUnordered::new(),
             ready: VecDeque::new(),
             logs: Logs::new(now),
+            outcomes: Vec::new(),
+            outcomes_due: None,
             outbox,
         };
         Rc::new(Self {
@@ -222,6 +231,7 @@ impl Worker {
     /// Lets go of everything: the worker ends.
     pub(crate) fn end(&self) {
         let mut state = self.state.borrow_mut();
+        state.say_outcomes();
         let requests: Vec<RequestId> = state.requests.keys().copied().collect();
         for request in requests {
             state.requests.remove(&request);
@@ -247,6 +257,9 @@ impl Worker {
     pub(crate) fn time_passed(&self) {
         let now = self.now.get();
         let mut state = self.state.borrow_mut();
+        if state.outcomes_due.is_some_and(|due| due <= now) {
+            state.say_outcomes();
+        }
         while let Some((at, timer)) = state.due.first().copied()
             && at <= now
         {
@@ -277,6 +290,11 @@ impl Worker {
         self.finish(request);
     }
 
+    /// Says the outcomes that wait.
+    pub(crate) fn say_outcomes(&self) {
+        self.state.borrow_mut().say_outcomes();
+    }
+
     /// Takes a request that is over out of the books, and reports it.
     fn finish(&self, id: RequestId) {
         let mut state = self.state.borrow_mut();
@@ -300,9 +318,7 @@ impl Worker {
             wall_us: micros(wall),
             subrequests: request.subrequests,
         };
-        if state.outbox.try_send(FromWorker::Outcome(outcome)).is_err() {
-            tracing::warn!("the supervisor does not read: the outcome of a request is lost");
-        }
+        state.outcome(outcome, self.now.get() + OUTCOMES_WAIT);
         drop(state);
         if request.wants_cancel || !timers.is_empty() || !handles.is_empty() {
             self.tell(Event::Over {
@@ -502,6 +518,30 @@ impl Worker {
 }
 
 impl State {
+    /// One more outcome, to be said at this time at the latest, and at once when it is a failure.
+    fn outcome(&mut self, outcome: Outcome, due: Instant) {
+        let is_failure = outcome.failure.is_some();
+        self.outcomes.push(outcome);
+        self.outcomes_due.get_or_insert(due);
+        if is_failure || self.outcomes.len() >= MAX_OUTCOMES {
+            self.say_outcomes();
+        }
+    }
+
+    fn say_outcomes(&mut self) {
+        self.outcomes_due = None;
+        let outcomes = std::mem::take(&mut self.outcomes);
+        let count = outcomes.len();
+        if count > 0
+            && self
+                .outbox
+                .try_send(FromWorker::Outcomes(outcomes))
+                .is_err()
+        {
+            tracing::warn!(count, "the supervisor does not read: outcomes are lost");
+        }
+    }
+
     /// Requests whose responses are not over.
     fn unanswered(&self) -> usize {
         let requests = self.requests.values();

@@ -406,7 +406,7 @@ async fn stop_lets_what_is_under_way_finish_and_takes_nothing_new() {
     );
     assert!(matches!(
         worker.end().await,
-        (Some(FromWorker::Outcome(_)), Some(0))
+        (Some(FromWorker::Outcomes(_)), Some(0))
     ));
 }
 

@@ -196,7 +196,7 @@ impl Node {
                 return found;
             }
             match message {
-                FromGateway::Access(access) => self.records.push(access),
+                FromGateway::Access(records) => self.records.extend(records),
                 other => self.seen.push_back(other),
             }
         }
@@ -204,14 +204,14 @@ impl Node {
 
     /// The next access record.
     pub async fn record(&mut self) -> Access {
-        if !self.records.is_empty() {
-            return self.records.remove(0);
+        if self.records.is_empty() {
+            let heard = self.hear(|message| match message {
+                FromGateway::Access(records) => Some(records.clone()),
+                _ => None,
+            });
+            self.records = heard.await;
         }
-        self.hear(|message| match message {
-            FromGateway::Access(access) => Some(access.clone()),
-            _ => None,
-        })
-        .await
+        self.records.remove(0)
     }
 
     pub async fn connect(&self) -> TcpStream {

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::io;
 
+use casemate_channel::budget::Budget;
 use casemate_channel::control::sealed_memfd;
 use casemate_sandbox::launch::Program;
 use casemate_trust::id::{Digest, TenantId};
@@ -13,7 +14,6 @@ use casemate_wire::control::{FunctionKey, WorkerId};
 
 use super::push::Say;
 use super::{Child, Serving, Shell};
-use crate::state::budget::Budget;
 use crate::state::{Effect, Input, Single, WORKER_PIDS};
 
 impl Shell {

@@ -100,7 +100,11 @@ impl Shell {
                 self.input(Input::Given { worker, requests }).await?;
             }
             FromGateway::Drained { worker } => self.input(Input::Drained { worker }).await?,
-            FromGateway::Access(access) => self.log_access(access),
+            FromGateway::Access(records) => {
+                records
+                    .into_iter()
+                    .for_each(|access| self.log_access(access));
+            }
             FromGateway::Stopped => {}
         }
         Ok(None)
@@ -155,15 +159,17 @@ impl Shell {
                 }
                 self.log(id, line.request, level, &line.message, None);
             }
-            FromWorker::Outcome(outcome) => {
-                if let Some(failure) = outcome.failure {
-                    self.log(
-                        id,
-                        Some(outcome.request),
-                        LogLevel::Error,
-                        &outcome.message,
-                        Some(failure.code()),
-                    );
+            FromWorker::Outcomes(outcomes) => {
+                for outcome in outcomes {
+                    if let Some(failure) = outcome.failure {
+                        self.log(
+                            id,
+                            Some(outcome.request),
+                            LogLevel::Error,
+                            &outcome.message,
+                            Some(failure.code()),
+                        );
+                    }
                 }
             }
             FromWorker::Fatal { failure, message } => {

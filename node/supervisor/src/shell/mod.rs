@@ -15,6 +15,7 @@ use std::io;
 use std::os::unix::net::UnixListener;
 use std::time::{Duration, Instant};
 
+use casemate_channel::budget::Budget;
 use casemate_push::{Cursor, Has, Hello, PROTOCOL, TenantHas};
 use casemate_sandbox::launch::{Client, End};
 use casemate_trust::id::{Digest, FleetId, TenantId};
@@ -29,7 +30,6 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::config::Config;
-use crate::state::budget::Budget;
 use crate::state::carry::{Carried, Carrier};
 use crate::state::{Input, Supervision, image};
 use bundles::Bundles;

@@ -90,7 +90,7 @@ impl Shell {
     }
 
     pub(super) fn log_access(&mut self, access: Access) {
-        let Some(key) = access.key else { return };
+        let key = access.key;
         self.log_dropped(&key, access.dropped, "there are too many requests");
         let message = format!(
             "{} {} {} {} us",

@@ -1,7 +1,6 @@
 //! What the supervisor decides: which programs run, which worker serves which function, when to try again. Time and events
 //! in, effects out; it waits for nobody.
 
-pub(crate) mod budget;
 mod bundles;
 pub(crate) mod carry;
 mod cpu;

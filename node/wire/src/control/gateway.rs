@@ -58,7 +58,7 @@ impl Message for ToGateway {
 }
 
 impl Message for FromGateway {
-    /// A record, whose texts are cut at 2 KiB, or the addresses of hundreds of listeners; never a memfd.
+    /// Records, of which no more are said at a time, or the addresses of hundreds of listeners; never a memfd.
     const MAX_BYTES: usize = MAX_INLINE_BYTES;
 }
 
@@ -160,8 +160,8 @@ pub enum FromGateway {
         /// The worker.
         worker: WorkerId,
     },
-    /// An access record, for the tenant's log.
-    Access(Access),
+    /// Access records, for the tenants' logs: many at a time, or each would wake the supervisor.
+    Access(Vec<Access>),
     /// Drained; exiting.
     Stopped,
 }
@@ -169,8 +169,8 @@ pub enum FromGateway {
 /// One answered request, without query, headers or body.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Access {
-    /// The function, unless no route was found.
-    pub key: Option<FunctionKey>,
+    /// The function.
+    pub key: FunctionKey,
     /// The `:request` field given to the worker.
     pub request: String,
     /// Method.
@@ -183,6 +183,6 @@ pub struct Access {
     pub failure: Option<Failure>,
     /// Until the head of the response was sent, microseconds.
     pub head_us: u32,
-    /// Records of this function that were dropped before: they came faster than they could be said.
+    /// Records of this function that were dropped before: they came faster than they are recorded.
     pub dropped: u32,
 }

@@ -74,8 +74,8 @@ pub enum FromWorker {
     },
     /// A line of the function's console.
     Log(Log),
-    /// A request has ended.
-    Outcome(Outcome),
+    /// Requests have ended. Those that went well wait some milliseconds for others, or each would wake the supervisor.
+    Outcomes(Vec<Outcome>),
     /// The worker is about to exit because of this.
     Fatal {
         /// The class.

@@ -219,7 +219,7 @@ impl Function {
                 return self.outcomes.remove(0);
             }
             match receive(&self.control).await {
-                Some(FromWorker::Outcome(outcome)) => return outcome,
+                Some(FromWorker::Outcomes(outcomes)) => self.outcomes.extend(outcomes),
                 Some(FromWorker::Log(log)) => self.logs.push(log),
                 other => panic!("expected an outcome, found {other:?}"),
             }
@@ -234,7 +234,7 @@ impl Function {
             }
             match receive(&self.control).await {
                 Some(FromWorker::Log(log)) => return log,
-                Some(FromWorker::Outcome(outcome)) => self.outcomes.push(outcome),
+                Some(FromWorker::Outcomes(outcomes)) => self.outcomes.extend(outcomes),
                 other => panic!("expected a line, found {other:?}"),
             }
         }

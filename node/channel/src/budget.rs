@@ -1,7 +1,5 @@
-//! What a worker may have recorded: the second line behind the worker's own budget, which one that was taken over does not
-//! keep to.
-
-use super::Millis;
+//! What may be recorded of one function: of what its workers say, as a second line behind a worker's own budget, which one that
+//! was taken over does not keep to; and of its requests.
 
 /// Records that may come at once, and in a second for ever: twice what a worker gives its console lines, for requests that
 /// fail are recorded too.
@@ -13,16 +11,16 @@ const BYTES_PER_SEC: f64 = 512.0 * 1024.0;
 
 /// Two token buckets, of records and of bytes.
 #[derive(Debug)]
-pub(crate) struct Budget {
+pub struct Budget {
     records: f64,
     bytes: f64,
-    filled_ms: Millis,
+    filled_ms: u64,
     dropped: u32,
 }
 
 impl Budget {
-    /// Full.
-    pub(crate) fn new(now_ms: Millis) -> Self {
+    /// Full, at this time by a clock that never goes back, milliseconds.
+    pub fn new(now_ms: u64) -> Self {
         Self {
             records: BURST_RECORDS,
             bytes: BURST_BYTES,
@@ -32,7 +30,7 @@ impl Budget {
     }
 
     /// Takes a record of so many bytes out; how many were dropped before it, or nothing when this one is too.
-    pub(crate) fn spend(&mut self, bytes: usize, now_ms: Millis) -> Option<u32> {
+    pub fn spend(&mut self, bytes: usize, now_ms: u64) -> Option<u32> {
         let secs = now_ms.saturating_sub(self.filled_ms) as f64 / 1000.0;
         self.filled_ms = now_ms;
         self.records = secs
@@ -49,7 +47,7 @@ impl Budget {
     }
 
     /// How many were dropped and not told.
-    pub(crate) fn take_dropped(&mut self) -> u32 {
+    pub fn take_dropped(&mut self) -> u32 {
         std::mem::take(&mut self.dropped)
     }
 }
