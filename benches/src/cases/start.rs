@@ -123,6 +123,10 @@ pub(crate) async fn deploy(run: &Run) -> Result<Case> {
     for version in 1..=DEPLOYS {
         write_version(&code, version)?;
         let project = ours.project("version", "", &code)?;
+        // Else it would be measured how long the next spare worker takes.
+        let spare =
+            |status: &serde_json::Value| status["state"]["workers"]["spare"].as_u64() == Some(1);
+        block_in_place(|| ours.fleet.node.wait_for("a spare", SOON, spare))?;
         let started = Instant::now();
         let tenant = &ours.fleet.tenant;
         block_in_place(|| tenant.ok(&project, &["deploy", "--wait", "0"], b""))?;

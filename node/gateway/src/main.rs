@@ -15,8 +15,9 @@ const EXIT_SOFTWARE: u8 = 70;
 
 fn main() -> ExitCode {
     log();
-    // Asked for before the walls close: the answer comes from files.
-    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    // Asked for before the walls close: the answer comes from files. The other half is for the functions, and threads that
+    // have little to do spend it on waking each other.
+    let threads = std::thread::available_parallelism().map_or(1, |count| count.get().div_ceil(2));
     let prepared = match start::prepare() {
         Ok(prepared) => prepared,
         Err(error) => {

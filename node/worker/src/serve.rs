@@ -24,6 +24,9 @@ const SETTLE: Duration = Duration::from_secs(20);
 /// How often they are looked at during that time.
 const SETTLE_EVERY: Duration = Duration::from_secs(1);
 
+/// Between two settlements of the account of the other threads: which are read by a system call, and work seldom.
+const HELPERS_EVERY: Duration = Duration::from_millis(2);
+
 /// CPU time of other threads below which it is the watch's own, not the function's.
 const HELPER_NOISE: Duration = Duration::from_micros(200);
 
@@ -47,6 +50,7 @@ pub(crate) struct Server {
     sleeps_until: Instant,
     rounds: u32,
     helpers_cpu: Duration,
+    helpers_settled: Instant,
     /// When something last happened.
     active: Instant,
     /// No more requests; gives up what is under way at this time.
@@ -88,7 +92,8 @@ impl Server {
             sleep: Box::pin(tokio::time::sleep(Duration::ZERO)),
             sleeps_until: now,
             rounds: 0,
-            helpers_cpu: engine::settle_helpers(grant),
+            helpers_cpu: engine::settle_helpers(engine::thread_cpu(), grant),
+            helpers_settled: now,
             active: now,
             stopping: None,
         }
@@ -138,12 +143,19 @@ impl Server {
 
     /// Tells the function's side everything that there is to tell.
     fn turns(&mut self) -> Result<(), End> {
+        let mut at = None;
         while let Some(event) = self.worker.next_event() {
             let request = request_of(&event);
             let Some(budget) = self.worker.budget(request) else {
                 return Err(self.exceeded(Some(request), Failure::ExceededCpu));
             };
-            let Turn { cpu, stopped } = self.engine.turn(&event, budget);
+            let start = at.unwrap_or_else(engine::thread_cpu);
+            let Turn {
+                cpu,
+                ended,
+                stopped,
+            } = self.engine.turn(&event, budget, start);
+            at = Some(ended);
             self.worker.charge(request, cpu);
             if let Some(failure) = stopped {
                 return Err(self.exceeded(Some(request), failure));
@@ -202,13 +214,19 @@ impl Server {
     /// Polls the platform's own asynchrony and settles the account of the other threads.
     fn poll_engine(&mut self, context: &mut Context<'_>) -> Option<Failure> {
         self.rounds = 0;
-        let helpers_cpu = engine::settle_helpers(self.worker.helper_grant());
-        let helped = helpers_cpu.saturating_sub(self.helpers_cpu);
-        if helped > HELPER_NOISE {
-            self.worker.charge_all(helped);
-            self.helpers_cpu = helpers_cpu;
+        let start = engine::thread_cpu();
+        let now = Instant::now();
+        if now >= self.helpers_settled + HELPERS_EVERY {
+            self.helpers_settled = now;
+            let helpers_cpu = engine::settle_helpers(start, self.worker.helper_grant());
+            let helped = helpers_cpu.saturating_sub(self.helpers_cpu);
+            if helped > HELPER_NOISE {
+                self.worker.charge_all(helped);
+                self.helpers_cpu = helpers_cpu;
+            }
         }
-        let Turn { cpu, stopped } = self.engine.poll(context, self.worker.shared_budget());
+        let budget = self.worker.shared_budget();
+        let Turn { cpu, stopped, .. } = self.engine.poll(context, budget, start);
         self.worker.charge_all(cpu);
         let overdrawn = self.worker.has_overdrawn();
         stopped.or(overdrawn.then_some(Failure::ExceededCpu))

@@ -11,6 +11,7 @@ use casemate_config::{EXIT_IO, EXIT_SOFTWARE, EXIT_TEMPORARY, EXIT_USAGE};
 use casemate_trust::id::TenantId;
 use casemate_trust::join::JoinError;
 use casemate_trust::judge::{Judge, TenantState};
+use casemate_vault_core::kept::Kept;
 use casemate_vault_core::keys::{PoolKeys, StorageKey};
 use casemate_vault_core::liveness::Liveness;
 use casemate_vault_store::{Store, StoreError};
@@ -107,6 +108,8 @@ pub(crate) struct Vault {
     state: RwLock<State>,
     changing: Mutex<Staging>,
     liveness: Mutex<Liveness>,
+    /// Secrets that calls have used.
+    pub(crate) kept: Kept,
     pub(crate) storage: StorageKey,
     store: Store,
     boot_id: String,

@@ -5,6 +5,7 @@
 //! |---|---|
 //! | [`keys`] | what the storage key and the node's seeds become |
 //! | [`opening`] | grants and secrets, opened |
+//! | [`kept`] | secrets that were opened before, sealed in memory |
 //! | [`target`] | what a function's URL means, or that it means two things |
 //! | [`egress`] | whether a call may go, and which credential goes with it |
 //! | [`address`] | which resolved addresses may be dialled |
@@ -15,6 +16,7 @@
 
 pub mod address;
 pub mod egress;
+pub mod kept;
 pub mod keys;
 pub mod liveness;
 pub mod opening;

@@ -1,4 +1,4 @@
-//! Opening: grants once, secrets at each call.
+//! Opening with the pool's key: grants and secrets.
 
 use casemate_trust::join::{GRANT_INFO, Grant};
 use casemate_trust::key::{SEED_BYTES, SealingKey};
@@ -92,7 +92,8 @@ pub fn open_grant(
     }
 }
 
-/// Opens a secret that the newest manifest lists. The judge has checked its place; the AAD is built from it again.
+/// Opens a secret that the newest manifest lists. The judge has checked its place; the AAD is built from it again. For calls
+/// there is [`crate::kept::Kept`], which does it once.
 ///
 /// # Errors
 /// See [`OpeningError`].
@@ -112,7 +113,7 @@ pub fn open_secret(secret: &Secret, keys: &PoolKeys) -> Result<SecretValue, Open
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use casemate_trust::id::{FleetId, TenantId};
     use casemate_trust::secret::{SecretLimits, SecretPlace};
 
@@ -132,7 +133,7 @@ mod tests {
         }
     }
 
-    fn secret() -> Secret {
+    pub(crate) fn secret() -> Secret {
         let limits = SecretLimits {
             hosts: vec!["a.test".parse().unwrap()],
             methods: vec![],
@@ -153,7 +154,7 @@ mod tests {
         Secret::seal(place, &pool(5, 1), &value, &mut |bytes| bytes.fill(9)).unwrap()
     }
 
-    fn keys() -> PoolKeys {
+    pub(crate) fn keys() -> PoolKeys {
         let mut keys = PoolKeys::default();
         keys.insert("main".parse().unwrap(), 1, Zeroizing::new([5; 32]));
         keys

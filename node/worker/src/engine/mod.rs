@@ -30,6 +30,7 @@ use memory::MIB;
 use modules::Modules;
 use ops::{Handle, Host, RequestId};
 use watch::WATCH;
+pub(crate) use watch::thread_cpu;
 
 /// The web platform and our scripts, evaluated when this program was built.
 static SNAPSHOT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/snapshot.bin"));
@@ -117,6 +118,8 @@ pub(crate) struct Budget {
 pub(crate) struct Turn {
     /// CPU time that it took.
     pub(crate) cpu: Duration,
+    /// The thread's CPU time at its end, when the next may begin.
+    pub(crate) ended: Duration,
     /// Why it was stopped. The isolate must not be entered again.
     pub(crate) stopped: Option<Failure>,
 }
@@ -218,7 +221,7 @@ impl Engine {
     /// See [`LoadError`].
     pub(crate) async fn load(&mut self, bundle: Bundle, load: &Load) -> Result<(), LoadError> {
         self.limit(&load.limits, load.dynamic_code);
-        settle_helpers(LOAD_CPU);
+        settle_helpers(thread_cpu(), LOAD_CPU);
         self.modules.fill(bundle);
         let entry = Modules::specifier(&load.entry)
             .map_err(|error| LoadError::Function(error.to_string()))?;
@@ -236,10 +239,11 @@ impl Engine {
             .runtime
             .get_module_namespace(id)
             .map_err(|error| LoadError::Function(error.to_string()))?;
-        let start = WATCH.begin(LOAD_CPU, LOAD_WALL);
+        let start = thread_cpu();
+        WATCH.begin(start, LOAD_CPU, LOAD_WALL);
         let installed =
             functions::install(&mut self.runtime, &self.functions.load, &namespace, load);
-        if let (_, Some(failure)) = WATCH.end(start) {
+        if let Some(failure) = WATCH.end(start).stopped {
             return Err(LoadError::Stopped(failure));
         }
         installed.map_err(LoadError::Function)
@@ -256,8 +260,9 @@ impl Engine {
             .set_allow_generation_from_strings(dynamic_code);
     }
 
-    /// Tells the function's side what happened and lets it run until it has nothing more to do.
-    pub(crate) fn turn(&mut self, event: &Event, budget: Budget) -> Turn {
+    /// Tells the function's side what happened and lets it run until it has nothing more to do. The turn begins at this CPU
+    /// time of the thread.
+    pub(crate) fn turn(&mut self, event: &Event, budget: Budget, start: Duration) -> Turn {
         if let Event::Arrived {
             piece: Piece::Bytes(bytes),
             ..
@@ -267,11 +272,12 @@ impl Engine {
             WATCH.stop(Failure::ExceededMemory);
             return Turn {
                 cpu: Duration::ZERO,
+                ended: start,
                 stopped: Some(Failure::ExceededMemory),
             };
         }
         clock::advance();
-        let start = WATCH.begin(budget.cpu, budget.wall);
+        WATCH.begin(start, budget.cpu, budget.wall);
         {
             deno_core::scope!(scope, &mut self.runtime);
             v8::tc_scope!(let scope, scope);
@@ -285,15 +291,20 @@ impl Engine {
             }
             scope.perform_microtask_checkpoint();
         }
-        let (cpu, stopped) = WATCH.end(start);
-        Turn { cpu, stopped }
+        WATCH.end(start)
     }
 
     /// Runs what is due of the platform's own asynchrony: cryptography, dynamic imports, abort timers, V8's tasks, and
-    /// promises that were rejected and not handled. Wakes `context` when there is more.
-    pub(crate) fn poll(&mut self, context: &mut Context<'_>, budget: Budget) -> Turn {
+    /// promises that were rejected and not handled. Wakes `context` when there is more. The turn begins at this CPU time of
+    /// the thread.
+    pub(crate) fn poll(
+        &mut self,
+        context: &mut Context<'_>,
+        budget: Budget,
+        start: Duration,
+    ) -> Turn {
         clock::advance();
-        let start = WATCH.begin(budget.cpu, budget.wall);
+        WATCH.begin(start, budget.cpu, budget.wall);
         for _ in 0..MAX_PLATFORM_TASKS {
             if !v8::Platform::pump_message_loop(&self.platform, self.runtime.v8_isolate(), false) {
                 break;
@@ -302,17 +313,18 @@ impl Engine {
         let polled = self
             .runtime
             .poll_event_loop(context, PollEventLoopOptions::default());
-        let (cpu, stopped) = WATCH.end(start);
-        if let (std::task::Poll::Ready(Err(error)), None) = (polled, stopped) {
+        let turn = WATCH.end(start);
+        if let (std::task::Poll::Ready(Err(error)), None) = (polled, turn.stopped) {
             tracing::warn!(%error, "the event loop reported an error");
         }
-        Turn { cpu, stopped }
+        turn
     }
 }
 
-/// CPU time that other threads have taken for the function so far; from now on they may take `grant` more.
-pub(crate) fn settle_helpers(grant: Duration) -> Duration {
-    let used = watch::helpers_cpu();
+/// CPU time that other threads have taken for the function so far, when this thread has taken `own`; from now on they may
+/// take `grant` more.
+pub(crate) fn settle_helpers(own: Duration, grant: Duration) -> Duration {
+    let used = watch::helpers_cpu(own);
     WATCH.grant_helpers(used.saturating_add(grant));
     used
 }
@@ -325,9 +337,10 @@ async fn watched<T>(
     let mut used = Duration::ZERO;
     std::future::poll_fn(|context| {
         clock::advance();
-        let start = WATCH.begin(LOAD_CPU.saturating_sub(used), LOAD_WALL);
+        let start = thread_cpu();
+        WATCH.begin(start, LOAD_CPU.saturating_sub(used), LOAD_WALL);
         let polled = future.as_mut().poll(context);
-        let (cpu, stopped) = WATCH.end(start);
+        let Turn { cpu, stopped, .. } = WATCH.end(start);
         used += cpu;
         match stopped {
             Some(failure) => std::task::Poll::Ready(Err(LoadError::Stopped(failure))),

@@ -15,7 +15,7 @@ use std::time::Duration;
 use casemate_wire::control::Failure;
 use deno_core::v8;
 
-use super::{last_words, locks, memory};
+use super::{Turn, last_words, locks, memory};
 
 /// CPU time between two looks. The kernel's own tick makes it 4 ms at best.
 const LOOK_EVERY: Duration = Duration::from_millis(5);
@@ -54,25 +54,25 @@ pub(crate) static WATCH: Watch = Watch {
 };
 
 impl Watch {
-    /// Starts a turn; returns the main thread's CPU time.
-    pub(crate) fn begin(&self, cpu: Duration, wall: Duration) -> Duration {
-        let now = thread_cpu();
+    /// Starts a turn, at this CPU time of the main thread: reading that clock is a system call, and turns follow each other.
+    pub(crate) fn begin(&self, now: Duration, cpu: Duration, wall: Duration) {
         self.wall_deadline_ns
             .store(nanos(monotonic().saturating_add(wall)), Ordering::Relaxed);
         self.deadline_ns.store(
             nanos(now.saturating_add(cpu)).max(STOPPING + 1),
             Ordering::Release,
         );
-        now
     }
 
-    /// Ends the turn that began at `start`; returns its CPU time, and why it was stopped if it was.
-    pub(crate) fn end(&self, start: Duration) -> (Duration, Option<Failure>) {
+    /// Ends the turn that began at `start`.
+    pub(crate) fn end(&self, start: Duration) -> Turn {
         self.deadline_ns.store(NO_TURN, Ordering::Release);
-        (
-            thread_cpu().saturating_sub(start),
-            Failure::from_reset(self.stopped.load(Ordering::Acquire)),
-        )
+        let ended = thread_cpu();
+        Turn {
+            cpu: ended.saturating_sub(start),
+            ended,
+            stopped: Failure::from_reset(self.stopped.load(Ordering::Acquire)),
+        }
     }
 
     /// Notes why the turn is being stopped. The first reason stays.
@@ -248,9 +248,9 @@ pub(crate) fn thread_cpu() -> Duration {
     clock(libc::CLOCK_THREAD_CPUTIME_ID)
 }
 
-/// CPU time of all threads but the calling one.
-pub(crate) fn helpers_cpu() -> Duration {
-    process_cpu().saturating_sub(thread_cpu())
+/// CPU time of all threads but the calling one, whose own this is.
+pub(crate) fn helpers_cpu(own: Duration) -> Duration {
+    process_cpu().saturating_sub(own)
 }
 
 fn process_cpu() -> Duration {

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use casemate_channel::{Incoming, fair};
 use casemate_trust::id::{Digest, TenantId};
-use casemate_trust::name::Name;
+use casemate_trust::name::{Identifier, Name};
 use casemate_wire::control::vault::Event;
 use casemate_wire::control::{FunctionKey, WorkerId};
 use casemate_wire::{Fields, ResponseHead};
@@ -171,15 +171,12 @@ impl Calls {
         }
     }
 
-    /// Closes connections whose credential was withdrawn or whose lease is over.
+    /// Closes connections whose credential was withdrawn or whose lease is over, and forgets such credentials.
     pub(crate) fn close_what_is_withdrawn(&self) {
         let leased = self.vault.lease_holds();
         let state = self.vault.read();
         let pool = &state.identity.pool;
-        self.upstreams.retain(|tenant, secret| {
-            let Some((name, digest)) = secret else {
-                return state.judge.tenant(tenant).is_some();
-            };
+        let holds = |tenant: &TenantId, name: &Identifier, digest: &Digest| {
             let listed = state.judge.tenant(tenant).and_then(|tenant| {
                 tenant
                     .manifest
@@ -191,6 +188,11 @@ impl Calls {
                     .copied()
             });
             leased && listed == Some(*digest)
+        };
+        self.vault.kept.retain(holds);
+        self.upstreams.retain(|tenant, secret| match secret {
+            Some((name, digest)) => holds(tenant, name, digest),
+            None => state.judge.tenant(tenant).is_some(),
         });
     }
 

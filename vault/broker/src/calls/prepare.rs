@@ -8,7 +8,6 @@ use casemate_trust::name::Identifier;
 use casemate_trust::release::Credential;
 use casemate_trust::secret::SecretValue;
 use casemate_vault_core::egress::decide;
-use casemate_vault_core::opening::open_secret;
 use casemate_vault_core::scrub::Scrubber;
 use casemate_vault_core::slot::{Outgoing, fill};
 use casemate_wire::RequestHead;
@@ -147,7 +146,9 @@ fn open(
             format!("the {what} has expired; what runs goes on, credentials do not"),
         ));
     }
-    let value = open_secret(secret, &state.pool_keys)
+    let value = vault
+        .kept
+        .open(&digest, secret, &state.pool_keys)
         .map_err(|error| Refused::new("credential_unopenable", error.to_string()))?;
     Ok((digest, value))
 }

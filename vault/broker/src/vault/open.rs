@@ -9,6 +9,7 @@ use std::sync::{Mutex, RwLock};
 use casemate_trust::dsse::Envelope;
 use casemate_trust::join::{Grant, JoinError, JoinToken, MAX_TOKEN_BYTES};
 use casemate_trust::judge::{Judge, Memory, PoolSeen, TenantSeen};
+use casemate_vault_core::kept::Kept;
 use casemate_vault_core::keys::{PoolKeys, STORAGE_KEY_BYTES, StorageKey};
 use casemate_vault_core::liveness::Liveness;
 use casemate_vault_core::opening::open_grant;
@@ -62,6 +63,7 @@ impl Vault {
             state: RwLock::new(state),
             changing: Mutex::default(),
             liveness: Mutex::new(liveness),
+            kept: Kept::new(&mut clock::random),
             storage,
             store,
             boot_id,

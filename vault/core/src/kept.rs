@@ -1,0 +1,180 @@
+//! Secrets that were opened before. Opening with the pool's key takes some hundred microseconds, most of a call's; so what was
+//! opened once is kept, sealed anew under a key that this process made for itself, and is in clear only while a call goes out.
+//! Whoever reads the memory of this process gains nothing by it: the pool's key, which opens everything, lies there too.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use casemate_trust::Random;
+use casemate_trust::id::{Digest, TenantId};
+use casemate_trust::name::Identifier;
+use casemate_trust::secret::{Secret, SecretValue};
+use ring::aead::{Aad, CHACHA20_POLY1305, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
+use zeroize::Zeroizing;
+
+use crate::keys::PoolKeys;
+use crate::opening::{OpeningError, open_secret};
+
+/// Bytes of the process's own key.
+const KEY_BYTES: usize = 32;
+
+/// See the module.
+pub struct Kept {
+    key: LessSafeKey,
+    entries: Mutex<Entries>,
+}
+
+#[derive(Default)]
+struct Entries {
+    /// By the digest of the sealed object, which holds everything that it is bound to.
+    sealed: HashMap<Digest, Entry>,
+    /// Nonces used so far.
+    nonces: u64,
+}
+
+struct Entry {
+    tenant: TenantId,
+    name: Identifier,
+    nonce: [u8; NONCE_LEN],
+    sealed: Vec<u8>,
+}
+
+impl Kept {
+    /// With nothing kept, and a new key.
+    pub fn new(random: Random<'_>) -> Self {
+        let mut key = Zeroizing::new([0; KEY_BYTES]);
+        random(&mut *key);
+        let key = UnboundKey::new(&CHACHA20_POLY1305, &*key)
+            .unwrap_or_else(|_| unreachable!("every key of this length is one"));
+        Self {
+            key: LessSafeKey::new(key),
+            entries: Mutex::default(),
+        }
+    }
+
+    /// Opens a secret whose object has this digest. Whether it may be used is decided by the caller, each time anew.
+    ///
+    /// # Errors
+    /// As for [`open_secret`]; a key that is gone opens nothing that was opened before either.
+    pub fn open(
+        &self,
+        digest: &Digest,
+        secret: &Secret,
+        keys: &PoolKeys,
+    ) -> Result<SecretValue, OpeningError> {
+        let place = &secret.place;
+        keys.expose_secret(&place.pool, place.epoch)
+            .ok_or(OpeningError::NoKey)?;
+        let before = self
+            .entries()
+            .sealed
+            .get(digest)
+            .map(|entry| (entry.nonce, Zeroizing::new(entry.sealed.clone())));
+        if let Some((nonce, mut bytes)) = before {
+            let nonce = Nonce::assume_unique_for_key(nonce);
+            let opened = self.key.open_in_place(nonce, aad(digest), &mut bytes);
+            let length = opened.map_err(|_| OpeningError::Sealed)?.len();
+            bytes.truncate(length);
+            return SecretValue::parse(bytes).map_err(|_| OpeningError::Value);
+        }
+        let value = open_secret(secret, keys)?;
+        let mut entries = self.entries();
+        entries.nonces += 1;
+        let mut nonce = [0; NONCE_LEN];
+        nonce[..8].copy_from_slice(&entries.nonces.to_le_bytes());
+        let mut sealed = value.expose_secret().to_vec();
+        self.key
+            .seal_in_place_append_tag(
+                Nonce::assume_unique_for_key(nonce),
+                aad(digest),
+                &mut sealed,
+            )
+            .map_err(|_| OpeningError::Sealed)?;
+        let entry = Entry {
+            tenant: place.tenant,
+            name: place.name.clone(),
+            nonce,
+            sealed,
+        };
+        entries.sealed.insert(*digest, entry);
+        Ok(value)
+    }
+
+    /// Forgets those for which `keep` is false.
+    pub fn retain(&self, keep: impl Fn(&TenantId, &Identifier, &Digest) -> bool) {
+        self.entries()
+            .sealed
+            .retain(|digest, entry| keep(&entry.tenant, &entry.name, digest));
+    }
+
+    /// How many are kept.
+    pub fn len(&self) -> usize {
+        self.entries().sealed.len()
+    }
+
+    /// Whether none is.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    fn entries(&self) -> MutexGuard<'_, Entries> {
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn aad(digest: &Digest) -> Aad<&[u8]> {
+    Aad::from(&digest.0[..])
+}
+
+impl fmt::Debug for Kept {
+    fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(to, "Kept({} secrets)", self.len())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::opening::tests::{keys, secret};
+
+    fn kept() -> Kept {
+        Kept::new(&mut |bytes| bytes.fill(7))
+    }
+
+    #[test]
+    fn what_was_opened_once_opens_again_and_is_kept_sealed() {
+        let (kept, secret, digest) = (kept(), secret(), Digest([1; 32]));
+        for _ in 0..3 {
+            let value = kept.open(&digest, &secret, &keys()).unwrap();
+            assert_eq!(value.expose_secret(), b"hunter2");
+        }
+        assert_eq!(kept.len(), 1);
+        let entries = kept.entries();
+        let sealed = &entries.sealed[&digest].sealed;
+        assert!(!sealed.windows(7).any(|bytes| bytes == b"hunter2"));
+        assert_eq!(entries.nonces, 1, "no nonce is used for two values");
+    }
+
+    #[test]
+    fn what_does_not_open_is_not_kept() {
+        let (kept, mut changed) = (kept(), secret());
+        changed.ciphertext[0] ^= 1;
+        let opened = kept.open(&Digest([2; 32]), &changed, &keys());
+        assert_eq!(opened.unwrap_err(), OpeningError::Sealed);
+        assert!(kept.is_empty());
+    }
+
+    #[test]
+    fn without_the_pools_key_and_once_forgotten_nothing_opens_from_memory() {
+        let (kept, secret, digest) = (kept(), secret(), Digest([1; 32]));
+        kept.open(&digest, &secret, &keys()).unwrap();
+        let opened = kept.open(&digest, &secret, &PoolKeys::default());
+        assert_eq!(opened.unwrap_err(), OpeningError::NoKey);
+        kept.retain(|tenant, name, listed| {
+            assert_eq!((tenant, name), (&secret.place.tenant, &secret.place.name));
+            *listed != digest
+        });
+        assert!(kept.is_empty());
+    }
+}
