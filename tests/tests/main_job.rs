@@ -159,6 +159,27 @@ async fn the_node_serves_while_the_control_plane_is_gone_and_catches_up() {
     .await;
 }
 
+/// Each deployment makes one worker ready, which then serves; the one before it ends.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deployment_leaves_one_worker_the_one_that_was_made_ready() {
+    let (fleet, upstream) = fleet().await;
+    for version in 1..=5u32 {
+        let web = project(&fleet, &upstream, "web", version);
+        deploy(&fleet, &web);
+        let wanted = format!("\"{version}\"");
+        until(fleet.node.gateway, "web", "/env", |answer| {
+            answer.text().contains(&wanted)
+        })
+        .await;
+        let one = |status: &serde_json::Value| {
+            let stages = &status["state"]["workers"];
+            let count = |stage: &str| stages[stage].as_u64().unwrap_or(0);
+            count("serving") == 1 && count("loading") + count("retired") == 0
+        };
+        block_in_place(|| fleet.node.wait_for("one worker", SOON, one)).unwrap();
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_acknowledged_is_lost_when_the_node_is_killed_twenty_times() {
     let (mut fleet, upstream) = fleet().await;

@@ -34,7 +34,9 @@ struct Seat<W> {
     worker: W,
     concurrency: u32,
     streams: u32,
-    /// Told to, or the release is not the wanted one and `Drained` is said: never comes back.
+    /// Its release is the wanted one, or was. One that is made ready before it is wanted waits.
+    was_wanted: bool,
+    /// Told to, or the release is not the wanted one any more and `Drained` is said: never comes back.
     retired: bool,
     drained_said: bool,
     idle_since_ms: u64,
@@ -118,6 +120,7 @@ impl<T: Waiting, W: Clone> Pool<T, W> {
             worker,
             concurrency: concurrency.max(1),
             streams: 0,
+            was_wanted: self.release == Some(release),
             retired: false,
             drained_said: false,
             idle_since_ms: now_ms,
@@ -131,6 +134,9 @@ impl<T: Waiting, W: Clone> Pool<T, W> {
     /// This release is wanted now; `None`: no request is to reach the function.
     pub fn want(&mut self, release: Option<Digest>) -> Vec<(T, W)> {
         self.release = release;
+        for seat in &mut self.seats {
+            seat.was_wanted |= release == Some(seat.release);
+        }
         self.grant()
     }
 
@@ -225,7 +231,7 @@ impl<T: Waiting, W: Clone> Pool<T, W> {
 
 impl<W: Clone> Seat<W> {
     fn leaves(&self, wanted: Option<Digest>) -> bool {
-        self.retired || wanted.is_some_and(|release| release != self.release)
+        self.retired || self.was_wanted && wanted.is_some_and(|release| release != self.release)
     }
 
     fn has_room(&self, release: Digest) -> bool {
@@ -329,6 +335,20 @@ mod tests {
         assert!(!pool.is_over());
         pool.want(None);
         assert!(pool.is_over());
+    }
+
+    #[test]
+    fn a_worker_that_is_ready_before_its_release_is_wanted_waits_for_it() {
+        let mut pool = pool();
+        pool.add(WorkerId(1), OLD, 4, 1, 0);
+        pool.add(WorkerId(2), NEW, 4, 2, 0);
+        assert_eq!(pool.due(1), Due::default());
+        assert!(!pool.is_drained(WorkerId(2)));
+        assert_eq!(pool.acquire(), Some(1), "and gets no request before");
+        pool.want(Some(NEW));
+        assert_eq!(pool.acquire(), Some(2));
+        pool.release(WorkerId(1), 2);
+        assert_eq!(pool.due(3).drained, [WorkerId(1)]);
     }
 
     #[test]
