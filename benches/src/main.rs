@@ -22,7 +22,9 @@ use ours::Ours;
 use report::Machine;
 
 /// Cases that need no load generator.
-const OTHERS: &[&str] = &["upstream", "rotation", "cold", "memory", "deploy", "scale"];
+const OTHERS: &[&str] = &[
+    "upstream", "rotation", "cold", "memory", "deploy", "scale", "micro",
+];
 
 /// Measures Casemate side by side with its peers.
 #[derive(Debug, Parser)]
@@ -104,6 +106,7 @@ async fn main() -> Result<()> {
             "cold" => cases::start::cold(&run).await?,
             "deploy" => cases::start::deploy(&run).await?,
             "scale" => cases::scale::run(&run).await?,
+            "micro" => cases::micro::run(&run)?,
             "upstream" => cases::calls::upstream(&run).await?,
             "rotation" => cases::calls::rotation(&run).await?,
             _ => {

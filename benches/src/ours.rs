@@ -62,7 +62,10 @@ impl Ours {
         loop {
             let answer = caller::get(self.fleet.node.gateway, &host, "/").await;
             match answer {
-                Ok(answer) if answer.status != 404 && answer.status != 503 => return Ok(host),
+                // 404 may be the function's own answer, and is the gateway's before there is a route.
+                Ok(answer) if answer.status != 503 && !answer.text().contains("no_such_host") => {
+                    return Ok(host);
+                }
                 answer => anyhow::ensure!(std::time::Instant::now() < end, "{name}: {answer:?}"),
             }
             tokio::time::sleep(std::time::Duration::from_millis(10)).await;

@@ -220,6 +220,7 @@ fn ratio(ratio: &Spread) -> String {
 /// Three digits that mean something.
 fn number(value: f64) -> String {
     match value {
+        value if value.is_nan() => String::new(),
         value if value >= 100.0 => format!("{value:.0}"),
         value if value >= 10.0 => format!("{value:.1}"),
         value => format!("{value:.2}"),

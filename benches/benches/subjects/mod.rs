@@ -32,7 +32,7 @@ const POOL_SEED: [u8; 32] = [3; 32];
 const VALUE: &[u8] = b"sk_live_0123456789abcdefghijklmnopqrstuvwxyz";
 
 /// Random bytes of the system.
-pub fn fill(bytes: &mut [u8]) {
+pub(crate) fn fill(bytes: &mut [u8]) {
     SystemRandom::new()
         .fill(bytes)
         .expect("the system has random bytes");
@@ -44,14 +44,14 @@ fn parsed<T: std::str::FromStr>(text: &str) -> T {
 }
 
 /// A signed envelope in bytes, and whose signature is asked for.
-pub struct Signed {
+pub(crate) struct Signed {
     bytes: Vec<u8>,
     keys: [PublicKey; 1],
 }
 
 impl Signed {
     /// By one key.
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let key = SigningKey::from_seed(&[4; 32]).expect("a seed is a key");
         let payload = vec![b'x'; PAYLOAD_BYTES];
         Self {
@@ -61,14 +61,14 @@ impl Signed {
     }
 
     /// Opens and verifies it.
-    pub fn verify(&self) -> bool {
+    pub(crate) fn verify(&self) -> bool {
         let envelope = Envelope::parse(&self.bytes).expect("it was just made");
         envelope.verify(&self.keys, 1)
     }
 }
 
 /// A release with rules and a credential.
-pub fn release() -> Release {
+pub(crate) fn release() -> Release {
     let rule = |number: usize| EgressRule {
         scheme: Scheme::Https,
         host: parsed(&format!("api-{number}.example.test")),
@@ -109,19 +109,19 @@ pub fn release() -> Release {
 }
 
 /// Judges a call with a credential.
-pub fn decide_credential(release: &Release) -> Allowed<'_> {
+pub(crate) fn decide_credential(release: &Release) -> Allowed<'_> {
     let url = "https://pay.example.test/v1/charges?amount=100";
     egress::decide(release, Some("payments"), "POST", url).expect("it is declared")
 }
 
 /// Judges a call that the last rule lets through.
-pub fn decide_rule(release: &Release) -> Allowed<'_> {
+pub(crate) fn decide_rule(release: &Release) -> Allowed<'_> {
     let url = "https://api-15.example.test/v1/items?page=2";
     egress::decide(release, None, "GET", url).expect("it is declared")
 }
 
 /// A pool with its key, and a secret sealed to it.
-pub struct Sealed {
+pub(crate) struct Sealed {
     pool: Pool,
     keys: PoolKeys,
     secret: Secret,
@@ -130,7 +130,7 @@ pub struct Sealed {
 
 impl Sealed {
     /// One of the usual length.
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let pool = Pool {
             fleet: FLEET,
             name: parsed(POOL),
@@ -170,18 +170,18 @@ impl Sealed {
     }
 
     /// Seals it once more, as the command line does.
-    pub fn seal(&self) -> Secret {
+    pub(crate) fn seal(&self) -> Secret {
         Self::sealed(&self.pool, &self.value)
     }
 
     /// Opens it, as the vault does at a call.
-    pub fn open(&self) -> SecretValue {
+    pub(crate) fn open(&self) -> SecretValue {
         open_secret(&self.secret, &self.keys).expect("it was sealed for this key")
     }
 }
 
 /// A table with many hosts.
-pub fn table() -> Table<()> {
+pub(crate) fn table() -> Table<()> {
     let hosts: Vec<String> = (0..HOSTS)
         .map(|number| format!("host-{number}.apps.example.test"))
         .collect();
@@ -202,6 +202,6 @@ pub fn table() -> Table<()> {
 }
 
 /// Looks a host up that is there.
-pub fn find(table: &Table<()>) -> Option<&Arc<Site<()>>> {
+pub(crate) fn find(table: &Table<()>) -> Option<&Arc<Site<()>>> {
     table.find("host-77777.apps.example.test")
 }

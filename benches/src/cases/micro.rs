@@ -1,6 +1,6 @@
 //! Single steps: their times by Criterion, and where they are pure their instructions by valgrind, which repeat exactly.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, ensure};
@@ -38,7 +38,8 @@ pub(crate) fn run(run: &Run) -> Result<Case> {
             let nanos = nanos.with_context(|| format!("{}: no median", file.display()))?;
             let name = file.strip_prefix(TIMES)?;
             let name = name.ancestors().nth(2).unwrap_or(name);
-            case.rows.push(row(&name.display().to_string(), Some(nanos), None));
+            case.rows
+                .push(row(&name.display().to_string(), Some(nanos), None));
         }
         files.clear();
         find(Path::new(INSTRUCTIONS), "summary.json", &mut files)?;
@@ -70,7 +71,10 @@ fn row(what: &str, nanos: Option<f64>, instructions: Option<f64>) -> Row {
     Row {
         what: what.to_owned(),
         who: "casemate",
-        figures: [nanos, instructions].into_iter().filter_map(figure).collect(),
+        figures: [nanos, instructions]
+            .into_iter()
+            .filter_map(figure)
+            .collect(),
         ratio: None,
         errors: 0,
     }
@@ -81,10 +85,41 @@ fn read(file: &Path) -> Result<Value> {
     serde_json::from_slice(&text).with_context(|| file.display().to_string())
 }
 
-fn instructions(_summary: &Value) -> Option<f64> {
-    None
+/// The first count of instructions (`Ir`) in a summary of gungraun.
+fn instructions(summary: &Value) -> Option<f64> {
+    match summary {
+        Value::Object(fields) => match fields.get("Ir") {
+            Some(count) => first_number(count),
+            None => fields.values().find_map(instructions),
+        },
+        Value::Array(values) => values.iter().find_map(instructions),
+        _ => None,
+    }
 }
 
-fn find(_folder: &Path, _end: &str, _files: &mut Vec<std::path::PathBuf>) -> Result<()> {
+fn first_number(value: &Value) -> Option<f64> {
+    match value {
+        Value::Number(number) => number.as_f64(),
+        Value::Object(fields) => fields.values().find_map(first_number),
+        Value::Array(values) => values.iter().find_map(first_number),
+        _ => None,
+    }
+}
+
+/// Files below `folder` whose path ends so, in order.
+fn find(folder: &Path, end: &str, files: &mut Vec<PathBuf>) -> Result<()> {
+    let entries = std::fs::read_dir(folder).with_context(|| folder.display().to_string())?;
+    let mut paths = Vec::new();
+    for entry in entries {
+        paths.push(entry?.path());
+    }
+    paths.sort();
+    for path in paths {
+        if path.is_dir() {
+            find(&path, end, files)?;
+        } else if path.ends_with(end) {
+            files.push(path);
+        }
+    }
     Ok(())
 }

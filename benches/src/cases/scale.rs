@@ -12,6 +12,7 @@ use casemate_control_testing::{Fleet, Node, Plane};
 use casemate_push::{Backoff, NodeEnd, NodeEvent, StatementId};
 use casemate_tests::control::Control;
 use casemate_trust::key::SigningKey;
+use rustix::process::{Resource, Rlimit};
 use tokio::sync::mpsc;
 use tokio::task::block_in_place;
 
@@ -223,11 +224,16 @@ fn row(what: String, figures: [f64; 3]) -> Row {
 
 /// See the module.
 pub(crate) async fn run(run: &Run) -> Result<Case> {
-    let limit = rustix::process::Rlimit {
-        current: Some(DESCRIPTORS),
-        maximum: Some(DESCRIPTORS),
+    // Each node has a socket here, and the control plane inherits the bound.
+    let limit = rustix::process::getrlimit(Resource::Nofile);
+    let current = limit
+        .maximum
+        .map_or(DESCRIPTORS, |most| most.min(DESCRIPTORS));
+    let limit = Rlimit {
+        current: Some(current),
+        ..limit
     };
-    rustix::process::setrlimit(rustix::process::Resource::Nofile, limit)?;
+    rustix::process::setrlimit(Resource::Nofile, limit)?;
     let mut case = Case {
         name: "scale",
         title: "Push to many connected nodes: milliseconds".to_owned(),
