@@ -16,6 +16,12 @@ const NOISE: f64 = 0.35;
 #[derive(Debug, Default)]
 pub(crate) struct Rounds(BTreeMap<Who, Vec<Sample>>);
 
+/// A percentile of what is sorted; of nothing, 0.
+pub(crate) fn percentile(sorted: &[f64], part: usize) -> f64 {
+    let at = (sorted.len() * part / 100).min(sorted.len().saturating_sub(1));
+    sorted.get(at).copied().unwrap_or_default()
+}
+
 /// A figure over rounds: the median, and the least and the most.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub(crate) struct Spread {
@@ -36,6 +42,15 @@ impl Spread {
             f64::midpoint(values[middle - 1], values[middle])
         };
         Some(Self { median, low, high })
+    }
+
+    /// Of what was measured once.
+    pub(crate) const fn of_one(value: f64) -> Self {
+        Self {
+            median: value,
+            low: value,
+            high: value,
+        }
     }
 
     /// The rounds disagree too much.

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use anyhow::{Result, anyhow};
+use plotters::coord::ranged1d::{AsRangedCoord, ValueFormatter};
 use plotters::prelude::*;
 
 use crate::compare::Rounds;
@@ -25,62 +26,63 @@ fn failed(error: impl std::fmt::Display) -> anyhow::Error {
     anyhow!("drawing: {error}")
 }
 
-/// Lines through points, one each; both axes on a logarithm, or the lower one as it is.
+/// Names of the axes: across and up.
+type Axes<'a> = (&'a str, &'a str);
+/// A line: its name, its colour, its points.
+type Line<'a> = (&'a str, RGBColor, &'a [(f64, f64)]);
+
+/// Lines through points, one each; both axes on a logarithm.
 pub(crate) fn lines(
     path: &Path,
     title: &str,
-    (across, up): (&str, &str),
+    axes: Axes<'_>,
     series: &[(Who, Vec<(f64, f64)>)],
 ) -> Result<()> {
     let points = || series.iter().flat_map(|(_, points)| points);
     let least = |of: fn(&(f64, f64)) -> f64| points().map(of).fold(f64::INFINITY, f64::min);
     let most = |of: fn(&(f64, f64)) -> f64| points().map(of).fold(0.0, f64::max);
-    let root = SVGBackend::new(path, SIZE).into_drawing_area();
-    root.fill(&WHITE).map_err(failed)?;
-    let mut chart = ChartBuilder::on(&root)
-        .caption(title, ("sans-serif", 18))
-        .margin(12)
-        .x_label_area_size(40)
-        .y_label_area_size(70)
-        .build_cartesian_2d(
-            (least(|point| point.0)..most(|point| point.0) * 1.05).log_scale(),
-            (least(|point| point.1) * 0.8..most(|point| point.1) * 1.25).log_scale(),
-        )
-        .map_err(failed)?;
-    chart
-        .configure_mesh()
-        .x_desc(across)
-        .y_desc(up)
-        .draw()
-        .map_err(failed)?;
-    for (who, points) in series {
-        let colour = colour(*who);
-        let line = LineSeries::new(points.clone(), colour.stroke_width(2)).point_size(4);
-        chart
-            .draw_series(line)
-            .map_err(failed)?
-            .label(who.name())
-            .legend(move |(x, y)| PathElement::new([(x, y), (x + 18, y)], colour.stroke_width(2)));
-    }
-    chart
-        .configure_series_labels()
-        .background_style(WHITE.mix(0.8))
-        .border_style(BLACK)
-        .draw()
-        .map_err(failed)?;
-    root.present().map_err(failed)
+    let across = (least(|point| point.0)..most(|point| point.0) * 1.05).log_scale();
+    let up = (least(|point| point.1) * 0.8..most(|point| point.1) * 1.25).log_scale();
+    let lines = series
+        .iter()
+        .map(|(who, points)| (who.name(), colour(*who), &points[..]));
+    draw(path, title, axes, (across, up), 4, lines)
 }
 
 /// How a share grows with time, which is on a logarithm.
 pub(crate) fn steps(
     path: &Path,
     title: &str,
-    (across, up): (&str, &str),
+    axes: Axes<'_>,
     series: &[(&str, Vec<(f64, f64)>)],
 ) -> Result<()> {
     let points = || series.iter().flat_map(|(_, points)| points);
     let least = points().map(|point| point.0).fold(f64::INFINITY, f64::min);
     let most = points().map(|point| point.0).fold(0.0, f64::max);
+    let across = (least * 0.8..most * 1.25).log_scale();
+    let colours = [colour(Who::Casemate), colour(Who::Deno)];
+    let lines = series
+        .iter()
+        .zip(colours)
+        .map(|((name, points), colour)| (*name, colour, &points[..]));
+    draw(path, title, axes, (across, 0.0..100.0), 0, lines)
+}
+
+/// A picture of lines over these ranges, whose points have this size.
+fn draw<'a, X, Y>(
+    path: &Path,
+    title: &str,
+    (across, up): Axes<'_>,
+    (x, y): (X, Y),
+    point_size: u32,
+    lines: impl Iterator<Item = Line<'a>>,
+) -> Result<()>
+where
+    X: AsRangedCoord<Value = f64>,
+    Y: AsRangedCoord<Value = f64>,
+    X::CoordDescType: ValueFormatter<f64>,
+    Y::CoordDescType: ValueFormatter<f64>,
+{
     let root = SVGBackend::new(path, SIZE).into_drawing_area();
     root.fill(&WHITE).map_err(failed)?;
     let mut chart = ChartBuilder::on(&root)
@@ -88,7 +90,7 @@ pub(crate) fn steps(
         .margin(12)
         .x_label_area_size(40)
         .y_label_area_size(70)
-        .build_cartesian_2d((least * 0.8..most * 1.25).log_scale(), 0.0..100.0)
+        .build_cartesian_2d(x, y)
         .map_err(failed)?;
     chart
         .configure_mesh()
@@ -96,12 +98,12 @@ pub(crate) fn steps(
         .y_desc(up)
         .draw()
         .map_err(failed)?;
-    let colours = [colour(Who::Casemate), colour(Who::Deno)];
-    for ((name, points), colour) in series.iter().zip(colours) {
+    for (name, colour, points) in lines {
+        let line = LineSeries::new(points.iter().copied(), colour.stroke_width(2));
         chart
-            .draw_series(LineSeries::new(points.clone(), colour.stroke_width(2)))
+            .draw_series(line.point_size(point_size))
             .map_err(failed)?
-            .label(*name)
+            .label(name)
             .legend(move |(x, y)| PathElement::new([(x, y), (x + 18, y)], colour.stroke_width(2)));
     }
     chart

@@ -39,18 +39,47 @@ pub(crate) struct Case {
     pub(crate) command: String,
 }
 
+impl Row {
+    /// Of figures that were measured once.
+    pub(crate) fn of_once(
+        what: impl Into<String>,
+        who: Who,
+        figures: impl IntoIterator<Item = f64>,
+    ) -> Self {
+        Self {
+            what: what.into(),
+            who: who.name(),
+            figures: figures.into_iter().map(Spread::of_one).collect(),
+            ratio: None,
+            errors: 0,
+        }
+    }
+}
+
 impl Case {
-    /// The usual columns of a load: requests a second, and latencies.
-    pub(crate) fn of_load(name: &'static str, title: impl Into<String>) -> Self {
+    /// Without rows.
+    pub(crate) fn new(
+        name: &'static str,
+        title: impl Into<String>,
+        ratio_of: &'static str,
+        columns: &[&'static str],
+    ) -> Self {
         Self {
             name,
             title: title.into(),
-            ratio_of: "requests per second, ours against theirs",
-            columns: vec!["requests/s", "p50 us", "p99 us", "p99.9 us"],
+            ratio_of,
+            columns: columns.to_vec(),
             rows: Vec::new(),
             pictures: Vec::new(),
             command: format!("make bench-{name}"),
         }
+    }
+
+    /// The usual columns of a load: requests a second, and latencies.
+    pub(crate) fn of_load(name: &'static str, title: impl Into<String>) -> Self {
+        let ratio_of = "requests per second, ours against theirs";
+        let columns = ["requests/s", "p50 us", "p99 us", "p99.9 us"];
+        Self::new(name, title, ratio_of, &columns)
     }
 
     pub(crate) fn add_load(&mut self, what: &str, rounds: &Rounds, ratio: fn(&Sample) -> f64) {

@@ -10,7 +10,6 @@ use casemate_tests::node::Workers;
 use tokio::task::block_in_place;
 
 use crate::Run;
-use crate::compare::Spread;
 use crate::ours::Ours;
 use crate::peer::{self, Peer, Who};
 use crate::plot;
@@ -61,31 +60,13 @@ fn row(what: usize, who: Who, kib: u64, before: u64) -> Row {
     let mib = |kib: u64| kib as f64 / 1024.0;
     #[allow(clippy::cast_precision_loss, reason = "some hundred")]
     let each = mib(kib.saturating_sub(before)) / what as f64;
-    let one = |value| Spread {
-        median: value,
-        low: value,
-        high: value,
-    };
-    Row {
-        what: format!("{what} functions"),
-        who: who.name(),
-        figures: vec![one(mib(kib)), one(each)],
-        ratio: None,
-        errors: 0,
-    }
+    Row::of_once(format!("{what} functions"), who, [mib(kib), each])
 }
 
 /// See the module.
 pub(crate) async fn run(run: &Run) -> Result<Case> {
-    let mut case = Case {
-        name: "memory",
-        title: "Memory of idle functions".to_owned(),
-        ratio_of: "none",
-        columns: vec!["all processes, MiB", "each function above none, MiB"],
-        rows: Vec::new(),
-        pictures: Vec::new(),
-        command: "make bench-memory".to_owned(),
-    };
+    let columns = ["all processes, MiB", "each function above none, MiB"];
+    let mut case = Case::new("memory", "Memory of idle functions", "none", &columns);
     let mut series = BTreeMap::<Who, Vec<(f64, f64)>>::new();
     let code = block_in_place(|| peer::bundled("hello", &run.folder))?;
     for count in FUNCTIONS {

@@ -8,7 +8,7 @@ use serde_json::Value;
 use tokio::task::block_in_place;
 
 use crate::Run;
-use crate::compare::Spread;
+use crate::peer::Who;
 use crate::report::{Case, Row};
 
 /// Where Criterion and gungraun leave what they measured.
@@ -21,15 +21,7 @@ pub(crate) fn run(run: &Run) -> Result<Case> {
         bench("micro", &[])?;
         run.say("instructions of single steps");
         bench("instructions", &["--save-summary=json"])?;
-        let mut case = Case {
-            name: "micro",
-            title: "Single steps".into(),
-            ratio_of: "none",
-            columns: vec!["ns", "instructions"],
-            rows: Vec::new(),
-            pictures: Vec::new(),
-            command: "make bench-micro".into(),
-        };
+        let mut case = Case::new("micro", "Single steps", "none", &["ns", "instructions"]);
         let mut files = Vec::new();
         find(Path::new(TIMES), "new/estimates.json", &mut files)?;
         for file in &files {
@@ -66,18 +58,10 @@ fn bench(name: &str, more: &[&str]) -> Result<()> {
     Ok(())
 }
 
+/// What was not measured is no number.
 fn row(what: &str, nanos: Option<f64>, instructions: Option<f64>) -> Row {
-    let figure = |value: Option<f64>| Spread::of(vec![value.unwrap_or(f64::NAN)]);
-    Row {
-        what: what.to_owned(),
-        who: "casemate",
-        figures: [nanos, instructions]
-            .into_iter()
-            .filter_map(figure)
-            .collect(),
-        ratio: None,
-        errors: 0,
-    }
+    let figures = [nanos, instructions].map(|value| value.unwrap_or(f64::NAN));
+    Row::of_once(what, Who::Casemate, figures)
 }
 
 fn read(file: &Path) -> Result<Value> {

@@ -18,7 +18,7 @@ use tokio::task::block_in_place;
 
 use crate::Run;
 use crate::cases::memory::pss_kib;
-use crate::compare::Spread;
+use crate::compare::percentile;
 use crate::peer::Who;
 use crate::plot;
 use crate::report::{Case, Row};
@@ -202,26 +202,6 @@ async fn serve(node: &mut Node, say: &mpsc::UnboundedSender<Said>) {
     }
 }
 
-fn at(times: &[f64], part: usize) -> f64 {
-    let index = (times.len() * part / 100).min(times.len().saturating_sub(1));
-    times.get(index).copied().unwrap_or_default()
-}
-
-fn row(what: String, figures: [f64; 3]) -> Row {
-    let one = |value| Spread {
-        median: value,
-        low: value,
-        high: value,
-    };
-    Row {
-        what,
-        who: Who::Casemate.name(),
-        figures: figures.into_iter().map(one).collect(),
-        ratio: None,
-        errors: 0,
-    }
-}
-
 /// See the module.
 pub(crate) async fn run(run: &Run) -> Result<Case> {
     // Each node has a socket here, and the control plane inherits the bound.
@@ -234,15 +214,8 @@ pub(crate) async fn run(run: &Run) -> Result<Case> {
         ..limit
     };
     rustix::process::setrlimit(Resource::Nofile, limit)?;
-    let mut case = Case {
-        name: "scale",
-        title: "Push to many connected nodes: milliseconds".to_owned(),
-        ratio_of: "none",
-        columns: vec!["p50 ms", "p99 ms", "max ms"],
-        rows: Vec::new(),
-        pictures: Vec::new(),
-        command: "make bench-scale".to_owned(),
-    };
+    let title = "Push to many connected nodes: milliseconds";
+    let mut case = Case::new("scale", title, "none", &["p50 ms", "p99 ms", "max ms"]);
     for count in NODES {
         run.say(&format!("scale: {count} nodes join"));
         one(count, &mut case, run).await?;
@@ -269,15 +242,21 @@ async fn one(count: u32, case: &mut Case, run: &Run) -> Result<()> {
         all.extend(many.all(started, has).await?);
     }
     all.sort_by(f64::total_cmp);
-    let figures = [at(&all, 50), at(&all, 99), at(&all, 100)];
-    case.rows.push(row(
+    let figures = [
+        percentile(&all, 50),
+        percentile(&all, 99),
+        percentile(&all, 100),
+    ];
+    case.rows.push(Row::of_once(
         format!("{count} nodes: manifest handed in until a node has it"),
+        Who::Casemate,
         figures,
     ));
     let cpu_us = (many.cpu()?.saturating_sub(cpu)).as_secs_f64() * 1e6;
     let each = f64::from(count);
-    case.rows.push(row(
+    case.rows.push(Row::of_once(
         format!("{count} nodes: control plane's processor time, us a node and deployment; memory, KiB a node; memory, MiB"),
+        Who::Casemate,
         [
             cpu_us / each / DEPLOYS as f64,
             before_kib as f64 / each,
@@ -295,9 +274,14 @@ async fn one(count: u32, case: &mut Case, run: &Run) -> Result<()> {
         Said::Has(..) => None,
     };
     let back = many.all(started, back).await?;
-    case.rows.push(row(
+    case.rows.push(Row::of_once(
         format!("{count} nodes: control plane restarted until a node is served again"),
-        [at(&back, 50), at(&back, 99), at(&back, 100)],
+        Who::Casemate,
+        [
+            percentile(&back, 50),
+            percentile(&back, 99),
+            percentile(&back, 100),
+        ],
     ));
     let steps = |times: &[f64]| -> Vec<(f64, f64)> {
         let many = times.len() as f64;

@@ -11,7 +11,7 @@ use casemate_tests::node::Workers;
 use tokio::task::block_in_place;
 
 use crate::Run;
-use crate::compare::Spread;
+use crate::compare::{Spread, percentile};
 use crate::ours::{Ours, host};
 use crate::peer::{self, Who};
 use crate::report::{Case, Row};
@@ -21,38 +21,21 @@ const STARTS: usize = 30;
 /// Versions that are deployed.
 const DEPLOYS: u32 = 15;
 
-/// Percentile of times, microseconds.
-fn percentile(times: &mut [Duration], part: usize) -> f64 {
-    times.sort_unstable();
-    let at = (times.len() * part / 100).min(times.len().saturating_sub(1));
-    times.get(at).map_or(0.0, |time| time.as_secs_f64() * 1e6)
+const COLUMNS: [&str; 3] = ["p50 us", "p90 us", "p99 us"];
+
+/// Sorted, microseconds.
+fn micros(times: &[Duration]) -> Vec<f64> {
+    let mut times: Vec<f64> = times.iter().map(|time| time.as_secs_f64() * 1e6).collect();
+    times.sort_by(f64::total_cmp);
+    times
 }
 
-fn row(what: &str, who: Who, times: &mut [Duration], ours: Option<f64>) -> Row {
-    let figures = [50, 90, 99].map(|part| percentile(times, part));
-    let one = |value| Spread {
-        median: value,
-        low: value,
-        high: value,
-    };
+fn row(what: &str, who: Who, times: &[Duration], ours: Option<f64>) -> Row {
+    let times = micros(times);
+    let figures = [50, 90, 99].map(|part| percentile(&times, part));
     Row {
-        what: what.to_owned(),
-        who: who.name(),
-        ratio: ours.map(|ours| one(ours / figures[0])),
-        figures: figures.into_iter().map(one).collect(),
-        errors: 0,
-    }
-}
-
-fn case(name: &'static str, title: &str, ratio_of: &'static str) -> Case {
-    Case {
-        name,
-        title: title.to_owned(),
-        ratio_of,
-        columns: vec!["p50 us", "p90 us", "p99 us"],
-        rows: Vec::new(),
-        pictures: Vec::new(),
-        command: format!("make bench-{name}"),
+        ratio: ours.map(|ours| Spread::of_one(ours / figures[0])),
+        ..Row::of_once(what, who, figures)
     }
 }
 
@@ -74,18 +57,19 @@ pub(crate) async fn cold(run: &Run) -> Result<Case> {
         let deno = block_in_place(|| peer::deno(&code, &run.folder))?;
         of_deno.push(first_answer(deno.address, started).await?);
     }
-    let mut case = case(
+    let mut case = Case::new(
         "cold",
         "Cold start: from the request, or from starting the process, to the answer",
         "p50, ours against theirs (less is better)",
+        &COLUMNS,
     );
     let what = "hello";
-    let ours_p50 = percentile(&mut of_ours, 50);
-    case.rows.push(row(what, Who::Casemate, &mut of_ours, None));
+    let ours_p50 = percentile(&micros(&of_ours), 50);
+    case.rows.push(row(what, Who::Casemate, &of_ours, None));
     case.rows
-        .push(row(what, Who::Workerd, &mut of_workerd, Some(ours_p50)));
+        .push(row(what, Who::Workerd, &of_workerd, Some(ours_p50)));
     case.rows
-        .push(row(what, Who::Deno, &mut of_deno, Some(ours_p50)));
+        .push(row(what, Who::Deno, &of_deno, Some(ours_p50)));
     Ok(case)
 }
 
@@ -135,17 +119,18 @@ pub(crate) async fn deploy(run: &Run) -> Result<Case> {
         whole.push(started.elapsed());
         after.push(committed.elapsed());
     }
-    let mut case = case("deploy", "Deploy to serve, a connected node", "none");
+    let title = "Deploy to serve, a connected node";
+    let mut case = Case::new("deploy", title, "none", &COLUMNS);
     case.rows.push(row(
         "`casemate deploy` begins until the new version answers",
         Who::Casemate,
-        &mut whole,
+        &whole,
         None,
     ));
     case.rows.push(row(
         "`casemate deploy` returns until the new version answers",
         Who::Casemate,
-        &mut after,
+        &after,
         None,
     ));
     Ok(case)
