@@ -341,8 +341,8 @@ impl Machine {
         let has_firmware = self.from != From::Emulator;
         let smm = if has_firmware { "on" } else { "off" };
         command.arg("-machine").arg(format!("q35,smm={smm}"));
-        // QEMU's emulation of a second processor does not come through a warm start, nor, once in a great while, through
-        // the system management mode in which firmware writes its variables.
+        // QEMU's emulation of a second processor does not come through a warm start; and of the machines that firmware
+        // starts, whose system management mode wants all processors at once, one did not come up.
         let processors = if hardware.restarts || has_firmware {
             "1"
         } else {

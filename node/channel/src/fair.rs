@@ -65,7 +65,7 @@ impl<K: Ord + Clone, T> Queue<K, T> {
             if let Some(taken) = self.try_next() {
                 return taken;
             }
-            self.filled.notified().await;
+            self.filled().await;
         }
     }
 

@@ -109,7 +109,7 @@ impl Gateway {
     }
 
     /// The next records to say, as many as go at a time.
-    pub fn next_records(&self) -> Vec<Access> {
+    pub fn next_records(&self) -> Option<Vec<Access>> {
         let (mut records, mut bytes) = (Vec::new(), 0);
         while bytes < RECORDS_BYTES
             && let Some(taken) = self.records.try_next()
@@ -118,7 +118,7 @@ impl Gateway {
             bytes += RECORD_BYTES + access.path.len() + access.method.len();
             records.push(access);
         }
-        records
+        (!records.is_empty()).then_some(records)
     }
 
     /// Whether TLS was made for a host with another certificate than this one's (RFC 9110, section 15.5.20).
@@ -342,8 +342,9 @@ mod tests {
         (0..3 * MAX_RECORDS).for_each(|_| gateway.record(access("flood")));
         (0..MAX_RECORDS / 4).for_each(|_| gateway.record(access("quiet")));
         (0..MAX_RECORDS).for_each(|_| gateway.record(access("flood")));
-        let some = || Some(gateway.next_records()).filter(|records| !records.is_empty());
-        let all: Vec<_> = std::iter::from_fn(some).flatten().collect();
+        let all: Vec<_> = std::iter::from_fn(|| gateway.next_records())
+            .flatten()
+            .collect();
         let of = |function| {
             let all = all
                 .iter()

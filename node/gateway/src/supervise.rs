@@ -118,16 +118,13 @@ pub async fn speak(
             }
             _ = &mut stop => break,
             () = async { gateway.has_records().await; records.tick().await; } => {
-                let records = gateway.next_records();
-                supervisor.send(&FromGateway::Access(records), &[]).await?;
+                if let Some(records) = gateway.next_records() {
+                    supervisor.send(&FromGateway::Access(records), &[]).await?;
+                }
             }
         }
     }
-    loop {
-        let records = gateway.next_records();
-        if records.is_empty() {
-            break;
-        }
+    while let Some(records) = gateway.next_records() {
         supervisor.send(&FromGateway::Access(records), &[]).await?;
     }
     supervisor.send(&FromGateway::Stopped, &[]).await
