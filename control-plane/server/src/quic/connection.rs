@@ -1,5 +1,6 @@
 //! One node's connection: bytes in, events handled, frames out, all in one task that never waits for the node.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -98,17 +99,10 @@ impl Shell {
         }
     }
 
-    /// A stranger takes a stranger's place before it has said a word. A node keeps the newcomer's until it has: then its new
-    /// connection takes the place of the old one.
     async fn meet(self, connection: &Connection, key: PublicKey, newcomer: Place) -> Stop {
-        let place = if self.plane.member(&key).is_some() {
-            newcomer
-        } else if let Some(place) = self
-            .strangers
-            .take(network(connection.remote_address().ip()))
-        {
-            place
-        } else {
+        let network = network(connection.remote_address().ip());
+        let is_member = self.plane.member(&key).is_some();
+        let Some(place) = seat(newcomer, is_member, network, &self.strangers) else {
             return Ending::new(close::TOO_MANY, "too many want to join at a time").into();
         };
         match tokio::time::timeout(FIRST_WORD, connection.accept_bi()).await {
@@ -154,6 +148,21 @@ impl Shell {
             talk.shell.plane.depart(visit).await;
         }
         stopped
+    }
+}
+
+/// A stranger takes a stranger's place before it has said a word, and gives up the newcomer's. A node keeps that until it has:
+/// then its new connection takes the place of the old one.
+fn seat(
+    newcomer: Place,
+    is_member: bool,
+    network: IpAddr,
+    strangers: &Arc<Places>,
+) -> Option<Place> {
+    if is_member {
+        Some(newcomer)
+    } else {
+        strangers.take(network)
     }
 }
 
@@ -542,5 +551,27 @@ impl casemate_push::Catalog for NoCatalog {
 
     fn manifest(&self, _: &casemate_trust::id::TenantId) -> Option<(u64, &[u8])> {
         None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stranger_does_not_keep_a_newcomers_place() {
+        let here: IpAddr = "192.0.2.1".parse().unwrap();
+        let (newcomers, strangers) = (Places::new(1, 1), Places::new(2, 2));
+        let sit = |is_member| {
+            let newcomer = newcomers.take(here)?;
+            seat(newcomer, is_member, here, &strangers)
+        };
+        let first = sit(false).unwrap();
+        let second = sit(false).unwrap();
+        assert!(sit(false).is_none(), "strangers have two places");
+        let node = sit(true).unwrap();
+        assert!(newcomers.take(here).is_none(), "a node keeps its own");
+        drop((first, second, node));
+        assert!(newcomers.take(here).is_some());
     }
 }
