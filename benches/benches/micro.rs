@@ -21,7 +21,7 @@ const RECORD_BYTES: usize = 2048;
 
 fn head() -> RequestHead {
     let fields = (0..FIELDS).fold(Fields::default(), |fields, number| {
-        fields.with(format!("x-field-{number}"), "a value of usual length")
+        fields.with(&format!("x-field-{number}"), "a value of usual length")
     });
     RequestHead {
         method: "GET".into(),

@@ -19,6 +19,8 @@ pub(crate) struct Target {
     pub(crate) origin: String,
     /// The `Host` header; of several, each request takes the next.
     pub(crate) hosts: Vec<String>,
+    /// The `Authorization` header.
+    pub(crate) authorization: Option<String>,
 }
 
 /// What to ask, and how many at a time.
@@ -51,6 +53,9 @@ pub(crate) fn wrk(target: &Target, load: &Load, folder: &Path) -> Result<Sample>
     command.args(["--threads", "1", "--timeout", "10s"]);
     command.args(["--connections", &load.connections.to_string()]);
     command.args(["--duration", &format!("{}s", load.secs)]);
+    if let Some(value) = &target.authorization {
+        command.args(["--header", &format!("Authorization: {value}")]);
+    }
     command.arg("--script").arg(&script);
     command.arg(format!("{}{}", target.origin, load.path));
     let body = load.body.as_deref().unwrap_or(Path::new(""));

@@ -76,6 +76,7 @@ impl Ours {
         Target {
             origin: format!("http://{}", self.fleet.node.gateway),
             hosts,
+            authorization: None,
         }
     }
 }

@@ -98,6 +98,7 @@ impl Peer {
         Target {
             origin: format!("http://{}", self.address),
             hosts: Vec::new(),
+            authorization: None,
         }
     }
 }
@@ -240,6 +241,15 @@ impl Upstream {
              methods = [\"GET\"]\npaths = [\"/v1/*\"]\nslot = \"bearer\"\nca = \"upstream-ca.pem\"\n",
             self.address.port()
         )
+    }
+
+    /// The upstream itself, as a program without walls calls it.
+    pub(crate) fn target(&self) -> Target {
+        Target {
+            origin: format!("https://{}", self.address),
+            hosts: vec![format!("localhost:{}", self.address.port())],
+            authorization: Some(format!("Bearer {UPSTREAM_KEY}")),
+        }
     }
 
     /// The call with the key in the text.

@@ -2,16 +2,16 @@
 
 use std::path::Path;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use casemate_tests::node::Workers;
 use tokio::task::block_in_place;
 
 use crate::Run;
-use crate::compare::Rounds;
-use crate::load::{Load, wrk};
+use crate::compare::{Rounds, Spread};
+use crate::load::{Load, Target, wrk};
 use crate::ours::Ours;
 use crate::peer::{self, Upstream, Who};
-use crate::report::Case;
+use crate::report::{Case, Row};
 
 /// Functions in rotation.
 const FUNCTIONS: usize = 100;
@@ -56,7 +56,42 @@ pub(crate) async fn upstream(run: &Run) -> Result<Case> {
             sample.per_second
         });
     }
+    let hello = block_in_place(|| peer::bundled("hello", &run.folder))?;
+    let hello = ours.target(vec![ours.deploy("hello", "", &hello).await?]);
+    let row = block_in_place(|| added(&target, &hello, &upstream.target(), run))?;
+    case.rows.push(row);
     Ok(case)
+}
+
+/// What a call through the vault adds to the same call made directly: the function that calls, less a function that calls nobody, less
+/// the call itself.
+fn added(calls: &Target, hello: &Target, direct: &Target, run: &Run) -> Result<Row> {
+    run.say("upstream, what a call adds");
+    let (mut p50, mut p99) = (Vec::new(), Vec::new());
+    // The first round warms up.
+    for round in 0..=run.rounds {
+        let one = |target, path| {
+            let load = Load {
+                connections: 1,
+                secs: run.secs,
+                path,
+                body: None,
+            };
+            wrk(target, &load, &run.folder)
+        };
+        let whole = one(calls, "/")?;
+        let parts = [one(hello, "/")?, one(direct, "/v1/charges")?];
+        if round > 0 {
+            p50.push(whole.p50_us - parts.iter().map(|part| part.p50_us).sum::<f64>());
+            p99.push(whole.p99_us - parts.iter().map(|part| part.p99_us).sum::<f64>());
+        }
+    }
+    let what = "1 connection: what the call adds to the same made directly";
+    let mut row = Row::of_once(what, Who::Casemate, [f64::NAN; 4]);
+    for (figure, values) in row.figures[1..].iter_mut().zip([p50, p99]) {
+        *figure = Spread::of(values).context("there are rounds")?;
+    }
+    Ok(row)
 }
 
 fn function(call: &str) -> String {

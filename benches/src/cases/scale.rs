@@ -12,6 +12,7 @@ use casemate_control_testing::{Fleet, Node, Plane};
 use casemate_push::{Backoff, NodeEnd, NodeEvent, StatementId};
 use casemate_tests::control::Control;
 use casemate_trust::key::SigningKey;
+use futures_util::StreamExt as _;
 use rustix::process::{Resource, Rlimit};
 use tokio::sync::mpsc;
 use tokio::task::block_in_place;
@@ -24,7 +25,11 @@ use crate::plot;
 use crate::report::{Case, Row};
 
 /// Connected nodes.
-const NODES: [u32; 2] = [100, 1000];
+const NODES: [u32; 3] = [100, 1000, 10_000];
+/// Memory that a node takes, here and in the control plane, KiB; as many are connected as there is memory for.
+const NODE_KIB: u64 = 1024;
+/// Nodes that join at a time; the control plane takes 16 strangers of an address.
+const JOINS_AT_A_TIME: usize = 8;
 /// Deployments, one after the other.
 const DEPLOYS: u64 = 5;
 /// Until all have answered.
@@ -64,21 +69,12 @@ impl Many {
         });
         let fleet = Arc::new(Fleet::new(&plane).await);
         let (say, said) = mpsc::unbounded_channel();
-        for number in 0..count {
-            let key = key(number)?;
-            let label = format!("edge-{number}");
-            let token = fleet.join_token(&plane, &label, LATER).await;
-            let mut node = joining(&plane, &fleet, &token, &key).await;
-            expect(&mut node, &NodeEvent::JoinPending).await?;
-            let admission = admission(&plane, &fleet, &key).await;
-            plane
-                .operator()
-                .post("/v1/nodes/admit", &admission)
-                .await
-                .ok();
-            expect(&mut node, &NodeEvent::Admitted).await?;
-            let greeting = hello(&label, &key, fleet.id);
-            node.end.hello(greeting).map_err(anyhow::Error::msg)?;
+        let mut joined = futures_util::stream::iter(0..count)
+            .map(|number| join(&plane, &fleet, number))
+            .buffer_unordered(JOINS_AT_A_TIME)
+            .enumerate();
+        while let Some((before, node)) = joined.next().await {
+            let (number, node) = node?;
             tokio::spawn(live(
                 node,
                 number,
@@ -86,10 +82,11 @@ impl Many {
                 fleet.clone(),
                 say.clone(),
             ));
-            if number % 200 == 199 {
-                run.say(&format!("{} nodes have joined", number + 1));
+            if before % 200 == 199 {
+                run.say(&format!("{} nodes have joined", before + 1));
             }
         }
+        drop(joined);
         Ok(Self {
             control,
             plane,
@@ -134,6 +131,25 @@ impl Many {
     fn pss_kib(&self) -> Result<u64> {
         pss_kib(self.control.pid().context("the control plane runs")?)
     }
+}
+
+/// A node with a token of its own, which the operator admits.
+async fn join(plane: &Plane, fleet: &Fleet, number: u32) -> Result<(u32, Node)> {
+    let key = key(number)?;
+    let label = format!("edge-{number}");
+    let token = fleet.join_token(plane, &label, LATER).await;
+    let mut node = joining(plane, fleet, &token, &key).await;
+    expect(&mut node, &NodeEvent::JoinPending).await?;
+    let admission = admission(plane, fleet, &key).await;
+    plane
+        .operator()
+        .post("/v1/nodes/admit", &admission)
+        .await
+        .ok();
+    expect(&mut node, &NodeEvent::Admitted).await?;
+    let greeting = hello(&label, &key, fleet.id);
+    node.end.hello(greeting).map_err(anyhow::Error::msg)?;
+    Ok((number, node))
 }
 
 fn key(number: u32) -> Result<SigningKey> {
@@ -217,10 +233,24 @@ pub(crate) async fn run(run: &Run) -> Result<Case> {
     let title = "Push to many connected nodes: milliseconds";
     let mut case = Case::new("scale", title, "none", &["p50 ms", "p99 ms", "max ms"]);
     for count in NODES {
+        let available_kib = available_kib()?;
+        if available_kib < u64::from(count) * NODE_KIB {
+            run.say(&format!("scale: no memory for {count} nodes"));
+            break;
+        }
         run.say(&format!("scale: {count} nodes join"));
         one(count, &mut case, run).await?;
     }
     Ok(case)
+}
+
+fn available_kib() -> Result<u64> {
+    let memory = std::fs::read_to_string("/proc/meminfo")?;
+    let line = memory
+        .lines()
+        .find_map(|line| line.strip_prefix("MemAvailable:"));
+    let kib = line.and_then(|line| line.trim().strip_suffix(" kB"));
+    Ok(kib.context("meminfo without MemAvailable")?.parse()?)
 }
 
 #[allow(clippy::cast_precision_loss, reason = "some million")]

@@ -1,14 +1,15 @@
 //! One task a channel: bytes between the socket and the state that all handles share.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
-use bytes::{Bytes, BytesMut};
+use bytes::{Buf as _, Bytes, BytesMut};
 use casemate_wire::channel::MAX_OUTPUT_BYTES;
 use casemate_wire::{Channel, Event, Fields, RequestHead, ResponseHead, Side, StreamId};
+use hashbrown::HashMap;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
 use tokio::sync::{Notify, SetOnce};
@@ -21,6 +22,9 @@ const READ_BYTES: usize = 128 * 1024;
 /// Reads after which the other tasks of this thread have a turn: an end that writes without pause must not keep it.
 const READS_IN_A_TURN: u32 = 4;
 
+/// Output that is worth a write, bytes: some ten heads. Waiting for more would leave the other end idle.
+const WRITE_BYTES: usize = 2 * 1024;
+
 /// A piece below this is copied together with its neighbours, bytes.
 const SMALL_BYTES: usize = 8 * 1024;
 
@@ -30,6 +34,8 @@ pub(crate) struct Shared {
     state: Mutex<State>,
     /// Tells the driver that there is output.
     wake: Notify,
+    /// Tells the driver that there is enough of it.
+    full: Notify,
     /// Tells everybody that the channel is over.
     over: Notify,
     /// Set when the driver has ended.
@@ -118,6 +124,7 @@ pub(crate) fn start(fd: OwnedFd, side: Side) -> io::Result<(Arc<Shared>, Arc<Ali
     let shared = Arc::new(Shared {
         state: Mutex::new(state),
         wake: Notify::new(),
+        full: Notify::new(),
         over: Notify::new(),
         ended: SetOnce::new(),
     });
@@ -168,7 +175,11 @@ async fn drive(mut socket: UnixStream, shared: Arc<Shared>) {
                 }
             },
             // Who else is ready now may have something to say too: it then goes out in the same write.
-            () = shared.wake.notified(), if !writes => tokio::task::yield_now().await,
+            () = shared.wake.notified(), if !writes => tokio::select! {
+                biased;
+                () = shared.full.notified() => {}
+                () = tokio::task::yield_now() => {}
+            },
         }
     }
     shared.close();
@@ -186,10 +197,13 @@ impl Shared {
     pub(crate) fn with<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
         let mut state = self.lock();
         let result = change(&mut state);
-        let wake = !state.channel.output().is_empty();
+        let bytes = state.channel.output().len();
         drop(state);
-        if wake {
+        if bytes > 0 {
             self.wake.notify_one();
+        }
+        if bytes >= WRITE_BYTES {
+            self.full.notify_one();
         }
         result
     }
@@ -214,7 +228,7 @@ impl Shared {
     pub(crate) async fn accept(&self) -> Option<(StreamId, RequestHead, bool)> {
         std::future::poll_fn(|context| {
             let mut state = self.lock();
-            if !state.closed && state.channel.output().len() >= MAX_OUTPUT_BYTES {
+            if !state.closed && state.is_full() {
                 // It asks and does not read the answers: no more answers until it does.
                 state.draining.push(context.waker().clone());
                 return Poll::Pending;
@@ -306,7 +320,7 @@ impl State {
             Event::Data { id, bytes } => self.arrived(id, |stream| stream.put(bytes)),
             Event::End { id, trailers } => self.arrived(id, |stream| {
                 stream.end = true;
-                stream.trailers = (!trailers.0.is_empty()).then_some(trailers);
+                stream.trailers = (!trailers.is_empty()).then_some(trailers);
             }),
             Event::Reset { id, code } => {
                 // Reset before it was accepted: nobody needs to hear of it.
@@ -348,6 +362,11 @@ impl State {
         }
     }
 
+    /// So much output waits that nothing is to be added.
+    pub(crate) fn is_full(&mut self) -> bool {
+        self.channel.output().len() >= MAX_OUTPUT_BYTES
+    }
+
     /// Sends what there is credit for; ready when all is sent.
     pub(crate) fn poll_send(
         &mut self,
@@ -358,13 +377,14 @@ impl State {
         if let Some(failure) = self.failure(id) {
             return Poll::Ready(Err(failure));
         }
-        if self.channel.output().len() >= MAX_OUTPUT_BYTES {
+        if self.is_full() {
             self.draining.push(context.waker().clone());
             return Poll::Pending;
         }
-        if !self.channel.send(id, bytes) {
+        let Some(sent) = self.channel.send(id, bytes) else {
             return Poll::Ready(Err(StreamError::Reset(casemate_wire::RESET_CANCELLED)));
-        }
+        };
+        bytes.advance(sent);
         if bytes.is_empty() {
             return Poll::Ready(Ok(()));
         }

@@ -236,6 +236,19 @@ impl SendBody {
         .await
     }
 
+    /// Sends the beginning of these bytes that can go at once, without a copy in between, and says how long it is. What is left
+    /// is for [`SendBody::send`], which also says when the stream is over.
+    pub fn send_now(&mut self, bytes: &[u8]) -> usize {
+        let Half { shared, id, .. } = &self.half;
+        shared.with(|state| {
+            if state.is_full() {
+                0
+            } else {
+                state.channel.send(*id, bytes).unwrap_or(0)
+            }
+        })
+    }
+
     /// Ends the body.
     pub fn finish(self) {
         self.finish_with(&Fields::default());
@@ -320,6 +333,16 @@ impl RecvBody {
         });
         self.done = matches!(piece, Poll::Ready(None | Some(Err(_))));
         piece
+    }
+
+    /// The next piece, if it is there already.
+    pub fn arrived(&mut self) -> Option<Bytes> {
+        let Half { shared, id, .. } = &self.half;
+        shared.with(|state| {
+            let bytes = state.streams.get_mut(id)?.take()?;
+            state.channel.consumed(*id, bytes.len());
+            Some(bytes)
+        })
     }
 
     /// Whether nothing more comes, as far as is known without waiting.

@@ -33,8 +33,6 @@ const HEAD_WAIT: Duration = Duration::from_secs(600);
 const MAX_WORKERS_TRIED: usize = 4;
 /// Longest path, and longest method, in an access record, bytes.
 const MAX_RECORDED_BYTES: usize = 2048;
-/// Fields that the gateway adds: `host`, `:request`, `:client`.
-const OWN_FIELDS: usize = 3;
 
 /// Makes request ids: 128 bits, unique on this node, never repeated by a restart.
 #[derive(Debug)]
@@ -231,12 +229,11 @@ fn to_worker(connection: &Connection, head: &Parts, host: &Host<'_>, id: &str) -
     });
     let authority_at = target.len();
     host.write(&mut target);
-    let authority = Bytes::copy_from_slice(&target.as_bytes()[authority_at..]);
+    let mut fields = fields::to_worker(&head.headers);
+    fields.push("host", &target[authority_at..]);
+    fields.push(":request", id);
+    fields.push(":client", &connection.client);
     target.push_str(rest);
-    let mut fields = fields::to_worker(&head.headers, OWN_FIELDS);
-    fields.push("host", authority);
-    fields.push(":request", Bytes::copy_from_slice(id.as_bytes()));
-    fields.push(":client", connection.client.clone());
     RequestHead {
         method: head.method.as_str().to_owned(),
         target,

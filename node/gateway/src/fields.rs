@@ -1,6 +1,5 @@
 //! Header fields between HTTP and a channel. What belongs to one hop stays on it (RFC 9110, section 7.6.1).
 
-use bytes::Bytes;
 use casemate_wire::Fields;
 use http::header::{CONNECTION, CONTENT_LENGTH, DATE};
 use http::{HeaderMap, HeaderName, HeaderValue};
@@ -10,6 +9,11 @@ pub const MAX_REQUEST_FIELDS: usize = 100;
 
 /// Bytes of a request's head at most.
 pub const MAX_HEAD_BYTES: usize = 48 * 1024;
+
+/// Fields that the gateway adds: `host`, `:request`, `:client`.
+const OWN_FIELDS: usize = 3;
+/// Of names and values, bytes: what a browser's request has, so that its head grows seldom.
+const ROOM_BYTES: usize = 512;
 
 /// The head of a response cannot be passed on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -41,10 +45,10 @@ fn listed<'a>(mut connection: impl Iterator<Item = &'a [u8]>, name: &str) -> boo
     })
 }
 
-/// A caller's fields as they go to a worker, with room for `more`. `Host` is left out: the gateway writes the one that
+/// A caller's fields as they go to a worker, with room for some more. `Host` is left out: the gateway writes the one that
 /// it judged. So is `Expect`: the gateway asks for the body when the worker can take it.
-pub fn to_worker(fields: &HeaderMap, more: usize) -> Fields {
-    let mut out = Vec::with_capacity(fields.len() + more);
+pub fn to_worker(fields: &HeaderMap) -> Fields {
+    let mut out = Fields::with_capacity(fields.len() + OWN_FIELDS, ROOM_BYTES);
     let options = fields
         .contains_key(CONNECTION)
         .then(|| fields.get_all(CONNECTION));
@@ -60,16 +64,15 @@ pub fn to_worker(fields: &HeaderMap, more: usize) -> Fields {
         if name != CONTENT_LENGTH && options.as_ref().is_some_and(is_listed) {
             continue;
         }
-        out.push((text.to_owned(), Bytes::copy_from_slice(value.as_bytes())));
+        out.push(text, value);
     }
-    Fields(out)
+    out
 }
 
 /// A caller's trailers as they go to a worker: without what belongs into a head (RFC 9110, section 6.5.1).
 pub fn trailers_to_worker(fields: &HeaderMap) -> Fields {
-    let mut fields = to_worker(fields, 0);
-    fields.0.retain(|(name, _)| is_trailer(name));
-    fields
+    let fields = to_worker(fields);
+    fields.iter().filter(|(name, _)| is_trailer(name)).collect()
 }
 
 fn is_trailer(name: &str) -> bool {
@@ -93,11 +96,11 @@ fn is_trailer(name: &str) -> bool {
 /// A name, a value or a length that is no HTTP.
 pub fn to_caller(fields: &Fields) -> Result<(HeaderMap, Option<u64>), BadResponse> {
     // Room for what is added on the way out.
-    let mut out = HeaderMap::with_capacity(fields.0.len() + 2);
+    let mut out = HeaderMap::with_capacity(fields.len() + 2);
     let mut length = None;
-    let connection = || fields.0.iter().filter(|(name, _)| name == "connection");
+    let connection = || fields.iter().filter(|(name, _)| *name == "connection");
     let has_options = connection().next().is_some();
-    for (name, value) in &fields.0 {
+    for (name, value) in fields.iter() {
         if name.starts_with(':') || stays_here(name) {
             continue;
         }
@@ -109,11 +112,11 @@ pub fn to_caller(fields: &Fields) -> Result<(HeaderMap, Option<u64>), BadRespons
             length = Some(declared);
             continue;
         }
-        if has_options && listed(connection().map(|(_, value)| &value[..]), name) {
+        if has_options && listed(connection().map(|(_, value)| value), name) {
             continue;
         }
         let header = HeaderName::from_bytes(name.as_bytes()).map_err(|_| BadResponse)?;
-        let value = HeaderValue::from_maybe_shared(value.clone()).map_err(|_| BadResponse)?;
+        let value = HeaderValue::from_bytes(value).map_err(|_| BadResponse)?;
         if header == DATE {
             out.insert(header, value);
         } else {
@@ -128,8 +131,7 @@ pub fn to_caller(fields: &Fields) -> Result<(HeaderMap, Option<u64>), BadRespons
 /// # Errors
 /// As for [`to_caller`].
 pub fn trailers_to_caller(fields: &Fields) -> Result<HeaderMap, BadResponse> {
-    let plain = fields.0.iter().filter(|(name, _)| is_trailer(name));
-    let plain = Fields(plain.cloned().collect());
+    let plain: Fields = fields.iter().filter(|(name, _)| is_trailer(name)).collect();
     to_caller(&plain).map(|(fields, _)| fields)
 }
 
@@ -159,7 +161,7 @@ mod tests {
     }
 
     fn names(fields: &Fields) -> Vec<&str> {
-        fields.0.iter().map(|(name, _)| name.as_str()).collect()
+        fields.iter().map(|(name, _)| name).collect()
     }
 
     #[test]
@@ -184,7 +186,7 @@ mod tests {
             ("cookie", "b=2"),
         ];
         assert_eq!(
-            names(&to_worker(&map(&fields), 0)),
+            names(&to_worker(&map(&fields))),
             ["content-length", "cookie", "cookie"]
         );
         let trailers = trailers_to_worker(&map(&[

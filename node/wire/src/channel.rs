@@ -1,12 +1,14 @@
 //! One end of a channel: takes bytes and commands in, gives bytes and events out.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 
 use bytes::{Buf as _, Bytes, BytesMut};
+use hashbrown::HashMap;
 
 use crate::error::{OpenError, Violation};
+use crate::fields::Fields;
 use crate::frame::{self, FLAG_ACK, FLAG_END, HEADER_BYTES, Header, Kind};
-use crate::head::{Fields, HeadError, RequestHead, ResponseHead};
+use crate::head::{HeadError, RequestHead, ResponseHead};
 
 /// Body bytes that the other end may send on one stream before we have used them.
 pub const STREAM_WINDOW_BYTES: u32 = 256 * 1024;
@@ -163,22 +165,17 @@ impl Channel {
         if self.output.len() >= MAX_OUTPUT_BYTES {
             return Err(OpenError::Stalled);
         }
-        let payload = head.write()?;
-        self.highest += 1;
-        let id = self.highest;
+        let id = self.highest + 1;
+        frame::write_with(&mut self.output, Kind::Head, end_flag(end), id, |out| {
+            head.write(out)
+        })?;
+        self.highest = id;
         let stream = Stream {
             head_sent: true,
             send_open: !end,
             ..Stream::new()
         };
         self.streams.insert(id, stream);
-        frame::write(
-            &mut self.output,
-            Kind::Head,
-            if end { FLAG_END } else { 0 },
-            id,
-            &payload,
-        );
         Ok(id)
     }
 
@@ -195,33 +192,26 @@ impl Channel {
         let Some(stream) = self.streams.get_mut(&id).filter(|stream| !stream.head_sent) else {
             return Ok(());
         };
-        let payload = head.write()?;
+        frame::write_with(&mut self.output, Kind::Head, end_flag(end), id, |out| {
+            head.write(out)
+        })?;
         stream.head_sent = true;
         stream.send_open = !end;
-        frame::write(
-            &mut self.output,
-            Kind::Head,
-            if end { FLAG_END } else { 0 },
-            id,
-            &payload,
-        );
         self.forget_if_over(id);
         Ok(())
     }
 
-    /// Sends as much of `bytes` as there is credit for and takes that off its front. [`Event::Writable`] says when more
-    /// may be tried. `false`: the stream is gone.
-    pub fn send(&mut self, id: StreamId, bytes: &mut Bytes) -> bool {
-        let Some(stream) = self
+    /// Sends as much of `bytes` as there is credit for, and says how much that was. [`Event::Writable`] says when more
+    /// may be tried. `None`: the stream is gone.
+    pub fn send(&mut self, id: StreamId, bytes: &[u8]) -> Option<usize> {
+        let stream = self
             .streams
             .get_mut(&id)
-            .filter(|stream| stream.head_sent && stream.send_open)
-        else {
-            return false;
-        };
-        while !bytes.is_empty() {
+            .filter(|stream| stream.head_sent && stream.send_open)?;
+        let mut left = bytes;
+        while !left.is_empty() {
             let credit = stream.send_credit.min(self.send_credit) as usize;
-            let length = bytes.len().min(credit).min(MAX_DATA_BYTES);
+            let length = left.len().min(credit).min(MAX_DATA_BYTES);
             if length == 0 {
                 if !stream.blocked {
                     stream.blocked = true;
@@ -229,12 +219,12 @@ impl Channel {
                 }
                 break;
             }
-            frame::write(&mut self.output, Kind::Data, 0, id, &bytes[..length]);
-            bytes.advance(length);
+            frame::write(&mut self.output, Kind::Data, 0, id, &left[..length]);
+            left = &left[length..];
             stream.send_credit -= length as u32;
             self.send_credit -= length as u32;
         }
-        true
+        Some(bytes.len() - left.len())
     }
 
     /// Ends our direction. Trailers that do not fit are left out.
@@ -247,11 +237,14 @@ impl Channel {
             return;
         };
         stream.send_open = false;
-        let mut payload = Vec::new();
-        if !trailers.0.is_empty() && trailers.write(&mut payload).is_err() {
-            payload.clear();
+        let fits = !trailers.is_empty()
+            && frame::write_with(&mut self.output, Kind::End, 0, id, |out| {
+                trailers.write(out, out.len())
+            })
+            .is_ok();
+        if !fits {
+            frame::write(&mut self.output, Kind::End, 0, id, &[]);
         }
-        frame::write(&mut self.output, Kind::End, 0, id, &payload);
         self.forget_if_over(id);
     }
 
@@ -534,6 +527,10 @@ impl Channel {
             self.give_back(stream.held);
         }
     }
+}
+
+fn end_flag(end: bool) -> u8 {
+    if end { FLAG_END } else { 0 }
 }
 
 impl Stream {

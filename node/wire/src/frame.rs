@@ -123,6 +123,27 @@ pub(crate) fn write(out: &mut Vec<u8>, kind: Kind, flags: u8, stream: u32, paylo
     out.extend_from_slice(payload);
 }
 
+/// Appends a frame whose payload, within the same bound, is written in place; nothing when that fails.
+pub(crate) fn write_with<E>(
+    out: &mut Vec<u8>,
+    kind: Kind,
+    flags: u8,
+    stream: u32,
+    payload: impl FnOnce(&mut Vec<u8>) -> Result<(), E>,
+) -> Result<(), E> {
+    let start = out.len();
+    write(out, kind, flags, stream, &[]);
+    let written = payload(out);
+    if written.is_ok() {
+        let length = (out.len() - start - HEADER_BYTES) as u32;
+        debug_assert!(length as usize <= MAX_PAYLOAD_BYTES);
+        out[start..start + 4].copy_from_slice(&length.to_le_bytes());
+    } else {
+        out.truncate(start);
+    }
+    written
+}
+
 /// A packet of a control channel that holds `payload`.
 pub fn control_packet(payload: &[u8]) -> Vec<u8> {
     let mut packet = Vec::with_capacity(HEADER_BYTES + payload.len());

@@ -11,12 +11,14 @@
 pub mod channel;
 pub mod control;
 mod error;
+mod fields;
 pub mod frame;
 pub mod head;
 
 pub use channel::{Channel, Event, Side, StreamId};
 pub use error::{OpenError, Violation};
-pub use head::{Fields, RequestHead, ResponseHead};
+pub use fields::Fields;
+pub use head::{RequestHead, ResponseHead};
 
 /// Reset code: whoever asked no longer wants the answer.
 pub const RESET_CANCELLED: u16 = 0;

@@ -1,6 +1,7 @@
 //! Header fields between the channels and JavaScript, which has them as `name NUL value NUL ...` in Latin-1.
 
-use bytes::Bytes;
+use std::borrow::Cow;
+
 use casemate_wire::Fields;
 
 /// Fields about one connection, or about how a body travels on it: whoever makes the next connection says them anew.
@@ -20,11 +21,15 @@ const OF_THE_CONNECTION: &[&str] = &[
 pub(crate) const MAX_HEAD_BYTES: usize = 32 * 1024;
 /// Most fields of the function in a head: `head::MAX_FIELDS` and room for ours.
 const MAX_FIELDS: usize = 200;
+/// Fields in most heads: room is made for so many.
+const USUAL_FIELDS: usize = 8;
+/// Of what we add, bytes: room is made for it.
+const ADDED_BYTES: usize = 64;
 
 /// Fields for JavaScript; ours stay out.
 pub(crate) fn to_script(fields: &Fields) -> Vec<u8> {
     let mut text = Vec::with_capacity(512);
-    for (name, value) in fields.0.iter().filter(|(name, _)| !name.starts_with(':')) {
+    for (name, value) in fields.iter().filter(|(name, _)| !name.starts_with(':')) {
         if !text.is_empty() {
             text.push(0);
         }
@@ -42,18 +47,27 @@ pub(crate) fn from_script(text: &[u8]) -> Option<Fields> {
     if text.len() > MAX_HEAD_BYTES {
         return None;
     }
-    let mut fields = Fields::default();
+    let mut fields = Fields::with_capacity(USUAL_FIELDS, text.len() + ADDED_BYTES);
     let mut parts = text.split(|byte| *byte == 0);
     while let (Some(name), Some(value)) = (parts.next(), parts.next()) {
-        let name = std::str::from_utf8(name).ok()?.to_ascii_lowercase();
-        if name.starts_with(':') || fields.0.len() == MAX_FIELDS {
+        let name = lower(std::str::from_utf8(name).ok()?);
+        if name.starts_with(':') || fields.len() == MAX_FIELDS {
             return None;
         }
-        if !OF_THE_CONNECTION.contains(&name.as_str()) {
-            fields.push(name, Bytes::copy_from_slice(value));
+        if !OF_THE_CONNECTION.contains(&&*name) {
+            fields.push(&name, value);
         }
     }
     Some(fields)
+}
+
+/// In lower case, which `Headers` has them in already.
+fn lower(name: &str) -> Cow<'_, str> {
+    if name.bytes().any(|byte| byte.is_ascii_uppercase()) {
+        Cow::Owned(name.to_ascii_lowercase())
+    } else {
+        Cow::Borrowed(name)
+    }
 }
 
 #[cfg(test)]
@@ -62,18 +76,17 @@ mod tests {
 
     #[test]
     fn fields_go_there_and_back_without_ours_and_the_connections() {
-        let fields = Fields(vec![
-            (":request".into(), "r1".into()),
-            ("accept".into(), "*/*".into()),
-            ("x-latin".into(), Bytes::from_static(b"caf\xe9")),
-            ("x-empty".into(), "".into()),
-        ]);
+        let own = Fields::default()
+            .with("accept", "*/*")
+            .with("x-latin", b"caf\xe9")
+            .with("x-empty", "");
+        let fields = own.iter().collect::<Fields>().with(":request", "r1");
         assert_eq!(
             to_script(&fields),
             b"accept\0*/*\0x-latin\0caf\xe9\0x-empty\0"
         );
         let back = from_script(b"Accept\0*/*\0X-Latin\0caf\xe9\0Transfer-Encoding\0chunked\0Content-Length\x0099\0X-Empty\0").unwrap();
-        assert_eq!(back.0, fields.0[1..].to_vec());
+        assert_eq!(back, own);
         assert_eq!(from_script(b"").unwrap(), Fields::default());
     }
 

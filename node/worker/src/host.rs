@@ -9,9 +9,10 @@ use casemate_wire::control::worker::FromWorker;
 use casemate_wire::{RequestHead, ResponseHead};
 use futures_util::FutureExt;
 use futures_util::future::{AbortHandle, Abortable, abortable};
+use hashbrown::HashMap;
 
 use crate::engine::ops::{Call, CallBody, Handle, Host, RequestId};
-use crate::engine::{self, Event};
+use crate::engine::{self, Event, Piece, Pieces};
 use crate::fields;
 use crate::logs::cut;
 use crate::state::{Done, Held, State, Worker};
@@ -41,14 +42,13 @@ impl Host for Worker {
             .unwrap_or_default()
     }
 
-    fn respond(&self, id: RequestId, status: u16, headers: &[u8], body: Option<Bytes>) {
+    fn respond(&self, id: RequestId, status: u16, headers: &[u8], body: Option<&[u8]>) {
         let mut state = self.state.borrow_mut();
         let Some(mut head) = state.response_head(id, status, headers) else {
             return;
         };
-        let length = body.as_ref().map(Bytes::len);
-        if let Some(length) = length {
-            head.fields.push("content-length", length.to_string());
+        if let Some(body) = body {
+            head.fields.push("content-length", body.len().to_string());
         }
         let Some(request) = state.requests.get_mut(&id) else {
             return;
@@ -58,10 +58,16 @@ impl Host for Worker {
             return;
         };
         let mut sending = reply.send(&head, body.is_none());
+        let body = body.unwrap_or_default();
+        let sent = sending.send_now(body);
+        if sent == body.len() {
+            sending.finish();
+            state.ready.push_back(Done::Responded(id));
+            return;
+        }
+        let rest = Bytes::copy_from_slice(&body[sent..]);
         state.start(async move {
-            if let Some(body) = body
-                && sending.send(body).await.is_ok()
-            {
+            if sending.send(rest).await.is_ok() {
                 sending.finish();
             }
             Some(Done::Responded(id))
@@ -148,20 +154,17 @@ impl Host for Worker {
 
     fn pull(&self, handle: Handle) {
         let mut state = self.state.borrow_mut();
-        let Some(mut body) = state
-            .receiving
-            .get_mut(&handle)
-            .and_then(|held| held.body.take())
-        else {
-            return;
-        };
-        let busy = state.start_abortable(async move {
-            let piece = body.next().await;
+        state.receive(handle, async move |mut body| {
+            let piece = next_pieces(&mut body).await;
             Done::Pulled(handle, body, piece)
         });
-        if let Some(held) = state.receiving.get_mut(&handle) {
-            held.busy = Some(busy);
-        }
+    }
+
+    fn gather(&self, handle: Handle) {
+        let mut state = self.state.borrow_mut();
+        state.receive(handle, async move |mut body| {
+            Done::Gathered(handle, all_pieces(&mut body).await)
+        });
     }
 
     fn write(&self, handle: Handle, bytes: Bytes) {
@@ -287,7 +290,7 @@ impl State {
             .ok()
             .and_then(|index| self.bindings.get(index))
         {
-            fields.push(":binding", binding.clone());
+            fields.push(":binding", binding);
         }
         if let CallBody::Whole(bytes) = &call.body {
             fields.push("content-length", bytes.len().to_string());
@@ -319,6 +322,22 @@ impl State {
             self.start_abortable(async move { Done::Answered(handle, response.head().await) });
         self.calling.insert(handle, (request, busy));
         Ok(())
+    }
+
+    /// Lets a future have a body that is being received.
+    fn receive<F: Future<Output = Done> + 'static>(
+        &mut self,
+        handle: Handle,
+        take: impl FnOnce(RecvBody) -> F,
+    ) {
+        let held = self.receiving.get_mut(&handle);
+        let Some(body) = held.and_then(|held| held.body.take()) else {
+            return;
+        };
+        let busy = self.start_abortable(take(body));
+        if let Some(held) = self.receiving.get_mut(&handle) {
+            held.busy = Some(busy);
+        }
     }
 
     /// Runs a future to its end. What is over at once never enters the set of those that wait.
@@ -410,8 +429,40 @@ impl State {
     }
 }
 
+/// What comes next, and all that has come behind it.
+async fn next_pieces(body: &mut RecvBody) -> Piece {
+    let mut next = match body.next().await {
+        Some(Ok(first)) => Some(first),
+        Some(Err(_)) => return Piece::Cut,
+        None => return Piece::End,
+    };
+    let mut pieces = Pieces::default();
+    while let Some(piece) = next {
+        if !pieces.push(piece) {
+            return Piece::TooMuch;
+        }
+        next = body.arrived();
+    }
+    Piece::Bytes(pieces)
+}
+
+async fn all_pieces(body: &mut RecvBody) -> Piece {
+    let mut pieces = Pieces::default();
+    while let Some(next) = body.next().await {
+        let Ok(piece) = next else { return Piece::Cut };
+        if !pieces.push(piece) {
+            return Piece::TooMuch;
+        }
+    }
+    if pieces.len() == 0 {
+        Piece::End
+    } else {
+        Piece::Bytes(pieces)
+    }
+}
+
 /// Keys of what belongs to somebody.
-fn owned<T>(map: &std::collections::HashMap<u32, T>, belongs: impl Fn(&T) -> bool) -> Vec<u32> {
+fn owned<T>(map: &HashMap<u32, T>, belongs: impl Fn(&T) -> bool) -> Vec<u32> {
     map.iter()
         .filter(|(_, value)| belongs(value))
         .map(|(key, _)| *key)

@@ -19,6 +19,9 @@ use crate::state::Worker;
 /// Rounds before the platform's own asynchrony is polled although there are requests: so that neither starves.
 const ROUNDS_PER_POLL: u32 = 32;
 
+/// Rounds after which the channels have a turn, so that answers do not wait for each other.
+const ROUNDS_PER_WRITE: u32 = 8;
+
 /// How long V8's delayed tasks (giving memory back) are looked after once nothing happens any more.
 const SETTLE: Duration = Duration::from_secs(20);
 /// How often they are looked at during that time.
@@ -127,6 +130,9 @@ impl Server {
             self.active = now;
             if let Err(end) = self.turns() {
                 return end;
+            }
+            if self.rounds % ROUNDS_PER_WRITE == 0 {
+                tokio::task::yield_now().await;
             }
             if self
                 .stopping

@@ -4,12 +4,11 @@
 //! end becomes an [`Event`] for the function's side. Only [`crate::serve`] runs turns.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeSet, VecDeque};
 use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use casemate_channel::{Incoming, Opener, RecvBody, Reply, SendBody, StreamError};
 use casemate_wire::control::worker::{FromWorker, Outcome};
 use casemate_wire::control::{Failure, Limits};
@@ -17,6 +16,7 @@ use casemate_wire::{RequestHead, ResponseHead};
 use futures_util::StreamExt;
 use futures_util::future::{AbortHandle, LocalBoxFuture};
 use futures_util::stream::FuturesUnordered;
+use hashbrown::HashMap;
 use tokio::sync::mpsc;
 
 use crate::account::Nobody;
@@ -115,7 +115,8 @@ pub(crate) struct Request {
 
 /// The end of something that took time.
 pub(crate) enum Done {
-    Pulled(Handle, RecvBody, Option<Result<Bytes, StreamError>>),
+    Pulled(Handle, RecvBody, Piece),
+    Gathered(Handle, Piece),
     Written(Handle, SendBody, Result<(), StreamError>),
     Answered(Handle, Result<(ResponseHead, RecvBody), StreamError>),
     /// A response is over, or a promise of a request has settled.
@@ -384,19 +385,23 @@ impl Worker {
                 };
                 let request = held.owner;
                 held.busy = None;
-                let piece = match piece {
-                    Some(Ok(bytes)) => {
-                        held.body = Some(body);
-                        Piece::Bytes(bytes)
-                    }
-                    Some(Err(_)) => Piece::Cut,
-                    None => Piece::End,
-                };
-                if !matches!(piece, Piece::Bytes(_)) {
+                if matches!(piece, Piece::Bytes(_)) {
+                    held.body = Some(body);
+                } else {
                     state.receiving.remove(&handle);
                 }
                 self.tell(Event::Arrived {
                     request,
+                    body: handle,
+                    piece,
+                });
+            }
+            Done::Gathered(handle, piece) => {
+                let Some(held) = state.receiving.remove(&handle) else {
+                    return;
+                };
+                self.tell(Event::Arrived {
+                    request: held.owner,
                     body: handle,
                     piece,
                 });

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use casemate_channel::{Incoming, StreamError};
 use casemate_wire::control::Failure;
 use casemate_wire::{Fields, ResponseHead};
-use harness::{Function, PATIENCE, function, function_with, head, load, whole};
+use harness::{Function, PATIENCE, function, function_with, head, load, tell_apart, whole};
 
 /// Calls what the path says and shows what came of it.
 const CALLER: &str = r#"export default {
@@ -26,12 +26,10 @@ const CALLER: &str = r#"export default {
 
 /// Answers one call of the worker.
 async fn answer(incoming: Incoming, status: u16, fields: &[(&str, &str)], body: &'static str) {
-    let fields = fields
-        .iter()
-        .map(|(name, value)| ((*name).to_owned(), Bytes::copy_from_slice(value.as_bytes())));
+    let fields = fields.iter().map(|(name, value)| (*name, value.as_bytes()));
     let head = ResponseHead {
         status,
-        fields: Fields(fields.collect()),
+        fields: fields.collect(),
     };
     let mut sending = incoming.reply.send(&head, body.is_empty());
     if !body.is_empty() {
@@ -49,8 +47,7 @@ async fn call(
     order: &'static str,
     vault: impl AsyncFnOnce(&mut casemate_channel::Acceptor),
 ) -> String {
-    let mut request = head("POST", "https://fn.test/");
-    request.fields.0[0].1 = Bytes::from_static(b"r7");
+    let request = tell_apart(head("POST", "https://fn.test/"), "r7");
     let mut exchange = worker.open(request, false);
     exchange
         .body
@@ -107,6 +104,44 @@ async fn a_plain_call_carries_the_request_and_no_binding() {
         r#"{"status":203,"url":"https://api.test/a?b","redirected":false,"header":"yes","text":"body"}"#
     );
     assert_eq!(worker.outcome().await.subrequests, 1);
+}
+
+#[tokio::test]
+async fn an_answer_that_breaks_off_is_not_taken_for_whole() {
+    let source = r#"export default {
+        async fetch(request) {
+            const read = async (how) => {
+                try {
+                    return await how(await fetch("https://api.test/"));
+                } catch (error) {
+                    return error.message;
+                }
+            };
+            const whole = await read((answer) => answer.text());
+            const stream = await read(async (answer) => {
+                for await (const _ of answer.body);
+                return "whole";
+            });
+            return new Response(`${whole}; ${stream}`);
+        },
+    };"#;
+    let mut worker = function(source).await;
+    let exchange = worker.open(head("GET", "https://fn.test/"), true);
+    for _ in 0..2 {
+        let incoming = worker.vault.accept().await.unwrap();
+        let head = ResponseHead {
+            status: 200,
+            fields: Fields::default(),
+        };
+        let mut sending = incoming.reply.send(&head, false);
+        sending.send(Bytes::from_static(b"half")).await.unwrap();
+    }
+    let (_, mut body) = exchange.response.head().await.unwrap();
+    let cut = "the body was cut off";
+    assert_eq!(
+        whole(&mut body).await.unwrap(),
+        format!("{cut}; {cut}").into_bytes()
+    );
 }
 
 #[tokio::test]

@@ -250,8 +250,34 @@ async fn memory_of_webassembly_has_the_limit_of_its_own_function() {
 }
 
 #[tokio::test]
+async fn bodies_that_are_gone_leave_room_for_others() {
+    static BODY: [u8; 64 * 1024] = [b'x'; 64 * 1024];
+    let source =
+        "export default { async fetch(r) { return new Response(await r.arrayBuffer()); } };";
+    for heap_mib in [8, 16, 64] {
+        let mut settings = load();
+        settings.limits.heap_mib = heap_mib;
+        let worker = function_with(&[("main.js", source.as_bytes())], settings).await;
+        for _ in 0..600 {
+            let head = head("POST", "https://fn.test/");
+            let answer = worker.ask_with(head, Some(&BODY)).await;
+            assert_eq!(answer.unwrap().body.len(), BODY.len(), "{heap_mib} MiB");
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_body_that_is_kept_in_memory_ends_the_worker_not_the_node() {
-    let source = "const all = []; export default { async fetch(r) { for await (const c of r.body) all.push(c); } };";
+    let sources = [
+        "const all = []; export default { async fetch(r) { for await (const c of r.body) all.push(c); } };",
+        "export default { async fetch(r) { return new Response(await r.bytes()); } };",
+    ];
+    for source in sources {
+        is_ended_for_its_body(source).await;
+    }
+}
+
+async fn is_ended_for_its_body(source: &str) {
     let mut worker = function(source).await;
     let mut exchange = worker.open(head("POST", "https://fn.test/"), false);
     while exchange

@@ -42,6 +42,65 @@ async fn hello_with_headers_status_and_outcome() {
 }
 
 #[tokio::test]
+async fn a_body_is_read_whole_or_as_a_stream_or_by_two_but_once() {
+    let source = r#"export default {
+        async fetch(request) {
+            const used = [request.bodyUsed];
+            const again = async () => {
+                used.push(request.bodyUsed);
+                try { await request.text(); } catch (error) { used.push(error.name); }
+            };
+            let text;
+            switch (new URL(request.url).pathname) {
+                case "/text": text = await request.text(); break;
+                case "/bytes": text = new TextDecoder().decode(await request.bytes()); break;
+                case "/json": text = (await request.json()).a; break;
+                case "/form": text = (await request.formData()).get("a"); break;
+                case "/stream": text = await new Response(request.body).text(); break;
+                case "/clone": {
+                    const other = request.clone();
+                    text = `${await other.text()} ${await request.text()}`;
+                    break;
+                }
+                case "/passed": text = await new Request(request).text(); break;
+                case "/after": {
+                    await request.text();
+                    text = request.body.locked ? "locked" : "open";
+                    break;
+                }
+                default: return new Response("not read");
+            }
+            await again();
+            return new Response(`${text} ${used}`);
+        },
+    };"#;
+    let mut worker = function(source).await;
+    for (path, body, answer) in [
+        ("/text", "a=1", "a=1 false,true,TypeError"),
+        ("/bytes", "a=1", "a=1 false,true,TypeError"),
+        ("/json", r#"{"a":"b"}"#, "b false,true,TypeError"),
+        ("/form", "a=1", "1 false,true,TypeError"),
+        ("/stream", "a=1", "a=1 false,true,TypeError"),
+        ("/clone", "a=1", "a=1 a=1 false,true,TypeError"),
+        ("/passed", "a=1", "a=1 false,true,TypeError"),
+        ("/after", "a=1", "locked false,true,TypeError"),
+        ("/text", "", " false,true,TypeError"),
+        ("/none", "a=1", "not read"),
+    ] {
+        let mut head = head("POST", &format!("https://fn.test{path}"));
+        head.fields
+            .push("content-type", "application/x-www-form-urlencoded");
+        let got = worker.ask_with(head, Some(body.as_bytes())).await;
+        let outcome = worker.outcome().await;
+        assert_eq!(
+            got.as_ref().map(|got| got.text()),
+            Ok(answer),
+            "{path}: {outcome:?}"
+        );
+    }
+}
+
+#[tokio::test]
 async fn every_kind_of_response_and_our_fields_stay_hidden() {
     let worker = function(
         r#"class App {

@@ -70,13 +70,13 @@ impl Drop for Wiped {
 
 /// Builds the head of a call from what the function sent and, if a slot is to be filled, the opened secret. Whatever the
 /// function put into the slot itself, in any case and under any spelling that servers fold together, is dropped.
-pub fn fill(
+pub fn fill<'a>(
     target: &Target,
-    fields: &[(String, Bytes)],
+    fields: impl Iterator<Item = (&'a str, &'a [u8])> + Clone,
     slot: Option<(&Slot, &SecretValue)>,
 ) -> Outgoing {
     let named_by_connection: BTreeSet<String> = fields
-        .iter()
+        .clone()
         .filter(|(name, _)| name.eq_ignore_ascii_case("connection"))
         .flat_map(|(_, value)| value.split(|byte| *byte == b','))
         .map(|name| String::from_utf8_lossy(name).trim().to_ascii_lowercase())
@@ -94,11 +94,16 @@ pub fn fill(
             && !named_by_connection.contains(&lower)
     };
     let kept = fields
-        .iter()
         .filter(|(name, _)| is_the_functions(name))
         .take(MAX_FIELDS);
     let mut fields: Vec<_> = kept
-        .map(|(name, value)| (name.to_ascii_lowercase(), value.clone(), false))
+        .map(|(name, value)| {
+            (
+                name.to_ascii_lowercase(),
+                Bytes::copy_from_slice(value),
+                false,
+            )
+        })
         .collect();
     if slot.is_some() {
         let value = Bytes::from_static(ACCEPT_ENCODING.as_bytes());
@@ -177,13 +182,10 @@ mod tests {
         slot: &Slot,
         url: &str,
     ) -> (String, Vec<(String, String)>) {
-        let fields: Vec<_> = fields
-            .iter()
-            .map(|(name, value)| ((*name).to_owned(), Bytes::from_static(value.as_bytes())))
-            .collect();
+        let fields = fields.iter().map(|(name, value)| (*name, value.as_bytes()));
         let outgoing = fill(
             &Target::parse(url).unwrap(),
-            &fields,
+            fields,
             Some((slot, &secret())),
         );
         let text = |bytes: &Bytes| String::from_utf8(bytes.to_vec()).unwrap();

@@ -50,6 +50,9 @@ const MAX_NEWCOMERS_FROM_ADDRESS: usize = MAX_NEWCOMERS / 2;
 const MAX_STRANGERS: usize = 128;
 /// Of them from one address.
 const MAX_STRANGERS_FROM_ADDRESS: usize = 16;
+/// Between two stateless resets (RFC 9000, section 10.3), which tell nodes that the control plane has restarted: a thousand a
+/// second, and none is longer than what it answers.
+const RESET_INTERVAL: Duration = Duration::from_millis(1);
 /// Length of our connection ids, bytes.
 const CONNECTION_ID_BYTES: usize = 8;
 /// How long the goodbyes of a stop may take.
@@ -77,7 +80,9 @@ pub(crate) fn bind(address: SocketAddr, keys: &Keys) -> Result<Endpoint, Failure
         .incoming_buffer_size(INCOMING_BYTES)
         .incoming_buffer_size_total(INCOMING_BYTES * MAX_INCOMING as u64);
     let mut endpoint = EndpointConfig::new(Arc::new(reset));
-    endpoint.cid_generator(|| Box::new(RandomIds));
+    endpoint
+        .cid_generator(|| Box::new(RandomIds))
+        .min_reset_interval(RESET_INTERVAL);
     let socket = UdpSocket::bind(address).map_err(|error| cannot_listen(address, &error))?;
     let made = Endpoint::new(endpoint, Some(server), socket, Arc::new(TokioRuntime));
     made.map_err(|error| cannot_listen(address, &error))

@@ -304,7 +304,7 @@ pub fn status(status: u16, fields: &[(&str, &str)]) -> ResponseHead {
 pub async fn describe(incoming: Incoming) {
     let head = &incoming.head;
     let mut text = format!("{} {}\n", head.method, head.target);
-    for (name, value) in &head.fields.0 {
+    for (name, value) in head.fields.iter() {
         text.push_str(&format!("{name}={}\n", String::from_utf8_lossy(value)));
     }
     let mut body = incoming

@@ -3,7 +3,7 @@
 use casemate_wire::control::worker::Load;
 use deno_core::{JsRuntime, v8};
 
-use super::{Event, Piece};
+use super::{Event, Piece, Pieces};
 
 /// The functions of `boot.js`, by the names that they have there.
 pub(super) struct Functions {
@@ -141,13 +141,19 @@ fn numbers<'s>(scope: &mut Scope<'_, 's, '_>, values: &[u32]) -> v8::Local<'s, v
 }
 
 /// A new `Uint8Array`. Its memory comes from the counting allocator, which was asked for room before.
-fn uint8_array<'s>(scope: &mut Scope<'_, 's, '_>, bytes: &[u8]) -> v8::Local<'s, v8::Value> {
-    let buffer = v8::ArrayBuffer::new(scope, bytes.len());
+fn uint8_array<'s>(scope: &mut Scope<'_, 's, '_>, pieces: &Pieces) -> v8::Local<'s, v8::Value> {
+    let buffer = v8::ArrayBuffer::new(scope, pieces.len());
     if let Some(data) = buffer.data() {
-        // SAFETY: the buffer was just made with this length, and nobody else knows it.
-        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), data.as_ptr().cast(), bytes.len()) };
+        let mut at = data.as_ptr().cast::<u8>();
+        for piece in pieces.iter() {
+            // SAFETY: the buffer was just made with the length of all pieces, and nobody else knows it.
+            unsafe {
+                std::ptr::copy_nonoverlapping(piece.as_ptr(), at, piece.len());
+                at = at.add(piece.len());
+            }
+        }
     }
-    match v8::Uint8Array::new(scope, buffer, 0, bytes.len()) {
+    match v8::Uint8Array::new(scope, buffer, 0, pieces.len()) {
         Some(array) => array.into(),
         None => v8::undefined(scope).into(),
     }
@@ -222,9 +228,10 @@ impl Functions {
                 piece,
             } => {
                 let piece = match piece {
-                    Piece::Bytes(bytes) => uint8_array(scope, bytes),
+                    Piece::Bytes(pieces) => uint8_array(scope, pieces),
                     Piece::End => v8::null(scope).into(),
-                    Piece::Cut => v8::undefined(scope).into(),
+                    // Of what is too much the function hears nothing: it is ended before.
+                    Piece::Cut | Piece::TooMuch => v8::undefined(scope).into(),
                 };
                 let arguments = [number(scope, *request), number(scope, *body), piece];
                 call(scope, &self.arrived, &arguments);

@@ -24,6 +24,14 @@ pub(crate) const MIB: usize = 1024 * 1024;
 /// limit replaces it in either direction.
 pub(crate) const SPARE_HEAP_BYTES: usize = 64 * MIB;
 
+/// V8 collects nothing of the old generation before it has grown to this, nor for buffers before both have grown to twice as
+/// much. Its own rule is some MiB above what lives, and bodies that come and go reach that every hundredth request.
+const UNCOLLECTED_MIB: usize = 16;
+
+/// Least limit of an isolate's heap: V8 cannot collect later than halfway to its limit. A function with a smaller limit has it
+/// for its buffers, and for the rest what every worker may occupy.
+pub(super) const LEAST_HEAP_BYTES: usize = 2 * UNCOLLECTED_MIB * MIB;
+
 /// Heap that is granted once after the limit, so that the running code can be stopped instead of the process.
 const HEADROOM_BYTES: usize = 8 * MIB;
 
@@ -36,6 +44,11 @@ const STATM_BYTES: usize = 7 * 21;
 
 /// /proc/self/statm, from before the root was emptied.
 static STATM: OnceLock<File> = OnceLock::new();
+
+/// Flags of V8: it works on the isolate's own thread, and keeps what it would otherwise collect too often.
+pub(super) fn flags() -> String {
+    format!("--single-threaded --initial-old-space-size={UNCOLLECTED_MIB}")
+}
 
 /// Opens what [`occupied`] reads. To be called while files can be opened.
 ///
@@ -78,13 +91,20 @@ pub(crate) struct Buffers {
 }
 
 /// One isolate a process, so one count.
-pub(crate) static BUFFERS: Buffers = Buffers {
-    used_bytes: AtomicUsize::new(0),
-    limit_bytes: AtomicUsize::new(SPARE_HEAP_BYTES),
-    refused: AtomicBool::new(false),
-};
+pub(crate) static BUFFERS: Buffers = Buffers::new(SPARE_HEAP_BYTES);
+
+/// What waits to become a buffer: as much again as there may be in buffers.
+pub(crate) static ARRIVING: Buffers = Buffers::new(SPARE_HEAP_BYTES);
 
 impl Buffers {
+    const fn new(limit_bytes: usize) -> Self {
+        Self {
+            used_bytes: AtomicUsize::new(0),
+            limit_bytes: AtomicUsize::new(limit_bytes),
+            refused: AtomicBool::new(false),
+        }
+    }
+
     pub(crate) fn set_limit(&self, limit_bytes: usize) {
         self.limit_bytes.store(limit_bytes, Ordering::Relaxed);
     }
@@ -95,7 +115,7 @@ impl Buffers {
             <= self.limit_bytes.load(Ordering::Relaxed)
     }
 
-    fn take(&self, len: usize) -> bool {
+    pub(super) fn take(&self, len: usize) -> bool {
         let before = self.used_bytes.fetch_add(len, Ordering::Relaxed);
         let fits = before.saturating_add(len) <= self.limit_bytes.load(Ordering::Relaxed);
         if !fits {
@@ -105,7 +125,7 @@ impl Buffers {
         fits
     }
 
-    fn give_back(&self, len: usize) {
+    pub(super) fn give_back(&self, len: usize) {
         self.used_bytes.fetch_sub(len, Ordering::Relaxed);
     }
 }
@@ -207,11 +227,7 @@ mod tests {
 
     #[test]
     fn buffers_over_the_limit_are_refused_and_leave_no_trace() {
-        let buffers = Buffers {
-            used_bytes: AtomicUsize::new(0),
-            limit_bytes: AtomicUsize::new(1000),
-            refused: AtomicBool::new(false),
-        };
+        let buffers = Buffers::new(1000);
         assert!(buffers.take(600));
         assert!(!buffers.take(401));
         assert!(!buffers.take(usize::MAX), "and the count does not wrap");

@@ -12,6 +12,7 @@ mod locks;
 mod memory;
 mod modules;
 pub(crate) mod ops;
+mod pieces;
 mod watch;
 
 use std::mem::ManuallyDrop;
@@ -19,7 +20,6 @@ use std::rc::Rc;
 use std::task::Context;
 use std::time::Duration;
 
-use bytes::Bytes;
 use casemate_wire::control::worker::Load;
 use casemate_wire::control::{Failure, Limits};
 use deno_core::{JsRuntime, PollEventLoopOptions, RuntimeOptions, v8};
@@ -96,11 +96,13 @@ pub(crate) enum Event {
 #[derive(Debug)]
 pub(crate) enum Piece {
     /// Bytes.
-    Bytes(Bytes),
+    Bytes(Pieces),
     /// There are no more.
     End,
     /// It broke off.
     Cut,
+    /// More than the function may have.
+    TooMuch,
 }
 
 /// What a turn may use.
@@ -137,6 +139,7 @@ pub(crate) enum LoadError {
 
 pub(crate) use last_words::{exit_code, message as limit_message};
 pub(crate) use memory::prepare as prepare_memory;
+pub(crate) use pieces::Pieces;
 
 /// Initialises V8. Once a process, before any other thread exists.
 pub(crate) fn initialize() -> Platform {
@@ -147,7 +150,7 @@ pub(crate) fn initialize() -> Platform {
     // V8 reads /dev/urandom, which Landlock has closed, and would go on with the time of day: its hash seeds and
     // `Math.random` could be guessed.
     v8::V8::set_entropy_source(fill_with_randomness);
-    v8::V8::set_flags_from_string("--single-threaded");
+    v8::V8::set_flags_from_string(&memory::flags());
     let platform = v8::new_single_threaded_default_platform(false).make_shared();
     JsRuntime::init_platform(Some(platform.clone()));
     Platform(platform)
@@ -251,8 +254,13 @@ impl Engine {
 
     fn limit(&mut self, limits: &Limits, dynamic_code: bool) {
         let bytes = limits.heap_mib as usize * MIB;
-        memory::limit_heap(&mut self.runtime, bytes, &WATCH);
+        memory::limit_heap(
+            &mut self.runtime,
+            bytes.max(memory::LEAST_HEAP_BYTES),
+            &WATCH,
+        );
         memory::BUFFERS.set_limit(bytes);
+        memory::ARRIVING.set_limit(bytes);
         WATCH.limit_memory(bytes + memory::OVERHEAD_BYTES);
         deno_core::scope!(scope, &mut self.runtime);
         scope
@@ -263,22 +271,9 @@ impl Engine {
     /// Tells the function's side what happened and lets it run until it has nothing more to do. The turn begins at this CPU
     /// time of the thread.
     pub(crate) fn turn(&mut self, event: &Event, budget: Budget, start: Duration) -> Turn {
-        if let Event::Arrived {
-            piece: Piece::Bytes(bytes),
-            ..
-        } = event
-            && !memory::BUFFERS.has_room(bytes.len())
-        {
-            WATCH.stop(Failure::ExceededMemory);
-            return Turn {
-                cpu: Duration::ZERO,
-                ended: start,
-                stopped: Some(Failure::ExceededMemory),
-            };
-        }
         clock::advance();
         WATCH.begin(start, budget.cpu, budget.wall);
-        {
+        if self.has_room(event) {
             deno_core::scope!(scope, &mut self.runtime);
             v8::tc_scope!(let scope, scope);
             self.functions.tell(scope, event);
@@ -290,8 +285,30 @@ impl Engine {
                 tracing::error!(exception, ?event, "boot.js threw");
             }
             scope.perform_microtask_checkpoint();
+        } else {
+            WATCH.stop(Failure::ExceededMemory);
         }
         WATCH.end(start)
+    }
+
+    /// Whether what arrives may become a buffer, once those are gone that nobody refers to any more.
+    fn has_room(&mut self, event: &Event) -> bool {
+        match event {
+            Event::Arrived {
+                piece: Piece::Bytes(pieces),
+                ..
+            } => {
+                memory::BUFFERS.has_room(pieces.len()) || {
+                    self.runtime.v8_isolate().low_memory_notification();
+                    memory::BUFFERS.has_room(pieces.len())
+                }
+            }
+            Event::Arrived {
+                piece: Piece::TooMuch,
+                ..
+            } => false,
+            _ => true,
+        }
     }
 
     /// Runs what is due of the platform's own asynchrony: cryptography, dynamic imports, abort timers, V8's tasks, and

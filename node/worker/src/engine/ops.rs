@@ -22,7 +22,7 @@ pub(crate) trait Host {
     /// Header fields of a request, as `name NUL value NUL ...`.
     fn headers(&self, request: RequestId) -> Vec<u8>;
     /// The head of a response and all of its body, if it has one; the exchange is then over.
-    fn respond(&self, request: RequestId, status: u16, headers: &[u8], body: Option<Bytes>);
+    fn respond(&self, request: RequestId, status: u16, headers: &[u8], body: Option<&[u8]>);
     /// The head of a response whose body follows on the returned handle.
     fn respond_stream(&self, request: RequestId, status: u16, headers: &[u8]) -> Handle;
     /// The handler failed. `refused` says that an uncaught refusal of an outgoing call was the reason.
@@ -35,6 +35,8 @@ pub(crate) trait Host {
     fn fetch(&self, request: RequestId, call: Call<'_>) -> Handle;
     /// Asks for the next piece of a body.
     fn pull(&self, body: Handle);
+    /// Asks for all of a body in one piece.
+    fn gather(&self, body: Handle);
     /// Sends a piece of a body.
     fn write(&self, body: Handle, bytes: Bytes);
     /// Ends a body that was sent in pieces.
@@ -107,9 +109,9 @@ fn op_casemate_respond_text(
     request: u32,
     status: u16,
     #[string(onebyte)] headers: Cow<'_, [u8]>,
-    #[string] body: String,
+    #[string] body: &str,
 ) {
-    host(state).respond(request, status, &headers, Some(Bytes::from(body)));
+    host(state).respond(request, status, &headers, Some(body.as_bytes()));
 }
 
 #[op2]
@@ -120,12 +122,7 @@ fn op_casemate_respond_bytes(
     #[string(onebyte)] headers: Cow<'_, [u8]>,
     #[anybuffer] body: &[u8],
 ) {
-    host(state).respond(
-        request,
-        status,
-        &headers,
-        Some(Bytes::copy_from_slice(body)),
-    );
+    host(state).respond(request, status, &headers, Some(body));
 }
 
 #[op2(fast)]
@@ -185,6 +182,11 @@ fn op_casemate_fetch(
 #[op2(fast)]
 fn op_casemate_pull(state: &OpState, body: u32) {
     host(state).pull(body);
+}
+
+#[op2(fast)]
+fn op_casemate_gather(state: &OpState, body: u32) {
+    host(state).gather(body);
 }
 
 #[op2]
@@ -268,6 +270,7 @@ deno_core::extension!(
         op_casemate_on_cancel,
         op_casemate_fetch,
         op_casemate_pull,
+        op_casemate_gather,
         op_casemate_write,
         op_casemate_finish,
         op_casemate_cancel,

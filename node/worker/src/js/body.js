@@ -1,9 +1,9 @@
 // Bodies: a handle of the program as a stream, and a stream into a handle of the program.
 
 import { core, primordials } from "ext:core/mod.js";
-import { streams } from "ext:casemate/web.js";
+import { fetchBody, streams } from "ext:casemate/web.js";
 
-const { op_casemate_cancel, op_casemate_finish, op_casemate_pull, op_casemate_write } = core.ops;
+const { op_casemate_cancel, op_casemate_finish, op_casemate_gather, op_casemate_pull, op_casemate_write } = core.ops;
 const {
   ArrayBufferIsView,
   Error,
@@ -17,12 +17,13 @@ const {
   TypedArrayPrototypeGetByteLength,
   TypedArrayPrototypeGetSymbolToStringTag,
   TypedArrayPrototypeSubarray,
+  Uint8Array,
 } = primordials;
 
 // Sent at a time, in bytes: what one write may copy out of the heap.
 const PIECE_BYTES = 64 * 1024;
 
-// Handle -> how to go on with the body that waits for its next piece.
+// Handle -> how to go on with the body that waits for its next piece, or, without a controller, for all of it.
 const pulls = new SafeMap();
 // Handle -> how to go on with the writer that waits.
 const writes = new SafeMap();
@@ -48,6 +49,69 @@ export function receive(handle) {
   }, { highWaterMark: 0 });
 }
 
+// All of what arrives on `handle`, in one piece.
+function gather(handle) {
+  return new Promise((resolve, reject) => {
+    MapPrototypeSet(pulls, handle, { controller: null, resolve, reject });
+    op_casemate_gather(handle);
+  });
+}
+
+// A body on its way. It becomes a stream only for who asks for one; who wants all of it gets it in one piece.
+export class ArrivingBody extends fetchBody.InnerBody {
+  #handle;
+
+  constructor(handle) {
+    super({ body: undefined, consumed: false });
+    this.#handle = handle;
+  }
+
+  #open() {
+    if (this.streamOrStatic.consumed === false) {
+      this.streamOrStatic = receive(this.#handle);
+    }
+  }
+
+  get stream() {
+    this.#open();
+    return super.stream;
+  }
+
+  consume() {
+    if (this.streamOrStatic.consumed !== false) {
+      return super.consume();
+    }
+    this.streamOrStatic.consumed = true;
+    return gather(this.#handle);
+  }
+
+  cancel(error) {
+    this.#open();
+    super.cancel(error);
+  }
+
+  error(error) {
+    const waiting = MapPrototypeGet(pulls, this.#handle);
+    if (waiting?.controller === null) {
+      MapPrototypeDelete(pulls, this.#handle);
+      waiting.reject(error);
+      return;
+    }
+    this.#open();
+    super.error(error);
+  }
+
+  clone() {
+    this.#open();
+    return super.clone();
+  }
+
+  createProxy() {
+    this.#open();
+    return super.createProxy();
+  }
+}
+
 // The program: the next piece of a body, `null` at its end, `undefined` when it broke off.
 export function arrived(handle, piece) {
   const waiting = MapPrototypeGet(pulls, handle);
@@ -58,6 +122,10 @@ export function arrived(handle, piece) {
   const { controller, resolve, reject } = waiting;
   if (piece === undefined) {
     reject(new TypeError("the body was cut off"));
+    return;
+  }
+  if (controller === null) {
+    resolve(piece ?? new Uint8Array());
     return;
   }
   if (piece === null) {

@@ -1,7 +1,7 @@
 // `fetch` and the capabilities of `env`. Every hop of a redirect is a fresh question to the vault.
 
 import { core, internals, primordials } from "ext:core/mod.js";
-import { receive, send } from "ext:casemate/body.js";
+import { ArrivingBody, receive, send } from "ext:casemate/body.js";
 import { currentRequest, flatten, unflatten } from "ext:casemate/calls.js";
 import { abortSignal, compression, fetchBody, request, response, url, webidl } from "ext:casemate/web.js";
 
@@ -94,7 +94,7 @@ function bodyOf(inner) {
   const { streamOrStatic } = inner.body;
   const whole = streamOrStatic.body;
   if (whole === undefined) {
-    return [2, NO_BODY, streamOrStatic];
+    return [2, NO_BODY, inner.body.stream];
   }
   return [1, typeof whole === "string" ? core.encode(whole) : whole, null];
 }
@@ -166,10 +166,10 @@ function redirect(inner, status, from, to) {
   inner.redirectCount++;
 }
 
-function decoded(stream, headerList) {
+// What the body has to be decompressed from, if it has to.
+function formatOf(headerList) {
   const coding = header(headerList, "content-encoding");
-  const format = coding === null ? undefined : FORMATS[StringPrototypeToLowerCase(StringPrototypeTrim(coding))];
-  return format === undefined ? stream : stream.pipeThrough(new compression.DecompressionStream(format));
+  return coding === null ? undefined : FORMATS[StringPrototypeToLowerCase(StringPrototypeTrim(coding))];
 }
 
 function makeResponse(answer, inner, signal) {
@@ -178,10 +178,11 @@ function makeResponse(answer, inner, signal) {
   made.type = "basic";
   made.urlList = inner.urlListProcessed;
   if (answer.body !== 0 && !response.nullBodyStatus(answer.status)) {
-    const raw = receive(answer.body);
-    const stream = decoded(raw, answer.headerList);
-    made.bodyDecoded = stream !== raw;
-    made.body = new fetchBody.InnerBody(stream);
+    const format = formatOf(answer.headerList);
+    made.bodyDecoded = format !== undefined;
+    made.body = format === undefined
+      ? new ArrivingBody(answer.body)
+      : new fetchBody.InnerBody(receive(answer.body).pipeThrough(new compression.DecompressionStream(format)));
     signal?.[abortSignal.add](() => {
       op_casemate_cancel(answer.body);
       made.body.error(signal.reason);

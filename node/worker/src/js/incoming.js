@@ -1,10 +1,10 @@
 // From an arriving request to the handler and back.
 
 import { core, primordials } from "ext:core/mod.js";
-import { receive, send } from "ext:casemate/body.js";
+import { ArrivingBody, send } from "ext:casemate/body.js";
 import { flatten, unflatten, within } from "ext:casemate/calls.js";
 import { isRefusal } from "ext:casemate/fetch.js";
-import { console as inspection, fetchBody, request, response, webidl } from "ext:casemate/web.js";
+import { console as inspection, request, response, webidl } from "ext:casemate/web.js";
 
 const {
   op_casemate_fail,
@@ -53,7 +53,7 @@ class IncomingRequest {
   constructor(id, method, body) {
     this.#id = id;
     this.method = method;
-    this.body = body === 0 ? null : new fetchBody.InnerBody(receive(body));
+    this.body = body === 0 ? null : new ArrivingBody(body);
     this.redirectMode = "follow";
     this.redirectCount = 0;
     this.urlListProcessed = [];
@@ -145,8 +145,9 @@ function respond(id, value) {
     streamOrStatic.consumed = true;
     op_casemate_respond_bytes(id, inner.status, headers, whole);
   } else {
+    const { stream } = inner.body;
     const handle = op_casemate_respond_stream(id, inner.status, headers);
-    PromisePrototypeThen(send(streamOrStatic, handle), undefined, (error) => fail(id, error));
+    PromisePrototypeThen(send(stream, handle), undefined, (error) => fail(id, error));
   }
 }
 

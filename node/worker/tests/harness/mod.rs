@@ -259,6 +259,9 @@ impl Function {
 
 /// The same head with another request id.
 pub(crate) fn tell_apart(mut head: RequestHead, name: &str) -> RequestHead {
-    head.fields.0[0].1 = Bytes::copy_from_slice(name.as_bytes());
+    let others = head.fields.iter().skip(1);
+    head.fields = std::iter::once((":request", name.as_bytes()))
+        .chain(others)
+        .collect();
     head
 }

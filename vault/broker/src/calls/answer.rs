@@ -175,12 +175,12 @@ fn visible_head(
             None => fields.push(name.as_str(), value),
         }
     }
-    if fields.0.len() > casemate_wire::head::MAX_FIELDS {
-        return Err(Refused::new(
+    fields.check().map_err(|_| {
+        Refused::new(
             "upstream_failed",
             "the upstream's answer has too many header fields",
-        ));
-    }
+        )
+    })?;
     Ok(ResponseHead {
         status: parts.status.as_u16(),
         fields,

@@ -57,7 +57,7 @@ pub(crate) fn prepare(
         .credential
         .zip(opened.as_ref())
         .map(|(credential, (_, value))| (&credential.slot, value));
-    let outgoing = fill(&allowed.target, &head.fields.0, slot);
+    let outgoing = fill(&allowed.target, head.fields.iter(), slot);
     let scrubber = opened
         .as_ref()
         .and_then(|(_, value)| Scrubber::new(value.expose_secret()));
