@@ -72,6 +72,10 @@ pub fn to_worker(fields: &HeaderMap) -> Fields {
 /// A caller's trailers as they go to a worker: without what belongs into a head (RFC 9110, section 6.5.1).
 pub fn trailers_to_worker(fields: &HeaderMap) -> Fields {
     let fields = to_worker(fields);
+    // Some of them that look like all would be worse than none.
+    if fields.check().is_err() {
+        return Fields::default();
+    }
     fields.iter().filter(|(name, _)| is_trailer(name)).collect()
 }
 

@@ -20,6 +20,10 @@ use crate::state::{Done, Held, State, Worker};
 /// Most timers at a time in a worker: each holds a closure of the function.
 const MAX_TIMERS: usize = 10_000;
 
+/// Pieces of a stream are joined until they have this size: more at a time would make more of every copy and of every piece that
+/// is decompressed.
+const JOINED_BYTES: usize = 32 * 1024;
+
 /// No call can be made: see [`Host::fetch`].
 const NO_CALL: Handle = u32::MAX;
 
@@ -156,14 +160,14 @@ impl Host for Worker {
         let mut state = self.state.borrow_mut();
         state.receive(handle, async move |mut body| {
             let piece = next_pieces(&mut body).await;
-            Done::Pulled(handle, body, piece)
+            Done::Pulled(handle, Some(body), piece)
         });
     }
 
     fn gather(&self, handle: Handle) {
         let mut state = self.state.borrow_mut();
         state.receive(handle, async move |mut body| {
-            Done::Gathered(handle, all_pieces(&mut body).await)
+            Done::Pulled(handle, None, all_pieces(&mut body).await)
         });
     }
 
@@ -429,7 +433,7 @@ impl State {
     }
 }
 
-/// What comes next, and all that has come behind it.
+/// What comes next, with the small pieces that have come behind it.
 async fn next_pieces(body: &mut RecvBody) -> Piece {
     let mut next = match body.next().await {
         Some(Ok(first)) => Some(first),
@@ -438,10 +442,12 @@ async fn next_pieces(body: &mut RecvBody) -> Piece {
     };
     let mut pieces = Pieces::default();
     while let Some(piece) = next {
-        if !pieces.push(piece) {
+        if !pieces.push(&piece) {
             return Piece::TooMuch;
         }
-        next = body.arrived();
+        next = (pieces.len() < JOINED_BYTES)
+            .then(|| body.arrived())
+            .flatten();
     }
     Piece::Bytes(pieces)
 }
@@ -450,7 +456,7 @@ async fn all_pieces(body: &mut RecvBody) -> Piece {
     let mut pieces = Pieces::default();
     while let Some(next) = body.next().await {
         let Ok(piece) = next else { return Piece::Cut };
-        if !pieces.push(piece) {
+        if !pieces.push(&piece) {
             return Piece::TooMuch;
         }
     }

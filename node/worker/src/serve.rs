@@ -155,7 +155,13 @@ impl Server {
             let Some(budget) = self.worker.budget(request) else {
                 return Err(self.exceeded(Some(request), Failure::ExceededCpu));
             };
-            let start = at.unwrap_or_else(engine::thread_cpu);
+            let mut start = at.unwrap_or_else(engine::thread_cpu);
+            if self.engine.make_room(&event) {
+                // The garbage is everybody's.
+                let after = engine::thread_cpu();
+                self.worker.charge_all(after.saturating_sub(start));
+                start = after;
+            }
             let Turn {
                 cpu,
                 ended,

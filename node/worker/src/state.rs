@@ -115,8 +115,8 @@ pub(crate) struct Request {
 
 /// The end of something that took time.
 pub(crate) enum Done {
-    Pulled(Handle, RecvBody, Piece),
-    Gathered(Handle, Piece),
+    /// With the body, when there may be more of it.
+    Pulled(Handle, Option<RecvBody>, Piece),
     Written(Handle, SendBody, Result<(), StreamError>),
     Answered(Handle, Result<(ResponseHead, RecvBody), StreamError>),
     /// A response is over, or a promise of a request has settled.
@@ -385,23 +385,12 @@ impl Worker {
                 };
                 let request = held.owner;
                 held.busy = None;
-                if matches!(piece, Piece::Bytes(_)) {
-                    held.body = Some(body);
-                } else {
+                held.body = body.filter(|_| matches!(piece, Piece::Bytes(_)));
+                if held.body.is_none() {
                     state.receiving.remove(&handle);
                 }
                 self.tell(Event::Arrived {
                     request,
-                    body: handle,
-                    piece,
-                });
-            }
-            Done::Gathered(handle, piece) => {
-                let Some(held) = state.receiving.remove(&handle) else {
-                    return;
-                };
-                self.tell(Event::Arrived {
-                    request: held.owner,
                     body: handle,
                     piece,
                 });

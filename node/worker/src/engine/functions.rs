@@ -3,7 +3,7 @@
 use casemate_wire::control::worker::Load;
 use deno_core::{JsRuntime, v8};
 
-use super::{Event, Piece, Pieces};
+use super::{Event, Piece, Pieces, memory};
 
 /// The functions of `boot.js`, by the names that they have there.
 pub(super) struct Functions {
@@ -140,20 +140,13 @@ fn numbers<'s>(scope: &mut Scope<'_, 's, '_>, values: &[u32]) -> v8::Local<'s, v
     v8::Array::new_with_elements(scope, &values).into()
 }
 
-/// A new `Uint8Array`. Its memory comes from the counting allocator, which was asked for room before.
+/// A new `Uint8Array` of these bytes, which are taken. `undefined` when the function may not have them, which was asked before.
 fn uint8_array<'s>(scope: &mut Scope<'_, 's, '_>, pieces: &Pieces) -> v8::Local<'s, v8::Value> {
-    let buffer = v8::ArrayBuffer::new(scope, pieces.len());
-    if let Some(data) = buffer.data() {
-        let mut at = data.as_ptr().cast::<u8>();
-        for piece in pieces.iter() {
-            // SAFETY: the buffer was just made with the length of all pieces, and nobody else knows it.
-            unsafe {
-                std::ptr::copy_nonoverlapping(piece.as_ptr(), at, piece.len());
-                at = at.add(piece.len());
-            }
-        }
-    }
-    match v8::Uint8Array::new(scope, buffer, 0, pieces.len()) {
+    let array = memory::backing_store(pieces.take()).and_then(|store| {
+        let buffer = v8::ArrayBuffer::with_backing_store(scope, &store);
+        v8::Uint8Array::new(scope, buffer, 0, pieces.len())
+    });
+    match array {
         Some(array) => array.into(),
         None => v8::undefined(scope).into(),
     }

@@ -28,8 +28,8 @@ pub(crate) const SPARE_HEAP_BYTES: usize = 64 * MIB;
 /// much. Its own rule is some MiB above what lives, and bodies that come and go reach that every hundredth request.
 const UNCOLLECTED_MIB: usize = 16;
 
-/// Least limit of an isolate's heap: V8 cannot collect later than halfway to its limit. A function with a smaller limit has it
-/// for its buffers, and for the rest what every worker may occupy.
+/// Least limit of an isolate's heap, and of its buffers: V8 cannot collect later than halfway to its limit. What a worker may
+/// occupy in all has room for it.
 pub(super) const LEAST_HEAP_BYTES: usize = 2 * UNCOLLECTED_MIB * MIB;
 
 /// Heap that is granted once after the limit, so that the running code can be stopped instead of the process.
@@ -170,6 +170,28 @@ unsafe extern "C" fn free(buffers: &Buffers, memory: *mut c_void, len: usize) {
     buffers.give_back(len);
     // SAFETY: V8 gives back exactly what one of the functions above gave, once.
     unsafe { libc::free(memory) };
+}
+
+/// Memory of an array buffer that holds these bytes, without a copy; `None` over the limit.
+pub(super) fn backing_store(bytes: Vec<u8>) -> Option<v8::SharedRef<v8::BackingStore>> {
+    if !BUFFERS.take(bytes.capacity()) {
+        return None;
+    }
+    let mut bytes = Box::new(bytes);
+    let (data, len) = (bytes.as_mut_ptr(), bytes.len());
+    let bytes = Box::into_raw(bytes);
+    // SAFETY: the memory has this length and stays where it is until `free_bytes` drops its owner, which V8 calls once, when
+    // nobody refers to the buffer any more. This V8 has no sandbox that memory would have to lie in.
+    let store = unsafe {
+        v8::ArrayBuffer::new_backing_store_from_ptr(data.cast(), len, free_bytes, bytes.cast())
+    };
+    Some(store.make_shared())
+}
+
+unsafe extern "C" fn free_bytes(_: *mut c_void, _: usize, bytes: *mut c_void) {
+    // SAFETY: `bytes` comes from `Box::into_raw` in `backing_store`, and this is called once for it.
+    let bytes = unsafe { Box::from_raw(bytes.cast::<Vec<u8>>()) };
+    BUFFERS.give_back(bytes.capacity());
 }
 
 /// The handle is a static: nothing to drop.

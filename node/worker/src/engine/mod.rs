@@ -92,6 +92,19 @@ pub(crate) enum Event {
     Fire { request: RequestId, timer: u32 },
 }
 
+impl Event {
+    /// More arrives than the function may have.
+    fn is_too_much(&self) -> bool {
+        matches!(
+            self,
+            Self::Arrived {
+                piece: Piece::TooMuch,
+                ..
+            }
+        )
+    }
+}
+
 /// A piece of a body.
 #[derive(Debug)]
 pub(crate) enum Piece {
@@ -253,15 +266,12 @@ impl Engine {
     }
 
     fn limit(&mut self, limits: &Limits, dynamic_code: bool) {
-        let bytes = limits.heap_mib as usize * MIB;
-        memory::limit_heap(
-            &mut self.runtime,
-            bytes.max(memory::LEAST_HEAP_BYTES),
-            &WATCH,
-        );
+        let heap_bytes = limits.heap_mib as usize * MIB;
+        let bytes = heap_bytes.max(memory::LEAST_HEAP_BYTES);
+        memory::limit_heap(&mut self.runtime, bytes, &WATCH);
         memory::BUFFERS.set_limit(bytes);
         memory::ARRIVING.set_limit(bytes);
-        WATCH.limit_memory(bytes + memory::OVERHEAD_BYTES);
+        WATCH.limit_memory(heap_bytes + memory::OVERHEAD_BYTES);
         deno_core::scope!(scope, &mut self.runtime);
         scope
             .get_current_context()
@@ -273,7 +283,7 @@ impl Engine {
     pub(crate) fn turn(&mut self, event: &Event, budget: Budget, start: Duration) -> Turn {
         clock::advance();
         WATCH.begin(start, budget.cpu, budget.wall);
-        if self.has_room(event) {
+        if has_room(event) {
             deno_core::scope!(scope, &mut self.runtime);
             v8::tc_scope!(let scope, scope);
             self.functions.tell(scope, event);
@@ -291,24 +301,14 @@ impl Engine {
         WATCH.end(start)
     }
 
-    /// Whether what arrives may become a buffer, once those are gone that nobody refers to any more.
-    fn has_room(&mut self, event: &Event) -> bool {
-        match event {
-            Event::Arrived {
-                piece: Piece::Bytes(pieces),
-                ..
-            } => {
-                memory::BUFFERS.has_room(pieces.len()) || {
-                    self.runtime.v8_isolate().low_memory_notification();
-                    memory::BUFFERS.has_room(pieces.len())
-                }
-            }
-            Event::Arrived {
-                piece: Piece::TooMuch,
-                ..
-            } => false,
-            _ => true,
+    /// Lets V8 collect, when what arrives has no room and buffers that nobody refers to any more may take it. Says whether it
+    /// did: that takes CPU time.
+    pub(crate) fn make_room(&mut self, event: &Event) -> bool {
+        let is_needed = !event.is_too_much() && !has_room(event);
+        if is_needed {
+            self.runtime.v8_isolate().low_memory_notification();
         }
+        is_needed
     }
 
     /// Runs what is due of the platform's own asynchrony: cryptography, dynamic imports, abort timers, V8's tasks, and
@@ -335,6 +335,17 @@ impl Engine {
             tracing::warn!(%error, "the event loop reported an error");
         }
         turn
+    }
+}
+
+/// Whether what arrives may become a buffer.
+fn has_room(event: &Event) -> bool {
+    match event {
+        Event::Arrived {
+            piece: Piece::Bytes(pieces),
+            ..
+        } => memory::BUFFERS.has_room(pieces.capacity()),
+        _ => !event.is_too_much(),
     }
 }
 

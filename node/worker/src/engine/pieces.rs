@@ -1,24 +1,35 @@
 //! Bytes of a body on their way to the function.
 
-use bytes::Bytes;
+use std::cell::Cell;
+use std::fmt;
 
 use super::memory::ARRIVING;
 
-/// Pieces that are handed over together. What waits so counts against the function's limit as its own buffers do.
-#[derive(Debug, Default)]
+/// Pieces that are handed over as one. They are copied here, so that none keeps a channel's whole read alive, and what is set
+/// aside for them counts against the function's limit as its own buffers do.
+#[derive(Default)]
 pub(crate) struct Pieces {
-    all: Vec<Bytes>,
+    bytes: Cell<Vec<u8>>,
     len: usize,
+    /// What is counted: the capacity of `bytes`.
+    counted: Cell<usize>,
 }
 
 impl Pieces {
     /// One more; false when the function may not have so much.
-    pub(crate) fn push(&mut self, piece: Bytes) -> bool {
-        if !ARRIVING.take(piece.len()) {
-            return false;
+    pub(crate) fn push(&mut self, piece: &[u8]) -> bool {
+        let bytes = self.bytes.get_mut();
+        let (capacity, needed) = (bytes.capacity(), bytes.len() + piece.len());
+        if needed > capacity {
+            let grown = [needed.max(2 * capacity), needed]
+                .into_iter()
+                .find(|grown| ARRIVING.take(grown - capacity));
+            let Some(grown) = grown else { return false };
+            bytes.reserve_exact(grown - bytes.len());
+            *self.counted.get_mut() += grown - capacity;
         }
-        self.len += piece.len();
-        self.all.push(piece);
+        bytes.extend_from_slice(piece);
+        self.len = needed;
         true
     }
 
@@ -27,13 +38,56 @@ impl Pieces {
         self.len
     }
 
-    pub(super) fn iter(&self) -> impl Iterator<Item = &[u8]> {
-        self.all.iter().map(|piece| &**piece)
+    /// What their memory takes.
+    pub(super) fn capacity(&self) -> usize {
+        self.counted.get()
+    }
+
+    /// The bytes, which count here no more.
+    pub(super) fn take(&self) -> Vec<u8> {
+        ARRIVING.give_back(self.counted.take());
+        self.bytes.take()
     }
 }
 
 impl Drop for Pieces {
     fn drop(&mut self) {
-        ARRIVING.give_back(self.len);
+        ARRIVING.give_back(self.counted.get());
+    }
+}
+
+/// Not the bytes, which are a caller's or an upstream's.
+impl fmt::Debug for Pieces {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Pieces")
+            .field("len", &self.len)
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::memory::SPARE_HEAP_BYTES;
+    use super::*;
+
+    #[test]
+    fn what_is_set_aside_counts_until_it_is_taken_or_dropped() {
+        let mut pieces = Pieces::default();
+        assert!(pieces.push(&[1; 100]) && pieces.push(&[2]));
+        assert_eq!((pieces.len(), pieces.capacity()), (101, 200));
+        assert!(!ARRIVING.has_room(SPARE_HEAP_BYTES - 199));
+        assert!(!pieces.push(&vec![0; SPARE_HEAP_BYTES]), "too much");
+        assert!(
+            pieces.push(&vec![0; SPARE_HEAP_BYTES - 101]),
+            "no more than fits"
+        );
+        let bytes = pieces.take();
+        assert_eq!((&bytes[..2], bytes.len()), (&[1, 1][..], SPARE_HEAP_BYTES));
+        assert!(ARRIVING.has_room(SPARE_HEAP_BYTES));
+        pieces = Pieces::default();
+        assert!(pieces.push(&[3; 10]));
+        assert!(!ARRIVING.has_room(SPARE_HEAP_BYTES));
+        drop(pieces);
+        assert!(ARRIVING.has_room(SPARE_HEAP_BYTES));
     }
 }

@@ -60,6 +60,8 @@ function gather(handle) {
 // A body on its way. It becomes a stream only for who asks for one; who wants all of it gets it in one piece.
 export class ArrivingBody extends fetchBody.InnerBody {
   #handle;
+  // Nobody has asked for any of it yet.
+  #isWhole = true;
 
   constructor(handle) {
     super({ body: undefined, consumed: false });
@@ -67,7 +69,8 @@ export class ArrivingBody extends fetchBody.InnerBody {
   }
 
   #open() {
-    if (this.streamOrStatic.consumed === false) {
+    if (this.#isWhole) {
+      this.#isWhole = false;
       this.streamOrStatic = receive(this.#handle);
     }
   }
@@ -78,9 +81,10 @@ export class ArrivingBody extends fetchBody.InnerBody {
   }
 
   consume() {
-    if (this.streamOrStatic.consumed !== false) {
+    if (!this.#isWhole) {
       return super.consume();
     }
+    this.#isWhole = false;
     this.streamOrStatic.consumed = true;
     return gather(this.#handle);
   }
@@ -128,11 +132,17 @@ export function arrived(handle, piece) {
     resolve(piece ?? new Uint8Array());
     return;
   }
-  if (piece === null) {
-    controller.close();
-    controller.byobRequest?.respond(0);
-  } else {
-    controller.enqueue(piece);
+  // The controller's methods are what the function has made of them.
+  try {
+    if (piece === null) {
+      controller.close();
+      controller.byobRequest?.respond(0);
+    } else {
+      controller.enqueue(piece);
+    }
+  } catch (error) {
+    reject(error);
+    return;
   }
   resolve();
 }
