@@ -32,6 +32,8 @@ const NODE_KIB: u64 = 1024;
 const JOINS_AT_A_TIME: usize = 8;
 /// Deployments, one after the other.
 const DEPLOYS: u64 = 5;
+/// Drawn of each line.
+const POINTS: usize = 500;
 /// Until all have answered.
 const PATIENCE: Duration = Duration::from_secs(120);
 /// Of a descriptor each, and some more.
@@ -317,7 +319,8 @@ async fn one(count: u32, case: &mut Case, run: &Run) -> Result<()> {
         let many = times.len() as f64;
         let point =
             |(number, time): (usize, &f64)| (time.max(0.1), (number + 1) as f64 / many * 100.0);
-        times.iter().enumerate().map(point).collect()
+        let all = times.iter().enumerate().map(point);
+        all.step_by(times.len().div_ceil(POINTS).max(1)).collect()
     };
     let series = [
         ("have the manifest", steps(&all)),

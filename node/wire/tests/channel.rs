@@ -3,7 +3,6 @@
 
 use std::collections::HashMap;
 
-use bytes::Bytes;
 use casemate_wire::channel::{
     CHANNEL_WINDOW_BYTES, MAX_OUTPUT_BYTES, MAX_STREAMS, STREAM_WINDOW_BYTES,
 };

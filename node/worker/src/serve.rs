@@ -131,7 +131,7 @@ impl Server {
             if let Err(end) = self.turns() {
                 return end;
             }
-            if self.rounds % ROUNDS_PER_WRITE == 0 {
+            if self.rounds.is_multiple_of(ROUNDS_PER_WRITE) {
                 tokio::task::yield_now().await;
             }
             if self

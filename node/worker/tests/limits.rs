@@ -287,7 +287,7 @@ async fn is_ended_for_its_body(source: &str) {
         .is_ok()
     {}
     assert_eq!(
-        exchange.response.head().await.unwrap_err(),
+        exchange.response.head().await.expect_err("it is ended"),
         StreamError::Reset(Failure::ExceededMemory.to_reset())
     );
     assert!(matches!(

@@ -7,7 +7,8 @@ use casemate_channel::StreamError;
 use casemate_wire::control::Failure;
 use casemate_wire::control::worker::{FromWorker, LogLevel, ToWorker};
 use harness::{
-    archive, function, function_with, head, load, receive, send_load, spare, tell_apart, whole,
+    Answer, archive, function, function_with, head, load, receive, send_load, spare, tell_apart,
+    whole,
 };
 
 #[tokio::test]
@@ -92,7 +93,7 @@ async fn a_body_is_read_whole_or_as_a_stream_or_by_two_but_once() {
         let got = worker.ask_with(head, Some(body.as_bytes())).await;
         let outcome = worker.outcome().await;
         assert_eq!(
-            got.as_ref().map(|got| got.text()),
+            got.as_ref().map(Answer::text),
             Ok(answer),
             "{path}: {outcome:?}"
         );

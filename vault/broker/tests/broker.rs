@@ -44,10 +44,10 @@ async fn call(
 ) -> Answer {
     let mut all = Fields::default().with(":request", "r1");
     if let Some(binding) = binding {
-        all.push(":binding", binding.to_owned());
+        all.push(":binding", binding);
     }
     for (name, value) in fields {
-        all.push(*name, Bytes::from((*value).to_owned()));
+        all.push(name, value);
     }
     let head = RequestHead {
         method: method.into(),

@@ -107,7 +107,7 @@ pub struct Limits {
     pub cpu_time_ms: u32,
     /// Wall-clock time, milliseconds.
     pub wall_time_ms: u32,
-    /// JavaScript heap, MiB.
+    /// JavaScript heap, and as much again for buffers, MiB. A worker gives 32 where it is less.
     pub heap_mib: u32,
     /// Outgoing calls.
     pub subrequests: u32,
