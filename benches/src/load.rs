@@ -33,6 +33,19 @@ pub(crate) struct Load {
     pub(crate) body: Option<PathBuf>,
 }
 
+impl Load {
+    /// Requests without a body.
+    pub(crate) const fn get(connections: u32, secs: u32, path: &'static str) -> Self {
+        let body = None;
+        Self {
+            connections,
+            secs,
+            path,
+            body,
+        }
+    }
+}
+
 /// What came of it. Times are in microseconds.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Sample {

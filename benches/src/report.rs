@@ -7,6 +7,7 @@ use std::process::Command;
 use anyhow::Result;
 use serde::Serialize;
 
+use crate::cases::memory::kib;
 use crate::compare::{Rounds, Spread};
 use crate::load::Sample;
 use crate::peer::{self, Who};
@@ -125,13 +126,7 @@ impl Machine {
             let value = line.and_then(|line| line.split_once(':'));
             value.map_or_else(String::new, |(_, value)| value.trim().to_owned())
         };
-        let memory = field(&read("/proc/meminfo"), "MemTotal");
-        let kib: u64 = memory
-            .split(' ')
-            .next()
-            .unwrap_or_default()
-            .parse()
-            .unwrap_or(0);
+        let memory_kib = kib(&read("/proc/meminfo"), "MemTotal").unwrap_or(0);
         let commit = Command::new("git")
             .args(["describe", "--always", "--dirty"])
             .output()?;
@@ -149,7 +144,7 @@ impl Machine {
         Ok(Self {
             processor: field(&read("/proc/cpuinfo"), "model name"),
             cores: std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
-            memory_mib: kib / 1024,
+            memory_mib: memory_kib / 1024,
             kernel: read("/proc/sys/kernel/osrelease").trim().to_owned(),
             commit: String::from_utf8_lossy(&commit.stdout).trim().to_owned(),
             versions,

@@ -35,12 +35,7 @@ pub(crate) async fn upstream(run: &Run) -> Result<Case> {
     let deno = block_in_place(|| upstream.deno(&plain, &run.folder))?;
     let mut case = Case::of_load("upstream", "A function that calls one upstream over TLS");
     for connections in [1, 16, 64] {
-        let load = Load {
-            connections,
-            secs: run.secs,
-            path: "/",
-            body: None,
-        };
+        let load = Load::get(connections, run.secs, "/");
         run.say(&format!("upstream, {connections} connections"));
         let one = |who| {
             let target = match who {
@@ -71,12 +66,7 @@ fn added(calls: &Target, hello: &Target, direct: &Target, run: &Run) -> Result<R
     // The first round warms up.
     for round in 0..=run.rounds {
         let one = |target, path| {
-            let load = Load {
-                connections: 1,
-                secs: run.secs,
-                path,
-                body: None,
-            };
+            let load = Load::get(1, run.secs, path);
             wrk(target, &load, &run.folder)
         };
         let whole = one(calls, "/")?;
@@ -110,12 +100,7 @@ pub(crate) async fn rotation(run: &Run) -> Result<Case> {
     }
     let workerd = block_in_place(|| all_in_one(&code, run))?;
     let mut case = Case::of_load("rotation", "A hundred functions in rotation");
-    let load = Load {
-        connections: 64,
-        secs: run.secs,
-        path: "/",
-        body: None,
-    };
+    let load = Load::get(64, run.secs, "/");
     let one = |who| {
         let target = if who == Who::Workerd {
             let hosts = (0..FUNCTIONS).map(|number| format!("turn{number}.test"));

@@ -206,12 +206,7 @@ fn fixed_rate(case: &mut Case, field: &Field, slowest: f64, run: &Run) -> Result
         reason = "some thousand"
     )]
     let per_second = (slowest / 2.0) as u32;
-    let load = Load {
-        connections: 64,
-        secs: run.secs,
-        path: "/some/path?x=1",
-        body: None,
-    };
+    let load = Load::get(64, run.secs, "/some/path?x=1");
     run.say(&format!("{}, {per_second} requests a second", case.name));
     let one = |who| oha(&field.target(who), &load, per_second);
     let rounds = block_in_place(|| Rounds::measure(&field.who(), run.rounds, one))?;

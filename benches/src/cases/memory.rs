@@ -38,6 +38,15 @@ fn children() -> BTreeMap<u32, Vec<u32>> {
     children
 }
 
+/// A figure of one of /proc's texts about memory, KiB.
+pub(crate) fn kib(text: &str, name: &str) -> Option<u64> {
+    let value = |line: &str| {
+        let value = line.strip_prefix(name)?.strip_prefix(':')?;
+        value.trim().strip_suffix(" kB")?.parse().ok()
+    };
+    text.lines().find_map(value)
+}
+
 /// PSS of a process and all below it, KiB.
 pub(crate) fn pss_kib(root: u32) -> Result<u64> {
     let children = children();
@@ -48,9 +57,7 @@ pub(crate) fn pss_kib(root: u32) -> Result<u64> {
             // It has just ended, or has no memory of its own.
             continue;
         };
-        let line = text.lines().find_map(|line| line.strip_prefix("Pss:"));
-        let kib = line.and_then(|line| line.trim().strip_suffix(" kB"));
-        total += kib.context("smaps_rollup without Pss")?.parse::<u64>()?;
+        total += kib(&text, "Pss").context("smaps_rollup without Pss")?;
     }
     Ok(total)
 }
@@ -154,4 +161,17 @@ fn deno(count: usize, code: &Path, run: &Run) -> Result<u64> {
         all += pss_kib(peer.running.pid())?;
     }
     Ok(all)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_figure_is_found_by_its_whole_name() {
+        let text = "Pss_Dirty:   10 kB\nPss:         7 kB\nHugePages_Total:   0\n";
+        assert_eq!(kib(text, "Pss"), Some(7));
+        assert_eq!(kib(text, "HugePages_Total"), None);
+        assert_eq!(kib(text, "Swap"), None);
+    }
 }

@@ -18,7 +18,7 @@ use tokio::sync::mpsc;
 use tokio::task::block_in_place;
 
 use crate::Run;
-use crate::cases::memory::pss_kib;
+use crate::cases::memory::{kib, pss_kib};
 use crate::compare::percentile;
 use crate::peer::Who;
 use crate::plot;
@@ -32,6 +32,8 @@ const NODE_KIB: u64 = 1024;
 const JOINS_AT_A_TIME: usize = 8;
 /// Deployments, one after the other.
 const DEPLOYS: u64 = 5;
+/// Percentiles that are told: the middle, nearly all, all.
+const PARTS: [usize; 3] = [50, 99, 100];
 /// Drawn of each line.
 const POINTS: usize = 500;
 /// Until all have answered.
@@ -235,7 +237,8 @@ pub(crate) async fn run(run: &Run) -> Result<Case> {
     let title = "Push to many connected nodes: milliseconds";
     let mut case = Case::new("scale", title, "none", &["p50 ms", "p99 ms", "max ms"]);
     for count in NODES {
-        let available_kib = available_kib()?;
+        let memory = std::fs::read_to_string("/proc/meminfo")?;
+        let available_kib = kib(&memory, "MemAvailable").context("meminfo without MemAvailable")?;
         if available_kib < u64::from(count) * NODE_KIB {
             run.say(&format!("scale: no memory for {count} nodes"));
             break;
@@ -244,15 +247,6 @@ pub(crate) async fn run(run: &Run) -> Result<Case> {
         one(count, &mut case, run).await?;
     }
     Ok(case)
-}
-
-fn available_kib() -> Result<u64> {
-    let memory = std::fs::read_to_string("/proc/meminfo")?;
-    let line = memory
-        .lines()
-        .find_map(|line| line.strip_prefix("MemAvailable:"));
-    let kib = line.and_then(|line| line.trim().strip_suffix(" kB"));
-    Ok(kib.context("meminfo without MemAvailable")?.parse()?)
 }
 
 #[allow(clippy::cast_precision_loss, reason = "some million")]
@@ -274,15 +268,10 @@ async fn one(count: u32, case: &mut Case, run: &Run) -> Result<()> {
         all.extend(many.all(started, has).await?);
     }
     all.sort_by(f64::total_cmp);
-    let figures = [
-        percentile(&all, 50),
-        percentile(&all, 99),
-        percentile(&all, 100),
-    ];
     case.rows.push(Row::of_once(
         format!("{count} nodes: manifest handed in until a node has it"),
         Who::Casemate,
-        figures,
+        PARTS.map(|part| percentile(&all, part)),
     ));
     let cpu_us = (many.cpu()?.saturating_sub(cpu)).as_secs_f64() * 1e6;
     let each = f64::from(count);
@@ -309,11 +298,7 @@ async fn one(count: u32, case: &mut Case, run: &Run) -> Result<()> {
     case.rows.push(Row::of_once(
         format!("{count} nodes: control plane restarted until a node is served again"),
         Who::Casemate,
-        [
-            percentile(&back, 50),
-            percentile(&back, 99),
-            percentile(&back, 100),
-        ],
+        PARTS.map(|part| percentile(&back, part)),
     ));
     let steps = |times: &[f64]| -> Vec<(f64, f64)> {
         let many = times.len() as f64;

@@ -394,6 +394,13 @@ impl State {
         Poll::Pending
     }
 
+    /// The next piece that has come for a stream; the other end may then send as much more.
+    pub(crate) fn take(&mut self, id: StreamId) -> Option<Bytes> {
+        let bytes = self.streams.get_mut(&id)?.take()?;
+        self.channel.consumed(id, bytes.len());
+        Some(bytes)
+    }
+
     /// One of the two handles of a stream is done with it.
     pub(crate) fn let_go(&mut self, id: StreamId) {
         if let Some(stream) = self.streams.get_mut(&id) {

@@ -316,11 +316,10 @@ impl RecvBody {
         }
         let Half { shared, id, .. } = &self.half;
         let piece = shared.with(|state| {
+            if let Some(bytes) = state.take(*id) {
+                return Poll::Ready(Some(Ok(bytes)));
+            }
             if let Some(stream) = state.streams.get_mut(id) {
-                if let Some(bytes) = stream.take() {
-                    state.channel.consumed(*id, bytes.len());
-                    return Poll::Ready(Some(Ok(bytes)));
-                }
                 if stream.end {
                     self.trailers = stream.trailers.take();
                     return Poll::Ready(None);
@@ -338,11 +337,7 @@ impl RecvBody {
     /// The next piece, if it is there already.
     pub fn arrived(&mut self) -> Option<Bytes> {
         let Half { shared, id, .. } = &self.half;
-        shared.with(|state| {
-            let bytes = state.streams.get_mut(id)?.take()?;
-            state.channel.consumed(*id, bytes.len());
-            Some(bytes)
-        })
+        shared.with(|state| state.take(*id))
     }
 
     /// Whether nothing more comes, as far as is known without waiting.

@@ -168,10 +168,12 @@ fn visible_head(
         if is_hop_by_hop(name.as_str()) {
             continue;
         }
-        let value = Bytes::copy_from_slice(value.as_bytes());
         match scrubber {
             Some(scrubber) if scrubber.finds(name.as_str().as_bytes()) => {}
-            Some(scrubber) => fields.push(name.as_str(), scrubber.scrub(value)),
+            Some(scrubber) => {
+                let value = Bytes::copy_from_slice(value.as_bytes());
+                fields.push(name.as_str(), scrubber.scrub(value));
+            }
             None => fields.push(name.as_str(), value),
         }
     }
