@@ -62,9 +62,17 @@ impl Run {
 }
 
 async fn hold(function: &str, run: &Run) -> Result<()> {
+    if function == "call" {
+        let calling = cases::calls::calling(run).await?;
+        return serve(&calling.ours, &calling.host, run).await;
+    }
     let code = block_in_place(|| peer::bundled(function, &run.folder))?;
     let ours = block_in_place(|| Ours::start(Workers::default()))?;
     let host = ours.deploy(function, "", &code).await?;
+    serve(&ours, &host, run).await
+}
+
+async fn serve(ours: &Ours, host: &str, run: &Run) -> Result<()> {
     let origin = ours.target(Vec::new()).origin;
     run.say(&format!("serving: curl -H 'Host: {host}' {origin}/"));
     Ok(tokio::signal::ctrl_c().await?)

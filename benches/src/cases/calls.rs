@@ -16,9 +16,14 @@ use crate::report::{Case, Row};
 /// Functions in rotation.
 const FUNCTIONS: usize = 100;
 
-/// One upstream over TLS, kept alive. Ours: the vault opens the sealed key and sets the header. Theirs: the key is in the function's
-/// text.
-pub(crate) async fn upstream(run: &Run) -> Result<Case> {
+/// A node with a function that calls an upstream with a credential.
+pub(crate) struct Calling {
+    pub(crate) upstream: Upstream,
+    pub(crate) ours: Ours,
+    pub(crate) host: String,
+}
+
+pub(crate) async fn calling(run: &Run) -> Result<Calling> {
     let upstream = block_in_place(|| Upstream::start(&run.folder))?;
     let ours = block_in_place(|| Ours::start(Workers::default()))?;
     let code = run.folder.join("call.js");
@@ -28,6 +33,21 @@ pub(crate) async fn upstream(run: &Run) -> Result<Case> {
     std::fs::write(project.join("upstream-ca.pem"), &upstream.ca_pem)?;
     block_in_place(|| ours.fleet.put_secret(&project))?;
     let host = ours.deploy("call", &config, &code).await?;
+    Ok(Calling {
+        upstream,
+        ours,
+        host,
+    })
+}
+
+/// One upstream over TLS, kept alive. Ours: the vault opens the sealed key and sets the header. Theirs: the key is in the function's
+/// text.
+pub(crate) async fn upstream(run: &Run) -> Result<Case> {
+    let Calling {
+        upstream,
+        ours,
+        host,
+    } = calling(run).await?;
     let plain = run.folder.join("call-plain.js");
     std::fs::write(&plain, function(&upstream.plain_call()))?;
     let target = ours.target(vec![host]);

@@ -82,8 +82,8 @@ const STEPS: [Step; 17] = [
 ];
 
 /// Makes the process. It waits for a byte on `line`, then follows the plan; a step that fails comes back over the line,
-/// and the line closes when it has become its program or is gone.
-pub(crate) fn spawn(plan: &Plan<'_>, line: OwnedFd) -> io::Result<Pid> {
+/// and the line closes when it has become its program or is gone. `ours` is the line's other end.
+pub(crate) fn spawn(plan: &Plan<'_>, line: OwnedFd, ours: &OwnedFd) -> io::Result<Pid> {
     let flags = libc::c_long::from(plan.namespaces | libc::SIGCHLD);
     let nothing: libc::c_long = 0;
     // SAFETY: without CLONE_VM and with no stack given this is fork(2) with namespaces: the child goes on here on a copy
@@ -93,6 +93,7 @@ pub(crate) fn spawn(plan: &Plan<'_>, line: OwnedFd) -> io::Result<Pid> {
         0 => {
             // Were a panic to unwind from here, our caller's destructors would run a second time, in the child.
             let _no_way_back = NoWayBack;
+            forget(ours);
             let (step, errno) = match follow(plan, &line) {
                 Ok(never) => match never {},
                 Err(failed) => failed,
@@ -111,6 +112,14 @@ pub(crate) fn spawn(plan: &Plan<'_>, line: OwnedFd) -> io::Result<Pid> {
             _ => Err(io::Error::last_os_error()),
         },
     }
+}
+
+/// Closes the child's copy of its parent's end: with it open the line would never close, and a child whose parent died
+/// would wait for ever.
+fn forget(ours: &OwnedFd) {
+    // SAFETY: closes a number and touches no memory. The child neither uses its copy of `ours` after this nor ever drops it,
+    // for it does not come back from `spawn`.
+    unsafe { libc::close(ours.as_raw_fd()) };
 }
 
 /// Reads what the child sent over the line.
@@ -287,7 +296,41 @@ impl Drop for NoWayBack {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+    use rustix::process::{WaitOptions, kill_process, waitpid};
+
     use super::*;
+
+    #[test]
+    fn a_child_whose_parent_is_gone_before_it_may_begin_ends() {
+        let flags = SocketFlags::CLOEXEC;
+        let (ours, theirs) =
+            socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).unwrap();
+        let null = std::fs::File::open("/dev/null").unwrap();
+        let plan = Plan {
+            namespaces: 0,
+            id: None,
+            capabilities: CapabilitySet::empty(),
+            data_max: None,
+            input: None,
+            null: null.as_fd(),
+            program: None,
+        };
+        let child = spawn(&plan, theirs, &ours).unwrap();
+        // As when we die: nothing was sent.
+        drop(ours);
+        for _ in 0..1000 {
+            if let Some((_, status)) = waitpid(Some(child), WaitOptions::NOHANG).unwrap() {
+                assert_eq!(status.exit_status(), Some(exit::UNAVAILABLE.into()));
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        kill_process(child, Signal::KILL).unwrap();
+        panic!("it waits for ever");
+    }
 
     #[test]
     fn each_step_has_a_number_of_its_own_and_nothing_else_has() {

@@ -234,7 +234,7 @@ impl Launcher {
             None,
         );
         let made = pair.map_err(StartError::Line).and_then(|(ours, theirs)| {
-            let pid = child::spawn(plan, theirs).map_err(StartError::Clone)?;
+            let pid = child::spawn(plan, theirs, &ours).map_err(StartError::Clone)?;
             let outcome = self.see_through(plan, pid, &ours, cgroup.as_ref());
             if outcome.is_err() {
                 end(pid);
