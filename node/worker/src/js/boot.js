@@ -11,7 +11,7 @@ import { fire, forget } from "ext:casemate/timers.js";
 import { stream } from "ext:casemate/wasm.js";
 import { performance } from "ext:casemate/web.js";
 
-const { Date, ObjectFreeze } = primordials;
+const { Date, ObjectFreeze, ReflectApply } = primordials;
 
 defineGlobals();
 
@@ -87,7 +87,7 @@ function over(request, timers, handles) {
   }
 }
 
-const inRequest = (task) => (request, ...args) => within(request, () => task(...new primordials.SafeArrayIterator(args)));
+const inRequest = (task) => (request, ...args) => within(request, () => ReflectApply(task, undefined, args));
 
 globalThis.__casemate = {
   start,

@@ -1,7 +1,7 @@
 // Which request the running code belongs to, and header lists as the program takes them.
 //
-// V8 carries the context across `await`; timers and events from the program restore it. It is `{ request }`, and code
-// of the function can neither see nor change it.
+// V8 carries the context across `await`; timers and events from the program restore it. Code of the function can neither
+// see nor change it.
 
 import { core, primordials } from "ext:core/mod.js";
 
@@ -16,7 +16,8 @@ export function currentRequest() {
 // Calls `task` as part of `request`.
 export function within(request, task) {
   const before = getAsyncContext();
-  setAsyncContext({ __proto__: null, request });
+  // Its own property, whatever the function does to prototypes; without one the object would be a slow dictionary.
+  setAsyncContext({ request });
   try {
     return task();
   } finally {

@@ -18,6 +18,7 @@ const {
   PromisePrototypeThen,
   SafeMap,
   SafeWeakSet,
+  StringPrototypeStartsWith,
   StringPrototypeToLowerCase,
   StringPrototypeTrim,
   TypeError,
@@ -197,9 +198,10 @@ async function run(inner, binding, signal) {
   let through = binding === null ? -1 : binding.index;
   while (true) {
     signal?.throwIfAborted();
-    const from = new url.URL(inner.currentUrl());
-    if (from.protocol !== "https:" && from.protocol !== "http:") {
-      throw new TypeError(`fetch cannot reach ${from.protocol} URLs`);
+    // It was parsed: the scheme is in lower case and ends with the first colon.
+    const from = inner.currentUrl();
+    if (!StringPrototypeStartsWith(from, "https:") && !StringPrototypeStartsWith(from, "http:")) {
+      throw new TypeError(`fetch cannot reach ${new url.URL(from).protocol} URLs`);
     }
     const answer = await hop(inner, through, signal);
     if (answer.code !== undefined) {
@@ -218,13 +220,13 @@ async function run(inner, binding, signal) {
       op_casemate_cancel(answer.body);
     }
     if (inner.redirectMode === "error") {
-      throw new TypeError(`${from.href} redirects, and redirect is "error"`);
+      throw new TypeError(`${from} redirects, and redirect is "error"`);
     }
     if (inner.redirectCount >= MAX_HOPS) {
       throw new TypeError(`more than ${MAX_HOPS} redirects`);
     }
     const to = new url.URL(location, from);
-    redirect(inner, answer.status, from, to);
+    redirect(inner, answer.status, new url.URL(from), to);
     if (through !== -1 && to.origin !== binding.origin) {
       through = -1;
     }

@@ -79,12 +79,12 @@ impl Scrubber {
                 }
             }
         }
-        let begins = std::array::from_fn(|byte| {
-            let may = |needle: &Needle| needle.may_begin_with(byte as u8);
-            let bits = needles.iter().enumerate();
-            bits.filter(|(_, needle)| may(needle))
-                .fold(0, |bits, (index, _)| bits | 1 << index)
-        });
+        let mut begins = [0; 256];
+        for (index, needle) in needles.iter().enumerate() {
+            for byte in needle.first_bytes() {
+                begins[usize::from(byte)] |= 1 << index;
+            }
+        }
         Some(Self { needles, begins })
     }
 

@@ -48,9 +48,15 @@ impl Needle {
         self.form == other.form && self.bytes == other.bytes
     }
 
-    /// Whether a text that begins with this byte may be the needle.
-    pub(super) fn may_begin_with(&self, byte: u8) -> bool {
-        matches!(byte, b'%' | b'\\' | b'&') || self.fits(self.bytes[0], byte)
+    /// The bytes that a text may begin with and be the needle; some of them twice.
+    pub(super) fn first_bytes(&self) -> impl Iterator<Item = u8> {
+        let own = self.bytes[0];
+        let written = match self.form {
+            Form::Clear if own == b' ' => [own, b'+'],
+            Form::Hex => [own.to_ascii_lowercase(), own.to_ascii_uppercase()],
+            Form::Clear | Form::Base64 => [own, own],
+        };
+        written.into_iter().chain(*b"%\\&")
     }
 
     fn fits(&self, own: u8, byte: u8) -> bool {
@@ -120,5 +126,24 @@ impl Needle {
             used += more;
         }
         Found::Here(used)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_text_may_begin_with_what_fits_and_with_escapes_alone() {
+        for form in [Form::Clear, Form::Hex, Form::Base64] {
+            for own in 0..=u8::MAX {
+                let needle = Needle::new(vec![own], form);
+                let named: Vec<u8> = needle.first_bytes().collect();
+                for byte in 0..=u8::MAX {
+                    let may = needle.fits(own, byte) || matches!(byte, b'%' | b'\\' | b'&');
+                    assert_eq!(named.contains(&byte), may, "{form:?} {own} {byte}");
+                }
+            }
+        }
     }
 }
