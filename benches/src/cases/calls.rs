@@ -71,17 +71,24 @@ pub(crate) async fn upstream(run: &Run) -> Result<Case> {
             sample.per_second
         });
     }
-    let hello = block_in_place(|| peer::bundled("hello", &run.folder))?;
-    let hello = ours.target(vec![ours.deploy("hello", "", &hello).await?]);
-    let row = block_in_place(|| added(&target, &hello, &upstream.target(), run))?;
-    case.rows.push(row);
+    let code = block_in_place(|| peer::bundled("hello", &run.folder))?;
+    let hello = ours.target(vec![ours.deploy("hello", "", &code).await?]);
+    let deno_hello = block_in_place(|| peer::deno(&code, &run.folder))?;
+    let direct = upstream.target();
+    for (who, calls, hello) in [
+        (Who::Casemate, target, hello),
+        (Who::Deno, deno.target(), deno_hello.target()),
+    ] {
+        let row = block_in_place(|| added(who, &calls, &hello, &direct, run))?;
+        case.rows.push(row);
+    }
     Ok(case)
 }
 
-/// What a call through the vault adds to the same call made directly: the function that calls, less a function that calls nobody, less
-/// the call itself.
-fn added(calls: &Target, hello: &Target, direct: &Target, run: &Run) -> Result<Row> {
-    run.say("upstream, what a call adds");
+/// What a call of a function adds to the same call made directly: the function that calls, less a function that calls nobody, less the
+/// call itself. Ours goes through the vault, theirs is made in their own process.
+fn added(who: Who, calls: &Target, hello: &Target, direct: &Target, run: &Run) -> Result<Row> {
+    run.say(&format!("upstream, what a call adds in {}", who.name()));
     let mut added = Vec::new();
     // The first round warms up.
     for round in 0..=run.rounds {
@@ -97,7 +104,7 @@ fn added(calls: &Target, hello: &Target, direct: &Target, run: &Run) -> Result<R
         }
     }
     let what = "1 connection: what the call adds to the same made directly";
-    let mut row = Row::of_once(what, Who::Casemate, [f64::NAN; 4]);
+    let mut row = Row::of_once(what, who, [f64::NAN; 4]);
     row.figures[1] = Spread::of(added).context("there are rounds")?;
     Ok(row)
 }
