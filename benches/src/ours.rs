@@ -57,7 +57,22 @@ impl Ours {
     pub(crate) async fn deploy(&self, name: &str, config: &str, code: &Path) -> Result<String> {
         let project = self.project(name, config, code)?;
         block_in_place(|| self.fleet.deploy(&project))?;
-        let host = host(name);
+        self.answers(host(name)).await
+    }
+
+    /// Deploys it as a tenant of its own, and waits until it answers.
+    pub(crate) async fn deploy_of_its_own_tenant(&self, name: &str, code: &Path) -> Result<String> {
+        let host = format!("{name}.tenant.test");
+        block_in_place(|| {
+            let code = std::fs::read_to_string(code).with_context(|| code.display().to_string())?;
+            let tenant = self.fleet.add_tenant(name, &[&host])?;
+            let project = self.fleet.small_project_at(&host, name, "", &code)?;
+            tenant.ok(&project, &["deploy", "--wait", "60"], b"")
+        })?;
+        self.answers(host).await
+    }
+
+    async fn answers(&self, host: String) -> Result<String> {
         let end = std::time::Instant::now() + SOON;
         loop {
             let answer = caller::get(self.fleet.node.gateway, &host, "/").await;
@@ -66,7 +81,7 @@ impl Ours {
                 Ok(answer) if answer.status != 503 && !answer.text().contains("no_such_host") => {
                     return Ok(host);
                 }
-                answer => anyhow::ensure!(std::time::Instant::now() < end, "{name}: {answer:?}"),
+                answer => anyhow::ensure!(std::time::Instant::now() < end, "{host}: {answer:?}"),
             }
             tokio::time::sleep(std::time::Duration::from_millis(10)).await;
         }

@@ -127,28 +127,8 @@ impl<N> Fleet<N> {
         operator.ok(folder, &["node", "admit", "edge-1", "--wait", "120"], b"")?;
         step("a tenant makes a key, and the operator admits the tenant by it");
         let tenant = Cli::new(&folder.join("tenant"))?;
-        let key = tenant.json(folder, &["tenant", "key", "--plain-keys"])?;
-        let key = key["public_key"]
-            .as_str()
-            .context("the tenant's public key")?
-            .to_owned();
-        let token = folder.join("shop.token");
-        let hosts = ["--host", FUNCTION_HOST, "--host", "*.apps.demo.test"];
-        let add = [
-            "tenant",
-            "add",
-            "shop",
-            "--key",
-            &key,
-            "--token-out",
-            text(&token)?,
-        ];
-        operator.ok(folder, &[&add[..], &hosts].concat(), b"")?;
-        tenant.ok(
-            folder,
-            &["login", &address, "--token-file", text(&token)?],
-            b"",
-        )?;
+        let hosts = [FUNCTION_HOST, "*.apps.demo.test"];
+        admit(folder, &operator, &address, ("shop", &tenant), &hosts)?;
         Ok(Self {
             folder: folder.to_owned(),
             control,
@@ -158,6 +138,20 @@ impl<N> Fleet<N> {
             fingerprint,
             _temporary: None,
         })
+    }
+
+    /// One more tenant, with hosts of its own.
+    pub fn add_tenant(&self, name: &str, hosts: &[&str]) -> Result<Cli> {
+        let tenant = Cli::new(&self.folder.join(format!("tenant-{name}")))?;
+        let address = format!("https://{}#{}", self.control.api, self.fingerprint);
+        admit(
+            &self.folder,
+            &self.operator,
+            &address,
+            (name, &tenant),
+            hosts,
+        )?;
+        Ok(tenant)
     }
 
     /// The demo's project, with the upstream's address in it, ready to deploy.
@@ -177,10 +171,20 @@ impl<N> Fleet<N> {
 
     /// A project of one JavaScript file, for tests of one thing.
     pub fn small_project(&self, name: &str, config: &str, code: &str) -> Result<PathBuf> {
+        self.small_project_at(&format!("{name}.apps.demo.test"), name, config, code)
+    }
+
+    /// The same with another host.
+    pub fn small_project_at(
+        &self,
+        host: &str,
+        name: &str,
+        config: &str,
+        code: &str,
+    ) -> Result<PathBuf> {
         let folder = self.folder.join(name);
         std::fs::create_dir_all(&folder)?;
-        let head =
-            format!("name = \"{name}\"\nmain = \"main.js\"\nhosts = [\"{name}.apps.demo.test\"]\n");
+        let head = format!("name = \"{name}\"\nmain = \"main.js\"\nhosts = [\"{host}\"]\n");
         std::fs::write(folder.join("casemate.toml"), head + config)?;
         std::fs::write(folder.join("main.js"), code)?;
         Ok(folder)
@@ -206,6 +210,29 @@ impl<N> Fleet<N> {
         self.tenant.ok(project, &["deploy", "--wait", "60"], b"")?;
         Ok(())
     }
+}
+
+/// Makes the tenant's key, has the operator admit the tenant by it, and logs the tenant in.
+fn admit(
+    folder: &Path,
+    operator: &Cli,
+    address: &str,
+    (name, tenant): (&str, &Cli),
+    hosts: &[&str],
+) -> Result<()> {
+    let key = tenant.json(folder, &["tenant", "key", "--plain-keys"])?;
+    let key = key["public_key"]
+        .as_str()
+        .context("the tenant's public key")?;
+    let token = folder.join(format!("{name}.token"));
+    let token = text(&token)?;
+    let mut add = vec!["tenant", "add", name, "--key", key, "--token-out", token];
+    for host in hosts {
+        add.extend(["--host", host]);
+    }
+    operator.ok(folder, &add, b"")?;
+    tenant.ok(folder, &["login", address, "--token-file", token], b"")?;
+    Ok(())
 }
 
 fn text(path: &Path) -> Result<&str> {

@@ -15,7 +15,8 @@ use crate::peer::{self, Peer, Who};
 use crate::plot;
 use crate::report::{Case, Row};
 
-const FUNCTIONS: [usize; 3] = [1, 10, 100];
+const MOST: usize = 100;
+const FUNCTIONS: [usize; 3] = [1, 10, MOST];
 /// One process each: more would measure this machine's memory and nothing else.
 const MOST_PROCESSES: usize = 10;
 
@@ -62,12 +63,16 @@ pub(crate) fn pss_kib(root: u32) -> Result<u64> {
     Ok(total)
 }
 
-fn row(what: usize, who: Who, kib: u64, before: u64) -> Row {
+fn row(count: usize, who: Who, kib: u64, before: u64) -> Row {
+    row_of(format!("{count} functions"), count, who, kib, before)
+}
+
+fn row_of(what: String, count: usize, who: Who, kib: u64, before: u64) -> Row {
     #[allow(clippy::cast_precision_loss, reason = "some million")]
     let mib = |kib: u64| kib as f64 / 1024.0;
     #[allow(clippy::cast_precision_loss, reason = "some hundred")]
-    let each = mib(kib.saturating_sub(before)) / what as f64;
-    Row::of_once(format!("{what} functions"), who, [mib(kib), each])
+    let each = mib(kib.saturating_sub(before)) / count as f64;
+    Row::of_once(what, who, [mib(kib), each])
 }
 
 /// See the module.
@@ -78,7 +83,7 @@ pub(crate) async fn run(run: &Run) -> Result<Case> {
     let code = block_in_place(|| peer::bundled("hello", &run.folder))?;
     for count in FUNCTIONS {
         run.say(&format!("memory, {count} functions"));
-        let (before, all) = ours(count, &code).await?;
+        let (before, all) = ours(count, false, &code).await?;
         let mut rows = vec![row(count, Who::Casemate, all, before)];
         let (before, all) = block_in_place(|| workerd(count, &code, run))?;
         rows.push(row(count, Who::Workerd, all, before));
@@ -96,6 +101,11 @@ pub(crate) async fn run(run: &Run) -> Result<Case> {
         }
         case.rows.extend(rows);
     }
+    run.say("memory, as many tenants");
+    let (before, all) = ours(MOST, true, &code).await?;
+    let what = format!("{MOST} functions of {MOST} tenants");
+    case.rows
+        .push(row_of(what, MOST, Who::Casemate, all, before));
     let name = "memory.svg";
     let series: Vec<_> = series.into_iter().collect();
     let axes = ("idle functions", "MiB");
@@ -110,7 +120,7 @@ pub(crate) async fn run(run: &Run) -> Result<Case> {
 }
 
 /// Before any function, and with so many that have each served a request. KiB.
-async fn ours(count: usize, code: &Path) -> Result<(u64, u64)> {
+async fn ours(count: usize, is_tenant_each: bool, code: &Path) -> Result<(u64, u64)> {
     // A tenant is not given the last of a node's places.
     let max = u32::try_from(count)? * 2 + 4;
     let ours = block_in_place(|| Ours::start(Workers { spares: 1, max }))?;
@@ -118,7 +128,12 @@ async fn ours(count: usize, code: &Path) -> Result<(u64, u64)> {
     let before = block_in_place(|| pss_kib(root))?;
     let mut hosts = Vec::new();
     for number in 0..count {
-        hosts.push(ours.deploy(&format!("idle{number}"), "", code).await?);
+        let name = format!("idle{number}");
+        hosts.push(if is_tenant_each {
+            ours.deploy_of_its_own_tenant(&name, code).await?
+        } else {
+            ours.deploy(&name, "", code).await?
+        });
     }
     for host in &hosts {
         let answer = caller::get(ours.fleet.node.gateway, host, "/").await?;
