@@ -12,7 +12,7 @@ fuzz_target!(|input: (&str, &[u8], &[u8])| {
         assert_eq!(Target::parse(&sent), Ok(target));
     }
     if let Some(scrubber) = Scrubber::new(secret) {
-        let scrubbed = scrubber.scrub(bytes::Bytes::copy_from_slice(value));
+        let scrubbed = scrubber.head().scrub(bytes::Bytes::copy_from_slice(value));
         let leaks = scrubbed.windows(secret.len()).any(|window| window == secret);
         assert!(!leaks || scrubbed == casemate_vault_core::scrub::SCRUBBED);
     }

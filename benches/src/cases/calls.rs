@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use casemate_tests::node::Workers;
 use tokio::task::block_in_place;
 
@@ -75,38 +75,50 @@ pub(crate) async fn upstream(run: &Run) -> Result<Case> {
     let hello = ours.target(vec![ours.deploy("hello", "", &code).await?]);
     let deno_hello = block_in_place(|| peer::deno(&code, &run.folder))?;
     let direct = upstream.target();
-    for (who, calls, hello) in [
+    let pairs = [
         (Who::Casemate, target, hello),
         (Who::Deno, deno.target(), deno_hello.target()),
-    ] {
-        let row = block_in_place(|| added(who, &calls, &hello, &direct, run))?;
-        case.rows.push(row);
-    }
+    ];
+    case.rows
+        .extend(block_in_place(|| added(&pairs, &direct, run))?);
     Ok(case)
 }
 
 /// What a call of a function adds to the same call made directly: the function that calls, less a function that calls nobody, less the
-/// call itself. Ours goes through the vault, theirs is made in their own process.
-fn added(who: Who, calls: &Target, hello: &Target, direct: &Target, run: &Run) -> Result<Row> {
-    run.say(&format!("upstream, what a call adds in {}", who.name()));
-    let mut added = Vec::new();
-    // The first round warms up.
+/// call itself. Ours goes through the vault, theirs is made in their own process. The load's own cost is in both that are taken off and
+/// in the whole once: the difference of the two rows is what the vault and its walls cost.
+fn added(pairs: &[(Who, Target, Target); 2], direct: &Target, run: &Run) -> Result<Vec<Row>> {
+    run.say("upstream, what a call adds");
+    let one = |target: &Target, path: &'static str| -> Result<f64> {
+        let load = Load::get(1, run.secs, path);
+        let sample = wrk(target, &load, &run.folder)?;
+        ensure!(sample.errors == 0, "{} calls failed", sample.errors);
+        // Of the median alone: the slowest of the whole are not those of its parts.
+        Ok(sample.p50_us)
+    };
+    let mut added = [Vec::new(), Vec::new()];
+    // The first round warms up; each begins with the other of the two.
     for round in 0..=run.rounds {
-        let one = |target, path| {
-            let load = Load::get(1, run.secs, path);
-            wrk(target, &load, &run.folder)
-        };
-        let whole = one(calls, "/")?;
-        let parts = [one(hello, "/")?, one(direct, "/v1/charges")?];
-        if round > 0 {
-            // Of the median alone: the slowest of the whole are not those of its parts.
-            added.push(whole.p50_us - parts.iter().map(|part| part.p50_us).sum::<f64>());
+        let direct = one(direct, "/v1/charges")?;
+        let mut order = [0, 1];
+        if round % 2 == 1 {
+            order.reverse();
+        }
+        for index in order {
+            let (_, calls, hello) = &pairs[index];
+            let rest = one(calls, "/")? - one(hello, "/")? - direct;
+            if round > 0 {
+                added[index].push(rest);
+            }
         }
     }
     let what = "1 connection: what the call adds to the same made directly";
-    let mut row = Row::of_once(what, who, [f64::NAN; 4]);
-    row.figures[1] = Spread::of(added).context("there are rounds")?;
-    Ok(row)
+    let rows = pairs.iter().zip(added).map(|((who, ..), added)| {
+        let mut row = Row::of_once(what, *who, [f64::NAN; 4]);
+        row.figures[1] = Spread::of(added).context("there are rounds")?;
+        Ok(row)
+    });
+    rows.collect()
 }
 
 fn function(call: &str) -> String {

@@ -31,10 +31,17 @@ fn lock_within(state: &Path, wait: Duration) -> Result<File, (u8, String)> {
         .open(&path)
         .map_err(cannot)?;
     let until = Instant::now() + wait;
+    let mut has_said = false;
     loop {
         match file.try_lock() {
             Ok(()) => return Ok(file),
-            Err(TryLockError::WouldBlock) if Instant::now() < until => std::thread::sleep(RETRY),
+            Err(TryLockError::WouldBlock) if Instant::now() < until => {
+                if !has_said {
+                    tracing::info!("waiting for the node that has {}", state.display());
+                    has_said = true;
+                }
+                std::thread::sleep(RETRY);
+            }
             Err(TryLockError::WouldBlock) => {
                 let message = format!(
                     "{} is in use by another node: stop it, or choose another --state",

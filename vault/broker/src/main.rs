@@ -54,8 +54,6 @@ fn main() -> ExitCode {
         Ok(config) => config,
         Err(mistakes) => return fail(EXIT_USAGE, Some(control), mistakes.to_string()),
     };
-    // Asked for before the walls close, like the gateway's: threads that share a call's work wake each other at each step.
-    let threads = std::thread::available_parallelism().map_or(1, |count| count.get().div_ceil(2));
     // Walls before anything of the network or the disk's is read: Landlock holds for threads started later.
     let closed = match close_in(&config) {
         Ok(closed) => closed,
@@ -66,7 +64,6 @@ fn main() -> ExitCode {
         Err(error) => return fail(error.exit_code(), Some(control), error.to_string()),
     };
     let runtime = match tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(threads)
         .enable_all()
         .thread_name("vault")
         .build()

@@ -134,6 +134,12 @@ impl Vault {
         self.state.write().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Puts the new judge in place. The old one, which may be large, goes when calls can read again.
+    fn replace(&self, judge: Judge) {
+        let old = std::mem::replace(&mut self.write().judge, judge);
+        drop(old);
+    }
+
     fn liveness(&self) -> MutexGuard<'_, Liveness> {
         self.liveness.lock().unwrap_or_else(PoisonError::into_inner)
     }

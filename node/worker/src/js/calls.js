@@ -1,7 +1,7 @@
 // Which request the running code belongs to, and header lists as the program takes them.
 //
 // V8 carries the context across `await`; timers and events from the program restore it. Code of the function can neither
-// see nor change it.
+// see nor change it, and nothing else sets one.
 
 import { core, primordials } from "ext:core/mod.js";
 

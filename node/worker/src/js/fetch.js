@@ -198,9 +198,9 @@ async function run(inner, binding, signal) {
   let through = binding === null ? -1 : binding.index;
   while (true) {
     signal?.throwIfAborted();
-    // It was parsed: the scheme is in lower case and ends with the first colon.
+    // For a clear error: what may be reached is the vault's to say.
     const from = inner.currentUrl();
-    if (!StringPrototypeStartsWith(from, "https:") && !StringPrototypeStartsWith(from, "http:")) {
+    if (!StringPrototypeStartsWith(from, "https://") && !StringPrototypeStartsWith(from, "http://")) {
       throw new TypeError(`fetch cannot reach ${new url.URL(from).protocol} URLs`);
     }
     const answer = await hop(inner, through, signal);

@@ -96,6 +96,10 @@ impl Answer {
                     return out.reset(RESET_ABANDONED);
                 }
             };
+            if scrubber.is_some() {
+                // Pieces that have come already are ready at once, and searching each takes a while: others have a turn.
+                tokio::task::yield_now().await;
+            }
             if !visible.is_empty() {
                 let sent = tokio::select! {
                     sent = tokio::time::timeout(BODY_TIMEOUT, out.send(visible)) => sent,
@@ -120,7 +124,12 @@ fn decoded(body: Pieces, headers: &http::HeaderMap) -> Result<Pieces, Refused> {
         (Some(one), None) => one.as_bytes().trim_ascii().to_ascii_lowercase(),
         (Some(_), Some(_)) => b"several of them".to_vec(),
     };
-    let reader = StreamReader::new(body);
+    // A decoder reads on for as long as nothing comes out, and what makes nothing can be made long: others have a turn.
+    let body = body.then(async |piece| {
+        tokio::task::yield_now().await;
+        piece
+    });
+    let reader = StreamReader::new(Box::pin(body));
     match encoding.as_slice() {
         b"gzip" | b"x-gzip" => {
             let mut decoder = GzipDecoder::new(reader);
@@ -134,7 +143,7 @@ fn decoded(body: Pieces, headers: &http::HeaderMap) -> Result<Pieces, Refused> {
             BrotliDecoder::new(reader),
             DECODED_BYTES,
         ))),
-        b"identity" | b"" => Ok(Box::pin(reader.into_inner())),
+        b"identity" | b"" => Ok(reader.into_inner()),
         _ => Err(Refused::new(
             "upstream_encoding",
             "the upstream's answer has a content encoding that was not asked for (gzip and br were), and cannot be searched for the \
@@ -164,15 +173,17 @@ fn visible_head(
     scrubber: Option<&Scrubber>,
 ) -> Result<ResponseHead, Refused> {
     let mut fields = Fields::default();
+    let mut scrubber = scrubber.map(Scrubber::head);
     for (name, value) in &parts.headers {
         if is_hop_by_hop(name.as_str()) {
             continue;
         }
-        match scrubber {
-            Some(scrubber) if scrubber.finds(name.as_str().as_bytes()) => {}
+        match &mut scrubber {
             Some(scrubber) => {
-                let value = Bytes::copy_from_slice(value.as_bytes());
-                fields.push(name.as_str(), scrubber.scrub(value));
+                if !scrubber.finds(name.as_str().as_bytes()) {
+                    let value = Bytes::copy_from_slice(value.as_bytes());
+                    fields.push(name.as_str(), scrubber.scrub(value));
+                }
             }
             None => fields.push(name.as_str(), value),
         }

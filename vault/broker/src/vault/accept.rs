@@ -131,7 +131,7 @@ impl Vault {
         }
         let (kind, name, tenant) = place(&envelope)?;
         self.persist(&judge, &[Write::Put(kind, name, bytes.to_vec())])?;
-        self.write().judge = judge;
+        self.replace(judge);
         Ok(Effect {
             tenants: tenant.into_iter().collect(),
             ..Effect::default()
@@ -151,7 +151,7 @@ impl Vault {
         if let Some(image) = judge.image(&pool) {
             self.image_file.write(image)?;
         }
-        self.write().judge = judge;
+        self.replace(judge);
         Ok(Effect {
             image: true,
             ..Effect::default()
@@ -197,7 +197,7 @@ impl Vault {
                 .map(|digest| Write::Drop(Kind::Object, digest.to_string())),
         );
         self.persist(&judge, &writes)?;
-        self.write().judge = judge;
+        self.replace(judge);
         staging.done(&id);
         Ok(Ok(Effect {
             tenants: vec![id],

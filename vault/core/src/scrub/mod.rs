@@ -26,6 +26,8 @@ const MIN_BEGUN_BYTES: usize = 8;
 const MAX_STEPS_PER_BYTE: u64 = 64;
 /// Bytes that may be looked at beyond that: a long secret that comes in many small pieces is compared anew with each.
 const SPARE_STEPS: u64 = 16 * 1024 * 1024;
+/// Bytes that may be looked at for a head: 64 times the largest that a channel carries. Some milliseconds.
+const MAX_HEAD_STEPS: u64 = MAX_STEPS_PER_BYTE * 48 * 1024;
 /// What may have begun is compared anew with each piece up to this size, beyond it each time that it has doubled.
 const MAX_EAGER_BYTES: usize = 2048;
 
@@ -88,19 +90,11 @@ impl Scrubber {
         Some(Self { needles, begins })
     }
 
-    /// Whether these bytes hold the secret. What is too costly to be searched is taken to.
-    pub fn finds(&self, bytes: &[u8]) -> bool {
-        let most = SPARE_STEPS + MAX_STEPS_PER_BYTE * bytes.len() as u64;
-        let next = self.next(bytes, true, &mut 0, most);
-        !matches!(next, Ok(Next::Clean))
-    }
-
-    /// The value of a header field that the function may see.
-    pub fn scrub(&self, value: Bytes) -> Bytes {
-        if self.finds(&value) {
-            Bytes::from_static(SCRUBBED.as_bytes())
-        } else {
-            value
+    /// For the fields of one head.
+    pub fn head(&self) -> HeadScrubber<'_> {
+        HeadScrubber {
+            scrubber: self,
+            steps: 0,
         }
     }
 
@@ -145,6 +139,31 @@ impl Scrubber {
             }
         }
         Ok(Next::Clean)
+    }
+}
+
+/// Scrubs the fields of one head. They have their steps together: whoever made a costly one would make many.
+pub struct HeadScrubber<'a> {
+    scrubber: &'a Scrubber,
+    steps: u64,
+}
+
+impl HeadScrubber<'_> {
+    /// Whether these bytes hold the secret. What is too costly to be searched is taken to.
+    pub fn finds(&mut self, bytes: &[u8]) -> bool {
+        let next = self
+            .scrubber
+            .next(bytes, true, &mut self.steps, MAX_HEAD_STEPS);
+        !matches!(next, Ok(Next::Clean))
+    }
+
+    /// The value of a header field that the function may see.
+    pub fn scrub(&mut self, value: Bytes) -> Bytes {
+        if self.finds(&value) {
+            Bytes::from_static(SCRUBBED.as_bytes())
+        } else {
+            value
+        }
     }
 }
 

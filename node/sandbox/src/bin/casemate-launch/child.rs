@@ -319,7 +319,7 @@ mod tests {
             program: None,
         };
         let child = spawn(&plan, theirs, &ours).unwrap();
-        // As when we die: nothing was sent.
+        // As when we die: nothing was sent. (A test has threads; the child does no more than wait and end, without memory of theirs.)
         drop(ours);
         for _ in 0..1000 {
             if let Some((_, status)) = waitpid(Some(child), WaitOptions::NOHANG).unwrap() {
