@@ -53,7 +53,7 @@ fn channel(criterion: &mut Criterion) {
             }
         }
     });
-    criterion.bench_function("channel/round-trip", |bencher| {
+    criterion.bench_function("channel_round_trip", |bencher| {
         bencher.iter(|| {
             runtime.block_on(async {
                 let exchange = opener.open(head(), true).expect("room");
@@ -68,19 +68,19 @@ fn channel(criterion: &mut Criterion) {
 
 fn trust(criterion: &mut Criterion) {
     let (signed, sealed, release) = (Signed::new(), Sealed::new(), subjects::release());
-    criterion.bench_function("envelope/open-and-verify", |bencher| {
+    criterion.bench_function("verify_envelope", |bencher| {
         bencher.iter(|| assert!(signed.verify()));
     });
-    criterion.bench_function("secret/seal", |bencher| bencher.iter(|| sealed.seal()));
-    criterion.bench_function("secret/open", |bencher| bencher.iter(|| sealed.open()));
-    criterion.bench_function("policy/credential", |bencher| {
+    criterion.bench_function("seal_secret", |bencher| bencher.iter(|| sealed.seal()));
+    criterion.bench_function("open_secret", |bencher| bencher.iter(|| sealed.open()));
+    criterion.bench_function("decide_credential", |bencher| {
         bencher.iter(|| black_box(subjects::decide_credential(&release)));
     });
-    criterion.bench_function("policy/rule-16-of-16", |bencher| {
+    criterion.bench_function("decide_rule", |bencher| {
         bencher.iter(|| black_box(subjects::decide_rule(&release)));
     });
     let table = subjects::table();
-    criterion.bench_function("route/of-100000-hosts", |bencher| {
+    criterion.bench_function("find_route", |bencher| {
         bencher.iter(|| black_box(subjects::find(black_box(&table))));
     });
 }
@@ -91,7 +91,7 @@ fn store(criterion: &mut Criterion) {
     let key = Zeroizing::new([6; 32]);
     let (store, _) = Store::open(folder.path(), &key).expect("a store");
     let mut number = 0;
-    criterion.bench_function("store/put", |bencher| {
+    criterion.bench_function("store_put", |bencher| {
         bencher.iter_batched(
             || {
                 number += 1;
@@ -106,7 +106,7 @@ fn store(criterion: &mut Criterion) {
         );
     });
     let name = format!("{:064x}", 1);
-    criterion.bench_function("store/get", |bencher| {
+    criterion.bench_function("store_get", |bencher| {
         bencher.iter(|| store.get(Kind::Object, &name).expect("it opens"));
     });
 }

@@ -1,5 +1,6 @@
 //! Single steps: their times by Criterion, and where they are pure their instructions by valgrind, which repeat exactly.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -22,6 +23,9 @@ pub(crate) fn run(run: &Run) -> Result<Case> {
         run.say("instructions of single steps");
         bench("instructions", &["--save-summary=json"])?;
         let mut case = Case::new("micro", "Single steps", "none", &["ns", "instructions"]);
+        // By name: what both have measured is one row.
+        let mut steps = BTreeMap::<String, [f64; 2]>::new();
+        let unknown = [f64::NAN; 2];
         let mut files = Vec::new();
         find(Path::new(TIMES), "new/estimates.json", &mut files)?;
         for file in &files {
@@ -30,8 +34,7 @@ pub(crate) fn run(run: &Run) -> Result<Case> {
             let nanos = nanos.with_context(|| format!("{}: no median", file.display()))?;
             let name = file.strip_prefix(TIMES)?;
             let name = name.ancestors().nth(2).unwrap_or(name);
-            case.rows
-                .push(row(&name.display().to_string(), Some(nanos), None));
+            steps.entry(name.display().to_string()).or_insert(unknown)[0] = nanos;
         }
         files.clear();
         find(Path::new(INSTRUCTIONS), "summary.json", &mut files)?;
@@ -40,8 +43,11 @@ pub(crate) fn run(run: &Run) -> Result<Case> {
             let name = summary["function_name"].as_str().unwrap_or("?").to_owned();
             let count = instructions(&summary);
             let count = count.with_context(|| format!("{}: no instructions", file.display()))?;
-            case.rows.push(row(&name, None, Some(count)));
+            steps.entry(name).or_insert(unknown)[1] = count;
         }
+        let rows = steps.into_iter();
+        let rows = rows.map(|(step, figures)| Row::of_once(step, Who::Casemate, figures));
+        case.rows.extend(rows);
         Ok(case)
     })
 }
@@ -56,12 +62,6 @@ fn bench(name: &str, more: &[&str]) -> Result<()> {
     let status = command.stdout(Stdio::null()).status().context("cargo")?;
     ensure!(status.success(), "cargo bench --bench {name}: {status}");
     Ok(())
-}
-
-/// What was not measured is no number.
-fn row(what: &str, nanos: Option<f64>, instructions: Option<f64>) -> Row {
-    let figures = [nanos, instructions].map(|value| value.unwrap_or(f64::NAN));
-    Row::of_once(what, Who::Casemate, figures)
 }
 
 fn read(file: &Path) -> Result<Value> {
