@@ -10,12 +10,14 @@
 //! | [`egress`] | whether a call may go, and which credential goes with it |
 //! | [`address`] | which resolved addresses may be dialled |
 //! | [`slot`] | the header fields and the target that go on the wire |
+//! | [`gunzip`] | an encoded body, decoded in steps of bounded work |
 //! | [`scrub`] | what of the answer's head the function may see |
 //! | [`liveness`] | whether the lease still holds |
 #![forbid(unsafe_code)]
 
 pub mod address;
 pub mod egress;
+pub mod gunzip;
 pub mod kept;
 pub mod keys;
 pub mod liveness;
