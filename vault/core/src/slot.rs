@@ -36,7 +36,7 @@ const NOT_THE_FUNCTIONS: &[&str] = &[
 
 /// What a call with a credential asks for, whatever the function asked for: the encodings in which the answer can be searched
 /// for the credential.
-const ACCEPT_ENCODING: &str = "gzip, br";
+const ACCEPT_ENCODING: &str = "gzip";
 
 /// Unreserved characters stay (RFC 3986, section 2.3).
 const QUERY_VALUE: &AsciiSet = &NON_ALPHANUMERIC

@@ -1,191 +1,224 @@
 //! What comes back from an upstream, as the function may see it.
 
-use std::io;
-use std::pin::Pin;
+use std::sync::Arc;
 use std::time::Duration;
 
-use async_compression::tokio::bufread::{BrotliDecoder, GzipDecoder};
 use bytes::Bytes;
-use casemate_channel::Reply;
-use casemate_vault_core::scrub::{BodyScrubber, Scrubber};
-use casemate_wire::{Fields, RESET_ABANDONED, ResponseHead};
-use futures_util::{Stream, StreamExt as _, TryStreamExt as _};
-use http::header::{CONTENT_ENCODING, CONTENT_LENGTH};
+use casemate_channel::SendBody;
+use casemate_vault_core::gunzip::{Gunzip, STEP_OUTPUT_BYTES};
+use casemate_vault_core::scrub::{BodyScrubber, HeadScrubber, Scrubber};
+use casemate_wire::{Fields, ResponseHead};
 use http_body_util::BodyExt as _;
 use hyper::body::{Body as _, Incoming};
-use tokio_util::io::{ReaderStream, StreamReader};
+use tokio::sync::Semaphore;
 
 use super::Refused;
-use super::upstream::Closed;
+use super::heads::{self, ContentEncoding, CredentialedRules};
+use super::prepare::Credentialed;
 
 /// Between two pieces of an answer's body.
 const BODY_TIMEOUT: Duration = Duration::from_secs(120);
-/// Pieces in which a decoded body goes on, bytes.
-const DECODED_BYTES: usize = 16 * 1024;
-
-type Pieces = Pin<Box<dyn Stream<Item = io::Result<Bytes>> + Send>>;
 
 /// An answer, with whatever held the credential taken out.
 pub(super) struct Answer {
-    head: ResponseHead,
+    pub(super) head: ResponseHead,
     /// `None`: it has no body.
-    body: Option<Pieces>,
+    pub(super) body: Option<AnswerBody>,
+}
+
+/// The body of an answer. With a credential it is decoded here, because an encoded one cannot be searched.
+pub(super) struct AnswerBody {
+    body: Incoming,
+    decoder: Decoder,
     scrubber: Option<BodyScrubber>,
-    closed: Closed,
+    /// The tenant's turn to decode and search.
+    turn: Arc<Semaphore>,
+}
+
+enum Decoder {
+    Identity,
+    Gzip {
+        gunzip: Box<Gunzip>,
+        input: Bytes,
+        /// There is more to decode before the upstream is asked for more.
+        more: bool,
+    },
+}
+
+/// How the delivery of a body ended.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Delivered {
+    /// All of it is sent.
+    Whole,
+    /// The worker wants no more of it.
+    Unwanted,
 }
 
 impl Answer {
-    /// From what the upstream sent. With a scrubber the body is decoded here: an encoded one cannot be searched.
+    /// From what the upstream sent.
     pub(super) fn new(
         response: http::Response<Incoming>,
-        scrubber: Option<Scrubber>,
-        closed: Closed,
+        credentialed: Option<Credentialed>,
+        turn: Arc<Semaphore>,
     ) -> Result<Self, Refused> {
-        let (mut parts, body) = response.into_parts();
-        let body = (!body.is_end_stream())
-            .then(|| -> Pieces { Box::pin(body.into_data_stream().map_err(io::Error::other)) });
-        let body = match (body, &scrubber) {
-            (Some(body), Some(_)) => {
-                let decoded = decoded(body, &parts.headers)?;
-                parts.headers.remove(CONTENT_ENCODING);
-                // It may be another once the body is scrubbed.
-                parts.headers.remove(CONTENT_LENGTH);
-                Some(decoded)
+        let (parts, body) = response.into_parts();
+        heads::check_transfer_encoding(parts.version, &parts.headers)?;
+        let encoding = match &credentialed {
+            Some(credentialed) => {
+                credentialed.rules.check_status(parts.status)?;
+                ContentEncoding::of(&parts.headers)?
             }
-            (body, _) => body,
+            None => ContentEncoding::Identity,
         };
-        Ok(Self {
-            head: visible_head(&parts, scrubber.as_ref())?,
+        let head = visible_head(&parts, credentialed.as_ref())?;
+        let scrubber = credentialed.and_then(|credentialed| credentialed.scrubber);
+        let body = (!body.is_end_stream()).then(|| AnswerBody {
             body,
+            decoder: Decoder::new(encoding),
             scrubber: scrubber.map(BodyScrubber::new),
-            closed,
-        })
+            turn,
+        });
+        Ok(Self { head, body })
     }
+}
 
-    /// Sends it to the worker, until the credential is withdrawn.
-    pub(super) async fn deliver(self, reply: Reply) {
-        let Self {
-            head,
-            body,
-            mut scrubber,
-            closed,
-        } = self;
-        let mut out = reply.send(&head, body.is_none());
-        let Some(mut body) = body else {
-            return out.finish();
-        };
+impl AnswerBody {
+    /// Sends the body to the worker. The caller ends it by dropping the future.
+    ///
+    /// # Errors
+    /// The body cannot be delivered to its end, and the worker has had a part of it.
+    pub(super) async fn deliver(mut self, out: &mut SendBody) -> Result<Delivered, Refused> {
         loop {
             let piece = tokio::select! {
-                piece = tokio::time::timeout(BODY_TIMEOUT, body.next()) => piece,
-                () = closed.wait() => return out.reset(RESET_ABANDONED),
-                () = out.cancelled() => return,
+                piece = self.decoder.next(&mut self.body, &self.turn) => piece?,
+                () = out.cancelled() => return Ok(Delivered::Unwanted),
             };
-            let ended = matches!(piece, Ok(None));
-            let visible = match (piece, scrubber.as_mut()) {
-                (Ok(Some(Ok(piece))), Some(scrubber)) => scrubber.push(piece),
-                (Ok(Some(Ok(piece))), None) => Ok(piece),
-                (Ok(None), _) => scrubber
-                    .take()
-                    .map_or(Ok(Bytes::new()), BodyScrubber::finish),
-                (Ok(Some(Err(_))) | Err(_), _) => return out.reset(RESET_ABANDONED),
-            };
-            let visible = match visible {
-                Ok(visible) => visible,
-                Err(error) => {
-                    tracing::warn!(%error, "an answer is given up");
-                    return out.reset(RESET_ABANDONED);
-                }
-            };
-            if scrubber.is_some() {
-                // Pieces that have come already are ready at once, and searching each takes a while: others have a turn.
-                tokio::task::yield_now().await;
-            }
-            if !visible.is_empty() {
-                let sent = tokio::select! {
-                    sent = tokio::time::timeout(BODY_TIMEOUT, out.send(visible)) => sent,
-                    () = closed.wait() => return out.reset(RESET_ABANDONED),
-                };
-                if !matches!(sent, Ok(Ok(()))) {
-                    return;
-                }
+            let ended = piece.is_none();
+            let visible = self.scrub(piece).await?;
+            if !visible.is_empty() && out.send(visible).await.is_err() {
+                return Ok(Delivered::Unwanted);
             }
             if ended {
-                return out.finish();
+                return Ok(Delivered::Whole);
+            }
+        }
+    }
+
+    /// What the function may see of a piece, or of what was held back when the body has ended.
+    async fn scrub(&mut self, piece: Option<Bytes>) -> Result<Bytes, Refused> {
+        let Some(scrubber) = &mut self.scrubber else {
+            return Ok(piece.unwrap_or_default());
+        };
+        let visible = {
+            let _turn = self.turn.acquire().await;
+            match piece {
+                Some(piece) => scrubber.push(piece),
+                None => self
+                    .scrubber
+                    .take()
+                    .map_or(Ok(Bytes::new()), BodyScrubber::finish),
+            }
+        };
+        // Pieces that have come already are ready at once: other tasks of this thread go in between.
+        tokio::task::yield_now().await;
+        visible.map_err(|error| Refused::new("upstream_failed", error.to_string()))
+    }
+}
+
+impl Decoder {
+    fn new(encoding: ContentEncoding) -> Self {
+        match encoding {
+            ContentEncoding::Identity => Self::Identity,
+            ContentEncoding::Gzip => Self::Gzip {
+                gunzip: Box::default(),
+                input: Bytes::new(),
+                more: false,
+            },
+        }
+    }
+
+    /// The next piece of the decoded body; `None` at its end. Dropping the future between two pieces loses none.
+    async fn next(
+        &mut self,
+        body: &mut Incoming,
+        turn: &Semaphore,
+    ) -> Result<Option<Bytes>, Refused> {
+        let Self::Gzip {
+            gunzip,
+            input,
+            more,
+        } = self
+        else {
+            return received(body).await;
+        };
+        loop {
+            while *more {
+                let mut output = Vec::with_capacity(STEP_OUTPUT_BYTES);
+                {
+                    let _turn = turn.acquire().await;
+                    *more = gunzip.step(input, &mut output).map_err(undecodable)?;
+                }
+                if !output.is_empty() {
+                    return Ok(Some(output.into()));
+                }
+                // What makes nothing can be made long: other tasks of this thread go in between.
+                tokio::task::yield_now().await;
+            }
+            match received(body).await? {
+                Some(piece) => (*input, *more) = (piece, true),
+                None => {
+                    gunzip.finish().map_err(undecodable)?;
+                    return Ok(None);
+                }
             }
         }
     }
 }
 
-/// The body without its content encoding (RFC 9110, section 8.4.1), of those that calls with a credential ask for.
-fn decoded(body: Pieces, headers: &http::HeaderMap) -> Result<Pieces, Refused> {
-    let mut encodings = headers.get_all(CONTENT_ENCODING).iter();
-    let encoding = match (encodings.next(), encodings.next()) {
-        (None, _) => return Ok(body),
-        (Some(one), None) => one.as_bytes().trim_ascii().to_ascii_lowercase(),
-        (Some(_), Some(_)) => b"several of them".to_vec(),
-    };
-    // A decoder reads on for as long as nothing comes out, and what makes nothing can be made long: others have a turn.
-    let body = body.then(async |piece| {
-        tokio::task::yield_now().await;
-        piece
-    });
-    let reader = StreamReader::new(Box::pin(body));
-    match encoding.as_slice() {
-        b"gzip" | b"x-gzip" => {
-            let mut decoder = GzipDecoder::new(reader);
-            decoder.multiple_members(true);
-            Ok(Box::pin(ReaderStream::with_capacity(
-                decoder,
-                DECODED_BYTES,
-            )))
-        }
-        b"br" => Ok(Box::pin(ReaderStream::with_capacity(
-            BrotliDecoder::new(reader),
-            DECODED_BYTES,
-        ))),
-        b"identity" | b"" => Ok(reader.into_inner()),
-        _ => Err(Refused::new(
-            "upstream_encoding",
-            "the upstream's answer has a content encoding that was not asked for (gzip and br were), and cannot be searched for the \
-             credential",
-        )),
-    }
+fn undecodable(error: casemate_vault_core::gunzip::GzipError) -> Refused {
+    Refused::new(
+        "upstream_encoding",
+        format!("the upstream's answer cannot be decoded: {error}"),
+    )
 }
 
-/// Fields of a connection (RFC 9110, section 7.6.1), and our own.
-fn is_hop_by_hop(name: &str) -> bool {
-    matches!(
-        name,
-        "connection"
-            | "keep-alive"
-            | "proxy-connection"
-            | "te"
-            | "trailer"
-            | "transfer-encoding"
-            | "upgrade"
-            | "proxy-authenticate"
-    )
+/// The next piece of data from the upstream. Trailers are dropped: they are not searched.
+async fn received(body: &mut Incoming) -> Result<Option<Bytes>, Refused> {
+    loop {
+        let frame = tokio::time::timeout(BODY_TIMEOUT, body.frame()).await;
+        let frame = frame.map_err(|_| {
+            Refused::new(
+                "upstream_timeout",
+                "the upstream's answer did not go on in time",
+            )
+        })?;
+        let Some(frame) = frame else {
+            return Ok(None);
+        };
+        // Only our own words: a library's error might quote what was sent.
+        let frame = frame
+            .map_err(|_| Refused::new("upstream_failed", "the upstream broke off its answer"))?;
+        if let Ok(piece) = frame.into_data() {
+            return Ok(Some(piece));
+        }
+    }
 }
 
 /// What the function may see of an answer's head.
 fn visible_head(
     parts: &http::response::Parts,
-    scrubber: Option<&Scrubber>,
+    credentialed: Option<&Credentialed>,
 ) -> Result<ResponseHead, Refused> {
     let mut fields = Fields::default();
-    let mut scrubber = scrubber.map(Scrubber::head);
+    let mut scrubber = credentialed
+        .and_then(|credentialed| credentialed.scrubber.as_ref())
+        .map(Scrubber::head);
+    let rules = credentialed.map(|credentialed| credentialed.rules);
     for (name, value) in &parts.headers {
-        if is_hop_by_hop(name.as_str()) {
-            continue;
-        }
-        match &mut scrubber {
-            Some(scrubber) => {
-                if !scrubber.finds(name.as_str().as_bytes()) {
-                    let value = Bytes::copy_from_slice(value.as_bytes());
-                    fields.push(name.as_str(), scrubber.scrub(value));
-                }
-            }
-            None => fields.push(name.as_str(), value),
+        let is_shown = !heads::is_hop_by_hop(name.as_str())
+            && rules.is_none_or(|rules| is_shown(rules, name.as_str()));
+        if is_shown {
+            push_visible(&mut fields, &mut scrubber, name.as_str(), value.as_bytes());
         }
     }
     fields.check().map_err(|_| {
@@ -198,4 +231,24 @@ fn visible_head(
         status: parts.status.as_u16(),
         fields,
     })
+}
+
+/// The body is shown decoded, so its encoding is not.
+fn is_shown(rules: CredentialedRules, name: &str) -> bool {
+    name != "content-encoding" && rules.shows(name)
+}
+
+fn push_visible(
+    fields: &mut Fields,
+    scrubber: &mut Option<HeadScrubber<'_>>,
+    name: &str,
+    value: &[u8],
+) {
+    let Some(scrubber) = scrubber else {
+        fields.push(name, value);
+        return;
+    };
+    if !scrubber.finds(name.as_bytes()) {
+        fields.push(name, scrubber.scrub(Bytes::copy_from_slice(value)));
+    }
 }

@@ -1,27 +1,52 @@
 //! A request's body on its way out.
 
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use casemate_channel::{RecvBody, StreamError};
+use casemate_wire::RESET_CANCELLED;
 use http_body::{Body, Frame, SizeHint};
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+
+use super::share::Permit;
 
 /// A channel's body as hyper wants it. A declared length makes hyper send `Content-Length` and hold the function to it.
-pub(crate) struct CallBody {
+///
+/// hyper owns the body, and over HTTP/2 an upstream that gives no credit keeps it: so the body holds the call's permit too.
+pub(super) struct CallBody {
     body: RecvBody,
     length: Option<u64>,
     ended: bool,
+    sent: Arc<AtomicBool>,
+    /// The call is over, and with it the body.
+    over: Pin<Box<WaitForCancellationFutureOwned>>,
+    _permit: Arc<Permit>,
 }
 
 impl CallBody {
-    pub(crate) fn new(body: RecvBody, length: Option<u64>) -> Self {
+    pub(super) fn new(
+        body: RecvBody,
+        length: Option<u64>,
+        over: &CancellationToken,
+        permit: Arc<Permit>,
+    ) -> Self {
         let ended = body.is_end();
         Self {
             body,
             length: if ended { Some(0) } else { length },
             ended,
+            sent: Arc::new(AtomicBool::new(ended)),
+            over: Box::pin(over.clone().cancelled_owned()),
+            _permit: permit,
         }
+    }
+
+    /// Set when all of the body has been handed to hyper.
+    pub(super) fn sent(&self) -> Arc<AtomicBool> {
+        self.sent.clone()
     }
 }
 
@@ -36,17 +61,23 @@ impl Body for CallBody {
         if self.ended {
             return Poll::Ready(None);
         }
+        if self.over.as_mut().poll(context).is_ready() {
+            self.ended = true;
+            return Poll::Ready(Some(Err(StreamError::Reset(RESET_CANCELLED))));
+        }
         let piece = self.body.poll_next(context);
         if let Poll::Ready(Some(Ok(bytes))) = &piece
             && let Some(left) = &mut self.length
         {
             // More than was declared: the connection is not to carry it.
             let Some(rest) = left.checked_sub(bytes.len() as u64) else {
-                return Poll::Ready(Some(Err(StreamError::Reset(
-                    casemate_wire::RESET_CANCELLED,
-                ))));
+                return Poll::Ready(Some(Err(StreamError::Reset(RESET_CANCELLED))));
             };
             *left = rest;
+        }
+        let is_whole = matches!(piece, Poll::Ready(None)) || self.length == Some(0);
+        if is_whole {
+            self.sent.store(true, Ordering::Release);
         }
         self.ended = matches!(piece, Poll::Ready(None | Some(Err(_))));
         piece.map(|piece| piece.map(|piece| piece.map(Frame::data)))

@@ -26,6 +26,7 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use super::Refused;
+use super::cut::{Cut, CutWhenOver};
 use crate::config::Config;
 
 /// Until a connection stands, TLS included, for each address that is tried.
@@ -233,7 +234,7 @@ impl Dialer {
         let stream = TcpStream::connect(address).await.map_err(unreachable)?;
         stream.set_nodelay(true).map_err(unreachable)?;
         let Some(tls) = &self.tls else {
-            return Ok(Dialled::Clear(TokioIo::new(stream)));
+            return Ok(Dialled::new(Stream::Clear(TokioIo::new(stream))));
         };
         let failed = |why: String| {
             Refused::new(
@@ -247,7 +248,7 @@ impl Dialer {
             .connect(name, stream)
             .await
             .map_err(|error| failed(error.to_string()))?;
-        Ok(Dialled::Tls(TokioIo::new(Box::new(stream))))
+        Ok(Dialled::new(Stream::Tls(TokioIo::new(Box::new(stream)))))
     }
 }
 
@@ -266,18 +267,50 @@ impl tower::Service<http::Uri> for Dialer {
 }
 
 /// A connection.
-pub(crate) enum Dialled {
+pub(crate) struct Dialled {
+    stream: Stream,
+    cut: Cut,
+}
+
+enum Stream {
     Clear(TokioIo<TcpStream>),
     Tls(TokioIo<Box<TlsStream<TcpStream>>>),
 }
 
+impl Dialled {
+    fn new(stream: Stream) -> Self {
+        Self {
+            stream,
+            cut: Cut::default(),
+        }
+    }
+}
+
+impl Drop for Dialled {
+    fn drop(&mut self) {
+        if !self.cut.is_cut() {
+            return;
+        }
+        let socket = match &self.stream {
+            Stream::Clear(stream) => stream.inner(),
+            Stream::Tls(stream) => stream.inner().get_ref().0,
+        };
+        // What an upstream does not read would otherwise stay in the kernel's memory for as long as the upstream likes.
+        let reset = rustix::net::sockopt::set_socket_linger(socket, Some(Duration::ZERO));
+        if let Err(error) = reset {
+            tracing::debug!(%error, "a connection that was cut ends without a reset");
+        }
+    }
+}
+
 impl Connection for Dialled {
     fn connected(&self) -> Connected {
-        match self {
-            Self::Tls(stream) if stream.inner().get_ref().1.alpn_protocol() == Some(b"h2") => {
+        match &self.stream {
+            Stream::Tls(stream) if stream.inner().get_ref().1.alpn_protocol() == Some(b"h2") => {
+                // Calls share the connection; hyper resets the stream of one that has ended.
                 Connected::new().negotiated_h2()
             }
-            _ => Connected::new(),
+            _ => Connected::new().extra(CutWhenOver::new(&self.cut)),
         }
     }
 }
@@ -288,9 +321,11 @@ impl Read for Dialled {
         context: &mut Context<'_>,
         buffer: ReadBufCursor<'_>,
     ) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Clear(stream) => Pin::new(stream).poll_read(context, buffer),
-            Self::Tls(stream) => Pin::new(stream).poll_read(context, buffer),
+        let this = self.get_mut();
+        this.cut.check(context)?;
+        match &mut this.stream {
+            Stream::Clear(stream) => Pin::new(stream).poll_read(context, buffer),
+            Stream::Tls(stream) => Pin::new(stream).poll_read(context, buffer),
         }
     }
 }
@@ -301,23 +336,29 @@ impl Write for Dialled {
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Self::Clear(stream) => Pin::new(stream).poll_write(context, bytes),
-            Self::Tls(stream) => Pin::new(stream).poll_write(context, bytes),
-        }
+        let this = self.get_mut();
+        this.cut.check(context)?;
+        this.cut.wrote(match &mut this.stream {
+            Stream::Clear(stream) => Pin::new(stream).poll_write(context, bytes),
+            Stream::Tls(stream) => Pin::new(stream).poll_write(context, bytes),
+        })
     }
 
     fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Clear(stream) => Pin::new(stream).poll_flush(context),
-            Self::Tls(stream) => Pin::new(stream).poll_flush(context),
-        }
+        let this = self.get_mut();
+        this.cut.check(context)?;
+        this.cut.wrote(match &mut this.stream {
+            Stream::Clear(stream) => Pin::new(stream).poll_flush(context),
+            Stream::Tls(stream) => Pin::new(stream).poll_flush(context),
+        })
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Clear(stream) => Pin::new(stream).poll_shutdown(context),
-            Self::Tls(stream) => Pin::new(stream).poll_shutdown(context),
+        let this = self.get_mut();
+        this.cut.check(context)?;
+        match &mut this.stream {
+            Stream::Clear(stream) => Pin::new(stream).poll_shutdown(context),
+            Stream::Tls(stream) => Pin::new(stream).poll_shutdown(context),
         }
     }
 }

@@ -3,8 +3,12 @@
 
 mod answer;
 mod body;
+mod cut;
 mod dial;
+mod heads;
+mod in_flight;
 mod prepare;
+mod share;
 mod upstream;
 
 use std::collections::HashMap;
@@ -12,25 +16,24 @@ use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use casemate_channel::{Incoming, fair};
+use casemate_channel::{Incoming, SendBody, fair};
 use casemate_trust::id::{Digest, TenantId};
-use casemate_trust::name::{Identifier, Name};
+use casemate_trust::judge::TenantState;
+use casemate_trust::name::Name;
 use casemate_wire::control::vault::Event;
 use casemate_wire::control::{FunctionKey, WorkerId};
-use casemate_wire::{Fields, ResponseHead};
-use tokio::sync::Semaphore;
+use casemate_wire::{Fields, RESET_ABANDONED, RequestHead, ResponseHead};
+use tokio::time::Instant;
 
 use crate::config::Config;
-use crate::control::cut;
-use crate::vault::Vault;
-use answer::Answer;
-use prepare::Prepared;
-use upstream::{MAX_IDLE, MAX_POOLS, Upstreams};
+use crate::control::cut as cut_text;
+use crate::vault::{State, Vault};
+use answer::{Answer, Delivered};
+use in_flight::{InFlight, Registered};
+use prepare::{Prepared, SecretKey};
+use share::{Admission, MAX_WAIT};
+use upstream::{InUse, MAX_IDLE, MAX_POOLS, Place, Upstreams};
 
-/// Until the head of an answer has come; a function's own wall-clock limit is mostly shorter.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(300);
-/// Calls of one worker at a time; more wait in its channel.
-const MAX_CALLS_OF_A_WORKER: usize = 128;
 /// Calls at a time, when there are descriptors enough.
 const MAX_CALLS: usize = 700;
 /// Descriptors of a call: its connection, and a resolver's socket before that.
@@ -89,7 +92,39 @@ pub(crate) struct Calls {
     events: Arc<fair::Queue<TenantId, Event>>,
     workers: Mutex<HashMap<WorkerId, tokio::task::AbortHandle>>,
     max_calls: usize,
-    room: Arc<Semaphore>,
+    admission: Arc<Admission>,
+    in_flight: Arc<InFlight>,
+}
+
+/// A call whose answer has begun.
+struct Answered {
+    answer: Answer,
+    under_way: UnderWay,
+}
+
+/// What a call holds until it is over.
+struct UnderWay {
+    registered: Registered,
+    exchange: cut::Exchange,
+    deadline: Instant,
+    lifetime: Duration,
+    _pool: InUse,
+}
+
+impl UnderWay {
+    /// Waits until the call must end, whatever its upstream does.
+    async fn must_end(&mut self) -> Refused {
+        tokio::select! {
+            refused = self.registered.ended() => refused,
+            () = tokio::time::sleep_until(self.deadline) => {
+                let message = format!(
+                    "the call took longer than its release allows ({} ms)",
+                    self.lifetime.as_millis()
+                );
+                Refused::new("upstream_timeout", message)
+            }
+        }
+    }
 }
 
 impl Calls {
@@ -114,7 +149,8 @@ impl Calls {
             events,
             workers: Mutex::default(),
             max_calls: calls,
-            room: Arc::new(Semaphore::new(calls)),
+            admission: Admission::new(calls, MAX_WAIT),
+            in_flight: Arc::default(),
         })
     }
 
@@ -142,20 +178,11 @@ impl Calls {
                 Ok(acceptor) => acceptor,
                 Err(error) => return tracing::warn!(?worker, %error, "a worker's channel is none"),
             };
-            let own = Arc::new(Semaphore::new(MAX_CALLS_OF_A_WORKER));
-            // One call waits here for room, more in their worker's socket: a flood takes nobody's descriptors, and a
-            // worker that calls nobody no room.
-            loop {
-                let own = own.clone().acquire_owned().await;
-                let Some(incoming) = acceptor.accept().await else {
-                    return;
-                };
-                let room = (own, calls.room.clone().acquire_owned().await);
+            // Calls are taken out of the channel at once: how many of them wait, and for how long, is the tenant's affair
+            // and no other's.
+            while let Some(incoming) = acceptor.accept().await {
                 let (calls, caller) = (calls.clone(), caller.clone());
-                tokio::spawn(async move {
-                    calls.call(&caller, incoming).await;
-                    drop(room);
-                });
+                tokio::spawn(async move { calls.call(&caller, incoming).await });
             }
         });
         let mut workers = self.workers.lock().unwrap_or_else(PoisonError::into_inner);
@@ -171,35 +198,56 @@ impl Calls {
         }
     }
 
-    /// Closes connections whose credential was withdrawn or whose lease is over, and forgets such credentials.
+    /// Ends calls that rest on what was withdrawn, has expired or needs a lease that is over; closes their connections
+    /// and forgets their credentials.
     pub(crate) fn close_what_is_withdrawn(&self) {
-        let leased = self.vault.lease_holds();
         let state = self.vault.read();
-        let pool = &state.identity.pool;
-        let holds = |tenant: &TenantId, name: &Identifier, digest: &Digest| {
-            let listed = state.judge.tenant(tenant).and_then(|tenant| {
-                tenant
-                    .manifest
-                    .as_ref()?
-                    .manifest
-                    .secrets
-                    .get(name)?
-                    .get(pool)
-                    .copied()
-            });
-            leased && listed == Some(*digest)
-        };
-        self.vault.kept.retain(holds);
-        self.upstreams.retain(|tenant, secret| match secret {
-            Some((name, digest)) => holds(tenant, name, digest),
-            None => state.judge.tenant(tenant).is_some(),
+        self.in_flight.end_where(|authority| {
+            let (tenant, _) = prepare::authorised(
+                &state,
+                &authority.tenant,
+                &authority.function,
+                &authority.release,
+            )?;
+            match &authority.secret {
+                Some(secret) => self.still_usable(&state, tenant, secret),
+                None => Ok(()),
+            }
         });
+        let holds = |tenant: &TenantId, secret: &SecretKey| {
+            let tenant = state.judge.tenant(tenant);
+            tenant.is_some_and(|tenant| self.still_usable(&state, tenant, secret).is_ok())
+        };
+        self.vault
+            .kept
+            .retain(|tenant, name, digest| holds(tenant, &(name.clone(), *digest)));
+        self.upstreams.retain(|place| match &place.secret {
+            Some(secret) => holds(&place.tenant, secret),
+            None => is_declared(&state, place),
+        });
+    }
+
+    fn still_usable(
+        &self,
+        state: &State,
+        tenant: &TenantState,
+        (name, digest): &SecretKey,
+    ) -> Result<(), Refused> {
+        let (listed, _) = prepare::usable(&self.vault, state, tenant, name)?;
+        if listed == *digest {
+            return Ok(());
+        }
+        let message = format!("the secret {name} was replaced while the call was under way");
+        Err(Refused::new("credential_withdrawn", message))
     }
 
     /// For the status page.
     pub(crate) fn describe(&self) -> serde_json::Value {
         let mut description = self.upstreams.describe();
+        let (calls, waiting) = self.admission.describe();
         description["max_calls"] = self.max_calls.into();
+        description["calls"] = calls.into();
+        description["waiting"] = waiting.into();
         description
     }
 
@@ -216,21 +264,17 @@ impl Calls {
             () = reply.cancelled() => return,
         };
         match answered {
-            Ok(answer) => answer.deliver(reply).await,
+            Ok(Answered { answer, under_way }) => {
+                let out = reply.send(&answer.head, answer.body.is_none());
+                if let Err(refused) = deliver(answer, under_way, out).await {
+                    self.record(caller, request, &refused);
+                }
+            }
             Err(refused) => {
-                let Refused { code, message } = refused;
-                tracing::info!(tenant = %caller.tenant, function = %caller.function, code, "a call was refused");
-                let event = Event {
-                    key: Some(caller.key.clone()),
-                    request: request.map(cut),
-                    code: code.to_owned(),
-                    message: cut(message.clone()),
-                    dropped: 0,
-                };
-                self.events.push(caller.tenant, event);
+                self.record(caller, request, &refused);
                 let fields = Fields::default()
-                    .with(":error", code)
-                    .with(":message", message);
+                    .with(":error", refused.code)
+                    .with(":message", refused.message);
                 reply
                     .send(&ResponseHead { status: 0, fields }, true)
                     .finish();
@@ -238,29 +282,104 @@ impl Calls {
         }
     }
 
+    /// Puts a refusal into the function's own log.
+    fn record(&self, caller: &Caller, request: Option<String>, refused: &Refused) {
+        let Refused { code, message } = refused;
+        tracing::info!(tenant = %caller.tenant, function = %caller.function, code, "a call was refused");
+        let event = Event {
+            key: Some(caller.key.clone()),
+            request: request.map(cut_text),
+            code: (*code).to_owned(),
+            message: cut_text(message.clone()),
+            dropped: 0,
+        };
+        self.events.push(caller.tenant, event);
+    }
+
     async fn answer(
         &self,
         caller: &Caller,
-        head: casemate_wire::RequestHead,
+        head: RequestHead,
         body: casemate_channel::RecvBody,
-    ) -> Result<Answer, Refused> {
+    ) -> Result<Answered, Refused> {
+        let permit = self
+            .admission
+            .admit(caller.tenant, head_bytes(&head))
+            .await?;
         let Prepared {
             request,
             place,
-            scrubber,
-        } = prepare::prepare(&self.vault, caller, &head, body)?;
-        let (client, closed) = self.upstreams.client(place)?;
-        let sent = tokio::time::timeout(HEAD_TIMEOUT, client.request(request));
+            credentialed,
+            lifetime,
+            registered,
+            exchange,
+        } = prepare::prepare(&self.vault, &self.in_flight, caller, &head, body, permit)?;
+        let (client, pool) = self.upstreams.client(place)?;
+        let mut under_way = UnderWay {
+            registered,
+            exchange,
+            deadline: Instant::now() + lifetime,
+            lifetime,
+            _pool: pool,
+        };
         let response = tokio::select! {
-            sent = sent => sent.map_err(|_| Refused::new("upstream_timeout", "the upstream did not answer in time"))?,
-            () = closed.wait() => {
-                let message = "the credential was withdrawn while the call was under way";
-                return Err(Refused::new("credential_withdrawn", message));
-            }
+            response = client.request(request) => response,
+            refused = under_way.must_end() => return Err(refused),
         };
         let response = response.map_err(|error| dial::refusal(&error))?;
-        Answer::new(response, scrubber, closed)
+        let turn = self.admission.turn(caller.tenant);
+        let answer = Answer::new(response, credentialed, turn)?;
+        Ok(Answered { answer, under_way })
     }
+}
+
+/// Sends an answer's body to the worker, for as long as the call may take.
+async fn deliver(
+    answer: Answer,
+    mut under_way: UnderWay,
+    mut out: SendBody,
+) -> Result<(), Refused> {
+    let delivered = match answer.body {
+        None => Ok(Delivered::Whole),
+        Some(body) => tokio::select! {
+            delivered = body.deliver(&mut out) => delivered,
+            refused = under_way.must_end() => Err(refused),
+        },
+    };
+    match delivered {
+        Ok(Delivered::Whole) => {
+            under_way.exchange.answered();
+            out.finish();
+        }
+        Ok(Delivered::Unwanted) => {}
+        Err(refused) => {
+            out.reset(RESET_ABANDONED);
+            return Err(refused);
+        }
+    }
+    Ok(())
+}
+
+/// What a head holds while its call waits.
+fn head_bytes(head: &RequestHead) -> usize {
+    let fields = head.fields.iter();
+    let fields: usize = fields.map(|(name, value)| name.len() + value.len()).sum();
+    head.method.len() + head.target.len() + fields
+}
+
+/// Whether a release of the tenant still declares calls to a place without a credential.
+fn is_declared(state: &State, place: &Place) -> bool {
+    let manifest = state
+        .judge
+        .tenant(&place.tenant)
+        .and_then(|tenant| tenant.manifest.as_ref());
+    let mut rules = manifest
+        .into_iter()
+        .flat_map(|manifest| manifest.releases.values())
+        .flat_map(|release| &release.egress);
+    rules.any(|rule| {
+        rule.scheme == place.scheme && rule.host == place.host && rule.port == place.port
+    })
 }
 
 #[cfg(test)]

@@ -1,54 +1,71 @@
 //! From what a worker asks to the bytes that go on the wire.
 
+use std::sync::Arc;
+use std::time::Duration;
+
 use bytes::Bytes;
 use casemate_channel::RecvBody;
-use casemate_trust::id::Digest;
+use casemate_trust::id::{Digest, TenantId};
 use casemate_trust::judge::TenantState;
 use casemate_trust::name::Identifier;
-use casemate_trust::release::Credential;
-use casemate_trust::secret::SecretValue;
+use casemate_trust::release::{Credential, Release};
+use casemate_trust::secret::{Secret, SecretValue};
 use casemate_vault_core::egress::decide;
 use casemate_vault_core::scrub::Scrubber;
 use casemate_vault_core::slot::{Outgoing, fill};
 use casemate_wire::RequestHead;
+use http::uri::{Authority as UriAuthority, PathAndQuery, Scheme as UriScheme};
 use http::{HeaderName, HeaderValue, Request, Uri};
+use hyper_util::client::legacy::connect::capture_connection;
+use tokio_util::sync::CancellationToken;
 
 use super::body::CallBody;
+use super::cut::Exchange;
+use super::heads::{self, CredentialedRules};
+use super::in_flight::{Authority, InFlight, Registered};
+use super::share::Permit;
 use super::upstream::Place;
 use super::{Caller, Refused};
 use crate::clock;
 use crate::vault::{State, Vault};
 
+/// A secret's name and the digest of its sealed object.
+pub(crate) type SecretKey = (Identifier, Digest);
+
 /// A call that may go.
-pub(crate) struct Prepared {
-    pub(crate) request: Request<CallBody>,
-    pub(crate) place: Place,
-    /// Of the credential, where there is one.
-    pub(crate) scrubber: Option<Scrubber>,
+pub(super) struct Prepared {
+    pub(super) request: Request<CallBody>,
+    pub(super) place: Place,
+    /// Where the call carries a credential.
+    pub(super) credentialed: Option<Credentialed>,
+    /// How long the call may take.
+    pub(super) lifetime: Duration,
+    pub(super) registered: Registered,
+    pub(super) exchange: Exchange,
 }
 
-/// Decides by the release that belongs to the channel, opens the secret, and builds the request.
-pub(crate) fn prepare(
+/// What holds for the answer to a call with a credential.
+pub(super) struct Credentialed {
+    pub(super) rules: CredentialedRules,
+    /// `None`: the secret is too short to be searched for.
+    pub(super) scrubber: Option<Scrubber>,
+}
+
+/// Decides by the release that belongs to the channel, opens the secret, and builds the request. The call is listed as
+/// under way before the lock is released that a withdrawal needs.
+pub(super) fn prepare(
     vault: &Vault,
+    in_flight: &Arc<InFlight>,
     caller: &Caller,
     head: &RequestHead,
     body: RecvBody,
+    permit: Permit,
 ) -> Result<Prepared, Refused> {
     let state = vault.read();
-    let withdrawn = || {
-        Refused::new(
-            "release_withdrawn",
-            "the tenant's newest manifest no longer lists this release",
-        )
-    };
-    let tenant = state.judge.tenant(&caller.tenant).ok_or_else(withdrawn)?;
-    let release = tenant
-        .may_run(&caller.function, &caller.release)
-        .ok_or_else(withdrawn)?;
+    let (tenant, release) = authorised(&state, &caller.tenant, &caller.function, &caller.release)?;
     let binding = head.fields.text(":binding");
     let allowed = decide(release, binding, &head.method, &head.target)
         .map_err(|denial| Refused::new("egress_denied", denial.to_string()))?;
-
     let opened = allowed
         .credential
         .map(|credential| open(vault, &state, tenant, credential))
@@ -57,7 +74,15 @@ pub(crate) fn prepare(
         .credential
         .zip(opened.as_ref())
         .map(|(credential, (_, value))| (&credential.slot, value));
-    let outgoing = fill(&allowed.target, head.fields.iter(), slot);
+    let rules = allowed
+        .credential
+        .map(|_| CredentialedRules { ranges: false });
+    let fields = sent_fields(head, rules)?;
+    let mut outgoing = fill(&allowed.target, fields.into_iter(), slot);
+    let cdn_loop = Bytes::from(heads::cdn_loop(&head.fields));
+    outgoing
+        .fields
+        .push((heads::CDN_LOOP.to_owned(), cdn_loop, false));
     let scrubber = opened
         .as_ref()
         .and_then(|(_, value)| Scrubber::new(value.expose_secret()));
@@ -66,18 +91,28 @@ pub(crate) fn prepare(
         .fields
         .text("content-length")
         .and_then(|text| text.parse().ok());
-    let request = request(
-        &allowed.target.authority(),
-        allowed.target.scheme.as_str(),
+    let over = CancellationToken::new();
+    let body = CallBody::new(body, length, &over, Arc::new(permit));
+    let sent = body.sent();
+    let target = &allowed.target;
+    let mut request = request(
+        &target.authority(),
+        target.scheme.as_str(),
         allowed.method.as_str(),
         outgoing,
-        CallBody::new(body, length),
+        body,
     )?;
+    let exchange = Exchange::new(capture_connection(&mut request), sent, over);
     let secret = allowed
         .credential
         .zip(opened.as_ref())
         .map(|(credential, (digest, _))| (credential.secret.clone(), *digest));
-    let target = &allowed.target;
+    let registered = in_flight.register(Authority {
+        tenant: caller.tenant,
+        function: caller.function.clone(),
+        release: caller.release,
+        secret: secret.clone(),
+    });
     let place = Place {
         tenant: caller.tenant,
         scheme: target.scheme,
@@ -89,17 +124,59 @@ pub(crate) fn prepare(
     Ok(Prepared {
         request,
         place,
-        scrubber,
+        credentialed: rules.map(|rules| Credentialed { rules, scrubber }),
+        lifetime: Duration::from_secs(60),
+        registered,
+        exchange,
     })
 }
 
-/// Opens a secret for one call: listed, in date, within its limits, and under a lease.
-fn open(
+/// The release of a channel, while its tenant's newest manifest lists it.
+pub(super) fn authorised<'a>(
+    state: &'a State,
+    tenant: &TenantId,
+    function: &casemate_trust::name::Name,
+    release: &Digest,
+) -> Result<(&'a TenantState, &'a Release), Refused> {
+    let found = state.judge.tenant(tenant).and_then(|tenant| {
+        let release = tenant.may_run(function, release)?;
+        Some((tenant, release.as_ref()))
+    });
+    found.ok_or_else(|| {
+        Refused::new(
+            "release_withdrawn",
+            "the tenant's newest manifest no longer lists this release",
+        )
+    })
+}
+
+/// The function's fields that may go out, before the slot is filled.
+fn sent_fields(
+    head: &RequestHead,
+    rules: Option<CredentialedRules>,
+) -> Result<Vec<(&str, &[u8])>, Refused> {
+    let mut sent = Vec::with_capacity(head.fields.len());
+    for (name, value) in head.fields.iter() {
+        let is_loop = name.replace('_', "-").eq_ignore_ascii_case(heads::CDN_LOOP);
+        let goes = match rules {
+            Some(rules) => rules.sends(&head.method, name, value)?,
+            None => true,
+        };
+        if goes && !is_loop {
+            sent.push((name, value));
+        }
+    }
+    Ok(sent)
+}
+
+/// The secret of this name that may be used now: listed for this node's pool, in date, and under a lease. The same rule
+/// admits a call and ends one that is under way.
+pub(super) fn usable<'a>(
     vault: &Vault,
-    state: &State,
-    tenant: &TenantState,
-    credential: &Credential,
-) -> Result<(Digest, SecretValue), Refused> {
+    state: &'a State,
+    tenant: &'a TenantState,
+    name: &Identifier,
+) -> Result<(Digest, &'a Secret), Refused> {
     if !vault.lease_holds() {
         return Err(Refused::new(
             "credential_lease_expired",
@@ -108,28 +185,18 @@ fn open(
     }
     let pool = &state.identity.pool;
     let withdrawn = || {
-        Refused::new(
-            "credential_withdrawn",
-            format!(
-                "the tenant's newest manifest lists no secret {} for this pool",
-                credential.secret
-            ),
-        )
+        let message = format!("the tenant's newest manifest lists no secret {name} for this pool");
+        Refused::new("credential_withdrawn", message)
     };
-    let secret = tenant
-        .secret(&credential.secret, pool)
-        .ok_or_else(withdrawn)?;
+    let secret = tenant.secret(name, pool).ok_or_else(withdrawn)?;
     let accord = tenant.manifest.as_ref().ok_or_else(withdrawn)?;
     let digest = accord
         .manifest
         .secrets
-        .get(&credential.secret)
+        .get(name)
         .and_then(|pools| pools.get(pool))
         .copied()
         .ok_or_else(withdrawn)?;
-    if let Some(message) = credential.widens(&secret.place.limits) {
-        return Err(Refused::new("credential_withdrawn", message));
-    }
     let now = state.judge.time(clock::unix());
     let epoch = state
         .judge
@@ -146,6 +213,20 @@ fn open(
             format!("the {what} has expired; what runs goes on, credentials do not"),
         ));
     }
+    Ok((digest, secret))
+}
+
+/// Opens a secret for one call, within the secret's own limits.
+fn open(
+    vault: &Vault,
+    state: &State,
+    tenant: &TenantState,
+    credential: &Credential,
+) -> Result<(Digest, SecretValue), Refused> {
+    let (digest, secret) = usable(vault, state, tenant, &credential.secret)?;
+    if let Some(message) = credential.widens(&secret.place.limits) {
+        return Err(Refused::new("credential_withdrawn", message));
+    }
     let value = vault
         .kept
         .open(&digest, secret, &state.pool_keys)
@@ -160,25 +241,23 @@ fn request(
     outgoing: Outgoing,
     body: CallBody,
 ) -> Result<Request<CallBody>, Refused> {
-    let unsendable = |_| Refused::new("egress_denied", "the request cannot be sent as it is");
-    let uri = Uri::builder()
-        .scheme(scheme)
-        .authority(authority)
-        .path_and_query(outgoing.path_and_query.as_str());
+    let unsendable = || Refused::new("egress_denied", "the request cannot be sent as it is");
+    let mut uri = http::uri::Parts::default();
+    uri.scheme = Some(UriScheme::try_from(scheme).map_err(|_| unsendable())?);
+    uri.authority = Some(UriAuthority::try_from(authority).map_err(|_| unsendable())?);
+    // Shared, not copied: the bytes of a secret are wiped when the last holder lets go.
+    let path = Bytes::from_owner(outgoing.path_and_query);
+    uri.path_and_query = Some(PathAndQuery::from_maybe_shared(path).map_err(|_| unsendable())?);
     let mut request = Request::builder()
         .method(method)
-        .uri(uri.build().map_err(unsendable)?);
+        .uri(Uri::from_parts(uri).map_err(|_| unsendable())?);
     for (name, value, secret) in outgoing.fields {
         let name = HeaderName::from_bytes(name.as_bytes())
             .map_err(|_| Refused::new("egress_denied", "a header name cannot be sent"))?;
-        // Shared, not copied: the bytes of a secret are wiped when the last holder lets go.
         let mut value = HeaderValue::from_maybe_shared::<Bytes>(value)
             .map_err(|_| Refused::new("egress_denied", "a header value cannot be sent"))?;
         value.set_sensitive(secret);
         request = request.header(name, value);
     }
-    request.body(body).map_err(unsendable)
+    request.body(body).map_err(|_| unsendable())
 }
-
-/// A secret's name and the digest of its sealed object.
-pub(crate) type SecretKey = (Identifier, Digest);

@@ -28,6 +28,18 @@ pub(super) const MAX_IDLE: usize = 32;
 const IDLE_TIMEOUT: Duration = Duration::from_secs(55);
 /// Largest head of an answer, bytes: it must fit a channel's head.
 const MAX_HEAD_BYTES: usize = 48 * 1024;
+/// Bytes that an upstream may send on one HTTP/2 stream before the function takes them: what a channel's stream holds.
+const STREAM_WINDOW_BYTES: u32 = 256 * 1024;
+/// Bytes that an upstream may send on all streams of a connection: four calls at full speed.
+const CONNECTION_WINDOW_BYTES: u32 = 1024 * 1024;
+/// The smallest that the protocol allows (RFC 9113, section 4.2): one large frame would delay other calls.
+const MAX_FRAME_BYTES: u32 = 16 * 1024;
+/// Bytes of a request's body that wait for an HTTP/2 upstream to take them.
+const SEND_BUFFER_BYTES: usize = 64 * 1024;
+/// HPACK's table for the heads of answers: the protocol's default, which a peer may otherwise ask to exceed.
+const HEADER_TABLE_BYTES: u32 = 4096;
+/// Streams of one connection that were reset and are still remembered.
+const MAX_RESET_STREAMS: usize = 64;
 
 /// What a pool belongs to.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -49,22 +61,16 @@ struct Entry {
 }
 
 impl Entry {
-    /// Each call under way waits for the pool's end.
+    /// Each call under way holds a receiver.
     fn is_in_use(&self) -> bool {
         self.open.receiver_count() > 0
     }
 }
 
-/// Says when a pool has been closed.
-#[derive(Debug, Clone)]
-pub(crate) struct Closed(watch::Receiver<()>);
-
-impl Closed {
-    /// Waits until the pool is closed.
-    pub(crate) async fn wait(&self) {
-        // Nothing is ever sent: the error is the sender's end.
-        let _closed = self.0.clone().changed().await;
-    }
+/// Held by a call: its pool is in use.
+#[derive(Debug)]
+pub(crate) struct InUse {
+    _open: watch::Receiver<()>,
 }
 
 /// All pools.
@@ -87,11 +93,14 @@ impl Upstreams {
     }
 
     /// The pool of a place.
-    pub(crate) fn client(&self, place: Place) -> Result<(Pool, Closed), Refused> {
+    pub(crate) fn client(&self, place: Place) -> Result<(Pool, InUse), Refused> {
         let mut pools = self.pools.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(entry) = pools.get_mut(&place) {
             entry.used = Instant::now();
-            return Ok((entry.client.clone(), Closed(entry.open.subscribe())));
+            let in_use = InUse {
+                _open: entry.open.subscribe(),
+            };
+            return Ok((entry.client.clone(), in_use));
         }
         make_room(&mut pools, &place.tenant)?;
         let tls = match place.scheme {
@@ -106,8 +115,15 @@ impl Upstreams {
             .pool_max_idle_per_host(self.max_idle)
             .http1_max_buf_size(MAX_HEAD_BYTES)
             .http2_max_header_list_size(MAX_HEAD_BYTES as u32)
+            .http2_adaptive_window(false)
+            .http2_initial_stream_window_size(STREAM_WINDOW_BYTES)
+            .http2_initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+            .http2_max_frame_size(MAX_FRAME_BYTES)
+            .http2_max_send_buf_size(SEND_BUFFER_BYTES)
+            .http2_header_table_size(HEADER_TABLE_BYTES)
+            .http2_max_concurrent_reset_streams(MAX_RESET_STREAMS)
             .build(dialer);
-        let (open, closed) = watch::channel(());
+        let (open, receiver) = watch::channel(());
         pools.insert(
             place,
             Entry {
@@ -116,13 +132,14 @@ impl Upstreams {
                 used: Instant::now(),
             },
         );
-        Ok((client, Closed(closed)))
+        Ok((client, InUse { _open: receiver }))
     }
 
-    /// Closes the pools for which `keep` is false: idle connections at once, calls under way with an error.
-    pub(crate) fn retain(&self, keep: impl Fn(&TenantId, Option<&SecretKey>) -> bool) {
+    /// Drops the pools for which `keep` is false. Their idle connections close at once, and so do those of calls under
+    /// way when the calls end.
+    pub(crate) fn retain(&self, keep: impl Fn(&Place) -> bool) {
         let mut pools = self.pools.lock().unwrap_or_else(PoisonError::into_inner);
-        pools.retain(|place, _| keep(&place.tenant, place.secret.as_ref()));
+        pools.retain(|place, _| keep(place));
     }
 
     /// For the status page: how many pools there are.
@@ -211,9 +228,9 @@ mod tests {
             (held(&upstreams, 1), held(&upstreams, 2)),
             (1, MAX_POOLS_OF_A_TENANT)
         );
-        for closed in [&neighbour, &first] {
-            let wait = tokio::time::timeout(Duration::from_millis(1), closed.wait());
-            assert!(wait.await.is_err(), "a call under way was closed");
+        for in_use in [&neighbour, &first] {
+            let is_open = in_use._open.has_changed().is_ok();
+            assert!(is_open, "the pool of a call under way was dropped");
         }
         let busy: Vec<_> = (1..MAX_POOLS_OF_A_TENANT)
             .map(|host| upstreams.client(place(2, 1000 + host)).unwrap())

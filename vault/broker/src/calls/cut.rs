@@ -1,0 +1,113 @@
+//! Ending what a call has begun when the call is over.
+//!
+//! hyper notices a request that nobody waits for when it next looks at it, which over HTTP/1.1 is not before the body has
+//! been sent: an upstream that stops reading would hold the connection for as long as it likes. So each HTTP/1.1
+//! connection can be cut from outside; its only call does so unless it came to its proper end.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll};
+
+use futures_util::task::AtomicWaker;
+use hyper_util::client::legacy::connect::CaptureConnection;
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+#[derive(Debug, Default)]
+struct State {
+    is_cut: AtomicBool,
+    /// The last write had to wait for the upstream to read.
+    is_blocked: AtomicBool,
+    waker: AtomicWaker,
+}
+
+/// A connection's end of the wire cutter: it fails once cut.
+#[derive(Debug, Default)]
+pub(super) struct Cut(Arc<State>);
+
+impl Cut {
+    /// Checks before each use of the connection, and has its task woken when it is cut.
+    ///
+    /// # Errors
+    /// The connection has been cut.
+    pub(super) fn check(&self, context: &Context<'_>) -> io::Result<()> {
+        self.0.waker.register(context.waker());
+        if self.is_cut() {
+            return Err(io::ErrorKind::ConnectionAborted.into());
+        }
+        Ok(())
+    }
+
+    /// Whether the connection has been cut.
+    pub(super) fn is_cut(&self) -> bool {
+        self.0.is_cut.load(Ordering::Acquire)
+    }
+
+    /// Notes whether a write had to wait, and hands its result on.
+    pub(super) fn wrote<T>(&self, result: Poll<T>) -> Poll<T> {
+        self.0
+            .is_blocked
+            .store(result.is_pending(), Ordering::Release);
+        result
+    }
+}
+
+/// The call's end, which travels with the connection's description.
+#[derive(Debug, Clone)]
+pub(super) struct CutWhenOver(Arc<State>);
+
+impl CutWhenOver {
+    pub(super) fn new(cut: &Cut) -> Self {
+        Self(cut.0.clone())
+    }
+}
+
+/// Belongs to a call. When it is dropped, the request's body ends, and so does the connection, unless the exchange was
+/// complete both ways.
+pub(super) struct Exchange {
+    connection: CaptureConnection,
+    /// Set when the request's body has gone out.
+    sent: Arc<AtomicBool>,
+    _ends_body: DropGuard,
+    is_answered: bool,
+}
+
+impl Exchange {
+    pub(super) fn new(
+        connection: CaptureConnection,
+        sent: Arc<AtomicBool>,
+        body: CancellationToken,
+    ) -> Self {
+        Self {
+            connection,
+            sent,
+            _ends_body: body.drop_guard(),
+            is_answered: false,
+        }
+    }
+
+    /// The whole answer has come.
+    pub(super) fn answered(&mut self) {
+        self.is_answered = true;
+    }
+}
+
+impl Drop for Exchange {
+    fn drop(&mut self) {
+        let mut extras = http::Extensions::new();
+        if let Some(connected) = self.connection.connection_metadata().as_ref() {
+            connected.get_extras(&mut extras);
+        }
+        let Some(CutWhenOver(state)) = extras.get::<CutWhenOver>() else {
+            return;
+        };
+        // An upstream may answer early and never read the rest, which hyper may have taken from us already.
+        let is_complete = self.is_answered
+            && self.sent.load(Ordering::Acquire)
+            && !state.is_blocked.load(Ordering::Acquire);
+        if !is_complete {
+            state.is_cut.store(true, Ordering::Release);
+            state.waker.wake();
+        }
+    }
+}

@@ -1,0 +1,92 @@
+//! Calls under way, and what each rests on: a call ends when that is withdrawn.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use casemate_trust::id::{Digest, TenantId};
+use casemate_trust::name::Name;
+use tokio::sync::oneshot;
+
+use super::Refused;
+use super::prepare::SecretKey;
+
+/// What a call rests on.
+#[derive(Debug, Clone)]
+pub(super) struct Authority {
+    pub(super) tenant: TenantId,
+    pub(super) function: Name,
+    pub(super) release: Digest,
+    pub(super) secret: Option<SecretKey>,
+}
+
+#[derive(Debug, Default)]
+struct Entries {
+    calls: HashMap<u64, (Authority, oneshot::Sender<Refused>)>,
+    next: u64,
+}
+
+/// All calls under way.
+#[derive(Debug, Default)]
+pub(super) struct InFlight(Mutex<Entries>);
+
+/// One call under way; dropping it takes the call off the list.
+#[derive(Debug)]
+pub(super) struct Registered {
+    list: Arc<InFlight>,
+    id: u64,
+    ended: oneshot::Receiver<Refused>,
+}
+
+impl Registered {
+    /// Waits until what the call rests on is withdrawn.
+    pub(super) async fn ended(&mut self) -> Refused {
+        match (&mut self.ended).await {
+            Ok(refused) => refused,
+            // The list is never dropped before its calls: each holds it.
+            Err(_) => std::future::pending().await,
+        }
+    }
+}
+
+impl Drop for Registered {
+    fn drop(&mut self) {
+        self.list.entries().calls.remove(&self.id);
+    }
+}
+
+impl InFlight {
+    /// Lists a call. The caller still holds the lock under which it decided: no withdrawal comes between.
+    pub(super) fn register(self: &Arc<Self>, authority: Authority) -> Registered {
+        let (end, ended) = oneshot::channel();
+        let mut entries = self.entries();
+        entries.next += 1;
+        let id = entries.next;
+        entries.calls.insert(id, (authority, end));
+        Registered {
+            list: self.clone(),
+            id,
+            ended,
+        }
+    }
+
+    /// Ends the calls for which `check` says why.
+    pub(super) fn end_where(&self, check: impl Fn(&Authority) -> Result<(), Refused>) {
+        let mut entries = self.entries();
+        let mut over = Vec::new();
+        for (id, (authority, _)) in &entries.calls {
+            if let Err(refused) = check(authority) {
+                over.push((*id, refused));
+            }
+        }
+        for (id, refused) in over {
+            if let Some((_, end)) = entries.calls.remove(&id) {
+                // The call may have ended in this moment.
+                let _heard = end.send(refused);
+            }
+        }
+    }
+
+    fn entries(&self) -> MutexGuard<'_, Entries> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
