@@ -4,112 +4,14 @@
 
 mod fleet;
 mod upstream;
+mod worker;
 
-use std::time::Duration;
-
-use bytes::Bytes;
-use casemate_channel::{Opener, opener};
 use casemate_trust::key::SealingKey;
 use casemate_trust::statement::{Pool, Root, Statement as _};
 use casemate_wire::control::vault::{FromVault, ObjectKind, ToVault, Verdict};
-use casemate_wire::control::{FunctionKey, WorkerId};
-use casemate_wire::{Fields, RequestHead};
 use fleet::{FAR, Fleet, KEY, key};
 use upstream::Upstream;
-
-const SOON: Duration = Duration::from_secs(30);
-
-/// What a worker gets back.
-struct Answer {
-    status: u16,
-    fields: Fields,
-    body: Vec<u8>,
-    /// It ended before its end.
-    broken: bool,
-}
-
-impl Answer {
-    fn error(&self) -> &str {
-        self.fields.text(":error").unwrap_or("none")
-    }
-}
-
-async fn call(
-    channel: &Opener,
-    binding: Option<&str>,
-    method: &str,
-    url: &str,
-    body: &'static str,
-    fields: &[(&str, &str)],
-) -> Answer {
-    let mut all = Fields::default().with(":request", "r1");
-    if let Some(binding) = binding {
-        all.push(":binding", binding);
-    }
-    for (name, value) in fields {
-        all.push(name, value);
-    }
-    let head = RequestHead {
-        method: method.into(),
-        target: url.into(),
-        fields: all,
-    };
-    let mut exchange = channel.open(head, body.is_empty()).unwrap();
-    if !body.is_empty() {
-        exchange
-            .body
-            .send(Bytes::from_static(body.as_bytes()))
-            .await
-            .unwrap();
-    }
-    exchange.body.finish();
-    let (head, mut received) = tokio::time::timeout(SOON, exchange.response.head())
-        .await
-        .unwrap()
-        .unwrap();
-    let mut body = Vec::new();
-    let mut broken = false;
-    while let Some(piece) = tokio::time::timeout(SOON, received.next()).await.unwrap() {
-        match piece {
-            Ok(piece) => body.extend_from_slice(&piece),
-            Err(_) => broken = true,
-        }
-    }
-    Answer {
-        status: head.status,
-        fields: head.fields,
-        body,
-        broken,
-    }
-}
-
-async fn channel(fleet: &mut Fleet, release: [u8; 32]) -> Opener {
-    let (ours, theirs) = casemate_channel::pair().unwrap();
-    let key = FunctionKey {
-        tenant: fleet.tenant.id.0,
-        function: "web".into(),
-    };
-    fleet
-        .vault()
-        .send(
-            ToVault::Channel {
-                worker: WorkerId(1),
-                key,
-                release,
-            },
-            Some(theirs),
-        )
-        .await;
-    opener(ours).unwrap()
-}
-
-/// A member with a lease, a secret and a function that may call the upstream.
-async fn serving(upstream: &Upstream) -> (Fleet, [u8; 32]) {
-    let mut fleet = Fleet::start(upstream).await;
-    fleet.join().await;
-    let release = fleet.deploy(1).await;
-    (fleet, release)
-}
+use worker::{call, channel, serving};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_credential_is_set_at_call_time_and_shown_to_nobody() {

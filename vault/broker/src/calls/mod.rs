@@ -31,7 +31,7 @@ use crate::vault::{State, Vault};
 use answer::{Answer, Delivered};
 use in_flight::{InFlight, Registered};
 use prepare::{Prepared, SecretKey};
-use share::{Admission, MAX_WAIT};
+use share::{Admission, MAX_WAIT, Permit};
 use upstream::{InUse, MAX_IDLE, MAX_POOLS, Place, Upstreams};
 
 /// Calls at a time, when there are descriptors enough.
@@ -109,6 +109,7 @@ struct UnderWay {
     deadline: Instant,
     lifetime: Duration,
     _pool: InUse,
+    _permit: Arc<Permit>,
 }
 
 impl UnderWay {
@@ -313,6 +314,7 @@ impl Calls {
             lifetime,
             registered,
             exchange,
+            permit,
         } = prepare::prepare(&self.vault, &self.in_flight, caller, &head, body, permit)?;
         let (client, pool) = self.upstreams.client(place)?;
         let mut under_way = UnderWay {
@@ -321,6 +323,7 @@ impl Calls {
             deadline: Instant::now() + lifetime,
             lifetime,
             _pool: pool,
+            _permit: permit,
         };
         let response = tokio::select! {
             response = client.request(request) => response,

@@ -42,6 +42,8 @@ pub(super) struct Prepared {
     pub(super) lifetime: Duration,
     pub(super) registered: Registered,
     pub(super) exchange: Exchange,
+    /// The body holds it too: hyper drops a body that has been sent, and keeps one that an upstream does not take.
+    pub(super) permit: Arc<Permit>,
 }
 
 /// What holds for the answer to a call with a credential.
@@ -92,7 +94,8 @@ pub(super) fn prepare(
         .text("content-length")
         .and_then(|text| text.parse().ok());
     let over = CancellationToken::new();
-    let body = CallBody::new(body, length, &over, Arc::new(permit));
+    let permit = Arc::new(permit);
+    let body = CallBody::new(body, length, &over, permit.clone());
     let sent = body.sent();
     let target = &allowed.target;
     let mut request = request(
@@ -128,6 +131,7 @@ pub(super) fn prepare(
         lifetime: Duration::from_secs(60),
         registered,
         exchange,
+        permit,
     })
 }
 

@@ -50,6 +50,28 @@ pub(crate) struct Vault {
 }
 
 impl Vault {
+    /// What the kernel says of the process, in KiB.
+    pub(crate) fn kib(&self, what: &str) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let line = status.lines().find(|line| line.starts_with(what)).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse().unwrap()
+    }
+
+    pub(crate) fn process(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// The description's part about calls.
+    pub(crate) async fn upstreams(&mut self) -> serde_json::Value {
+        self.send(ToVault::Describe, None).await;
+        let description = self.wait(|message| match message {
+            FromVault::Description { json } => Some(json),
+            _ => None,
+        });
+        let mut description: serde_json::Value = serde_json::from_str(&description.await).unwrap();
+        description["upstreams"].take()
+    }
+
     fn start(folder: &Path) -> Self {
         let (ours, theirs) = casemate_channel::control::pair().unwrap();
         rustix::io::ioctl_fionbio(&theirs, false).unwrap();
@@ -163,6 +185,10 @@ pub(crate) struct Fleet {
     pub(crate) fleet: FleetId,
     pub(crate) tenant: Tenant,
     pub(crate) pool: Pool,
+    /// Seed of the tenant's key.
+    tenant_seed: u8,
+    /// What a test wants to be otherwise in the release.
+    pub(crate) edit_release: fn(&mut Release),
     upstream_host: String,
     upstream_port: u16,
     ca: String,
@@ -238,6 +264,8 @@ impl Fleet {
             fleet,
             tenant,
             pool,
+            tenant_seed: 10,
+            edit_release: |_| {},
             upstream_host,
             upstream_port,
             ca,
@@ -356,6 +384,22 @@ impl Fleet {
         }
     }
 
+    /// From here on, everything is about another tenant, which the root has signed too.
+    pub(crate) async fn admit_another_tenant(&mut self, name: &str, seed: u8) {
+        self.tenant_seed = seed;
+        self.tenant = Tenant::first(
+            self.fleet,
+            name.parse().unwrap(),
+            KeySet::single(key(seed).public()),
+            vec![format!("{name}.test").parse().unwrap()],
+            1,
+            FAR,
+        );
+        let statement = self.tenant.sign(&[&key(1)]).to_bytes();
+        let verdict = self.vault().submit(ObjectKind::Tenant, statement).await;
+        assert_eq!(verdict, Verdict::Accepted);
+    }
+
     /// Answers a nonce with the key of this seed; the refusal's code, if it was refused.
     pub(crate) async fn answer_lease(&mut self, nonce: &[u8; 32], seed: u8) -> Option<String> {
         let node = PublicKey::from_bytes(self.hello.as_ref().unwrap().node_key);
@@ -384,7 +428,7 @@ impl Fleet {
     }
 
     pub(crate) fn release(&self) -> Release {
-        Release {
+        let mut release = Release {
             fleet: self.fleet,
             tenant: self.tenant.id,
             function: "web".parse().unwrap(),
@@ -393,7 +437,7 @@ impl Fleet {
                 bytes: 10,
             },
             entry: "main.js".into(),
-            hosts: vec!["shop.test".parse().unwrap()],
+            hosts: vec![format!("{}.test", self.tenant.name).parse().unwrap()],
             perimeter: Perimeter::default(),
             limits: Limits::default(),
             vars: vec![],
@@ -411,7 +455,9 @@ impl Fleet {
             }],
             dynamic_code: false,
             owner: String::new(),
-        }
+        };
+        (self.edit_release)(&mut release);
+        release
     }
 
     fn secret(&self) -> Secret {
@@ -461,7 +507,7 @@ impl Fleet {
     }
 
     pub(crate) async fn submit_manifest(&mut self, manifest: &Manifest) -> Verdict {
-        let bytes = manifest.sign(&[&key(10)]).to_bytes();
+        let bytes = manifest.sign(&[&key(self.tenant_seed)]).to_bytes();
         self.vault().submit(ObjectKind::Manifest, bytes).await
     }
 

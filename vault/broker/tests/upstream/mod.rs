@@ -1,6 +1,8 @@
-//! A small upstream over TLS that remembers what it was sent.
+//! Small upstreams over TLS that remember what they were sent.
 
 #![allow(dead_code, reason = "each test file uses a part of it")]
+
+pub(crate) mod raw;
 
 use std::convert::Infallible;
 use std::io::Write as _;
@@ -14,6 +16,7 @@ use hyper::{Request, Response};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use tokio::net::TcpListener;
+use tokio_rustls::TlsAcceptor;
 
 #[derive(Debug, Clone)]
 pub(crate) struct Seen {
@@ -40,7 +43,8 @@ pub(crate) struct Upstream {
 }
 
 impl Upstream {
-    pub(crate) async fn start(key: &'static str) -> Self {
+    /// Listens, with a certificate of its own.
+    async fn listen(alpn: &[&str]) -> (Self, TcpListener, TlsAcceptor) {
         let host = "pay.test".to_owned();
         let ca_key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::new(Vec::<String>::new()).unwrap();
@@ -60,8 +64,8 @@ impl Upstream {
         .with_no_client_auth()
         .with_single_cert(vec![leaf.der().clone()], private)
         .unwrap();
-        tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-        let tls = tokio_rustls::TlsAcceptor::from(Arc::new(tls));
+        tls.alpn_protocols = alpn.iter().map(|name| name.as_bytes().to_vec()).collect();
+        let tls = TlsAcceptor::from(Arc::new(tls));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let upstream = Self {
             host,
@@ -69,6 +73,16 @@ impl Upstream {
             ca_pem: ca.pem(),
             seen: Arc::default(),
         };
+        (upstream, listener, tls)
+    }
+
+    /// Speaks HTTP/2, or HTTP/1.1 where asked to.
+    pub(crate) async fn start(key: &'static str) -> Self {
+        Self::start_with(key, &["h2", "http/1.1"]).await
+    }
+
+    pub(crate) async fn start_with(key: &'static str, alpn: &[&str]) -> Self {
+        let (upstream, listener, tls) = Self::listen(alpn).await;
         let seen = upstream.seen.clone();
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {

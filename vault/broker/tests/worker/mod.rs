@@ -1,0 +1,119 @@
+//! What a worker says on its channel.
+
+#![allow(dead_code, reason = "each test file uses a part of it")]
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use casemate_channel::{Exchange, Opener, opener};
+use casemate_wire::control::vault::ToVault;
+use casemate_wire::control::{FunctionKey, WorkerId};
+use casemate_wire::{Fields, RequestHead};
+
+use crate::fleet::Fleet;
+use crate::upstream::Upstream;
+
+pub(crate) const SOON: Duration = Duration::from_secs(30);
+
+/// What a worker gets back.
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    pub(crate) fields: Fields,
+    pub(crate) body: Vec<u8>,
+    /// It ended before its end.
+    pub(crate) broken: bool,
+}
+
+impl Answer {
+    pub(crate) fn error(&self) -> &str {
+        self.fields.text(":error").unwrap_or("none")
+    }
+}
+
+pub(crate) async fn call(
+    channel: &Opener,
+    binding: Option<&str>,
+    method: &str,
+    url: &str,
+    body: &'static str,
+    fields: &[(&str, &str)],
+) -> Answer {
+    let mut all = Fields::default().with(":request", "r1");
+    if let Some(binding) = binding {
+        all.push(":binding", binding);
+    }
+    for (name, value) in fields {
+        all.push(name, value);
+    }
+    let mut exchange = open(channel, method, url, all, body.is_empty());
+    if !body.is_empty() {
+        exchange
+            .body
+            .send(Bytes::from_static(body.as_bytes()))
+            .await
+            .unwrap();
+    }
+    exchange.body.finish();
+    let (head, mut received) = tokio::time::timeout(SOON, exchange.response.head())
+        .await
+        .unwrap()
+        .unwrap();
+    let mut body = Vec::new();
+    let mut broken = false;
+    while let Some(piece) = tokio::time::timeout(SOON, received.next()).await.unwrap() {
+        match piece {
+            Ok(piece) => body.extend_from_slice(&piece),
+            Err(_) => broken = true,
+        }
+    }
+    Answer {
+        status: head.status,
+        fields: head.fields,
+        body,
+        broken,
+    }
+}
+
+/// Begins a call.
+pub(crate) fn open(
+    channel: &Opener,
+    method: &str,
+    url: &str,
+    fields: Fields,
+    end: bool,
+) -> Exchange {
+    let head = RequestHead {
+        method: method.into(),
+        target: url.into(),
+        fields,
+    };
+    channel.open(head, end).unwrap()
+}
+
+pub(crate) async fn channel(fleet: &mut Fleet, release: [u8; 32]) -> Opener {
+    let (ours, theirs) = casemate_channel::pair().unwrap();
+    let key = FunctionKey {
+        tenant: fleet.tenant.id.0,
+        function: "web".into(),
+    };
+    fleet
+        .vault()
+        .send(
+            ToVault::Channel {
+                worker: WorkerId(1),
+                key,
+                release,
+            },
+            Some(theirs),
+        )
+        .await;
+    opener(ours).unwrap()
+}
+
+/// A member with a lease, a secret and a function that may call the upstream.
+pub(crate) async fn serving(upstream: &Upstream) -> (Fleet, [u8; 32]) {
+    let mut fleet = Fleet::start(upstream).await;
+    fleet.join().await;
+    let release = fleet.deploy(1).await;
+    (fleet, release)
+}
