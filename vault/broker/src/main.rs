@@ -11,6 +11,7 @@ mod plan;
 mod signer;
 mod vault;
 
+use std::alloc::System;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::PathBuf;
@@ -21,9 +22,15 @@ use casemate_config::{EXIT_IO, EXIT_SOFTWARE, EXIT_UNAVAILABLE, EXIT_USAGE};
 use casemate_sandbox::{LayerReport, Profile, SandboxError};
 use casemate_wire::control::vault::{FromVault, ToVault};
 use clap::Parser;
+use zeroizing_alloc::ZeroAlloc;
 
 use crate::config::Config;
 use crate::vault::Vault;
+
+/// Wipes memory when it is freed. TLS, HTTP and formatting copy what they are given and free their copies as they are;
+/// wiping our own types alone would leave those. Buffers of open connections keep their contents until they are freed.
+#[global_allocator]
+static ALLOCATOR: ZeroAlloc<System> = ZeroAlloc(System);
 
 /// Judges statements and makes the outgoing calls of functions.
 #[derive(Debug, Parser)]
