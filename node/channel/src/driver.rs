@@ -128,12 +128,12 @@ pub(crate) fn start(fd: OwnedFd, side: Side) -> io::Result<(Arc<Shared>, Arc<Ali
         over: Notify::new(),
         ended: SetOnce::new(),
     });
-    tokio::spawn(drive(socket, shared.clone()));
+    tokio::spawn(drive(socket, side, shared.clone()));
     Ok((shared.clone(), Arc::new(Alive(shared))))
 }
 
 /// Ends when the socket does, when the other end breaks the protocol, or when nobody is left who could say anything.
-async fn drive(mut socket: UnixStream, shared: Arc<Shared>) {
+async fn drive(mut socket: UnixStream, side: Side, shared: Arc<Shared>) {
     let (mut reader, mut writer) = socket.split();
     let (mut output, mut written) = (Vec::new(), 0);
     let mut input = vec![0; READ_BYTES];
@@ -159,13 +159,17 @@ async fn drive(mut socket: UnixStream, shared: Arc<Shared>) {
             }
         }
         let writes = written < output.len();
+        // An opener that asks and does not read the answers is not heard until it reads: the heads of its requests would
+        // fill our memory. An acceptor's heads are answers, of which there is one to each of our own requests; and one
+        // end has to read in any case, or two full ends would wait for each other.
+        let reads_on = side == Side::Opener || !writes || !shared.lock().is_full();
         tokio::select! {
             biased;
             count = writer.write(&output[written..]), if writes => match count {
                 Ok(count) => written += count,
                 Err(_) => (is_deaf, written) = (true, output.len()),
             },
-            count = reader.read(&mut input) => match count {
+            count = reader.read(&mut input), if reads_on => match count {
                 Ok(0) | Err(_) => break,
                 Ok(count) => {
                     reads += 1;

@@ -219,6 +219,51 @@ async fn an_end_that_writes_without_pause_keeps_nobody_else_waiting() {
     );
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn heads_of_requests_whose_answers_nobody_reads_do_not_fill_memory() {
+    const HEAD_BYTES: usize = 60_000;
+    /// What the acceptor may take in: its output, what it reads at a time, and the socket's own buffers.
+    const MOST_BYTES: usize = 16 << 20;
+    let (one, other) = pair().unwrap();
+    let mut accepts = acceptor(one).unwrap();
+    let answers = tokio::spawn(async move {
+        let fields = Fields::default().with("x", vec![b'x'; HEAD_BYTES]);
+        let head = ResponseHead {
+            status: 200,
+            fields,
+        };
+        while let Some(incoming) = accepts.accept().await {
+            incoming.reply.send(&head, true).finish();
+        }
+    });
+    let hostile = std::os::unix::net::UnixStream::from(other);
+    let sent = tokio::task::spawn_blocking(move || {
+        let pause = Duration::from_millis(500);
+        hostile.set_nonblocking(false).unwrap();
+        hostile.set_write_timeout(Some(pause)).unwrap();
+        let mut opening = Channel::new(Side::Opener);
+        let head = RequestHead {
+            fields: Fields::default().with("x", vec![b'x'; HEAD_BYTES]),
+            ..request("/")
+        };
+        let mut sent = 0;
+        while let Ok(id) = opening.open(&head, true) {
+            let bytes = std::mem::take(opening.output());
+            if (&hostile).write_all(&bytes).is_err() {
+                break;
+            }
+            sent += bytes.len();
+            // As far as this end's books go, the stream is over: more may be opened.
+            opening.reset(id, 1);
+            opening.output().clear();
+        }
+        sent
+    });
+    let sent = sent.await.unwrap();
+    assert!(sent < MOST_BYTES, "{sent} bytes were taken");
+    answers.await.unwrap();
+}
+
 #[tokio::test]
 async fn control_messages_carry_descriptors_and_large_payloads() {
     use casemate_channel::Control;
