@@ -159,9 +159,8 @@ async fn drive(mut socket: UnixStream, side: Side, shared: Arc<Shared>) {
             }
         }
         let writes = written < output.len();
-        // An opener that asks and does not read the answers is not heard until it reads: the heads of its requests would
-        // fill our memory. An acceptor's heads are answers, of which there is one to each of our own requests; and one
-        // end has to read in any case, or two full ends would wait for each other.
+        // The acceptor stops reading while the opener does not read the answers: the heads of further requests
+        // would fill memory. The opener always reads, or two ends with full output would wait for each other.
         let reads_on = side == Side::Opener || !writes || !shared.lock().is_full();
         tokio::select! {
             biased;

@@ -1,4 +1,5 @@
-//! Upstreams that answer with what a vault must not take: bombs, hidden codings, parts, lengths and digests.
+//! Upstreams that answer with what a vault must not take: bombs, hidden codings, parts, lengths and
+//! digests.
 
 #![allow(clippy::unwrap_used, reason = "a test that panics says enough")]
 
@@ -14,7 +15,8 @@ use fleet::{Fleet, KEY};
 use upstream::raw::{Raw, Then};
 use worker::{Answer, call, channel, serving};
 
-/// What decoding bombs may add to the memory of the vault, KiB. It took 1,036 MiB for one call once.
+/// What decoding bombs may add to the memory of the vault, KiB. It took 1,036 MiB for one call
+/// once.
 const MAX_GROWTH_KIB: u64 = 48 * 1024;
 
 fn gzip(bytes: &[u8]) -> Vec<u8> {

@@ -21,7 +21,8 @@ const CALLS: usize = 20;
 /// Read at a time, bytes.
 const BLOCK_BYTES: usize = 1 << 20;
 
-/// Counts places in the writable memory of a process where one of the texts stands, without counting any twice.
+/// Counts places in the writable memory of a process where one of the texts stands, without
+/// counting any twice.
 fn copies(process: u32, texts: &[&str]) -> std::io::Result<Vec<usize>> {
     let memory = File::open(format!("/proc/{process}/mem"))?;
     let maps = std::fs::read_to_string(format!("/proc/{process}/maps"))?;

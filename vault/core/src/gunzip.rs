@@ -1,7 +1,8 @@
 //! Decoding of gzip (RFC 1952) in steps of bounded work.
 //!
-//! [`Gunzip`] is sans-IO: the caller pushes input and takes output, one [`Gunzip::step`] at a time, and may do something
-//! else between two steps. Memory is a window of 32 KiB, which is all that the format can ask for, and one piece of output.
+//! [`Gunzip`] is sans-IO: the caller pushes input and takes output, one [`Gunzip::step`] at a time,
+//! and may do something else between two steps. Memory is a window of 32 KiB, which is all that the
+//! format can ask for, and one piece of output.
 
 use bytes::{Buf as _, Bytes};
 use flate2::{Crc, Decompress, FlushDecompress, Status};
@@ -10,13 +11,16 @@ use flate2::{Crc, Decompress, FlushDecompress, Status};
 const STEP_INPUT_BYTES: usize = 16 * 1024;
 /// Bytes that one step makes at most. Decoding so much takes some ten microseconds.
 pub const STEP_OUTPUT_BYTES: usize = 16 * 1024;
-/// Decoded bytes of one answer. More than a function's heap can hold; larger answers can be asked for in parts.
+/// Decoded bytes of one answer. More than a function's heap can hold; larger answers can be asked
+/// for in parts.
 pub const MAX_DECODED_BYTES: u64 = 256 << 20;
 /// Decoded bytes for which no ratio is looked at: short answers that repeat themselves are common.
 pub const FREE_DECODED_BYTES: u64 = 8 << 20;
-/// Decoded bytes for each encoded byte beyond [`FREE_DECODED_BYTES`]. The format allows 1032; listings reach about 50.
+/// Decoded bytes for each encoded byte beyond [`FREE_DECODED_BYTES`]. The format allows 1032;
+/// listings reach about 50.
 pub const MAX_RATIO: u64 = 200;
-/// Members of one answer. Block gzip makes one of every 64 KiB, so this is four times what the largest answer needs.
+/// Members of one answer. Block gzip makes one of every 64 KiB, so this is four times what the
+/// largest answer needs.
 const MAX_MEMBERS: u32 = 16 * 1024;
 /// Bytes of one member's header: an extra field of at most 64 KiB, a name and a comment.
 const MAX_HEADER_BYTES: usize = 72 * 1024;
@@ -137,8 +141,9 @@ impl Gunzip {
         }
     }
 
-    /// Takes from the front of `input` and appends at most [`STEP_OUTPUT_BYTES`] to `output`. The step ends early at the
-    /// end of a member. Returns whether there is more to do without more input: call again then.
+    /// Takes from the front of `input` and appends at most [`STEP_OUTPUT_BYTES`] to `output`. The
+    /// step ends early at the end of a member. Returns whether there is more to do without more
+    /// input: call again then.
     ///
     /// # Errors
     /// See [`GzipError`]; the decoder must not be used any further.
@@ -326,7 +331,8 @@ mod tests {
         encoder.finish().unwrap()
     }
 
-    /// Decodes what comes in pieces of this size: what came out, how it ended, and the steps that it took.
+    /// Decodes what comes in pieces of this size: what came out, how it ended, and the steps that
+    /// it took.
     fn decode(encoded: &[u8], piece: usize) -> (Vec<u8>, Result<(), GzipError>, usize) {
         let (mut gunzip, mut decoded, mut steps) = (Gunzip::new(), Vec::new(), 0);
         for piece in encoded.chunks(piece) {
@@ -435,7 +441,8 @@ mod tests {
         .concat();
         assert_eq!(decode(&name, 4096).1, Err(GzipError::HeaderLength));
 
-        // Empty stored blocks make nothing however many there are: each step still ends after its input.
+        // Empty stored blocks make nothing however many there are: each step still ends after its
+        // input.
         let empty_block = [0, 0, 0, 0xff, 0xff];
         let blocks = [&gzip(b"")[..10], &empty_block.repeat(200_000)].concat();
         let (decoded, ended, steps) = decode(&blocks, blocks.len());

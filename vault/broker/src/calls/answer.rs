@@ -26,7 +26,8 @@ pub(super) struct Answer {
     pub(super) body: Option<AnswerBody>,
 }
 
-/// The body of an answer. With a credential it is decoded here, because an encoded one cannot be searched.
+/// The body of an answer. With a credential it is decoded here, because an encoded one cannot be
+/// searched.
 pub(super) struct AnswerBody {
     body: Incoming,
     decoder: Decoder,
@@ -119,7 +120,8 @@ impl AnswerBody {
                     .map_or(Ok(Bytes::new()), BodyScrubber::finish),
             }
         };
-        // Pieces that have come already are ready at once: other tasks of this thread go in between.
+        // Pieces that have come already are ready at once: other tasks of this thread go in
+        // between.
         tokio::task::yield_now().await;
         visible.map_err(|error| Refused::new("upstream_failed", error.to_string()))
     }
@@ -137,7 +139,8 @@ impl Decoder {
         }
     }
 
-    /// The next piece of the decoded body; `None` at its end. Dropping the future between two pieces loses none.
+    /// The next piece of the decoded body; `None` at its end. Dropping the future between two
+    /// pieces loses none.
     async fn next(
         &mut self,
         body: &mut Incoming,

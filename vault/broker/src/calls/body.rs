@@ -13,9 +13,11 @@ use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 use super::share::Permit;
 
-/// A channel's body as hyper wants it. A declared length makes hyper send `Content-Length` and hold the function to it.
+/// A channel's body as hyper wants it. A declared length makes hyper send `Content-Length` and hold
+/// the function to it.
 ///
-/// hyper owns the body, and over HTTP/2 an upstream that gives no credit keeps it: so the body holds the call's permit too.
+/// hyper owns the body, and over HTTP/2 an upstream that gives no credit keeps it: so the body
+/// holds the call's permit too.
 pub(super) struct CallBody {
     body: RecvBody,
     length: Option<u64>,

@@ -1,8 +1,9 @@
 //! Ending what a call has begun when the call is over.
 //!
-//! hyper notices a request that nobody waits for when it next looks at it, which over HTTP/1.1 is not before the body has
-//! been sent: an upstream that stops reading would hold the connection for as long as it likes. So each HTTP/1.1
-//! connection can be cut from outside; its only call does so unless it came to its proper end.
+//! hyper notices a request that nobody waits for when it next looks at it, which over HTTP/1.1 is
+//! not before the body has been sent: an upstream that stops reading would hold the connection for
+//! as long as it likes. So each HTTP/1.1 connection can be cut from outside; its only call does so
+//! unless it came to its proper end.
 
 use std::io;
 use std::sync::Arc;
@@ -62,8 +63,8 @@ impl CutWhenOver {
     }
 }
 
-/// Belongs to a call. When it is dropped, the request's body ends, and so does the connection, unless the exchange was
-/// complete both ways.
+/// Belongs to a call. When it is dropped, the request's body ends, and so does the connection,
+/// unless the exchange was complete both ways.
 pub(super) struct Exchange {
     connection: CaptureConnection,
     /// Set when the request's body has gone out.
@@ -101,7 +102,8 @@ impl Drop for Exchange {
         let Some(CutWhenOver(state)) = extras.get::<CutWhenOver>() else {
             return;
         };
-        // An upstream may answer early and never read the rest, which hyper may have taken from us already.
+        // An upstream may answer early and never read the rest, which hyper may have taken from us
+        // already.
         let is_complete = self.is_answered
             && self.sent.load(Ordering::Acquire)
             && !state.is_blocked.load(Ordering::Acquire);

@@ -295,7 +295,8 @@ impl Drop for Dialled {
             Stream::Clear(stream) => stream.inner(),
             Stream::Tls(stream) => stream.inner().get_ref().0,
         };
-        // What an upstream does not read would otherwise stay in the kernel's memory for as long as the upstream likes.
+        // What an upstream does not read would otherwise stay in the kernel's memory for as long as
+        // the upstream likes.
         let reset = rustix::net::sockopt::set_socket_linger(socket, Some(Duration::ZERO));
         if let Err(error) = reset {
             tracing::debug!(%error, "a connection that was cut ends without a reset");
@@ -363,7 +364,8 @@ impl Write for Dialled {
     }
 }
 
-/// What a failed call means to the function. Only our own words: a library's error might quote what was sent.
+/// What a failed call means to the function. Only our own words: a library's error might quote what
+/// was sent.
 pub(crate) fn refusal(error: &hyper_util::client::legacy::Error) -> Refused {
     let mut source = error.source();
     while let Some(cause) = source {

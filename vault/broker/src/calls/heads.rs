@@ -1,7 +1,9 @@
-//! Which header fields pass between a function and an upstream, beyond what [`casemate_vault_core::slot`] decides.
+//! Which header fields pass between a function and an upstream, beyond what
+//! [`casemate_vault_core::slot`] decides.
 //!
-//! An answer to a call with a credential is searched for the credential, and what was found is replaced. Whatever else
-//! tells what stood there (a length, a digest, a part of the body) would undo that. The lists below are reviewed data.
+//! An answer to a call with a credential is searched for the credential, and what was found is
+//! replaced. Whatever else tells what stood there (a length, a digest, a part of the body) would
+//! undo that. The lists below are reviewed data.
 
 use http::header::{CONTENT_ENCODING, TRANSFER_ENCODING};
 use http::{HeaderMap, StatusCode, Version};
@@ -10,14 +12,15 @@ use super::Refused;
 
 /// The loop header of RFC 8586. The function's own is dropped.
 pub(super) const CDN_LOOP: &str = "cdn-loop";
-/// How many nodes a request has passed; the gateway counts it from `CDN-Loop` and the worker hands it on.
+/// How many nodes a request has passed; the gateway counts it from `CDN-Loop` and the worker hands
+/// it on.
 const HOPS: &str = ":hops";
-/// What a missing or unreadable [`HOPS`] counts as: the last hop that a gateway lets through, so that a worker that was
-/// taken over cannot begin a loop that never ends.
+/// What a missing or unreadable [`HOPS`] counts as: the last hop that a gateway lets through, so
+/// that a worker that was taken over cannot begin a loop that never ends.
 const UNKNOWN_HOPS: u8 = 7;
 
-/// Request fields that ask for a part of an answer, and why each is one. A function could otherwise read a reflected
-/// credential in parts too short to be recognised.
+/// Request fields that ask for a part of an answer, and why each is one. A function could otherwise
+/// read a reflected credential in parts too short to be recognised.
 const PARTS: &[(&str, &str)] = &[
     ("range", "RFC 9110, section 14.2"),
     ("if-range", "RFC 9110, section 13.1.5"),
@@ -32,8 +35,8 @@ const PARTS: &[(&str, &str)] = &[
     ),
 ];
 
-/// Request fields whose answer says whether the function knows the answer's digest or date, and which only spare a
-/// transfer where the method changes nothing.
+/// Request fields whose answer says whether the function knows the answer's digest or date, and
+/// which only spare a transfer where the method changes nothing.
 const CONDITIONS: &[&str] = &[
     "if-match",
     "if-none-match",
@@ -41,7 +44,8 @@ const CONDITIONS: &[&str] = &[
     "if-unmodified-since",
 ];
 
-/// Fields of an answer that tell something about its body as it was before the credential was replaced.
+/// Fields of an answer that tell something about its body as it was before the credential was
+/// replaced.
 const LENGTHS_AND_DIGESTS: &[(&str, &str)] = &[
     (
         "content-digest",
@@ -94,8 +98,8 @@ const DIGEST_PREFIXES: &[(&str, &str)] = &[
     ("x-checksum-", "checksums of package registries"),
 ];
 
-/// Fields of an answer that belong to range requests, or that most servers derive from the body. A credential that
-/// declares `ranges` gets them.
+/// Fields of an answer that belong to range requests, or that most servers derive from the body. A
+/// credential that declares `ranges` gets them.
 const RANGES_AND_VALIDATORS: &[(&str, &str)] = &[
     ("accept-ranges", "invites requests that are not forwarded"),
     (
@@ -135,9 +139,10 @@ fn is_in(list: &[(&str, &str)], name: &str) -> bool {
 impl CredentialedRules {
     /// Whether a field of the function's request goes to the upstream.
     ///
-    /// Conditions are dropped where the method changes nothing: the answer then comes in full. Before a change they are
-    /// kept, because a guarded write must not become an unguarded one, and may name one entity tag at most: the upstream
-    /// says whether a tag is right, and a list would test a guess with each tag.
+    /// Conditions are dropped where the method changes nothing: the answer then comes in full.
+    /// Before a change they are kept, because a guarded write must not become an unguarded one, and
+    /// may name one entity tag at most: the upstream says whether a tag is right, and a list would
+    /// test a guess with each tag.
     ///
     /// # Errors
     /// A condition with several entity tags.
@@ -180,7 +185,8 @@ impl CredentialedRules {
         let is_part = matches!(status, StatusCode::PARTIAL_CONTENT | StatusCode::IM_USED);
         if is_part && !self.ranges {
             let message = format!(
-                "the upstream answered with a part ({}), and the release declares no `ranges` for this credential",
+                "the upstream answered with a part ({}), and the release declares no `ranges` for \
+                 this credential",
                 status.as_u16()
             );
             return Err(Refused::new("ranges_undeclared", message));
@@ -203,8 +209,9 @@ pub(super) fn is_hop_by_hop(name: &str) -> bool {
     HOP_BY_HOP.contains(&name)
 }
 
-/// Checks that the body is coded by nothing below its content encoding: hyper undoes `chunked` and nothing else, so any
-/// other transfer coding would reach the function unsearched and without a label.
+/// Checks that the body is coded by nothing below its content encoding: hyper undoes `chunked` and
+/// nothing else, so any other transfer coding would reach the function unsearched and without a
+/// label.
 ///
 /// # Errors
 /// Any other coding, or any at all over HTTP/2, which has none (RFC 9113, section 8.2.2).
@@ -241,7 +248,8 @@ pub(super) enum ContentEncoding {
 }
 
 impl ContentEncoding {
-    /// Of an answer to a call with a credential, which asks for gzip and nothing else (RFC 9110, section 8.4.1).
+    /// Of an answer to a call with a credential, which asks for gzip and nothing else (RFC 9110,
+    /// section 8.4.1).
     ///
     /// # Errors
     /// Any other encoding, or several: the body could not be searched for the credential.
@@ -257,8 +265,8 @@ impl ContentEncoding {
             b"identity" | b"" => Ok(Self::Identity),
             _ => Err(Refused::new(
                 "upstream_encoding",
-                "the upstream's answer has a content encoding other than gzip, which alone was asked for, and cannot be \
-                 searched for the credential",
+                "the upstream's answer has a content encoding other than gzip, which alone was \
+                 asked for, and cannot be searched for the credential",
             )),
         }
     }

@@ -55,7 +55,8 @@ impl Drop for Registered {
 }
 
 impl InFlight {
-    /// Lists a call. The caller still holds the lock under which it decided: no withdrawal comes between.
+    /// Lists a call. The caller still holds the lock under which it decided: no withdrawal comes
+    /// between.
     pub(super) fn register(self: &Arc<Self>, authority: Authority) -> Registered {
         let (end, ended) = oneshot::channel();
         let mut entries = self.entries();

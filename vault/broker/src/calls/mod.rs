@@ -1,5 +1,5 @@
-//! Outgoing calls: each worker's channel is served by what its function's release allows, and by nothing that a message
-//! claims.
+//! Outgoing calls: each worker's channel is served by what its function's release allows, and by
+//! nothing that a message claims.
 
 mod answer;
 mod body;
@@ -39,8 +39,9 @@ const MAX_CALLS: usize = 700;
 /// Descriptors of a call: its connection, and a resolver's socket before that.
 const DESCRIPTORS_OF_A_CALL: usize = 2;
 
-/// How the descriptors of the process are shared out: a quarter to calls, half to connections that wait for one, and a
-/// quarter to workers' channels and everything else. So a vault that may hold few does less, and fails at nothing.
+/// How the descriptors of the process are shared out: a quarter to calls, half to connections that
+/// wait for one, and a quarter to workers' channels and everything else. So a vault that may hold
+/// few does less, and fails at nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Room {
     /// Calls at a time.
@@ -179,8 +180,8 @@ impl Calls {
                 Ok(acceptor) => acceptor,
                 Err(error) => return tracing::warn!(?worker, %error, "a worker's channel is none"),
             };
-            // Calls are taken out of the channel at once: how many of them wait, and for how long, is the tenant's affair
-            // and no other's.
+            // Calls are taken out of the channel at once: how many of them wait, and for how long,
+            // is the tenant's affair and no other's.
             while let Some(incoming) = acceptor.accept().await {
                 let (calls, caller) = (calls.clone(), caller.clone());
                 tokio::spawn(async move { calls.call(&caller, incoming).await });
@@ -199,8 +200,8 @@ impl Calls {
         }
     }
 
-    /// Ends calls that rest on what was withdrawn, has expired or needs a lease that is over; closes their connections
-    /// and forgets their credentials.
+    /// Ends calls that rest on what was withdrawn, has expired or needs a lease that is over;
+    /// closes their connections and forgets their credentials.
     pub(crate) fn close_what_is_withdrawn(&self) {
         let state = self.vault.read();
         self.in_flight.end_where(|authority| {

@@ -42,7 +42,8 @@ pub(super) struct Prepared {
     pub(super) lifetime: Duration,
     pub(super) registered: Registered,
     pub(super) exchange: Exchange,
-    /// The body holds it too: hyper drops a body that has been sent, and keeps one that an upstream does not take.
+    /// The body holds it too: hyper drops a body that has been sent, and keeps one that an upstream
+    /// does not take.
     pub(super) permit: Arc<Permit>,
 }
 
@@ -53,8 +54,8 @@ pub(super) struct Credentialed {
     pub(super) scrubber: Option<Scrubber>,
 }
 
-/// Decides by the release that belongs to the channel, opens the secret, and builds the request. The call is listed as
-/// under way before the lock is released that a withdrawal needs.
+/// Decides by the release that belongs to the channel, opens the secret, and builds the request.
+/// The call is listed as under way before the lock is released that a withdrawal needs.
 pub(super) fn prepare(
     vault: &Vault,
     in_flight: &Arc<InFlight>,
@@ -173,8 +174,8 @@ fn sent_fields(
     Ok(sent)
 }
 
-/// The secret of this name that may be used now: listed for this node's pool, in date, and under a lease. The same rule
-/// admits a call and ends one that is under way.
+/// The secret of this name that may be used now: listed for this node's pool, in date, and under a
+/// lease. The same rule admits a call and ends one that is under way.
 pub(super) fn usable<'a>(
     vault: &Vault,
     state: &'a State,

@@ -1,4 +1,5 @@
-//! How outgoing calls are divided between tenants: a share each, a reserve for tenants that have few, a bound on waiting.
+//! How outgoing calls are divided between tenants: a share each, a reserve for tenants that have
+//! few, a bound on waiting.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -11,7 +12,8 @@ use super::Refused;
 
 /// A tenant makes at most one call in so many of all.
 const SHARE_DIVISOR: usize = 4;
-/// A tenant's share where few calls are made in all: a node for one tenant is of use with few descriptors too.
+/// A tenant's share where few calls are made in all: a node for one tenant is of use with few
+/// descriptors too.
 const MIN_SHARE: usize = 32;
 /// One call in so many is kept for tenants that have fewer than [`RESERVED_FOR_EACH`].
 const RESERVE_DIVISOR: usize = 8;
@@ -21,7 +23,8 @@ const RESERVED_FOR_EACH: usize = 4;
 const MAX_WAITING: usize = 1024;
 /// Bytes of heads of a tenant's calls that wait: what a channel's bodies may take.
 const MAX_WAITING_BYTES: usize = 4 << 20;
-/// How long a call waits. Longer than a burst of ordinary calls takes, shorter than callers' patience.
+/// How long a call waits. Longer than a burst of ordinary calls takes, shorter than callers'
+/// patience.
 pub(super) const MAX_WAIT: Duration = Duration::from_secs(10);
 
 type Ticket = u64;
@@ -108,7 +111,8 @@ impl Shares {
         self.forget_if_idle(tenant);
     }
 
-    /// The waiting call that goes next, now counted: of the tenant with the fewest calls, the one that came first.
+    /// The waiting call that goes next, now counted: of the tenant with the fewest calls, the one
+    /// that came first.
     fn next(&mut self) -> Option<Ticket> {
         let (tenant, _) = self
             .tenants
@@ -216,7 +220,8 @@ impl Admission {
         })
     }
 
-    /// Waits until a tenant may make one more call. `head_bytes` is what the call holds while it waits.
+    /// Waits until a tenant may make one more call. `head_bytes` is what the call holds while it
+    /// waits.
     ///
     /// # Errors
     /// `too_many_calls`: too many wait, or none ended in time.
@@ -256,8 +261,8 @@ impl Admission {
         }
     }
 
-    /// Whose turn it is to decode and search answers: one call of a tenant at a time. A tenant with a hundred such calls
-    /// takes as much processor time as one with a single call.
+    /// Whose turn it is to decode and search answers: one call of a tenant at a time. A tenant with
+    /// a hundred such calls takes as much processor time as one with a single call.
     pub(super) fn turn(&self, tenant: TenantId) -> Arc<Semaphore> {
         let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(turn) = turns.get(&tenant).and_then(Weak::upgrade) {

@@ -1,4 +1,5 @@
-//! Connections to upstreams: a pool for each (tenant, host, credential), so that nobody's connection carries another's call.
+//! Connections to upstreams: a pool for each (tenant, host, credential), so that nobody's
+//! connection carries another's call.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -28,15 +29,18 @@ pub(super) const MAX_IDLE: usize = 32;
 const IDLE_TIMEOUT: Duration = Duration::from_secs(55);
 /// Largest head of an answer, bytes: it must fit a channel's head.
 const MAX_HEAD_BYTES: usize = 48 * 1024;
-/// Bytes that an upstream may send on one HTTP/2 stream before the function takes them: what a channel's stream holds.
+/// Bytes that an upstream may send on one HTTP/2 stream before the function takes them: what a
+/// channel's stream holds.
 const STREAM_WINDOW_BYTES: u32 = 256 * 1024;
 /// Bytes that an upstream may send on all streams of a connection: four calls at full speed.
 const CONNECTION_WINDOW_BYTES: u32 = 1024 * 1024;
-/// The smallest that the protocol allows (RFC 9113, section 4.2): one large frame would delay other calls.
+/// The smallest that the protocol allows (RFC 9113, section 4.2): one large frame would delay other
+/// calls.
 const MAX_FRAME_BYTES: u32 = 16 * 1024;
 /// Bytes of a request's body that wait for an HTTP/2 upstream to take them.
 const SEND_BUFFER_BYTES: usize = 64 * 1024;
-/// HPACK's table for the heads of answers: the protocol's default, which a peer may otherwise ask to exceed.
+/// HPACK's table for the heads of answers: the protocol's default, which a peer may otherwise ask
+/// to exceed.
 const HEADER_TABLE_BYTES: u32 = 4096;
 /// Streams of one connection that were reset and are still remembered.
 const MAX_RESET_STREAMS: usize = 64;
@@ -135,8 +139,8 @@ impl Upstreams {
         Ok((client, InUse { _open: receiver }))
     }
 
-    /// Drops the pools for which `keep` is false. Their idle connections close at once, and so do those of calls under
-    /// way when the calls end.
+    /// Drops the pools for which `keep` is false. Their idle connections close at once, and so do
+    /// those of calls under way when the calls end.
     pub(crate) fn retain(&self, keep: impl Fn(&Place) -> bool) {
         let mut pools = self.pools.lock().unwrap_or_else(PoisonError::into_inner);
         pools.retain(|place, _| keep(place));
@@ -150,8 +154,8 @@ impl Upstreams {
     }
 }
 
-/// Room for one more pool of this tenant. Pools with a call under way stay. Where all tenants together have too many, one of
-/// whoever has most goes.
+/// Room for one more pool of this tenant. Pools with a call under way stay. Where all tenants
+/// together have too many, one of whoever has most goes.
 fn make_room(pools: &mut HashMap<Place, Entry>, tenant: &TenantId) -> Result<(), Refused> {
     let mut held: HashMap<TenantId, usize> = HashMap::new();
     for place in pools.keys() {
