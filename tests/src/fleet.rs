@@ -190,17 +190,17 @@ impl<N> Fleet<N> {
         Ok(folder)
     }
 
-    /// Seals the upstream's key.
+    /// Seals the upstream's key for the port and the certificate authority that the project's slot names.
     pub fn put_secret(&self, project: &Path) -> Result<()> {
-        let args = [
-            "secret",
-            "put",
-            "PAYMENTS_KEY",
-            "--host",
-            UPSTREAM_HOST,
-            "--path",
-            "/v1/*",
-        ];
+        let text = std::fs::read_to_string(project.join("casemate.toml"))?;
+        let file: toml::Table = text.parse()?;
+        let slots = file.get("credential").and_then(toml::Value::as_array);
+        let slot = slots.and_then(|slots| slots.first());
+        let named = |key: &str| slot?.get(key)?.as_str();
+        let host = named("host").context("the project's first slot names no host")?;
+        let mut args = vec!["secret", "put", "PAYMENTS_KEY", "--host", host];
+        args.extend(["--path", "/v1/*"]);
+        args.extend(named("ca").into_iter().flat_map(|ca| ["--ca", ca]));
         self.tenant.ok(project, &args, UPSTREAM_KEY.as_bytes())?;
         Ok(())
     }

@@ -87,6 +87,7 @@ pub(crate) fn release() -> Release {
         slot: Slot::Bearer,
         auto: false,
         ca: None,
+        ranges: false,
     };
     Release {
         fleet: FLEET,
@@ -159,12 +160,7 @@ impl Sealed {
             version: 1,
             pool: parsed(POOL),
             epoch: 1,
-            limits: SecretLimits {
-                hosts: vec![parsed("pay.example.test")],
-                methods: vec![],
-                paths: vec![],
-                slots: vec![],
-            },
+            limits: SecretLimits::to_hosts(vec![parsed("pay.example.test")]),
         };
         Secret::seal(place, pool, value, &mut fill).expect("it can be sealed")
     }

@@ -108,12 +108,7 @@ impl Fleet {
             version: 1,
             pool: self.pool.name.clone(),
             epoch: 1,
-            limits: SecretLimits {
-                hosts: vec!["api.test".parse().unwrap()],
-                methods: vec![],
-                paths: vec![],
-                slots: vec![],
-            },
+            limits: SecretLimits::to_hosts(vec!["api.test".parse().unwrap()]),
         };
         let value = SecretValue::parse(Zeroizing::new(b"hunter2hunter2".to_vec())).unwrap();
         Secret::seal(place, &self.pool, &value, &mut random).unwrap()

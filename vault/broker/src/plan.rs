@@ -129,6 +129,7 @@ mod tests {
             slot: Slot::Bearer,
             auto: false,
             ca: None,
+            ranges: false,
         };
         let release = Release {
             fleet: FleetId([1; 32]),
@@ -155,6 +156,7 @@ mod tests {
                 heap_mib: u32::MAX,
                 subrequests: u32::MAX,
                 concurrency: u32::MAX,
+                call_time_ms: u32::MAX,
             },
             vars: (0..MAX_ENTRIES)
                 .map(|n| Var {

@@ -1,5 +1,6 @@
 //! Whether a call may go, and which credential goes with it. Deny unless declared.
 
+use casemate_trust::authority::CaPem;
 use casemate_trust::path::{Method, PathPattern, is_canonical_path};
 use casemate_trust::release::{Credential, Release, Scheme};
 
@@ -101,7 +102,7 @@ pub fn decide<'a>(
                 target,
                 method,
                 credential: Some(slot),
-                ca: slot.ca.as_deref(),
+                ca: slot.ca.as_ref().map(CaPem::as_str),
             }),
             false => Err(Denial::MethodOrPath(method)),
         };
@@ -124,7 +125,7 @@ pub fn decide<'a>(
                     target,
                     method,
                     credential: Some(slot),
-                    ca: slot.ca.as_deref(),
+                    ca: slot.ca.as_ref().map(CaPem::as_str),
                 });
             }
             Ok(false) => denial = Denial::MethodOrPath(method.clone()),
@@ -140,7 +141,7 @@ pub fn decide<'a>(
                     target,
                     method,
                     credential: None,
-                    ca: rule.ca.as_deref(),
+                    ca: rule.ca.as_ref().map(CaPem::as_str),
                 });
             }
             Ok(false) => denial = Denial::MethodOrPath(method.clone()),
@@ -186,6 +187,7 @@ pub(crate) mod tests {
             slot: Slot::Bearer,
             auto,
             ca: None,
+            ranges: false,
         };
         let rule = |host: &str, paths: &[&str]| EgressRule {
             scheme: Scheme::Https,

@@ -114,8 +114,9 @@ pub fn open_secret(secret: &Secret, keys: &PoolKeys) -> Result<SecretValue, Open
 
 #[cfg(test)]
 pub(crate) mod tests {
-    use casemate_trust::id::{FleetId, TenantId};
-    use casemate_trust::secret::{SecretLimits, SecretPlace};
+    use casemate_trust::id::{Digest, FleetId, TenantId};
+    use casemate_trust::release::SlotKind;
+    use casemate_trust::secret::{Reflection, SecretLimits, SecretPlace};
 
     use super::*;
 
@@ -134,12 +135,7 @@ pub(crate) mod tests {
     }
 
     pub(crate) fn secret() -> Secret {
-        let limits = SecretLimits {
-            hosts: vec!["a.test".parse().unwrap()],
-            methods: vec![],
-            paths: vec![],
-            slots: vec![],
-        };
+        let limits = SecretLimits::to_hosts(vec!["a.test".parse().unwrap()]);
         let name = "KEY".parse().unwrap();
         let place = SecretPlace {
             fleet: FLEET,
@@ -166,7 +162,7 @@ pub(crate) mod tests {
             open_secret(&secret(), &keys()).unwrap().expose_secret(),
             b"hunter2"
         );
-        let moves: [fn(&mut Secret); 9] = [
+        let moves: [fn(&mut Secret); 14] = [
             |s| s.place.tenant = TenantId([3; 32]),
             |s| s.place.fleet = FleetId([3; 32]),
             |s| s.place.name = "OTHER".parse().unwrap(),
@@ -174,6 +170,11 @@ pub(crate) mod tests {
             |s| s.place.limits.hosts.push("evil.test".parse().unwrap()),
             |s| s.place.limits.methods.push("GET".parse().unwrap()),
             |s| s.place.limits.paths.push("/*".parse().unwrap()),
+            |s| s.place.limits.slots.push(SlotKind::Query),
+            |s| s.place.limits.ports.push(8443),
+            |s| s.place.limits.names.push("x".into()),
+            |s| s.place.limits.ca = Some(Digest([7; 32])),
+            |s| s.place.limits.reflection = Reflection::Scrub,
             |s| s.ciphertext[0] ^= 1,
             |s| s.enc[1119] ^= 1,
         ];

@@ -10,12 +10,17 @@
 //! | [`dsse`] | signed envelopes |
 //! | [`statement`] | what the root and the tenants say |
 //! | [`image`] | versions of machine images, and the root's word on one |
-//! | [`release`], [`secret`] | digest-addressed objects that a manifest lists |
+//! | [`ceiling`] | what a tenant may use and reach at most |
+//! | [`release`], [`credential`], [`secret`] | digest-addressed objects that a manifest lists |
+//! | [`authority`] | certificate authorities of single upstreams |
 //! | [`seal`] | HPKE to a pool's or a node's X-Wing key |
 //! | [`join`], [`lease`] | tokens, join requests, grants, liveness |
 //! | [`judge`] | what is accepted, given what was seen before |
 #![forbid(unsafe_code)]
 
+pub mod authority;
+pub mod ceiling;
+pub mod credential;
 pub mod dsse;
 pub mod host;
 pub mod id;

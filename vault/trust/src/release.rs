@@ -4,12 +4,15 @@ use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
+use crate::authority::CaPem;
 use crate::host::HostName;
 use crate::id::{Digest, FleetId, TenantId};
 use crate::name::{Identifier, Name};
 use crate::path::{Method, PathPattern};
-use crate::secret::SecretLimits;
 use crate::statement::{Ceilings, Tenant};
+
+pub use crate::authority::MAX_CA_BYTES;
+pub use crate::credential::{Credential, Slot, SlotKind};
 
 /// Largest release, bytes of JSON.
 pub const MAX_RELEASE_BYTES: usize = 256 * 1024;
@@ -23,10 +26,12 @@ pub const MAX_ENTRIES: usize = 128;
 pub const MAX_PATTERNS: usize = 32;
 /// Largest sum of names and values of the variables, bytes.
 pub const MAX_VARS_BYTES: usize = 32 * 1024;
-/// Largest PEM of a private certificate authority, bytes.
-pub const MAX_CA_BYTES: usize = 32 * 1024;
 /// Largest request body that a perimeter may let through, bytes.
 pub const MAX_BODY_BYTES: u64 = 1024 * 1024 * 1024;
+
+/// Lifetime of an outgoing call where the release names none, milliseconds: longer than ordinary APIs answer, and
+/// short enough that calls which hang do not hold a tenant's places for long.
+pub const DEFAULT_CALL_TIME_MS: u32 = 60_000;
 
 /// One release of one function.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -113,6 +118,14 @@ pub struct Limits {
     pub subrequests: u32,
     /// Requests in one worker at a time.
     pub concurrency: u32,
+    /// Total lifetime of an outgoing call, from the first byte of its request to the last of its answer,
+    /// milliseconds.
+    #[serde(default = "default_call_time_ms")]
+    pub call_time_ms: u32,
+}
+
+const fn default_call_time_ms() -> u32 {
+    DEFAULT_CALL_TIME_MS
 }
 
 impl Default for Limits {
@@ -123,6 +136,7 @@ impl Default for Limits {
             heap_mib: 64,
             subrequests: 50,
             concurrency: 64,
+            call_time_ms: DEFAULT_CALL_TIME_MS,
         }
     }
 }
@@ -183,159 +197,7 @@ pub struct EgressRule {
     pub paths: Vec<PathPattern>,
     /// PEM of the certificate authority to trust for this host instead of the node's own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub ca: Option<String>,
-}
-
-/// A credential slot: this secret, to this host, in this place.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Credential {
-    /// Property of `env`.
-    pub binding: Identifier,
-    /// The secret.
-    pub secret: Identifier,
-    /// Host; always over TLS.
-    pub host: HostName,
-    /// Port.
-    pub port: u16,
-    /// Methods; empty means every one.
-    #[serde(default)]
-    pub methods: Vec<Method>,
-    /// Paths; empty means every one.
-    #[serde(default)]
-    pub paths: Vec<PathPattern>,
-    /// Where the secret goes.
-    pub slot: Slot,
-    /// Whether plain `fetch` to this host, these methods and paths gets it too.
-    #[serde(default)]
-    pub auto: bool,
-    /// PEM of the certificate authority to trust for this host instead of the node's own.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub ca: Option<String>,
-}
-
-/// Where a secret goes in a request.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
-pub enum Slot {
-    /// A header of its own, behind an optional prefix.
-    Header {
-        /// Lower-case name.
-        name: String,
-        /// Text before the secret.
-        #[serde(default)]
-        prefix: String,
-    },
-    /// `Authorization: Bearer SECRET` (RFC 6750, section 2.1).
-    Bearer,
-    /// `Authorization: Basic BASE64(username:SECRET)` (RFC 7617).
-    Basic {
-        /// The user.
-        username: String,
-    },
-    /// A query parameter.
-    Query {
-        /// Its name.
-        name: String,
-    },
-}
-
-/// The kinds of slot, as a secret's limits name them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum SlotKind {
-    /// [`Slot::Header`]
-    Header,
-    /// [`Slot::Bearer`]
-    Bearer,
-    /// [`Slot::Basic`]
-    Basic,
-    /// [`Slot::Query`]
-    Query,
-}
-
-impl SlotKind {
-    /// As in JSON.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Header => "header",
-            Self::Bearer => "bearer",
-            Self::Basic => "basic",
-            Self::Query => "query",
-        }
-    }
-}
-
-/// Headers that a slot may not name: they frame the message or route it.
-const NEVER_A_SLOT: &[&str] = &[
-    "host",
-    "content-length",
-    "transfer-encoding",
-    "connection",
-    "keep-alive",
-    "proxy-connection",
-    "te",
-    "trailer",
-    "upgrade",
-    "expect",
-    "content-type",
-    "content-encoding",
-    "cookie2",
-    "date",
-    "via",
-    "forwarded",
-];
-
-impl Slot {
-    /// Its kind.
-    pub const fn kind(&self) -> SlotKind {
-        match self {
-            Self::Header { .. } => SlotKind::Header,
-            Self::Bearer => SlotKind::Bearer,
-            Self::Basic { .. } => SlotKind::Basic,
-            Self::Query { .. } => SlotKind::Query,
-        }
-    }
-
-    /// The header that it sets, if one.
-    pub fn header(&self) -> Option<&str> {
-        match self {
-            Self::Header { name, .. } => Some(name),
-            Self::Bearer | Self::Basic { .. } => Some("authorization"),
-            Self::Query { .. } => None,
-        }
-    }
-
-    fn flaw(&self) -> Option<String> {
-        let token = |text: &str| {
-            (1..=64).contains(&text.len())
-                && text
-                    .bytes()
-                    .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-')
-        };
-        let visible =
-            |text: &str| text.len() <= 256 && text.bytes().all(|byte| (0x20..0x7f).contains(&byte));
-        match self {
-            Self::Header { name, .. } if !token(name) => Some(format!(
-                "expected a header name in lower case, got {:?}",
-                crate::name::excerpt(name)
-            )),
-            Self::Header { name, .. } if NEVER_A_SLOT.contains(&name.as_str()) => {
-                Some(format!("the header {name} is no place for a credential"))
-            }
-            Self::Header { prefix, .. } if !visible(prefix) => {
-                Some("expected a prefix of visible ASCII, 256 bytes at most".into())
-            }
-            Self::Basic { username } if !visible(username) || username.contains(':') => {
-                Some("expected a username without `:`".into())
-            }
-            Self::Query { name } if name.parse::<Identifier>().is_err() => Some(format!(
-                "expected a parameter name, got {:?}",
-                crate::name::excerpt(name)
-            )),
-            _ => None,
-        }
-    }
+    pub ca: Option<CaPem>,
 }
 
 /// Why a release was refused.
@@ -418,6 +280,7 @@ impl Release {
             self.limits.wall_time_ms,
             self.limits.heap_mib,
             self.limits.concurrency,
+            self.limits.call_time_ms,
         ];
         if limits.contains(&0) || self.limits.heap_mib < 8 {
             return Some("expected limits above zero and a heap of at least 8 MiB".into());
@@ -431,19 +294,10 @@ impl Release {
         if let Some(twice) = env.into_iter().find(|name| !names.insert(*name)) {
             return Some(format!("{twice} appears twice in env"));
         }
-        let cas = self
-            .egress
-            .iter()
-            .filter_map(|rule| rule.ca.as_ref())
-            .chain(self.credentials.iter().filter_map(|slot| slot.ca.as_ref()));
-        if cas.into_iter().any(|ca| ca.len() > MAX_CA_BYTES) {
-            return Some(format!(
-                "expected a certificate authority of at most {MAX_CA_BYTES} bytes"
-            ));
+        if self.egress.iter().any(|rule| rule.port == 0) {
+            return Some("egress: expected a port from 1 to 65535, got 0".into());
         }
-        self.credentials
-            .iter()
-            .find_map(|credential| credential.slot.flaw())
+        self.credentials.iter().find_map(Credential::flaw)
     }
 
     /// A host that the tenant was not given, if there is one.
@@ -465,44 +319,14 @@ impl Release {
             ("heap_mib", self.limits.heap_mib, ceilings.heap_mib),
             ("subrequests", self.limits.subrequests, ceilings.subrequests),
             ("concurrency", self.limits.concurrency, ceilings.concurrency),
+            (
+                "call_time_ms",
+                self.limits.call_time_ms,
+                ceilings.call_time_ms,
+            ),
         ];
         limits
             .into_iter()
             .find(|(_, asked, allowed)| asked > allowed)
-    }
-}
-
-impl Credential {
-    /// Which of the secret's limits this slot goes beyond, if any.
-    pub fn widens(&self, limits: &SecretLimits) -> Option<String> {
-        if !limits.hosts.contains(&self.host) {
-            return Some(format!("the secret may not go to {}", self.host));
-        }
-        if !limits.methods.is_empty() {
-            match self
-                .methods
-                .iter()
-                .find(|method| !limits.methods.contains(method))
-            {
-                Some(method) => return Some(format!("the secret may not go with {method}")),
-                None if self.methods.is_empty() => {
-                    return Some("the secret is limited to some methods, the slot is not".into());
-                }
-                None => {}
-            }
-        }
-        if !limits.paths.is_empty() {
-            let covered = |path: &PathPattern| limits.paths.iter().any(|limit| limit.covers(path));
-            match self.paths.iter().find(|path| !covered(path)) {
-                Some(path) => return Some(format!("the secret may not go to {path}")),
-                None if self.paths.is_empty() => {
-                    return Some("the secret is limited to some paths, the slot is not".into());
-                }
-                None => {}
-            }
-        }
-        let kind = self.slot.kind();
-        let allowed = limits.slots.is_empty() || limits.slots.contains(&kind);
-        (!allowed).then(|| format!("the secret may not go into a {} slot", kind.as_str()))
     }
 }

@@ -7,10 +7,10 @@ use zeroize::Zeroizing;
 
 use crate::encoding::{Canonical, base64_bytes};
 use crate::host::HostName;
-use crate::id::{FleetId, TenantId};
+use crate::id::{Digest, FleetId, TenantId};
 use crate::name::{Identifier, Name};
 use crate::path::{Method, PathPattern};
-use crate::release::SlotKind;
+use crate::release::{Scheme, SlotKind};
 use crate::seal::{ENCAPSULATED_BYTES, SealError, TAG_BYTES, seal};
 use crate::statement::{MAX_VERSION, Pool};
 
@@ -18,8 +18,10 @@ use crate::statement::{MAX_VERSION, Pool};
 pub const MAX_VALUE_BYTES: usize = 64 * 1024;
 /// Largest secret object, bytes of JSON: value and encapsulated key in base64, and its limits.
 pub const MAX_SECRET_BYTES: usize = 160 * 1024;
-/// Most hosts, methods or paths in a secret's limits, each.
+/// Most hosts, ports, methods, paths, kinds of slot or names in a secret's limits, each.
 pub const MAX_LIMITS: usize = 64;
+/// Longest name of a slot in a secret's limits, bytes.
+const MAX_SLOT_NAME_BYTES: usize = 64;
 /// What HPKE is told that a secret is.
 pub const SECRET_INFO: &[u8] = b"casemate secret v1";
 
@@ -29,6 +31,9 @@ pub const SECRET_INFO: &[u8] = b"casemate secret v1";
 pub struct SecretLimits {
     /// Hosts; at least one.
     pub hosts: Vec<HostName>,
+    /// Ports of each of the hosts; empty means 443 only.
+    #[serde(default)]
+    pub ports: Vec<u16>,
     /// Methods; empty means every one.
     #[serde(default)]
     pub methods: Vec<Method>,
@@ -38,6 +43,72 @@ pub struct SecretLimits {
     /// Kinds of slot; empty means every one.
     #[serde(default)]
     pub slots: Vec<SlotKind>,
+    /// Names of the header or the query parameter that it goes into (`authorization` for bearer and basic slots);
+    /// empty means every name.
+    #[serde(default)]
+    pub names: Vec<String>,
+    /// Digest of the certificate authority ([`crate::authority::CaPem::digest`]) that the slot must name; without it
+    /// the slot must name none, and the node's own are trusted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ca: Option<Digest>,
+    /// What happens when an upstream sends the secret back.
+    #[serde(default)]
+    pub reflection: Reflection,
+}
+
+/// What the vault does with a secret that an upstream keeps sending back.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Reflection {
+    /// Each match is replaced and counted; after a few the credential stops.
+    #[default]
+    Refuse,
+    /// Each match is replaced and never counted, for upstreams that echo by design. The function can then test guesses
+    /// of the secret without end.
+    Scrub,
+}
+
+impl Reflection {
+    /// As in JSON.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Refuse => "refuse",
+            Self::Scrub => "scrub",
+        }
+    }
+}
+
+impl SecretLimits {
+    /// Limits that name hosts and leave everything else at its default.
+    pub const fn to_hosts(hosts: Vec<HostName>) -> Self {
+        Self {
+            hosts,
+            ports: Vec::new(),
+            methods: Vec::new(),
+            paths: Vec::new(),
+            slots: Vec::new(),
+            names: Vec::new(),
+            ca: None,
+            reflection: Reflection::Refuse,
+        }
+    }
+
+    /// Whether the secret may go to this port.
+    pub fn allows_port(&self, port: u16) -> bool {
+        match self.ports.as_slice() {
+            [] => port == Scheme::Https.default_port(),
+            ports => ports.contains(&port),
+        }
+    }
+
+    /// The ports that the secret may go to, for people.
+    pub fn ports_text(&self) -> String {
+        let ports: Vec<_> = self.ports.iter().map(ToString::to_string).collect();
+        match ports.is_empty() {
+            true => Scheme::Https.default_port().to_string(),
+            false => ports.join(", "),
+        }
+    }
 }
 
 /// What a sealed value is bound to.
@@ -141,44 +212,94 @@ impl fmt::Debug for SecretValue {
 }
 
 impl SecretPlace {
-    /// What HPKE authenticates beside the value: every field, length-prefixed.
+    /// What HPKE authenticates beside the value: every field, length-prefixed. Both types are taken apart by name, so
+    /// that a new field cannot be left out.
     pub fn aad(&self) -> Vec<u8> {
-        Canonical::new("casemate secret v1")
-            .part(&self.fleet.0)
-            .part(&self.tenant.0)
-            .part(self.name.as_str().as_bytes())
-            .number(self.version)
-            .part(self.pool.as_str().as_bytes())
-            .number(self.epoch)
-            .list(self.limits.hosts.iter().map(HostName::as_str))
-            .list(self.limits.methods.iter().map(Method::as_str))
-            .list(self.limits.paths.iter().map(PathPattern::as_str))
-            .list(self.limits.slots.iter().map(|slot| slot.as_str()))
-            .bytes()
-    }
-
-    fn flaw(&self) -> Option<String> {
+        let Self {
+            fleet,
+            tenant,
+            name,
+            version,
+            pool,
+            epoch,
+            limits,
+        } = self;
         let SecretLimits {
             hosts,
+            ports,
             methods,
             paths,
             slots,
+            names,
+            ca,
+            reflection,
+        } = limits;
+        Canonical::new("casemate secret v2")
+            .part(&fleet.0)
+            .part(&tenant.0)
+            .part(name.as_str().as_bytes())
+            .number(*version)
+            .part(pool.as_str().as_bytes())
+            .number(*epoch)
+            .list(hosts.iter().map(HostName::as_str))
+            .list(ports.iter().map(|port| port.to_be_bytes()))
+            .list(methods.iter().map(Method::as_str))
+            .list(paths.iter().map(PathPattern::as_str))
+            .list(slots.iter().map(|slot| slot.as_str()))
+            .list(names.iter())
+            .list(ca.iter().map(|digest| digest.0))
+            .part(reflection.as_str().as_bytes())
+            .bytes()
+    }
+
+    /// What is wrong with it in itself, if anything.
+    pub fn flaw(&self) -> Option<String> {
+        let SecretLimits {
+            hosts,
+            ports,
+            methods,
+            paths,
+            slots,
+            names,
+            ca: _,
+            reflection: _,
         } = &self.limits;
         if hosts.is_empty() {
             return Some("a secret names at least one host that it may go to".into());
         }
-        if [hosts.len(), methods.len(), paths.len(), slots.len()]
-            .iter()
-            .any(|count| *count > MAX_LIMITS)
-        {
+        let counts = [
+            ("hosts", hosts.len()),
+            ("ports", ports.len()),
+            ("methods", methods.len()),
+            ("paths", paths.len()),
+            ("kinds of slot", slots.len()),
+            ("names", names.len()),
+        ];
+        if let Some((what, count)) = counts.into_iter().find(|(_, count)| *count > MAX_LIMITS) {
+            return Some(format!("expected at most {MAX_LIMITS} {what}, got {count}"));
+        }
+        if ports.contains(&0) {
+            return Some("expected ports from 1 to 65535, got 0".into());
+        }
+        if let Some(name) = names.iter().find(|name| !is_slot_name(name)) {
             return Some(format!(
-                "expected at most {MAX_LIMITS} hosts, methods and paths each"
+                "expected names of headers or query parameters (letters, digits, `-` and `_`, at most \
+                 {MAX_SLOT_NAME_BYTES}), got {:?}",
+                crate::name::excerpt(name)
             ));
         }
         let versions = 1..=MAX_VERSION;
         let known = versions.contains(&self.version) && versions.contains(&self.epoch);
         (!known).then(|| "expected version and epoch from 1 to 2^53 - 1".into())
     }
+}
+
+/// Whether a header or a query parameter that a slot can fill may have this name.
+fn is_slot_name(name: &str) -> bool {
+    (1..=MAX_SLOT_NAME_BYTES).contains(&name.len())
+        && name
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_')
 }
 
 impl Secret {
@@ -261,6 +382,47 @@ mod tests {
             value(&[b'x'; MAX_VALUE_BYTES + 1]).unwrap_err(),
             SecretError::ValueLength(MAX_VALUE_BYTES + 1)
         );
+    }
+
+    #[test]
+    fn limits_that_make_no_sense_are_named() {
+        let place = |limits: SecretLimits| SecretPlace {
+            fleet: FleetId([1; 32]),
+            tenant: TenantId([2; 32]),
+            name: "KEY".parse().unwrap(),
+            version: 1,
+            pool: "main".parse().unwrap(),
+            epoch: 1,
+            limits,
+        };
+        let hosts = || SecretLimits::to_hosts(vec!["a.test".parse().unwrap()]);
+        assert_eq!(place(hosts()).flaw(), None);
+        let changes: [(fn(&mut SecretLimits), &str); 5] = [
+            (|limits| limits.hosts.clear(), "at least one host"),
+            (|limits| limits.ports = vec![0], "1 to 65535"),
+            (|limits| limits.ports = vec![1; 65], "at most 64 ports"),
+            (|limits| limits.names = vec!["a b".into()], "got \"a b\""),
+            (|limits| limits.names = vec![String::new()], "got \"\""),
+        ];
+        for (change, flaw) in changes {
+            let mut limits = hosts();
+            change(&mut limits);
+            let found = place(limits).flaw().unwrap();
+            assert!(found.contains(flaw), "{found}");
+        }
+    }
+
+    #[test]
+    fn limits_without_the_newer_fields_have_the_narrow_defaults() {
+        let limits: SecretLimits = serde_json::from_str(r#"{"hosts":["a.test"]}"#).unwrap();
+        assert_eq!(
+            limits,
+            SecretLimits::to_hosts(vec!["a.test".parse().unwrap()])
+        );
+        assert!(limits.allows_port(443) && !limits.allows_port(8443));
+        assert_eq!(limits.reflection, Reflection::Refuse);
+        let unknown = r#"{"hosts":["a.test"],"reflection":"ignore"}"#;
+        assert!(serde_json::from_str::<SecretLimits>(unknown).is_err());
     }
 
     #[test]

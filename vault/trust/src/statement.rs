@@ -12,6 +12,8 @@ use crate::id::{Digest, FleetId, TenantId};
 use crate::key::{PublicKey, SealingKey, SigningKey};
 use crate::name::{Identifier, Name};
 
+pub use crate::ceiling::{Ceilings, EgressCeiling};
+
 /// Most keys in a key set.
 pub const MAX_KEYS: usize = 16;
 /// Most host patterns of a tenant.
@@ -126,37 +128,6 @@ pub struct KeySet {
     pub threshold: u32,
 }
 
-/// The most that a tenant's functions may ask for.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Ceilings {
-    /// Functions.
-    pub functions: u32,
-    /// CPU time of a request, milliseconds.
-    pub cpu_time_ms: u32,
-    /// Wall-clock time of a request, milliseconds.
-    pub wall_time_ms: u32,
-    /// JavaScript heap, MiB.
-    pub heap_mib: u32,
-    /// Outgoing calls of a request.
-    pub subrequests: u32,
-    /// Requests in one worker at a time.
-    pub concurrency: u32,
-}
-
-impl Default for Ceilings {
-    fn default() -> Self {
-        Self {
-            functions: 100,
-            cpu_time_ms: 30_000,
-            wall_time_ms: 300_000,
-            heap_mib: 256,
-            subrequests: 1000,
-            concurrency: 256,
-        }
-    }
-}
-
 /// A tenant: who signs for it and what it may have. Signed by the root, or, when only its keys change, by the threshold of
 /// the keys before.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -179,6 +150,9 @@ pub struct Tenant {
     pub hosts: Vec<HostPattern>,
     /// Ceilings.
     pub ceilings: Ceilings,
+    /// Where its functions may call at most; without it, wherever their releases declare.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub egress: Option<EgressCeiling>,
     /// When it was signed.
     pub issued: Seconds,
     /// Until when its credentials are used.
@@ -316,6 +290,7 @@ impl Tenant {
             current: keys,
             hosts,
             ceilings: Ceilings::default(),
+            egress: None,
             issued,
             expires,
         }
@@ -356,7 +331,9 @@ impl Statement for Tenant {
             ));
         }
         let keys = self.genesis.flaw().or_else(|| self.current.flaw());
-        keys.or_else(|| version_flaw(self.version))
+        let egress = self.egress.as_ref().and_then(EgressCeiling::flaw);
+        keys.or(egress)
+            .or_else(|| version_flaw(self.version))
             .or_else(|| span_flaw(self.issued, self.expires))
     }
 }

@@ -13,8 +13,8 @@ pub use operator::{
     TenantHosts, TenantKey, Token, TokenCreate, TokenScope,
 };
 pub use tenant::{
-    Deploy, Init, Login, Logs, Prune, Remove, Renew, Rollback, Secret, SecretPut, SecretRemove,
-    Signing, SlotKind, Template, Whose,
+    Deploy, Init, Login, Logs, Prune, Reflection, Remove, Renew, Rollback, Secret, SecretPut,
+    SecretRemove, Signing, SlotKind, Template, Whose,
 };
 
 /// Who a command is for, in the order of the help text. Every command is in one group: a test says so.

@@ -142,6 +142,9 @@ pub struct Ceilings {
     /// Requests in one worker at a time
     #[arg(long, value_name = "N")]
     pub max_concurrency: Option<u32>,
+    /// Lifetime of an outgoing call, milliseconds
+    #[arg(long, value_name = "MS")]
+    pub max_call_time_ms: Option<u32>,
 }
 
 /// `casemate pool`

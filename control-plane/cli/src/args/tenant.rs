@@ -8,6 +8,7 @@ use casemate_trust::path::{Method, PathPattern};
 use clap::{Args, Subcommand, ValueEnum};
 
 use super::{Lifetime, ProjectFolder};
+use crate::endpoint::Endpoint;
 
 /// `casemate init`
 #[derive(Debug, Args)]
@@ -108,9 +109,12 @@ pub enum Secret {
 pub struct SecretPut {
     /// Name of the secret, such as STRIPE_KEY
     pub name: Identifier,
-    /// A host that it may be sent to; once for each
-    #[arg(long = "host", value_name = "HOST", required = true)]
-    pub hosts: Vec<HostName>,
+    /// A host that it may be sent to, such as api.example.com, or with its port api.example.com:8443; once for each
+    #[arg(long = "host", value_name = "HOST[:PORT]", required = true)]
+    pub hosts: Vec<Endpoint>,
+    /// A port of the hosts, in place of one behind each host [default: 443]; once for each
+    #[arg(long = "port", value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
+    pub ports: Vec<u16>,
     /// A method that it may be used with [default: all]; once for each
     #[arg(long = "method", value_name = "METHOD")]
     pub methods: Vec<Method>,
@@ -120,6 +124,20 @@ pub struct SecretPut {
     /// A kind of place that it may be put in [default: all]; once for each
     #[arg(long = "slot", value_enum, value_name = "KIND")]
     pub slots: Vec<SlotKind>,
+    /// A header or query parameter that it may be put in, such as x-api-key; authorization for bearer and basic
+    /// [default: all]; once for each
+    #[arg(long = "slot-name", value_name = "NAME")]
+    pub slot_names: Vec<String>,
+    /// The PEM file that the slot names as `ca` in casemate.toml: it may go to servers of that authority only
+    /// [default: servers that the node's own authorities vouch for]
+    #[arg(long, value_name = "FILE")]
+    pub ca: Option<PathBuf>,
+    /// What happens when a host sends it back
+    #[arg(long, value_enum, value_name = "WHAT", default_value_t = Reflection::Refuse)]
+    pub reflection: Reflection,
+    /// Seal a value of fewer than 8 bytes, which a function can guess
+    #[arg(long)]
+    pub short: bool,
     /// Read the value from FILE instead of standard input; one line break at its end is dropped
     #[arg(long, value_name = "FILE")]
     pub from_file: Option<PathBuf>,
@@ -158,6 +176,15 @@ pub enum SlotKind {
     Basic,
     /// A query parameter
     Query,
+}
+
+/// What happens when a host sends a secret back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Reflection {
+    /// It is replaced, and the third time within an hour the credential stops
+    Refuse,
+    /// It is replaced, however often: for hosts that echo by design; a function can then try out guesses
+    Scrub,
 }
 
 /// `casemate rollback`

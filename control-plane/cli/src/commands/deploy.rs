@@ -2,12 +2,13 @@
 
 use casemate_trust::id::Digest;
 use casemate_trust::name::Name;
-use casemate_trust::release::{MAX_RELEASE_BYTES, Release};
+use casemate_trust::release::{Credential, MAX_RELEASE_BYTES, Release};
 use serde_json::json;
 
 use super::short;
 use crate::args::{Deploy, Prune, Remove, Renew, Rollback, Signing};
 use crate::bundle::{Bundle, bundle};
+use crate::endpoint::authority;
 use crate::error::{Code, Error};
 use crate::machine::{date, now};
 use crate::project::Project;
@@ -150,13 +151,25 @@ fn check(tenancy: &Tenancy<'_>, project: &Project, release: &Release) -> Result<
             if !sealed.is_some_and(|sealed| sealed.contains_key(pool)) {
                 output.warn(&format!(
                     "the secret {} is not sealed to pool {pool}: env.{} will fail there until you run \
-                     `casemate secret put {} --host {}`",
-                    slot.secret, slot.binding, slot.secret, slot.host
+                     `{}`",
+                    slot.secret,
+                    slot.binding,
+                    put_command(slot)
                 ));
             }
         }
     }
     Ok(())
+}
+
+/// The command that seals a secret for a slot's host, port and certificate authority.
+pub(crate) fn put_command(slot: &Credential) -> String {
+    let ca = match slot.ca {
+        Some(_) => " --ca FILE",
+        None => "",
+    };
+    let host = authority(&slot.host, slot.port);
+    format!("casemate secret put {} --host {host}{ca}", slot.secret)
 }
 
 fn no_function(tenancy: &Tenancy<'_>, name: &Name) -> Error {

@@ -20,6 +20,8 @@ use std::path::Path;
 use clap::FromArgMatches as _;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 
+pub(crate) use deploy::put_command;
+
 use crate::args::{self, Cli, Command};
 use crate::error::{Code, Error};
 use crate::home::{Home, write_private};

@@ -3,11 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{IsTerminal as _, Read};
 
+use casemate_trust::host::HostName;
 use casemate_trust::judge::{Judge, Refusal};
 use casemate_trust::name::Name;
-use casemate_trust::release::SlotKind as Kind;
+use casemate_trust::release::{Scheme, SlotKind as Kind};
 use casemate_trust::secret::{
-    MAX_VALUE_BYTES, Secret, SecretError, SecretLimits, SecretPlace, SecretValue,
+    MAX_VALUE_BYTES, Reflection, Secret, SecretError, SecretLimits, SecretPlace, SecretValue,
 };
 use casemate_trust::statement::Pool;
 use serde_json::json;
@@ -15,11 +16,12 @@ use zeroize::Zeroizing;
 
 use super::{deploy::finish, value_in_argv};
 use crate::args::{SecretPut, SecretRemove, SlotKind, Whose};
+use crate::endpoint::authority;
 use crate::error::{Code, Error};
 use crate::machine::{now, random};
 use crate::memory::refused;
 use crate::output::table;
-use crate::project::{DEFAULT_POOL, FILE, Project};
+use crate::project::{DEFAULT_POOL, FILE, Project, load_ca};
 use crate::session::Context;
 use crate::tenancy::Tenancy;
 
@@ -28,13 +30,9 @@ pub(super) async fn put(cx: &Context, args: &SecretPut) -> Result<(), Error> {
     if args.value.is_some() {
         return Err(value_in_argv());
     }
+    let limits = limits(args)?;
     let value = value(args)?;
-    let limits = SecretLimits {
-        hosts: args.hosts.clone(),
-        methods: args.methods.clone(),
-        paths: args.paths.clone(),
-        slots: args.slots.iter().map(|slot| kind(*slot)).collect(),
-    };
+    check_length(cx, args, &value)?;
     // A project with mistakes must not decide where a secret goes.
     let project = if args.project.project.join(FILE).exists() {
         Some(Project::load(&args.project.project)?)
@@ -76,7 +74,7 @@ pub(super) async fn put(cx: &Context, args: &SecretPut) -> Result<(), Error> {
         })
         .await?;
     let names: Vec<_> = pools.iter().map(|pool| pool.name.to_string()).collect();
-    let hosts: Vec<_> = args.hosts.iter().map(ToString::to_string).collect();
+    let hosts = authorities(&limits);
     let told = format!(
         "{} version {sealed_version} is sealed to pool {} and goes to {} only",
         args.name,
@@ -86,6 +84,110 @@ pub(super) async fn put(cx: &Context, args: &SecretPut) -> Result<(), Error> {
     let more =
         json!({ "secret": args.name, "version": sealed_version, "pools": names, "hosts": hosts });
     finish(&mut tenancy, &args.signing, version, more, &told).await
+}
+
+/// Fewer bytes than this are warned about: a function that may call an upstream as often as it likes can try the
+/// secret's values one by one, and shorter ones also occur in answers by chance, where they are replaced.
+const SHORT_VALUE_BYTES: usize = 16;
+/// Fewer bytes than this are refused without `--short`: eight letters and digits are the least that nobody tries out
+/// within a day at a hundred thousand calls a second.
+const LEAST_VALUE_BYTES: usize = 8;
+
+/// Refuses or warns about a value that a function could guess.
+fn check_length(cx: &Context, args: &SecretPut, value: &SecretValue) -> Result<(), Error> {
+    let length = value.expose_secret().len();
+    if length < LEAST_VALUE_BYTES && !args.short {
+        return Err(Error::new(
+            Code::SecretValue,
+            format!(
+                "the value has fewer than {LEAST_VALUE_BYTES} bytes, so a function can guess it"
+            ),
+            "use a longer key, or seal this one all the same with `--short`",
+        ));
+    }
+    if length < SHORT_VALUE_BYTES {
+        cx.output.warn(&format!(
+            "{} has fewer than {SHORT_VALUE_BYTES} bytes: a function can guess it through the host that it goes to, and \
+             answers that hold the same bytes by chance are changed",
+            args.name
+        ));
+    }
+    Ok(())
+}
+
+/// Where the secret may go, from the options.
+fn limits(args: &SecretPut) -> Result<SecretLimits, Error> {
+    let (hosts, ports) = hosts_and_ports(args)?;
+    let ca = args.ca.as_ref().map(|path| {
+        let refused = |problem: String| {
+            Error::new(
+                Code::Input,
+                "`--ca` names no certificate authority",
+                "name the PEM file that `ca` names in casemate.toml",
+            )
+            .at(path.display())
+            .lines([problem])
+        };
+        Ok(load_ca(path).map_err(refused)?.digest())
+    });
+    Ok(SecretLimits {
+        ports,
+        methods: args.methods.clone(),
+        paths: args.paths.clone(),
+        slots: args.slots.iter().map(|slot| kind(*slot)).collect(),
+        names: args.slot_names.clone(),
+        ca: ca.transpose()?,
+        reflection: match args.reflection {
+            crate::args::Reflection::Refuse => Reflection::Refuse,
+            crate::args::Reflection::Scrub => Reflection::Scrub,
+        },
+        ..SecretLimits::to_hosts(hosts)
+    })
+}
+
+/// The hosts, and the ports that hold for each of them.
+fn hosts_and_ports(args: &SecretPut) -> Result<(Vec<HostName>, Vec<u16>), Error> {
+    let mut of_host: BTreeMap<&HostName, BTreeSet<u16>> = BTreeMap::new();
+    for endpoint in &args.hosts {
+        let ports = of_host.entry(&endpoint.host).or_default();
+        match (endpoint.port, args.ports.as_slice()) {
+            (Some(_), [_, ..]) => {
+                return Err(Error::new(
+                    Code::Usage,
+                    "the port is given twice: behind the host and with `--port`",
+                    "leave one of the two out",
+                ));
+            }
+            (Some(port), []) => ports.extend([port]),
+            (None, []) => ports.extend([Scheme::Https.default_port()]),
+            (None, named) => ports.extend(named),
+        }
+    }
+    let hosts = of_host.keys().map(|host| (*host).clone()).collect();
+    let mut each = of_host.into_values();
+    let ports = each.next().unwrap_or_default();
+    if each.any(|other| other != ports) {
+        return Err(Error::new(
+            Code::Usage,
+            "the hosts have different ports, and a secret has the same ports for each of its hosts",
+            "name the same ports with each host, or seal the value twice under two names",
+        ));
+    }
+    Ok((hosts, ports.into_iter().collect()))
+}
+
+/// The hosts with their ports, for people.
+fn authorities(limits: &SecretLimits) -> Vec<String> {
+    let standard = [Scheme::Https.default_port()];
+    let ports = match limits.ports.as_slice() {
+        [] => &standard,
+        ports => ports,
+    };
+    let all = limits
+        .hosts
+        .iter()
+        .flat_map(|host| ports.iter().map(|port| authority(host, *port)));
+    all.collect()
 }
 
 /// The value, from a file, standard input or the terminal.
@@ -211,7 +313,9 @@ pub(super) async fn list(cx: &Context, whose: &Whose) -> Result<(), Error> {
             .iter()
             .map(|place| {
                 let limits = &place.limits;
-                let hosts: Vec<_> = limits.hosts.iter().map(ToString::to_string).collect();
+                let ca = limits
+                    .ca
+                    .map_or_else(|| "node's".to_owned(), |ca| super::short(&ca));
                 let methods: Vec<_> = limits.methods.iter().map(ToString::to_string).collect();
                 let paths: Vec<_> = limits.paths.iter().map(ToString::to_string).collect();
                 let slots: Vec<_> = limits.slots.iter().map(|slot| slot.as_str()).collect();
@@ -226,10 +330,13 @@ pub(super) async fn list(cx: &Context, whose: &Whose) -> Result<(), Error> {
                     place.name.to_string(),
                     place.version.to_string(),
                     format!("{} ({})", place.pool, place.epoch),
-                    hosts.join(" "),
+                    authorities(limits).join(" "),
                     or_all(methods.join(" ")),
                     or_all(paths.join(" ")),
                     or_all(slots.join(" ")),
+                    or_all(limits.names.join(" ")),
+                    ca,
+                    limits.reflection.as_str().to_owned(),
                 ]
             })
             .collect();
@@ -242,6 +349,9 @@ pub(super) async fn list(cx: &Context, whose: &Whose) -> Result<(), Error> {
                 "METHODS",
                 "PATHS",
                 "SLOTS",
+                "NAMES",
+                "CA",
+                "REFLECTION",
             ],
             &rows,
         )

@@ -254,6 +254,7 @@ fn ceilings(
         heap_mib: args.max_heap_mib.unwrap_or(default.heap_mib),
         subrequests: args.max_subrequests.unwrap_or(default.subrequests),
         concurrency: args.max_concurrency.unwrap_or(default.concurrency),
+        call_time_ms: args.max_call_time_ms.unwrap_or(default.call_time_ms),
     }
 }
 
@@ -315,12 +316,13 @@ pub(super) async fn show(cx: &Context, name: &Name) -> Result<(), Error> {
         lines.extend(tenant.hosts.iter().map(|host| format!("host       {host}")));
         let most = &tenant.ceilings;
         lines.push(format!(
-            "at most    {} functions, {} ms CPU, {} ms, {} MiB, {} calls, {} at a time",
+            "at most    {} functions, {} ms CPU, {} ms, {} MiB, {} calls of {} ms, {} at a time",
             most.functions,
             most.cpu_time_ms,
             most.wall_time_ms,
             most.heap_mib,
             most.subrequests,
+            most.call_time_ms,
             most.concurrency
         ));
         lines.join("\n")

@@ -4,6 +4,7 @@ mod reader;
 
 use std::path::{Path, PathBuf};
 
+use casemate_trust::authority::{CaError, CaPem};
 use casemate_trust::host::HostName;
 use casemate_trust::id::{Digest, FleetId, TenantId};
 use casemate_trust::name::{Identifier, Name};
@@ -15,6 +16,7 @@ use casemate_trust::statement::MAX_POOLS;
 use toml::de::{DeTable, DeValue};
 
 use crate::bundle::{Bundle, ENTRY};
+use crate::endpoint::Endpoint;
 use crate::error::{Code, Error};
 use reader::{Mistakes, Section};
 
@@ -247,6 +249,7 @@ fn read_limits(mut section: Section<'_>) -> Limits {
         heap_mib: limit("heap_mib", LEAST_HEAP_MIB, default.heap_mib),
         subrequests: limit("subrequests", 0, default.subrequests),
         concurrency: limit("concurrency", 1, default.concurrency),
+        call_time_ms: limit("call_time_ms", 1, default.call_time_ms),
     };
     section.finish();
     limits
@@ -284,12 +287,7 @@ fn read_egress(folder: &Path, mut section: Section<'_>) -> Option<EgressRule> {
             Scheme::Https
         }
     };
-    let (host, with_host) = read_host(&mut section)?;
-    let port = section.number("port", 1, u16::MAX.into());
-    if port.is_some() && with_host.is_some() {
-        section.wrong("port", "`port` is given twice: in `host` too");
-    }
-    let port = port.and_then(|port| u16::try_from(port).ok()).or(with_host);
+    let (host, port) = read_endpoint(&mut section)?;
     let rule = EgressRule {
         scheme,
         host,
@@ -309,11 +307,12 @@ fn read_credential(folder: &Path, mut section: Section<'_>) -> Option<Credential
     section.must_have("slot", "\"bearer\"");
     let binding = section.parsed("binding");
     let secret = section.parsed("secret");
-    let host = read_host(&mut section);
+    let host = read_endpoint(&mut section);
     let methods = section.list("methods").unwrap_or_default();
     let paths = section.list("paths").unwrap_or_default();
     let slot = read_slot(&mut section);
     let auto = section.flag("auto").unwrap_or(false);
+    let ranges = section.flag("ranges").unwrap_or(false);
     let ca = read_ca(folder, &mut section);
     section.finish();
     let (host, port) = host?;
@@ -327,40 +326,20 @@ fn read_credential(folder: &Path, mut section: Section<'_>) -> Option<Credential
         slot: slot?,
         auto,
         ca,
+        ranges,
     })
 }
 
-/// `host`, `host:port` or `[v6]:port`.
-fn read_host(section: &mut Section<'_>) -> Option<(HostName, Option<u16>)> {
-    let text = section.text("host")?;
-    let (host, port) = split_port(&text);
-    let host = host
-        .parse::<HostName>()
-        .map_err(|error| section.wrong("host", format!("`host`: {error}")))
-        .ok()?;
-    let port = port.map(|port| {
-        port.parse::<u16>()
-            .ok()
-            .filter(|port| *port > 0)
-            .or_else(|| {
-                section.wrong(
-                    "host",
-                    format!("`host`: expected a port from 1 to 65535, got {port:?}"),
-                );
-                None
-            })
-    });
-    Some((host, port.flatten()))
-}
-
-fn split_port(text: &str) -> (&str, Option<&str>) {
-    if let Some((host, rest)) = text.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
-        return (host, rest.strip_prefix(':'));
+/// `host` with or without a port, and `port`, which may be written in one of the two places.
+fn read_endpoint(section: &mut Section<'_>) -> Option<(HostName, Option<u16>)> {
+    let endpoint = section.parsed::<Endpoint>("host");
+    let port = section.number("port", 1, u16::MAX.into());
+    let endpoint = endpoint?;
+    if port.is_some() && endpoint.port.is_some() {
+        section.wrong("port", "`port` is given twice: in `host` too");
     }
-    match text.split_once(':') {
-        Some((host, port)) if !port.contains(':') => (host, Some(port)),
-        _ => (text, None),
-    }
+    let port = port.and_then(|port| u16::try_from(port).ok());
+    Some((endpoint.host, port.or(endpoint.port)))
 }
 
 fn read_slot(section: &mut Section<'_>) -> Option<Slot> {
@@ -404,24 +383,25 @@ fn read_slot(section: &mut Section<'_>) -> Option<Slot> {
 }
 
 /// The certificate authority in a PEM file of the project.
-fn read_ca(folder: &Path, section: &mut Section<'_>) -> Option<String> {
+fn read_ca(folder: &Path, section: &mut Section<'_>) -> Option<CaPem> {
     let path = section.text("ca")?;
-    let text = match read(&folder.join(&path), MAX_CA_BYTES as u64) {
-        Ok(text) => text,
-        Err(error) => {
-            section.wrong("ca", format!("`ca`: cannot read {path}: {error}"));
-            return None;
+    match load_ca(&folder.join(&path)) {
+        Ok(ca) => Some(ca),
+        Err(problem) => {
+            section.wrong("ca", format!("`ca`: {path}: {problem}"));
+            None
         }
-    };
-    let begins = "-----BEGIN CERTIFICATE-----";
-    if !text.contains(begins) || text.contains("PRIVATE KEY") {
-        section.wrong(
-            "ca",
-            format!("`ca`: expected {path} to hold certificates in PEM (`{begins}`) and no key"),
-        );
-        return None;
     }
-    Some(text)
+}
+
+/// The certificate authority in a PEM file.
+///
+/// # Errors
+/// The file cannot be read, or does not hold certificates only: what is wrong, without the path.
+pub fn load_ca(path: &Path) -> Result<CaPem, String> {
+    let text =
+        read(path, MAX_CA_BYTES as u64).map_err(|error| format!("cannot read it: {error}"))?;
+    text.parse().map_err(|error: CaError| error.to_string())
 }
 
 #[cfg(test)]

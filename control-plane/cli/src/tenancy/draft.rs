@@ -9,6 +9,7 @@ use casemate_trust::release::Release;
 use casemate_trust::secret::Secret;
 use casemate_trust::statement::{MAX_FALLBACKS, Tenant, Wanted};
 
+use crate::commands::put_command;
 use crate::error::{Code, Error};
 use crate::memory::ObjectMap;
 
@@ -99,8 +100,8 @@ impl Draft {
                             slot.binding, release.function
                         );
                         let next = format!(
-                            "narrow the slot in casemate.toml, or seal the secret for more: `casemate secret put {} --host ...`",
-                            slot.secret
+                            "narrow the slot in casemate.toml, or seal the secret for more: `{} ...`",
+                            put_command(slot)
                         );
                         return Some(Error::new(Code::Project, what, next));
                     }

@@ -451,7 +451,8 @@ impl Fleet {
                 paths: vec!["/v1/*".parse().unwrap()],
                 slot: Slot::Bearer,
                 auto: false,
-                ca: Some(self.ca.clone()),
+                ca: Some(self.ca.parse().unwrap()),
+                ranges: false,
             }],
             dynamic_code: false,
             owner: String::new(),
@@ -462,10 +463,9 @@ impl Fleet {
 
     fn secret(&self) -> Secret {
         let limits = SecretLimits {
-            hosts: vec![self.upstream_host.parse().unwrap()],
-            methods: vec![],
-            paths: vec![],
-            slots: vec![],
+            ports: vec![self.upstream_port],
+            ca: Some(Digest::of(self.ca.as_bytes())),
+            ..SecretLimits::to_hosts(vec![self.upstream_host.parse().unwrap()])
         };
         let name = "KEY".parse().unwrap();
         let pool = self.pool.name.clone();

@@ -85,6 +85,7 @@ impl World {
             slot: Slot::Bearer,
             auto: false,
             ca: None,
+            ranges: false,
         };
         Release {
             fleet: self.fleet,
@@ -107,12 +108,7 @@ impl World {
     }
 
     pub(super) fn secret(&self, change: impl FnOnce(&mut SecretPlace)) -> Secret {
-        let limits = SecretLimits {
-            hosts: vec!["api.test".parse().unwrap()],
-            methods: vec![],
-            paths: vec![],
-            slots: vec![],
-        };
+        let limits = SecretLimits::to_hosts(vec!["api.test".parse().unwrap()]);
         let mut place = SecretPlace {
             fleet: self.fleet,
             tenant: self.tenant.id,
