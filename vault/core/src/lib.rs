@@ -11,7 +11,8 @@
 //! | [`address`] | which resolved addresses may be dialled |
 //! | [`slot`] | the header fields and the target that go on the wire |
 //! | [`gunzip`] | an encoded body, decoded in steps of bounded work |
-//! | [`scrub`] | what of the answer's head the function may see |
+//! | [`scrub`] | what of an answer the function may see |
+//! | [`reflection`] | when a credential stops because answers hold it |
 //! | [`liveness`] | whether the lease still holds |
 #![forbid(unsafe_code)]
 
@@ -22,6 +23,7 @@ pub mod kept;
 pub mod keys;
 pub mod liveness;
 pub mod opening;
+pub mod reflection;
 pub mod scrub;
 pub mod slot;
 pub mod target;

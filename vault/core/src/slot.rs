@@ -34,12 +34,12 @@ const NOT_THE_FUNCTIONS: &[&str] = &[
     "via",
 ];
 
-/// What a call with a credential asks for, whatever the function asked for: the encodings in which the answer can be searched
-/// for the credential.
-const ACCEPT_ENCODING: &str = "gzip";
+/// What a call asks for whose answer is searched, whatever the function asked for: the encoding in
+/// which the answer can be searched.
+pub const ACCEPT_ENCODING: &str = "gzip";
 
 /// Unreserved characters stay (RFC 3986, section 2.3).
-const QUERY_VALUE: &AsciiSet = &NON_ALPHANUMERIC
+pub(crate) const QUERY_VALUE: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'-')
     .remove(b'.')
     .remove(b'_')

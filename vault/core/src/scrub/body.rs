@@ -1,0 +1,121 @@
+//! A body on its way to the function. What is held back of it, and for how long, depends on how many
+//! bytes have come and on blank lines, and on nothing else.
+
+use bytes::{Bytes, BytesMut};
+
+use super::search::{Found, Searcher, TooCostly, Work};
+use super::{MAX_STEPS_PER_BYTE, SCRUBBED, SPARE_STEPS};
+
+/// Largest part of a body that is searched at a time, bytes. A larger piece is best given in parts of
+/// this size, with other work in between.
+pub const MAX_BLOCK_BYTES: usize = 64 * 1024;
+
+/// Scrubs a body that comes in pieces.
+pub struct BodyScrubber {
+    searcher: Searcher,
+    held: BytesMut,
+    work: Work,
+    /// Complete matches of each value.
+    matches: Vec<u32>,
+}
+
+impl BodyScrubber {
+    /// For one body.
+    pub fn new(searcher: Searcher) -> Self {
+        Self {
+            searcher,
+            held: BytesMut::new(),
+            work: Work::new(SPARE_STEPS),
+            matches: Vec::new(),
+        }
+    }
+
+    /// What the function may see, now that this piece has come: everything up to the last blank line,
+    /// which no spelling of a value contains, or else everything but as many bytes as the longest
+    /// spelling takes, once there are twice as many.
+    ///
+    /// # Errors
+    /// The body must be given up.
+    pub fn push(&mut self, piece: &[u8]) -> Result<Bytes, TooCostly> {
+        self.work.steps_left += piece.len() as u64 * MAX_STEPS_PER_BYTE;
+        let mut visible = BytesMut::new();
+        for block in piece.chunks(MAX_BLOCK_BYTES) {
+            let new = self.held.len().saturating_sub(3);
+            self.held.extend_from_slice(block);
+            if let Some(end) = blank_line(&self.held[new..]) {
+                let rest = self.held.split_off(new + end);
+                visible.extend_from_slice(&self.scrub()?);
+                self.held = rest;
+            }
+            let reach = self.searcher.reach();
+            if self.held.len() >= 2 * reach {
+                let mut text = self.scrub()?;
+                self.held = text.split_off(text.len().saturating_sub(reach));
+                visible.extend_from_slice(&text);
+            }
+        }
+        Ok(visible.freeze())
+    }
+
+    /// The rest, when the body has ended.
+    ///
+    /// # Errors
+    /// The body must be given up.
+    pub fn finish(&mut self) -> Result<Bytes, TooCostly> {
+        Ok(self.scrub()?.freeze())
+    }
+
+    /// How often each value has been found since this was last asked, by its place in the list that
+    /// was given; shorter where the last ones have not been found.
+    pub fn take_matches(&mut self) -> Vec<u32> {
+        std::mem::take(&mut self.matches)
+    }
+
+    /// Steps that are left.
+    #[cfg(test)]
+    pub(super) fn left(&self) -> u64 {
+        self.work.steps_left
+    }
+
+    /// Lets so many steps be taken at first.
+    #[cfg(test)]
+    pub(super) fn allow(&mut self, steps: u64) {
+        self.work.steps_left = steps;
+    }
+
+    /// Takes what is held, with every value in it replaced.
+    fn scrub(&mut self) -> Result<BytesMut, TooCostly> {
+        let mut text = self.held.split();
+        while let Some(found) = self.searcher.locate(&text, &mut self.work)? {
+            let Found { from, to, .. } = found;
+            let before = &text[..from];
+            let goes_on = found.is_continuation && before.ends_with(SCRUBBED.as_bytes());
+            let replacement = if goes_on { "" } else { SCRUBBED };
+            let mut scrubbed = BytesMut::with_capacity(text.len() + SCRUBBED.len());
+            scrubbed.extend_from_slice(before);
+            scrubbed.extend_from_slice(replacement.as_bytes());
+            scrubbed.extend_from_slice(&text[to..]);
+            text = scrubbed;
+            if !goes_on {
+                let value = found.value;
+                self.matches.resize(self.matches.len().max(value + 1), 0);
+                self.matches[value] += 1;
+            }
+        }
+        Ok(text)
+    }
+}
+
+/// Where the last blank line ends: two line breaks of one kind, as between server-sent events
+/// (HTML, section 9.2.5).
+fn blank_line(text: &[u8]) -> Option<usize> {
+    let ends_line = |at: usize| {
+        let before = &text[..at];
+        match text[at] {
+            b'\n' => before.ends_with(b"\n") || before.ends_with(b"\r\n\r"),
+            _ => before.ends_with(b"\r"),
+        }
+    };
+    let at = memchr::memrchr2_iter(b'\n', b'\r', text).find(|at| ends_line(*at))?;
+    Some(at + 1)
+}

@@ -1,0 +1,525 @@
+//! Views of text that is a coding from end to end: base64, base32, hexadecimal and lists of
+//! numbers. Such text is found as a run of bytes of the coding's alphabet that is long enough for
+//! the shortest needle.
+
+use std::ops::ControlFlow;
+
+use memchr::memchr_iter;
+use zeroize::Zeroizing;
+
+use super::escapes::reserve;
+
+/// Blanks that are looked at to tell whether they indent a line.
+const MAX_INDENT_BYTES: usize = 64;
+/// Bytes of a line of a dump, as `xxd`, `hexdump -C` and `od` write it.
+const DUMP_LINE_BYTES: usize = 16;
+
+/// What the views of one text may assume of the needles.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Needed {
+    /// Bytes of the shortest needle.
+    pub(super) shortest: usize,
+    /// Whether all needles are ASCII. What encodes them is then, too, and most of what a wrong
+    /// decoding makes is not and need not be searched.
+    pub(super) ascii: bool,
+}
+
+/// Codings of bytes as text that have their alphabet in common.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Coding {
+    /// Base64 (RFC 4648, sections 4 and 5) and base32 (section 6, in either case), each at each
+    /// alignment.
+    Letters,
+    /// Two hexadecimal digits a byte, also apart from each other, and `0x73, 0x6b`; and decimal
+    /// numbers in a list, such as `[115, 107]`.
+    Numbers,
+    /// Lines of a hexadecimal dump, with their offsets and their text column.
+    Dump,
+}
+
+/// Whether a byte belongs to a run.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Member {
+    No,
+    Yes,
+    /// A blank counts where it indents a line.
+    Indent,
+}
+
+type Members = [Member; 256];
+
+const fn members(coding: Coding) -> Members {
+    let mut members = [Member::No; 256];
+    let mut byte = 0u8;
+    loop {
+        let own = match coding {
+            Coding::Letters => {
+                byte.is_ascii_alphanumeric()
+                    || matches!(byte, b'+' | b'/' | b'-' | b'_' | b'\\' | b'\r' | b'\n' | 0)
+            }
+            Coding::Numbers | Coding::Dump => byte.is_ascii_hexdigit() || is_between(byte),
+        };
+        if own {
+            members[byte as usize] = Member::Yes;
+        } else if matches!(byte, b' ' | b'\t') {
+            members[byte as usize] = Member::Indent;
+        }
+        if byte == u8::MAX {
+            return members;
+        }
+        byte += 1;
+    }
+}
+
+/// What stands between the numbers of a list.
+const fn is_between(byte: u8) -> bool {
+    matches!(
+        byte,
+        0 | b'\t'
+            | b'\n'
+            | b'\r'
+            | b' '
+            | b'"'
+            | b'\''
+            | b'('
+            | b')'
+            | b'+'
+            | b','
+            | b'-'
+            | b':'
+            | b';'
+            | b'X'
+            | b'['
+            | b'\\'
+            | b']'
+            | b'x'
+            | b'{'
+            | b'}'
+    )
+}
+
+const LETTERS: Members = members(Coding::Letters);
+const NUMBERS: Members = members(Coding::Numbers);
+
+/// Memory for what is decoded. It is used again, so that it need not be wiped as often.
+#[derive(Default)]
+pub(super) struct Scratch {
+    /// What is searched.
+    pub(super) part: Zeroizing<Vec<u8>>,
+    letters: Zeroizing<Vec<u8>>,
+}
+
+/// Gives decoded parts of a text to whoever searches them.
+type Search<'a, B> = &'a mut dyn FnMut(&[u8]) -> ControlFlow<B>;
+
+impl Coding {
+    pub(super) const ALL: [Self; 3] = [Self::Letters, Self::Numbers, Self::Dump];
+
+    /// Gives what a text may encode to `search`, part by part.
+    pub(super) fn view<B>(
+        self,
+        text: &[u8],
+        needed: Needed,
+        scratch: &mut Scratch,
+        search: Search<'_, B>,
+    ) -> ControlFlow<B> {
+        let Scratch { part, letters } = scratch;
+        let shortest = needed.shortest;
+        match self {
+            Self::Letters => runs(text, &LETTERS, (shortest * 8).div_ceil(6), |run| {
+                collect(run, &VALUES_64, letters);
+                for skip in 0..GROUP_64.letters {
+                    let letters = letters.get(skip..).unwrap_or_default();
+                    groups(letters, &GROUP_64, needed, part, search)?;
+                }
+                // Letters and digits that base32 does not have cut a run into several of base32.
+                let is_32 = |byte: &u8| !byte.is_ascii_graphic() || is_letter(&VALUES_32, *byte);
+                for run in run.chunk_by(|one, other| is_32(one) && is_32(other)) {
+                    if run.len() < (shortest * 8).div_ceil(5) {
+                        continue;
+                    }
+                    collect(run, &VALUES_32, letters);
+                    for skip in 0..GROUP_32.letters {
+                        let letters = letters.get(skip..).unwrap_or_default();
+                        groups(letters, &GROUP_32, needed, part, search)?;
+                    }
+                }
+                ControlFlow::Continue(())
+            }),
+            Self::Numbers => runs(text, &NUMBERS, 2 * shortest - 1, |run| {
+                hex_digits(run, letters);
+                for skip in 0..2 {
+                    let pairs = letters.get(skip..).unwrap_or_default().chunks_exact(2);
+                    let bytes = pairs.map(|pair| Some(pair[0] << 4 | pair[1]));
+                    stretches(bytes, needed, part, search)?;
+                }
+                let numbers = run.split(|byte| !byte.is_ascii_digit());
+                let bytes = numbers.filter(|digits| !digits.is_empty()).map(decimal);
+                stretches(bytes, needed, part, search)
+            }),
+            Self::Dump => dump(text, needed, part, search),
+        }
+    }
+}
+
+/// Calls `each` with every run of members that is long enough. Most bytes of a text without such
+/// runs are not looked at: what is not a member rules out all runs that it would be in.
+fn runs<B>(
+    text: &[u8],
+    members: &Members,
+    shortest: usize,
+    mut each: impl FnMut(&[u8]) -> ControlFlow<B>,
+) -> ControlFlow<B> {
+    let is_member = |at: usize| match members[usize::from(text[at])] {
+        Member::Yes => true,
+        Member::No => false,
+        Member::Indent => indents(&text[..at]),
+    };
+    // No run that has not been seen begins before `start`.
+    let mut start = 0;
+    while text.len() - start >= shortest {
+        let probe = start + shortest - 1;
+        if let Some(at) = (start..=probe).rev().find(|at| !is_member(*at)) {
+            start = at + 1;
+            continue;
+        }
+        let end = (probe + 1..text.len()).find(|at| !is_member(*at));
+        let end = end.unwrap_or(text.len());
+        each(&text[start..end])?;
+        start = text.len().min(end + 1);
+    }
+    ControlFlow::Continue(())
+}
+
+/// Whether a blank behind this text indents a line.
+fn indents(before: &[u8]) -> bool {
+    let last = before.iter().rev().take(MAX_INDENT_BYTES);
+    let mut last = last.skip_while(|byte| matches!(byte, b' ' | b'\t'));
+    matches!(last.next(), Some(b'\n' | b'\r'))
+}
+
+/// The value of a byte that is no letter of the coding.
+const NO_VALUE: u8 = u8::MAX;
+
+/// The values of the letters of a run, without what stands between them.
+fn collect(run: &[u8], values: &[u8; 256], letters: &mut Zeroizing<Vec<u8>>) {
+    letters.clear();
+    reserve(letters, run.len());
+    let all = run.iter().map(|byte| values[usize::from(*byte)]);
+    letters.extend(all.filter(|value| *value != NO_VALUE));
+}
+
+const fn values(alphabet: &[u8], aliases: &[(u8, u8)]) -> [u8; 256] {
+    let mut values = [NO_VALUE; 256];
+    let mut at = 0;
+    while at < alphabet.len() {
+        values[alphabet[at] as usize] = at as u8;
+        at += 1;
+    }
+    let mut at = 0;
+    while at < aliases.len() {
+        values[aliases[at].0 as usize] = values[aliases[at].1 as usize];
+        at += 1;
+    }
+    values
+}
+
+const VALUES_64: [u8; 256] = values(
+    b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/",
+    &[(b'-', b'+'), (b'_', b'/')],
+);
+
+/// Letters count in either case.
+const VALUES_32: [u8; 256] = {
+    let mut values = values(b"ABCDEFGHIJKLMNOPQRSTUVWXYZ234567", &[]);
+    let mut letter = b'a';
+    while letter <= b'z' {
+        values[letter as usize] = letter - b'a';
+        letter += 1;
+    }
+    values
+};
+
+const fn is_letter(values: &[u8; 256], byte: u8) -> bool {
+    values[byte as usize] != NO_VALUE
+}
+
+/// A number that fits a byte.
+fn decimal(digits: &[u8]) -> Option<u8> {
+    digits.iter().try_fold(0u8, |value, digit| {
+        value.checked_mul(10)?.checked_add(digit - b'0')
+    })
+}
+
+/// The nibbles of a run, without what stands between them and without `0x`.
+fn hex_digits(run: &[u8], digits: &mut Zeroizing<Vec<u8>>) {
+    digits.clear();
+    reserve(digits, run.len());
+    for byte in run {
+        match byte {
+            b'0'..=b'9' => digits.push(byte - b'0'),
+            b'a'..=b'f' => digits.push(byte - b'a' + 10),
+            b'A'..=b'F' => digits.push(byte - b'A' + 10),
+            b'x' | b'X' => {
+                digits.pop_if(|digit| *digit == 0);
+            }
+            _ => {}
+        }
+    }
+}
+
+/// How many letters of a coding make how many bytes.
+struct Group {
+    letters: usize,
+    bits: usize,
+    bytes: usize,
+    /// The highest bit of each of its bytes.
+    high_bits: u64,
+}
+
+const GROUP_64: Group = Group {
+    letters: 4,
+    bits: 6,
+    bytes: 3,
+    high_bits: 0x80_8080,
+};
+const GROUP_32: Group = Group {
+    letters: 8,
+    bits: 5,
+    bytes: 5,
+    high_bits: 0x80_8080_8080,
+};
+
+impl Group {
+    fn value(&self, letters: &[u8]) -> u64 {
+        letters
+            .iter()
+            .fold(0, |value, letter| value << self.bits | u64::from(*letter))
+    }
+
+    /// Adds the bytes of these letters: of whole groups, and of a last one that is cut off.
+    fn decode(&self, letters: &[u8], into: &mut Zeroizing<Vec<u8>>) {
+        reserve(into, letters.len());
+        for group in letters.chunks(self.letters) {
+            let missing = self.letters - group.len();
+            let value = self.value(group) << (missing * self.bits);
+            let whole = group.len() * self.bits / 8;
+            into.extend_from_slice(&value.to_be_bytes()[8 - self.bytes..][..whole]);
+        }
+    }
+}
+
+/// Decodes letters whose first group begins here: all of them, or with needles that are ASCII the
+/// stretches that are ASCII and long enough, and a group on either side.
+fn groups<B>(
+    letters: &[u8],
+    group: &Group,
+    needed: Needed,
+    part: &mut Zeroizing<Vec<u8>>,
+    search: Search<'_, B>,
+) -> ControlFlow<B> {
+    // Whole groups that lie in each stretch of that length, wherever it begins.
+    let whole = (needed.shortest + 1).saturating_sub(group.bytes) / group.bytes;
+    if !needed.ascii || whole == 0 {
+        part.clear();
+        group.decode(letters, part);
+        return search(part);
+    }
+    let count = letters.len() / group.letters;
+    let of = |at: usize| &letters[at * group.letters..][..group.letters];
+    let is_ascii = |at: &usize| group.value(of(*at)) & group.high_bits == 0;
+    let mut probe = whole - 1;
+    while probe < count {
+        if is_ascii(&probe) {
+            let before = (0..probe).rev().take_while(is_ascii).count();
+            let after = (probe + 1..count).take_while(is_ascii).count();
+            let from = (probe - before).saturating_sub(1) * group.letters;
+            let to = (probe + after + 2) * group.letters;
+            part.clear();
+            group.decode(&letters[from..to.min(letters.len())], part);
+            search(part)?;
+            probe += after + 1;
+        }
+        probe += whole;
+    }
+    ControlFlow::Continue(())
+}
+
+/// Gives bytes to `search`, in stretches that end where there is none, or with needles that are
+/// ASCII also where it is not ASCII.
+fn stretches<B>(
+    bytes: impl Iterator<Item = Option<u8>>,
+    needed: Needed,
+    part: &mut Zeroizing<Vec<u8>>,
+    search: Search<'_, B>,
+) -> ControlFlow<B> {
+    part.clear();
+    for byte in bytes {
+        match byte.filter(|byte| byte.is_ascii() || !needed.ascii) {
+            Some(byte) => {
+                if part.len() == part.capacity() {
+                    let double = part.len().max(256);
+                    reserve(part, double);
+                }
+                part.push(byte);
+            }
+            None if part.len() >= needed.shortest => {
+                search(part)?;
+                part.clear();
+            }
+            None => part.clear(),
+        }
+    }
+    if part.len() >= needed.shortest {
+        search(part)?;
+    }
+    ControlFlow::Continue(())
+}
+
+/// Reads lines of a dump for as long as they follow each other.
+fn dump<B>(
+    text: &[u8],
+    needed: Needed,
+    part: &mut Zeroizing<Vec<u8>>,
+    search: Search<'_, B>,
+) -> ControlFlow<B> {
+    part.clear();
+    let mut from = 0;
+    let ends = memchr_iter(b'\n', text).chain([text.len()]);
+    for line in ends.map(|end| &text[std::mem::replace(&mut from, end + 1)..end]) {
+        let Some(bytes) = dump_line(line) else {
+            if part.len() >= needed.shortest {
+                search(part)?;
+            }
+            part.clear();
+            continue;
+        };
+        let bytes = bytes.take(DUMP_LINE_BYTES);
+        reserve(part, DUMP_LINE_BYTES.max(part.len()));
+        part.extend(bytes);
+    }
+    if part.len() >= needed.shortest {
+        search(part)?;
+    }
+    ControlFlow::Continue(())
+}
+
+/// The bytes of a line that begins with an offset of 4 to 16 digits.
+fn dump_line(line: &[u8]) -> Option<impl Iterator<Item = u8>> {
+    // A quote may stand before the first line.
+    let line = &line[line
+        .iter()
+        .position(u8::is_ascii_hexdigit)?
+        .min(MAX_INDENT_BYTES)..];
+    let digits = line.iter().take(17);
+    let offset = digits.take_while(|byte| byte.is_ascii_hexdigit()).count();
+    let rest = line.get(offset..)?;
+    let rest = rest.strip_prefix(b":").unwrap_or(rest);
+    // A form writes a space as `+`.
+    let is_blank = |byte: &u8| byte.is_ascii_whitespace() || *byte == b'+';
+    if !(4..=16).contains(&offset) || !is_blank(rest.first()?) {
+        return None;
+    }
+    let words = rest.split(is_blank).filter(|word| !word.is_empty());
+    let is_hex = |word: &&[u8]| word.len() % 2 == 0 && word.iter().all(u8::is_ascii_hexdigit);
+    let pairs = words
+        .take_while(is_hex)
+        .flat_map(|word| word.chunks_exact(2));
+    Some(pairs.filter_map(|pair| {
+        let digit = |byte: u8| char::from(byte).to_digit(16);
+        u8::try_from(digit(pair[0])? << 4 | digit(pair[1])?).ok()
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parts(coding: Coding, text: &str, shortest: usize) -> Vec<String> {
+        let mut parts = Vec::new();
+        let needed = Needed {
+            shortest,
+            ascii: true,
+        };
+        let flow: ControlFlow<()> = coding.view(
+            text.as_bytes(),
+            needed,
+            &mut Scratch::default(),
+            &mut |part| {
+                parts.push(String::from_utf8_lossy(part).into_owned());
+                ControlFlow::Continue(())
+            },
+        );
+        assert!(flow.is_continue());
+        parts
+    }
+
+    #[test]
+    fn runs_are_found_wherever_they_begin_and_only_when_they_are_long_enough() {
+        for before in 0..40 {
+            for length in 0..40 {
+                let text = format!("{}{}.aaa", ".".repeat(before), "a".repeat(length));
+                let mut found = Vec::new();
+                let flow: ControlFlow<()> = runs(text.as_bytes(), &LETTERS, 10, |run| {
+                    found.push(run.len());
+                    ControlFlow::Continue(())
+                });
+                assert!(flow.is_continue());
+                let expected = if length >= 10 { vec![length] } else { vec![] };
+                assert_eq!(found, expected, "{before} {length}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_run_goes_on_behind_the_indentation_of_a_line_and_ends_at_a_space() {
+        let runs_of = |text: &str| {
+            let mut found = Vec::new();
+            let flow: ControlFlow<()> = runs(text.as_bytes(), &LETTERS, 4, |run| {
+                found.push(String::from_utf8(run.to_vec()).unwrap());
+                ControlFlow::Continue(())
+            });
+            assert!(flow.is_continue());
+            found
+        };
+        assert_eq!(runs_of("ab\n  cd\n  ef gh"), ["ab\n  cd\n  ef"]);
+        assert_eq!(runs_of("ab cd ef gh"), Vec::<String>::new());
+    }
+
+    #[test]
+    fn each_coding_is_read() {
+        use Coding::{Dump, Letters, Numbers};
+        let holds = |coding, text: &str| {
+            let parts = parts(coding, text, 8);
+            assert!(
+                parts.iter().any(|part| part.contains("hunter2hunter2")),
+                "{coding:?} {text}: {parts:?}"
+            );
+        };
+        holds(Letters, "aHVudGVyMmh1bnRlcjI=");
+        holds(Letters, "x aHVudGVyMmh1bnRlcjI x");
+        holds(Letters, "xyzaHVudGVy\r\n  Mmh1bnRlcjI");
+        holds(Letters, "NB2W45DFOIZGQ5LOORSXEMQ=");
+        holds(Letters, "aanb2w45dfoizgq5loorsxemq");
+        holds(Numbers, "68756e7465723268756E7465723200");
+        holds(Numbers, "a68 75:6e,74-65 72 32 68756E74657232");
+        holds(
+            Numbers,
+            "0x68, 0x75, 0x6e, 0x74, 0x65, 0x72, 0x32, 0x68756E74657232",
+        );
+        holds(
+            Numbers,
+            "[104, 117,110,116,101,114,50,104,117,110,116,101,114,50]",
+        );
+        holds(
+            Dump,
+            "x\n00000000: 6162 6364 6566 6768 6869 7068 756e 7465  abcdefghhiphunte\n\
+             00000010: 7232 6875 6e74 6572 3200                 r2hunter2.\n",
+        );
+        holds(
+            Dump,
+            "00000000  61 62 63 64 65 66 67 68  68 69 70 68 75 6e 74 65  |abcdefghhiphunte|\n\
+             00000010  72 32 68 75 6e 74 65 72  32                       |r2hunter2|\n",
+        );
+    }
+}
