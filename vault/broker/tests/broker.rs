@@ -7,6 +7,7 @@ mod upstream;
 mod worker;
 
 use casemate_trust::key::SealingKey;
+use casemate_trust::secret::Reflection;
 use casemate_trust::statement::{Pool, Root, Statement as _};
 use casemate_wire::control::vault::{FromVault, ObjectKind, ToVault, Verdict};
 use fleet::{FAR, Fleet, KEY, key};
@@ -84,7 +85,10 @@ async fn a_credential_is_set_at_call_time_and_shown_to_nobody() {
 #[tokio::test(flavor = "multi_thread")]
 async fn redirects_are_not_followed_and_headers_are_scrubbed() {
     let upstream = Upstream::start(KEY).await;
-    let (mut fleet, release) = serving(&upstream).await;
+    let mut fleet = Fleet::start(&upstream).await;
+    fleet.reflection = Reflection::Scrub;
+    fleet.join().await;
+    let release = fleet.deploy(1).await;
     let worker = channel(&mut fleet, release).await;
     let answer = call(
         &worker,
@@ -108,7 +112,10 @@ async fn redirects_are_not_followed_and_headers_are_scrubbed() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_body_that_echoes_the_credential_is_scrubbed_however_it_is_written() {
     let upstream = Upstream::start(KEY).await;
-    let (mut fleet, release) = serving(&upstream).await;
+    let mut fleet = Fleet::start(&upstream).await;
+    fleet.reflection = Reflection::Scrub;
+    fleet.join().await;
+    let release = fleet.deploy(1).await;
     let worker = channel(&mut fleet, release).await;
     let whole = r#"{"before":1,"key":"[scrubbed]","after":2}"#;
     // What the upstream does, what the function sees of it, and whether the answer breaks off.

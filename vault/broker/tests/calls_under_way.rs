@@ -10,10 +10,9 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use casemate_channel::{Exchange, Opener};
-use casemate_trust::release::{EgressRule, Release, Scheme};
 use casemate_wire::Fields;
 use casemate_wire::control::vault::Verdict;
-use fleet::Fleet;
+use fleet::{Fleet, with_plain_egress};
 use upstream::raw::{Raw, Then};
 use worker::{call, channel, open, serving};
 
@@ -57,18 +56,6 @@ async fn ended(exchange: Exchange) -> String {
         "whole".to_owned()
     };
     tokio::time::timeout(SOON, ending).await.unwrap()
-}
-
-fn with_plain_egress(release: &mut Release) {
-    let credential = &release.credentials[0];
-    release.egress.push(EgressRule {
-        scheme: Scheme::Https,
-        host: credential.host.clone(),
-        port: credential.port,
-        methods: vec![],
-        paths: vec![],
-        ca: credential.ca.clone(),
-    });
 }
 
 #[tokio::test(flavor = "multi_thread")]

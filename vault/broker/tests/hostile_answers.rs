@@ -11,7 +11,7 @@ use std::io::Write as _;
 use std::time::Duration;
 
 use flate2::{Compression, write::GzEncoder};
-use fleet::{Fleet, KEY};
+use fleet::{Fleet, KEY, with_plain_egress};
 use upstream::raw::{Raw, Then};
 use worker::{Answer, call, channel, serving};
 
@@ -148,19 +148,6 @@ async fn a_coding_below_the_content_is_refused_with_and_without_a_credential() {
             assert_eq!(answer.error(), expected, "{coding} {binding:?}");
         }
     }
-}
-
-/// The function may also call the upstream without its credential.
-fn with_plain_egress(release: &mut casemate_trust::release::Release) {
-    let credential = &release.credentials[0];
-    release.egress.push(casemate_trust::release::EgressRule {
-        scheme: casemate_trust::release::Scheme::Https,
-        host: credential.host.clone(),
-        port: credential.port,
-        methods: vec![],
-        paths: vec![],
-        ca: credential.ca.clone(),
-    });
 }
 
 fn shown(answer: &Answer) -> Vec<&str> {

@@ -3,10 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use casemate_channel::SendBody;
 use casemate_vault_core::gunzip::{Gunzip, STEP_OUTPUT_BYTES};
-use casemate_vault_core::scrub::{BodyScrubber, HeadScrubber, Scrubber};
+use casemate_vault_core::scrub::{BodyScrubber, HeadScrubber, MAX_BLOCK_BYTES, TooCostly};
 use casemate_wire::{Fields, ResponseHead};
 use http_body_util::BodyExt as _;
 use hyper::body::{Body as _, Incoming};
@@ -15,6 +15,7 @@ use tokio::sync::Semaphore;
 use super::Refused;
 use super::heads::{self, ContentEncoding, CredentialedRules};
 use super::prepare::Credentialed;
+use super::watch::Watch;
 
 /// Between two pieces of an answer's body.
 const BODY_TIMEOUT: Duration = Duration::from_secs(120);
@@ -31,7 +32,7 @@ pub(super) struct Answer {
 pub(super) struct AnswerBody {
     body: Incoming,
     decoder: Decoder,
-    scrubber: Option<BodyScrubber>,
+    scrubber: Option<(BodyScrubber, Watch)>,
     /// The tenant's turn to decode and search.
     turn: Arc<Semaphore>,
 }
@@ -66,17 +67,19 @@ impl Answer {
         heads::check_transfer_encoding(parts.version, &parts.headers)?;
         let encoding = match &credentialed {
             Some(credentialed) => {
-                credentialed.rules.check_status(parts.status)?;
+                credentialed.watch.rules.check_status(parts.status)?;
                 ContentEncoding::of(&parts.headers)?
             }
             None => ContentEncoding::Identity,
         };
         let head = visible_head(&parts, credentialed.as_ref())?;
-        let scrubber = credentialed.and_then(|credentialed| credentialed.scrubber);
+        let scrubber = credentialed.and_then(|Credentialed { watch, searcher }| {
+            Some((BodyScrubber::new(searcher?), watch))
+        });
         let body = (!body.is_end_stream()).then(|| AnswerBody {
             body,
             decoder: Decoder::new(encoding),
-            scrubber: scrubber.map(BodyScrubber::new),
+            scrubber,
             turn,
         });
         Ok(Self { head, body })
@@ -107,23 +110,32 @@ impl AnswerBody {
 
     /// What the function may see of a piece, or of what was held back when the body has ended.
     async fn scrub(&mut self, piece: Option<Bytes>) -> Result<Bytes, Refused> {
-        let Some(scrubber) = &mut self.scrubber else {
+        let Some((scrubber, watch)) = &mut self.scrubber else {
             return Ok(piece.unwrap_or_default());
         };
-        let visible = {
-            let _turn = self.turn.acquire().await;
-            match piece {
-                Some(piece) => scrubber.push(piece),
-                None => self
-                    .scrubber
-                    .take()
-                    .map_or(Ok(Bytes::new()), BodyScrubber::finish),
+        let mut visible = BytesMut::new();
+        let mut rest = piece.as_deref();
+        loop {
+            let part = {
+                let _turn = self.turn.acquire().await;
+                match rest {
+                    Some(bytes) => {
+                        let (block, more) = bytes.split_at(bytes.len().min(MAX_BLOCK_BYTES));
+                        rest = Some(more);
+                        scrubber.push(block)
+                    }
+                    None => scrubber.finish(),
+                }
+            };
+            visible.extend_from_slice(&part.map_err(unsearchable)?);
+            watch.count(&scrubber.take_matches())?;
+            // Pieces that have come already are ready at once: other tasks of this thread go in
+            // between.
+            tokio::task::yield_now().await;
+            if rest.is_none_or(<[u8]>::is_empty) {
+                return Ok(visible.freeze());
             }
-        };
-        // Pieces that have come already are ready at once: other tasks of this thread go in
-        // between.
-        tokio::task::yield_now().await;
-        visible.map_err(|error| Refused::new("upstream_failed", error.to_string()))
+        }
     }
 }
 
@@ -213,16 +225,19 @@ fn visible_head(
     credentialed: Option<&Credentialed>,
 ) -> Result<ResponseHead, Refused> {
     let mut fields = Fields::default();
-    let mut scrubber = credentialed
-        .and_then(|credentialed| credentialed.scrubber.as_ref())
-        .map(Scrubber::head);
-    let rules = credentialed.map(|credentialed| credentialed.rules);
+    let searcher = credentialed.and_then(|credentialed| credentialed.searcher.as_ref());
+    let mut scrubber = searcher.map(HeadScrubber::new);
+    let rules = credentialed.map(|credentialed| credentialed.watch.rules);
     for (name, value) in &parts.headers {
         let is_shown = !heads::is_hop_by_hop(name.as_str())
             && rules.is_none_or(|rules| is_shown(rules, name.as_str()));
         if is_shown {
-            push_visible(&mut fields, &mut scrubber, name.as_str(), value.as_bytes());
+            push_visible(&mut fields, &mut scrubber, name.as_str(), value.as_bytes())
+                .map_err(unsearchable)?;
         }
+    }
+    if let Some((credentialed, scrubber)) = credentialed.zip(scrubber.as_mut()) {
+        credentialed.watch.count(&scrubber.take_matches())?;
     }
     fields.check().map_err(|_| {
         Refused::new(
@@ -236,6 +251,10 @@ fn visible_head(
     })
 }
 
+fn unsearchable(error: TooCostly) -> Refused {
+    Refused::new("upstream_unsearchable", error.to_string())
+}
+
 /// The body is shown decoded, so its encoding is not.
 fn is_shown(rules: CredentialedRules, name: &str) -> bool {
     name != "content-encoding" && rules.shows(name)
@@ -246,12 +265,13 @@ fn push_visible(
     scrubber: &mut Option<HeadScrubber<'_>>,
     name: &str,
     value: &[u8],
-) {
+) -> Result<(), TooCostly> {
     let Some(scrubber) = scrubber else {
         fields.push(name, value);
-        return;
+        return Ok(());
     };
-    if !scrubber.finds(name.as_bytes()) {
-        fields.push(name, scrubber.scrub(Bytes::copy_from_slice(value)));
+    if !scrubber.finds(name.as_bytes())? {
+        fields.push(name, scrubber.scrub(Bytes::copy_from_slice(value))?);
     }
+    Ok(())
 }

@@ -10,6 +10,7 @@ mod in_flight;
 mod prepare;
 mod share;
 mod upstream;
+mod watch;
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;

@@ -11,8 +11,8 @@ use casemate_trust::name::Identifier;
 use casemate_trust::release::{Credential, Release};
 use casemate_trust::secret::{Secret, SecretValue};
 use casemate_vault_core::egress::decide;
-use casemate_vault_core::scrub::Scrubber;
-use casemate_vault_core::slot::{Outgoing, fill};
+use casemate_vault_core::scrub::Searcher;
+use casemate_vault_core::slot::{ACCEPT_ENCODING, Outgoing, fill};
 use casemate_wire::RequestHead;
 use http::uri::{Authority as UriAuthority, PathAndQuery, Scheme as UriScheme};
 use http::{HeaderName, HeaderValue, Request, Uri};
@@ -25,6 +25,7 @@ use super::heads::{self, CredentialedRules};
 use super::in_flight::{Authority, InFlight, Registered};
 use super::share::Permit;
 use super::upstream::Place;
+use super::watch::Watch;
 use super::{Caller, Refused};
 use crate::clock;
 use crate::vault::{State, Vault};
@@ -36,7 +37,7 @@ pub(crate) type SecretKey = (Identifier, Digest);
 pub(super) struct Prepared {
     pub(super) request: Request<CallBody>,
     pub(super) place: Place,
-    /// Where the call carries a credential.
+    /// Where the release declares a credential for the host.
     pub(super) credentialed: Option<Credentialed>,
     /// How long the call may take.
     pub(super) lifetime: Duration,
@@ -47,11 +48,11 @@ pub(super) struct Prepared {
     pub(super) permit: Arc<Permit>,
 }
 
-/// What holds for the answer to a call with a credential.
+/// What holds for an answer that is searched.
 pub(super) struct Credentialed {
-    pub(super) rules: CredentialedRules,
-    /// `None`: the secret is too short to be searched for.
-    pub(super) scrubber: Option<Scrubber>,
+    pub(super) watch: Watch,
+    /// `None`: every secret is too short to be searched for.
+    pub(super) searcher: Option<Searcher>,
 }
 
 /// Decides by the release that belongs to the channel, opens the secret, and builds the request.
@@ -77,18 +78,21 @@ pub(super) fn prepare(
         .credential
         .zip(opened.as_ref())
         .map(|(credential, (_, value))| (&credential.slot, value));
-    let rules = allowed
-        .credential
-        .map(|_| CredentialedRules { ranges: false });
+    let host = &allowed.target.host;
+    let watch = Watch::new(vault, &state, tenant, caller, release, host)?;
+    let rules = watch.as_ref().map(|(watch, _)| watch.rules);
     let fields = sent_fields(head, rules)?;
     let mut outgoing = fill(&allowed.target, fields.into_iter(), slot);
     let cdn_loop = Bytes::from(heads::cdn_loop(&head.fields));
     outgoing
         .fields
         .push((heads::CDN_LOOP.to_owned(), cdn_loop, false));
-    let scrubber = opened
-        .as_ref()
-        .and_then(|(_, value)| Scrubber::new(value.expose_secret()));
+    if rules.is_some() && slot.is_none() {
+        let encoding = Bytes::from_static(ACCEPT_ENCODING.as_bytes());
+        outgoing
+            .fields
+            .push((http::header::ACCEPT_ENCODING.to_string(), encoding, false));
+    }
 
     let length = head
         .fields
@@ -128,7 +132,7 @@ pub(super) fn prepare(
     Ok(Prepared {
         request,
         place,
-        credentialed: rules.map(|rules| Credentialed { rules, scrubber }),
+        credentialed: watch.map(|(watch, searcher)| Credentialed { watch, searcher }),
         lifetime: Duration::from_secs(60),
         registered,
         exchange,
@@ -167,7 +171,8 @@ fn sent_fields(
             Some(rules) => rules.sends(&head.method, name, value)?,
             None => true,
         };
-        if goes && !is_loop {
+        let is_encoding = rules.is_some() && name.eq_ignore_ascii_case("accept-encoding");
+        if goes && !is_loop && !is_encoding {
             sent.push((name, value));
         }
     }

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::io::Write as _;
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::Path;
-use std::sync::{Mutex, RwLock};
+use std::sync::{Arc, Mutex, RwLock};
 
 use casemate_trust::dsse::Envelope;
 use casemate_trust::join::{Grant, JoinError, JoinToken, MAX_TOKEN_BYTES};
@@ -64,6 +64,7 @@ impl Vault {
             changing: Mutex::default(),
             liveness: Mutex::new(liveness),
             kept: Kept::new(&mut clock::random),
+            reflected: Arc::default(),
             storage,
             store,
             boot_id,

@@ -14,8 +14,10 @@ use casemate_trust::join::{Grant, JoinRequest, JoinToken};
 use casemate_trust::judge::MAX_TENANTS;
 use casemate_trust::key::{PublicKey, SealingKey, SigningKey};
 use casemate_trust::lease::Lease;
-use casemate_trust::release::{BundleRef, Credential, Limits, Perimeter, Release, Slot};
-use casemate_trust::secret::{Secret, SecretLimits, SecretPlace, SecretValue};
+use casemate_trust::release::{
+    BundleRef, Credential, EgressRule, Limits, Perimeter, Release, Scheme, Slot,
+};
+use casemate_trust::secret::{Reflection, Secret, SecretLimits, SecretPlace, SecretValue};
 use casemate_trust::statement::{
     KeySet, MAX_FUNCTIONS, Manifest, OnlineKey, Pool, Root, Statement as _, Tenant, Wanted,
 };
@@ -130,6 +132,16 @@ impl Vault {
         }
     }
 
+    /// The status page.
+    pub(crate) async fn describe(&mut self) -> serde_json::Value {
+        self.send(ToVault::Describe, None).await;
+        let description = self.wait(|message| match message {
+            FromVault::Description { json } => Some(json),
+            _ => None,
+        });
+        serde_json::from_str(&description.await).unwrap()
+    }
+
     /// The next message that `pick` wants; others are kept for later.
     pub(crate) async fn wait<T>(&mut self, pick: impl Fn(FromVault) -> Option<T>) -> T {
         if let Some(at) = self
@@ -179,6 +191,19 @@ impl Drop for Vault {
     }
 }
 
+/// Lets plain `fetch` reach the host of the slot too.
+pub(crate) fn with_plain_egress(release: &mut Release) {
+    let slot = &release.credentials[0];
+    release.egress.push(EgressRule {
+        scheme: Scheme::Https,
+        host: slot.host.clone(),
+        port: slot.port,
+        methods: vec![],
+        paths: vec![],
+        ca: slot.ca.clone(),
+    });
+}
+
 pub(crate) struct Fleet {
     vault: Option<Vault>,
     folder: tempfile::TempDir,
@@ -189,6 +214,8 @@ pub(crate) struct Fleet {
     tenant_seed: u8,
     /// What a test wants to be otherwise in the release.
     pub(crate) edit_release: fn(&mut Release),
+    /// What follows when answers hold the secret.
+    pub(crate) reflection: Reflection,
     upstream_host: String,
     upstream_port: u16,
     ca: String,
@@ -266,6 +293,7 @@ impl Fleet {
             pool,
             tenant_seed: 10,
             edit_release: |_| {},
+            reflection: Reflection::default(),
             upstream_host,
             upstream_port,
             ca,
@@ -465,6 +493,7 @@ impl Fleet {
         let limits = SecretLimits {
             ports: vec![self.upstream_port],
             ca: Some(Digest::of(self.ca.as_bytes())),
+            reflection: self.reflection,
             ..SecretLimits::to_hosts(vec![self.upstream_host.parse().unwrap()])
         };
         let name = "KEY".parse().unwrap();

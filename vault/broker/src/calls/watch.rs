@@ -1,0 +1,154 @@
+//! What the answer to a call is searched for, and what follows when it is found.
+//!
+//! A value that a function stored through one slot may come back through another slot, or through
+//! plain `fetch`. So each answer of a host is searched for every secret that the function may send
+//! to that host, whatever the call carried.
+
+use std::sync::Arc;
+
+use casemate_trust::host::HostName;
+use casemate_trust::id::TenantId;
+use casemate_trust::judge::TenantState;
+use casemate_trust::name::{Identifier, Name};
+use casemate_trust::release::{Credential, Release};
+use casemate_trust::secret::{Reflection, SecretValue};
+use casemate_vault_core::reflection::MAX_MATCHES;
+use casemate_vault_core::scrub::{Searcher, Watched};
+
+use super::heads::CredentialedRules;
+use super::{Caller, Refused};
+use crate::clock;
+use crate::vault::{Reflected, State, Vault};
+
+/// The secrets that one answer may hold.
+pub(super) struct Watch {
+    reflected: Arc<Reflected>,
+    tenant: TenantId,
+    function: Name,
+    /// In the order of the searcher's values.
+    secrets: Vec<(Identifier, Reflection)>,
+    pub(super) rules: CredentialedRules,
+}
+
+impl Watch {
+    /// For a call to this host, with what finds the values: `None` where all of them are too short.
+    /// There is no watch where the release declares no credential for the host.
+    ///
+    /// # Errors
+    /// Answers of this host have held one of the secrets too often.
+    pub(super) fn new(
+        vault: &Vault,
+        state: &State,
+        tenant: &TenantState,
+        caller: &Caller,
+        release: &Release,
+        host: &HostName,
+    ) -> Result<Option<(Self, Option<Searcher>)>, Refused> {
+        let of_host = |credential: &&Credential| credential.host == *host;
+        let mut secrets = Vec::new();
+        let mut opened: Vec<(&Credential, SecretValue)> = Vec::new();
+        let mut rules = CredentialedRules { ranges: true };
+        for credential in release.credentials.iter().filter(of_host) {
+            rules.ranges &= credential.ranges;
+            // A secret that this node cannot open was never sent by it.
+            let Some((value, reflection)) = open(vault, state, tenant, credential) else {
+                continue;
+            };
+            if reflection == Reflection::Refuse {
+                vault.reflected.check(caller, &credential.secret)?;
+            }
+            secrets.push((credential.secret.clone(), reflection));
+            opened.push((credential, value));
+        }
+        if !release
+            .credentials
+            .iter()
+            .any(|credential| of_host(&credential))
+        {
+            return Ok(None);
+        }
+        let watched = opened.iter().map(|(credential, value)| Watched {
+            value: value.expose_secret(),
+            slot: &credential.slot,
+        });
+        let searcher = Searcher::new(&watched.collect::<Vec<_>>());
+        let watch = Self {
+            reflected: vault.reflected.clone(),
+            tenant: caller.tenant,
+            function: caller.function.clone(),
+            secrets,
+            rules,
+        };
+        Ok(Some((watch, searcher)))
+    }
+
+    /// Counts what was found of each value.
+    ///
+    /// # Errors
+    /// A credential stops with it.
+    pub(super) fn count(&self, matches: &[u32]) -> Result<(), Refused> {
+        let mut stopped = None;
+        for ((secret, reflection), matches) in self.secrets.iter().zip(matches) {
+            if *matches == 0 || *reflection == Reflection::Scrub {
+                continue;
+            }
+            let stops = self
+                .reflected
+                .record(self.tenant, &self.function, secret, *matches);
+            if stops {
+                tracing::warn!(
+                    tenant = %self.tenant,
+                    function = %self.function,
+                    %secret,
+                    "answers held a secret {MAX_MATCHES} times in an hour; the credential is \
+                     stopped for this function for an hour"
+                );
+                stopped = Some(reflected(secret));
+            }
+        }
+        stopped.map_or(Ok(()), Err)
+    }
+}
+
+/// The value of a secret that is listed for this node's pool, to be searched for: it may have been
+/// sent before it expired, or before the lease was over.
+fn open(
+    vault: &Vault,
+    state: &State,
+    tenant: &TenantState,
+    credential: &Credential,
+) -> Option<(SecretValue, Reflection)> {
+    let pool = &state.identity.pool;
+    let secret = tenant.secret(&credential.secret, pool)?;
+    let manifest = &tenant.manifest.as_ref()?.manifest;
+    let digest = manifest.secrets.get(&credential.secret)?.get(pool)?;
+    let value = vault.kept.open(digest, secret, &state.pool_keys).ok()?;
+    Some((value, secret.place.limits.reflection))
+}
+
+/// The refusal of a call whose credential is stopped.
+pub(super) fn reflected(secret: &Identifier) -> Refused {
+    Refused::new(
+        "credential_reflected",
+        format!(
+            "answers of the upstream held the secret {secret} {MAX_MATCHES} times in an hour, so \
+             this function's calls to that host are refused for an hour; if the upstream returns \
+             it by design, seal it again with `--reflection scrub`"
+        ),
+    )
+}
+
+impl Reflected {
+    /// Whether a function may use a secret.
+    fn check(&self, caller: &Caller, secret: &Identifier) -> Result<(), Refused> {
+        let until =
+            self.lock()
+                .stopped_until(&caller.tenant, &caller.function, secret, clock::boot_ms());
+        until.map_or(Ok(()), |_| Err(reflected(secret)))
+    }
+
+    fn record(&self, tenant: TenantId, function: &Name, secret: &Identifier, matches: u32) -> bool {
+        let now = clock::boot_ms();
+        self.lock().record(tenant, function, secret, matches, now)
+    }
+}

@@ -1,0 +1,103 @@
+//! A function that sends its guesses through an upstream that returns them, against the real program.
+
+#![allow(clippy::unwrap_used, reason = "a test that panics says enough")]
+
+mod fleet;
+mod upstream;
+mod worker;
+
+use casemate_channel::Opener;
+use casemate_trust::secret::Reflection;
+use fleet::{Fleet, KEY, with_plain_egress};
+use upstream::Upstream;
+use worker::{Answer, call, channel};
+
+async fn start(upstream: &Upstream, reflection: Reflection) -> (Fleet, Opener) {
+    let mut fleet = Fleet::start(upstream).await;
+    fleet.edit_release = with_plain_egress;
+    fleet.reflection = reflection;
+    fleet.join().await;
+    let release = fleet.deploy(1).await;
+    let worker = channel(&mut fleet, release).await;
+    (fleet, worker)
+}
+
+async fn echo(worker: &Opener, upstream: &Upstream, binding: Option<&str>, text: &str) -> Answer {
+    let text: &'static str = Box::leak(text.to_owned().into_boxed_str());
+    call(
+        worker,
+        binding,
+        "POST",
+        &upstream.url("/v1/echo"),
+        text,
+        &[],
+    )
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_third_complete_match_in_an_hour_stops_the_credential_on_every_way_to_the_host() {
+    let upstream = Upstream::start(KEY).await;
+    let (mut fleet, worker) = start(&upstream, Reflection::Refuse).await;
+    // What was stored through the slot is read back through plain `fetch`.
+    for binding in [Some("pay"), None] {
+        let answer = echo(&worker, &upstream, binding, &format!("k={KEY};")).await;
+        assert_eq!(answer.body, b"k=[scrubbed];", "{binding:?}");
+    }
+    let answer = echo(&worker, &upstream, None, KEY).await;
+    assert!(answer.broken && answer.body.is_empty());
+    for binding in [Some("pay"), None] {
+        let answer = echo(&worker, &upstream, binding, "harmless").await;
+        assert_eq!(answer.error(), "credential_reflected", "{binding:?}");
+    }
+    let status = fleet.vault().describe().await;
+    let stopped = &status["stopped_credentials"][0];
+    assert_eq!(
+        (&stopped["function"], &stopped["secret"]),
+        (&"web".into(), &"KEY".into())
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn guesses_that_are_wrong_come_back_as_they_are_and_stop_nothing() {
+    let upstream = Upstream::start(KEY).await;
+    let (_fleet, worker) = start(&upstream, Reflection::Refuse).await;
+    let guesses = (0..KEY.len()).flat_map(|known| {
+        let right = KEY[..known + 1].to_owned();
+        [format!("{}~", &KEY[..known]), right]
+    });
+    let guesses = guesses.filter(|guess| guess != KEY).collect::<Vec<_>>();
+    for text in [guesses.join("\n"), guesses.join("\n\n")] {
+        let answer = echo(&worker, &upstream, Some("pay"), &text).await;
+        assert_eq!(answer.body, text.as_bytes());
+    }
+    let header = call(
+        &worker,
+        Some("pay"),
+        "POST",
+        &upstream.url("/v1/x"),
+        "",
+        &[],
+    )
+    .await;
+    assert_eq!(header.status, 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_right_guesses_in_one_answer_break_it_off() {
+    let upstream = Upstream::start(KEY).await;
+    let (_fleet, worker) = start(&upstream, Reflection::Refuse).await;
+    let text = format!("{KEY} {KEY} {KEY}");
+    let answer = echo(&worker, &upstream, Some("pay"), &text).await;
+    assert!(answer.broken && answer.body.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_secret_that_an_upstream_returns_by_design_is_replaced_each_time() {
+    let upstream = Upstream::start(KEY).await;
+    let (_fleet, worker) = start(&upstream, Reflection::Scrub).await;
+    for _ in 0..5 {
+        let answer = echo(&worker, &upstream, Some("pay"), KEY).await;
+        assert_eq!(answer.body, b"[scrubbed]");
+    }
+}
