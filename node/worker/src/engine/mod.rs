@@ -13,6 +13,7 @@ mod memory;
 mod modules;
 pub(crate) mod ops;
 mod pieces;
+mod wasm_memory;
 mod watch;
 
 use std::mem::ManuallyDrop;
@@ -271,6 +272,7 @@ impl Engine {
         memory::limit_heap(&mut self.runtime, bytes, &WATCH);
         memory::BUFFERS.set_limit(bytes);
         memory::ARRIVING.set_limit(bytes);
+        wasm_memory::set_limit(bytes);
         WATCH.limit_memory(heap_bytes + memory::OVERHEAD_BYTES);
         deno_core::scope!(scope, &mut self.runtime);
         scope
