@@ -238,6 +238,22 @@ impl Host for Worker {
         }
     }
 
+    fn pool_begin(&self, request: RequestId) {
+        engine::pool::begin(request, self.cpu_left(request));
+    }
+
+    fn pool_end(&self, request: RequestId) {
+        engine::pool::end(request);
+    }
+
+    fn put_off(&self, request: RequestId, ticket: u32) -> bool {
+        let serving = self.serving.get();
+        if serving {
+            self.tell(Event::Resume { request, ticket });
+        }
+        serving
+    }
+
     fn log(&self, request: RequestId, level: u8, message: &str) {
         let mut state = self.state.borrow_mut();
         let name = state

@@ -43,6 +43,8 @@ pub(crate) struct Worker {
     events: RefCell<VecDeque<Event>>,
     /// The time of this round of the loop.
     pub(crate) now: Cell<Instant>,
+    /// Events are delivered: the function is loaded and served.
+    pub(crate) serving: Cell<bool>,
 }
 
 /// Everything that changes.
@@ -160,6 +162,7 @@ impl Worker {
             state: RefCell::new(state),
             events: RefCell::default(),
             now: Cell::new(now),
+            serving: Cell::new(false),
         })
     }
 
