@@ -24,6 +24,9 @@ const MAX_TIMERS: usize = 10_000;
 /// is decompressed.
 const JOINED_BYTES: usize = 32 * 1024;
 
+/// Field of a request's head, and of each call that the request makes: how many functions it has come through.
+const HOPS: &str = ":hops";
+
 /// No call can be made: see [`Host::fetch`].
 const NO_CALL: Handle = u32::MAX;
 
@@ -141,9 +144,8 @@ impl Host for Worker {
             return 0;
         }
         request.subrequests += 1;
-        let name = request.name.clone();
         let handle = state.new_handle();
-        if let Err(message) = state.call(id, name, handle, call) {
+        if let Err(message) = state.call(id, handle, call) {
             let (code, by_vault) = ("call_failed".to_owned(), false);
             self.tell(Event::Refused {
                 request: id,
@@ -295,17 +297,16 @@ impl State {
     }
 
     /// Opens a stream to the vault for a call.
-    fn call(
-        &mut self,
-        request: RequestId,
-        name: String,
-        handle: Handle,
-        call: Call<'_>,
-    ) -> Result<(), String> {
+    fn call(&mut self, request: RequestId, handle: Handle, call: Call<'_>) -> Result<(), String> {
         let vault = self.vault.as_ref().ok_or("there is no vault")?;
+        let caller = self.requests.get(&request).ok_or("the request is over")?;
         let mut fields =
             fields::from_script(call.headers).ok_or("the call has too many headers")?;
-        fields.push(":request", name);
+        fields.push(":request", &caller.name);
+        // How many functions the request came through. Without a count the vault assumes the most.
+        if let Some(hops) = caller.head.fields.get(HOPS) {
+            fields.push(HOPS, hops);
+        }
         if let Some(binding) = usize::try_from(call.binding)
             .ok()
             .and_then(|index| self.bindings.get(index))
