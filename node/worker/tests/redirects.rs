@@ -59,7 +59,11 @@ async fn check(hop: &mut Incoming, status: u16, url: &str, same_origin: bool, bi
     let is_kept = matches!(status, 307 | 308);
     let (method, body) = if is_kept { ("POST", "b") } else { ("GET", "") };
     assert_eq!(hop.head.method, method, "{case}");
-    assert_eq!(whole(&mut hop.body).await.unwrap(), body, "{case}");
+    assert_eq!(
+        whole(&mut hop.body).await.expect("a worker that goes on"),
+        body,
+        "{case}"
+    );
     let fields = &hop.head.fields;
     let expected_binding = (same_origin && binding).then_some("stripe");
     assert_eq!(fields.text(":binding"), expected_binding, "{case}");
