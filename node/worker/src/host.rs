@@ -24,7 +24,8 @@ const MAX_TIMERS: usize = 10_000;
 /// is decompressed.
 const JOINED_BYTES: usize = 32 * 1024;
 
-/// Field of a request's head, and of each call that the request makes: how many functions it has come through.
+/// Field of a request's head, and of each call that the request makes: how many functions it has
+/// come through.
 const HOPS: &str = ":hops";
 
 /// No call can be made: see [`Host::fetch`].

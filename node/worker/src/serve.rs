@@ -220,7 +220,8 @@ impl Server {
         }
     }
 
-    /// Polls the platform's own asynchrony and settles the account of the pool's thread; says who went over a limit.
+    /// Polls the platform's own asynchrony and settles the account of the pool's thread; says who
+    /// went over a limit.
     fn poll_engine(&mut self, context: &mut Context<'_>) -> Option<Wake> {
         self.rounds = 0;
         if engine::pool::is_active() {

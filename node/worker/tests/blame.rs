@@ -1,4 +1,5 @@
-//! Who pays for CPU time, and who is blamed when it runs out: requests of one function beside each other.
+//! Who pays for CPU time, and who is blamed when it runs out: requests of one function beside each
+//! other.
 
 mod harness;
 
@@ -6,10 +7,12 @@ use casemate_wire::control::Failure;
 use casemate_wire::control::worker::FromWorker;
 use harness::{Function, function, function_with, head, load, tell_apart};
 
-/// CPU time that a process has taken so far, in ms; also of one that has ended and is not yet waited for.
+/// CPU time that a process has taken so far, in ms; also of one that has ended and is not yet
+/// waited for.
 fn process_cpu_ms(pid: u32) -> u64 {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).expect("a process of ours");
-    // After the name in parentheses: user and system time are the 12th and 13th field, in ticks of 10 ms.
+    // After the name in parentheses: user and system time are the 12th and 13th field, in ticks of
+    // 10 ms.
     let (_, fields) = stat.rsplit_once(')').expect("a name");
     let fields: Vec<&str> = fields.split_whitespace().collect();
     let ticks = |at: usize| fields[at].parse::<u64>().expect("a number");

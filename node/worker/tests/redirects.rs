@@ -1,11 +1,13 @@
-//! Redirects of calls: what goes along with the next hop. The vault, played here, judges every hop afresh.
+//! Redirects of calls: what goes along with the next hop. The vault, played here, judges every hop
+//! afresh.
 
 mod harness;
 
 use casemate_channel::Incoming;
 use harness::{CALLER, answer, call, function_with, load, whole};
 
-/// Where a call to `https://api.stripe.test/v1/a` is redirected, the next hop's URL, and whether the origin is the same.
+/// Where a call to `https://api.stripe.test/v1/a` is redirected, the next hop's URL, and whether
+/// the origin is the same.
 const HOPS: &[(&str, &str, bool)] = &[
     ("https://other.test/x", "https://other.test/x", false),
     (
@@ -97,7 +99,8 @@ async fn a_capability_never_follows_to_another_origin_and_every_hop_is_asked_for
                     answer(first, status, &[("location", location)], "").await;
                     let mut second = vault.accept().await.unwrap();
                     check(&mut second, status, url, *same_origin, binding).await;
-                    // What the release does not allow, the vault refuses, whatever redirected there.
+                    // What the release does not allow, the vault refuses, whatever redirected
+                    // there.
                     let refusal = [(":error", "egress_denied"), (":message", "not declared")];
                     answer(second, 0, &refusal, "").await;
                 })

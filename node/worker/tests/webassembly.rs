@@ -1,4 +1,5 @@
-//! WebAssembly memories: none is shared, and they have limits. Hostile functions, through the real program.
+//! WebAssembly memories: none is shared, and they have limits. Hostile functions, through the real
+//! program.
 
 mod harness;
 
@@ -95,7 +96,8 @@ async fn no_way_leads_to_memory_that_is_shared() {
 
 #[tokio::test]
 async fn one_memory_is_at_most_as_large_as_the_heap_limit() {
-    // 512 pages are 32 MiB. The module grows its own memory of one page by 511 pages, then by one more.
+    // 512 pages are 32 MiB. The module grows its own memory of one page by 511 pages, then by one
+    // more.
     let source = r#"
         const grower = new Uint8Array([0, 0x61, 0x73, 0x6d, 1, 0, 0, 0, 1, 6, 1, 0x60, 1, 0x7f, 1, 0x7f, 3, 2, 1, 0,
             5, 3, 1, 0, 1, 7, 5, 1, 1, 0x67, 0, 0, 10, 8, 1, 6, 0, 0x20, 0, 0x40, 0, 0x0b]);

@@ -51,7 +51,8 @@ pub(crate) trait Host {
     fn pool_begin(&self, request: RequestId);
     /// Such work has finished.
     fn pool_end(&self, request: RequestId);
-    /// Puts something off to a turn of `request`, where it is called by its number; false when there are no turns yet.
+    /// Puts something off to a turn of `request`, where it is called by its number; false when
+    /// there are no turns yet.
     fn put_off(&self, request: RequestId, ticket: u32) -> bool;
     /// A line of the console; level 0 is debug, 3 is error.
     fn log(&self, request: RequestId, level: u8, message: &str);
@@ -308,7 +309,8 @@ deno_core::extension!(
     esm_entry_point = "ext:casemate/boot.js",
     esm = [
         dir "src/js",
-        "web.js", "calls.js", "subtle.js", "body.js", "timers.js", "fetch.js", "incoming.js", "globals.js", "wasm.js", "boot.js"
+        "web.js", "calls.js", "subtle.js", "body.js", "timers.js", "fetch.js", "incoming.js",
+        "globals.js", "wasm.js", "boot.js"
     ],
     middleware = |op| match op.name {
         "op_now" => op.with_implementation_from(&op_casemate_now()),

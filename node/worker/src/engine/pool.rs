@@ -1,9 +1,11 @@
-//! CPU time of the pool's thread, which does the work of `crypto.subtle`, charged to the request that asked for it.
+//! CPU time of the pool's thread, which does the work of `crypto.subtle`, charged to the request
+//! that asked for it.
 //!
-//! The pool has one thread and one queue, so its tasks run in the order in which they were submitted. Before a request
-//! submits work, it submits a mark: a task that notes the thread's CPU time and makes the request the owner of what
-//! follows, up to the next mark. The serving loop settles the account and ends a request that is over its limit. Native
-//! cryptography cannot be stopped, so the watch ends the process if the loop does not come to it ([`KILL_GRACE`]).
+//! The pool has one thread and one queue, so its tasks run in the order in which they were
+//! submitted. Before a request submits work, it submits a mark: a task that notes the thread's CPU
+//! time and makes the request the owner of what follows, up to the next mark. The serving loop
+//! settles the account and ends a request that is over its limit. Native cryptography cannot be
+//! stopped, so the watch ends the process if the loop does not come to it ([`KILL_GRACE`]).
 
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError, TryLockError};
 use std::time::Duration;
@@ -13,8 +15,9 @@ use hashbrown::HashMap;
 use super::ops::RequestId;
 use super::{LOAD_CPU, watch};
 
-/// CPU time beyond the owner's limit at which the watch ends the process. The serving loop needs a wake-up to notice an
-/// owner over its limit, and waits for the end of a turn first; turns have limits of their own.
+/// CPU time beyond the owner's limit at which the watch ends the process. The serving loop needs a
+/// wake-up to notice an owner over its limit, and waits for the end of a turn first; turns have
+/// limits of their own.
 const KILL_GRACE: Duration = Duration::from_millis(100);
 
 /// Request 0: work that was submitted while no request was handled.
@@ -138,7 +141,8 @@ pub(crate) fn adopt_thread() -> std::io::Result<()> {
     Ok(())
 }
 
-/// What `request` submits next is charged to it; it has `left` CPU time. Called inside the tokio runtime.
+/// What `request` submits next is charged to it; it has `left` CPU time. Called inside the tokio
+/// runtime.
 pub(crate) fn begin(request: RequestId, left: Duration) {
     if let Some(accounts) = &mut *accounts() {
         accounts.submitted(request, left);
@@ -160,7 +164,8 @@ pub(crate) fn end(request: RequestId) {
     }
 }
 
-/// Charges what was spent since the last settlement by `charge`, then asks `left` what everybody may still spend.
+/// Charges what was spent since the last settlement by `charge`, then asks `left` what everybody
+/// may still spend.
 pub(crate) fn settle(
     mut charge: impl FnMut(RequestId, Duration),
     left: impl Fn(RequestId) -> Duration,
@@ -185,13 +190,14 @@ pub(crate) fn is_active() -> bool {
         .is_some_and(|accounts| accounts.is_active)
 }
 
-/// How long to wait for work of the pool before its account must be settled; `None` while there is no work.
+/// How long to wait for work of the pool before its account must be settled; `None` while there is
+/// no work.
 pub(crate) fn settle_within() -> Option<Duration> {
     accounts().as_ref().and_then(Accounts::least_left)
 }
 
-/// Whether the owner is so far over its limit that the process must end. Called by the watch, which must not wait for a
-/// lock that the main thread holds: it looks again soon.
+/// Whether the owner is so far over its limit that the process must end. Called by the watch, which
+/// must not wait for a lock that the main thread holds: it looks again soon.
 pub(super) fn must_end() -> bool {
     let Some(now) = now() else { return false };
     let accounts = match ACCOUNTS.try_lock() {

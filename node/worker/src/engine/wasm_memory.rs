@@ -1,10 +1,13 @@
-//! The gate through which every WebAssembly memory passes: no memory is shared, and none is larger than its function's limit.
+//! The gate through which every WebAssembly memory passes: no memory is shared, and none is larger
+//! than its function's limit.
 //!
-//! A shared memory would hand out a `SharedArrayBuffer`: memory that several agents could read at once, hence a clock.
-//! V8 has no setting against shared memories, and they can be asked for in many ways: the constructor, a module that
-//! declares a memory, an instance of a module that was compiled from a stream or imported. All of these ways end in one
-//! function of V8, `WasmMemoryObject::New`. The linker gives its callers the function below in its place (`--wrap`, which
-//! `build.rs` asks for), so no JavaScript can get around it. If a later V8 renames its function, the worker does not link.
+//! A shared memory would hand out a `SharedArrayBuffer`: memory that several agents could read at
+//! once, hence a clock. V8 has no setting against shared memories, and they can be asked for in
+//! many ways: the constructor, a module that declares a memory, an instance of a module that was
+//! compiled from a stream or imported. All of these ways end in one function of V8,
+//! `WasmMemoryObject::New`. The linker gives its callers the function below in its place (`--wrap`,
+//! which `build.rs` asks for), so no JavaScript can get around it. If a later V8 renames its
+//! function, the worker does not link.
 
 use std::ffi::{c_int, c_void};
 use std::sync::atomic::{AtomicI32, Ordering};
@@ -48,8 +51,9 @@ fn admit(initial: c_int, maximum: c_int, is_shared: bool, limit: c_int) -> Optio
 }
 
 unsafe extern "C" {
-    /// `MaybeDirectHandle<WasmMemoryObject> WasmMemoryObject::New(Isolate*, int initial, int maximum, SharedFlag, AddressType)`.
-    /// The result is one pointer, null when there is no memory; `SharedFlag` is a `bool` and `AddressType` a `uint8_t`.
+    /// `MaybeDirectHandle<WasmMemoryObject> WasmMemoryObject::New(Isolate*, int initial, int
+    /// maximum, SharedFlag, AddressType)`. The result is one pointer, null when there is no memory;
+    /// `SharedFlag` is a `bool` and `AddressType` a `uint8_t`.
     #[link_name = "__real__ZN2v88internal16WasmMemoryObject3NewEPNS0_7IsolateEiiNS0_10SharedFlagENS0_4wasm11AddressTypeE"]
     fn new_memory(
         isolate: *mut c_void,
@@ -74,7 +78,8 @@ unsafe extern "C" fn gated_new_memory(
 ) -> *mut c_void {
     let limit = LIMIT_PAGES.load(Ordering::Relaxed);
     match admit(initial, maximum, is_shared != 0, limit) {
-        // SAFETY: the caller's own arguments, with a maximum that is not below `initial` and not above the caller's.
+        // SAFETY: the caller's own arguments, with a maximum that is not below `initial` and not
+        // above the caller's.
         Some(maximum) => unsafe { new_memory(isolate, initial, maximum, 0, address_type) },
         None => std::ptr::null_mut(),
     }

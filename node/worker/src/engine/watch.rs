@@ -137,7 +137,8 @@ impl Watch {
     }
 }
 
-/// Notes which request's code is running, and stops it. V8 calls this on the main thread, in the middle of that code.
+/// Notes which request's code is running, and stops it. V8 calls this on the main thread, in the
+/// middle of that code.
 ///
 /// # Safety
 /// `context` points to the isolate's main context, a `v8::Global<v8::Context>`.

@@ -17,8 +17,8 @@ const {
 } = primordials;
 const { getAsyncContext, setAsyncContext } = core;
 
-// Number of the running request, 0 when there is none. The context is this number and nothing more, so that the watch can
-// read it in the middle of code that it stops.
+// Number of the running request, 0 when there is none. The context is this number and nothing more,
+// so that the watch can read it in the middle of code that it stops.
 export function currentRequest() {
   return getAsyncContext() ?? 0;
 }
@@ -38,8 +38,9 @@ export function within(request, task) {
 const putOff = new SafeMap();
 let lastTicket = 0;
 
-// Calls `task` in a turn of `request`, so that code of the function that it wakes is charged to that request. The platform's
-// own asynchrony (results of cryptography, rejections that nobody handled) runs between turns, when nobody is charged.
+// Calls `task` in a turn of `request`, so that code of the function that it wakes is charged to
+// that request. The platform's own asynchrony (results of cryptography, rejections that nobody
+// handled) runs between turns, when nobody is charged.
 export function inTurn(request, task) {
   lastTicket = (lastTicket + 1) >>> 0;
   MapPrototypeSet(putOff, lastTicket, task);

@@ -86,12 +86,14 @@ class Navigator {
   }
 }
 
-// A promise that nobody handles is told to the function's listeners, then to the log; the request goes on. Listeners, and
-// getters of the error, are the function's code: they run in a turn of the request that the rejection belongs to.
+// A promise that nobody handles is told to the function's listeners, then to the log; the request
+// goes on. Listeners, and getters of the error, are the function's code: they run in a turn of the
+// request that the rejection belongs to.
 function unhandledRejection(promise, reason) {
   const request = currentRequest();
   inTurn(request, () => {
-    const rejection = new event.PromiseRejectionEvent("unhandledrejection", { promise, reason, cancelable: true });
+    const init = { promise, reason, cancelable: true };
+    const rejection = new event.PromiseRejectionEvent("unhandledrejection", init);
     event.setIsTrusted(rejection, true);
     globalThis.dispatchEvent(rejection);
     if (!rejection.defaultPrevented) {

@@ -64,19 +64,20 @@ export function clearInterval(number = 0) {
   clear(number);
 }
 
-// deno_web's own `AbortSignal.timeout` uses a timer of the platform, which would belong to no request.
+// deno_web's own `AbortSignal.timeout` uses a timer of the platform, which would belong to no
+// request.
 const { timeout } = {
   timeout(millis) {
     const prefix = "Failed to execute 'AbortSignal.timeout'";
     webidl.requiredArguments(arguments.length, 1, prefix);
-    millis = webidl.converters["unsigned long long"](millis, prefix, "Argument 1", { enforceRange: true });
+    const range = { enforceRange: true };
+    millis = webidl.converters["unsigned long long"](millis, prefix, "Argument 1", range);
     const controller = new abortSignal.AbortController();
-    start(
-      () => controller.abort(new domException.DOMException("The operation was aborted due to timeout", "TimeoutError")),
-      millis < MAX_DELAY ? millis : MAX_DELAY,
-      [],
-      false,
-    );
+    const abort = () => {
+      const message = "The operation was aborted due to timeout";
+      controller.abort(new domException.DOMException(message, "TimeoutError"));
+    };
+    start(abort, millis < MAX_DELAY ? millis : MAX_DELAY, [], false);
     return controller.signal;
   },
 };

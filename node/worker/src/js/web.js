@@ -32,14 +32,18 @@ export const request = load("ext:deno_fetch/23_request.js");
 export const response = load("ext:deno_fetch/23_response.js");
 export const crypto = load("ext:deno_crypto/00_crypto.js");
 
-// Operations name their errors `DOMException` and a name of this list: https://webidl.spec.whatwg.org/#idl-DOMException-error-names.
-// Without a builder for the name the function would be thrown `undefined`.
+// Operations name their errors `DOMException` and a name of this list:
+// https://webidl.spec.whatwg.org/#idl-DOMException-error-names. Without a builder for the name the
+// function would be thrown `undefined`.
 const DOM_EXCEPTION_NAMES = [
-  "IndexSizeError", "HierarchyRequestError", "WrongDocumentError", "InvalidCharacterError", "NoModificationAllowedError", "NotFoundError",
-  "NotSupportedError", "InUseAttributeError", "InvalidStateError", "SyntaxError", "InvalidModificationError", "NamespaceError",
-  "InvalidAccessError", "TypeMismatchError", "SecurityError", "NetworkError", "AbortError", "URLMismatchError", "QuotaExceededError",
-  "TimeoutError", "InvalidNodeTypeError", "DataCloneError", "EncodingError", "NotReadableError", "UnknownError", "ConstraintError",
-  "DataError", "TransactionInactiveError", "ReadOnlyError", "VersionError", "OperationError", "NotAllowedError", "OptOutError",
+  "IndexSizeError", "HierarchyRequestError", "WrongDocumentError", "InvalidCharacterError",
+  "NoModificationAllowedError", "NotFoundError", "NotSupportedError", "InUseAttributeError",
+  "InvalidStateError", "SyntaxError", "InvalidModificationError", "NamespaceError",
+  "InvalidAccessError", "TypeMismatchError", "SecurityError", "NetworkError", "AbortError",
+  "URLMismatchError", "QuotaExceededError", "TimeoutError", "InvalidNodeTypeError",
+  "DataCloneError", "EncodingError", "NotReadableError", "UnknownError", "ConstraintError",
+  "DataError", "TransactionInactiveError", "ReadOnlyError", "VersionError", "OperationError",
+  "NotAllowedError", "OptOutError",
 ];
 
 primordials.ArrayPrototypeForEach(DOM_EXCEPTION_NAMES, (name) => {
