@@ -4,7 +4,8 @@
 // `payments` whose upstream returns the text that it is sent; `known` is how the credential begins. The
 // answer is { recovered, calls }. Each step sends `known` and one more letter, for every letter, and
 // compares what it observes: the letter that behaves like no other is taken for the next one. A step
-// in which no letter, or more than one, stands out ends the attempt.
+// in which no letter, or more than one, stands out ends the attempt. On a busy machine `time` also takes
+// letters that stand out by chance: only those that are right count.
 
 const FILLER = ".".repeat(4096);
 // Rounds of a timed guess; the median counts.

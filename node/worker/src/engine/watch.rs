@@ -70,7 +70,12 @@ impl Watch {
 
     /// Ends the turn that began at `start`.
     pub(crate) fn end(&self, start: Duration) -> Turn {
-        self.deadline_ns.store(NO_TURN, Ordering::Release);
+        if self.deadline_ns.swap(NO_TURN, Ordering::AcqRel) == STOPPING {
+            // The watch is about to note why. Without the wait the next turn would be blamed.
+            while self.stopped.load(Ordering::Acquire) == 0 {
+                std::hint::spin_loop();
+            }
+        }
         let ended = thread_cpu();
         Turn {
             cpu: ended.saturating_sub(start),
