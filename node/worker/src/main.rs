@@ -10,6 +10,7 @@ mod engine;
 mod fields;
 mod host;
 mod logs;
+mod outcomes;
 mod serve;
 mod spare;
 mod state;

@@ -29,10 +29,6 @@ use crate::logs::Logs;
 /// with them; but each keeps its head, up to 48 KiB, and what the function keeps for it.
 const MAX_WAITING: usize = 128;
 
-/// Outcomes that wait to be said together, and for how long those wait that went well.
-const MAX_OUTCOMES: usize = 128;
-const OUTCOMES_WAIT: Duration = Duration::from_millis(20);
-
 /// Status that only the vault sends: it refused.
 const REFUSED: u16 = 0;
 
@@ -64,7 +60,7 @@ pub(crate) struct State {
     pub(crate) work: FuturesUnordered<LocalBoxFuture<'static, Option<Done>>>,
     pub(crate) ready: VecDeque<Done>,
     pub(crate) logs: Logs,
-    outcomes: Vec<Outcome>,
+    pub(crate) outcomes: Vec<Outcome>,
     /// When they are said at the latest.
     pub(crate) outcomes_due: Option<Instant>,
     pub(crate) outbox: mpsc::Sender<FromWorker>,
@@ -322,7 +318,7 @@ impl Worker {
             wall_us: micros(wall),
             subrequests: request.subrequests,
         };
-        state.outcome(outcome, self.now.get() + OUTCOMES_WAIT);
+        state.outcome(outcome, self.now.get());
         drop(state);
         if request.wants_cancel || !timers.is_empty() || !handles.is_empty() {
             self.tell(Event::Over {
@@ -515,30 +511,6 @@ impl Worker {
 }
 
 impl State {
-    /// One more outcome, to be said at this time at the latest, and at once when it is a failure.
-    fn outcome(&mut self, outcome: Outcome, due: Instant) {
-        let is_failure = outcome.failure.is_some();
-        self.outcomes.push(outcome);
-        self.outcomes_due.get_or_insert(due);
-        if is_failure || self.outcomes.len() >= MAX_OUTCOMES {
-            self.say_outcomes();
-        }
-    }
-
-    fn say_outcomes(&mut self) {
-        self.outcomes_due = None;
-        let outcomes = std::mem::take(&mut self.outcomes);
-        let count = outcomes.len();
-        if count > 0
-            && self
-                .outbox
-                .try_send(FromWorker::Outcomes(outcomes))
-                .is_err()
-        {
-            tracing::warn!(count, "the supervisor does not read: outcomes are lost");
-        }
-    }
-
     /// Requests whose responses are not over.
     fn unanswered(&self) -> usize {
         let requests = self.requests.values();
