@@ -145,8 +145,9 @@ impl Host for Worker {
             return 0;
         }
         request.subrequests += 1;
+        let name = request.name.clone();
         let handle = state.new_handle();
-        if let Err(message) = state.call(id, handle, call) {
+        if let Err(message) = state.call(id, name, handle, call) {
             let (code, by_vault) = ("call_failed".to_owned(), false);
             self.tell(Event::Refused {
                 request: id,
@@ -298,14 +299,20 @@ impl State {
     }
 
     /// Opens a stream to the vault for a call.
-    fn call(&mut self, request: RequestId, handle: Handle, call: Call<'_>) -> Result<(), String> {
+    fn call(
+        &mut self,
+        request: RequestId,
+        name: String,
+        handle: Handle,
+        call: Call<'_>,
+    ) -> Result<(), String> {
         let vault = self.vault.as_ref().ok_or("there is no vault")?;
-        let caller = self.requests.get(&request).ok_or("the request is over")?;
         let mut fields =
             fields::from_script(call.headers).ok_or("the call has too many headers")?;
-        fields.push(":request", &caller.name);
+        fields.push(":request", name);
         // How many functions the request came through. Without a count the vault assumes the most.
-        if let Some(hops) = caller.head.fields.get(HOPS) {
+        let caller = self.requests.get(&request);
+        if let Some(hops) = caller.and_then(|caller| caller.head.fields.get(HOPS)) {
             fields.push(HOPS, hops);
         }
         if let Some(binding) = usize::try_from(call.binding)
