@@ -108,6 +108,8 @@ pub(crate) struct Request {
     /// Nobody needs to be told anything more about the response.
     pub(crate) answered: bool,
     pub(crate) wants_cancel: bool,
+    /// Its `Cancelled` event waits to be told: until then it is not over.
+    pub(crate) cancel_due: bool,
     pub(crate) failure: Option<(Failure, String)>,
 }
 
@@ -198,6 +200,7 @@ impl Worker {
             waiting: 0,
             answered: false,
             wants_cancel: false,
+            cancel_due: false,
             failure: None,
         };
         state.requests.insert(request, taken);
@@ -220,7 +223,13 @@ impl Worker {
 
     /// What is to be told next.
     pub(crate) fn next_event(&self) -> Option<Event> {
-        self.events.borrow_mut().pop_front()
+        let event = self.events.borrow_mut().pop_front();
+        if let Some(Event::Cancelled { request }) = &event
+            && let Some(request) = self.state.borrow_mut().requests.get_mut(request)
+        {
+            request.cancel_due = false;
+        }
+        event
     }
 
     /// Whether there is something to tell.
@@ -336,7 +345,7 @@ impl Worker {
             .borrow()
             .requests
             .get(&request)
-            .is_some_and(|request| request.answered && request.waiting == 0);
+            .is_some_and(|request| request.answered && request.waiting == 0 && !request.cancel_due);
         if over {
             self.finish(request);
         }
@@ -492,6 +501,7 @@ impl Worker {
         };
         request.reply = None;
         request.answered = true;
+        request.cancel_due = request.wants_cancel;
         let (response, wants_cancel) = (request.response, request.wants_cancel);
         let was_sending = state.sending.remove(&response).is_some();
         drop(state);

@@ -88,13 +88,15 @@ function over(request, timers, handles) {
   }
 }
 
+// What may run code of the function is part of a request: its calls, its log lines and its CPU time are that request's.
 const inRequest = (task) => (request, ...args) => within(request, () => ReflectApply(task, undefined, args));
+const byRequest = (task) => (request) => within(request, () => task(request));
 
 globalThis.__casemate = {
   start,
   load,
   dispatch,
-  cancelled,
+  cancelled: byRequest(cancelled),
   over,
   answered: inRequest(answered),
   refused: inRequest(refused),
