@@ -238,13 +238,13 @@ impl Server {
             running,
             ..
         } = self.engine.poll(context, budget, start);
+        match (stopped, running) {
+            (Some(_), Some(request)) => self.worker.charge(request, cpu),
+            _ => self.worker.charge_all(cpu),
+        }
         if let Some(failure) = stopped {
-            if let Some(request) = running {
-                self.worker.charge(request, cpu);
-            }
             return Some(Wake::Stopped(running.or(self.worker.busiest()), failure));
         }
-        self.worker.charge_all(cpu);
         let overdrawn = self.worker.overdrawn();
         overdrawn.map(|request| Wake::Stopped(Some(request), Failure::ExceededCpu))
     }
