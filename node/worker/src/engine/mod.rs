@@ -141,7 +141,7 @@ pub(crate) struct Turn {
     pub(crate) ended: Duration,
     /// Why it was stopped. The isolate must not be entered again.
     pub(crate) stopped: Option<Failure>,
-    /// Whose code was running when the watch stopped it, where that is known.
+    /// Whose code was running when the watch stopped it, where that is known; 0 is nobody's.
     pub(crate) running: Option<RequestId>,
 }
 

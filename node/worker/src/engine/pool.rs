@@ -15,10 +15,10 @@ use hashbrown::HashMap;
 use super::ops::RequestId;
 use super::{LOAD_CPU, watch};
 
-/// CPU time beyond the owner's limit at which the watch ends the process. The serving loop needs a
-/// wake-up to notice an owner over its limit, and waits for the end of a turn first; turns have
-/// limits of their own.
-const KILL_GRACE: Duration = Duration::from_millis(100);
+/// CPU time beyond the owner's limit at which the watch ends the process. The serving loop, which
+/// notices first, may have to wait for a processor on a busy machine, or for the end of a turn; turns
+/// have limits of their own.
+const KILL_GRACE: Duration = Duration::from_millis(300);
 
 /// Request 0: work that was submitted while no request was handled.
 const NOBODY: RequestId = 0;

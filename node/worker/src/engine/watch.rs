@@ -29,6 +29,9 @@ const NO_TURN: u64 = u64::MAX;
 /// The watch has asked V8 to stop this turn.
 const STOPPING: u64 = 0;
 
+/// Code was not stopped, or it did not take the interrupt that tells whose it is.
+const NOT_KNOWN: u32 = u32::MAX;
+
 /// What main thread and watch share.
 pub(crate) struct Watch {
     /// Main thread's CPU time, in ns, at which the running turn is over its limit.
@@ -43,7 +46,7 @@ pub(crate) struct Watch {
     stopped: AtomicU16,
     /// The isolate's main context, for [`stop_and_note`].
     context: AtomicPtr<v8::Global<v8::Context>>,
-    /// The request whose code was running when the turn was stopped; 0 when that is not known.
+    /// The request whose code was running when the turn was stopped; 0 for code of no request.
     running: AtomicU32,
 }
 
@@ -54,7 +57,7 @@ pub(crate) static WATCH: Watch = Watch {
     memory_bytes: AtomicUsize::new(usize::MAX),
     stopped: AtomicU16::new(0),
     context: AtomicPtr::new(std::ptr::null_mut()),
-    running: AtomicU32::new(0),
+    running: AtomicU32::new(NOT_KNOWN),
 };
 
 impl Watch {
@@ -81,7 +84,8 @@ impl Watch {
             cpu: ended.saturating_sub(start),
             ended,
             stopped: Failure::from_reset(self.stopped.load(Ordering::Acquire)),
-            running: Some(self.running.load(Ordering::Acquire)).filter(|request| *request != 0),
+            running: Some(self.running.load(Ordering::Acquire))
+                .filter(|request| *request != NOT_KNOWN),
         }
     }
 
@@ -158,9 +162,9 @@ unsafe extern "C" fn stop_and_note(isolate: v8::UnsafeRawIsolatePtr, context: *m
     let scope = &mut v8::ContextScope::new(scope, context);
     // Set by `calls.js` and by nobody else: the number of the request.
     let data = scope.get_continuation_preserved_embedder_data();
-    if let Ok(request) = data.try_cast::<v8::Uint32>() {
-        WATCH.running.store(request.value(), Ordering::Release);
-    }
+    let request = data.try_cast::<v8::Uint32>();
+    let request = request.map_or(0, |request| request.value());
+    WATCH.running.store(request, Ordering::Release);
 }
 
 /// Starts the watch over the calling thread and its isolate. Everything that it needs exists when this returns.
