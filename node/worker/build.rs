@@ -13,7 +13,12 @@ mod engine {
     pub(crate) mod ops;
 }
 
+/// V8's function that makes every WebAssembly memory: see `src/engine/wasm_memory.rs`.
+const NEW_WASM_MEMORY: &str = "_ZN2v88internal16WasmMemoryObject3New\
+    EPNS0_7IsolateEiiNS0_10SharedFlagENS0_4wasm11AddressTypeE";
+
 fn main() {
+    println!("cargo:rustc-link-arg-bins=-Wl,--wrap={NEW_WASM_MEMORY}");
     for path in [
         "src/js",
         "src/engine/ops.rs",

@@ -4,10 +4,7 @@ use std::time::{Duration, Instant};
 
 use crate::engine::Budget;
 use crate::engine::ops::RequestId;
-use crate::state::{Request, Worker};
-
-/// What the watch may need for itself between two settlements.
-const WATCH_CPU: Duration = Duration::from_millis(50);
+use crate::state::{Request, State, Worker};
 
 /// CPU time for code that runs for no request: timers of the modules, what is left of requests that are over, V8's own
 /// tasks. Collecting the garbage of a full heap, once requests stop, takes a tenth of it.
@@ -43,13 +40,10 @@ impl Worker {
         let state = self.state.borrow();
         let limits = state.limits;
         let wall = Duration::from_millis(limits.wall_time_ms.into());
-        let (cpu, wall) = match state.requests.get(&request) {
-            Some(request) => (
-                Duration::from_millis(limits.cpu_time_ms.into()).saturating_sub(request.cpu),
-                wall.saturating_sub(self.now.get().saturating_duration_since(request.began)),
-            ),
-            None => (state.nobody.left, wall),
-        };
+        let cpu = state.cpu_left(request);
+        let wall = state.requests.get(&request).map_or(wall, |request| {
+            wall.saturating_sub(self.now.get().saturating_duration_since(request.began))
+        });
         (!cpu.is_zero()).then_some(Budget {
             cpu,
             wall: wall.max(Duration::from_millis(1)),
@@ -90,13 +84,21 @@ impl Worker {
         }
     }
 
-    /// Whether a request that still runs, or nobody, has nothing left.
-    pub(crate) fn has_overdrawn(&self) -> bool {
+    /// CPU time that a request, or nobody if there is no such request, has left.
+    pub(crate) fn cpu_left(&self, request: RequestId) -> Duration {
+        self.state.borrow().cpu_left(request)
+    }
+
+    /// The running request that is furthest over its limit, 0 when nobody's account is used up.
+    pub(crate) fn overdrawn(&self) -> Option<RequestId> {
         let state = self.state.borrow();
         let limit = Duration::from_millis(state.limits.cpu_time_ms.into());
         let runs = |request: &Request| !request.answered || request.waiting > 0;
-        let mut requests = state.requests.values();
-        state.nobody.left.is_zero() || requests.any(|request| runs(request) && request.cpu >= limit)
+        let over = |request: &Request| runs(request) && request.cpu >= limit;
+        let overdrawn = state.requests.iter().filter(|(_, request)| over(request));
+        let worst = overdrawn.max_by_key(|(_, request)| request.cpu);
+        let nobody = state.nobody.left.is_zero().then_some(0);
+        worst.map(|(id, _)| *id).or(nobody)
     }
 
     /// The request that has used the most CPU time.
@@ -107,22 +109,6 @@ impl Worker {
             .iter()
             .max_by_key(|(_, request)| request.cpu)
             .map(|(id, _)| *id)
-    }
-
-    /// CPU time that the pool's thread may take until the next settlement, and the watch for itself.
-    pub(crate) fn helper_grant(&self) -> Duration {
-        let state = self.state.borrow();
-        let limit = Duration::from_millis(state.limits.cpu_time_ms.into());
-        let requests = state.requests.values();
-        let left: Duration = requests
-            .map(|request| limit.saturating_sub(request.cpu))
-            .sum();
-        let left = if state.requests.is_empty() {
-            state.nobody.left
-        } else {
-            left
-        };
-        left.saturating_add(WATCH_CPU)
     }
 
     /// When the next timer or deadline is, or outcomes are due.
@@ -139,6 +125,16 @@ impl Worker {
             .into_iter()
             .flatten()
             .min()
+    }
+}
+
+impl State {
+    fn cpu_left(&self, request: RequestId) -> Duration {
+        let limit = Duration::from_millis(self.limits.cpu_time_ms.into());
+        let request = self.requests.get(&request);
+        request.map_or(self.nobody.left, |request| {
+            limit.saturating_sub(request.cpu)
+        })
     }
 }
 

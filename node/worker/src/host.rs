@@ -24,6 +24,10 @@ const MAX_TIMERS: usize = 10_000;
 /// is decompressed.
 const JOINED_BYTES: usize = 32 * 1024;
 
+/// Field of a request's head, and of each call that the request makes: how many functions it has
+/// come through.
+const HOPS: &str = ":hops";
+
 /// No call can be made: see [`Host::fetch`].
 const NO_CALL: Handle = u32::MAX;
 
@@ -238,6 +242,22 @@ impl Host for Worker {
         }
     }
 
+    fn pool_begin(&self, request: RequestId) {
+        engine::pool::begin(request, self.cpu_left(request));
+    }
+
+    fn pool_end(&self, request: RequestId) {
+        engine::pool::end(request);
+    }
+
+    fn put_off(&self, request: RequestId, ticket: u32) -> bool {
+        let serving = self.serving.get();
+        if serving {
+            self.tell(Event::Resume { request, ticket });
+        }
+        serving
+    }
+
     fn log(&self, request: RequestId, level: u8, message: &str) {
         let mut state = self.state.borrow_mut();
         let name = state
@@ -290,6 +310,11 @@ impl State {
         let mut fields =
             fields::from_script(call.headers).ok_or("the call has too many headers")?;
         fields.push(":request", name);
+        // How many functions the request came through. Without a count the vault assumes the most.
+        let caller = self.requests.get(&request);
+        if let Some(hops) = caller.and_then(|caller| caller.head.fields.get(HOPS)) {
+            fields.push(HOPS, hops);
+        }
         if let Some(binding) = usize::try_from(call.binding)
             .ok()
             .and_then(|index| self.bindings.get(index))

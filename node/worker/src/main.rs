@@ -10,6 +10,7 @@ mod engine;
 mod fields;
 mod host;
 mod logs;
+mod outcomes;
 mod serve;
 mod spare;
 mod state;
@@ -47,7 +48,7 @@ fn start() -> Result<u8, Box<dyn std::error::Error>> {
         .build()?;
     let code = runtime.block_on(async move {
         // The pool's one thread, for cryptography.
-        tokio::task::spawn_blocking(|| ()).await?;
+        tokio::task::spawn_blocking(engine::pool::adopt_thread).await??;
         let spare = spare::Spare::start(platform).await?;
         layers.extend(casemate_sandbox::close(casemate_sandbox::Profile::Worker)?);
         Ok(spare.live(layers).await)

@@ -27,11 +27,8 @@ const SETTLE: Duration = Duration::from_secs(20);
 /// How often they are looked at during that time.
 const SETTLE_EVERY: Duration = Duration::from_secs(1);
 
-/// Between two settlements of the account of the other threads: which are read by a system call, and work seldom.
-const HELPERS_EVERY: Duration = Duration::from_millis(2);
-
-/// CPU time of other threads below which it is the watch's own, not the function's.
-const HELPER_NOISE: Duration = Duration::from_micros(200);
+/// The shortest wait for the pool's thread before its account is settled again.
+const POOL_SETTLE_MIN: Duration = Duration::from_millis(1);
 
 /// Why serving ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,8 +49,6 @@ pub(crate) struct Server {
     /// When the sleep ends; it may end too early, never too late.
     sleeps_until: Instant,
     rounds: u32,
-    helpers_cpu: Duration,
-    helpers_settled: Instant,
     /// When something last happened.
     active: Instant,
     /// No more requests; gives up what is under way at this time.
@@ -66,7 +61,8 @@ enum Wake {
     Control(Option<ToWorker>),
     Time,
     Progress,
-    Stopped(Failure),
+    /// The request to blame, where there is one, and the limit that it went over.
+    Stopped(Option<RequestId>, Failure),
 }
 
 impl fmt::Debug for Server {
@@ -86,7 +82,9 @@ impl Server {
         inbox: mpsc::Receiver<ToWorker>,
     ) -> Self {
         let now = Instant::now();
-        let grant = worker.helper_grant();
+        worker.serving.set(true);
+        // What loading took has been within its own limit.
+        engine::pool::settle(|_, _| (), |request| worker.cpu_left(request));
         Self {
             engine,
             worker,
@@ -95,8 +93,6 @@ impl Server {
             sleep: Box::pin(tokio::time::sleep(Duration::ZERO)),
             sleeps_until: now,
             rounds: 0,
-            helpers_cpu: engine::settle_helpers(engine::thread_cpu(), grant),
-            helpers_settled: now,
             active: now,
             stopping: None,
         }
@@ -109,7 +105,7 @@ impl Server {
             let now = Instant::now();
             self.worker.set_now(now);
             match wake {
-                Wake::Stopped(failure) => return self.exceeded(self.worker.busiest(), failure),
+                Wake::Stopped(request, failure) => return self.exceeded(request, failure),
                 Wake::Incoming(Some(incoming)) if self.stopping.is_none() => {
                     self.worker.accept(incoming);
                 }
@@ -166,6 +162,7 @@ impl Server {
                 cpu,
                 ended,
                 stopped,
+                ..
             } = self.engine.turn(&event, budget, start);
             at = Some(ended);
             self.worker.charge(request, cpu);
@@ -191,9 +188,9 @@ impl Server {
     fn poll_wake(&mut self, context: &mut Context<'_>) -> Poll<Wake> {
         self.rounds += 1;
         if self.rounds >= ROUNDS_PER_POLL
-            && let Some(failure) = self.poll_engine(context)
+            && let Some(stopped) = self.poll_engine(context)
         {
-            return Poll::Ready(Wake::Stopped(failure));
+            return Poll::Ready(stopped);
         }
         if self.worker.has_events() && self.worker.poll_done(context).is_ready() {
             return Poll::Ready(Wake::Progress);
@@ -213,8 +210,8 @@ impl Server {
         if self.worker.poll_cancelled(context).is_ready() {
             return Poll::Ready(Wake::Progress);
         }
-        if let Some(failure) = self.poll_engine(context) {
-            return Poll::Ready(Wake::Stopped(failure));
+        if let Some(stopped) = self.poll_engine(context) {
+            return Poll::Ready(stopped);
         }
         if self.worker.has_events() {
             Poll::Ready(Wake::Progress)
@@ -223,32 +220,41 @@ impl Server {
         }
     }
 
-    /// Polls the platform's own asynchrony and settles the account of the other threads.
-    fn poll_engine(&mut self, context: &mut Context<'_>) -> Option<Failure> {
+    /// Polls the platform's own asynchrony and settles the account of the pool's thread; says who
+    /// went over a limit.
+    fn poll_engine(&mut self, context: &mut Context<'_>) -> Option<Wake> {
         self.rounds = 0;
-        let start = engine::thread_cpu();
-        let now = Instant::now();
-        if now >= self.helpers_settled + HELPERS_EVERY {
-            self.helpers_settled = now;
-            let helpers_cpu = engine::settle_helpers(start, self.worker.helper_grant());
-            let helped = helpers_cpu.saturating_sub(self.helpers_cpu);
-            if helped > HELPER_NOISE {
-                self.worker.charge_all(helped);
-                self.helpers_cpu = helpers_cpu;
-            }
+        if engine::pool::is_active() {
+            engine::pool::settle(
+                |request, cpu| self.worker.charge(request, cpu),
+                |request| self.worker.cpu_left(request),
+            );
         }
         let budget = self.worker.shared_budget();
-        let Turn { cpu, stopped, .. } = self.engine.poll(context, budget, start);
-        self.worker.charge_all(cpu);
-        let overdrawn = self.worker.has_overdrawn();
-        stopped.or(overdrawn.then_some(Failure::ExceededCpu))
+        let start = engine::thread_cpu();
+        let Turn {
+            cpu,
+            stopped,
+            running,
+            ..
+        } = self.engine.poll(context, budget, start);
+        match (stopped, running) {
+            (Some(_), Some(request)) => self.worker.charge(request, cpu),
+            _ => self.worker.charge_all(cpu),
+        }
+        if let Some(failure) = stopped {
+            return Some(Wake::Stopped(running.or(self.worker.busiest()), failure));
+        }
+        let overdrawn = self.worker.overdrawn();
+        overdrawn.map(|request| Wake::Stopped(Some(request), Failure::ExceededCpu))
     }
 
     /// Ready at the next timer, deadline, end of grace, or look at V8's delayed tasks.
     fn poll_time(&mut self, context: &mut Context<'_>) -> Poll<()> {
         let now = Instant::now();
         let settle = (now < self.active + SETTLE).then_some(now + SETTLE_EVERY);
-        let wanted = [self.worker.next_deadline(), self.stopping, settle]
+        let pool = engine::pool::settle_within().map(|wait| now + wait.max(POOL_SETTLE_MIN));
+        let wanted = [self.worker.next_deadline(), self.stopping, settle, pool]
             .into_iter()
             .flatten()
             .min();
@@ -272,6 +278,7 @@ fn request_of(event: &Event) -> RequestId {
         | Event::Refused { request, .. }
         | Event::Arrived { request, .. }
         | Event::Taken { request, .. }
-        | Event::Fire { request, .. } => *request,
+        | Event::Fire { request, .. }
+        | Event::Resume { request, .. } => *request,
     }
 }

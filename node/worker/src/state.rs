@@ -29,10 +29,6 @@ use crate::logs::Logs;
 /// with them; but each keeps its head, up to 48 KiB, and what the function keeps for it.
 const MAX_WAITING: usize = 128;
 
-/// Outcomes that wait to be said together, and for how long those wait that went well.
-const MAX_OUTCOMES: usize = 128;
-const OUTCOMES_WAIT: Duration = Duration::from_millis(20);
-
 /// Status that only the vault sends: it refused.
 const REFUSED: u16 = 0;
 
@@ -43,6 +39,8 @@ pub(crate) struct Worker {
     events: RefCell<VecDeque<Event>>,
     /// The time of this round of the loop.
     pub(crate) now: Cell<Instant>,
+    /// Events are delivered: the function is loaded and served.
+    pub(crate) serving: Cell<bool>,
 }
 
 /// Everything that changes.
@@ -62,7 +60,7 @@ pub(crate) struct State {
     pub(crate) work: FuturesUnordered<LocalBoxFuture<'static, Option<Done>>>,
     pub(crate) ready: VecDeque<Done>,
     pub(crate) logs: Logs,
-    outcomes: Vec<Outcome>,
+    pub(crate) outcomes: Vec<Outcome>,
     /// When they are said at the latest.
     pub(crate) outcomes_due: Option<Instant>,
     pub(crate) outbox: mpsc::Sender<FromWorker>,
@@ -110,6 +108,8 @@ pub(crate) struct Request {
     /// Nobody needs to be told anything more about the response.
     pub(crate) answered: bool,
     pub(crate) wants_cancel: bool,
+    /// Its `Cancelled` event waits to be told: until then it is not over.
+    pub(crate) cancel_due: bool,
     pub(crate) failure: Option<(Failure, String)>,
 }
 
@@ -160,6 +160,7 @@ impl Worker {
             state: RefCell::new(state),
             events: RefCell::default(),
             now: Cell::new(now),
+            serving: Cell::new(false),
         })
     }
 
@@ -199,6 +200,7 @@ impl Worker {
             waiting: 0,
             answered: false,
             wants_cancel: false,
+            cancel_due: false,
             failure: None,
         };
         state.requests.insert(request, taken);
@@ -221,7 +223,13 @@ impl Worker {
 
     /// What is to be told next.
     pub(crate) fn next_event(&self) -> Option<Event> {
-        self.events.borrow_mut().pop_front()
+        let event = self.events.borrow_mut().pop_front();
+        if let Some(Event::Cancelled { request }) = &event
+            && let Some(request) = self.state.borrow_mut().requests.get_mut(request)
+        {
+            request.cancel_due = false;
+        }
+        event
     }
 
     /// Whether there is something to tell.
@@ -319,7 +327,7 @@ impl Worker {
             wall_us: micros(wall),
             subrequests: request.subrequests,
         };
-        state.outcome(outcome, self.now.get() + OUTCOMES_WAIT);
+        state.outcome(outcome, self.now.get());
         drop(state);
         if request.wants_cancel || !timers.is_empty() || !handles.is_empty() {
             self.tell(Event::Over {
@@ -337,7 +345,7 @@ impl Worker {
             .borrow()
             .requests
             .get(&request)
-            .is_some_and(|request| request.answered && request.waiting == 0);
+            .is_some_and(|request| request.answered && request.waiting == 0 && !request.cancel_due);
         if over {
             self.finish(request);
         }
@@ -493,6 +501,7 @@ impl Worker {
         };
         request.reply = None;
         request.answered = true;
+        request.cancel_due = request.wants_cancel;
         let (response, wants_cancel) = (request.response, request.wants_cancel);
         let was_sending = state.sending.remove(&response).is_some();
         drop(state);
@@ -512,30 +521,6 @@ impl Worker {
 }
 
 impl State {
-    /// One more outcome, to be said at this time at the latest, and at once when it is a failure.
-    fn outcome(&mut self, outcome: Outcome, due: Instant) {
-        let is_failure = outcome.failure.is_some();
-        self.outcomes.push(outcome);
-        self.outcomes_due.get_or_insert(due);
-        if is_failure || self.outcomes.len() >= MAX_OUTCOMES {
-            self.say_outcomes();
-        }
-    }
-
-    fn say_outcomes(&mut self) {
-        self.outcomes_due = None;
-        let outcomes = std::mem::take(&mut self.outcomes);
-        let count = outcomes.len();
-        if count > 0
-            && self
-                .outbox
-                .try_send(FromWorker::Outcomes(outcomes))
-                .is_err()
-        {
-            tracing::warn!(count, "the supervisor does not read: outcomes are lost");
-        }
-    }
-
     /// Requests whose responses are not over.
     fn unanswered(&self) -> usize {
         let requests = self.requests.values();

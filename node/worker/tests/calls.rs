@@ -6,70 +6,7 @@ use bytes::Bytes;
 use casemate_channel::{Incoming, StreamError};
 use casemate_wire::control::Failure;
 use casemate_wire::{Fields, ResponseHead};
-use harness::{Function, PATIENCE, function, function_with, head, load, tell_apart, whole};
-
-/// Calls what the path says and shows what came of it.
-const CALLER: &str = r#"export default {
-    async fetch(request, env) {
-        const { to, binding, ...init } = await request.json();
-        try {
-            const response = binding ? await env[binding].fetch(to, init) : await fetch(to, init);
-            return Response.json({
-                status: response.status, url: response.url, redirected: response.redirected,
-                header: response.headers.get("x-answer"), text: await response.text(),
-            });
-        } catch (error) {
-            return Response.json({ name: error.name, code: error.code, message: error.message });
-        }
-    },
-};"#;
-
-/// Answers one call of the worker.
-async fn answer(incoming: Incoming, status: u16, fields: &[(&str, &str)], body: &'static str) {
-    let fields = fields.iter().map(|(name, value)| (*name, value.as_bytes()));
-    let head = ResponseHead {
-        status,
-        fields: fields.collect(),
-    };
-    let mut sending = incoming.reply.send(&head, body.is_empty());
-    if !body.is_empty() {
-        sending
-            .send(Bytes::from_static(body.as_bytes()))
-            .await
-            .expect("a worker that goes on");
-        sending.finish();
-    }
-}
-
-/// Asks `CALLER` for a call, and plays the vault with `vault`.
-async fn call(
-    worker: &mut Function,
-    order: &'static str,
-    vault: impl AsyncFnOnce(&mut casemate_channel::Acceptor),
-) -> String {
-    let request = tell_apart(head("POST", "https://fn.test/"), "r7");
-    let mut exchange = worker.open(request, false);
-    exchange
-        .body
-        .send(Bytes::from_static(order.as_bytes()))
-        .await
-        .expect("a worker that goes on");
-    exchange.body.finish();
-    let played = tokio::time::timeout(PATIENCE, vault(&mut worker.vault)).await;
-    played.expect("the calls that were expected, in time");
-    let (_, mut body) = exchange
-        .response
-        .head()
-        .await
-        .expect("a worker that goes on");
-    String::from_utf8(
-        whole(&mut body)
-            .await
-            .expect("a worker that goes on")
-            .to_vec(),
-    )
-    .expect("a worker that goes on")
-}
+use harness::{CALLER, Function, answer, call, function, function_with, head, load, whole};
 
 #[tokio::test]
 async fn a_plain_call_carries_the_request_and_no_binding() {
@@ -104,6 +41,38 @@ async fn a_plain_call_carries_the_request_and_no_binding() {
         r#"{"status":203,"url":"https://api.test/a?b","redirected":false,"header":"yes","text":"body"}"#
     );
     assert_eq!(worker.outcome().await.subrequests, 1);
+}
+
+#[tokio::test]
+async fn calls_carry_the_hops_of_their_request_and_the_function_has_no_say() {
+    let source = r#"export default {
+        async fetch(request) {
+            const seen = [...request.headers].filter(([name]) => name.includes("hops"));
+            let forged;
+            try { forged = new Headers([[":hops", "0"]]); } catch (error) { forged = error.name; }
+            setTimeout(() => fetch("https://api.test/timer"), 1);
+            await fetch("https://api.test/", { headers: { hops: "0" } });
+            return Response.json([seen, forged]);
+        },
+    };"#;
+    let mut worker = function(source).await;
+    for hops in [Some("7"), Some("0"), None] {
+        let mut asked = head("GET", "https://fn.test/");
+        if let Some(hops) = hops {
+            asked.fields.push(":hops", hops);
+        }
+        let exchange = worker.open(asked, true);
+        let mut calls = Vec::new();
+        for _ in 0..2 {
+            calls.push(worker.vault.accept().await.unwrap());
+        }
+        for call in calls {
+            assert_eq!(call.head.fields.text(":hops"), hops, "{}", call.head.target);
+            answer(call, 200, &[], "").await;
+        }
+        let (_, mut body) = exchange.response.head().await.unwrap();
+        assert_eq!(whole(&mut body).await.unwrap(), r#"[[],"TypeError"]"#);
+    }
 }
 
 #[tokio::test]

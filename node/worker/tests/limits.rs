@@ -215,41 +215,6 @@ async fn memory_in_buffers_is_a_range_error_and_given_back() {
 }
 
 #[tokio::test]
-async fn memory_of_webassembly_has_the_limit_of_its_own_function() {
-    // Every second one is shared, which V8 counts nowhere.
-    let source = r#"
-        const make = (_, i) => new WebAssembly.Memory({ initial: 1024, maximum: 1024, shared: i % 2 === 1 });
-        const memories = Array.from({ length: 6 }, make);
-        export default {
-            fetch(request) {
-                if (request.url.endsWith("/one")) return new Response(String(new Uint8Array(memories[0].buffer).fill(1).length));
-                for (;;) memories.forEach(({ buffer }) => new Uint8Array(buffer).fill(1));
-            },
-        };"#;
-    let mut settings = load();
-    settings.limits.cpu_time_ms = 20_000;
-    settings.limits.heap_mib = 32;
-    let mut worker = function_with(&[("main.js", source.as_bytes())], settings).await;
-    assert_eq!(worker.get("/one").await.text(), "67108864");
-    worker
-        .ask(head("GET", "https://fn.test/all"))
-        .await
-        .unwrap_err();
-    let (last, status) = worker.end().await;
-    assert!(
-        matches!(
-            last,
-            Some(FromWorker::Fatal {
-                failure: Failure::ExceededMemory,
-                ..
-            })
-        ),
-        "{last:?}"
-    );
-    assert_eq!(status, Some(81));
-}
-
-#[tokio::test]
 async fn bodies_that_are_gone_leave_room_for_others() {
     static BODY: [u8; 64 * 1024] = [b'x'; 64 * 1024];
     let source =

@@ -238,7 +238,10 @@ async fn a_caller_who_leaves_aborts_the_signal_and_cancels_the_stream() {
     let mut worker = function(
         r#"export default {
             async fetch(request, env, ctx) {
-                request.signal.addEventListener("abort", () => console.log("aborted"));
+                request.signal.addEventListener("abort", () => {
+                    console.log("aborted");
+                    ctx.waitUntil(fetch("https://api.test/left"));
+                });
                 const body = new ReadableStream({
                     start(controller) { controller.enqueue(new TextEncoder().encode("first")); },
                     cancel() { console.log("cancelled"); },
@@ -254,11 +257,18 @@ async fn a_caller_who_leaves_aborts_the_signal_and_cancels_the_stream() {
     drop((body, exchange.body));
     let mut lines = vec![];
     for _ in 0..2 {
-        lines.push(worker.log().await.message);
+        let line = worker.log().await;
+        assert_eq!(line.request.as_deref(), Some("r1"), "{}", line.message);
+        lines.push(line.message);
     }
     lines.sort();
     assert_eq!(lines, ["aborted", "cancelled"]);
-    assert_eq!(worker.outcome().await.failure, None);
+    // The listener is part of the request: it may call out.
+    let left = worker.vault.accept().await.expect("a call");
+    assert_eq!(left.head.fields.text(":request"), Some("r1"));
+    harness::answer(left, 204, &[], "").await;
+    let outcome = worker.outcome().await;
+    assert_eq!((outcome.failure, outcome.subrequests), (None, 1));
 }
 
 #[tokio::test]

@@ -67,7 +67,6 @@ async fn nothing_of_the_machinery_is_in_reach_and_the_platform_is_whole() {
                 setInterval structuredClone fetch console crypto performance`.split(/\s+/);
             const wasm = "Global Instance Memory Module Table Tag Exception CompileError LinkError RuntimeError compile compileStreaming "
                 + "instantiate instantiateStreaming JSTag validate";
-            const shared = new WebAssembly.Memory({ initial: 1, maximum: 1, shared: true });
             const digest = await crypto.subtle.digest("SHA-256", new TextEncoder().encode("abc"));
             const pair = await crypto.subtle.generateKey({ name: "ECDSA", namedCurve: "P-256" }, true, ["sign", "verify"]);
             const signed = await crypto.subtle.sign({ name: "ECDSA", hash: "SHA-256" }, pair.privateKey, digest);

@@ -16,6 +16,7 @@ pub(super) struct Functions {
     arrived: Function,
     taken: Function,
     fire: Function,
+    resume: Function,
 }
 
 pub(super) type Function = v8::Global<v8::Function>;
@@ -49,6 +50,7 @@ pub(super) fn take(
         arrived: take("arrived")?,
         taken: take("taken")?,
         fire: take("fire")?,
+        resume: take("resume")?,
     };
     Ok((take("start")?, functions))
 }
@@ -244,6 +246,10 @@ impl Functions {
             Event::Fire { request, timer } => {
                 let arguments = [number(scope, *request), number(scope, *timer)];
                 call(scope, &self.fire, &arguments);
+            }
+            Event::Resume { request, ticket } => {
+                let arguments = [number(scope, *request), number(scope, *ticket)];
+                call(scope, &self.resume, &arguments);
             }
         }
     }

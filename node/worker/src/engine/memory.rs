@@ -1,8 +1,10 @@
-//! Limits on memory: V8's heap by its own callback, array buffers by counting what their allocator gives.
+//! Limits on memory: V8's heap by its own callback, array buffers by counting what their allocator
+//! gives.
 //!
-//! What gets around both (V8's own growth, WebAssembly memories) shows in what the process occupies, which the watch holds
-//! against [`OVERHEAD_BYTES`]. All three are inner walls: outside is the process's cgroup or rlimit, which a spare has from
-//! before its function is known, and so for the node's largest.
+//! What gets around both (V8's own growth, WebAssembly memories, each of which is limited but not
+//! their number) shows in what the process occupies, which the watch holds against
+//! [`OVERHEAD_BYTES`]. All three are inner walls: outside is the process's cgroup or rlimit, which
+//! a spare has from before its function is known, and so for the node's largest.
 
 use std::ffi::c_void;
 use std::fs::File;

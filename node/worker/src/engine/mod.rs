@@ -13,6 +13,8 @@ mod memory;
 mod modules;
 pub(crate) mod ops;
 mod pieces;
+pub(crate) mod pool;
+mod wasm_memory;
 mod watch;
 
 use std::mem::ManuallyDrop;
@@ -90,6 +92,8 @@ pub(crate) enum Event {
     },
     /// A timer is due.
     Fire { request: RequestId, timer: u32 },
+    /// What JavaScript put off to a turn of the request, under this number.
+    Resume { request: RequestId, ticket: u32 },
 }
 
 impl Event {
@@ -137,6 +141,8 @@ pub(crate) struct Turn {
     pub(crate) ended: Duration,
     /// Why it was stopped. The isolate must not be entered again.
     pub(crate) stopped: Option<Failure>,
+    /// Whose code was running when the watch stopped it, where that is known; 0 is nobody's.
+    pub(crate) running: Option<RequestId>,
 }
 
 /// Why a function could not be loaded.
@@ -217,7 +223,8 @@ impl Engine {
             .v8_isolate()
             .set_oom_error_handler(memory::out_of_memory);
         memory::limit_heap(&mut runtime, memory::SPARE_HEAP_BYTES, &WATCH);
-        watch::start(runtime.v8_isolate().thread_safe_handle())?;
+        let context = runtime.main_context();
+        watch::start(runtime.v8_isolate().thread_safe_handle(), context)?;
         let (start, functions) = functions::take(&mut runtime)?;
         let started = Box::pin(runtime.call(&start));
         runtime
@@ -237,7 +244,7 @@ impl Engine {
     /// See [`LoadError`].
     pub(crate) async fn load(&mut self, bundle: Bundle, load: &Load) -> Result<(), LoadError> {
         self.limit(&load.limits, load.dynamic_code);
-        settle_helpers(thread_cpu(), LOAD_CPU);
+        pool::settle(|_, _| (), |_| LOAD_CPU);
         self.modules.fill(bundle);
         let entry = Modules::specifier(&load.entry)
             .map_err(|error| LoadError::Function(error.to_string()))?;
@@ -271,6 +278,7 @@ impl Engine {
         memory::limit_heap(&mut self.runtime, bytes, &WATCH);
         memory::BUFFERS.set_limit(bytes);
         memory::ARRIVING.set_limit(bytes);
+        wasm_memory::set_limit(bytes);
         WATCH.limit_memory(heap_bytes + memory::OVERHEAD_BYTES);
         deno_core::scope!(scope, &mut self.runtime);
         scope
@@ -289,6 +297,7 @@ impl Engine {
             self.functions.tell(scope, event);
             // Code of the function is called inside `try`, so this is a mistake of ours; or the turn was stopped.
             if let Some(exception) = scope.exception()
+                && !scope.has_terminated()
                 && !scope.is_execution_terminating()
             {
                 let exception = exception.to_rust_string_lossy(scope);
@@ -347,14 +356,6 @@ fn has_room(event: &Event) -> bool {
         } => memory::BUFFERS.has_room(pieces.capacity()),
         _ => !event.is_too_much(),
     }
-}
-
-/// CPU time that other threads have taken for the function so far, when this thread has taken `own`; from now on they may
-/// take `grant` more.
-pub(crate) fn settle_helpers(own: Duration, grant: Duration) -> Duration {
-    let used = watch::helpers_cpu(own);
-    WATCH.grant_helpers(used.saturating_add(grant));
-    used
 }
 
 /// Polls `future` in turns with the budget for loading.

@@ -47,6 +47,13 @@ pub(crate) trait Host {
     fn timer(&self, request: RequestId, timer: u32, delay_ms: u32) -> bool;
     /// Stops a timer.
     fn clear_timer(&self, timer: u32);
+    /// The next work for the pool's thread is of this request.
+    fn pool_begin(&self, request: RequestId);
+    /// Such work has finished.
+    fn pool_end(&self, request: RequestId);
+    /// Puts something off to a turn of `request`, where it is called by its number; false when
+    /// there are no turns yet.
+    fn put_off(&self, request: RequestId, ticket: u32) -> bool;
     /// A line of the console; level 0 is debug, 3 is error.
     fn log(&self, request: RequestId, level: u8, message: &str);
     /// What the clock shows: microseconds since the Unix epoch and since the worker started.
@@ -215,6 +222,21 @@ fn op_casemate_clear_timer(state: &OpState, timer: u32) {
 }
 
 #[op2(fast)]
+fn op_casemate_pool_begin(state: &OpState, request: u32) {
+    host(state).pool_begin(request);
+}
+
+#[op2(fast)]
+fn op_casemate_pool_end(state: &OpState, request: u32) {
+    host(state).pool_end(request);
+}
+
+#[op2(fast)]
+fn op_casemate_put_off(state: &OpState, request: u32, ticket: u32) -> bool {
+    host(state).put_off(request, ticket)
+}
+
+#[op2(fast)]
 fn op_casemate_log(state: &OpState, request: u32, level: u8, #[string] message: &str) {
     host(state).log(request, level, message);
 }
@@ -276,6 +298,9 @@ deno_core::extension!(
         op_casemate_cancel,
         op_casemate_timer,
         op_casemate_clear_timer,
+        op_casemate_pool_begin,
+        op_casemate_pool_end,
+        op_casemate_put_off,
         op_casemate_log,
         op_casemate_now,
         op_casemate_time_origin,
@@ -284,7 +309,8 @@ deno_core::extension!(
     esm_entry_point = "ext:casemate/boot.js",
     esm = [
         dir "src/js",
-        "web.js", "calls.js", "body.js", "timers.js", "fetch.js", "incoming.js", "globals.js", "wasm.js", "boot.js"
+        "web.js", "calls.js", "subtle.js", "body.js", "timers.js", "fetch.js", "incoming.js",
+        "globals.js", "wasm.js", "boot.js"
     ],
     middleware = |op| match op.name {
         "op_now" => op.with_implementation_from(&op_casemate_now()),

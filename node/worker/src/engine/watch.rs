@@ -6,16 +6,17 @@
 //! works for the function is the pool's, for cryptography; its time counts as well. Whoever takes memory takes CPU time for it,
 //! so the watch looks at that too.
 
+use std::ffi::c_void;
 use std::io;
 use std::mem::MaybeUninit;
-use std::sync::atomic::{AtomicU16, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicPtr, AtomicU16, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc;
 use std::time::Duration;
 
 use casemate_wire::control::Failure;
 use deno_core::v8;
 
-use super::{Turn, last_words, locks, memory};
+use super::{Turn, last_words, locks, memory, pool};
 
 /// CPU time between two looks. The kernel's own tick makes it 4 ms at best.
 const LOOK_EVERY: Duration = Duration::from_millis(5);
@@ -28,6 +29,9 @@ const NO_TURN: u64 = u64::MAX;
 /// The watch has asked V8 to stop this turn.
 const STOPPING: u64 = 0;
 
+/// Code was not stopped, or it did not take the interrupt that tells whose it is.
+const NOT_KNOWN: u32 = u32::MAX;
+
 /// What main thread and watch share.
 pub(crate) struct Watch {
     /// Main thread's CPU time, in ns, at which the running turn is over its limit.
@@ -36,21 +40,24 @@ pub(crate) struct Watch {
     wall_deadline_ns: AtomicU64,
     /// Main thread's CPU time at which the process ends if the turn has not.
     kill_ns: AtomicU64,
-    /// CPU time of the other threads, in ns, beyond which the process ends.
-    helpers_ns: AtomicU64,
     /// Memory of its own, in bytes, beyond which the process ends.
     memory_bytes: AtomicUsize,
     /// Why the turn was stopped, as a reset code; 0 when it was not.
     stopped: AtomicU16,
+    /// The isolate's main context, for [`stop_and_note`].
+    context: AtomicPtr<v8::Global<v8::Context>>,
+    /// The request whose code was running when the turn was stopped; 0 for code of no request.
+    running: AtomicU32,
 }
 
 pub(crate) static WATCH: Watch = Watch {
     deadline_ns: AtomicU64::new(NO_TURN),
     wall_deadline_ns: AtomicU64::new(NO_TURN),
     kill_ns: AtomicU64::new(NO_TURN),
-    helpers_ns: AtomicU64::new(NO_TURN),
     memory_bytes: AtomicUsize::new(usize::MAX),
     stopped: AtomicU16::new(0),
+    context: AtomicPtr::new(std::ptr::null_mut()),
+    running: AtomicU32::new(NOT_KNOWN),
 };
 
 impl Watch {
@@ -66,12 +73,19 @@ impl Watch {
 
     /// Ends the turn that began at `start`.
     pub(crate) fn end(&self, start: Duration) -> Turn {
-        self.deadline_ns.store(NO_TURN, Ordering::Release);
+        if self.deadline_ns.swap(NO_TURN, Ordering::AcqRel) == STOPPING {
+            // The watch is about to note why. Without the wait the next turn would be blamed.
+            while self.stopped.load(Ordering::Acquire) == 0 {
+                std::hint::spin_loop();
+            }
+        }
         let ended = thread_cpu();
         Turn {
             cpu: ended.saturating_sub(start),
             ended,
             stopped: Failure::from_reset(self.stopped.load(Ordering::Acquire)),
+            running: Some(self.running.load(Ordering::Acquire))
+                .filter(|request| *request != NOT_KNOWN),
         }
     }
 
@@ -85,11 +99,6 @@ impl Watch {
         );
     }
 
-    /// Lets the other threads take CPU time up to this in all.
-    pub(crate) fn grant_helpers(&self, cpu: Duration) {
-        self.helpers_ns.store(nanos(cpu), Ordering::Relaxed);
-    }
-
     /// Lets the process occupy this much.
     pub(crate) fn limit_memory(&self, bytes: usize) {
         self.memory_bytes.store(bytes, Ordering::Relaxed);
@@ -99,15 +108,17 @@ impl Watch {
         if memory::occupied() > self.memory_bytes.load(Ordering::Relaxed) {
             last_words::speak(Failure::ExceededMemory);
         }
-        let main = clock(main_clock);
-        if nanos(process_cpu().saturating_sub(main)) > self.helpers_ns.load(Ordering::Relaxed) {
+        if pool::must_end() {
             last_words::speak(Failure::ExceededCpu);
         }
+        let main = clock(main_clock);
         let deadline = self.deadline_ns.load(Ordering::Acquire);
         if deadline == NO_TURN {
             return;
         }
         if deadline == STOPPING {
+            // Code that does not take the interrupt by now may still listen to this.
+            isolate.terminate_execution();
             if nanos(main) > self.kill_ns.load(Ordering::Relaxed) {
                 let failure = Failure::from_reset(self.stopped.load(Ordering::Acquire));
                 last_words::speak(failure.unwrap_or(Failure::ExceededCpu));
@@ -130,16 +141,43 @@ impl Watch {
             .is_ok()
         {
             self.stop(failure);
-            isolate.terminate_execution();
+            isolate.request_interrupt(stop_and_note, self.context.load(Ordering::Acquire).cast());
         }
     }
+}
+
+/// Notes which request's code is running, and stops it. V8 calls this on the main thread, in the
+/// middle of that code.
+///
+/// # Safety
+/// `context` points to the isolate's main context, a `v8::Global<v8::Context>`.
+unsafe extern "C" fn stop_and_note(isolate: v8::UnsafeRawIsolatePtr, context: *mut c_void) {
+    // SAFETY: V8 hands over the isolate that it runs, for the time of this call.
+    let mut isolate = unsafe { v8::Isolate::from_raw_isolate_ptr(isolate) };
+    isolate.thread_safe_handle().terminate_execution();
+    // SAFETY: says the caller.
+    let context = unsafe { &*context.cast::<v8::Global<v8::Context>>() };
+    v8::scope!(let scope, &mut isolate);
+    let context = v8::Local::new(scope, context);
+    let scope = &mut v8::ContextScope::new(scope, context);
+    // Set by `calls.js` and by nobody else: the number of the request.
+    let data = scope.get_continuation_preserved_embedder_data();
+    let request = data.try_cast::<v8::Uint32>();
+    let request = request.map_or(0, |request| request.value());
+    WATCH.running.store(request, Ordering::Release);
 }
 
 /// Starts the watch over the calling thread and its isolate. Everything that it needs exists when this returns.
 ///
 /// # Errors
 /// No thread or no timer can be had.
-pub(crate) fn start(isolate: v8::IsolateHandle) -> io::Result<()> {
+pub(crate) fn start(
+    isolate: v8::IsolateHandle,
+    context: v8::Global<v8::Context>,
+) -> io::Result<()> {
+    // Never freed: the watch and its isolate live as long as the process.
+    let context = Box::into_raw(Box::new(context));
+    WATCH.context.store(context, Ordering::Release);
     let main_clock = thread_clock()?;
     let (ready, started) = mpsc::channel();
     std::thread::Builder::new()
@@ -221,7 +259,8 @@ fn start_timer(thread: libc::pid_t) -> io::Result<()> {
     Ok(())
 }
 
-fn thread_clock() -> io::Result<libc::clockid_t> {
+/// The CPU clock of the calling thread, for other threads to read.
+pub(super) fn thread_clock() -> io::Result<libc::clockid_t> {
     let mut id = 0;
     // SAFETY: the calling thread lives, and the pointer is to a live value.
     match unsafe { libc::pthread_getcpuclockid(libc::pthread_self(), &raw mut id) } {
@@ -230,7 +269,8 @@ fn thread_clock() -> io::Result<libc::clockid_t> {
     }
 }
 
-fn clock(id: libc::clockid_t) -> Duration {
+/// The time of a clock.
+pub(super) fn clock(id: libc::clockid_t) -> Duration {
     let mut time = libc::timespec {
         tv_sec: 0,
         tv_nsec: 0,
@@ -246,15 +286,6 @@ fn clock(id: libc::clockid_t) -> Duration {
 /// CPU time of the calling thread.
 pub(crate) fn thread_cpu() -> Duration {
     clock(libc::CLOCK_THREAD_CPUTIME_ID)
-}
-
-/// CPU time of all threads but the calling one, whose own this is.
-pub(crate) fn helpers_cpu(own: Duration) -> Duration {
-    process_cpu().saturating_sub(own)
-}
-
-fn process_cpu() -> Duration {
-    clock(libc::CLOCK_PROCESS_CPUTIME_ID)
 }
 
 fn monotonic() -> Duration {

@@ -3,10 +3,11 @@
 
 import { core, primordials } from "ext:core/mod.js";
 import { arrived, dropped, taken } from "ext:casemate/body.js";
-import { within } from "ext:casemate/calls.js";
+import { resume, within } from "ext:casemate/calls.js";
 import { abandoned, answered, capability, refused } from "ext:casemate/fetch.js";
 import { defineGlobals, removeGlobals } from "ext:casemate/globals.js";
 import { cancelled, describe, dispatch, install, settled } from "ext:casemate/incoming.js";
+import "ext:casemate/subtle.js";
 import { fire, forget } from "ext:casemate/timers.js";
 import { stream } from "ext:casemate/wasm.js";
 import { performance } from "ext:casemate/web.js";
@@ -87,17 +88,20 @@ function over(request, timers, handles) {
   }
 }
 
+// What may run code of the function is part of a request: its calls, its log lines and its CPU time are that request's.
 const inRequest = (task) => (request, ...args) => within(request, () => ReflectApply(task, undefined, args));
+const byRequest = (task) => (request) => within(request, () => task(request));
 
 globalThis.__casemate = {
   start,
   load,
   dispatch,
-  cancelled,
+  cancelled: byRequest(cancelled),
   over,
   answered: inRequest(answered),
   refused: inRequest(refused),
   arrived: inRequest(arrived),
   taken: inRequest(taken),
   fire: inRequest(fire),
+  resume: inRequest(resume),
 };

@@ -5,24 +5,55 @@
 
 import { core, primordials } from "ext:core/mod.js";
 
-const { ArrayPrototypeJoin, ArrayPrototypePush, StringPrototypeSplit } = primordials;
+const { op_casemate_put_off } = core.ops;
+const {
+  ArrayPrototypeJoin,
+  ArrayPrototypePush,
+  MapPrototypeDelete,
+  MapPrototypeGet,
+  MapPrototypeSet,
+  SafeMap,
+  StringPrototypeSplit,
+} = primordials;
 const { getAsyncContext, setAsyncContext } = core;
 
-// Number of the running request, 0 when there is none.
+// Number of the running request, 0 when there is none. The context is this number and nothing more,
+// so that the watch can read it in the middle of code that it stops.
 export function currentRequest() {
-  return getAsyncContext()?.request ?? 0;
+  return getAsyncContext() ?? 0;
 }
 
 // Calls `task` as part of `request`.
 export function within(request, task) {
   const before = getAsyncContext();
-  // Its own property, whatever the function does to prototypes; without one the object would be a slow dictionary.
-  setAsyncContext({ request });
+  setAsyncContext(request);
   try {
     return task();
   } finally {
     setAsyncContext(before);
   }
+}
+
+// Ticket -> what was put off.
+const putOff = new SafeMap();
+let lastTicket = 0;
+
+// Calls `task` in a turn of `request`, so that code of the function that it wakes is charged to
+// that request. The platform's own asynchrony (results of cryptography, rejections that nobody
+// handled) runs between turns, when nobody is charged.
+export function inTurn(request, task) {
+  lastTicket = (lastTicket + 1) >>> 0;
+  MapPrototypeSet(putOff, lastTicket, task);
+  if (!op_casemate_put_off(request, lastTicket)) {
+    resume(lastTicket);
+  }
+}
+
+// The program: the turn for this ticket has begun.
+export function resume(ticket) {
+  const task = MapPrototypeGet(putOff, ticket);
+  MapPrototypeDelete(putOff, ticket);
+  task?.();
 }
 
 // [[name, value], ...] as `name NUL value NUL ...`: neither can hold a NUL.

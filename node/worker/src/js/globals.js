@@ -1,7 +1,7 @@
 // The global object: WinterTC's minimum common API and nothing of the machinery below it.
 
 import { core, primordials } from "ext:core/mod.js";
-import { currentRequest } from "ext:casemate/calls.js";
+import { currentRequest, inTurn } from "ext:casemate/calls.js";
 import { fetch } from "ext:casemate/fetch.js";
 import { describe } from "ext:casemate/incoming.js";
 import * as timers from "ext:casemate/timers.js";
@@ -86,21 +86,29 @@ class Navigator {
   }
 }
 
-// A promise that nobody handles is told to the function's listeners, then to the log; the request goes on.
+// A promise that nobody handles is told to the function's listeners, then to the log; the request
+// goes on. Listeners, and getters of the error, are the function's code: they run in a turn of the
+// request that the rejection belongs to.
 function unhandledRejection(promise, reason) {
-  const rejection = new event.PromiseRejectionEvent("unhandledrejection", { promise, reason, cancelable: true });
-  event.setIsTrusted(rejection, true);
-  globalThis.dispatchEvent(rejection);
-  if (!rejection.defaultPrevented) {
-    op_casemate_log(currentRequest(), ERROR, `Uncaught (in promise) ${describe(reason)}`);
-  }
+  const request = currentRequest();
+  inTurn(request, () => {
+    const init = { promise, reason, cancelable: true };
+    const rejection = new event.PromiseRejectionEvent("unhandledrejection", init);
+    event.setIsTrusted(rejection, true);
+    globalThis.dispatchEvent(rejection);
+    if (!rejection.defaultPrevented) {
+      op_casemate_log(request, ERROR, `Uncaught (in promise) ${describe(reason)}`);
+    }
+  });
   return true;
 }
 
 function handledRejection(promise, reason) {
-  const rejection = new event.PromiseRejectionEvent("rejectionhandled", { promise, reason });
-  event.setIsTrusted(rejection, true);
-  globalThis.dispatchEvent(rejection);
+  inTurn(currentRequest(), () => {
+    const rejection = new event.PromiseRejectionEvent("rejectionhandled", { promise, reason });
+    event.setIsTrusted(rejection, true);
+    globalThis.dispatchEvent(rejection);
+  });
 }
 
 export function defineGlobals() {

@@ -2,10 +2,22 @@
 
 import { core, primordials } from "ext:core/mod.js";
 import { currentRequest } from "ext:casemate/calls.js";
-import { event, webidl } from "ext:casemate/web.js";
+import { abortSignal, domException, event, webidl } from "ext:casemate/web.js";
 
 const { op_casemate_clear_timer, op_casemate_timer } = core.ops;
-const { MapPrototypeDelete, MapPrototypeGet, MapPrototypeSet, RangeError, ReflectApply, SafeMap, TypeError } = primordials;
+const {
+  MapPrototypeDelete,
+  MapPrototypeGet,
+  MapPrototypeSet,
+  ObjectDefineProperty,
+  RangeError,
+  ReflectApply,
+  SafeMap,
+  TypeError,
+} = primordials;
+
+// The longest delay of a timer, in ms: 24 days, more than any request lasts.
+const MAX_DELAY = 0x7fffffff;
 
 // Number -> what to call.
 const timers = new SafeMap();
@@ -51,6 +63,25 @@ export function clearTimeout(number = 0) {
 export function clearInterval(number = 0) {
   clear(number);
 }
+
+// deno_web's own `AbortSignal.timeout` uses a timer of the platform, which would belong to no
+// request.
+const { timeout } = {
+  timeout(millis) {
+    const prefix = "Failed to execute 'AbortSignal.timeout'";
+    webidl.requiredArguments(arguments.length, 1, prefix);
+    const range = { enforceRange: true };
+    millis = webidl.converters["unsigned long long"](millis, prefix, "Argument 1", range);
+    const controller = new abortSignal.AbortController();
+    const abort = () => {
+      const message = "The operation was aborted due to timeout";
+      controller.abort(new domException.DOMException(message, "TimeoutError"));
+    };
+    start(abort, millis < MAX_DELAY ? millis : MAX_DELAY, [], false);
+    return controller.signal;
+  },
+};
+ObjectDefineProperty(abortSignal.AbortSignal, "timeout", { __proto__: null, value: timeout });
 
 // The program: a timer is due.
 export function fire(number) {

@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use casemate_channel::control::{Control, pair as control_pair, sealed_memfd};
-use casemate_channel::{Acceptor, Exchange, Opener, RecvBody, StreamError, acceptor, opener, pair};
+use casemate_channel::{
+    Acceptor, Exchange, Incoming, Opener, RecvBody, StreamError, acceptor, opener, pair,
+};
 use casemate_wire::control::Limits;
 use casemate_wire::control::worker::{Binding, FromWorker, Load, Log, Outcome, ToWorker};
 use casemate_wire::{Fields, RequestHead, ResponseHead};
@@ -264,4 +266,72 @@ pub(crate) fn tell_apart(mut head: RequestHead, name: &str) -> RequestHead {
         .chain(others)
         .collect();
     head
+}
+
+/// Calls what the path says and shows what came of it.
+pub(crate) const CALLER: &str = r#"export default {
+    async fetch(request, env) {
+        const { to, binding, ...init } = await request.json();
+        try {
+            const response = binding ? await env[binding].fetch(to, init) : await fetch(to, init);
+            return Response.json({
+                status: response.status, url: response.url, redirected: response.redirected,
+                header: response.headers.get("x-answer"), text: await response.text(),
+            });
+        } catch (error) {
+            return Response.json({ name: error.name, code: error.code, message: error.message });
+        }
+    },
+};"#;
+
+/// Answers one call of the worker.
+pub(crate) async fn answer(
+    incoming: Incoming,
+    status: u16,
+    fields: &[(&str, &str)],
+    body: &'static str,
+) {
+    let fields = fields.iter().map(|(name, value)| (*name, value.as_bytes()));
+    let head = ResponseHead {
+        status,
+        fields: fields.collect(),
+    };
+    let mut sending = incoming.reply.send(&head, body.is_empty());
+    if !body.is_empty() {
+        sending
+            .send(Bytes::from_static(body.as_bytes()))
+            .await
+            .expect("a worker that goes on");
+        sending.finish();
+    }
+}
+
+/// Asks `CALLER` for a call, and plays the vault with `vault`.
+pub(crate) async fn call(
+    worker: &mut Function,
+    order: &'static str,
+    vault: impl AsyncFnOnce(&mut casemate_channel::Acceptor),
+) -> String {
+    let request = tell_apart(head("POST", "https://fn.test/"), "r7");
+    let mut exchange = worker.open(request, false);
+    exchange
+        .body
+        .send(Bytes::from_static(order.as_bytes()))
+        .await
+        .expect("a worker that goes on");
+    exchange.body.finish();
+    let played = tokio::time::timeout(PATIENCE, vault(&mut worker.vault)).await;
+    played.expect("the calls that were expected, in time");
+    let (_, mut body) = exchange
+        .response
+        .head()
+        .await
+        .expect("a worker that goes on");
+    String::from_utf8(
+        whole(&mut body)
+            .await
+            .expect("a worker that goes on")
+            .to_vec(),
+    )
+    .expect("a worker that goes on")
 }
