@@ -219,6 +219,28 @@ async fn calls_under_way_end_when_their_secret_or_release_is_withdrawn() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_call_lasts_no_longer_than_its_release_says_wherever_it_stands() {
+    let raw = Raw::start(script).await;
+    let mut fleet = Fleet::start(&raw.upstream).await;
+    fleet.edit_release = |release| {
+        with_plain_egress(release);
+        release.limits.call_time_ms = 500;
+    };
+    fleet.join().await;
+    let release = fleet.deploy(1).await;
+    let worker = channel(&mut fleet, release).await;
+    for (binding, path) in [(Some("pay"), "/v1"), (None, "/plain")] {
+        let url = |end: &str| raw.upstream.url(&format!("{path}/{end}"));
+        let head = begin(&worker, binding, &url("hold"), true);
+        let body = begin(&worker, binding, &url("body"), true);
+        assert_eq!(ended(head).await, "upstream_timeout", "{binding:?}");
+        // A machine that is slow enough does not get as far as the body.
+        assert!(["broken", "upstream_timeout"].contains(&ended(body).await.as_str()));
+        raw.wait_for_open(0).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn calls_under_way_end_when_the_manifest_expires() {
     let raw = Raw::start(script).await;
     let mut fleet = Fleet::start(&raw.upstream).await;

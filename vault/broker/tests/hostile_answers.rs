@@ -242,6 +242,31 @@ async fn parts_lengths_and_digests_of_a_credentialed_answer_reach_no_function() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_credential_that_declares_ranges_gets_parts_and_validators_but_no_lengths() {
+    let raw = Raw::start(|_| {
+        let head = "HTTP/1.1 206 Partial Content\r\ncontent-length: 4\r\netag: \"a\"\r\n\
+                    content-range: bytes 0-3/24\r\ndigest: x\r\n\r\nfine";
+        (head.into(), Then::Close)
+    })
+    .await;
+    let mut fleet = Fleet::start(&raw.upstream).await;
+    fleet.edit_release = |release| release.credentials[0].ranges = true;
+    fleet.join().await;
+    let release = fleet.deploy(1).await;
+    let worker = channel(&mut fleet, release).await;
+    let asked = [("range", "bytes=0-3"), ("if-range", "\"a\"")];
+    let url = raw.upstream.url("/v1/part");
+    let answer = call(&worker, Some("pay"), "POST", &url, "", &asked).await;
+    assert_eq!((answer.status, answer.body.as_slice()), (206, &b"fine"[..]));
+    assert_eq!(shown(&answer), ["etag", "content-range"]);
+    let head = raw.heads().remove(0);
+    assert!(
+        head.contains("range: bytes=0-3") && head.contains("if-range:"),
+        "{head}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_call_counts_its_hop_and_a_function_cannot_begin_anew() {
     let raw = Raw::start(|_| answer("content-length: 0\r\n", b"")).await;
     let mut fleet = Fleet::start(&raw.upstream).await;

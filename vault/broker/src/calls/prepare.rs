@@ -77,9 +77,9 @@ pub(super) fn prepare(
         .credential
         .zip(opened.as_ref())
         .map(|(credential, (_, value))| (&credential.slot, value));
-    let rules = allowed
-        .credential
-        .map(|_| CredentialedRules { ranges: false });
+    let rules = allowed.credential.map(|credential| CredentialedRules {
+        ranges: credential.ranges,
+    });
     let fields = sent_fields(head, rules)?;
     let mut outgoing = fill(&allowed.target, fields.into_iter(), slot);
     let cdn_loop = Bytes::from(heads::cdn_loop(&head.fields));
@@ -129,7 +129,7 @@ pub(super) fn prepare(
         request,
         place,
         credentialed: rules.map(|rules| Credentialed { rules, scrubber }),
-        lifetime: Duration::from_secs(60),
+        lifetime: Duration::from_millis(release.limits.call_time_ms.into()),
         registered,
         exchange,
         permit,
