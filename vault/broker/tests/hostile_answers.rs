@@ -10,10 +10,12 @@ mod worker;
 use std::io::Write as _;
 use std::time::Duration;
 
+use casemate_wire::Fields;
 use flate2::{Compression, write::GzEncoder};
 use fleet::{Fleet, KEY};
+use upstream::Upstream;
 use upstream::raw::{Raw, Then};
-use worker::{Answer, call, channel, serving};
+use worker::{Answer, call, channel, open, serving};
 
 /// What decoding bombs may add to the memory of the vault, KiB. It took 1,036 MiB for one call
 /// once.
@@ -264,6 +266,26 @@ async fn a_credential_that_declares_ranges_gets_parts_and_validators_but_no_leng
         head.contains("range: bytes=0-3") && head.contains("if-range:"),
         "{head}"
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_that_its_function_does_not_read_is_held_back_at_its_upstream() {
+    /// The windows of the channel and of HTTP/2, 256 KiB each, and what the test's upstream buffers.
+    const MOST_BYTES: usize = 3 << 19;
+    let upstream = Upstream::start_with(KEY, &["h2"]).await;
+    let (mut fleet, release) = serving(&upstream).await;
+    let worker = channel(&mut fleet, release).await;
+    let fields = Fields::default().with(":binding", "pay");
+    let exchange = open(&worker, "POST", &upstream.url("/v1/endless"), fields, true);
+    let (head, _body) = exchange.response.head().await.unwrap();
+    assert_eq!(head.status, 200);
+    let (mut before, mut now) = (0, upstream.produced());
+    while now > before || now == 0 {
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        (before, now) = (now, upstream.produced());
+        assert!(now < MOST_BYTES, "the upstream has sent {now} bytes");
+    }
+    println!("the upstream has sent {now} bytes");
 }
 
 #[tokio::test(flavor = "multi_thread")]
