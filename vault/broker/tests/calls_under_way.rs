@@ -13,7 +13,8 @@ use casemate_channel::{Exchange, Opener};
 use casemate_trust::release::{EgressRule, Release, Scheme};
 use casemate_wire::Fields;
 use casemate_wire::control::vault::Verdict;
-use fleet::Fleet;
+use fleet::{Fleet, KEY};
+use upstream::Upstream;
 use upstream::raw::{Raw, Then};
 use worker::{call, channel, open, serving};
 
@@ -158,6 +159,30 @@ async fn a_call_whose_request_has_ended_is_cut_at_once_wherever_it_stands() {
             );
             fleet.vault().wait_for_calls(0).await;
         }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_call_that_has_ended_leaves_nothing_behind_on_a_shared_connection() {
+    let upstream = Upstream::start_with(KEY, &["h2"]).await;
+    let (mut fleet, release) = serving(&upstream).await;
+    let worker = channel(&mut fleet, release).await;
+    for sends in [false, true] {
+        let mut exchange = begin(&worker, Some("pay"), &upstream.url("/v1/deaf"), !sends);
+        if sends {
+            fill(&mut exchange).await;
+        }
+        fleet.vault().wait_for_calls(1).await;
+        drop(exchange);
+        fleet.vault().wait_for_calls(0).await;
+        let url = upstream.url("/v1/x");
+        let answer = call(&worker, Some("pay"), "POST", &url, "", &[]).await;
+        assert_eq!(
+            answer.status,
+            200,
+            "the connection goes on: {}",
+            answer.error()
+        );
     }
 }
 
