@@ -10,10 +10,12 @@ mod worker;
 use std::io::Write as _;
 use std::time::Duration;
 
+use casemate_wire::Fields;
 use flate2::{Compression, write::GzEncoder};
 use fleet::{Fleet, KEY, with_plain_egress};
+use upstream::Upstream;
 use upstream::raw::{Raw, Then};
-use worker::{Answer, call, channel, serving};
+use worker::{Answer, call, channel, open, serving};
 
 /// What decoding bombs may add to the memory of the vault, KiB. It took 1,036 MiB for one call
 /// once.
@@ -226,6 +228,51 @@ async fn parts_lengths_and_digests_of_a_credentialed_answer_reach_no_function() 
     assert_eq!(answer.status, 206);
     assert!(shown(&answer).contains(&"content-range") && shown(&answer).contains(&"etag"));
     assert!(raw.heads().last().unwrap().contains("range: bytes=0-3"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_credential_that_declares_ranges_gets_parts_and_validators_but_no_lengths() {
+    let raw = Raw::start(|_| {
+        let head = "HTTP/1.1 206 Partial Content\r\ncontent-length: 4\r\netag: \"a\"\r\n\
+                    content-range: bytes 0-3/24\r\ndigest: x\r\n\r\nfine";
+        (head.into(), Then::Close)
+    })
+    .await;
+    let mut fleet = Fleet::start(&raw.upstream).await;
+    fleet.edit_release = |release| release.credentials[0].ranges = true;
+    fleet.join().await;
+    let release = fleet.deploy(1).await;
+    let worker = channel(&mut fleet, release).await;
+    let asked = [("range", "bytes=0-3"), ("if-range", "\"a\"")];
+    let url = raw.upstream.url("/v1/part");
+    let answer = call(&worker, Some("pay"), "POST", &url, "", &asked).await;
+    assert_eq!((answer.status, answer.body.as_slice()), (206, &b"fine"[..]));
+    assert_eq!(shown(&answer), ["etag", "content-range"]);
+    let head = raw.heads().remove(0);
+    assert!(
+        head.contains("range: bytes=0-3") && head.contains("if-range:"),
+        "{head}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_that_its_function_does_not_read_is_held_back_at_its_upstream() {
+    /// The windows of the channel and of HTTP/2, 256 KiB each, and what the test's upstream buffers.
+    const MOST_BYTES: usize = 3 << 19;
+    let upstream = Upstream::start_with(KEY, &["h2"]).await;
+    let (mut fleet, release) = serving(&upstream).await;
+    let worker = channel(&mut fleet, release).await;
+    let fields = Fields::default().with(":binding", "pay");
+    let exchange = open(&worker, "POST", &upstream.url("/v1/endless"), fields, true);
+    let (head, _body) = exchange.response.head().await.unwrap();
+    assert_eq!(head.status, 200);
+    let (mut before, mut now) = (0, upstream.produced());
+    while now > before || now == 0 {
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        (before, now) = (now, upstream.produced());
+        assert!(now < MOST_BYTES, "the upstream has sent {now} bytes");
+    }
+    println!("the upstream has sent {now} bytes");
 }
 
 #[tokio::test(flavor = "multi_thread")]

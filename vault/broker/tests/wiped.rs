@@ -7,6 +7,7 @@ mod upstream;
 mod worker;
 
 use std::fs::File;
+use std::io::BufRead as _;
 use std::os::unix::fs::FileExt as _;
 
 use base64::Engine as _;
@@ -52,13 +53,14 @@ fn copies(process: u32, texts: &[&str]) -> std::io::Result<Vec<usize>> {
 /// How often a text begins within the first bytes of a block.
 fn occurrences(block: &[u8], text: &[u8], most: usize) -> usize {
     let (mut at, mut count) = (0, 0);
-    while let Some(found) = block[at..].iter().position(|byte| *byte == text[0]) {
-        at += found;
-        if at >= most {
+    // The library's search for a byte is fast in a test without optimisation too.
+    while let Ok(skipped) = (&block[at..]).skip_until(text[0]) {
+        let found = at + skipped;
+        if skipped == 0 || found > most || block[found - 1] != text[0] {
             break;
         }
-        count += usize::from(block[at..].starts_with(text));
-        at += 1;
+        count += usize::from(block[found - 1..].starts_with(text));
+        at = found;
     }
     count
 }
@@ -93,7 +95,7 @@ async fn no_copy_of_a_credential_outlives_its_connections() {
         let worker = channel(&mut fleet, release).await;
         let process = fleet.vault().process();
         // The value as it is stands in the bearer's field and in the query.
-        let texts = [KEY, pair.as_str()];
+        let texts = [KEY, pair.as_str(), upstream.host.as_str()];
         if let Err(error) = copies(process, &texts) {
             println!("skipped: the memory of another process cannot be read here: {error}");
             return;
@@ -113,23 +115,26 @@ async fn no_copy_of_a_credential_outlives_its_connections() {
             assert!(statuses.iter().all(|status| matches!(status, 200 | 302)));
         }
         let open = copies(process, &texts).unwrap();
+        assert!(open[2] > 0, "the search does not find what is there");
         // Without its secret the pool's connections close.
         let mut manifest = fleet.manifest(2);
         manifest.secrets.clear();
         assert_eq!(fleet.submit_manifest(&manifest).await, Verdict::Accepted);
         let mut closed = copies(process, &texts).unwrap();
         for _ in 0..200 {
-            if closed == [0, 0] {
+            if closed[..2] == [0, 0] {
                 break;
             }
             tokio::time::sleep(std::time::Duration::from_millis(25)).await;
             closed = copies(process, &texts).unwrap();
         }
         println!(
-            "{} calls over {alpn}: {open:?} copies of the value and of the Basic pair while connections idle, \
-             {closed:?} after they closed",
-            3 * CALLS
+            "{} calls over {alpn}: {:?} copies of the value and of the Basic pair while connections idle, \
+             {:?} after they closed",
+            3 * CALLS,
+            &open[..2],
+            &closed[..2]
         );
-        assert_eq!(closed, [0, 0], "{alpn}");
+        assert_eq!(closed[..2], [0, 0], "{alpn}");
     }
 }

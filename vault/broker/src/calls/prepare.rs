@@ -18,6 +18,7 @@ use http::uri::{Authority as UriAuthority, PathAndQuery, Scheme as UriScheme};
 use http::{HeaderName, HeaderValue, Request, Uri};
 use hyper_util::client::legacy::connect::capture_connection;
 use tokio_util::sync::CancellationToken;
+use zeroize::Zeroizing;
 
 use super::body::CallBody;
 use super::cut::Exchange;
@@ -133,7 +134,7 @@ pub(super) fn prepare(
         request,
         place,
         credentialed: watch.map(|(watch, searcher)| Credentialed { watch, searcher }),
-        lifetime: Duration::from_secs(60),
+        lifetime: Duration::from_millis(release.limits.call_time_ms.into()),
         registered,
         exchange,
         permit,
@@ -251,16 +252,9 @@ fn request(
     outgoing: Outgoing,
     body: CallBody,
 ) -> Result<Request<CallBody>, Refused> {
-    let unsendable = || Refused::new("egress_denied", "the request cannot be sent as it is");
-    let mut uri = http::uri::Parts::default();
-    uri.scheme = Some(UriScheme::try_from(scheme).map_err(|_| unsendable())?);
-    uri.authority = Some(UriAuthority::try_from(authority).map_err(|_| unsendable())?);
-    // Shared, not copied: the bytes of a secret are wiped when the last holder lets go.
-    let path = Bytes::from_owner(outgoing.path_and_query);
-    uri.path_and_query = Some(PathAndQuery::from_maybe_shared(path).map_err(|_| unsendable())?);
     let mut request = Request::builder()
         .method(method)
-        .uri(Uri::from_parts(uri).map_err(|_| unsendable())?);
+        .uri(uri(scheme, authority, outgoing.path_and_query).ok_or_else(unsendable)?);
     for (name, value, secret) in outgoing.fields {
         let name = HeaderName::from_bytes(name.as_bytes())
             .map_err(|_| Refused::new("egress_denied", "a header name cannot be sent"))?;
@@ -270,4 +264,33 @@ fn request(
         request = request.header(name, value);
     }
     request.body(body).map_err(|_| unsendable())
+}
+
+fn unsendable() -> Refused {
+    Refused::new("egress_denied", "the request cannot be sent as it is")
+}
+
+/// The target of a request. The path and query may hold a secret: they are shared, not copied, and
+/// wiped when the last holder lets go.
+fn uri(scheme: &str, authority: &str, path_and_query: Zeroizing<String>) -> Option<Uri> {
+    let mut parts = http::uri::Parts::default();
+    parts.scheme = Some(UriScheme::try_from(scheme).ok()?);
+    parts.authority = Some(UriAuthority::try_from(authority).ok()?);
+    let path = Bytes::from_owner(path_and_query);
+    parts.path_and_query = Some(PathAndQuery::from_maybe_shared(path).ok()?);
+    Uri::from_parts(parts).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_secret_in_a_query_is_shared_with_the_target_and_not_copied() {
+        let path = Zeroizing::new("/x?key=s3cr3t".to_owned());
+        let place = path.as_ptr();
+        let uri = uri("https", "a.test:8443", path).unwrap();
+        assert_eq!(uri.to_string(), "https://a.test:8443/x?key=s3cr3t");
+        assert_eq!(uri.path_and_query().unwrap().as_str().as_ptr(), place);
+    }
 }

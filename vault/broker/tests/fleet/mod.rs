@@ -74,6 +74,15 @@ impl Vault {
         description["upstreams"].take()
     }
 
+    /// Waits until so many calls are under way.
+    pub(crate) async fn wait_for_calls(&mut self, count: u64) {
+        let end = tokio::time::Instant::now() + SOON;
+        while self.upstreams().await["calls"] != count {
+            assert!(tokio::time::Instant::now() < end, "not {count} calls");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
     fn start(folder: &Path) -> Self {
         let (ours, theirs) = casemate_channel::control::pair().unwrap();
         rustix::io::ioctl_fionbio(&theirs, false).unwrap();

@@ -6,6 +6,7 @@ pub(crate) mod raw;
 
 use std::convert::Infallible;
 use std::io::Write as _;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use base64::Engine as _;
@@ -40,6 +41,8 @@ pub(crate) struct Upstream {
     pub(crate) port: u16,
     pub(crate) ca_pem: String,
     seen: Arc<Mutex<Vec<Seen>>>,
+    /// Bytes of endless answers.
+    produced: Arc<AtomicUsize>,
 }
 
 impl Upstream {
@@ -72,6 +75,7 @@ impl Upstream {
             port: listener.local_addr().unwrap().port(),
             ca_pem: ca.pem(),
             seen: Arc::default(),
+            produced: Arc::default(),
         };
         (upstream, listener, tls)
     }
@@ -84,15 +88,16 @@ impl Upstream {
     pub(crate) async fn start_with(key: &'static str, alpn: &[&str]) -> Self {
         let (upstream, listener, tls) = Self::listen(alpn).await;
         let seen = upstream.seen.clone();
+        let produced = upstream.produced.clone();
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
-                let (tls, seen) = (tls.clone(), seen.clone());
+                let (tls, seen, produced) = (tls.clone(), seen.clone(), produced.clone());
                 tokio::spawn(async move {
                     let Ok(stream) = tls.accept(stream).await else {
                         return;
                     };
                     let service = hyper::service::service_fn(move |request| {
-                        answer(request, seen.clone(), key)
+                        answer(request, seen.clone(), produced.clone(), key)
                     });
                     let server = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
                     let _ended = server.serve_connection(TokioIo::new(stream), service).await;
@@ -106,12 +111,27 @@ impl Upstream {
         format!("https://{}:{}{path}", self.host, self.port)
     }
 
+    /// Bytes of endless answers that connections have taken.
+    pub(crate) fn produced(&self) -> usize {
+        self.produced.load(Ordering::SeqCst)
+    }
+
     pub(crate) fn seen(&self) -> Vec<Seen> {
         self.seen.lock().unwrap().clone()
     }
 }
 
 type Body = http_body_util::combinators::UnsyncBoxBody<Bytes, Infallible>;
+
+/// A body without end, and how much of it was taken.
+fn endless(produced: Arc<AtomicUsize>) -> Body {
+    const PIECE: &[u8] = &[b'x'; 16 * 1024];
+    let pieces = futures_util::stream::repeat_with(move || {
+        produced.fetch_add(PIECE.len(), Ordering::SeqCst);
+        Ok(Frame::data(Bytes::from_static(PIECE)))
+    });
+    StreamBody::new(pieces).boxed_unsync()
+}
 
 /// A body in small pieces with a trailer, all of which say the key.
 fn in_pieces(body: &[u8], key: &str) -> Body {
@@ -171,9 +191,14 @@ fn mirror(how: &str, key: &str) -> Response<Body> {
 async fn answer(
     request: Request<Incoming>,
     seen: Arc<Mutex<Vec<Seen>>>,
+    produced: Arc<AtomicUsize>,
     key: &str,
 ) -> Result<Response<Body>, Infallible> {
     let (head, body) = request.into_parts();
+    if head.uri.path() == "/v1/deaf" {
+        // Neither reads nor answers; `body` stays as it is.
+        std::future::pending::<()>().await;
+    }
     let body = body
         .collect()
         .await
@@ -216,6 +241,7 @@ async fn answer(
             )
             .header("location", format!("https://elsewhere.test/?k={key}"))
             .body(Full::default().boxed_unsync()),
+        "/v1/endless" => response.body(endless(produced)),
         "/v1/echo" => response.body(Full::new(body).boxed_unsync()),
         _ => response.body(Full::from("fine").boxed_unsync()),
     };

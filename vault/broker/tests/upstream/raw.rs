@@ -114,22 +114,20 @@ async fn serve(
     script: Arc<Script>,
 ) -> std::io::Result<()> {
     let mut stream = tls.accept(stream).await?;
-    loop {
-        let mut head = Vec::new();
-        while !head.ends_with(b"\r\n\r\n") {
-            head.push(stream.read_u8().await?);
-        }
-        let head = String::from_utf8_lossy(&head).into_owned();
-        heads.lock().unwrap().push(head.clone());
-        let (bytes, then) = script(&head);
-        stream.write_all(&bytes).await?;
-        stream.flush().await?;
-        match then {
-            Then::Close => return stream.shutdown().await,
-            Then::Hold => {
-                until_closed(stream.get_ref().0).await;
-                return Ok(());
-            }
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        head.push(stream.read_u8().await?);
+    }
+    let head = String::from_utf8_lossy(&head).into_owned();
+    heads.lock().unwrap().push(head.clone());
+    let (bytes, then) = script(&head);
+    stream.write_all(&bytes).await?;
+    stream.flush().await?;
+    match then {
+        Then::Close => stream.shutdown().await,
+        Then::Hold => {
+            until_closed(stream.get_ref().0).await;
+            Ok(())
         }
     }
 }
