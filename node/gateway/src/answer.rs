@@ -35,6 +35,8 @@ pub enum Code {
     BodyTimeout,
     /// An upgrade.
     NotSupported,
+    /// The tenant has as many requests in flight as one tenant may have.
+    TooManyRequests,
     /// The function, or its worker, failed.
     Failed(Failure),
 }
@@ -116,6 +118,11 @@ impl Code {
                 "not_supported",
                 "upgrades to other protocols are not served",
             ),
+            Self::TooManyRequests => (
+                503,
+                "too_many_requests",
+                "the functions of this tenant have too many requests in flight; try again",
+            ),
             Self::Failed(failure) => failed(failure),
         }
     }
@@ -168,7 +175,10 @@ impl Refusal {
         let fields = response.headers_mut();
         fields.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         fields.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-        if self.code == Code::Failed(Failure::Unavailable) {
+        if matches!(
+            self.code,
+            Code::Failed(Failure::Unavailable) | Code::TooManyRequests
+        ) {
             fields.insert(RETRY_AFTER, HeaderValue::from_static("1"));
         }
         if let Some(allow) = allow.and_then(|allow| HeaderValue::from_str(allow).ok()) {
@@ -182,7 +192,7 @@ impl Refusal {
 mod tests {
     use super::*;
 
-    const CODES: [Code; 19] = [
+    const CODES: [Code; 20] = [
         Code::BadHost,
         Code::BadPath,
         Code::BadBody,
@@ -194,6 +204,7 @@ mod tests {
         Code::Misdirected,
         Code::HeadTooLarge,
         Code::NotSupported,
+        Code::TooManyRequests,
         Code::Failed(Failure::Exception),
         Code::Failed(Failure::EgressDenied),
         Code::Failed(Failure::LoadFailed),

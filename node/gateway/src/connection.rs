@@ -11,7 +11,9 @@ use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::Notify;
 
+use crate::admission::HeadNotice;
 use crate::body::{SharedFlow, Stalled};
+use crate::requests::RequestPlace;
 use crate::workers::now_ms;
 
 /// Requests that a caller may abandon within a second on one connection. More is a flood (HTTP/2 rapid reset), each of
@@ -40,6 +42,8 @@ pub struct Connection {
     pub tls: bool,
     /// The name that TLS was made for.
     pub server_name: Option<String>,
+    /// Told when the first request begins.
+    head: Option<HeadNotice>,
     flight: AtomicU32,
     served: AtomicBool,
     http2: AtomicBool,
@@ -68,11 +72,17 @@ pub enum Verdict {
 
 impl Connection {
     /// A connection that was just made.
-    pub fn new(client: Bytes, tls: bool, server_name: Option<String>) -> Self {
+    pub fn new(
+        client: Bytes,
+        tls: bool,
+        server_name: Option<String>,
+        head: Option<HeadNotice>,
+    ) -> Self {
         Self {
             client,
             tls,
             server_name,
+            head,
             flight: AtomicU32::new(0),
             served: AtomicBool::new(false),
             http2: AtomicBool::new(false),
@@ -91,11 +101,13 @@ impl Connection {
         self.head_ms.store(0, Ordering::Relaxed);
         if !self.served.load(Ordering::Relaxed) {
             self.served.store(true, Ordering::Relaxed);
+            self.head.iter().for_each(HeadNotice::head_came);
             self.http2.store(http2, Ordering::Relaxed);
         }
         InFlight {
             connection: self.clone(),
             answered: false,
+            place: None,
         }
     }
 
@@ -189,9 +201,20 @@ fn some_ms(now_ms: u64) -> u64 {
 pub struct InFlight {
     connection: Arc<Connection>,
     answered: bool,
+    place: Option<RequestPlace>,
 }
 
 impl InFlight {
+    /// The connection that it came on.
+    pub fn connection(&self) -> &Arc<Connection> {
+        &self.connection
+    }
+
+    /// Keeps its tenant's place until it ends.
+    pub fn keep(&mut self, place: RequestPlace) {
+        self.place = Some(place);
+    }
+
     /// Whether it came by HTTP/2.
     pub fn is_http2(&self) -> bool {
         self.connection.http2.load(Ordering::Relaxed)
@@ -298,6 +321,7 @@ mod tests {
         Arc::new(Connection::new(
             Bytes::from_static(b"192.0.2.1"),
             false,
+            None,
             None,
         ))
     }

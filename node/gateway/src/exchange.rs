@@ -19,7 +19,7 @@ use tokio::task::AbortHandle;
 
 use crate::answer::{Code, REQUEST_FIELD, Refusal};
 use crate::body::{self, Body, Known, PumpError};
-use crate::connection::Connection;
+use crate::connection::{Connection, InFlight};
 use crate::fields;
 use crate::host::Host;
 use crate::route::Site;
@@ -92,7 +92,7 @@ pub async fn answer(
     let id = gateway.ids.next();
     let (head, body) = request.into_parts();
     let mut route = None;
-    let forwarded = forward(gateway, connection, &head, body, &id, &mut route).await;
+    let forwarded = forward(gateway, &mut flight, &head, body, &id, &mut route).await;
     flight.answered();
     let failure = forwarded
         .as_ref()
@@ -153,14 +153,15 @@ fn recorded(text: &str) -> String {
 
 async fn forward(
     gateway: &Gateway,
-    connection: &Connection,
+    flight: &mut InFlight,
     head: &Parts,
     body: Incoming,
     id: &str,
     found: &mut Option<Route>,
 ) -> Result<Answer, Refusal> {
+    let connection = flight.connection().clone();
     let host = read_host(head)?;
-    if gateway.is_misdirected(connection, &host.name) {
+    if gateway.is_misdirected(&connection, &host.name) {
         return Err(Code::Misdirected.into());
     }
     let route = gateway
@@ -180,7 +181,9 @@ async fn forward(
     if wants_websocket(&head.headers) {
         return Err(Code::NotSupported.into());
     }
-    let make_head = || to_worker(connection, head, &host, id);
+    let place = route.function.tenant.begin();
+    flight.keep(place.ok_or(Code::TooManyRequests)?);
+    let make_head = || to_worker(&connection, head, &host, id);
     let (lease, exchange) = open(&route.function, make_head, body.is_end_stream()).await?;
     let limits = (route.gate.max_body_bytes, gateway.patience.idle);
     let wait = tokio::time::timeout(HEAD_WAIT, converse(exchange, body, limits, &lease));

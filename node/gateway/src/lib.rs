@@ -12,13 +12,16 @@
 //! permits.
 #![forbid(unsafe_code)]
 
+pub mod admission;
 pub mod answer;
 pub mod body;
 pub mod connection;
 pub mod exchange;
 pub mod fields;
 pub mod host;
+pub mod places;
 pub mod pool;
+pub mod requests;
 pub mod route;
 pub mod run;
 pub mod serve;

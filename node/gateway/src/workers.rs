@@ -9,12 +9,14 @@ use std::time::{Duration, Instant};
 use casemate_channel::Opener;
 use casemate_channel::budget::Budget;
 use casemate_wire::channel::MAX_STREAMS;
+use casemate_wire::control::gateway::Shares;
 use casemate_wire::control::{Digest, Failure, FunctionKey, WorkerId};
 use rustix::net::Shutdown;
 use tokio::sync::{Notify, SetOnce, oneshot};
 
 use crate::answer::Refusal;
 use crate::pool::{Due, Pool, Waiting};
+use crate::requests::{Requests, Tenant};
 
 /// How long a request waits for a worker: a cold start takes milliseconds, a node that is full longer.
 pub const WAIT_MAX: Duration = Duration::from_secs(10);
@@ -67,6 +69,8 @@ impl Waiting for Caller {
 pub struct Function {
     /// Which.
     pub key: FunctionKey,
+    /// The requests of its tenant.
+    pub tenant: Arc<Tenant>,
     pool: Mutex<Pool<Caller, Arc<Worker>>>,
     /// Of its access records.
     records: Mutex<Budget>,
@@ -123,9 +127,10 @@ impl Drop for Lease {
 }
 
 impl Function {
-    fn new(key: FunctionKey, bell: Arc<Bell>) -> Self {
+    fn new(key: FunctionKey, tenant: Arc<Tenant>, bell: Arc<Bell>) -> Self {
         Self {
             key,
+            tenant,
             pool: Mutex::default(),
             records: Mutex::new(Budget::new(now_ms())),
             bell,
@@ -208,20 +213,47 @@ impl Function {
 }
 
 /// All functions. Touched by control messages and once a second, never by a request.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Registry {
     functions: Mutex<HashMap<FunctionKey, Arc<Function>>>,
+    /// Tenants with functions. Taken only by a holder of `functions`.
+    tenants: Mutex<HashMap<Digest, Weak<Tenant>>>,
+    requests: Arc<Requests>,
     seats: Mutex<HashMap<WorkerId, Seat>>,
     /// Rings when the supervisor is to hear something.
     pub bell: Arc<Bell>,
 }
 
 impl Registry {
+    /// Without functions yet.
+    pub fn new(shares: &Shares) -> Self {
+        Self {
+            functions: Mutex::default(),
+            tenants: Mutex::default(),
+            requests: Requests::new(shares),
+            seats: Mutex::default(),
+            bell: Arc::default(),
+        }
+    }
+
     /// The function of this name, made when there is none.
     pub fn function(&self, key: &FunctionKey) -> Arc<Function> {
         let mut functions = lock(&self.functions);
-        let make = || Arc::new(Function::new(key.clone(), self.bell.clone()));
+        let make = || {
+            let tenant = self.tenant(key.tenant);
+            Arc::new(Function::new(key.clone(), tenant, self.bell.clone()))
+        };
         functions.entry(key.clone()).or_insert_with(make).clone()
+    }
+
+    fn tenant(&self, id: Digest) -> Arc<Tenant> {
+        let mut tenants = lock(&self.tenants);
+        let known = tenants.get(&id).and_then(Weak::upgrade);
+        known.unwrap_or_else(|| {
+            let tenant = self.requests.tenant();
+            tenants.insert(id, Arc::downgrade(&tenant));
+            tenant
+        })
     }
 
     /// All of them.
@@ -234,6 +266,7 @@ impl Registry {
         // Somebody else who holds one is just about to route to it, or to add a worker: it must stay the one of its name.
         lock(&self.functions)
             .retain(|_, function| Arc::strong_count(function) > 1 || !function.pool().is_over());
+        lock(&self.tenants).retain(|_, tenant| tenant.strong_count() > 0);
     }
 
     /// This release is wanted of the function; `None`: the function is taken away.
@@ -346,7 +379,13 @@ mod tests {
 
     #[test]
     fn a_function_that_somebody_is_about_to_use_is_not_forgotten() {
-        let registry = Registry::default();
+        let registry = Registry::new(&Shares {
+            connections_per_network: 1,
+            network_prefix_v4: 24,
+            network_prefix_v6: 56,
+            requests: 1,
+            requests_per_tenant: 1,
+        });
         let key = FunctionKey {
             tenant: [1; 32],
             function: "f".into(),
@@ -357,5 +396,7 @@ mod tests {
         drop(function);
         registry.forget_what_is_over();
         assert!(registry.all().is_empty());
+        registry.forget_what_is_over();
+        assert!(lock(&registry.tenants).is_empty());
     }
 }

@@ -12,7 +12,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use casemate_channel::{Acceptor, Control, Incoming};
 use casemate_wire::control::gateway::{
-    Access, FromGateway, Listener, Perimeter, Route, Start, ToGateway,
+    Access, FromGateway, Listener, Perimeter, Route, Shares, Start, ToGateway,
 };
 use casemate_wire::control::{Digest, Failure, FunctionKey, WorkerId};
 use casemate_wire::{Fields, ResponseHead};
@@ -48,6 +48,13 @@ pub fn start() -> Start {
         max_connections: 100,
         header_timeout_ms: 10_000,
         idle_timeout_ms: 10_000,
+        shares: Shares {
+            connections_per_network: 10_000,
+            network_prefix_v4: 24,
+            network_prefix_v6: 56,
+            requests: 8192,
+            requests_per_tenant: 2048,
+        },
     }
 }
 

@@ -75,6 +75,23 @@ pub struct Start {
     pub header_timeout_ms: u32,
     /// Between two bytes of a body in either direction, milliseconds.
     pub idle_timeout_ms: u32,
+    /// How connections and requests are divided.
+    pub shares: Shares,
+}
+
+/// How much of the gateway one source network, and one tenant, may have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Shares {
+    /// Connections at a time from one source network.
+    pub connections_per_network: u32,
+    /// Bits of an IPv4 address that name its network.
+    pub network_prefix_v4: u8,
+    /// Bits of an IPv6 address that name its network.
+    pub network_prefix_v6: u8,
+    /// Requests in flight at a time, in all.
+    pub requests: u32,
+    /// Requests in flight at a time for the functions of one tenant.
+    pub requests_per_tenant: u32,
 }
 
 /// One listening socket.
