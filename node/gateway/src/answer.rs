@@ -79,7 +79,7 @@ impl Code {
             Self::BadPath => (
                 400,
                 "bad_path",
-                "the path is not canonical: no dot segments and no backslashes",
+                "the path is not canonical: expected no dot segments, no backslashes and only visible ASCII",
             ),
             Self::BadBody => (400, "bad_body", "the request's body could not be read"),
             Self::NoSuchHost => (

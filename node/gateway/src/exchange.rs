@@ -24,6 +24,7 @@ use crate::fields;
 use crate::host::Host;
 use crate::route::Site;
 use crate::serve::Gateway;
+use crate::target::Target;
 use crate::workers::{Function, Lease};
 
 /// How long a worker may take until its head comes. Its own limit is shorter; this one is for a worker that does not
@@ -174,16 +175,19 @@ async fn forward(
     if !fits(head) {
         return Err(Code::HeadTooLarge.into());
     }
-    let path = head.uri.path();
-    route
-        .gate
-        .check(head.method.as_str(), path, body.size_hint().exact())?;
+    let rest = head.uri.path_and_query();
+    let rest = rest.map_or("/", http::uri::PathAndQuery::as_str);
+    let target = Target::new(connection.tls, &host, rest)?;
+    let length = body.size_hint().exact();
+    let method = head.method.as_str();
+    route.gate.check(method, target.path(), length)?;
+    let target = target.into_text();
     if wants_websocket(&head.headers) {
         return Err(Code::NotSupported.into());
     }
     let place = route.function.tenant.begin();
     flight.keep(place.ok_or(Code::TooManyRequests)?);
-    let make_head = || to_worker(&connection, head, &host, id);
+    let make_head = || to_worker(&connection, head, &host, &target, id);
     let (lease, exchange) = open(&route.function, make_head, body.is_end_stream()).await?;
     let limits = (route.gate.max_body_bytes, gateway.patience.idle);
     let wait = tokio::time::timeout(HEAD_WAIT, converse(exchange, body, limits, &lease));
@@ -219,27 +223,22 @@ fn wants_websocket(fields: &HeaderMap) -> bool {
     upgrades.any(|protocol| protocol.trim_ascii().eq_ignore_ascii_case(b"websocket"))
 }
 
-fn to_worker(connection: &Connection, head: &Parts, host: &Host<'_>, id: &str) -> RequestHead {
-    let rest = head
-        .uri
-        .path_and_query()
-        .map_or("/", http::uri::PathAndQuery::as_str);
-    let mut target = String::with_capacity(16 + host.name.len() + rest.len());
-    target.push_str(if connection.tls {
-        "https://"
-    } else {
-        "http://"
-    });
-    let authority_at = target.len();
-    host.write(&mut target);
+fn to_worker(
+    connection: &Connection,
+    head: &Parts,
+    host: &Host<'_>,
+    target: &str,
+    id: &str,
+) -> RequestHead {
+    let mut authority = String::with_capacity(host.name.len() + 8);
+    host.write(&mut authority);
     let mut fields = fields::to_worker(&head.headers);
-    fields.push("host", &target[authority_at..]);
+    fields.push("host", &authority);
     fields.push(":request", id);
     fields.push(":client", &connection.client);
-    target.push_str(rest);
     RequestHead {
         method: head.method.as_str().to_owned(),
-        target,
+        target: target.to_owned(),
         fields,
     }
 }

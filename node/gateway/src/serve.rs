@@ -25,11 +25,12 @@ use tokio_util::task::TaskTracker;
 
 use crate::admission::{Admissions, Entry, Seat};
 use crate::body::Body;
-use crate::connection::{Connection, Patience, Verdict, Watched};
+use crate::connection::{Connection, Patience, Verdict};
 use crate::exchange::{self, RequestIds};
 use crate::fields::MAX_HEAD_BYTES;
 use crate::route::Table;
 use crate::tls::Certificates;
+use crate::watched::Watched;
 use crate::workers::{Function, Registry, now_ms};
 
 /// Streams at a time on an HTTP/2 connection.
@@ -258,10 +259,7 @@ async fn serve<S: AsyncRead + AsyncWrite + Unpin + 'static>(
     seat: &Seat,
 ) {
     let connection = Arc::new(connection);
-    let io = TokioIo::new(Watched {
-        stream,
-        connection: connection.clone(),
-    });
+    let io = TokioIo::new(Watched::new(stream, connection.clone()));
     let builder = builder();
     let answers = Answers {
         gateway: gateway.clone(),
