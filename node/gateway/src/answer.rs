@@ -37,6 +37,8 @@ pub enum Code {
     NotSupported,
     /// The tenant has as many requests in flight as one tenant may have.
     TooManyRequests,
+    /// The request has passed through nodes of this product too often.
+    LoopDetected,
     /// The function, or its worker, failed.
     Failed(Failure),
 }
@@ -123,6 +125,11 @@ impl Code {
                 "too_many_requests",
                 "the functions of this tenant have too many requests in flight; try again",
             ),
+            Self::LoopDetected => (
+                508,
+                "loop_detected",
+                "the request has passed through functions too often: they seem to call each other in a loop",
+            ),
             Self::Failed(failure) => failed(failure),
         }
     }
@@ -192,7 +199,7 @@ impl Refusal {
 mod tests {
     use super::*;
 
-    const CODES: [Code; 20] = [
+    const CODES: [Code; 21] = [
         Code::BadHost,
         Code::BadPath,
         Code::BadBody,
@@ -205,6 +212,7 @@ mod tests {
         Code::HeadTooLarge,
         Code::NotSupported,
         Code::TooManyRequests,
+        Code::LoopDetected,
         Code::Failed(Failure::Exception),
         Code::Failed(Failure::EgressDenied),
         Code::Failed(Failure::LoadFailed),

@@ -20,7 +20,8 @@ use tokio::task::AbortHandle;
 use crate::answer::{Code, REQUEST_FIELD, Refusal};
 use crate::body::{self, Body, Known, PumpError};
 use crate::connection::{Connection, InFlight};
-use crate::fields;
+use crate::fields::{self, Outgoing};
+use crate::hops;
 use crate::host::Host;
 use crate::route::Site;
 use crate::serve::Gateway;
@@ -138,6 +139,7 @@ pub async fn answer(
             failure,
             head_us: u32::try_from(started.elapsed().as_micros()).unwrap_or(u32::MAX),
             dropped,
+            wide_cookies: route.function.take_dropped_cookies(),
         });
     }
     response
@@ -185,14 +187,15 @@ async fn forward(
     if wants_websocket(&head.headers) {
         return Err(Code::NotSupported.into());
     }
+    let hops = hops::count(&head.headers).map_err(|hops::Loop| Code::LoopDetected)?;
     let place = route.function.tenant.begin();
     flight.keep(place.ok_or(Code::TooManyRequests)?);
-    let make_head = || to_worker(&connection, head, &host, &target, id);
+    let make_head = || to_worker(&connection, head, &host, &target, id, hops);
     let (lease, exchange) = open(&route.function, make_head, body.is_end_stream()).await?;
     let limits = (route.gate.max_body_bytes, gateway.patience.idle);
     let wait = tokio::time::timeout(HEAD_WAIT, converse(exchange, body, limits, &lease));
     let (response, rest, pump) = wait.await.map_err(|_| Failure::ExceededWall)??;
-    to_caller(&head.method, response, rest, pump, lease).await
+    to_caller((&head.method, &host.name), response, rest, pump, lease).await
 }
 
 fn read_host(head: &Parts) -> Result<Host<'_>, Code> {
@@ -229,6 +232,7 @@ fn to_worker(
     host: &Host<'_>,
     target: &str,
     id: &str,
+    hops: u32,
 ) -> RequestHead {
     let mut authority = String::with_capacity(host.name.len() + 8);
     host.write(&mut authority);
@@ -236,6 +240,8 @@ fn to_worker(
     fields.push("host", &authority);
     fields.push(":request", id);
     fields.push(":client", &connection.client);
+    // One digit: more are refused.
+    fields.push(":hops", hops.to_string());
     RequestHead {
         method: head.method.as_str().to_owned(),
         target: target.to_owned(),
@@ -310,7 +316,7 @@ async fn explain(error: StreamError, lease: &Lease) -> Refusal {
 
 /// A worker's answer as HTTP, or 500 `exception` where it is none.
 async fn to_caller(
-    method: &Method,
+    (method, host): (&Method, &str),
     head: ResponseHead,
     rest: RecvBody,
     pump: Option<AbortHandle>,
@@ -321,7 +327,12 @@ async fn to_caller(
         .ok()
         .filter(|status| (200..600).contains(&status.as_u16()));
     let status = status.ok_or(()).map_err(broken)?;
-    let (mut fields, length) = fields::to_caller(&head.fields).map_err(|_| broken(()))?;
+    let Outgoing {
+        mut fields,
+        length,
+        wide_cookies,
+    } = fields::to_caller(&head.fields, host).map_err(|_| broken(()))?;
+    lease.function().dropped_cookies(wide_cookies);
     let stop = |pump: Option<AbortHandle>| pump.into_iter().for_each(|pump| pump.abort());
     if method == Method::HEAD || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED)
     {

@@ -355,6 +355,7 @@ mod tests {
             failure: None,
             head_us: 1,
             dropped: 0,
+            wide_cookies: 0,
         }
     }
 

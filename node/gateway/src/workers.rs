@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::os::fd::{AsFd as _, OwnedFd};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
@@ -25,6 +25,9 @@ pub const REASON_WAIT: Duration = Duration::from_millis(200);
 
 /// How long after its channel has closed a worker's reason can come.
 const REASON_KEPT: Duration = Duration::from_secs(10);
+
+/// Between two records about dropped cookies in a function's log, milliseconds.
+const COOKIES_PERIOD_MS: u64 = 10_000;
 
 /// Milliseconds since the program first asked.
 pub fn now_ms() -> u64 {
@@ -74,9 +77,17 @@ pub struct Function {
     pool: Mutex<Pool<Caller, Arc<Worker>>>,
     /// Of its access records.
     records: Mutex<Budget>,
+    cookies: DroppedCookies,
     bell: Arc<Bell>,
     /// Whether the bell holds it already.
     rung: AtomicBool,
+}
+
+/// Cookies that were dropped and that the function's log was not told of; since when, 0: never.
+#[derive(Debug, Default)]
+struct DroppedCookies {
+    count: AtomicU32,
+    told_ms: AtomicU64,
 }
 
 /// Functions of which the supervisor is to hear something at once; each is in it at most once.
@@ -110,6 +121,13 @@ pub struct Lease {
     pub worker: Arc<Worker>,
 }
 
+impl Lease {
+    /// The function that the worker runs.
+    pub fn function(&self) -> &Function {
+        &self.function
+    }
+}
+
 impl Drop for Lease {
     fn drop(&mut self) {
         let (grants, drained) = {
@@ -133,6 +151,7 @@ impl Function {
             tenant,
             pool: Mutex::default(),
             records: Mutex::new(Budget::new(now_ms())),
+            cookies: DroppedCookies::default(),
             bell,
             rung: AtomicBool::new(false),
         }
@@ -153,6 +172,27 @@ impl Function {
     /// before.
     pub fn may_record(&self, bytes: usize) -> Option<u32> {
         lock(&self.records).spend(bytes, now_ms())
+    }
+
+    /// So many cookies of a response reached too far and were dropped.
+    pub fn dropped_cookies(&self, count: u32) {
+        if count > 0 {
+            self.cookies.count.fetch_add(count, Ordering::Relaxed);
+        }
+    }
+
+    /// How many cookies the function's log is to be told of now; mostly none.
+    pub fn take_dropped_cookies(&self) -> u32 {
+        let DroppedCookies { count, told_ms } = &self.cookies;
+        if count.load(Ordering::Relaxed) == 0 {
+            return 0;
+        }
+        let (now_ms, told) = (now_ms().max(1), told_ms.load(Ordering::Relaxed));
+        if told > 0 && now_ms.saturating_sub(told) < COOKIES_PERIOD_MS {
+            return 0;
+        }
+        told_ms.store(now_ms, Ordering::Relaxed);
+        count.swap(0, Ordering::Relaxed)
     }
 
     /// A place in a worker; waits for one up to [`WAIT_MAX`].

@@ -202,4 +202,6 @@ pub struct Access {
     pub head_us: u32,
     /// Records of this function that were dropped before: they came faster than they are recorded.
     pub dropped: u32,
+    /// Cookies of this function that were dropped, for they named a domain wider than its host; not told before.
+    pub wide_cookies: u32,
 }
