@@ -11,8 +11,8 @@ use tokio::sync::{Notify, oneshot};
 use crate::places::{Admission, Network, Place, Places};
 use crate::workers::now_ms;
 
-/// How long an accepted connection waits for a place. A caller that waits longer would rather try another node.
-const PLACE_WAIT: Duration = Duration::from_secs(5);
+/// How long an accepted connection waits for a place: as long as a request waits for a worker.
+const PLACE_WAIT: Duration = Duration::from_secs(10);
 /// Between two log records about refused connections, milliseconds: a flood must not fill the log.
 const REFUSED_PERIOD_MS: u64 = 10_000;
 

@@ -28,9 +28,6 @@ use crate::serve::Gateway;
 use crate::target::Target;
 use crate::workers::{Function, Lease};
 
-/// How long a worker may take until its head comes. Its own limit is shorter; this one is for a worker that does not
-/// keep it.
-const HEAD_WAIT: Duration = Duration::from_secs(600);
 /// Workers tried for one request whose channels turn out closed. The request was sent to none of them.
 const MAX_WORKERS_TRIED: usize = 4;
 /// Longest path, and longest method, in an access record, bytes.
@@ -193,8 +190,8 @@ async fn forward(
     let make_head = || to_worker(&connection, head, &host, &target, id, hops);
     let (lease, exchange) = open(&route.function, make_head, body.is_end_stream()).await?;
     let limits = (route.gate.max_body_bytes, gateway.patience.idle);
-    let wait = tokio::time::timeout(HEAD_WAIT, converse(exchange, body, limits, &lease));
-    let (response, rest, pump) = wait.await.map_err(|_| Failure::ExceededWall)??;
+    let conversation = converse(exchange, body, limits, &lease);
+    let (response, rest, pump) = lease.hold_to_wall(conversation).await?;
     to_caller((&head.method, &host.name), response, rest, pump, lease).await
 }
 

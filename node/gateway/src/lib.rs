@@ -34,4 +34,5 @@ pub mod supervise;
 pub mod target;
 pub mod tls;
 pub mod watched;
+pub mod worker;
 pub mod workers;

@@ -224,6 +224,7 @@ async fn a_worker_that_speaks_garbage_is_a_lost_worker() {
         release: harness::RELEASE,
         worker: WorkerId(1),
         concurrency: 9,
+        wall_time_ms: harness::WALL_TIME_MS,
     };
     node.control
         .send(&channel, &[std::os::fd::AsFd::as_fd(&theirs)])

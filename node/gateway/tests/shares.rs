@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 use casemate_wire::control::gateway::{Route, Shares, Start, ToGateway};
 use casemate_wire::control::{FunctionKey, WorkerId};
 use harness::{
-    Node, PREFACE, RELEASE, SETTINGS, SOON, describe, headers, key, perimeter, read_all, route,
-    start, work,
+    Node, PREFACE, RELEASE, SETTINGS, SOON, WALL_TIME_MS, describe, headers, key, perimeter,
+    read_all, route, start, work,
 };
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::{TcpSocket, TcpStream};
@@ -136,6 +136,7 @@ async fn route_and_worker(node: &Node, tenant: u8, function: &str, host: &str, w
         release: RELEASE,
         worker: WorkerId(worker),
         concurrency: 64,
+        wall_time_ms: WALL_TIME_MS,
     };
     let theirs = [std::os::fd::AsFd::as_fd(&theirs)];
     node.control.send(&channel, &theirs).await.unwrap();

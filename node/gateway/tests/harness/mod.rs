@@ -25,6 +25,8 @@ use tokio::time::timeout;
 /// Nothing in these tests takes nearly so long.
 pub const SOON: Duration = Duration::from_secs(20);
 pub const RELEASE: Digest = [7; 32];
+/// Of workers that keep to it.
+pub const WALL_TIME_MS: u32 = 600_000;
 
 pub struct Node {
     pub child: Child,
@@ -175,6 +177,7 @@ impl Node {
             release: RELEASE,
             worker: WorkerId(id),
             concurrency,
+            wall_time_ms: WALL_TIME_MS,
         };
         self.control
             .send(&message, &[theirs.as_fd()])

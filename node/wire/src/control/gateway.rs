@@ -23,6 +23,9 @@ pub enum ToGateway {
         worker: WorkerId,
         /// Requests at a time.
         concurrency: u32,
+        /// Wall-clock time of one request until its response ends, milliseconds: the worker's own limit, which the gateway
+        /// holds it to.
+        wall_time_ms: u32,
     },
     /// Send this worker nothing new; say `Drained` when its last stream has ended.
     Retire {
@@ -177,10 +180,27 @@ pub enum FromGateway {
         /// The worker.
         worker: WorkerId,
     },
+    /// The gateway sends nothing more to this worker, although the worker's process has not been reported as ended. The
+    /// supervisor ends the process: without the gateway nobody could reach it.
+    Unusable {
+        /// The worker.
+        worker: WorkerId,
+        /// What the gateway observed.
+        fault: WorkerFault,
+    },
     /// Access records, for the tenants' logs: many at a time, or each would wake the supervisor.
     Access(Vec<Access>),
     /// Drained; exiting.
     Stopped,
+}
+
+/// Why the gateway has given a worker up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum WorkerFault {
+    /// The worker closed its channel, or broke the channel's protocol.
+    ChannelClosed,
+    /// The worker did not answer a request within the request's wall-clock limit and a grace time.
+    NotAnswering,
 }
 
 /// One answered request, without query, headers or body.
