@@ -229,7 +229,7 @@ fn to_worker(
     host: &Host<'_>,
     target: &str,
     id: &str,
-    hops: u32,
+    hops: u8,
 ) -> RequestHead {
     let mut authority = String::with_capacity(host.name.len() + 8);
     host.write(&mut authority);
@@ -237,8 +237,8 @@ fn to_worker(
     fields.push("host", &authority);
     fields.push(":request", id);
     fields.push(":client", &connection.client);
-    // One digit: more are refused.
-    fields.push(":hops", hops.to_string());
+    // One digit: MAX_HOPS and more were refused.
+    fields.push(":hops", [b'0' + hops]);
     RequestHead {
         method: head.method.as_str().to_owned(),
         target: target.to_owned(),

@@ -10,7 +10,7 @@ const CDN_LOOP: HeaderName = HeaderName::from_static("cdn-loop");
 /// This product, among those that the field names.
 const OWN_NAME: &[u8] = b"casemate";
 /// A request that has passed so often is refused: no honest chain of functions is as long.
-pub const MAX_HOPS: u32 = 8;
+pub const MAX_HOPS: u8 = 8;
 
 /// The request goes round in a loop, or its own entry in `CDN-Loop` cannot be read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,7 +20,7 @@ pub struct Loop;
 ///
 /// # Errors
 /// [`MAX_HOPS`] and more, or an entry of ours that is malformed.
-pub fn count(fields: &HeaderMap) -> Result<u32, Loop> {
+pub fn count(fields: &HeaderMap) -> Result<u8, Loop> {
     let mut most = 0;
     for value in fields.get_all(CDN_LOOP) {
         // A comma in somebody else's quoted text could only make an entry of ours too many, never one too few.
@@ -41,20 +41,23 @@ pub fn count(fields: &HeaderMap) -> Result<u32, Loop> {
     if most < MAX_HOPS { Ok(most) } else { Err(Loop) }
 }
 
-/// The number in `hops=N`.
-fn hops(parameter: &[u8]) -> Option<u32> {
-    let digits = parameter.strip_prefix(b"hops=")?;
-    let is_plain = (1..=3).contains(&digits.len()) && digits.iter().all(u8::is_ascii_digit);
-    let text = std::str::from_utf8(digits).ok()?;
-    is_plain.then(|| text.parse().ok()).flatten()
+/// The digit in `hops=N`. A number of more digits is over the limit and counts as malformed.
+fn hops(parameter: &[u8]) -> Option<u8> {
+    match parameter.strip_prefix(b"hops=")? {
+        [digit @ b'0'..=b'9'] => Some(digit - b'0'),
+        _ => None,
+    }
 }
+
+/// A count of hops is one digit wherever it is written.
+const _: () = assert!(MAX_HOPS <= 10);
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use http::HeaderValue;
 
-    fn of(values: &[&'static str]) -> Result<u32, Loop> {
+    fn of(values: &[&'static str]) -> Result<u8, Loop> {
         let fields = values
             .iter()
             .map(|value| (CDN_LOOP, HeaderValue::from_static(value)));
