@@ -130,6 +130,15 @@ impl Scanner {
         self.state == State::Start && self.line.is_empty() && self.heads > 0
     }
 
+    /// Whether an HTTP/1 request has begun to come and has not come whole, or was refused.
+    pub fn is_within_request(&self) -> bool {
+        match self.state {
+            State::Preface(_) | State::Http2 => false,
+            State::Start => !self.line.is_empty(),
+            _ => true,
+        }
+    }
+
     /// Whether the last request was HTTP/1.1, where a server may send an interim response.
     pub fn is_http11(&self) -> bool {
         self.heads > 0 && !self.head.is_http10

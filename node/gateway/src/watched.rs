@@ -4,8 +4,10 @@ use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::Sleep;
 
 use crate::connection::Connection;
 use crate::frames::Frames;
@@ -14,6 +16,12 @@ use crate::workers::now_ms;
 
 /// What every HTTP/1.1 client has to skip.
 const PROBE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
+
+/// How long what a caller goes on sending is thrown away after the answer, so that the answer is not lost in the reset
+/// that a closed socket sends (RFC 9112, section 9.6).
+const LINGER: Duration = Duration::from_secs(5);
+/// The same, bytes: a caller that sends more than this after its answer is cut.
+const LINGER_BYTES: usize = 256 * 1024 * 1024;
 
 /// A socket, or TLS over one, between the caller and the HTTP parser.
 ///
@@ -34,6 +42,15 @@ pub struct Watched<S> {
     ended: bool,
     /// Since the last whole head, something was sent: an interim response would tear it apart.
     has_sent: bool,
+    /// From the end of our side on.
+    linger: Option<Linger>,
+}
+
+/// The end of a connection whose caller still sends.
+#[derive(Debug)]
+struct Linger {
+    until: Pin<Box<Sleep>>,
+    left_bytes: usize,
 }
 
 impl<S> Watched<S> {
@@ -46,6 +63,7 @@ impl<S> Watched<S> {
             frames: Frames::new(now_ms()),
             ended: false,
             has_sent: false,
+            linger: None,
         }
     }
 
@@ -86,6 +104,33 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Watched<S> {
     }
 }
 
+impl<S: AsyncRead + Unpin> Watched<S> {
+    /// Throws away what still comes, until the caller ends its side too.
+    fn poll_linger(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        let linger = self.linger.get_or_insert_with(|| Linger {
+            until: Box::pin(tokio::time::sleep(LINGER)),
+            left_bytes: LINGER_BYTES,
+        });
+        let mut piece = [0; 16 * 1024];
+        loop {
+            if linger.until.as_mut().poll(context).is_ready() {
+                return Poll::Ready(());
+            }
+            let mut piece = ReadBuf::new(&mut piece);
+            // A caller that is gone, or has ended its side, has nothing more to send.
+            if ready!(Pin::new(&mut self.stream).poll_read(context, &mut piece)).is_err()
+                || piece.filled().is_empty()
+            {
+                return Poll::Ready(());
+            }
+            match linger.left_bytes.checked_sub(piece.filled().len()) {
+                Some(left_bytes) => linger.left_bytes = left_bytes,
+                None => return Poll::Ready(()),
+            }
+        }
+    }
+}
+
 impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Watched<S> {
     fn poll_read(
         self: Pin<&mut Self>,
@@ -123,7 +168,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Watched<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Watched<S> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -157,8 +202,14 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let polled = Pin::new(&mut self.stream).poll_shutdown(context);
-        self.connection.writes(polled.is_pending());
-        polled
+        if self.linger.is_none() {
+            let polled = Pin::new(&mut self.stream).poll_shutdown(context);
+            self.connection.writes(polled.is_pending());
+            ready!(polled)?;
+        }
+        if !self.ended && self.scanner.is_within_request() {
+            ready!(self.poll_linger(context));
+        }
+        Poll::Ready(Ok(()))
     }
 }

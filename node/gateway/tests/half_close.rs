@@ -6,7 +6,7 @@ mod harness;
 use std::time::Duration;
 
 use casemate_channel::Incoming;
-use harness::{Node, SOON, describe, ok, read_all, read_until};
+use harness::{Node, SOON, describe, ok, read_all, read_until, status};
 use tokio::io::AsyncWriteExt as _;
 use tokio::time::timeout;
 
@@ -41,6 +41,30 @@ async fn a_caller_that_ends_its_side_after_a_whole_request_gets_its_answer() {
         stream.shutdown().await.unwrap();
         let answer = read_all(&mut stream).await;
         assert_eq!(answer.matches(" 200 OK\r\n").count(), answers, "{answer}");
+    }
+}
+
+#[tokio::test]
+async fn an_answer_is_not_lost_with_a_body_that_nobody_reads() {
+    let node = Node::with_worker(|incoming| async move {
+        let head = status(403, &[("x-early", "1")]);
+        incoming.reply.send(&head, true).finish();
+    })
+    .await;
+    let body = vec![b'x'; 40 << 20];
+    let cases = [
+        // Refused by its length, and answered by a function that does not read.
+        (body.len(), "HTTP/1.1 413"),
+        (7 << 20, "HTTP/1.1 403"),
+    ];
+    for (length, expected) in cases {
+        let mut stream = node.connect().await;
+        let head = format!("POST / HTTP/1.1\r\nHost: a.test\r\nContent-Length: {length}\r\n\r\n");
+        stream.write_all(head.as_bytes()).await.unwrap();
+        // A caller that sends all before it reads.
+        stream.write_all(&body[..length]).await.unwrap();
+        let answer = read_until(&mut stream, "\r\n\r\n").await;
+        assert!(answer.starts_with(expected), "{length}: {answer}");
     }
 }
 
