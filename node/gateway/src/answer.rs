@@ -35,6 +35,10 @@ pub enum Code {
     BodyTimeout,
     /// An upgrade.
     NotSupported,
+    /// The tenant has as many requests in flight as one tenant may have.
+    TooManyRequests,
+    /// The request has passed through nodes of this product too often.
+    LoopDetected,
     /// The function, or its worker, failed.
     Failed(Failure),
 }
@@ -77,7 +81,7 @@ impl Code {
             Self::BadPath => (
                 400,
                 "bad_path",
-                "the path is not canonical: no dot segments and no backslashes",
+                "the path is not canonical: expected no dot segments, no backslashes and only visible ASCII",
             ),
             Self::BadBody => (400, "bad_body", "the request's body could not be read"),
             Self::NoSuchHost => (
@@ -115,6 +119,16 @@ impl Code {
                 501,
                 "not_supported",
                 "upgrades to other protocols are not served",
+            ),
+            Self::TooManyRequests => (
+                503,
+                "too_many_requests",
+                "the functions of this tenant have too many requests in flight; try again",
+            ),
+            Self::LoopDetected => (
+                508,
+                "loop_detected",
+                "the request has passed through functions too often: they seem to call each other in a loop",
             ),
             Self::Failed(failure) => failed(failure),
         }
@@ -168,7 +182,10 @@ impl Refusal {
         let fields = response.headers_mut();
         fields.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         fields.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-        if self.code == Code::Failed(Failure::Unavailable) {
+        if matches!(
+            self.code,
+            Code::Failed(Failure::Unavailable) | Code::TooManyRequests
+        ) {
             fields.insert(RETRY_AFTER, HeaderValue::from_static("1"));
         }
         if let Some(allow) = allow.and_then(|allow| HeaderValue::from_str(allow).ok()) {
@@ -182,7 +199,7 @@ impl Refusal {
 mod tests {
     use super::*;
 
-    const CODES: [Code; 19] = [
+    const CODES: [Code; 21] = [
         Code::BadHost,
         Code::BadPath,
         Code::BadBody,
@@ -194,6 +211,8 @@ mod tests {
         Code::Misdirected,
         Code::HeadTooLarge,
         Code::NotSupported,
+        Code::TooManyRequests,
+        Code::LoopDetected,
         Code::Failed(Failure::Exception),
         Code::Failed(Failure::EgressDenied),
         Code::Failed(Failure::LoadFailed),

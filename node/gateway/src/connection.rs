@@ -1,17 +1,17 @@
 //! One caller's connection: what is under way on it, and when it has to go.
 
-use std::io;
-use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
-use std::task::{Context, Poll};
+use std::task::Waker;
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use futures_util::task::AtomicWaker;
 use tokio::sync::Notify;
 
+use crate::admission::HeadNotice;
 use crate::body::{SharedFlow, Stalled};
+use crate::requests::RequestPlace;
 use crate::workers::now_ms;
 
 /// Requests that a caller may abandon within a second on one connection. More is a flood (HTTP/2 rapid reset), each of
@@ -22,6 +22,8 @@ const ABANDONED_PERIOD_MS: u64 = 1000;
 /// How long a connection may rest while others wait for its place.
 const CROWDED_REST: Duration = Duration::from_secs(1);
 
+/// How long a caller that has ended its side waits before it is probed for the first time.
+const PROBE_PERIOD: Duration = Duration::from_secs(1);
 /// Bounds of connections.
 #[derive(Debug, Clone, Copy)]
 pub struct Patience {
@@ -40,6 +42,8 @@ pub struct Connection {
     pub tls: bool,
     /// The name that TLS was made for.
     pub server_name: Option<String>,
+    /// Told when the first request begins.
+    head: Option<HeadNotice>,
     flight: AtomicU32,
     served: AtomicBool,
     http2: AtomicBool,
@@ -49,6 +53,14 @@ pub struct Connection {
     head_ms: AtomicU64,
     /// Since when the caller takes nothing; 0: it does.
     blocked_ms: AtomicU64,
+    /// Since when the caller has ended its side; 0: it has not.
+    ended_ms: AtomicU64,
+    /// Requests that are over.
+    done: AtomicU32,
+    /// Whether the caller is to be probed: see [`crate::watched::Watched`].
+    probe: AtomicBool,
+    /// Who reads, once the caller has ended its side.
+    reader: AtomicWaker,
     abandoned: Mutex<(u64, u32)>,
     flows: Mutex<Vec<Weak<SharedFlow>>>,
     /// Rings when the connection is to end at once.
@@ -68,17 +80,27 @@ pub enum Verdict {
 
 impl Connection {
     /// A connection that was just made.
-    pub fn new(client: Bytes, tls: bool, server_name: Option<String>) -> Self {
+    pub fn new(
+        client: Bytes,
+        tls: bool,
+        server_name: Option<String>,
+        head: Option<HeadNotice>,
+    ) -> Self {
         Self {
             client,
             tls,
             server_name,
+            head,
             flight: AtomicU32::new(0),
             served: AtomicBool::new(false),
             http2: AtomicBool::new(false),
             rest_ms: AtomicU64::new(some_ms(now_ms())),
             head_ms: AtomicU64::new(0),
             blocked_ms: AtomicU64::new(0),
+            ended_ms: AtomicU64::new(0),
+            done: AtomicU32::new(0),
+            probe: AtomicBool::new(false),
+            reader: AtomicWaker::new(),
             abandoned: Mutex::new((0, 0)),
             flows: Mutex::new(Vec::new()),
             cut: Notify::new(),
@@ -91,11 +113,13 @@ impl Connection {
         self.head_ms.store(0, Ordering::Relaxed);
         if !self.served.load(Ordering::Relaxed) {
             self.served.store(true, Ordering::Relaxed);
+            self.head.iter().for_each(HeadNotice::head_came);
             self.http2.store(http2, Ordering::Relaxed);
         }
         InFlight {
             connection: self.clone(),
             answered: false,
+            place: None,
         }
     }
 
@@ -131,6 +155,10 @@ impl Connection {
             return Verdict::Cut;
         }
         if self.flight.load(Ordering::Relaxed) > 0 {
+            if past(&self.ended_ms, PROBE_PERIOD) {
+                self.probe.store(true, Ordering::Relaxed);
+                self.reader.wake();
+            }
             return Verdict::Stay;
         }
         let rest = match (self.served.load(Ordering::Relaxed), crowded) {
@@ -145,7 +173,7 @@ impl Connection {
         }
     }
 
-    fn received(&self) {
+    pub(crate) fn received(&self) {
         let head_begins =
             self.head_ms.load(Ordering::Relaxed) == 0 && self.flight.load(Ordering::Relaxed) == 0;
         // On an HTTP/2 connection without requests come pings and the like; there, resting too long is what counts.
@@ -154,13 +182,36 @@ impl Connection {
         }
     }
 
-    fn writes(&self, blocked: bool) {
+    /// The caller has ended its side while a request is under way.
+    pub(crate) fn ends(&self) {
+        if self.ended_ms.load(Ordering::Relaxed) == 0 {
+            self.ended_ms.store(some_ms(now_ms()), Ordering::Relaxed);
+        }
+    }
+
+    pub(crate) fn writes(&self, blocked: bool) {
         let was = self.blocked_ms.load(Ordering::Relaxed);
         if blocked && was == 0 {
             self.blocked_ms.store(some_ms(now_ms()), Ordering::Relaxed);
         } else if !blocked && was > 0 {
             self.blocked_ms.store(0, Ordering::Relaxed);
         }
+    }
+
+    /// Requests that are over.
+    pub(crate) fn done(&self) -> u32 {
+        self.done.load(Ordering::Relaxed)
+    }
+
+    /// Who reads is woken when a request is over, and when the caller is to be probed.
+    pub(crate) fn wakes(&self, reader: &Waker) {
+        self.reader.register(reader);
+    }
+
+    /// Whether the caller is to be probed now.
+    pub(crate) fn takes_probe(&self) -> bool {
+        let is_blocked = self.blocked_ms.load(Ordering::Relaxed) > 0;
+        self.probe.swap(false, Ordering::Relaxed) && !is_blocked
     }
 
     fn abandon(&self) {
@@ -189,9 +240,20 @@ fn some_ms(now_ms: u64) -> u64 {
 pub struct InFlight {
     connection: Arc<Connection>,
     answered: bool,
+    place: Option<RequestPlace>,
 }
 
 impl InFlight {
+    /// The connection that it came on.
+    pub fn connection(&self) -> &Arc<Connection> {
+        &self.connection
+    }
+
+    /// Keeps its tenant's place until it ends.
+    pub fn keep(&mut self, place: RequestPlace) {
+        self.place = Some(place);
+    }
+
     /// Whether it came by HTTP/2.
     pub fn is_http2(&self) -> bool {
         self.connection.http2.load(Ordering::Relaxed)
@@ -215,73 +277,11 @@ impl Drop for InFlight {
                 .rest_ms
                 .store(some_ms(now_ms()), Ordering::Relaxed);
         }
+        self.connection.done.fetch_add(1, Ordering::Relaxed);
+        self.connection.reader.wake();
         if !self.answered {
             self.connection.abandon();
         }
-    }
-}
-
-/// A socket, or TLS over one, that tells its connection when bytes come and when they do not go.
-#[derive(Debug)]
-pub struct Watched<S> {
-    /// The stream.
-    pub stream: S,
-    /// Its connection.
-    pub connection: Arc<Connection>,
-}
-
-impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let before = buffer.filled().len();
-        let polled = Pin::new(&mut self.stream).poll_read(context, buffer);
-        if polled.is_ready() && buffer.filled().len() > before {
-            self.connection.received();
-        }
-        polled
-    }
-}
-
-impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        let polled = Pin::new(&mut self.stream).poll_write(context, bytes);
-        self.connection.writes(polled.is_pending());
-        polled
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        bytes: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        let polled = Pin::new(&mut self.stream).poll_write_vectored(context, bytes);
-        self.connection.writes(polled.is_pending());
-        polled
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let polled = Pin::new(&mut self.stream).poll_flush(context);
-        if polled.is_pending() {
-            self.connection.writes(true);
-        }
-        polled
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let polled = Pin::new(&mut self.stream).poll_shutdown(context);
-        self.connection.writes(polled.is_pending());
-        polled
     }
 }
 
@@ -298,6 +298,7 @@ mod tests {
         Arc::new(Connection::new(
             Bytes::from_static(b"192.0.2.1"),
             false,
+            None,
             None,
         ))
     }

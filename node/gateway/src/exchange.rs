@@ -19,16 +19,15 @@ use tokio::task::AbortHandle;
 
 use crate::answer::{Code, REQUEST_FIELD, Refusal};
 use crate::body::{self, Body, Known, PumpError};
-use crate::connection::Connection;
-use crate::fields;
+use crate::connection::{Connection, InFlight};
+use crate::fields::{self, Outgoing};
+use crate::hops;
 use crate::host::Host;
 use crate::route::Site;
 use crate::serve::Gateway;
+use crate::target::Target;
 use crate::workers::{Function, Lease};
 
-/// How long a worker may take until its head comes. Its own limit is shorter; this one is for a worker that does not
-/// keep it.
-const HEAD_WAIT: Duration = Duration::from_secs(600);
 /// Workers tried for one request whose channels turn out closed. The request was sent to none of them.
 const MAX_WORKERS_TRIED: usize = 4;
 /// Longest path, and longest method, in an access record, bytes.
@@ -92,7 +91,7 @@ pub async fn answer(
     let id = gateway.ids.next();
     let (head, body) = request.into_parts();
     let mut route = None;
-    let forwarded = forward(gateway, connection, &head, body, &id, &mut route).await;
+    let forwarded = forward(gateway, &mut flight, &head, body, &id, &mut route).await;
     flight.answered();
     let failure = forwarded
         .as_ref()
@@ -137,6 +136,7 @@ pub async fn answer(
             failure,
             head_us: u32::try_from(started.elapsed().as_micros()).unwrap_or(u32::MAX),
             dropped,
+            wide_cookies: route.function.take_dropped_cookies(),
         });
     }
     response
@@ -153,14 +153,15 @@ fn recorded(text: &str) -> String {
 
 async fn forward(
     gateway: &Gateway,
-    connection: &Connection,
+    flight: &mut InFlight,
     head: &Parts,
     body: Incoming,
     id: &str,
     found: &mut Option<Route>,
 ) -> Result<Answer, Refusal> {
+    let connection = flight.connection().clone();
     let host = read_host(head)?;
-    if gateway.is_misdirected(connection, &host.name) {
+    if gateway.is_misdirected(&connection, &host.name) {
         return Err(Code::Misdirected.into());
     }
     let route = gateway
@@ -173,19 +174,25 @@ async fn forward(
     if !fits(head) {
         return Err(Code::HeadTooLarge.into());
     }
-    let path = head.uri.path();
-    route
-        .gate
-        .check(head.method.as_str(), path, body.size_hint().exact())?;
+    let rest = head.uri.path_and_query();
+    let rest = rest.map_or("/", http::uri::PathAndQuery::as_str);
+    let target = Target::new(connection.tls, &host, rest)?;
+    let length = body.size_hint().exact();
+    let method = head.method.as_str();
+    route.gate.check(method, target.path(), length)?;
+    let target = target.into_text();
     if wants_websocket(&head.headers) {
         return Err(Code::NotSupported.into());
     }
-    let make_head = || to_worker(connection, head, &host, id);
+    let hops = hops::count(&head.headers).map_err(|hops::Loop| Code::LoopDetected)?;
+    let place = route.function.tenant.begin();
+    flight.keep(place.ok_or(Code::TooManyRequests)?);
+    let make_head = || to_worker(&connection, head, &host, &target, id, hops);
     let (lease, exchange) = open(&route.function, make_head, body.is_end_stream()).await?;
     let limits = (route.gate.max_body_bytes, gateway.patience.idle);
-    let wait = tokio::time::timeout(HEAD_WAIT, converse(exchange, body, limits, &lease));
-    let (response, rest, pump) = wait.await.map_err(|_| Failure::ExceededWall)??;
-    to_caller(&head.method, response, rest, pump, lease).await
+    let conversation = converse(exchange, body, limits, &lease);
+    let (response, rest, pump) = lease.hold_to_wall(conversation).await?;
+    to_caller((&head.method, &host.name), response, rest, pump, lease).await
 }
 
 fn read_host(head: &Parts) -> Result<Host<'_>, Code> {
@@ -216,27 +223,25 @@ fn wants_websocket(fields: &HeaderMap) -> bool {
     upgrades.any(|protocol| protocol.trim_ascii().eq_ignore_ascii_case(b"websocket"))
 }
 
-fn to_worker(connection: &Connection, head: &Parts, host: &Host<'_>, id: &str) -> RequestHead {
-    let rest = head
-        .uri
-        .path_and_query()
-        .map_or("/", http::uri::PathAndQuery::as_str);
-    let mut target = String::with_capacity(16 + host.name.len() + rest.len());
-    target.push_str(if connection.tls {
-        "https://"
-    } else {
-        "http://"
-    });
-    let authority_at = target.len();
-    host.write(&mut target);
+fn to_worker(
+    connection: &Connection,
+    head: &Parts,
+    host: &Host<'_>,
+    target: &str,
+    id: &str,
+    hops: u8,
+) -> RequestHead {
+    let mut authority = String::with_capacity(host.name.len() + 8);
+    host.write(&mut authority);
     let mut fields = fields::to_worker(&head.headers);
-    fields.push("host", &target[authority_at..]);
+    fields.push("host", &authority);
     fields.push(":request", id);
     fields.push(":client", &connection.client);
-    target.push_str(rest);
+    // One digit: MAX_HOPS and more were refused.
+    fields.push(":hops", [b'0' + hops]);
     RequestHead {
         method: head.method.as_str().to_owned(),
-        target,
+        target: target.to_owned(),
         fields,
     }
 }
@@ -308,7 +313,7 @@ async fn explain(error: StreamError, lease: &Lease) -> Refusal {
 
 /// A worker's answer as HTTP, or 500 `exception` where it is none.
 async fn to_caller(
-    method: &Method,
+    (method, host): (&Method, &str),
     head: ResponseHead,
     rest: RecvBody,
     pump: Option<AbortHandle>,
@@ -319,7 +324,12 @@ async fn to_caller(
         .ok()
         .filter(|status| (200..600).contains(&status.as_u16()));
     let status = status.ok_or(()).map_err(broken)?;
-    let (mut fields, length) = fields::to_caller(&head.fields).map_err(|_| broken(()))?;
+    let Outgoing {
+        mut fields,
+        length,
+        wide_cookies,
+    } = fields::to_caller(&head.fields, host).map_err(|_| broken(()))?;
+    lease.function().dropped_cookies(wide_cookies);
     let stop = |pump: Option<AbortHandle>| pump.into_iter().for_each(|pump| pump.abort());
     if method == Method::HEAD || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED)
     {

@@ -4,14 +4,16 @@ use casemate_wire::Fields;
 use http::header::{CONNECTION, CONTENT_LENGTH, DATE};
 use http::{HeaderMap, HeaderName, HeaderValue};
 
+use crate::cookies;
+
 /// Fields in a request's head at most; HTTP/1 is held to the same number by its parser.
 pub const MAX_REQUEST_FIELDS: usize = 100;
 
 /// Bytes of a request's head at most.
 pub const MAX_HEAD_BYTES: usize = 48 * 1024;
 
-/// Fields that the gateway adds: `host`, `:request`, `:client`.
-const OWN_FIELDS: usize = 3;
+/// Fields that the gateway adds: `host`, `:request`, `:client`, `:hops`.
+const OWN_FIELDS: usize = 4;
 /// Of names and values, bytes: what a browser's request has, so that its head grows seldom.
 const ROOM_BYTES: usize = 512;
 
@@ -93,15 +95,27 @@ fn is_trailer(name: &str) -> bool {
     )
 }
 
-/// A worker's fields as they go to a caller, and the length that it declared. Fields of ours (`:`) never go out; the
-/// length is written anew from what is really sent.
+/// A response's fields on their way to a caller.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Outgoing {
+    /// What goes out.
+    pub fields: HeaderMap,
+    /// The length that the worker declared.
+    pub length: Option<u64>,
+    /// Cookies that were dropped: see [`crate::cookies`].
+    pub wide_cookies: u32,
+}
+
+/// A worker's fields as they go to a caller of this host. Fields of ours (`:`) never go out; the length is written anew
+/// from what is really sent.
 ///
 /// # Errors
 /// A name, a value or a length that is no HTTP.
-pub fn to_caller(fields: &Fields) -> Result<(HeaderMap, Option<u64>), BadResponse> {
+pub fn to_caller(fields: &Fields, host: &str) -> Result<Outgoing, BadResponse> {
     // Room for what is added on the way out.
     let mut out = HeaderMap::with_capacity(fields.len() + 2);
     let mut length = None;
+    let mut wide_cookies = 0;
     let connection = || fields.iter().filter(|(name, _)| *name == "connection");
     let has_options = connection().next().is_some();
     for (name, value) in fields.iter() {
@@ -119,6 +133,10 @@ pub fn to_caller(fields: &Fields) -> Result<(HeaderMap, Option<u64>), BadRespons
         if has_options && listed(connection().map(|(_, value)| value), name) {
             continue;
         }
+        if name == "set-cookie" && cookies::is_too_wide(value, host) {
+            wide_cookies += 1;
+            continue;
+        }
         let header = HeaderName::from_bytes(name.as_bytes()).map_err(|_| BadResponse)?;
         let value = HeaderValue::from_bytes(value).map_err(|_| BadResponse)?;
         if header == DATE {
@@ -127,7 +145,11 @@ pub fn to_caller(fields: &Fields) -> Result<(HeaderMap, Option<u64>), BadRespons
             out.append(header, value);
         }
     }
-    Ok((out, length))
+    Ok(Outgoing {
+        fields: out,
+        length,
+        wide_cookies,
+    })
 }
 
 /// A worker's trailers as they go to a caller.
@@ -136,7 +158,8 @@ pub fn to_caller(fields: &Fields) -> Result<(HeaderMap, Option<u64>), BadRespons
 /// As for [`to_caller`].
 pub fn trailers_to_caller(fields: &Fields) -> Result<HeaderMap, BadResponse> {
     let plain: Fields = fields.iter().filter(|(name, _)| is_trailer(name)).collect();
-    to_caller(&plain).map(|(fields, _)| fields)
+    // Cookies are no trailers: no host is needed.
+    to_caller(&plain, "").map(|outgoing| outgoing.fields)
 }
 
 fn parse_length(value: &[u8]) -> Result<u64, BadResponse> {
@@ -211,19 +234,24 @@ mod tests {
             .with("transfer-encoding", "chunked")
             .with("content-length", "12")
             .with("set-cookie", "a")
-            .with("set-cookie", "b")
+            .with("set-cookie", "b; Domain=f.shared.test")
+            .with("set-cookie", "c; Domain=shared.test")
             .with("upgrade", "h2c");
-        let (out, length) = to_caller(&fields).unwrap();
+        let Outgoing {
+            fields: out,
+            length,
+            wide_cookies,
+        } = to_caller(&fields, "f.shared.test").unwrap();
         assert_eq!(length, Some(12));
         assert_eq!(out.get_all("set-cookie").iter().count(), 2);
-        assert_eq!(out.len(), 2);
+        assert_eq!((out.len(), wide_cookies), (2, 1));
     }
 
     #[test]
     fn lengths_that_are_none_or_differ_are_refused() {
         for value in ["", "-1", "+1", "1, 1", " 1", "0x1", "18446744073709551616"] {
             assert_eq!(
-                to_caller(&Fields::default().with("content-length", value)),
+                to_caller(&Fields::default().with("content-length", value), "a.test"),
                 Err(BadResponse),
                 "{value:?}"
             );
@@ -233,8 +261,9 @@ mod tests {
                 &Fields::default()
                     .with("content-length", one)
                     .with("content-length", other),
+                "a.test",
             )
-            .map(|(_, length)| length)
+            .map(|outgoing| outgoing.length)
         };
         assert_eq!(two("5", "6"), Err(BadResponse));
         assert_eq!(two("5", "5"), Ok(Some(5)));
@@ -250,8 +279,8 @@ mod tests {
         #[test]
         fn nothing_of_a_worker_splits_a_response(fields in hostile_fields()) {
             let fields: Fields = fields.into_iter().collect();
-            if let Ok((out, _)) = to_caller(&fields) {
-                for (name, value) in &out {
+            if let Ok(out) = to_caller(&fields, "a.test") {
+                for (name, value) in &out.fields {
                     prop_assert!(!name.as_str().starts_with(':') && !stays_here(name.as_str()));
                     prop_assert!(!value.as_bytes().iter().any(|byte| matches!(byte, b'\r' | b'\n' | 0)));
                 }

@@ -1,28 +1,40 @@
 //! The gateway: callers' HTTP comes in, channels to workers go out.
 //!
-//! It reads hostile bytes from the internet, so what it decides stands apart from what it does: [`host`], [`route`],
-//! [`fields`], [`pool`] and [`answer`] know no socket and no clock. Around them: [`start`] (bind, read, wall in),
-//! [`serve`] (connections), [`exchange`] (one request), [`supervise`] (the control channel), [`run`] (all of it).
+//! It reads hostile bytes from the internet, so what it decides stands apart from what it does: [`strict`], [`frames`],
+//! [`host`], [`target`], [`route`], [`hops`], [`fields`], [`cookies`], [`places`], [`requests`], [`pool`] and [`answer`]
+//! know no socket and no clock. Around them: [`start`] (bind, read, wall in), [`admission`] (places for connections),
+//! [`watched`] (bytes), [`serve`] (connections), [`exchange`] (one request), [`supervise`] (the control channel), [`run`]
+//! (all of it).
 //!
-//! A request passes: which host is it, is there a route, the perimeter (method, path, size), a worker with room, its
-//! channel. Nothing is ever sent twice: once a request has gone to a worker, its caller gets that worker's answer or is
+//! A connection passes: a place for its network. A request passes: a framing with one reading, which host is it, is there
+//! a route, the perimeter (method, path, size), hops, a place for its tenant, a worker with room, its channel. Nothing is ever sent twice: once a request has gone to a worker, its caller gets that worker's answer or is
 //! told why there is none.
 //!
 //! Not served: `CONNECT`, and upgrades to WebSocket (501 `not_supported`); other offers to upgrade are ignored, as HTTP
 //! permits.
 #![forbid(unsafe_code)]
 
+pub mod admission;
 pub mod answer;
 pub mod body;
 pub mod connection;
+pub mod cookies;
 pub mod exchange;
 pub mod fields;
+pub mod frames;
+pub mod hops;
 pub mod host;
+pub mod places;
 pub mod pool;
+pub mod requests;
 pub mod route;
 pub mod run;
 pub mod serve;
 pub mod start;
+pub mod strict;
 pub mod supervise;
+pub mod target;
 pub mod tls;
+pub mod watched;
+pub mod worker;
 pub mod workers;

@@ -123,12 +123,14 @@ impl Gate {
         if !is_unambiguous(path) {
             return Err(Code::BadPath);
         }
-        if self
-            .paths
-            .as_ref()
-            .is_some_and(|paths| !paths.iter().any(|pattern| pattern.matches(path)))
-        {
-            return Err(Code::PerimeterPath);
+        if let Some(paths) = &self.paths {
+            // Behind a rule for paths a function may decode once more than the rule does.
+            if may_lead_elsewhere(path) {
+                return Err(Code::BadPath);
+            }
+            if !paths.iter().any(|pattern| pattern.matches(path)) {
+                return Err(Code::PerimeterPath);
+            }
         }
         if length.is_some_and(|length| length > self.max_body_bytes) {
             return Err(Code::BodyTooLarge);
@@ -163,6 +165,56 @@ pub fn is_unambiguous(path: &str) -> bool {
         .windows(2)
         .any(|pair| pair[0] == b'/' && matches!(pair[1], b'.' | b'%'));
     !suspicious || !path.split('/').any(is_dot_segment)
+}
+
+/// Times that a path is decoded to see where it may lead.
+const MAX_DECODINGS: usize = 3;
+
+/// Whether a program that decodes this path, takes backslashes for slashes, or leaves out what follows a semicolon in a
+/// segment finds a dot segment in it.
+fn may_lead_elsewhere(path: &str) -> bool {
+    // Most paths have neither, and are done here.
+    if !path.bytes().any(|byte| matches!(byte, b'%' | b';')) {
+        return false;
+    }
+    let has_dot_segment = |path: &[u8]| {
+        let mut segments = path.split(|byte| matches!(byte, b'/' | b'\\'));
+        segments.any(|segment| {
+            let name = segment.split(|byte| *byte == b';').next();
+            matches!(name, Some(b"." | b".."))
+        })
+    };
+    let mut decoded = path.as_bytes().to_vec();
+    for _ in 0..MAX_DECODINGS {
+        if has_dot_segment(&decoded) {
+            return true;
+        }
+        decoded = decode(&decoded);
+    }
+    // Encoded more often than anybody decodes.
+    has_dot_segment(&decoded) || decode(&decoded) != decoded
+}
+
+/// Percent-decodes once; what is no escape stays.
+fn decode(text: &[u8]) -> Vec<u8> {
+    let digit = |byte: &u8| char::from(*byte).to_digit(16);
+    let mut out = Vec::with_capacity(text.len());
+    let mut rest = text;
+    while let [first, after @ ..] = rest {
+        rest = after;
+        let escape = match after {
+            [high, low, ..] if *first == b'%' => digit(high).zip(digit(low)),
+            _ => None,
+        };
+        match escape {
+            Some((high, low)) => {
+                out.push((high * 16 + low) as u8);
+                rest = &after[2..];
+            }
+            None => out.push(*first),
+        }
+    }
+    out
 }
 
 fn is_dot_segment(segment: &str) -> bool {
@@ -299,6 +351,36 @@ mod tests {
         }
         for path in ["/a..b", "/..a", "/a.", "/.a/b", "/%2ea", "/..."] {
             assert_eq!(open.check("GET", path, None), Ok(()), "{path}");
+        }
+    }
+
+    #[test]
+    fn behind_a_rule_for_paths_no_spelling_leads_elsewhere() {
+        let (ruled, open) = (gate(&[], &["/api/*"], 1), gate(&[], &[], 1));
+        for path in [
+            "/api/..%2fprivate",
+            "/api/..;/private",
+            "/api/..;x=1/private",
+            "/api/%252e%252e/private",
+            "/api/%25252e%25252e/private",
+            "/api/x%2f..%2f..%2fprivate",
+            "/api/..%5cprivate",
+            "/api/%2e%2e%2fprivate",
+            "/api/.%252e/private",
+            "/api/%2525252525",
+        ] {
+            assert_eq!(ruled.check("GET", path, None), Err(Code::BadPath), "{path}");
+            assert_eq!(open.check("GET", path, None), Ok(()), "{path}");
+        }
+        for path in [
+            "/api/a%2fb",
+            "/api/a;x=..",
+            "/api/..a%2f",
+            "/api/%zz%",
+            "/api/100%25",
+            "/api/%E4%B8%AD",
+        ] {
+            assert_eq!(ruled.check("GET", path, None), Ok(()), "{path}");
         }
     }
 

@@ -66,7 +66,13 @@ pub async fn run(prepared: Prepared) -> Result<(), RunError> {
         .map(Certificates::config)
         .transpose()?
         .map(TlsAcceptor::from);
-    let gateway = Gateway::new(ids, patience, start.max_connections, certificates);
+    let gateway = Gateway::new(
+        ids,
+        patience,
+        start.max_connections,
+        start.shares,
+        certificates,
+    );
     for (listener, speaks_tls) in listeners {
         let listener = tokio::net::TcpListener::from_std(listener)?;
         tokio::spawn(serve::listen(

@@ -11,23 +11,26 @@ use arc_swap::ArcSwap;
 use bytes::Bytes;
 use casemate_channel::fair;
 use casemate_wire::control::FunctionKey;
-use casemate_wire::control::gateway::Access;
+use casemate_wire::control::gateway::{Access, Shares};
 use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::watch;
 use tokio::time::MissedTickBehavior;
 use tokio_rustls::TlsAcceptor;
+use tokio_util::task::TaskTracker;
 
+use crate::admission::{Admissions, Entry, Seat};
 use crate::body::Body;
-use crate::connection::{Connection, Patience, Verdict, Watched};
+use crate::connection::{Connection, Patience, Verdict};
 use crate::exchange::{self, RequestIds};
 use crate::fields::MAX_HEAD_BYTES;
 use crate::route::Table;
 use crate::tls::Certificates;
+use crate::watched::Watched;
 use crate::workers::{Function, Registry, now_ms};
 
 /// Streams at a time on an HTTP/2 connection.
@@ -70,8 +73,8 @@ pub struct Gateway {
     /// How long callers may take.
     pub patience: Patience,
     certificates: Option<Arc<Certificates>>,
-    places: Arc<Semaphore>,
-    max_connections: u32,
+    admissions: Arc<Admissions>,
+    connections: TaskTracker,
     records: fair::Queue<FunctionKey, Access>,
     draining: watch::Sender<bool>,
 }
@@ -82,17 +85,17 @@ impl Gateway {
         ids: RequestIds,
         patience: Patience,
         max_connections: u32,
+        shares: Shares,
         certificates: Option<Arc<Certificates>>,
     ) -> Arc<Self> {
-        let max_connections = max_connections.max(1);
         Arc::new(Self {
             table: ArcSwap::default(),
-            registry: Arc::default(),
+            registry: Arc::new(Registry::new(&shares)),
             ids,
             patience,
             certificates,
-            places: Arc::new(Semaphore::new(max_connections as usize)),
-            max_connections,
+            admissions: Admissions::new(max_connections, shares),
+            connections: TaskTracker::new(),
             records: fair::Queue::new(MAX_RECORDS),
             draining: watch::Sender::new(false),
         })
@@ -136,13 +139,8 @@ impl Gateway {
 
     /// Waits until every connection has ended.
     pub async fn drained(&self) {
-        // Fails only when the semaphore is closed, which it never is.
-        let _ = self.places.acquire_many(self.max_connections).await;
-    }
-
-    /// Whether callers wait for a place.
-    fn is_crowded(&self) -> bool {
-        self.places.available_permits() == 0
+        self.connections.close();
+        self.connections.wait().await;
     }
 }
 
@@ -152,27 +150,26 @@ fn counted(taken: fair::Taken<Access>) -> Access {
     access
 }
 
-/// Serves a listener until the gateway drains. Callers beyond the limit wait in the kernel's queue.
+/// Serves a listener until the gateway drains. A connection without a place waits in a task of its own, so that no
+/// network delays another one.
 pub async fn listen(gateway: Arc<Gateway>, listener: TcpListener, tls: Option<TlsAcceptor>) {
     let mut draining = gateway.draining.subscribe();
     loop {
-        // One that is accepted waits here for its place, and all behind it in the kernel.
-        let accepted = async {
-            let accepted = listener.accept().await;
-            (accepted, gateway.places.clone().acquire_owned().await)
-        };
         tokio::select! {
             () = begins(&mut draining) => return,
-            accepted = accepted => match accepted {
-                (Ok((stream, address)), Ok(place)) => {
-                    tokio::spawn(connect(gateway.clone(), stream, address, tls.clone(), place));
-                }
-                (Err(error), _) => {
+            accepted = listener.accept() => match accepted {
+                Ok((stream, address)) => match gateway.admissions.ask(address.ip()) {
+                    Ok(entry) => {
+                        let tls = tls.clone();
+                        let connecting = connect(gateway.clone(), stream, address, tls, entry);
+                        gateway.connections.spawn(connecting);
+                    }
+                    Err(error) => tracing::debug!(%error, "connection closed"),
+                },
+                Err(error) => {
                     tracing::warn!(%error, "a caller could not be accepted");
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                 }
-                // Only a closed semaphore, which it never is.
-                (_, Err(_)) => return,
             },
         }
     }
@@ -189,13 +186,36 @@ async fn connect(
     stream: TcpStream,
     address: SocketAddr,
     tls: Option<TlsAcceptor>,
-    _place: OwnedSemaphorePermit,
+    entry: Entry,
+) {
+    let mut draining = gateway.draining.subscribe();
+    let seat = tokio::select! {
+        () = begins(&mut draining) => return,
+        seat = entry.seat() => match seat {
+            Ok(seat) => seat,
+            Err(error) => return tracing::debug!(%error, "connection closed"),
+        },
+    };
+    tokio::select! {
+        biased;
+        () = seat.evicted() => tracing::debug!("connection closed: it sent no whole head, and another needs its place"),
+        () = converse(gateway, stream, address, tls, &seat) => {}
+    }
+}
+
+async fn converse(
+    gateway: Arc<Gateway>,
+    stream: TcpStream,
+    address: SocketAddr,
+    tls: Option<TlsAcceptor>,
+    seat: &Seat,
 ) {
     // Answers are written whole; waiting for more would only delay them.
     let _ = stream.set_nodelay(true);
     let client = Bytes::from(address.ip().to_canonical().to_string());
+    let connection = |tls, name| Connection::new(client, tls, name, Some(seat.head_notice()));
     let Some(tls) = tls else {
-        return serve(gateway, stream, Connection::new(client, false, None)).await;
+        return serve(gateway, stream, connection(false, None), seat).await;
     };
     match tokio::time::timeout(gateway.patience.header, tls.accept(stream)).await {
         Ok(Ok(stream)) => {
@@ -204,7 +224,7 @@ async fn connect(
                 .1
                 .server_name()
                 .map(|name| name.trim_end_matches('.').to_ascii_lowercase());
-            serve(gateway, stream, Connection::new(client, true, name)).await;
+            serve(gateway, stream, connection(true, name), seat).await;
         }
         Ok(Err(error)) => tracing::debug!(%error, "a TLS handshake failed"),
         Err(_) => tracing::debug!("a TLS handshake took too long"),
@@ -236,12 +256,10 @@ async fn serve<S: AsyncRead + AsyncWrite + Unpin + 'static>(
     gateway: Arc<Gateway>,
     stream: S,
     connection: Connection,
+    seat: &Seat,
 ) {
     let connection = Arc::new(connection);
-    let io = TokioIo::new(Watched {
-        stream,
-        connection: connection.clone(),
-    });
+    let io = TokioIo::new(Watched::new(stream, connection.clone()));
     let builder = builder();
     let answers = Answers {
         gateway: gateway.clone(),
@@ -274,7 +292,7 @@ async fn serve<S: AsyncRead + AsyncWrite + Unpin + 'static>(
                 if closes_ms.is_some_and(|closes_ms| now_ms >= closes_ms) {
                     return;
                 }
-                match connection.judge(now_ms, gateway.patience, gateway.is_crowded()) {
+                match connection.judge(now_ms, gateway.patience, seat.is_crowded()) {
                     Verdict::Stay => closes_ms = None,
                     Verdict::Cut => return,
                     Verdict::Close if closes_ms.is_none() => {
@@ -316,6 +334,14 @@ fn builder() -> auto::Builder<TokioExecutor> {
 mod tests {
     use super::*;
 
+    const SHARES: Shares = Shares {
+        connections_per_network: 1,
+        network_prefix_v4: 24,
+        network_prefix_v6: 56,
+        requests: 1,
+        requests_per_tenant: 1,
+    };
+
     fn access(function: &str) -> Access {
         Access {
             key: FunctionKey {
@@ -329,6 +355,7 @@ mod tests {
             failure: None,
             head_us: 1,
             dropped: 0,
+            wide_cookies: 0,
         }
     }
 
@@ -338,7 +365,7 @@ mod tests {
             header: Duration::from_secs(1),
             idle: Duration::from_secs(1),
         };
-        let gateway = Gateway::new(RequestIds::new(1, 0), patience, 1, None);
+        let gateway = Gateway::new(RequestIds::new(1, 0), patience, 1, SHARES, None);
         (0..3 * MAX_RECORDS).for_each(|_| gateway.record(access("flood")));
         (0..MAX_RECORDS / 4).for_each(|_| gateway.record(access("quiet")));
         (0..MAX_RECORDS).for_each(|_| gateway.record(access("flood")));

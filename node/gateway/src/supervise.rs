@@ -14,7 +14,7 @@ use crate::answer::{Code, Refusal};
 use crate::route::Site;
 use crate::serve::Gateway;
 use crate::start::Supervisor;
-use crate::workers::Function;
+use crate::workers::{Function, Promise};
 
 /// How often it is looked for needs to repeat and workers that rest.
 const ROUND: Duration = Duration::from_millis(250);
@@ -31,9 +31,14 @@ pub fn obey(gateway: &Arc<Gateway>, message: ToGateway, fds: Vec<OwnedFd>) -> Op
             release,
             worker,
             concurrency,
+            wall_time_ms,
         } => match <[OwnedFd; 1]>::try_from(fds) {
             Ok([fd]) => {
-                if let Err(error) = gateway.registry.add(&key, release, worker, concurrency, fd) {
+                let promise = Promise {
+                    concurrency,
+                    wall: Duration::from_millis(wall_time_ms.into()),
+                };
+                if let Err(error) = gateway.registry.add(&key, release, worker, promise, fd) {
                     tracing::error!(worker = worker.0, %error, "a worker's channel cannot be used");
                 }
             }
@@ -106,6 +111,9 @@ pub async fn speak(
         tokio::select! {
             biased;
             () = registry.bell.rung() => {
+                for (worker, fault) in registry.bell.take_unusable() {
+                    supervisor.send(&FromGateway::Unusable { worker, fault }, &[]).await?;
+                }
                 for function in registry.bell.take() {
                     report(&supervisor, &function).await?;
                 }

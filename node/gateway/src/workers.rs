@@ -2,52 +2,34 @@
 
 use std::collections::HashMap;
 use std::os::fd::{AsFd as _, OwnedFd};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use casemate_channel::Opener;
 use casemate_channel::budget::Budget;
 use casemate_wire::channel::MAX_STREAMS;
+use casemate_wire::control::gateway::{Shares, WorkerFault};
 use casemate_wire::control::{Digest, Failure, FunctionKey, WorkerId};
-use rustix::net::Shutdown;
-use tokio::sync::{Notify, SetOnce, oneshot};
+use tokio::sync::{Notify, oneshot};
 
 use crate::answer::Refusal;
 use crate::pool::{Due, Pool, Waiting};
+use crate::requests::{Requests, Tenant};
+pub use crate::worker::{Promise, Worker};
 
 /// How long a request waits for a worker: a cold start takes milliseconds, a node that is full longer.
 pub const WAIT_MAX: Duration = Duration::from_secs(10);
-/// A channel that closes is soon followed by the supervisor's reason; so long its callers wait for it.
-pub const REASON_WAIT: Duration = Duration::from_millis(200);
-
 /// How long after its channel has closed a worker's reason can come.
 const REASON_KEPT: Duration = Duration::from_secs(10);
+
+/// Between two records about dropped cookies in a function's log, milliseconds.
+const COOKIES_PERIOD_MS: u64 = 10_000;
 
 /// Milliseconds since the program first asked.
 pub fn now_ms() -> u64 {
     static START: OnceLock<Instant> = OnceLock::new();
     START.get_or_init(Instant::now).elapsed().as_millis() as u64
-}
-
-/// One worker process, as the gateway sees it.
-#[derive(Debug)]
-pub struct Worker {
-    /// Which.
-    pub id: WorkerId,
-    /// Its channel.
-    pub opener: Opener,
-    /// The channel's socket once more, to end it for good when the process has ended.
-    socket: OwnedFd,
-    failure: SetOnce<Failure>,
-}
-
-impl Worker {
-    /// Why it ended, once its channel is closed.
-    pub async fn failure(&self) -> Failure {
-        let told = tokio::time::timeout(REASON_WAIT, self.failure.wait()).await;
-        told.map_or(Failure::WorkerLost, |failure| *failure)
-    }
 }
 
 type Answer = Result<Lease, Refusal>;
@@ -67,18 +49,30 @@ impl Waiting for Caller {
 pub struct Function {
     /// Which.
     pub key: FunctionKey,
+    /// The requests of its tenant.
+    pub tenant: Arc<Tenant>,
     pool: Mutex<Pool<Caller, Arc<Worker>>>,
     /// Of its access records.
     records: Mutex<Budget>,
+    cookies: DroppedCookies,
     bell: Arc<Bell>,
     /// Whether the bell holds it already.
     rung: AtomicBool,
+}
+
+/// Cookies that were dropped and that the function's log was not told of; since when, 0: never.
+#[derive(Debug, Default)]
+struct DroppedCookies {
+    count: AtomicU32,
+    told_ms: AtomicU64,
 }
 
 /// Functions of which the supervisor is to hear something at once; each is in it at most once.
 #[derive(Debug, Default)]
 pub struct Bell {
     functions: Mutex<Vec<Arc<Function>>>,
+    /// Workers that the gateway has given up, each at most once.
+    unusable: Mutex<Vec<(WorkerId, WorkerFault)>>,
     notify: Notify,
 }
 
@@ -96,6 +90,17 @@ impl Bell {
         }
         functions
     }
+
+    /// Has the supervisor end a worker that gets nothing more to do.
+    fn give_up(&self, worker: WorkerId, fault: WorkerFault) {
+        lock(&self.unusable).push((worker, fault));
+        self.notify.notify_one();
+    }
+
+    /// Workers that were given up since the last time.
+    pub fn take_unusable(&self) -> Vec<(WorkerId, WorkerFault)> {
+        std::mem::take(&mut *lock(&self.unusable))
+    }
 }
 
 /// A place in a worker; given back when it is dropped.
@@ -104,6 +109,35 @@ pub struct Lease {
     function: Arc<Function>,
     /// The worker.
     pub worker: Arc<Worker>,
+}
+
+impl Lease {
+    /// The head of a response, if it comes within the wall-clock limit of the release. A worker that leaves it out gets no
+    /// more requests, and the supervisor ends it.
+    ///
+    /// # Errors
+    /// What the conversation says; [`Failure::ExceededWall`] when it takes too long.
+    pub async fn hold_to_wall<T>(
+        &self,
+        conversation: impl Future<Output = Result<T, Refusal>>,
+    ) -> Result<T, Refusal> {
+        match tokio::time::timeout(self.worker.head_wait(), conversation).await {
+            Ok(Ok(head)) => {
+                self.worker.answered();
+                Ok(head)
+            }
+            Ok(Err(refusal)) => Err(refusal),
+            Err(_) => {
+                self.function.give_up(&self.worker);
+                Err(Failure::ExceededWall.into())
+            }
+        }
+    }
+
+    /// The function that the worker runs.
+    pub fn function(&self) -> &Function {
+        &self.function
+    }
 }
 
 impl Drop for Lease {
@@ -123,11 +157,13 @@ impl Drop for Lease {
 }
 
 impl Function {
-    fn new(key: FunctionKey, bell: Arc<Bell>) -> Self {
+    fn new(key: FunctionKey, tenant: Arc<Tenant>, bell: Arc<Bell>) -> Self {
         Self {
             key,
+            tenant,
             pool: Mutex::default(),
             records: Mutex::new(Budget::new(now_ms())),
+            cookies: DroppedCookies::default(),
             bell,
             rung: AtomicBool::new(false),
         }
@@ -148,6 +184,27 @@ impl Function {
     /// before.
     pub fn may_record(&self, bytes: usize) -> Option<u32> {
         lock(&self.records).spend(bytes, now_ms())
+    }
+
+    /// So many cookies of a response reached too far and were dropped.
+    pub fn dropped_cookies(&self, count: u32) {
+        if count > 0 {
+            self.cookies.count.fetch_add(count, Ordering::Relaxed);
+        }
+    }
+
+    /// How many cookies the function's log is to be told of now; mostly none.
+    pub fn take_dropped_cookies(&self) -> u32 {
+        let DroppedCookies { count, told_ms } = &self.cookies;
+        if count.load(Ordering::Relaxed) == 0 {
+            return 0;
+        }
+        let (now_ms, told) = (now_ms().max(1), told_ms.load(Ordering::Relaxed));
+        if told > 0 && now_ms.saturating_sub(told) < COOKIES_PERIOD_MS {
+            return 0;
+        }
+        told_ms.store(now_ms, Ordering::Relaxed);
+        count.swap(0, Ordering::Relaxed)
     }
 
     /// A place in a worker; waits for one up to [`WAIT_MAX`].
@@ -194,6 +251,19 @@ impl Function {
         }
     }
 
+    /// Takes a worker that has not answered in time out of service, and has the supervisor end it.
+    fn give_up(&self, worker: &Worker) {
+        if !worker.is_given_up_now() {
+            return;
+        }
+        tracing::warn!(
+            worker = worker.id.0,
+            "a worker did not answer within its wall-clock limit; it gets no more requests and will be ended"
+        );
+        self.pool().retire(worker.id);
+        self.bell.give_up(worker.id, WorkerFault::NotAnswering);
+    }
+
     fn without(self: &Arc<Self>, id: WorkerId) {
         // Dropped after the lock.
         let worker = self.pool().remove(id);
@@ -208,20 +278,47 @@ impl Function {
 }
 
 /// All functions. Touched by control messages and once a second, never by a request.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Registry {
     functions: Mutex<HashMap<FunctionKey, Arc<Function>>>,
+    /// Tenants with functions. Taken only by a holder of `functions`.
+    tenants: Mutex<HashMap<Digest, Weak<Tenant>>>,
+    requests: Arc<Requests>,
     seats: Mutex<HashMap<WorkerId, Seat>>,
     /// Rings when the supervisor is to hear something.
     pub bell: Arc<Bell>,
 }
 
 impl Registry {
+    /// Without functions yet.
+    pub fn new(shares: &Shares) -> Self {
+        Self {
+            functions: Mutex::default(),
+            tenants: Mutex::default(),
+            requests: Requests::new(shares),
+            seats: Mutex::default(),
+            bell: Arc::default(),
+        }
+    }
+
     /// The function of this name, made when there is none.
     pub fn function(&self, key: &FunctionKey) -> Arc<Function> {
         let mut functions = lock(&self.functions);
-        let make = || Arc::new(Function::new(key.clone(), self.bell.clone()));
+        let make = || {
+            let tenant = self.tenant(key.tenant);
+            Arc::new(Function::new(key.clone(), tenant, self.bell.clone()))
+        };
         functions.entry(key.clone()).or_insert_with(make).clone()
+    }
+
+    fn tenant(&self, id: Digest) -> Arc<Tenant> {
+        let mut tenants = lock(&self.tenants);
+        let known = tenants.get(&id).and_then(Weak::upgrade);
+        known.unwrap_or_else(|| {
+            let tenant = self.requests.tenant();
+            tenants.insert(id, Arc::downgrade(&tenant));
+            tenant
+        })
     }
 
     /// All of them.
@@ -234,6 +331,7 @@ impl Registry {
         // Somebody else who holds one is just about to route to it, or to add a worker: it must stay the one of its name.
         lock(&self.functions)
             .retain(|_, function| Arc::strong_count(function) > 1 || !function.pool().is_over());
+        lock(&self.tenants).retain(|_, tenant| tenant.strong_count() > 0);
     }
 
     /// This release is wanted of the function; `None`: the function is taken away.
@@ -257,17 +355,12 @@ impl Registry {
         key: &FunctionKey,
         release: Digest,
         id: WorkerId,
-        concurrency: u32,
+        promise: Promise,
         fd: OwnedFd,
     ) -> std::io::Result<()> {
         let socket = fd.as_fd().try_clone_to_owned()?;
         let opener = casemate_channel::opener(fd)?;
-        let worker = Arc::new(Worker {
-            id,
-            opener: opener.clone(),
-            socket,
-            failure: SetOnce::new(),
-        });
+        let worker = Arc::new(Worker::new(id, opener.clone(), socket, promise.wall));
         let function = self.function(key);
         let seat = Seat {
             function: function.clone(),
@@ -275,7 +368,7 @@ impl Registry {
         };
         lock(&self.seats).insert(id, seat);
         tokio::spawn(self.clone().watch(id, opener));
-        let concurrency = concurrency.min(MAX_STREAMS as u32);
+        let concurrency = promise.concurrency.min(MAX_STREAMS as u32);
         let grants = function
             .pool()
             .add(id, release, concurrency, worker, now_ms());
@@ -299,10 +392,7 @@ impl Registry {
             return;
         };
         if let Some(worker) = seat.worker.upgrade() {
-            // The first reason stands.
-            let _ = worker.failure.set(failure);
-            // Whoever else holds the other end open: for its callers it has ended.
-            let _ = rustix::net::shutdown(&worker.socket, Shutdown::Both);
+            worker.ended(failure);
         }
         seat.function.without(id);
     }
@@ -344,9 +434,59 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 mod tests {
     use super::*;
 
+    fn registry() -> Arc<Registry> {
+        Arc::new(Registry::new(&Shares {
+            connections_per_network: 1,
+            network_prefix_v4: 24,
+            network_prefix_v6: 56,
+            requests: 1,
+            requests_per_tenant: 1,
+        }))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_worker_that_does_not_answer_gets_nothing_more_and_is_reported_once() {
+        let (registry, release, id) = (registry(), [7; 32], WorkerId(1));
+        let key = FunctionKey {
+            tenant: [1; 32],
+            function: "f".into(),
+        };
+        let function = registry.want(&key, Some(release));
+        let (ours, _theirs) = casemate_channel::pair().unwrap();
+        let promise = Promise {
+            concurrency: 8,
+            wall: Duration::from_secs(30),
+        };
+        registry.add(&key, release, id, promise, ours).unwrap();
+        let (first, second) = (
+            function.lease().await.unwrap(),
+            function.lease().await.unwrap(),
+        );
+        let third = function.lease().await.unwrap();
+        let started = tokio::time::Instant::now();
+        third.hold_to_wall(async { Ok(()) }).await.unwrap();
+        let never = || std::future::pending::<Result<(), Refusal>>();
+        let exceeded = Err(Failure::ExceededWall.into());
+        assert_eq!(first.hold_to_wall(never()).await, exceeded);
+        assert_eq!(second.hold_to_wall(never()).await, exceeded);
+        assert_eq!(
+            started.elapsed(),
+            Duration::from_secs(80),
+            "each waits 40 s once one was answered"
+        );
+        let given_up = registry.bell.take_unusable();
+        assert_eq!(given_up, [(id, WorkerFault::NotAnswering)]);
+        assert_eq!(
+            function.lease().await.unwrap_err(),
+            Failure::Unavailable.into()
+        );
+        drop((first, second, third));
+        assert!(function.due().drained.contains(&id));
+    }
+
     #[test]
     fn a_function_that_somebody_is_about_to_use_is_not_forgotten() {
-        let registry = Registry::default();
+        let registry = registry();
         let key = FunctionKey {
             tenant: [1; 32],
             function: "f".into(),
@@ -357,5 +497,7 @@ mod tests {
         drop(function);
         registry.forget_what_is_over();
         assert!(registry.all().is_empty());
+        registry.forget_what_is_over();
+        assert!(lock(&registry.tenants).is_empty());
     }
 }

@@ -195,6 +195,27 @@ async fn a_worker_cannot_split_or_confuse_responses() {
 }
 
 #[tokio::test]
+async fn a_cookie_for_a_parent_domain_is_dropped_and_the_log_told_once_in_a_while() {
+    let mut node = Node::with_worker(|incoming| async move {
+        let fields = [
+            ("set-cookie", "mine=1; Domain=A.test; Secure"),
+            ("set-cookie", "session=stolen; domain=.TEST"),
+            ("set-cookie", "session=stolen; Domain=b.test"),
+            ("set-cookie", "plain=1"),
+        ];
+        incoming.reply.send(&ok(&fields), true).finish();
+    })
+    .await;
+    for dropped in [2, 0] {
+        let answer = node.get("a.test", "/").await;
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+        assert_eq!(answer.matches("set-cookie: ").count(), 2, "{answer}");
+        assert!(!answer.contains("stolen"), "{answer}");
+        assert_eq!(node.record().await.wide_cookies, dropped);
+    }
+}
+
+#[tokio::test]
 async fn a_worker_that_speaks_garbage_is_a_lost_worker() {
     let node = Node::with_route().await;
     let (ours, theirs) = casemate_channel::pair().unwrap();
@@ -203,6 +224,7 @@ async fn a_worker_that_speaks_garbage_is_a_lost_worker() {
         release: harness::RELEASE,
         worker: WorkerId(1),
         concurrency: 9,
+        wall_time_ms: harness::WALL_TIME_MS,
     };
     node.control
         .send(&channel, &[std::os::fd::AsFd::as_fd(&theirs)])

@@ -35,7 +35,7 @@ async fn a_request_reaches_the_worker_and_its_answer_the_caller() {
     assert!(answer.contains("content-length: "), "{answer}");
     let body = answer.split_once("\r\n\r\n").unwrap().1;
     let expected = format!(
-        "POST http://a.test:{port}/x/y%20z?q=1\nx-one=1\nx-one=2\ncontent-length=2\nhost=a.test:{port}\n:request={}\n:client=127.0.0.1\n",
+        "POST http://a.test:{port}/x/y%20z?q=1\nx-one=1\nx-one=2\ncontent-length=2\nhost=a.test:{port}\n:request={}\n:client=127.0.0.1\n:hops=0\n",
         record.request
     );
     assert_eq!(body, expected);
@@ -47,6 +47,27 @@ async fn a_request_reaches_the_worker_and_its_answer_the_caller() {
         (record.method.as_str(), record.path.as_str()),
         ("POST", "/x/y%20z")
     );
+}
+
+#[tokio::test]
+async fn a_request_that_goes_round_is_refused_and_the_worker_hears_of_its_hops() {
+    let mut node = Node::with_worker(describe).await;
+    let with = |value: &str| {
+        format!(
+            "GET / HTTP/1.1\r\nHost: a.test\r\nConnection: close, cdn-loop\r\nCDN-Loop: {value}\r\n\r\n"
+        )
+    };
+    let answer = node.raw(with("other, casemate; hops=7")).await;
+    assert!(answer.contains("\n:hops=7\n"), "{answer}");
+    for value in ["casemate; hops=8", "other, casemate; hops=x"] {
+        let answer = node.raw(with(value)).await;
+        assert!(
+            answer.starts_with("HTTP/1.1 508") && answer.contains("loop_detected"),
+            "{answer}"
+        );
+    }
+    assert_eq!(node.record().await.status, 200);
+    assert_eq!(node.record().await.status, 508);
 }
 
 #[tokio::test]

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use casemate_config::{Mistake, Mistakes};
 use casemate_sandbox::{Access, LayerReport};
-use casemate_wire::control::gateway::{CertificateFiles, Listener, Start};
+use casemate_wire::control::gateway::{CertificateFiles, Listener, Shares, Start};
 use serde::Deserialize;
 
 use crate::state::Bounds;
@@ -49,6 +49,35 @@ struct Gateway {
     header_timeout_ms: u32,
     #[serde(default = "default_idle_timeout")]
     idle_timeout_ms: u32,
+    /// A quarter of `max_connections` where the file names none.
+    #[serde(default)]
+    connections_per_network: Option<u32>,
+    #[serde(default = "default_prefix_v4")]
+    network_prefix_v4: u8,
+    #[serde(default = "default_prefix_v6")]
+    network_prefix_v6: u8,
+    #[serde(default = "default_requests")]
+    max_requests: u32,
+    /// A quarter of `max_requests` where the file names none.
+    #[serde(default)]
+    requests_per_tenant: Option<u32>,
+}
+
+impl Gateway {
+    fn shares(&self) -> Shares {
+        let quarter = |most: u32| (most / 4).max(1);
+        Shares {
+            connections_per_network: self
+                .connections_per_network
+                .unwrap_or_else(|| quarter(self.max_connections)),
+            network_prefix_v4: self.network_prefix_v4,
+            network_prefix_v6: self.network_prefix_v6,
+            requests: self.max_requests,
+            requests_per_tenant: self
+                .requests_per_tenant
+                .unwrap_or_else(|| quarter(self.max_requests)),
+        }
+    }
 }
 
 #[derive(Debug, Deserialize)]
@@ -78,6 +107,20 @@ impl Default for Workers {
 
 fn default_connections() -> u32 {
     10_000
+}
+
+/// A /24 is the smallest IPv4 network that is routed by itself.
+fn default_prefix_v4() -> u8 {
+    24
+}
+
+/// A /56 is what many providers give one customer.
+fn default_prefix_v6() -> u8 {
+    56
+}
+
+fn default_requests() -> u32 {
+    8192
 }
 
 fn default_header_timeout() -> u32 {
@@ -125,8 +168,17 @@ impl Config {
         if gateway.max_connections == 0
             || gateway.header_timeout_ms == 0
             || gateway.idle_timeout_ms == 0
+            || gateway.max_requests == 0
+            || gateway.connections_per_network == Some(0)
+            || gateway.requests_per_tenant == Some(0)
         {
             mistake("gateway: expected limits above zero".into());
+        }
+        if gateway.network_prefix_v4 > 32 || gateway.network_prefix_v6 > 128 {
+            mistake(
+                "gateway: expected `network_prefix_v4` up to 32 and `network_prefix_v6` up to 128"
+                    .into(),
+            );
         }
         if !(1..=MAX_WORKERS).contains(&read.workers.max) || read.workers.spares > read.workers.max
         {
@@ -172,6 +224,7 @@ impl Config {
                 max_connections: gateway.max_connections,
                 header_timeout_ms: gateway.header_timeout_ms,
                 idle_timeout_ms: gateway.idle_timeout_ms,
+                shares: gateway.shares(),
             },
             bounds: Bounds {
                 spares: read.workers.spares,
@@ -242,6 +295,41 @@ fn none_missing(program: &str, require: &[String], layers: &[LayerReport]) -> Re
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_gateway_is_divided_into_quarters_where_nothing_is_said() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("node.toml");
+        let shares = |more: &str| {
+            std::fs::write(&file, format!("[gateway]\nlisten = [\"[::]:80\"]\n{more}")).unwrap();
+            Config::read(&file, folder.path(), None).map(|config| config.gateway.shares)
+        };
+        let expected = Shares {
+            connections_per_network: 2500,
+            network_prefix_v4: 24,
+            network_prefix_v6: 56,
+            requests: 8192,
+            requests_per_tenant: 2048,
+        };
+        assert_eq!(shares("").unwrap(), expected);
+        let expected = Shares {
+            connections_per_network: 10_000,
+            network_prefix_v4: 32,
+            ..expected
+        };
+        let said = "connections_per_network = 10000\nnetwork_prefix_v4 = 32\n";
+        assert_eq!(shares(said).unwrap(), expected);
+        for mistake in [
+            "network_prefix_v4 = 33",
+            "network_prefix_v6 = 129",
+            "max_requests = 0",
+            "connections_per_network = 0",
+            "requests_per_tenant = 0",
+        ] {
+            let text = shares(mistake).unwrap_err().to_string();
+            assert!(text.contains("gateway: expected"), "{mistake}: {text}");
+        }
+    }
 
     #[test]
     fn mistakes_are_shown_together() {

@@ -12,7 +12,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use casemate_channel::{Acceptor, Control, Incoming};
 use casemate_wire::control::gateway::{
-    Access, FromGateway, Listener, Perimeter, Route, Start, ToGateway,
+    Access, FromGateway, Listener, Perimeter, Route, Shares, Start, ToGateway,
 };
 use casemate_wire::control::{Digest, Failure, FunctionKey, WorkerId};
 use casemate_wire::{Fields, ResponseHead};
@@ -25,6 +25,8 @@ use tokio::time::timeout;
 /// Nothing in these tests takes nearly so long.
 pub const SOON: Duration = Duration::from_secs(20);
 pub const RELEASE: Digest = [7; 32];
+/// Of workers that keep to it.
+pub const WALL_TIME_MS: u32 = 600_000;
 
 pub struct Node {
     pub child: Child,
@@ -48,6 +50,13 @@ pub fn start() -> Start {
         max_connections: 100,
         header_timeout_ms: 10_000,
         idle_timeout_ms: 10_000,
+        shares: Shares {
+            connections_per_network: 10_000,
+            network_prefix_v4: 24,
+            network_prefix_v6: 56,
+            requests: 8192,
+            requests_per_tenant: 2048,
+        },
     }
 }
 
@@ -168,6 +177,7 @@ impl Node {
             release: RELEASE,
             worker: WorkerId(id),
             concurrency,
+            wall_time_ms: WALL_TIME_MS,
         };
         self.control
             .send(&message, &[theirs.as_fd()])

@@ -122,6 +122,7 @@ impl Shell {
             release,
             worker,
             concurrency: plan.limits.concurrency,
+            wall_time_ms: plan.limits.wall_time_ms,
         };
         let told = self.children.vault(self.vault, vault, vec![vault_end])
             && self.children.worker(

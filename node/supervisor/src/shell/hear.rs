@@ -3,7 +3,7 @@
 use std::io;
 
 use casemate_push::{LogLevel, NodeEvent};
-use casemate_wire::control::gateway::FromGateway;
+use casemate_wire::control::gateway::{FromGateway, WorkerFault};
 use casemate_wire::control::parts::PartError;
 use casemate_wire::control::vault::{FromVault, ToVault};
 use casemate_wire::control::worker::{self, FromWorker};
@@ -100,6 +100,21 @@ impl Shell {
                 self.input(Input::Given { worker, requests }).await?;
             }
             FromGateway::Drained { worker } => self.input(Input::Drained { worker }).await?,
+            FromGateway::Unusable { worker, fault } => {
+                tracing::warn!(
+                    worker = worker.0,
+                    ?fault,
+                    "the gateway gave a worker up; it is ended"
+                );
+                let failure = match fault {
+                    WorkerFault::ChannelClosed => Failure::WorkerLost,
+                    WorkerFault::NotAnswering => Failure::ExceededWall,
+                };
+                self.input(Input::Fatal { worker, failure }).await?;
+                if self.state.has(worker) {
+                    self.children.kill(worker.0).await?;
+                }
+            }
             FromGateway::Access(records) => {
                 records
                     .into_iter()

@@ -96,6 +96,14 @@ impl Shell {
             "{} {} {} {} us",
             access.method, access.path, access.status, access.head_us
         );
+        if access.wide_cookies > 0 {
+            let message = format!(
+                "{} cookies were dropped: their `Domain` is not the host of the request; leave `Domain` out",
+                access.wide_cookies
+            );
+            let request = Some(access.request.clone());
+            self.log_function(&key, request, LogLevel::Warn, &message, None);
+        }
         let failure = access.failure.map(Failure::code);
         self.log_function(
             &key,

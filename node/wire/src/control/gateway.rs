@@ -23,6 +23,9 @@ pub enum ToGateway {
         worker: WorkerId,
         /// Requests at a time.
         concurrency: u32,
+        /// Wall-clock time of one request until its response ends, milliseconds: the worker's own limit, which the gateway
+        /// holds it to.
+        wall_time_ms: u32,
     },
     /// Send this worker nothing new; say `Drained` when its last stream has ended.
     Retire {
@@ -75,6 +78,23 @@ pub struct Start {
     pub header_timeout_ms: u32,
     /// Between two bytes of a body in either direction, milliseconds.
     pub idle_timeout_ms: u32,
+    /// How connections and requests are divided.
+    pub shares: Shares,
+}
+
+/// How much of the gateway one source network, and one tenant, may have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Shares {
+    /// Connections at a time from one source network.
+    pub connections_per_network: u32,
+    /// Bits of an IPv4 address that name its network.
+    pub network_prefix_v4: u8,
+    /// Bits of an IPv6 address that name its network.
+    pub network_prefix_v6: u8,
+    /// Requests in flight at a time, in all.
+    pub requests: u32,
+    /// Requests in flight at a time for the functions of one tenant.
+    pub requests_per_tenant: u32,
 }
 
 /// One listening socket.
@@ -160,10 +180,27 @@ pub enum FromGateway {
         /// The worker.
         worker: WorkerId,
     },
+    /// The gateway sends nothing more to this worker, although the worker's process has not been reported as ended. The
+    /// supervisor ends the process: without the gateway nobody could reach it.
+    Unusable {
+        /// The worker.
+        worker: WorkerId,
+        /// What the gateway observed.
+        fault: WorkerFault,
+    },
     /// Access records, for the tenants' logs: many at a time, or each would wake the supervisor.
     Access(Vec<Access>),
     /// Drained; exiting.
     Stopped,
+}
+
+/// Why the gateway has given a worker up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum WorkerFault {
+    /// The worker closed its channel, or broke the channel's protocol.
+    ChannelClosed,
+    /// The worker did not answer a request within the request's wall-clock limit and a grace time.
+    NotAnswering,
 }
 
 /// One answered request, without query, headers or body.
@@ -185,4 +222,6 @@ pub struct Access {
     pub head_us: u32,
     /// Records of this function that were dropped before: they came faster than they are recorded.
     pub dropped: u32,
+    /// Cookies of this function that were dropped, for they named a domain wider than its host; not told before.
+    pub wide_cookies: u32,
 }

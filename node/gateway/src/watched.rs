@@ -1,0 +1,215 @@
+//! The bytes of one caller's connection, on their way to and from the HTTP parser.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::Sleep;
+
+use crate::connection::Connection;
+use crate::frames::Frames;
+use crate::strict::Scanner;
+use crate::workers::now_ms;
+
+/// What every HTTP/1.1 client has to skip.
+const PROBE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
+
+/// How long what a caller goes on sending is thrown away after the answer, so that the answer is not lost in the reset
+/// that a closed socket sends (RFC 9112, section 9.6).
+const LINGER: Duration = Duration::from_secs(5);
+/// The same, bytes: a caller that sends more than this after its answer is cut.
+const LINGER_BYTES: usize = 256 * 1024 * 1024;
+
+/// A socket, or TLS over one, between the caller and the HTTP parser.
+///
+/// It tells its connection when bytes come and when they do not go, and holds the caller to [`crate::strict`] and
+/// [`crate::frames`].
+///
+/// A caller that ends its side after a whole HTTP/1 request gets its answer: the parser hears of the end only when no
+/// request is under way. Such a caller may also have gone. An HTTP/1.1 caller that still waits after a while is sent
+/// `100 Continue`, which every client has to skip (RFC 9110, section 15.2); the kernel of a caller that has gone
+/// answers with a reset, and the next write fails.
+#[derive(Debug)]
+pub struct Watched<S> {
+    stream: S,
+    connection: Arc<Connection>,
+    scanner: Scanner,
+    frames: Frames,
+    /// The caller has ended its side.
+    ended: bool,
+    /// Since the last whole head, something was sent: an interim response would tear it apart.
+    has_sent: bool,
+    /// From the end of our side on.
+    linger: Option<Linger>,
+}
+
+/// The end of a connection whose caller still sends.
+#[derive(Debug)]
+struct Linger {
+    until: Pin<Box<Sleep>>,
+    left_bytes: usize,
+}
+
+impl<S> Watched<S> {
+    /// Nothing has come yet.
+    pub fn new(stream: S, connection: Arc<Connection>) -> Self {
+        Self {
+            stream,
+            connection,
+            scanner: Scanner::default(),
+            frames: Frames::new(now_ms()),
+            ended: false,
+            has_sent: false,
+            linger: None,
+        }
+    }
+
+    /// Whether a whole request has come and is not over.
+    fn is_answering(&self) -> bool {
+        let done = self.connection.done();
+        self.scanner.is_between_requests() && self.scanner.heads() != done
+    }
+
+    fn sends(&mut self, polled: &Poll<io::Result<usize>>) {
+        self.has_sent = true;
+        self.connection.writes(polled.is_pending());
+        if let Poll::Ready(Ok(bytes)) = polled {
+            self.frames.sent(*bytes);
+        }
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Watched<S> {
+    /// After the end of the caller's side: pending while a request is under way.
+    fn poll_end(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.connection.wakes(context.waker());
+        if !self.is_answering() {
+            return Poll::Ready(Ok(()));
+        }
+        self.connection.ends();
+        if self.connection.takes_probe() && !self.has_sent && self.scanner.is_http11() {
+            match Pin::new(&mut self.stream).poll_write(context, PROBE) {
+                Poll::Ready(Ok(sent)) if sent == PROBE.len() => {
+                    let _ = Pin::new(&mut self.stream).poll_flush(context)?;
+                }
+                Poll::Ready(Ok(_)) => return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                Poll::Pending => {}
+            }
+        }
+        Poll::Pending
+    }
+}
+
+impl<S: AsyncRead + Unpin> Watched<S> {
+    /// Throws away what still comes, until the caller ends its side too.
+    fn poll_linger(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        let linger = self.linger.get_or_insert_with(|| Linger {
+            until: Box::pin(tokio::time::sleep(LINGER)),
+            left_bytes: LINGER_BYTES,
+        });
+        let mut piece = [0; 16 * 1024];
+        loop {
+            if linger.until.as_mut().poll(context).is_ready() {
+                return Poll::Ready(());
+            }
+            let mut piece = ReadBuf::new(&mut piece);
+            // A caller that is gone, or has ended its side, has nothing more to send.
+            if ready!(Pin::new(&mut self.stream).poll_read(context, &mut piece)).is_err()
+                || piece.filled().is_empty()
+            {
+                return Poll::Ready(());
+            }
+            match linger.left_bytes.checked_sub(piece.filled().len()) {
+                Some(left_bytes) => linger.left_bytes = left_bytes,
+                None => return Poll::Ready(()),
+            }
+        }
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Watched<S> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        if this.ended {
+            return this.poll_end(context);
+        }
+        if let Some(refusal) = this.scanner.refusal(buffer.remaining()) {
+            buffer.put_slice(refusal);
+            return Poll::Ready(Ok(()));
+        }
+        let before = buffer.filled().len();
+        ready!(Pin::new(&mut this.stream).poll_read(context, buffer))?;
+        if buffer.filled().len() == before {
+            this.ended = buffer.remaining() > 0;
+            return this.poll_end(context);
+        }
+        this.connection.received();
+        this.frames.set_time(now_ms());
+        let heads = this.scanner.heads();
+        let came = &buffer.filled()[before..];
+        let passed = this.scanner.scan(came, &mut this.frames);
+        let passed = passed.map_err(io::Error::other)?;
+        buffer.set_filled(before + passed);
+        if let Some(refusal) = this.scanner.refusal(buffer.remaining()) {
+            buffer.put_slice(refusal);
+        }
+        if this.scanner.heads() != heads {
+            this.has_sent = false;
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Watched<S> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let polled = Pin::new(&mut self.stream).poll_write(context, bytes);
+        self.sends(&polled);
+        polled
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let polled = Pin::new(&mut self.stream).poll_write_vectored(context, bytes);
+        self.sends(&polled);
+        polled
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let polled = Pin::new(&mut self.stream).poll_flush(context);
+        if polled.is_pending() {
+            self.connection.writes(true);
+        }
+        polled
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.linger.is_none() {
+            let polled = Pin::new(&mut self.stream).poll_shutdown(context);
+            self.connection.writes(polled.is_pending());
+            ready!(polled)?;
+        }
+        if !self.ended && self.scanner.is_within_request() {
+            ready!(self.poll_linger(context));
+        }
+        Poll::Ready(Ok(()))
+    }
+}
