@@ -3,12 +3,10 @@
 use std::fs;
 use std::path::Path;
 
-use rustix::process::{
-    self, DumpableBehavior, Resource, SpeculationFeature, SpeculationFeatureState,
-};
+use rustix::process::{self, DumpableBehavior, Resource};
 
-use crate::LayerReport;
 use crate::launch::{CGROUP_PREFIX, OUTER_NAMESPACES};
+use crate::{LayerReport, speculation};
 
 /// Every layer's name, as in `require = [...]`.
 pub const LAYERS: [&str; 14] = [
@@ -77,7 +75,7 @@ pub fn status() -> Vec<LayerReport> {
         rlimits(),
         seccomp(&text),
         cgroup(&fs::read_to_string("/proc/self/cgroup").unwrap_or_default()),
-        speculation(),
+        speculation::status(),
         dumpable(),
     ]);
     reports
@@ -182,40 +180,6 @@ fn cgroup(cgroup: &str) -> LayerReport {
         report("cgroup", true, format!("cgroup v1: {}", limited.join(", ")))
     } else {
         report("cgroup", false, "no cgroup of its own")
-    }
-}
-
-fn speculation() -> LayerReport {
-    let features = [
-        ("store bypass", SpeculationFeature::SpeculativeStoreBypass),
-        (
-            "indirect branches",
-            SpeculationFeature::IndirectBranchSpeculation,
-        ),
-    ];
-    let states = features.map(|(name, feature)| {
-        let (safe, state) = match process::speculative_feature_state(feature) {
-            Err(error) => (false, format!("unknown: {error}")),
-            Ok(None) => (false, "unknown to us".to_owned()),
-            Ok(Some(state)) => describe(state),
-        };
-        (safe, format!("{name} {state}"))
-    });
-    report(
-        "speculation",
-        states.iter().all(|(safe, _)| *safe),
-        states.map(|(_, state)| state).join(", "),
-    )
-}
-
-fn describe(state: SpeculationFeatureState) -> (bool, String) {
-    type State = SpeculationFeatureState;
-    if state.is_empty() {
-        (true, "not vulnerable".to_owned())
-    } else if state.intersects(State::DISABLE | State::FORCE_DISABLE | State::DISABLE_NOEXEC) {
-        (true, "mitigated".to_owned())
-    } else {
-        (false, "not mitigated".to_owned())
     }
 }
 

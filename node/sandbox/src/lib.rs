@@ -13,6 +13,7 @@ mod error;
 mod inside;
 mod layers;
 mod policy;
+mod speculation;
 mod syscalls;
 
 pub mod launch;
