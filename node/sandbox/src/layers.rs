@@ -74,7 +74,10 @@ pub fn status() -> Vec<LayerReport> {
         report("landlock", false, "not applied yet"),
         rlimits(),
         seccomp(&text),
-        cgroup(&fs::read_to_string("/proc/self/cgroup").unwrap_or_default()),
+        cgroup(
+            Path::new("/sys/fs/cgroup"),
+            &fs::read_to_string("/proc/self/cgroup").unwrap_or_default(),
+        ),
         speculation::status(),
         dumpable(),
     ]);
@@ -159,7 +162,7 @@ fn seccomp(status: &str) -> LayerReport {
 }
 
 /// `cgroup` is the text of /proc/self/cgroup: `id:controllers:path` lines, with id 0 and no controllers for version 2.
-fn cgroup(cgroup: &str) -> LayerReport {
+fn cgroup(mount: &Path, cgroup: &str) -> LayerReport {
     let ours = |path: &str| {
         path.rsplit('/')
             .next()
@@ -169,7 +172,13 @@ fn cgroup(cgroup: &str) -> LayerReport {
     for line in cgroup.lines() {
         match line.splitn(3, ':').collect::<Vec<_>>()[..] {
             ["0", "", path] if ours(path) => {
-                return report("cgroup", true, "cgroup v2: memory, pids");
+                let file = mount.join(path.trim_start_matches('/'));
+                let controllers = fs::read_to_string(file.join("cgroup.controllers"));
+                let controllers = controllers.unwrap_or_else(|_| "memory pids".to_owned());
+                let mut limited: Vec<_> = controllers.split_whitespace().collect();
+                limited.retain(|name| ["cpu", "memory", "pids"].contains(name));
+                limited.sort_unstable();
+                return report("cgroup", true, format!("cgroup v2: {}", limited.join(", ")));
             }
             [_, controllers, path] if ours(path) => limited.push(controllers),
             _ => {}
@@ -228,14 +237,24 @@ mod tests {
 
     #[test]
     fn cgroups_of_both_versions_and_of_somebody_else() {
+        let mount = tempfile::tempdir().unwrap();
         let v1 = "8:pids:/a/casemate-1-2\n4:memory:/a/casemate-1-2\n0::/\n";
         assert_eq!(
-            cgroup(v1),
+            cgroup(mount.path(), v1),
             report("cgroup", true, "cgroup v1: memory, pids")
         );
+        let v2 = "0::/system.slice/casemate-1.tenants/tenant-1/casemate-1-2\n";
         assert_eq!(
-            cgroup("0::/system.slice/casemate-1-2\n"),
+            cgroup(mount.path(), v2),
             report("cgroup", true, "cgroup v2: memory, pids")
+        );
+        let folder = v2.trim().trim_start_matches("0::/");
+        fs::create_dir_all(mount.path().join(folder)).unwrap();
+        let file = mount.path().join(folder).join("cgroup.controllers");
+        fs::write(file, "cpuset cpu io memory pids\n").unwrap();
+        assert_eq!(
+            cgroup(mount.path(), v2),
+            report("cgroup", true, "cgroup v2: cpu, memory, pids")
         );
         for not_ours in [
             "0::/casemate-1-2/other\n",
@@ -243,7 +262,7 @@ mod tests {
             "",
             "nonsense",
         ] {
-            assert!(!cgroup(not_ours).in_force, "{not_ours}");
+            assert!(!cgroup(mount.path(), not_ours).in_force, "{not_ours}");
         }
     }
 

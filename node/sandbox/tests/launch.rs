@@ -7,7 +7,6 @@ mod node;
 mod probe;
 
 use std::collections::BTreeSet;
-use std::num::NonZeroU32;
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
@@ -15,7 +14,9 @@ use casemate_sandbox::cpu_time;
 use casemate_sandbox::launch::{Command, End, Event, Program, Refusal};
 use rustix::process::{SpeculationFeature, SpeculationFeatureState, speculative_feature_state};
 
-use node::{MEMORY_MIB, Node, PIDS, USERS, User, control, is_root, order, start, told, value};
+use node::{
+    MEMORY_MIB, Node, PIDS, USERS, User, assign, control, is_root, order, start, told, value,
+};
 
 #[test]
 fn as_root_each_program_has_its_own_user_and_no_capability() {
@@ -131,11 +132,15 @@ fn a_worker_empties_its_root_and_drops_what_that_took() {
         assert_eq!(value(&facts, "capabilities"), "0", "{user:?}");
         assert_eq!(value(&facts, "bounding"), "0", "{user:?}");
         assert_eq!(value(&facts, "unshare"), "-1", "{user:?}");
-        assert_eq!(
-            value(&facts, "list"),
-            "Err(PermissionDenied)",
-            "{user:?}: Landlock"
-        );
+        if value(&facts, "landlock").starts_with("true") {
+            assert_eq!(
+                value(&facts, "list"),
+                "Err(PermissionDenied)",
+                "{user:?}: Landlock"
+            );
+        } else {
+            println!("skipped as {user:?}: this kernel has no Landlock to forbid listing the root");
+        }
     }
 }
 
@@ -320,10 +325,7 @@ fn a_memory_limit_is_narrowed_while_the_worker_runs_and_never_widened() {
         println!("skipped: no cgroups here");
         return;
     }
-    let limit = |id, memory_mib| Command::Limit {
-        id,
-        memory_mib: NonZeroU32::new(memory_mib).unwrap(),
-    };
+    let limit = |id, memory_mib| assign(id, memory_mib, 1, 1000);
     // What each is told, and then cannot have; the first could have half as much again, and the second all that it started with.
     let cases = [
         (1, vec![MEMORY_MIB / 2], MEMORY_MIB * 3 / 4),
@@ -361,13 +363,7 @@ fn where_there_is_no_memory_cgroup_a_limit_changes_nothing() {
         return;
     }
     let (worker, _) = node.child(1, Program::Worker);
-    node.send(
-        Command::Limit {
-            id: 1,
-            memory_mib: NonZeroU32::MIN,
-        },
-        None,
-    );
+    node.send(assign(1, 1, 1, 1), None);
     let _after = node.child(2, Program::Worker);
     order(&worker, &format!("eat {}", MEMORY_MIB / 2));
     assert_eq!(told(&worker), format!("ate {}", (MEMORY_MIB / 2) << 20));

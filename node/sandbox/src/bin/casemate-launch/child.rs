@@ -21,6 +21,8 @@ pub(crate) struct Plan<'a> {
     pub(crate) id: Option<u32>,
     /// What it keeps over the exec, of what it has.
     pub(crate) capabilities: CapabilitySet,
+    /// `oom_score_adj`, which its parent sets.
+    pub(crate) oom_score: i32,
     /// `RLIMIT_DATA`, bytes.
     pub(crate) data_max: Option<u64>,
     /// Descriptor 0; `None` for nothing to read.
@@ -313,6 +315,7 @@ mod tests {
             namespaces: 0,
             id: None,
             capabilities: CapabilitySet::empty(),
+            oom_score: 0,
             data_max: None,
             input: None,
             null: null.as_fd(),

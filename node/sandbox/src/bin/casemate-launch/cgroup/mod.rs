@@ -1,200 +1,390 @@
-//! Memory and process limits by cgroup: version 2 where it has the controllers, else version 1, else none.
+//! Cgroups of a node: version 2 where it has the controllers, else version 1, else none.
+//!
+//! ```text
+//! launch's own cgroup
+//! |- casemate.launch              launch itself                      more weight
+//! |- casemate-PID.programs        supervisor, vault, gateway         more weight
+//! |  `- casemate-PID-N            one of them
+//! `- casemate-PID.tenants         all workers                        memory of the machine but a reserve
+//!    |- spares                    workers without a tenant
+//!    `- tenant-N                  the workers of one tenant          equal weight, memory limit
+//!       `- casemate-PID-N         one worker                         memory limit, process limit
+//! ```
+//!
+//! A worker starts among the spares and moves to its tenant with [`Cgroups::assign`]. What it occupied as a spare stays
+//! charged to `casemate-PID.tenants`; all that it occupies later counts towards its tenant.
 
+mod group;
+
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
+use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 
-use casemate_sandbox::launch::CGROUP_PREFIX;
+use casemate_sandbox::launch::{CGROUP_PREFIX, Program};
+
+use group::Group;
 
 /// Where hierarchies are mounted by convention.
 const MOUNT: &str = "/sys/fs/cgroup";
 
-/// What this machine and our own place in it offer.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Hierarchy {
-    /// Version 2: a cgroup of ours that hands `memory` and `pids` on.
-    V2(PathBuf),
-    /// Version 1: our cgroup for `memory` and our cgroup for `pids`.
-    V1 { memory: PathBuf, pids: PathBuf },
-    /// Neither.
-    None,
+/// The weight of the node's own programs, and of launch, beside 100 for all workers together: a node whose tenants spin
+/// still answers, refuses and withdraws.
+const PROGRAMS_WEIGHT: u32 = 400;
+
+/// The weight of each tenant, and of the spares.
+const TENANT_WEIGHT: u32 = 100;
+
+/// The cgroup that launch moves itself to. Several launches below one cgroup share it, so none removes it.
+const LAUNCH: &str = "casemate.launch";
+
+/// Depth of the cgroups below launch's own, for removing what is left of a launch that was killed.
+const DEPTH: u32 = 3;
+
+/// The cgroups of this launch; empty where the machine gives none.
+#[derive(Debug)]
+pub(crate) struct Cgroups(Option<Tree>);
+
+#[derive(Debug)]
+struct Tree {
+    programs: Group,
+    tenants: Group,
+    spares: Group,
+    by_tenant: BTreeMap<NonZeroU32, Tenant>,
 }
 
-/// A child's cgroup. Removed by [`Cgroup::remove`], once nobody is in it.
+#[derive(Debug)]
+struct Tenant {
+    group: Group,
+    workers: usize,
+}
+
+/// A child's cgroup.
 #[derive(Debug)]
 pub(crate) struct Cgroup {
-    version_2: bool,
-    /// For `memory` first, for `pids` last.
-    folders: Vec<PathBuf>,
-    /// The file that counts kills by the kernel for want of memory.
-    kills: PathBuf,
+    group: Group,
+    pids: u32,
+    tenant: Option<NonZeroU32>,
 }
 
-impl Hierarchy {
-    /// Finds and prepares what there is.
-    pub(crate) fn find() -> Self {
+/// Why a worker is not given to a tenant.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum AssignError {
+    #[error("the worker belongs to tenant {0} already")]
+    OfAnother(NonZeroU32),
+    #[error("cannot make the worker's cgroup")]
+    Make(#[source] io::Error),
+    #[error("cannot move the worker to its tenant's cgroup")]
+    Move(#[source] io::Error),
+}
+
+impl Cgroups {
+    /// Finds what this machine and launch's own place in it offer, and makes the groups. `tenants_mib` limits all workers
+    /// together.
+    pub(crate) fn prepare(tenants_mib: Option<u32>) -> Self {
         let text = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
-        let mount = Path::new(MOUNT);
-        let found = Self::version_2(mount, &text)
-            .or_else(|| Self::version_1(mount, &text))
-            .unwrap_or(Self::None);
-        found.sweep();
-        found
-    }
-
-    fn version_2(mount: &Path, text: &str) -> Option<Self> {
-        let own = place(mount, text, "")?;
-        let controllers = fs::read_to_string(own.join("cgroup.controllers")).ok()?;
-        if !["memory", "pids"]
-            .iter()
-            .all(|wanted| controllers.split_whitespace().any(|name| name == *wanted))
-        {
-            return None;
-        }
-        let hand_on = || fs::write(own.join("cgroup.subtree_control"), "+memory +pids");
-        if hand_on().is_err() {
-            // A cgroup with processes hands nothing on, unless it is the root: we move to a leaf.
-            let leaf = own.join("casemate.launch");
-            fs::create_dir_all(&leaf).ok()?;
-            fs::write(leaf.join("cgroup.procs"), "0").ok()?;
-            hand_on().ok()?;
-        }
-        Some(Self::V2(own))
-    }
-
-    fn version_1(mount: &Path, text: &str) -> Option<Self> {
-        let memory = place(&mount.join("memory"), text, "memory")?;
-        let pids = place(&mount.join("pids"), text, "pids")?;
-        let writable =
-            |folder: &Path| rustix::fs::access(folder, rustix::fs::Access::WRITE_OK).is_ok();
-        (writable(&memory) && writable(&pids)).then_some(Self::V1 { memory, pids })
-    }
-
-    /// Removes what a launch that was killed left behind.
-    fn sweep(&self) {
-        for folder in self.folders() {
-            for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
-                let name = entry.file_name();
-                let launch = name.to_str().and_then(|name| {
-                    name.strip_prefix(CGROUP_PREFIX)?
-                        .split_once('-')?
-                        .0
-                        .parse::<u32>()
-                        .ok()
-                });
-                if launch.is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists()) {
-                    let _ = fs::remove_dir(entry.path());
-                }
+        let Some(own) = find(Path::new(MOUNT), &text) else {
+            return Self(None);
+        };
+        sweep(&own);
+        match Tree::make(&own, std::process::id(), tenants_mib) {
+            Ok(tree) => Self(Some(tree)),
+            Err(error) => {
+                tracing::warn!(%error, "cannot make cgroups; workers are limited without them");
+                Self(None)
             }
         }
     }
 
-    fn folders(&self) -> Vec<&Path> {
-        match self {
-            Self::V2(own) => vec![own],
-            Self::V1 { memory, pids } => vec![memory, pids],
-            Self::None => Vec::new(),
+    pub(crate) fn describe(&self) -> &'static str {
+        match &self.0 {
+            None => "none",
+            Some(tree) => match (tree.programs.version_2, &tree.programs.cpu) {
+                (true, Some(_)) => "version 2: cpu, memory, pids",
+                (true, None) => "version 2: memory, pids",
+                (false, Some(_)) => "version 1: cpu, memory, pids",
+                (false, None) => "version 1: memory, pids",
+            },
         }
     }
 
-    /// A new cgroup with these limits, 0 for none; `None` where there are no cgroups or nothing to limit.
+    /// A new cgroup for a child, with these limits, 0 for none; `None` where there are no cgroups.
     pub(crate) fn make(
         &self,
         number: u64,
+        program: Option<Program>,
         memory_mib: u32,
         pids: u32,
     ) -> io::Result<Option<Cgroup>> {
-        if memory_mib == 0 && pids == 0 {
-            return Ok(None);
-        }
-        let name = format!("{CGROUP_PREFIX}{}-{number}", std::process::id());
-        let folders: Vec<_> = self
-            .folders()
-            .into_iter()
-            .map(|folder| folder.join(&name))
-            .collect();
-        let Some(first) = folders.first() else {
-            return Ok(None);
+        let Some(tree) = &self.0 else { return Ok(None) };
+        let parent = match program {
+            Some(Program::Worker) => &tree.spares,
+            Some(Program::Vault | Program::Gateway) | None => &tree.programs,
         };
-        let version_2 = matches!(self, Self::V2(_));
-        let kills = first.join(if version_2 {
-            "memory.events"
-        } else {
-            "memory.oom_control"
+        let group = parent.child(&name(std::process::id(), number));
+        let made = limited(&group, memory_mib, pids).map(|()| {
+            Some(Cgroup {
+                group: group.clone(),
+                pids,
+                tenant: None,
+            })
         });
-        let cgroup = Cgroup {
-            version_2,
-            folders,
-            kills,
-        };
-        let made = cgroup.limit(memory_mib, pids);
         if made.is_err() {
-            cgroup.remove();
+            group.remove();
         }
-        made.map(|()| Some(cgroup))
+        made
+    }
+
+    /// Moves a worker to its tenant's cgroup and narrows its own limit.
+    pub(crate) fn assign(
+        &mut self,
+        cgroup: &mut Cgroup,
+        pid: u32,
+        tenant: NonZeroU32,
+        (memory_mib, tenant_memory_mib): (u32, u32),
+    ) -> Result<(), AssignError> {
+        let Some(tree) = &mut self.0 else {
+            return Ok(());
+        };
+        match cgroup.tenant {
+            Some(other) if other != tenant => return Err(AssignError::OfAnother(other)),
+            Some(_) => {
+                let of_tenant = &tree.by_tenant[&tenant].group;
+                let limited = of_tenant.limit_memory(tenant_memory_mib);
+                limited.map_err(AssignError::Make)?;
+                return cgroup.limit_memory(memory_mib).map_err(AssignError::Make);
+            }
+            None => {}
+        }
+        let of_tenant = tree
+            .tenant(tenant, tenant_memory_mib)
+            .map_err(AssignError::Make)?;
+        let leaf = cgroup.group.memory.file_name().unwrap_or_default();
+        let group = of_tenant.child(&leaf.to_string_lossy());
+        let moved = limited(&group, memory_mib, cgroup.pids)
+            .map_err(AssignError::Make)
+            .and_then(|()| group.add(pid).map_err(AssignError::Move));
+        if let Err(error) = moved {
+            // Not removed when the process is in one of its folders already: the caller ends it, then the sweep of the
+            // next launch finds the folder.
+            group.remove();
+            tree.leave(tenant);
+            return Err(error);
+        }
+        std::mem::replace(&mut cgroup.group, group).remove();
+        cgroup.tenant = Some(tenant);
+        Ok(())
+    }
+
+    /// Removes a child's cgroup, once no process is in it, and its tenant's with the tenant's last worker.
+    pub(crate) fn remove(&mut self, cgroup: Cgroup) {
+        cgroup.group.remove();
+        if let (Some(tree), Some(tenant)) = (&mut self.0, cgroup.tenant) {
+            tree.leave(tenant);
+        }
+    }
+
+    /// Removes the groups at launch's end, once no child is left.
+    pub(crate) fn close(&mut self) {
+        if let Some(tree) = self.0.take() {
+            let of_tenants = tree.by_tenant.values().map(|tenant| &tenant.group);
+            of_tenants.for_each(Group::remove);
+            for group in [&tree.spares, &tree.tenants, &tree.programs] {
+                group.remove();
+            }
+        }
+    }
+}
+
+impl Tree {
+    fn make(own: &Group, pid: u32, tenants_mib: Option<u32>) -> io::Result<Self> {
+        let named = |name: &str| own.child(&format!("{CGROUP_PREFIX}{pid}.{name}"));
+        let (programs, tenants) = (named("programs"), named("tenants"));
+        programs.create_parent()?;
+        programs.weigh(PROGRAMS_WEIGHT)?;
+        tenants.create_parent()?;
+        tenants.weigh(TENANT_WEIGHT)?;
+        if let Some(memory_mib) = tenants_mib {
+            tenants.limit_memory(memory_mib)?;
+        }
+        let spares = tenants.child("spares");
+        spares.create_parent()?;
+        spares.weigh(TENANT_WEIGHT)?;
+        Ok(Self {
+            programs,
+            tenants,
+            spares,
+            by_tenant: BTreeMap::new(),
+        })
+    }
+
+    /// The tenant's group, made if need be, with one worker more.
+    fn tenant(&mut self, number: NonZeroU32, memory_mib: u32) -> io::Result<Group> {
+        if !self.by_tenant.contains_key(&number) {
+            let group = self.tenants.child(&format!("tenant-{number}"));
+            if let Err(error) = group
+                .create_parent()
+                .and_then(|()| group.weigh(TENANT_WEIGHT))
+            {
+                group.remove();
+                return Err(error);
+            }
+            self.by_tenant.insert(number, Tenant { group, workers: 0 });
+        }
+        let tenant = self
+            .by_tenant
+            .get_mut(&number)
+            .expect("the tenant's group was just made");
+        tenant.workers += 1;
+        let group = tenant.group.clone();
+        if let Err(error) = group.limit_memory(memory_mib) {
+            self.leave(number);
+            return Err(error);
+        }
+        Ok(group)
+    }
+
+    /// A worker of the tenant is gone.
+    fn leave(&mut self, number: NonZeroU32) {
+        if let Some(tenant) = self.by_tenant.get_mut(&number) {
+            tenant.workers -= 1;
+            if tenant.workers == 0 {
+                tenant.group.remove();
+                self.by_tenant.remove(&number);
+            }
+        }
     }
 }
 
 impl Cgroup {
-    fn limit(&self, memory_mib: u32, pids: u32) -> io::Result<()> {
-        for folder in &self.folders {
-            fs::create_dir(folder)?;
-        }
-        if memory_mib > 0 {
-            self.limit_memory(memory_mib)?;
-        }
-        if let Some(processes) = self.folders.last().filter(|_| pids > 0) {
-            fs::write(processes.join("pids.max"), pids.to_string())?;
-        }
-        Ok(())
-    }
-
-    /// Sets the memory limit, or another in its place.
-    pub(crate) fn limit_memory(&self, memory_mib: u32) -> io::Result<()> {
-        let Some(memory) = self.folders.first() else {
-            return Ok(());
-        };
-        let bytes = (u64::from(memory_mib) << 20).to_string();
-        if self.version_2 {
-            fs::write(memory.join("memory.max"), &bytes)?;
-            // Where the kernel counts swap: none, for a limit that can be swapped out is none.
-            let _ = fs::write(memory.join("memory.swap.max"), "0");
-            let _ = fs::write(memory.join("memory.oom.group"), "1");
-        } else {
-            // In this order, for the second is never below the first.
-            fs::write(memory.join("memory.limit_in_bytes"), &bytes)?;
-            let _ = fs::write(memory.join("memory.memsw.limit_in_bytes"), &bytes);
-        }
-        Ok(())
+    /// Narrows the memory limit, or sets another in its place.
+    fn limit_memory(&self, memory_mib: u32) -> io::Result<()> {
+        self.group.limit_memory(memory_mib)
     }
 
     /// Puts a process in.
     pub(crate) fn add(&self, pid: u32) -> io::Result<()> {
-        self.folders
-            .iter()
-            .try_for_each(|folder| fs::write(folder.join("cgroup.procs"), pid.to_string()))
+        self.group.add(pid)
     }
 
     /// Whether the kernel ended a process of it for want of memory.
     pub(crate) fn out_of_memory(&self) -> bool {
-        kills(&fs::read_to_string(&self.kills).unwrap_or_default()) > 0
+        self.group.kills() > 0
     }
 
-    pub(crate) fn remove(&self) {
-        for folder in &self.folders {
-            match fs::remove_dir(folder) {
-                Ok(()) => {}
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(error) => {
-                    tracing::warn!(folder = %folder.display(), %error, "cannot remove a cgroup");
-                }
+    /// Removes the cgroup of a child that was not started.
+    pub(crate) fn discard(&self) {
+        self.group.remove();
+    }
+}
+
+fn name(launch: u32, number: u64) -> String {
+    format!("{CGROUP_PREFIX}{launch}-{number}")
+}
+
+/// Makes a child's cgroup.
+fn limited(group: &Group, memory_mib: u32, pids: u32) -> io::Result<()> {
+    group.create()?;
+    if memory_mib > 0 {
+        group.limit_memory(memory_mib)?;
+        group.end_as_one();
+    }
+    if pids > 0 {
+        group.limit_pids(pids)?;
+    }
+    Ok(())
+}
+
+/// Launch's own cgroup, ready to have others below it, and launch in a leaf of it.
+fn find(mount: &Path, text: &str) -> Option<Group> {
+    version_2(mount, text).or_else(|| version_1(mount, text))
+}
+
+fn version_2(mount: &Path, text: &str) -> Option<Group> {
+    let own = place(mount, text, "")?;
+    let controllers = fs::read_to_string(own.join("cgroup.controllers")).ok()?;
+    let has = |wanted: &str| controllers.split_whitespace().any(|name| name == wanted);
+    if !has("memory") || !has("pids") {
+        return None;
+    }
+    let mut group = Group {
+        version_2: true,
+        memory: own.clone(),
+        pids: own.clone(),
+        cpu: has("cpu").then(|| own.clone()),
+    };
+    // A cgroup with processes hands nothing on, unless it is the root: launch moves to a leaf first.
+    let leaf = own.join(LAUNCH);
+    fs::create_dir_all(&leaf).ok()?;
+    fs::write(leaf.join("cgroup.procs"), "0").ok()?;
+    if group.hand_on().is_err() {
+        // Processes under a real-time policy keep the `cpu` controller from being handed on.
+        group.cpu = None;
+        group.hand_on().ok()?;
+    }
+    weigh_launch(&group);
+    Some(group)
+}
+
+fn version_1(mount: &Path, text: &str) -> Option<Group> {
+    let writable =
+        |folder: &PathBuf| rustix::fs::access(folder, rustix::fs::Access::WRITE_OK).is_ok();
+    let of = |controller: &str| place(&mount.join(controller), text, controller).filter(writable);
+    let group = Group {
+        version_2: false,
+        memory: of("memory")?,
+        pids: of("pids")?,
+        cpu: of("cpu"),
+    };
+    if let Some(cpu) = &group.cpu {
+        let leaf = cpu.join(LAUNCH);
+        let moved =
+            fs::create_dir_all(&leaf).and_then(|()| fs::write(leaf.join("cgroup.procs"), "0"));
+        match moved {
+            Ok(()) => weigh_launch(&group),
+            Err(error) => tracing::warn!(%error, "cannot give launch a weight of its own"),
+        }
+    }
+    Some(group)
+}
+
+fn weigh_launch(own: &Group) {
+    if let Err(error) = own.child(LAUNCH).weigh(PROGRAMS_WEIGHT) {
+        tracing::warn!(%error, "cannot give launch a weight of its own");
+    }
+}
+
+/// Removes what a launch that was killed left behind.
+fn sweep(own: &Group) {
+    for folder in own.folders() {
+        for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+            let name = entry.file_name();
+            let launch = name.to_str().and_then(|name| {
+                let rest = name.strip_prefix(CGROUP_PREFIX)?;
+                rest.split(['-', '.']).next()?.parse::<u32>().ok()
+            });
+            if launch.is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists()) {
+                remove_below(&entry.path(), DEPTH);
             }
         }
     }
 }
 
-/// Our cgroup in the hierarchy of `controller` (none: version 2), from the text of /proc/self/cgroup. In a container the
-/// path may be of the outside; then the top that we see is ours.
+fn remove_below(folder: &Path, depth: u32) {
+    if depth > 0 {
+        for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                remove_below(&entry.path(), depth - 1);
+            }
+        }
+    }
+    // One that still has a process stays, and the next launch tries again.
+    let _ = fs::remove_dir(folder);
+}
+
+/// Launch's cgroup in the hierarchy of `controller` (none: version 2), from the text of /proc/self/cgroup. In a container the
+/// path may be of the outside; then the top that launch sees is its own.
 fn place(mount: &Path, text: &str, controller: &str) -> Option<PathBuf> {
     let path = text
         .lines()
@@ -202,77 +392,14 @@ fn place(mount: &Path, text: &str, controller: &str) -> Option<PathBuf> {
             [_, names, path] if names.split(',').any(|name| name == controller) => Some(path),
             _ => None,
         })?;
-    let full = mount.join(path.trim_start_matches('/'));
+    // A launch that is started by one that was itself moved to its leaf belongs beside it, not below.
+    let path = path.trim_start_matches('/');
+    let path = path.strip_suffix(LAUNCH).unwrap_or(path);
+    let full = mount.join(path);
     [full, mount.to_owned()]
         .into_iter()
         .find(|folder| folder.join("cgroup.procs").exists())
 }
 
-fn kills(text: &str) -> u64 {
-    text.lines()
-        .find_map(|line| line.strip_prefix("oom_kill ")?.trim().parse().ok())
-        .unwrap_or(0)
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn kills_are_counted_in_both_formats() {
-        assert_eq!(kills("low 0\nhigh 0\nmax 4\noom 1\noom_kill 2\n"), 2);
-        assert_eq!(kills("oom_kill_disable 0\nunder_oom 0\noom_kill 1\n"), 1);
-        assert_eq!(kills(""), 0);
-    }
-
-    #[test]
-    fn our_place_is_the_path_or_the_top_of_what_we_see() {
-        let mount = tempfile::tempdir().unwrap();
-        let root = mount.path().to_owned();
-        fs::write(root.join("cgroup.procs"), "").unwrap();
-        fs::create_dir_all(root.join("a/b")).unwrap();
-        fs::write(root.join("a/b/cgroup.procs"), "").unwrap();
-        let text = "8:pids:/a/b\n4:cpu,memory:/elsewhere\n0::/a/b\n";
-        assert_eq!(place(&root, text, "pids"), Some(root.join("a/b")));
-        assert_eq!(place(&root, text, "memory"), Some(root.clone()));
-        assert_eq!(place(&root, text, ""), Some(root.join("a/b")));
-        assert_eq!(place(&root, text, "io"), None);
-        assert_eq!(place(&root.join("absent"), text, "pids"), None);
-    }
-
-    #[test]
-    fn version_2_without_its_controllers_is_not_used() {
-        let mount = tempfile::tempdir().unwrap();
-        fs::write(mount.path().join("cgroup.procs"), "").unwrap();
-        fs::write(mount.path().join("cgroup.controllers"), "hugetlb\n").unwrap();
-        assert_eq!(Hierarchy::version_2(mount.path(), "0::/\n"), None);
-        fs::write(mount.path().join("cgroup.controllers"), "cpu memory pids\n").unwrap();
-        assert_eq!(
-            Hierarchy::version_2(mount.path(), "0::/\n"),
-            Some(Hierarchy::V2(mount.path().join("")))
-        );
-    }
-
-    #[test]
-    fn a_memory_limit_is_replaced_by_another_in_both_versions() {
-        for (version_2, file) in [(true, "memory.max"), (false, "memory.limit_in_bytes")] {
-            let folder = tempfile::tempdir().unwrap();
-            let cgroup = Cgroup {
-                version_2,
-                folders: vec![folder.path().to_owned()],
-                kills: PathBuf::new(),
-            };
-            for memory_mib in [64, 5000, 32] {
-                cgroup.limit_memory(memory_mib).unwrap();
-                let limit = fs::read_to_string(folder.path().join(file)).unwrap();
-                assert_eq!(limit, (u64::from(memory_mib) << 20).to_string());
-            }
-        }
-    }
-
-    #[test]
-    fn no_hierarchy_and_no_limit_make_no_cgroup() {
-        assert!(Hierarchy::None.make(1, 64, 8).unwrap().is_none());
-        assert!(Hierarchy::find().make(1, 0, 0).unwrap().is_none());
-    }
-}
+mod tests;
