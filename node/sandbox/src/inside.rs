@@ -15,7 +15,7 @@ use rustix::thread::{self, CapabilitySet, CapabilitySets};
 
 use crate::launch::KEPT_VARIABLES;
 use crate::layers::{self, report};
-use crate::{LayerReport, Profile, SandboxError, speculation, syscalls};
+use crate::{LayerReport, Profile, SandboxError, isolation, speculation, syscalls};
 
 /// Descriptors of a worker: standard ones, control, two channels, the runtime's, the files that V8 and we hold, and a
 /// good reserve. Beyond it the kernel refuses descriptors that somebody floods us with.
@@ -80,6 +80,7 @@ pub fn before_engine() -> Result<Vec<LayerReport>, SandboxError> {
     layers::replace(&mut reports, limit_worker()?);
 
     speculation::mitigate();
+    layers::replace(&mut reports, isolation::schedule_apart()?);
     process::set_dumpable_behavior(DumpableBehavior::NotDumpable)
         .map_err(SandboxError::Dumpable)?;
     refresh(&mut reports, &["speculation", "dumpable"]);
@@ -132,6 +133,10 @@ pub fn close_with(
     limit("core files", Resource::Core, 0)?;
 
     speculation::mitigate();
+    if profile == Profile::Vault {
+        layers::replace(&mut reports, isolation::schedule_apart()?);
+        layers::replace(&mut reports, isolation::lock_memory()?);
+    }
 
     process::set_dumpable_behavior(DumpableBehavior::NotDumpable)
         .map_err(SandboxError::Dumpable)?;

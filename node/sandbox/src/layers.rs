@@ -9,7 +9,7 @@ use crate::launch::{CGROUP_PREFIX, OUTER_NAMESPACES};
 use crate::{LayerReport, speculation};
 
 /// Every layer's name, as in `require = [...]`.
-pub const LAYERS: [&str; 14] = [
+pub const LAYERS: [&str; 16] = [
     "user",
     "pid",
     "mount",
@@ -24,6 +24,8 @@ pub const LAYERS: [&str; 14] = [
     "cgroup",
     "speculation",
     "dumpable",
+    "core_scheduling",
+    "memory_lock",
 ];
 
 /// Layers that are namespaces, with their names in /proc/self/ns.
@@ -80,6 +82,12 @@ pub fn status() -> Vec<LayerReport> {
         ),
         speculation::status(),
         dumpable(),
+        report(
+            "core_scheduling",
+            false,
+            "only the vault and workers ask for it",
+        ),
+        report("memory_lock", false, "only the vault locks its memory"),
     ]);
     reports
 }
@@ -231,7 +239,7 @@ mod tests {
         assert_eq!(
             error.to_string(),
             "no layer is called \"seccomb\"; the layers are user, pid, mount, network, ipc, uts, no_new_privs, capabilities, \
-             landlock, rlimits, seccomp, cgroup, speculation, dumpable"
+             landlock, rlimits, seccomp, cgroup, speculation, dumpable, core_scheduling, memory_lock"
         );
     }
 

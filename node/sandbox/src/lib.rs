@@ -11,6 +11,7 @@
 
 mod error;
 mod inside;
+mod isolation;
 mod layers;
 mod memory;
 mod policy;
