@@ -112,7 +112,7 @@ impl Node {
     fn write_config(&self, require: &str, workers: Workers) -> Result<()> {
         let Workers { spares, max } = workers;
         let text = format!(
-            "require = {require}\n[gateway]\nlisten = [\"{}\"]\n[workers]\nspares = {spares}\nmax = {max}\n",
+            "require = {require}\n[gateway]\nlisten = [\"{}\"]\n[workers]\nspares = {spares}\nmax = {max}\novercommit = 100\n",
             self.gateway
         );
         Ok(std::fs::write(self.folder.join("node.toml"), text)?)

@@ -413,8 +413,29 @@ impl Drop for Running {
     }
 }
 
+/// How a process of its own mount namespace is made here, with the right to mount; `None` if this machine forbids it.
+fn own_mounts() -> Option<&'static [&'static str]> {
+    let ways: [&[&str]; 2] = [
+        &["--user", "--map-root-user", "--mount"],
+        // For root where user namespaces are forbidden.
+        &["--mount"],
+    ];
+    ways.into_iter().find(|way| {
+        let mounted = Command::new("unshare")
+            .args(*way)
+            .args(["mount", "-t", "tmpfs", "tmpfs", "/mnt"])
+            .stderr(Stdio::null())
+            .status();
+        mounted.is_ok_and(|status| status.success())
+    })
+}
+
 #[tokio::test]
 async fn on_a_full_disk_the_operator_can_still_revoke() {
+    let Some(own_mounts) = own_mounts() else {
+        println!("skipped: a small disk needs a mount namespace, which this machine forbids");
+        return;
+    };
     let mut control = Control::new().await;
     let fleet = Fleet::new(&control).await;
     let operator = control.operator();
@@ -429,7 +450,8 @@ async fn on_a_full_disk_the_operator_can_still_revoke() {
                   exec \"$0\" serve --config \"$1/control.toml\"";
     let disk = tempfile::tempdir().unwrap();
     let mut program = Command::new("unshare")
-        .args(["--user", "--map-root-user", "--mount", "sh", "-c", script])
+        .args(own_mounts)
+        .args(["sh", "-c", script])
         .arg(env!("CARGO_BIN_EXE_casemate-control"))
         .args([disk.path(), &control.state(), &config(&control)])
         .stderr(Stdio::piped())

@@ -65,6 +65,12 @@ pub enum SandboxError {
     /// prctl(PR_SET_DUMPABLE).
     #[error("cannot forbid dumps and tracing")]
     Dumpable(#[source] Errno),
+    /// prctl(PR_SCHED_CORE).
+    #[error("cannot ask for a processor core apart from other processes")]
+    CoreScheduling(#[source] Errno),
+    /// mlockall(2).
+    #[error("cannot keep memory out of swap")]
+    LockMemory(#[source] Errno),
     /// dup2(2).
     #[error("cannot let go of the node's standard error")]
     StandardError(#[source] Errno),

@@ -10,15 +10,12 @@ use landlock::{
 };
 use rustix::io::Errno;
 use rustix::mount::{self, MountFlags, UnmountFlags};
-use rustix::process::{
-    self, DumpableBehavior, Resource, Rlimit, SpeculationFeature, SpeculationFeatureControl,
-    getrlimit, setrlimit,
-};
+use rustix::process::{self, DumpableBehavior, Resource, Rlimit, getrlimit, setrlimit};
 use rustix::thread::{self, CapabilitySet, CapabilitySets};
 
 use crate::launch::KEPT_VARIABLES;
 use crate::layers::{self, report};
-use crate::{LayerReport, Profile, SandboxError, syscalls};
+use crate::{LayerReport, Profile, SandboxError, isolation, speculation, syscalls};
 
 /// Descriptors of a worker: standard ones, control, two channels, the runtime's, the files that V8 and we hold, and a
 /// good reserve. Beyond it the kernel refuses descriptors that somebody floods us with.
@@ -82,7 +79,8 @@ pub fn before_engine() -> Result<Vec<LayerReport>, SandboxError> {
 
     layers::replace(&mut reports, limit_worker()?);
 
-    mitigate_speculation();
+    speculation::mitigate();
+    layers::replace(&mut reports, isolation::schedule_apart()?);
     process::set_dumpable_behavior(DumpableBehavior::NotDumpable)
         .map_err(SandboxError::Dumpable)?;
     refresh(&mut reports, &["speculation", "dumpable"]);
@@ -134,8 +132,10 @@ pub fn close_with(
 
     limit("core files", Resource::Core, 0)?;
 
+    speculation::mitigate();
     if profile == Profile::Vault {
-        mitigate_speculation();
+        layers::replace(&mut reports, isolation::schedule_apart()?);
+        layers::replace(&mut reports, isolation::lock_memory()?);
     }
 
     process::set_dumpable_behavior(DumpableBehavior::NotDumpable)
@@ -326,20 +326,6 @@ fn limit(name: &'static str, resource: Resource, value: u64) -> Result<(), Sandb
         limit: name,
         source,
     })
-}
-
-/// Asks for what the processor and the kernel have; [`layers::status`] reads what came of it.
-fn mitigate_speculation() {
-    for feature in [
-        SpeculationFeature::SpeculativeStoreBypass,
-        SpeculationFeature::IndirectBranchSpeculation,
-    ] {
-        if let Err(error) =
-            process::control_speculative_feature(feature, SpeculationFeatureControl::FORCE_DISABLE)
-        {
-            tracing::debug!(?feature, %error, "the kernel does not control this speculation for a process");
-        }
-    }
 }
 
 fn filtered(profile: Profile) -> LayerReport {

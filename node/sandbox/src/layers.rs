@@ -3,15 +3,13 @@
 use std::fs;
 use std::path::Path;
 
-use rustix::process::{
-    self, DumpableBehavior, Resource, SpeculationFeature, SpeculationFeatureState,
-};
+use rustix::process::{self, DumpableBehavior, Resource};
 
-use crate::LayerReport;
 use crate::launch::{CGROUP_PREFIX, OUTER_NAMESPACES};
+use crate::{LayerReport, speculation};
 
 /// Every layer's name, as in `require = [...]`.
-pub const LAYERS: [&str; 14] = [
+pub const LAYERS: [&str; 16] = [
     "user",
     "pid",
     "mount",
@@ -26,6 +24,8 @@ pub const LAYERS: [&str; 14] = [
     "cgroup",
     "speculation",
     "dumpable",
+    "core_scheduling",
+    "memory_lock",
 ];
 
 /// Layers that are namespaces, with their names in /proc/self/ns.
@@ -76,9 +76,18 @@ pub fn status() -> Vec<LayerReport> {
         report("landlock", false, "not applied yet"),
         rlimits(),
         seccomp(&text),
-        cgroup(&fs::read_to_string("/proc/self/cgroup").unwrap_or_default()),
-        speculation(),
+        cgroup(
+            Path::new("/sys/fs/cgroup"),
+            &fs::read_to_string("/proc/self/cgroup").unwrap_or_default(),
+        ),
+        speculation::status(),
         dumpable(),
+        report(
+            "core_scheduling",
+            false,
+            "only the vault and workers ask for it",
+        ),
+        report("memory_lock", false, "only the vault locks its memory"),
     ]);
     reports
 }
@@ -161,7 +170,7 @@ fn seccomp(status: &str) -> LayerReport {
 }
 
 /// `cgroup` is the text of /proc/self/cgroup: `id:controllers:path` lines, with id 0 and no controllers for version 2.
-fn cgroup(cgroup: &str) -> LayerReport {
+fn cgroup(mount: &Path, cgroup: &str) -> LayerReport {
     let ours = |path: &str| {
         path.rsplit('/')
             .next()
@@ -171,7 +180,13 @@ fn cgroup(cgroup: &str) -> LayerReport {
     for line in cgroup.lines() {
         match line.splitn(3, ':').collect::<Vec<_>>()[..] {
             ["0", "", path] if ours(path) => {
-                return report("cgroup", true, "cgroup v2: memory, pids");
+                let file = mount.join(path.trim_start_matches('/'));
+                let controllers = fs::read_to_string(file.join("cgroup.controllers"));
+                let controllers = controllers.unwrap_or_else(|_| "memory pids".to_owned());
+                let mut limited: Vec<_> = controllers.split_whitespace().collect();
+                limited.retain(|name| ["cpu", "memory", "pids"].contains(name));
+                limited.sort_unstable();
+                return report("cgroup", true, format!("cgroup v2: {}", limited.join(", ")));
             }
             [_, controllers, path] if ours(path) => limited.push(controllers),
             _ => {}
@@ -182,40 +197,6 @@ fn cgroup(cgroup: &str) -> LayerReport {
         report("cgroup", true, format!("cgroup v1: {}", limited.join(", ")))
     } else {
         report("cgroup", false, "no cgroup of its own")
-    }
-}
-
-fn speculation() -> LayerReport {
-    let features = [
-        ("store bypass", SpeculationFeature::SpeculativeStoreBypass),
-        (
-            "indirect branches",
-            SpeculationFeature::IndirectBranchSpeculation,
-        ),
-    ];
-    let states = features.map(|(name, feature)| {
-        let (safe, state) = match process::speculative_feature_state(feature) {
-            Err(error) => (false, format!("unknown: {error}")),
-            Ok(None) => (false, "unknown to us".to_owned()),
-            Ok(Some(state)) => describe(state),
-        };
-        (safe, format!("{name} {state}"))
-    });
-    report(
-        "speculation",
-        states.iter().all(|(safe, _)| *safe),
-        states.map(|(_, state)| state).join(", "),
-    )
-}
-
-fn describe(state: SpeculationFeatureState) -> (bool, String) {
-    type State = SpeculationFeatureState;
-    if state.is_empty() {
-        (true, "not vulnerable".to_owned())
-    } else if state.intersects(State::DISABLE | State::FORCE_DISABLE | State::DISABLE_NOEXEC) {
-        (true, "mitigated".to_owned())
-    } else {
-        (false, "not mitigated".to_owned())
     }
 }
 
@@ -258,20 +239,30 @@ mod tests {
         assert_eq!(
             error.to_string(),
             "no layer is called \"seccomb\"; the layers are user, pid, mount, network, ipc, uts, no_new_privs, capabilities, \
-             landlock, rlimits, seccomp, cgroup, speculation, dumpable"
+             landlock, rlimits, seccomp, cgroup, speculation, dumpable, core_scheduling, memory_lock"
         );
     }
 
     #[test]
     fn cgroups_of_both_versions_and_of_somebody_else() {
+        let mount = tempfile::tempdir().unwrap();
         let v1 = "8:pids:/a/casemate-1-2\n4:memory:/a/casemate-1-2\n0::/\n";
         assert_eq!(
-            cgroup(v1),
+            cgroup(mount.path(), v1),
             report("cgroup", true, "cgroup v1: memory, pids")
         );
+        let v2 = "0::/system.slice/casemate-1.tenants/tenant-1/casemate-1-2\n";
         assert_eq!(
-            cgroup("0::/system.slice/casemate-1-2\n"),
+            cgroup(mount.path(), v2),
             report("cgroup", true, "cgroup v2: memory, pids")
+        );
+        let folder = v2.trim().trim_start_matches("0::/");
+        fs::create_dir_all(mount.path().join(folder)).unwrap();
+        let file = mount.path().join(folder).join("cgroup.controllers");
+        fs::write(file, "cpuset cpu io memory pids\n").unwrap();
+        assert_eq!(
+            cgroup(mount.path(), v2),
+            report("cgroup", true, "cgroup v2: cpu, memory, pids")
         );
         for not_ours in [
             "0::/casemate-1-2/other\n",
@@ -279,7 +270,7 @@ mod tests {
             "",
             "nonsense",
         ] {
-            assert!(!cgroup(not_ours).in_force, "{not_ours}");
+            assert!(!cgroup(mount.path(), not_ours).in_force, "{not_ours}");
         }
     }
 

@@ -11,8 +11,11 @@
 
 mod error;
 mod inside;
+mod isolation;
 mod layers;
+mod memory;
 mod policy;
+mod speculation;
 mod syscalls;
 
 pub mod launch;
@@ -21,6 +24,7 @@ pub use casemate_wire::control::LayerReport;
 pub use error::SandboxError;
 pub use inside::{Access, before_engine, close, close_with, raise_descriptors};
 pub use layers::{LAYERS, UnknownLayer, missing, status};
+pub use memory::workers_memory_mib;
 pub use policy::{Call, Verdict, calls};
 pub use syscalls::cpu_time;
 

@@ -80,6 +80,7 @@ fn everything_ends_with_the_supervisor_and_its_code_is_ours() {
         assert_eq!(node.exit_code(), Some(expected));
         assert!(node::is_closed(&worker));
         assert_eq!(node.cgroups(), [""; 0]);
+        assert_eq!(node.groups(), [""; 0]);
     }
 }
 

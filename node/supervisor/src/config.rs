@@ -13,14 +13,24 @@ use crate::state::Bounds;
 /// The most workers that a node may be told to run: each has a user id and an entry with launch.
 const MAX_WORKERS: usize = 4000;
 
-/// Layers that every program has. Namespaces and the cgroup are a worker's: the others need the network or their folder.
+/// The most that `overcommit` may be: with more, the bound is none.
+const MAX_OVERCOMMIT: u32 = 100;
+
+/// Layers that every program has. Namespaces are a worker's: the others need the network or their folder.
 const LAYERS_OF_ALL: &[&str] = &[
     "seccomp",
     "landlock",
     "no_new_privs",
     "capabilities",
     "dumpable",
+    "cgroup",
 ];
+
+/// Layers that the vault has and the other programs but the worker have not.
+const LAYERS_OF_VAULT: &[&str] = &["core_scheduling", "memory_lock"];
+
+/// A layer that a worker has no use for: no secret is ever in its memory.
+const LAYER_WITHOUT_WORKER: &str = "memory_lock";
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -92,6 +102,7 @@ struct Certificate {
 struct Workers {
     spares: usize,
     max: usize,
+    overcommit: u32,
     idle_secs: u64,
 }
 
@@ -100,6 +111,8 @@ impl Default for Workers {
         Self {
             spares: 2,
             max: 200,
+            // An idle worker occupies a thirtieth of the limit that a small function's worker has.
+            overcommit: 4,
             idle_secs: 300,
         }
     }
@@ -186,6 +199,11 @@ impl Config {
                 "workers: expected `max` from 1 to {MAX_WORKERS} and no more `spares` than that"
             ));
         }
+        if !(1..=MAX_OVERCOMMIT).contains(&read.workers.overcommit) {
+            mistake(format!(
+                "workers: expected `overcommit` from 1 to {MAX_OVERCOMMIT}"
+            ));
+        }
         if let Err(unknown) = casemate_sandbox::missing(&read.require, &[]) {
             mistake(format!("require: {unknown}"));
         }
@@ -229,6 +247,8 @@ impl Config {
             bounds: Bounds {
                 spares: read.workers.spares,
                 max_workers: read.workers.max,
+                memory_mib: casemate_sandbox::workers_memory_mib().unwrap_or(u32::MAX),
+                overcommit: read.workers.overcommit,
                 idle_ms: read.workers.idle_secs * 1000,
             },
             admin_socket: state.join(read.admin_socket.unwrap_or_else(|| "admin.sock".into())),
@@ -271,12 +291,26 @@ impl Config {
         none_missing(program, &own, layers)
     }
 
-    /// Whether what the operator requires is in force in a worker, which has every layer.
+    /// Whether what the operator requires is in force in the vault.
+    pub(crate) fn must_be_in_force_in_the_vault(
+        &self,
+        layers: &[LayerReport],
+    ) -> Result<(), String> {
+        let of_vault = |name: &&String| {
+            LAYERS_OF_ALL.contains(&name.as_str()) || LAYERS_OF_VAULT.contains(&name.as_str())
+        };
+        let own: Vec<String> = self.require.iter().filter(of_vault).cloned().collect();
+        none_missing("the vault", &own, layers)
+    }
+
+    /// Whether what the operator requires is in force in a worker, which has every layer but one.
     pub(crate) fn must_be_in_force_in_a_worker(
         &self,
         layers: &[LayerReport],
     ) -> Result<(), String> {
-        none_missing("a worker", &self.require, layers)
+        let of_worker = |name: &&String| name.as_str() != LAYER_WITHOUT_WORKER;
+        let own: Vec<String> = self.require.iter().filter(of_worker).cloned().collect();
+        none_missing("a worker", &own, layers)
     }
 }
 

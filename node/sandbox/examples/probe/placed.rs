@@ -9,7 +9,7 @@ use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
-use casemate_sandbox::Profile;
+use casemate_sandbox::{LayerReport, Profile};
 use rustix::net::{
     RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, recv, send, sendmsg,
 };
@@ -72,8 +72,8 @@ pub(crate) fn child(profile: Profile) {
                 say(&lines.collect::<String>());
             }
             ["half"] => {
-                casemate_sandbox::before_engine().expect("the first half");
-                say(&after());
+                let layers = casemate_sandbox::before_engine().expect("the first half");
+                say(&after(&layers));
             }
             ["unblock"] => {
                 // SAFETY: it takes numbers and touches no memory.
@@ -85,6 +85,10 @@ pub(crate) fn child(profile: Profile) {
             ["eat", mib] => {
                 let eaten = vec![1_u8; mib.parse::<usize>().expect("a number") << 20];
                 say(&format!("ate {}", std::hint::black_box(&eaten).len()));
+            }
+            ["hold", mib] => {
+                let held = vec![1_u8; mib.parse::<usize>().expect("a number") << 20];
+                std::mem::forget(std::hint::black_box(held));
             }
             ["fork"] => {
                 let mut made = 0;
@@ -129,7 +133,8 @@ fn facts() -> String {
         }
     }
     for name in ["user", "pid", "mnt", "net", "ipc", "uts"] {
-        let link = fs::read_link(format!("/proc/self/ns/{name}")).expect("a namespace");
+        // A kernel without a kind of namespace has no such link.
+        let link = fs::read_link(format!("/proc/self/ns/{name}")).unwrap_or_default();
         let _ = writeln!(facts, "ns/{name} {}", link.display());
     }
     let mut names: Vec<String> = std::env::vars().map(|(name, _)| name).collect();
@@ -172,8 +177,11 @@ fn facts() -> String {
 }
 
 /// What is left between the two halves. Landlock forbids to open, not to look, so these are the mount's answers.
-fn after() -> String {
+fn after(layers: &[LayerReport]) -> String {
     let mut facts = String::new();
+    for layer in layers.iter().filter(|layer| layer.layer == "landlock") {
+        let _ = writeln!(facts, "landlock {} {}", layer.in_force, layer.detail);
+    }
     for path in ["/etc", "/proc", "/usr", "/tmp", "/dev", "/.."] {
         let there = match fs::symlink_metadata(path) {
             Ok(_) => "there".to_owned(),

@@ -5,13 +5,14 @@
 //! | bytes | of a command | of an event |
 //! |---|---|---|
 //! | 0..4 | `CSMT` | `CSMT` |
-//! | 4 | 1 start, 2 kill, 6 limit | 3 started, 4 refused, 5 exited |
+//! | 4 | 1 start, 2 kill, 6 assign | 3 started, 4 refused, 5 exited |
 //! | 5 | of start: the program | of refused: why; of exited: how |
 //! | 6..8 | 0 | 0 |
 //! | 8..16 | id | id |
-//! | 16..20 | of start and limit: memory, MiB | of started: pid; of refused: errno; of exited: code or signal |
-//! | 20..24 | of start: processes and threads | 0 |
-//! | 24..64 | 0 | 0 |
+//! | 16..20 | of start and assign: memory, MiB | of started: pid; of refused: errno; of exited: code or signal |
+//! | 20..24 | of start: processes and threads; of assign: the tenant's number | 0 |
+//! | 24..28 | of assign: memory of the tenant, MiB | 0 |
+//! | 28..64 | 0 | 0 |
 //!
 //! and anything else is malformed: `casemate-launch` ends everything rather than guess.
 
@@ -28,7 +29,8 @@ pub const OUTER_NAMESPACES: &str = "CASEMATE_OUTER_NS";
 /// Variables whose names start so are passed on to every program; launch passes on no others.
 pub const KEPT_VARIABLES: &str = "CASEMATE_LOG";
 
-/// How launch names the cgroups that it makes: `casemate-{its pid}-{child's number}`.
+/// How launch names the cgroups that it makes: `casemate-{its pid}-{child's number}` for a child, and
+/// `casemate-{its pid}.{name}` for a group of them.
 pub const CGROUP_PREFIX: &str = "casemate-";
 
 /// Length of every packet, in bytes.
@@ -71,14 +73,19 @@ pub enum Command {
         /// Which.
         id: u64,
     },
-    /// Narrow a child's memory limit: a spare is started for the largest function, and then given one. Says nothing. One that
-    /// would widen the limit is not obeyed; a child that cannot be narrowed is ended; without a memory cgroup nothing
-    /// is done.
-    Limit {
+    /// Give a spare worker to a tenant: the worker moves into the tenant's cgroup, and its own memory limit, which was that
+    /// of the largest function, narrows to its function's. Has no answer. Launch ends a worker that it cannot move or
+    /// narrow, ignores a limit that would be wider, and ignores a second tenant for the same worker. Without cgroups
+    /// the command does nothing.
+    Assign {
         /// Which.
         id: u64,
-        /// Memory limit, MiB: at most the one in force.
+        /// Memory limit of the worker, MiB: at most the one in force.
         memory_mib: NonZeroU32,
+        /// The tenant, as the supervisor numbers tenants among those that have workers.
+        tenant: NonZeroU32,
+        /// Memory limit of all workers of the tenant together, MiB. The latest one counts.
+        tenant_memory_mib: NonZeroU32,
     },
 }
 
@@ -148,9 +155,17 @@ impl Command {
                 program,
                 memory_mib,
                 pids,
-            } => packet(1, program.to_byte(), id, memory_mib, pids),
-            Self::Kill { id } => packet(2, 0, id, 0, 0),
-            Self::Limit { id, memory_mib } => packet(6, 0, id, memory_mib.get(), 0),
+            } => packet(1, program.to_byte(), id, [memory_mib, pids, 0]),
+            Self::Kill { id } => packet(2, 0, id, [0; 3]),
+            Self::Assign {
+                id,
+                memory_mib,
+                tenant,
+                tenant_memory_mib,
+            } => {
+                let numbers = [memory_mib, tenant, tenant_memory_mib];
+                packet(6, 0, id, numbers.map(NonZeroU32::get))
+            }
         }
     }
 
@@ -168,9 +183,11 @@ impl Command {
                 pids: fields.second,
             },
             2 => Self::Kill { id: fields.id },
-            6 => Self::Limit {
+            6 => Self::Assign {
                 id: fields.id,
                 memory_mib: NonZeroU32::new(fields.first).ok_or(Malformed)?,
+                tenant: NonZeroU32::new(fields.second).ok_or(Malformed)?,
+                tenant_memory_mib: NonZeroU32::new(fields.third).ok_or(Malformed)?,
             },
             _ => return Err(Malformed),
         };
@@ -186,7 +203,7 @@ impl Event {
     /// As a packet.
     pub fn encode(&self) -> [u8; PACKET_BYTES] {
         match *self {
-            Self::Started { id, pid } => packet(3, 0, id, pid, 0),
+            Self::Started { id, pid } => packet(3, 0, id, [pid, 0, 0]),
             Self::Refused { id, refusal } => {
                 let (which, errno) = match refusal {
                     Refusal::Busy => (1, 0),
@@ -195,7 +212,7 @@ impl Event {
                     Refusal::Unlimited => (4, 0),
                     Refusal::Failed(errno) => (5, errno),
                 };
-                packet(4, which, id, errno.cast_unsigned(), 0)
+                packet(4, which, id, [errno.cast_unsigned(), 0, 0])
             }
             Self::Exited { id, end } => {
                 let (which, code) = match end {
@@ -203,7 +220,7 @@ impl Event {
                     End::Signal(signal) => (2, signal),
                     End::OutOfMemory => (3, 0),
                 };
-                packet(5, which, id, code.cast_unsigned(), 0)
+                packet(5, which, id, [code.cast_unsigned(), 0, 0])
             }
         }
     }
@@ -286,6 +303,7 @@ struct Fields {
     id: u64,
     first: u32,
     second: u32,
+    third: u32,
 }
 
 impl Fields {
@@ -304,18 +322,20 @@ impl Fields {
             id,
             first: word(16),
             second: word(20),
+            third: word(24),
         })
     }
 }
 
-fn packet(kind: u8, which: u8, id: u64, first: u32, second: u32) -> [u8; PACKET_BYTES] {
+fn packet(kind: u8, which: u8, id: u64, numbers: [u32; 3]) -> [u8; PACKET_BYTES] {
     let mut bytes = [0; PACKET_BYTES];
     bytes[..4].copy_from_slice(&MAGIC);
     bytes[4] = kind;
     bytes[5] = which;
     bytes[8..16].copy_from_slice(&id.to_le_bytes());
-    bytes[16..20].copy_from_slice(&first.to_le_bytes());
-    bytes[20..24].copy_from_slice(&second.to_le_bytes());
+    for (place, number) in bytes[16..28].chunks_exact_mut(4).zip(numbers) {
+        place.copy_from_slice(&number.to_le_bytes());
+    }
     bytes
 }
 
@@ -337,8 +357,14 @@ mod tests {
                 }
             ),
             any::<u64>().prop_map(|id| Command::Kill { id }),
-            (any::<u64>(), any::<NonZeroU32>())
-                .prop_map(|(id, memory_mib)| Command::Limit { id, memory_mib }),
+            (any::<u64>(), any::<[NonZeroU32; 3]>()).prop_map(
+                |(id, [memory_mib, tenant, tenant_memory_mib])| Command::Assign {
+                    id,
+                    memory_mib,
+                    tenant,
+                    tenant_memory_mib
+                }
+            ),
         ]
     }
 
@@ -392,7 +418,9 @@ mod tests {
 
         #[test]
         fn a_limit_of_nothing_is_none(id in any::<u64>()) {
-            prop_assert_eq!(Command::decode(&packet(6, 0, id, 0, 0)), Err(Malformed));
+            for numbers in [[0, 1, 1], [1, 0, 1], [1, 1, 0]] {
+                prop_assert_eq!(Command::decode(&packet(6, 0, id, numbers)), Err(Malformed));
+            }
         }
 
         #[test]
@@ -400,7 +428,7 @@ mod tests {
             let mut bytes = command.encode();
             bytes[at] ^= flip;
             prop_assert_ne!(Command::decode(&bytes), Ok(command));
-            if at < 4 || at == 6 || at == 7 || at >= 24 {
+            if at < 4 || at == 6 || at == 7 || at >= 28 {
                 prop_assert_eq!(Command::decode(&bytes), Err(Malformed));
             }
         }

@@ -5,6 +5,7 @@
 use std::fs;
 use std::io::{IoSlice, IoSliceMut, Write};
 use std::mem::MaybeUninit;
+use std::num::NonZeroU32;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -70,6 +71,17 @@ pub(crate) fn start(id: u64, program: Program) -> Command {
         program,
         memory_mib: MEMORY_MIB,
         pids: PIDS,
+    }
+}
+
+/// The command that gives a worker to a tenant, with limits of both in MiB.
+pub(crate) fn assign(id: u64, memory_mib: u32, tenant: u32, tenant_memory_mib: u32) -> Command {
+    let number = |number| NonZeroU32::new(number).unwrap();
+    Command::Assign {
+        id,
+        memory_mib: number(memory_mib),
+        tenant: number(tenant),
+        tenant_memory_mib: number(tenant_memory_mib),
     }
 }
 
@@ -164,23 +176,21 @@ impl Node {
 
     /// Starts a child and takes its facts.
     pub(crate) fn child(&mut self, id: u64, program: Program) -> (OwnedFd, String) {
+        let (child, facts, _) = self.child_with_pid(id, program);
+        (child, facts)
+    }
+
+    /// Starts a child and takes its facts, and its process id from launch.
+    pub(crate) fn child_with_pid(&mut self, id: u64, program: Program) -> (OwnedFd, String, u32) {
         let (ours, theirs) = control();
-        self.send(
-            Command::Start {
-                id,
-                program,
-                memory_mib: MEMORY_MIB,
-                pids: PIDS,
-            },
-            Some(theirs.as_fd()),
-        );
+        self.send(start(id, program), Some(theirs.as_fd()));
         drop(theirs);
-        match self.event() {
-            Event::Started { id: started, pid } if started == id && pid > 0 => {}
+        let pid = match self.event() {
+            Event::Started { id: started, pid } if started == id && pid > 0 => pid,
             other => panic!("{program:?}: {other:?}"),
-        }
+        };
         let facts = told(&ours);
-        (ours, facts)
+        (ours, facts, pid)
     }
 
     pub(crate) fn send(&self, command: Command, descriptor: Option<BorrowedFd<'_>>) {
@@ -254,16 +264,24 @@ impl Node {
         self.cgroups
     }
 
-    /// Those that launch has made and not removed.
+    /// Those of children that launch has made and not removed; the supervisor's aside.
     pub(crate) fn cgroups(&self) -> Vec<String> {
-        let prefix = format!("casemate-{}-", self.pid);
+        self.cgroups_named(&format!("casemate-{}-", self.pid))
+    }
+
+    /// The groups of cgroups that launch has made and not removed.
+    pub(crate) fn groups(&self) -> Vec<String> {
+        self.cgroups_named(&format!("casemate-{}.", self.pid))
+    }
+
+    fn cgroups_named(&self, prefix: &str) -> Vec<String> {
         let mut found = Vec::new();
         let mut folders = vec![std::path::PathBuf::from("/sys/fs/cgroup")];
         while let Some(folder) = folders.pop() {
             for entry in fs::read_dir(&folder).into_iter().flatten().flatten() {
                 if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
                     let name = entry.file_name().to_string_lossy().into_owned();
-                    if name.starts_with(&prefix) {
+                    if name.starts_with(prefix) && name != format!("{prefix}0") {
                         found.push(name);
                     }
                     folders.push(entry.path());

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::num::NonZeroU32;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::Arc;
 
@@ -102,12 +101,8 @@ impl Children {
         self.command(Command::Kill { id }).await
     }
 
-    /// Narrows a child's memory limit.
-    pub(crate) async fn limit(&mut self, id: u64, memory_mib: NonZeroU32) -> io::Result<()> {
-        self.command(Command::Limit { id, memory_mib }).await
-    }
-
-    async fn command(&self, command: Command) -> io::Result<()> {
+    /// Sends a command that comes without a descriptor.
+    pub(crate) async fn command(&self, command: Command) -> io::Result<()> {
         self.watch
             .async_io(Interest::WRITABLE, || self.launch.send(&command, None))
             .await

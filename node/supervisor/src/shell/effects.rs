@@ -5,7 +5,7 @@ use std::io;
 
 use casemate_channel::budget::Budget;
 use casemate_channel::control::sealed_memfd;
-use casemate_sandbox::launch::Program;
+use casemate_sandbox::launch::{Command, Program};
 use casemate_trust::id::{Digest, TenantId};
 use casemate_wire::control::gateway::ToGateway;
 use casemate_wire::control::vault::{FunctionPlan, ToVault};
@@ -40,8 +40,19 @@ impl Shell {
                     .start(worker.0, Program::Worker, memory_mib, WORKER_PIDS)
                     .await?;
             }
-            Effect::Limit { worker, memory_mib } => {
-                self.children.limit(worker.0, memory_mib).await?;
+            Effect::Assign {
+                worker,
+                memory_mib,
+                tenant,
+                tenant_memory_mib,
+            } => {
+                let command = Command::Assign {
+                    id: worker.0,
+                    memory_mib,
+                    tenant,
+                    tenant_memory_mib,
+                };
+                self.children.command(command).await?;
             }
             Effect::Kill { child } => self.children.kill(child).await?,
             Effect::Serve { worker, key, plan } => self.serve(worker, key, &plan)?,

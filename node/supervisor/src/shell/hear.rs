@@ -19,7 +19,7 @@ impl Shell {
     pub(super) async fn hear_vault(&mut self, message: FromVault) -> io::Result<Option<u8>> {
         match message {
             FromVault::Hello(hello) => {
-                if let Err(message) = self.config.must_be_in_force("the vault", &hello.layers) {
+                if let Err(message) = self.config.must_be_in_force_in_the_vault(&hello.layers) {
                     tracing::error!(message);
                     return Ok(Some(casemate_config::EXIT_UNAVAILABLE));
                 }

@@ -264,6 +264,18 @@ impl Supervision {
             };
             return self.effects.push(Effect::Gateway(refusal));
         }
+        let needed_mib = needed_mib(function.current(&self.bundles).unwrap_or(&function.plan));
+        if !self.can_fit(needed_mib) {
+            let most_mib = self.admitted_mib();
+            let refusal = ToGateway::Refuse {
+                key,
+                failure: Failure::Unavailable,
+                message: format!(
+                    "the function needs {needed_mib} MiB, and this node admits {most_mib} MiB"
+                ),
+            };
+            return self.effects.push(Effect::Gateway(refusal));
+        }
         // Each worker on its way takes as many as it may; one more is asked for only when that is not enough.
         let plan = function.current(&self.bundles).unwrap_or(&function.plan);
         let coming = self.loading(&key, plan.release)
@@ -299,21 +311,22 @@ impl Supervision {
                 continue;
             };
             let plan = Box::new(plan.clone());
+            let tenant = self.tenant_number(&key.tenant);
+            let tenant_memory_mib = self.tenant_memory_mib();
             if let Some(worker) = self.workers.get_mut(&id) {
                 worker.stage = Stage::Loading(key.clone(), plan.release);
                 worker.cpu = Some(CpuWall::new(&plan.limits));
                 (worker.since_ms, worker.deadline_ms) = (now_ms, Some(now_ms + SILENCE_MS));
                 // A spare is as large as the largest function; nobody else is to have that much.
-                let needed_mib = needed_mib(&plan);
-                let narrower =
-                    NonZeroU32::new(needed_mib).filter(|_| needed_mib < worker.memory_mib);
-                if let Some(memory_mib) = narrower {
-                    worker.memory_mib = needed_mib;
-                    self.effects.push(Effect::Limit {
-                        worker: id,
-                        memory_mib,
-                    });
-                }
+                worker.memory_mib = worker.memory_mib.min(needed_mib(&plan));
+                worker.tenant_number = Some(tenant);
+                let memory_mib = NonZeroU32::new(worker.memory_mib);
+                self.effects.push(Effect::Assign {
+                    worker: id,
+                    memory_mib: memory_mib.expect("a worker's overhead is not zero"),
+                    tenant,
+                    tenant_memory_mib,
+                });
             }
             self.effects.push(Effect::Serve {
                 worker: id,
@@ -342,6 +355,8 @@ impl Supervision {
             .values()
             .flat_map(|function| [Some(&function.plan), function.current(&self.bundles)])
             .flatten()
+            // One that can never run here is refused; no spare is made for it.
+            .filter(|plan| self.can_fit(needed_mib(plan)))
             .map(|plan| plan.limits.heap_mib)
             .max()
             .unwrap_or(0)

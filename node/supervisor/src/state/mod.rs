@@ -6,6 +6,7 @@ pub(crate) mod carry;
 mod cpu;
 mod functions;
 pub(crate) mod image;
+mod memory;
 mod share;
 #[cfg(test)]
 mod tests;
@@ -46,6 +47,10 @@ pub(crate) struct Bounds {
     pub(crate) spares: usize,
     /// Workers at all.
     pub(crate) max_workers: usize,
+    /// What all workers may occupy together, MiB.
+    pub(crate) memory_mib: u32,
+    /// The limits of all workers together are at most so many times that.
+    pub(crate) overcommit: u32,
     /// An idle worker leaves after this.
     pub(crate) idle_ms: Millis,
 }
@@ -105,10 +110,14 @@ pub(crate) enum Effect {
     StartSingle { child: u64, which: Single },
     /// Start a worker.
     StartWorker { worker: WorkerId, memory_mib: u32 },
-    /// Narrow a worker's memory limit, before it is given its function.
-    Limit {
+    /// Move a worker to its tenant's share of the machine, and narrow its memory limit to its function's, before it is
+    /// given its function.
+    Assign {
         worker: WorkerId,
         memory_mib: NonZeroU32,
+        /// The tenant's number with launch.
+        tenant: NonZeroU32,
+        tenant_memory_mib: NonZeroU32,
     },
     /// End a child at once.
     Kill { child: u64 },
@@ -175,6 +184,8 @@ struct Worker {
     /// When it was last said to have nothing to do.
     rested_ms: Option<Millis>,
     memory_mib: u32,
+    /// Its tenant's number with launch, once it has a tenant.
+    tenant_number: Option<NonZeroU32>,
     /// What it may use of a processor, once it has a function.
     cpu: Option<CpuWall>,
 }
@@ -382,7 +393,7 @@ impl Supervision {
             .filter(|worker| matches!(worker.stage, Stage::Starting | Stage::Spare))
             .count();
         let wanted = self.bounds.spares + self.waiting.len();
-        let room = self.bounds.max_workers.saturating_sub(self.workers.len());
+        let room = self.places().saturating_sub(self.workers.len());
         if now_ms < self.spare_again_ms {
             return;
         }
@@ -399,6 +410,7 @@ impl Supervision {
                     deadline_ms,
                     rested_ms: None,
                     memory_mib,
+                    tenant_number: None,
                     cpu: None,
                 },
             );

@@ -11,7 +11,7 @@ use super::{Effect, Millis, Stage, Supervision, Worker};
 
 /// One place in so many is for tenants that have no worker here, so that a first request need not wait until somebody else's
 /// worker has finished. A node of fewer places has none to set aside.
-const RESERVED_ONE_IN: usize = 8;
+pub(super) const RESERVED_ONE_IN: usize = 8;
 /// A tenant gives a worker up to another that has so many fewer: it is then left with no fewer than the other gets, and nothing
 /// is ever taken back and forth.
 const UNFAIR_BY: usize = 2;
@@ -65,7 +65,7 @@ impl Supervision {
 
     /// Places that a tenant may fill which has so many workers.
     fn ceiling(&self, mine: usize) -> usize {
-        let all = self.bounds.max_workers;
+        let all = self.places();
         if mine == 0 {
             all
         } else {
@@ -170,6 +170,8 @@ mod tests {
             let state = Supervision::new(Bounds {
                 spares: 1,
                 max_workers,
+                memory_mib: u32::MAX,
+                overcommit: 1,
                 idle_ms: 100_000,
             });
             let (retired, refused) = Default::default();

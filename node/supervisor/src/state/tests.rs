@@ -7,6 +7,8 @@ use casemate_wire::control::gateway::Perimeter;
 pub(super) const BOUNDS: Bounds = Bounds {
     spares: 1,
     max_workers: 6,
+    memory_mib: u32::MAX,
+    overcommit: 1,
     idle_ms: 1000,
 };
 const TENANT: Digest = [1; 32];
@@ -227,7 +229,9 @@ fn a_spare_is_narrowed_to_its_function_before_it_is_given_to_it() {
         let limits: Vec<_> = effects
             .iter()
             .filter_map(|effect| match effect {
-                Effect::Limit { worker, memory_mib } => Some((*worker, memory_mib.get())),
+                Effect::Assign {
+                    worker, memory_mib, ..
+                } => Some((*worker, memory_mib.get())),
                 Effect::Serve { worker, .. } => Some((*worker, 0)),
                 _ => None,
             })
@@ -236,11 +240,13 @@ fn a_spare_is_narrowed_to_its_function_before_it_is_given_to_it() {
     };
     // The first spare is older than any function, and no larger than this one needs.
     let (limits, second) = need("web", 1, first);
-    assert_eq!(limits, [(first, 0)]);
+    let small = WORKER_OVERHEAD_MIB + 64;
+    assert_eq!(limits, [(first, small), (first, 0)]);
     let (limits, third) = need("web", 3, second);
-    assert_eq!(limits, [(second, WORKER_OVERHEAD_MIB + 64), (second, 0)]);
+    assert_eq!(limits, [(second, small), (second, 0)]);
     let (limits, _) = need("large", 1, third);
-    assert_eq!(limits, [(third, 0)]);
+    let large = WORKER_OVERHEAD_MIB + 512;
+    assert_eq!(limits, [(third, large), (third, 0)]);
 }
 
 #[test]

@@ -21,6 +21,10 @@ pub(crate) struct Plan<'a> {
     pub(crate) id: Option<u32>,
     /// What it keeps over the exec, of what it has.
     pub(crate) capabilities: CapabilitySet,
+    /// `oom_score_adj`, which its parent sets.
+    pub(crate) oom_score: i32,
+    /// Whether it may lock all its memory.
+    pub(crate) may_lock_memory: bool,
     /// `RLIMIT_DATA`, bytes.
     pub(crate) data_max: Option<u64>,
     /// Descriptor 0; `None` for nothing to read.
@@ -152,6 +156,18 @@ fn follow(plan: &Plan<'_>, line: &OwnedFd) -> Result<Never, (Step, Errno)> {
     if plan.namespaces & libc::CLONE_NEWNS != 0 {
         let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
         mount_change("/", private).map_err(|error| (Step::Mounts, error))?;
+    }
+
+    // While we have the capability for it. Without it the program reports that its memory is not locked.
+    if plan.may_lock_memory {
+        let unlimited = Rlimit {
+            current: None,
+            maximum: None,
+        };
+        match setrlimit(Resource::Memlock, unlimited) {
+            Ok(()) | Err(Errno::PERM) => {}
+            Err(error) => return Err((Step::Limit, error)),
+        }
     }
 
     // While we have the capability for it; without it there is nothing to drop.
@@ -313,6 +329,8 @@ mod tests {
             namespaces: 0,
             id: None,
             capabilities: CapabilitySet::empty(),
+            oom_score: 0,
+            may_lock_memory: false,
             data_max: None,
             input: None,
             null: null.as_fd(),

@@ -123,6 +123,7 @@ fn run(args: &Args) -> Result<u8, Refused> {
             .and_then(|path| Some(path.parent()?.to_owned()))
             .unwrap_or_default(),
     };
+    start::protect_launch();
     let launcher = Launcher::new(&programs, (&node, machine.as_deref()), &vault, &state, base)?;
     serve::serve(launcher)
 }

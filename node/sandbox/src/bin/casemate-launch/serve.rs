@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io::{self, IoSliceMut};
 use std::mem::MaybeUninit;
+use std::num::NonZeroU32;
 use std::os::fd::{AsFd, FromRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
@@ -15,7 +16,7 @@ use rustix::net::{
 };
 use rustix::process::{Pid, Signal, WaitOptions, WaitStatus, kill_process, wait};
 
-use crate::cgroup::Cgroup;
+use crate::cgroup::{AssignError, Cgroup};
 use crate::start::{Launcher, StartError};
 use crate::{Refused, exit};
 
@@ -50,6 +51,7 @@ pub(crate) fn serve(launcher: Launcher) -> Result<u8, Refused> {
         socket,
         signals,
         supervisor: Some(supervisor.pid),
+        supervisor_cgroup: supervisor.cgroup,
         supervisor_end: None,
         children: BTreeMap::new(),
         free_slots: (0..CHILDREN_MAX as u32).collect(),
@@ -67,6 +69,7 @@ struct Server {
     socket: OwnedFd,
     signals: OwnedFd,
     supervisor: Option<Pid>,
+    supervisor_cgroup: Option<Cgroup>,
     supervisor_end: Option<End>,
     children: BTreeMap<u64, Child>,
     /// Of user ids, for workers.
@@ -188,6 +191,9 @@ impl Server {
             if self.supervisor == Some(pid) {
                 self.supervisor = None;
                 self.supervisor_end = Some(end(status, None));
+                if let Some(cgroup) = self.supervisor_cgroup.take() {
+                    self.launcher.cgroups.remove(cgroup);
+                }
                 continue;
             }
             let Some(id) = self
@@ -201,8 +207,8 @@ impl Server {
                 continue;
             };
             let end = end(status, child.cgroup.as_ref());
-            if let Some(cgroup) = &child.cgroup {
-                cgroup.remove();
+            if let Some(cgroup) = child.cgroup {
+                self.launcher.cgroups.remove(cgroup);
             }
             self.free_slots.extend(child.slot);
             match end {
@@ -248,7 +254,7 @@ impl Server {
             (Ok(command @ Command::Start { .. }), 1) if whole => {
                 Received::Command(command, descriptors.pop())
             }
-            (Ok(command @ (Command::Kill { .. } | Command::Limit { .. })), 0) if whole => {
+            (Ok(command @ (Command::Kill { .. } | Command::Assign { .. })), 0) if whole => {
                 Received::Command(command, None)
             }
             _ => Received::Malformed,
@@ -283,7 +289,15 @@ impl Server {
                     let _ = kill_process(child.pid, Signal::KILL);
                 }
             }
-            (Command::Limit { id, memory_mib }, _) => self.limit(id, memory_mib.get()),
+            (
+                Command::Assign {
+                    id,
+                    memory_mib,
+                    tenant,
+                    tenant_memory_mib,
+                },
+                _,
+            ) => self.assign(id, tenant, memory_mib.get(), tenant_memory_mib.get()),
             (Command::Start { .. }, None) => {}
         }
     }
@@ -344,26 +358,35 @@ impl Server {
         }
     }
 
-    /// Narrows a child's memory limit, and never widens it: whoever has taken the supervisor over gains no memory by this.
-    fn limit(&mut self, id: u64, memory_mib: u32) {
+    /// Gives a worker to a tenant. Its own memory limit narrows and never widens: whoever has taken the supervisor over
+    /// gains no memory by this.
+    fn assign(&mut self, id: u64, tenant: NonZeroU32, memory_mib: u32, tenant_memory_mib: u32) {
         let Some(child) = self.children.get_mut(&id) else {
             return;
         };
         let in_force_mib = child.memory_mib;
-        if in_force_mib > 0 && memory_mib > in_force_mib {
+        if child.program != Program::Worker || memory_mib > in_force_mib {
             tracing::warn!(
                 id,
                 memory_mib,
                 in_force_mib,
-                "a memory limit is not widened"
+                "assignment ignored: only a worker has a tenant, and its memory limit never widens"
             );
             return;
         }
-        let Some(cgroup) = &child.cgroup else { return };
-        match cgroup.limit_memory(memory_mib) {
+        let Some(cgroup) = &mut child.cgroup else {
+            return;
+        };
+        let pid = child.pid.as_raw_nonzero().get().cast_unsigned();
+        let limits = (memory_mib, tenant_memory_mib);
+        match self.launcher.cgroups.assign(cgroup, pid, tenant, limits) {
             Ok(()) => child.memory_mib = memory_mib,
+            Err(error @ AssignError::OfAnother(_)) => {
+                tracing::warn!(id, %tenant, "assignment ignored: {error}");
+            }
             Err(error) => {
-                tracing::error!(id, memory_mib, %error, "cannot narrow a memory limit; the child ends");
+                let cause = std::error::Error::source(&error).map(ToString::to_string);
+                tracing::error!(id, %tenant, cause, "{error}; the worker is ended");
                 let _ = kill_process(child.pid, Signal::KILL);
             }
         }
@@ -406,6 +429,7 @@ impl Server {
             self.take_signals();
             self.reap();
         }
+        self.launcher.cgroups.close();
         if !all.is_empty() {
             tracing::info!(ended = all.len(), "ended what was left");
         }

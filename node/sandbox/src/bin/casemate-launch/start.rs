@@ -8,6 +8,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use casemate_sandbox::launch::{KEPT_VARIABLES, OUTER_NAMESPACES, Program};
+use casemate_sandbox::workers_memory_mib;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::io::Errno;
@@ -17,7 +18,7 @@ use rustix::net::{
 use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
 use rustix::thread::CapabilitySet;
 
-use crate::cgroup::{Cgroup, Hierarchy};
+use crate::cgroup::{Cgroup, Cgroups};
 use crate::child::{self, Exec, Plan, Step};
 use crate::walls::{WALLS, Walls};
 use crate::{Refused, uid};
@@ -30,6 +31,12 @@ const START_SECS_MAX: i64 = 10;
 /// machines without protection keys, and the limit counts what is mapped, not what is used.
 const DATA_RESERVE_MIB: u64 = 1024;
 
+/// `oom_score_adj` of launch, the supervisor, the vault and the gateway, from -1000 (never) to 1000 (first): the kernel ends
+/// them after every worker and most of what else runs on the machine, and not never, so that a leak of theirs ends too.
+const PROGRAM_OOM_SCORE: i32 = -900;
+/// `oom_score_adj` of a worker: as if it occupied half of the machine's memory more than it does.
+const WORKER_OOM_SCORE: i32 = 500;
+
 /// Everything that is the same for all children: found once, at our start.
 pub(crate) struct Launcher {
     node: Installed,
@@ -38,7 +45,7 @@ pub(crate) struct Launcher {
     worker: Installed,
     base: Option<u32>,
     walls: Walls,
-    cgroups: Hierarchy,
+    pub(crate) cgroups: Cgroups,
     environment: Vec<CString>,
     null: OwnedFd,
 }
@@ -67,6 +74,8 @@ pub(crate) enum StartError {
     Clone(#[source] io::Error),
     #[error("cannot put the process into its cgroup")]
     Join(#[source] io::Error),
+    #[error("cannot set whether the kernel ends the process first when memory runs out")]
+    OomScore(#[source] io::Error),
     #[error("cannot map the process's ids")]
     Map(#[source] io::Error),
     #[error("the process did not wait for us")]
@@ -81,9 +90,11 @@ impl StartError {
     /// For the supervisor.
     pub(crate) fn errno(&self) -> i32 {
         match self {
-            Self::Cgroup(error) | Self::Clone(error) | Self::Join(error) | Self::Map(error) => {
-                error.raw_os_error().unwrap_or(0)
-            }
+            Self::Cgroup(error)
+            | Self::Clone(error)
+            | Self::Join(error)
+            | Self::OomScore(error)
+            | Self::Map(error) => error.raw_os_error().unwrap_or(0),
             Self::Line(errno) | Self::Gone(errno) | Self::Step(_, errno) => errno.raw_os_error(),
             Self::Slow => Errno::TIMEDOUT.raw_os_error(),
         }
@@ -123,7 +134,7 @@ impl Launcher {
             worker: install("casemate-worker", None, "")?,
             base,
             walls: Walls::None,
-            cgroups: Hierarchy::find(),
+            cgroups: Cgroups::prepare(workers_memory_mib()),
             environment: environment().map_err(|error| step("read our namespaces", error))?,
             null: null.map_err(|error| step("open /dev/null", error.into()))?,
         };
@@ -140,22 +151,30 @@ impl Launcher {
             }
         };
         launcher.walls = WALLS.into_iter().find(works).unwrap_or(Walls::None);
-        tracing::info!(users = base.is_some(), walls = launcher.walls.describe(), cgroups = ?launcher.cgroups, "ready to start programs");
+        tracing::info!(
+            users = base.is_some(),
+            walls = launcher.walls.describe(),
+            cgroups = launcher.cgroups.describe(),
+            "ready to start programs"
+        );
         Ok(launcher)
     }
 
     /// The supervisor, with its end of the command socket.
     pub(crate) fn start_supervisor(&self, socket: BorrowedFd<'_>) -> Result<Started, StartError> {
+        let cgroup = self.cgroups.make(0, None, 0, 0);
         let plan = Plan {
             namespaces: 0,
             id: self.id(uid::SUPERVISOR),
             capabilities: CapabilitySet::empty(),
+            oom_score: PROGRAM_OOM_SCORE,
+            may_lock_memory: false,
             data_max: None,
             input: Some(socket),
             null: self.null.as_fd(),
             program: Some(self.node.exec(&self.environment)),
         };
-        self.start(&plan, None)
+        self.start(&plan, cgroup.map_err(StartError::Cgroup)?)
     }
 
     /// A child at the supervisor's command. `slot` is a worker's own among those alive.
@@ -170,7 +189,7 @@ impl Launcher {
     ) -> Result<Started, StartError> {
         let cgroup = self
             .cgroups
-            .make(number, memory_mib, pids)
+            .make(number, Some(program), memory_mib, pids)
             .map_err(StartError::Cgroup)?;
         let data_max = (cgroup.is_none() && memory_mib > 0)
             .then(|| (u64::from(memory_mib) + DATA_RESERVE_MIB) << 20);
@@ -194,6 +213,11 @@ impl Launcher {
             namespaces,
             id: self.id(id),
             capabilities,
+            oom_score: match program {
+                Program::Worker => WORKER_OOM_SCORE,
+                Program::Vault | Program::Gateway => PROGRAM_OOM_SCORE,
+            },
+            may_lock_memory: program == Program::Vault,
             data_max,
             input: Some(input),
             null: self.null.as_fd(),
@@ -208,6 +232,8 @@ impl Launcher {
             namespaces: walls.flags(),
             id: self.id(uid::FIRST_WORKER),
             capabilities: walls.capabilities(),
+            oom_score: WORKER_OOM_SCORE,
+            may_lock_memory: false,
             data_max: None,
             input: None,
             null: self.null.as_fd(),
@@ -245,7 +271,7 @@ impl Launcher {
             Ok(pid) => Ok(Started { pid, cgroup }),
             Err(error) => {
                 if let Some(cgroup) = cgroup {
-                    cgroup.remove();
+                    cgroup.discard();
                 }
                 Err(error)
             }
@@ -264,6 +290,9 @@ impl Launcher {
                 .add(pid.as_raw_nonzero().get().cast_unsigned())
                 .map_err(StartError::Join)?;
         }
+
+        // While this process still runs as launch's user.
+        set_oom_score(pid, plan.oom_score).map_err(StartError::OomScore)?;
 
         if plan.namespaces & libc::CLONE_NEWUSER != 0 {
             map_ids(pid, self.base.is_some(), plan.id).map_err(StartError::Map)?;
@@ -360,6 +389,28 @@ fn map_ids(pid: Pid, as_root: bool, id: Option<u32>) -> io::Result<()> {
     }
     fs::write(folder.join("uid_map"), format!("{uid} {uid} 1"))?;
     fs::write(folder.join("gid_map"), format!("{gid} {gid} 1"))
+}
+
+/// Sets `oom_score_adj` of launch itself, before it has a child.
+pub(crate) fn protect_launch() {
+    match set_oom_score(rustix::process::getpid(), PROGRAM_OOM_SCORE) {
+        Ok(true) => {}
+        Ok(false) => tracing::warn!(
+            "launch lacks CAP_SYS_RESOURCE: when memory runs out, the kernel ends the node's own programs before other \
+             programs of this machine, though after workers"
+        ),
+        Err(error) => tracing::warn!(%error, "cannot set oom_score_adj of launch"),
+    }
+}
+
+/// Whether the score is in force: without `CAP_SYS_RESOURCE` a process keeps the one that it inherited instead of a lower
+/// one.
+fn set_oom_score(pid: Pid, score: i32) -> io::Result<bool> {
+    let file = format!("/proc/{}/oom_score_adj", pid.as_raw_nonzero());
+    match fs::write(file, score.to_string()) {
+        Err(error) if score < 0 && error.kind() == io::ErrorKind::PermissionDenied => Ok(false),
+        outcome => outcome.map(|()| true),
+    }
 }
 
 /// Ends a child and waits for it: SIGKILL is not to be refused.
