@@ -106,6 +106,9 @@ pub async fn speak(
         tokio::select! {
             biased;
             () = registry.bell.rung() => {
+                for (worker, fault) in registry.bell.take_unusable() {
+                    supervisor.send(&FromGateway::Unusable { worker, fault }, &[]).await?;
+                }
                 for function in registry.bell.take() {
                     report(&supervisor, &function).await?;
                 }

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use casemate_channel::Opener;
 use casemate_channel::budget::Budget;
 use casemate_wire::channel::MAX_STREAMS;
+use casemate_wire::control::gateway::WorkerFault;
 use casemate_wire::control::{Digest, Failure, FunctionKey, WorkerId};
 use rustix::net::Shutdown;
 use tokio::sync::{Notify, SetOnce, oneshot};
@@ -79,6 +80,8 @@ pub struct Function {
 #[derive(Debug, Default)]
 pub struct Bell {
     functions: Mutex<Vec<Arc<Function>>>,
+    /// Workers that the gateway has given up, each at most once.
+    unusable: Mutex<Vec<(WorkerId, WorkerFault)>>,
     notify: Notify,
 }
 
@@ -95,6 +98,17 @@ impl Bell {
             function.rung.store(false, Ordering::Release);
         }
         functions
+    }
+
+    /// Has the supervisor end a worker that gets nothing more to do.
+    fn give_up(&self, worker: WorkerId, fault: WorkerFault) {
+        lock(&self.unusable).push((worker, fault));
+        self.notify.notify_one();
+    }
+
+    /// Workers that were given up since the last time.
+    pub fn take_unusable(&self) -> Vec<(WorkerId, WorkerFault)> {
+        std::mem::take(&mut *lock(&self.unusable))
     }
 }
 
@@ -315,13 +329,17 @@ impl Registry {
         }
     }
 
-    /// Takes a worker whose channel closes out of service. Its reason may follow.
+    /// Takes a worker whose channel closes out of service. Its reason may follow; a process that goes on is useless and ends.
     async fn watch(self: Arc<Self>, id: WorkerId, opener: Opener) {
         opener.closed().await;
         drop(opener);
         let function = lock(&self.seats).get(&id).map(|seat| seat.function.clone());
         if let Some(function) = function {
             function.without(id);
+        }
+        tokio::time::sleep(REASON_WAIT).await;
+        if lock(&self.seats).contains_key(&id) {
+            self.bell.give_up(id, WorkerFault::ChannelClosed);
         }
         tokio::time::sleep(REASON_KEPT).await;
         lock(&self.seats).remove(&id);

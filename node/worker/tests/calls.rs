@@ -2,9 +2,12 @@
 
 mod harness;
 
+use std::os::fd::{AsFd as _, OwnedFd};
+
 use bytes::Bytes;
 use casemate_channel::{Incoming, StreamError};
 use casemate_wire::control::Failure;
+use casemate_wire::control::worker::{Peer, ToWorker};
 use casemate_wire::{Fields, ResponseHead};
 use harness::{Function, PATIENCE, function, function_with, head, load, tell_apart, whole};
 
@@ -469,6 +472,83 @@ async fn a_vault_that_goes_away_or_talks_nonsense_costs_calls_not_the_worker() {
         logs,
         outcomes,
     };
-    assert_eq!(worker.get("/").await.text(), "TypeError call_failed");
-    assert_eq!(worker.get("/").await.text(), "TypeError call_failed");
+    assert_eq!(worker.get("/").await.text(), "TypeError vault_unavailable");
+    assert_eq!(worker.get("/").await.text(), "TypeError vault_unavailable");
+}
+
+impl Function {
+    /// Plays a vault or a gateway that was started again: its end of a new channel.
+    async fn rewire(&self, peer: Peer) -> OwnedFd {
+        let (ours, theirs) = casemate_channel::pair().unwrap();
+        let channel = ToWorker::Channel(peer);
+        self.control
+            .send(&channel, &[theirs.as_fd()])
+            .await
+            .unwrap();
+        ours
+    }
+}
+
+#[tokio::test]
+async fn a_worker_survives_its_vault_and_its_gateway() {
+    // What it counts, it would forget if it were started again.
+    let source = r#"let requests = 0;
+    export default {
+        async fetch(request) {
+            requests += 1;
+            if (request.url.endsWith("/still")) await new Promise((done) => setTimeout(done, 300));
+            if (!request.url.endsWith("/call")) return new Response(`${requests}`);
+            const error = await fetch("https://a.test/").then((r) => r.text()).catch((error) => error);
+            return new Response(`${requests} ${error.code ?? error}`);
+        },
+    };"#;
+    let mut worker = function(source).await;
+    for death in 0..5 {
+        // A call is under way, and so is a request that makes none.
+        let call = worker.open(head("GET", "https://fn.test/call"), true);
+        let _incoming = worker.vault.accept().await.unwrap();
+        let still = worker.open(head("GET", "https://fn.test/still"), true);
+        let (_, gone) = casemate_channel::pair().unwrap();
+        worker.vault = casemate_channel::acceptor(gone).unwrap();
+        drop(_incoming);
+        let (_, mut body) = call.response.head().await.unwrap();
+        let text = whole(&mut body).await.unwrap();
+        assert!(text.ends_with(b"vault_unavailable"), "{death}: {text:?}");
+        // Between the two vaults.
+        let text = worker.get("/call").await;
+        assert!(text.text().ends_with("vault_unavailable"), "{death}");
+        let vault = worker.rewire(Peer::Vault).await;
+        worker.vault = casemate_channel::acceptor(vault).unwrap();
+        let (still, mut body) = still.response.head().await.unwrap();
+        whole(&mut body).await.unwrap();
+        assert_eq!(still.status, 200, "{death}: it makes no call");
+        // The message may come after the next request: until then calls fail, and then they go through.
+        let text = loop {
+            let call = worker.open(head("GET", "https://fn.test/call"), true);
+            let answer = async {
+                let (_, mut body) = call.response.head().await.unwrap();
+                whole(&mut body).await.unwrap()
+            };
+            tokio::pin!(answer);
+            tokio::select! {
+                text = &mut answer => assert!(text.ends_with(b"vault_unavailable")),
+                incoming = worker.vault.accept() => {
+                    self::answer(incoming.unwrap(), 200, &[], "through").await;
+                    break answer.await;
+                }
+            }
+        };
+        assert!(text.ends_with(b"through"), "{death}: {text:?}");
+    }
+    let before: u32 = worker.get("/").await.text().parse().unwrap();
+    // The gateway dies in the middle of a request.
+    let lost = worker.open(head("GET", "https://fn.test/call"), true);
+    let mut incoming = worker.vault.accept().await.unwrap();
+    let (gone, _) = casemate_channel::pair().unwrap();
+    worker.gateway = casemate_channel::opener(gone).unwrap();
+    drop(lost);
+    incoming.reply.cancelled().await;
+    let gateway = worker.rewire(Peer::Gateway).await;
+    worker.gateway = casemate_channel::opener(gateway).unwrap();
+    assert_eq!(worker.get("/").await.text(), format!("{}", before + 2));
 }

@@ -100,6 +100,10 @@ impl Shell {
                 self.input(Input::Given { worker, requests }).await?;
             }
             FromGateway::Drained { worker } => self.input(Input::Drained { worker }).await?,
+            FromGateway::Unusable { worker, fault } => {
+                tracing::warn!(worker = worker.0, ?fault, "the gateway gave a worker up");
+                self.input(Input::Unusable { worker, fault }).await?;
+            }
             FromGateway::Access(records) => {
                 records
                     .into_iter()

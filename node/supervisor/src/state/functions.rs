@@ -274,9 +274,10 @@ impl Supervision {
         self.waiting.push_back(key);
     }
 
-    /// Gives spares to those who wait, while vault, gateway and bundle are there.
+    /// Gives spares to those who wait, while gateway and bundle are there. A vault that is being started again keeps nobody
+    /// waiting: the worker gets its channel to the vault when that is up.
     pub(super) fn serve_waiting(&mut self, now_ms: Millis) {
-        if !self.vault.up || !self.gateway.up {
+        if !self.gateway.up {
             return;
         }
         let mut later = std::collections::VecDeque::new();
@@ -302,6 +303,7 @@ impl Supervision {
             if let Some(worker) = self.workers.get_mut(&id) {
                 worker.stage = Stage::Loading(key.clone(), plan.release);
                 worker.cpu = Some(CpuWall::new(&plan.limits));
+                worker.concurrency = plan.limits.concurrency;
                 (worker.since_ms, worker.deadline_ms) = (now_ms, Some(now_ms + SILENCE_MS));
                 // A spare is as large as the largest function; nobody else is to have that much.
                 let needed_mib = needed_mib(&plan);
@@ -349,6 +351,9 @@ impl Supervision {
     }
 
     pub(super) fn loaded(&mut self, id: WorkerId, now_ms: Millis) {
+        if !self.may_report_load(id) {
+            return;
+        }
         let Some(worker) = self.workers.get_mut(&id) else {
             return;
         };
@@ -393,6 +398,9 @@ impl Supervision {
     }
 
     pub(super) fn load_failed(&mut self, id: WorkerId, message: String, now_ms: Millis) {
+        if !self.may_report_load(id) {
+            return;
+        }
         let Some(worker) = self.workers.get_mut(&id) else {
             return;
         };
@@ -400,7 +408,7 @@ impl Supervision {
             return;
         };
         worker.fatal = Some(Failure::LoadFailed);
-        worker.stage = Stage::Retired(key.clone());
+        worker.stage = Stage::Retired(key.clone(), release);
         worker.deadline_ms = Some(now_ms + Millis::from(STOP_GRACE_MS));
         self.failed(&key, release, Failure::LoadFailed, message, now_ms);
     }

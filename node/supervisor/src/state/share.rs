@@ -27,7 +27,7 @@ impl Supervision {
     /// Sees that each who waits has a place that is free or becomes so: one of whoever has most is asked for when there is
     /// none, and who is owed none is told.
     pub(super) fn share_out(&mut self, now_ms: Millis) {
-        if !self.vault.up || !self.gateway.up {
+        if !self.gateway.up {
             return;
         }
         let mut stay: VecDeque<FunctionKey> = VecDeque::new();
@@ -84,7 +84,7 @@ impl Supervision {
 
     fn leaving(&self) -> usize {
         let leaves =
-            |worker: &&Worker| matches!(worker.stage, Stage::Retired(_) | Stage::Discarded);
+            |worker: &&Worker| matches!(worker.stage, Stage::Retired(..) | Stage::Discarded);
         self.workers.values().filter(leaves).count()
     }
 

@@ -160,10 +160,27 @@ pub enum FromGateway {
         /// The worker.
         worker: WorkerId,
     },
+    /// The gateway sends nothing more to this worker, although the worker's process has not been reported as ended. The
+    /// supervisor ends the process: without the gateway nobody could reach it.
+    Unusable {
+        /// The worker.
+        worker: WorkerId,
+        /// What the gateway observed.
+        fault: WorkerFault,
+    },
     /// Access records, for the tenants' logs: many at a time, or each would wake the supervisor.
     Access(Vec<Access>),
     /// Drained; exiting.
     Stopped,
+}
+
+/// Why the gateway has given a worker up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum WorkerFault {
+    /// The worker closed its channel, or broke the channel's protocol.
+    ChannelClosed,
+    /// The worker did not answer a request within the request's wall-clock limit and a grace time.
+    NotAnswering,
 }
 
 /// One answered request, without query, headers or body.
