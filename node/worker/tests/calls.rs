@@ -2,7 +2,9 @@
 
 mod harness;
 
+use std::net::Shutdown;
 use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::unix::net::UnixStream;
 
 use bytes::Bytes;
 use casemate_channel::{Incoming, StreamError};
@@ -477,16 +479,42 @@ async fn a_vault_that_goes_away_or_talks_nonsense_costs_calls_not_the_worker() {
 }
 
 impl Function {
-    /// Plays a vault or a gateway that was started again: its end of a new channel.
-    async fn rewire(&self, peer: Peer) -> OwnedFd {
+    /// Plays a vault or a gateway that was started again: its end of a new channel, and what ends that as a kill would.
+    async fn rewire(&self, peer: Peer) -> (OwnedFd, UnixStream) {
         let (ours, theirs) = casemate_channel::pair().unwrap();
         let channel = ToWorker::Channel(peer);
         self.control
             .send(&channel, &[theirs.as_fd()])
             .await
             .unwrap();
-        ours
+        let kill = UnixStream::from(ours.try_clone().unwrap());
+        (ours, kill)
     }
+
+    /// A request whose function makes a call, which the vault answers. The worker may hear of its new channel after the
+    /// request: until then calls fail.
+    async fn call_through(&mut self) {
+        loop {
+            let call = self
+                .gateway
+                .open(head("GET", "https://fn.test/call"), true)
+                .unwrap();
+            let said = said(call);
+            tokio::pin!(said);
+            tokio::select! {
+                text = &mut said => assert!(text.ends_with("vault_unavailable"), "{text}"),
+                incoming = self.vault.accept() => {
+                    answer(incoming.unwrap(), 200, &[], "through").await;
+                    return assert!(said.await.ends_with("through"));
+                }
+            }
+        }
+    }
+}
+
+async fn said(exchange: casemate_channel::Exchange) -> String {
+    let (_, mut body) = exchange.response.head().await.unwrap();
+    String::from_utf8(whole(&mut body).await.unwrap().to_vec()).unwrap()
 }
 
 #[tokio::test]
@@ -496,59 +524,45 @@ async fn a_worker_survives_its_vault_and_its_gateway() {
     export default {
         async fetch(request) {
             requests += 1;
-            if (request.url.endsWith("/still")) await new Promise((done) => setTimeout(done, 300));
-            if (!request.url.endsWith("/call")) return new Response(`${requests}`);
+            const { pathname } = new URL(request.url);
+            if (pathname === "/still") await new Promise((done) => setTimeout(done, 100));
+            if (pathname !== "/call") return new Response(`${requests}`);
             const error = await fetch("https://a.test/").then((r) => r.text()).catch((error) => error);
             return new Response(`${requests} ${error.code ?? error}`);
         },
     };"#;
     let mut worker = function(source).await;
     for death in 0..5 {
+        let (vault, kill) = worker.rewire(Peer::Vault).await;
+        worker.vault = casemate_channel::acceptor(vault).unwrap();
+        worker.call_through().await;
         // A call is under way, and so is a request that makes none.
         let call = worker.open(head("GET", "https://fn.test/call"), true);
-        let _incoming = worker.vault.accept().await.unwrap();
+        let incoming = worker.vault.accept().await.unwrap();
         let still = worker.open(head("GET", "https://fn.test/still"), true);
-        let (_, gone) = casemate_channel::pair().unwrap();
-        worker.vault = casemate_channel::acceptor(gone).unwrap();
-        drop(_incoming);
-        let (_, mut body) = call.response.head().await.unwrap();
-        let text = whole(&mut body).await.unwrap();
-        assert!(text.ends_with(b"vault_unavailable"), "{death}: {text:?}");
+        kill.shutdown(Shutdown::Both).unwrap();
+        let text = said(call).await;
+        assert!(text.ends_with("vault_unavailable"), "{death}: {text}");
+        drop(incoming);
         // Between the two vaults.
-        let text = worker.get("/call").await;
-        assert!(text.text().ends_with("vault_unavailable"), "{death}");
-        let vault = worker.rewire(Peer::Vault).await;
-        worker.vault = casemate_channel::acceptor(vault).unwrap();
-        let (still, mut body) = still.response.head().await.unwrap();
-        whole(&mut body).await.unwrap();
+        let answer = worker.get("/call").await;
+        assert!(answer.text().ends_with("vault_unavailable"), "{death}");
+        assert_eq!(worker.get("/").await.status, 200, "{death}");
+        let (still, _body) = still.response.head().await.unwrap();
         assert_eq!(still.status, 200, "{death}: it makes no call");
-        // The message may come after the next request: until then calls fail, and then they go through.
-        let text = loop {
-            let call = worker.open(head("GET", "https://fn.test/call"), true);
-            let answer = async {
-                let (_, mut body) = call.response.head().await.unwrap();
-                whole(&mut body).await.unwrap()
-            };
-            tokio::pin!(answer);
-            tokio::select! {
-                text = &mut answer => assert!(text.ends_with(b"vault_unavailable")),
-                incoming = worker.vault.accept() => {
-                    self::answer(incoming.unwrap(), 200, &[], "through").await;
-                    break answer.await;
-                }
-            }
-        };
-        assert!(text.ends_with(b"through"), "{death}: {text:?}");
     }
+    let (vault, _kill) = worker.rewire(Peer::Vault).await;
+    worker.vault = casemate_channel::acceptor(vault).unwrap();
+    worker.call_through().await;
     let before: u32 = worker.get("/").await.text().parse().unwrap();
     // The gateway dies in the middle of a request.
     let lost = worker.open(head("GET", "https://fn.test/call"), true);
-    let mut incoming = worker.vault.accept().await.unwrap();
+    let incoming = worker.vault.accept().await.unwrap();
     let (gone, _) = casemate_channel::pair().unwrap();
     worker.gateway = casemate_channel::opener(gone).unwrap();
     drop(lost);
-    incoming.reply.cancelled().await;
-    let gateway = worker.rewire(Peer::Gateway).await;
+    let (gateway, _kill) = worker.rewire(Peer::Gateway).await;
     worker.gateway = casemate_channel::opener(gateway).unwrap();
     assert_eq!(worker.get("/").await.text(), format!("{}", before + 2));
+    drop(incoming);
 }

@@ -9,6 +9,7 @@ pub(crate) mod image;
 mod share;
 #[cfg(test)]
 mod tests;
+mod turns;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::num::NonZeroU32;
@@ -23,6 +24,7 @@ use casemate_wire::control::{Digest, Failure, FunctionKey, WORKER_OVERHEAD_MIB, 
 use bundles::Bundles;
 use cpu::CpuWall;
 use functions::Function;
+use turns::Charges;
 
 /// Milliseconds since the supervisor started.
 pub(crate) type Millis = u64;
@@ -37,6 +39,9 @@ const WELL_AFTER_MS: Millis = 60_000;
 const STOP_GRACE_MS: u32 = 10_000;
 /// Until a worker that said nothing after being started or loaded is killed.
 const SILENCE_MS: Millis = 30_000;
+/// Workers that start at a time. Each start uses a processor for tens of milliseconds: one tenant's hundred would delay
+/// the one that somebody else's caller waits for.
+const MAX_STARTING: usize = 8;
 /// Processes and threads of a worker.
 pub(crate) const WORKER_PIDS: u32 = 16;
 
@@ -201,6 +206,8 @@ struct Worker {
     deadline_ms: Option<Millis>,
     /// When it was last said to have nothing to do.
     rested_ms: Option<Millis>,
+    /// Since when it has had nothing to do, as far as the gateway has reported.
+    idle_since_ms: Option<Millis>,
     memory_mib: u32,
     /// What it may use of a processor, once it has a function.
     cpu: Option<CpuWall>,
@@ -248,6 +255,8 @@ pub(crate) struct Supervision {
     plans: Arriving<Plan>,
     /// Functions that wait for a spare, in order.
     waiting: VecDeque<FunctionKey>,
+    /// Workers that each tenant was given lately.
+    charges: Charges,
     /// Pace of starting workers that fail.
     spare_failures: u32,
     spare_again_ms: Millis,
@@ -275,6 +284,7 @@ impl Supervision {
             manifests: BTreeMap::new(),
             plans: Arriving::new((MAX_FUNCTIONS * (1 + MAX_FALLBACKS)) as u32),
             waiting: VecDeque::new(),
+            charges: Charges::default(),
             spare_failures: 0,
             spare_again_ms: 0,
             draining: false,
@@ -310,12 +320,16 @@ impl Supervision {
             Input::Idle { worker, idle_ms } => {
                 if let Some(worker) = self.workers.get_mut(&worker) {
                     worker.rested_ms = Some(now_ms);
+                    worker.idle_since_ms = Some(now_ms.saturating_sub(idle_ms));
                     if let Some(cpu) = &mut worker.cpu {
                         cpu.rested(idle_ms);
                     }
                 }
             }
             Input::Given { worker, requests } => {
+                if let Some(worker) = self.workers.get_mut(&worker) {
+                    worker.idle_since_ms = None;
+                }
                 if let Some(cpu) = self.wall_of(worker) {
                     cpu.given(requests);
                 }
@@ -459,6 +473,7 @@ impl Supervision {
                 self.effects.push(Effect::StartSingle { child, which });
             }
         }
+        self.charges.decay(now_ms);
         self.serve_waiting(now_ms);
         self.share_out(now_ms);
         self.start_spares(now_ms);
@@ -475,6 +490,12 @@ impl Supervision {
         if now_ms < self.spare_again_ms {
             return;
         }
+        let starting = self
+            .workers
+            .values()
+            .filter(|worker| worker.stage == Stage::Starting)
+            .count();
+        let room = room.min(MAX_STARTING.saturating_sub(starting));
         for _ in idle..wanted.min(idle + room) {
             let worker = WorkerId(self.child());
             let memory_mib = WORKER_OVERHEAD_MIB + self.largest_heap_mib();
@@ -491,6 +512,7 @@ impl Supervision {
                     fatal: None,
                     deadline_ms,
                     rested_ms: None,
+                    idle_since_ms: None,
                     memory_mib,
                     cpu: None,
                 },
@@ -563,7 +585,12 @@ impl Supervision {
                 self.gone(id, failure);
                 self.died_while_loading(&key, release, failure, now_ms);
             }
-            Stage::Serving(..) | Stage::Retired(..) => self.gone(id, failure),
+            Stage::Serving(key, release) => {
+                self.gone(id, failure);
+                let lived_ms = now_ms.saturating_sub(worker.since_ms);
+                self.died_while_serving(&key, release, failure, lived_ms, now_ms);
+            }
+            Stage::Retired(..) => self.gone(id, failure),
         }
     }
 

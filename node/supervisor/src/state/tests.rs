@@ -740,3 +740,85 @@ fn a_spare_that_is_ready_waits_for_as_long_as_nobody_needs_it() {
         assert!(!effects.iter().any(ends_a_worker), "{now_ms}: {effects:?}");
     }
 }
+
+#[test]
+fn a_function_whose_workers_end_again_and_again_is_started_ever_more_slowly() {
+    let (mut state, _) = up();
+    state.handle(plan(1, vec![function("web", 5), function("good", 6)]), 1);
+    state.handle(Input::BundleHere([5; 32]), 1);
+    state.handle(Input::BundleHere([6; 32]), 1);
+    let (mut now_ms, mut starts) = (10, 0);
+    let (mut refused, mut good) = (None, 0);
+    // A caller sends it a request that ends the worker whenever there is one, for two minutes.
+    while now_ms < 120_000 {
+        now_ms += 50;
+        for name in ["web", "good"] {
+            if good > 0 && name == "good" {
+                continue;
+            }
+            let need = Input::Need {
+                key: key(name),
+                waiting: 1,
+            };
+            let mut effects = state.handle(need, now_ms);
+            let mut at = 0;
+            while at < effects.len() {
+                let more = match &effects[at] {
+                    Effect::StartWorker { worker, .. } => {
+                        state.handle(Input::Ready { worker: *worker }, now_ms)
+                    }
+                    Effect::Serve { worker, key, .. } => {
+                        let (worker, is_web) = (*worker, key.function == "web");
+                        let mut more = state.handle(Input::Loaded { worker }, now_ms);
+                        if is_web {
+                            starts += 1;
+                            let failure = Failure::ExceededMemory;
+                            more.extend(state.handle(Input::Fatal { worker, failure }, now_ms));
+                            more.extend(state.handle(ended(worker.0), now_ms + 1));
+                        } else {
+                            good += 1;
+                        }
+                        more
+                    }
+                    Effect::Gateway(ToGateway::Refuse {
+                        failure, message, ..
+                    }) => {
+                        refused = Some((*failure, message.clone()));
+                        Vec::new()
+                    }
+                    _ => Vec::new(),
+                };
+                effects.extend(more);
+                at += 1;
+            }
+        }
+    }
+    let (failure, message) = refused.unwrap();
+    assert_eq!(failure, Failure::ExceededMemory, "{message}");
+    assert!(message.contains("in a row"), "{message}");
+    assert!((10..=25).contains(&starts), "{starts} of 2400");
+    assert!(good > 0, "another function of the tenant starts as ever");
+    // Another release begins anew.
+    state.handle(plan(2, vec![function("web", 7)]), now_ms);
+    state.handle(Input::BundleHere([7; 32]), now_ms);
+    let need = Input::Need {
+        key: key("web"),
+        waiting: 9,
+    };
+    let effects = state.handle(need, now_ms);
+    let is_refusal = |one: &Effect| matches!(one, Effect::Gateway(ToGateway::Refuse { .. }));
+    assert!(!effects.iter().any(is_refusal), "{effects:?}");
+}
+
+#[test]
+fn starts_at_a_time_are_bounded() {
+    let mut state = Supervision::new(Bounds {
+        spares: 100,
+        max_workers: 200,
+        ..BOUNDS
+    });
+    let first = started(&state.handle(Input::Tick, 0));
+    assert_eq!(first.len(), MAX_STARTING);
+    let effects = state.handle(Input::Ready { worker: first[0] }, 1);
+    assert_eq!(started(&effects).len(), 1);
+}
