@@ -216,8 +216,8 @@ impl Shell {
                 match bundles.write(&digest, &bytes) {
                     Ok(()) => self.input(Input::BundleHere(digest.0)).await?,
                     Err(error) => {
-                        tracing::error!(%digest, %error, "a bundle cannot be stored; it will be fetched again");
-                        self.say(Say::FetchBundle(digest));
+                        tracing::error!(%digest, %error, "a bundle cannot be stored; it will be fetched again after a pause");
+                        self.input(Input::BundleNotStored(digest.0)).await?;
                     }
                 }
             }

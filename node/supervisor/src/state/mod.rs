@@ -21,7 +21,7 @@ use casemate_wire::control::vault::{FunctionPlan, Plan};
 use casemate_wire::control::worker::Peer;
 use casemate_wire::control::{Digest, Failure, FunctionKey, WORKER_OVERHEAD_MIB, WorkerId};
 
-use bundles::Bundles;
+use bundles::{Bundles, Retry};
 use cpu::CpuWall;
 use functions::Function;
 use turns::Charges;
@@ -82,6 +82,8 @@ pub(crate) enum Input {
     BundleHere(Digest),
     /// A bundle that was to be fetched is not on the disk.
     BundleAbsent(Digest),
+    /// A bundle has come and could not be written to the disk.
+    BundleNotStored(Digest),
     /// Callers wait.
     Need { key: FunctionKey, waiting: u32 },
     /// A worker has had nothing to do.
@@ -245,6 +247,8 @@ pub(crate) struct Supervision {
     /// Whose callers a host's are.
     owners: BTreeMap<String, FunctionKey>,
     bundles: Bundles,
+    /// Bundles that could not be written, and when each is fetched again.
+    unstored: BTreeMap<Digest, Retry>,
     /// Who may run a bundle.
     users: BTreeMap<Digest, BTreeSet<FunctionKey>>,
     /// The vault has told all its plans.
@@ -279,6 +283,7 @@ impl Supervision {
             functions: BTreeMap::new(),
             owners: BTreeMap::new(),
             bundles: Bundles::new(),
+            unstored: BTreeMap::new(),
             users: BTreeMap::new(),
             is_told: false,
             manifests: BTreeMap::new(),
@@ -313,6 +318,7 @@ impl Supervision {
             Input::Told => self.told(),
             Input::BundleHere(digest) => self.bundle_here(digest),
             Input::BundleAbsent(digest) => self.bundle_absent(digest),
+            Input::BundleNotStored(digest) => self.bundle_not_stored(digest, now_ms),
             Input::Need { key, waiting } => self.need(key, waiting, now_ms),
             Input::Idle { worker, idle_ms } if idle_ms >= self.bounds.idle_ms => {
                 self.retire(worker, now_ms);
@@ -473,6 +479,7 @@ impl Supervision {
                 self.effects.push(Effect::StartSingle { child, which });
             }
         }
+        self.fetch_unstored(now_ms);
         self.charges.decay(now_ms);
         self.serve_waiting(now_ms);
         self.share_out(now_ms);
