@@ -405,13 +405,17 @@ impl Registry {
         }
     }
 
-    /// Takes a worker whose channel closes out of service. Its reason may follow.
+    /// Takes a worker whose channel closes out of service. Its reason may follow; a process that goes on is useless and ends.
     async fn watch(self: Arc<Self>, id: WorkerId, opener: Opener) {
         opener.closed().await;
         drop(opener);
         let function = lock(&self.seats).get(&id).map(|seat| seat.function.clone());
         if let Some(function) = function {
             function.without(id);
+        }
+        tokio::time::sleep(crate::worker::REASON_WAIT).await;
+        if lock(&self.seats).contains_key(&id) {
+            self.bell.give_up(id, WorkerFault::ChannelClosed);
         }
         tokio::time::sleep(REASON_KEPT).await;
         lock(&self.seats).remove(&id);

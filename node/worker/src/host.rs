@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use casemate_channel::{RecvBody, SendBody};
+use casemate_channel::{RecvBody, SendBody, StreamError};
 use casemate_wire::control::Failure;
 use casemate_wire::control::worker::FromWorker;
 use casemate_wire::{RequestHead, ResponseHead};
@@ -15,7 +15,7 @@ use crate::engine::ops::{Call, CallBody, Handle, Host, RequestId};
 use crate::engine::{self, Event, Piece, Pieces};
 use crate::fields;
 use crate::logs::cut;
-use crate::state::{Done, Held, State, Worker};
+use crate::state::{CallError, Done, Held, State, Worker};
 
 /// Most timers at a time in a worker: each holds a closure of the function.
 const MAX_TIMERS: usize = 10_000;
@@ -147,14 +147,13 @@ impl Host for Worker {
         request.subrequests += 1;
         let name = request.name.clone();
         let handle = state.new_handle();
-        if let Err(message) = state.call(id, name, handle, call) {
-            let (code, by_vault) = ("call_failed".to_owned(), false);
+        if let Err(CallError { code, message }) = state.call(id, name, handle, call) {
             self.tell(Event::Refused {
                 request: id,
                 call: handle,
-                code,
+                code: code.to_owned(),
                 message,
-                by_vault,
+                by_vault: false,
             });
         }
         handle
@@ -305,10 +304,13 @@ impl State {
         name: String,
         handle: Handle,
         call: Call<'_>,
-    ) -> Result<(), String> {
-        let vault = self.vault.as_ref().ok_or("there is no vault")?;
-        let mut fields =
-            fields::from_script(call.headers).ok_or("the call has too many headers")?;
+    ) -> Result<(), CallError> {
+        let vault = self
+            .vault
+            .as_ref()
+            .ok_or(CallError::lost(StreamError::Closed))?;
+        let mut fields = fields::from_script(call.headers)
+            .ok_or_else(|| CallError::new("the call has too many headers"))?;
         fields.push(":request", name);
         // How many functions the request came through. Without a count the vault assumes the most.
         let caller = self.requests.get(&request);
@@ -332,7 +334,7 @@ impl State {
         };
         let exchange = vault
             .open(head, matches!(call.body, CallBody::Empty))
-            .map_err(|error| error.to_string())?;
+            .map_err(CallError::lost)?;
         let mut body = exchange.body;
         match call.body {
             CallBody::Empty => body.finish(),

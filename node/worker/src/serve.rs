@@ -1,19 +1,21 @@
 //! The loop: what arrives becomes turns of the function, and what the function asks for is moved along.
 
 use std::fmt;
+use std::os::fd::OwnedFd;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use casemate_channel::{Acceptor, Incoming};
+use casemate_channel::{Acceptor, Incoming, acceptor, opener};
 use casemate_wire::control::Failure;
-use casemate_wire::control::worker::ToWorker;
+use casemate_wire::control::worker::{Peer, ToWorker};
 use tokio::sync::mpsc;
 use tokio::time::Sleep;
 
 use crate::engine::ops::RequestId;
 use crate::engine::{self, Engine, Event, Turn};
+use crate::spare::Order;
 use crate::state::Worker;
 
 /// Rounds before the platform's own asynchrony is polled although there are requests: so that neither starves.
@@ -33,7 +35,7 @@ const POOL_SETTLE_MIN: Duration = Duration::from_millis(1);
 /// Why serving ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum End {
-    /// The supervisor said so, or a channel closed, and nothing is under way any more.
+    /// The supervisor said so, or has ended, and nothing is under way any more.
     Stopped,
     /// The function went over a limit, and the isolate must not be entered again.
     Exceeded(Failure),
@@ -43,8 +45,9 @@ pub(crate) enum End {
 pub(crate) struct Server {
     engine: Engine,
     worker: Rc<Worker>,
-    acceptor: Acceptor,
-    inbox: mpsc::Receiver<ToWorker>,
+    /// The channel to the gateway; `None` after a gateway has ended, until the supervisor sends the channel to the next one.
+    acceptor: Option<Acceptor>,
+    inbox: mpsc::Receiver<Order>,
     sleep: Pin<Box<Sleep>>,
     /// When the sleep ends; it may end too early, never too late.
     sleeps_until: Instant,
@@ -58,7 +61,7 @@ pub(crate) struct Server {
 /// What ended a wait.
 enum Wake {
     Incoming(Option<Incoming>),
-    Control(Option<ToWorker>),
+    Control(Option<Order>),
     Time,
     Progress,
     /// The request to blame, where there is one, and the limit that it went over.
@@ -79,7 +82,7 @@ impl Server {
         engine: Engine,
         worker: Rc<Worker>,
         acceptor: Acceptor,
-        inbox: mpsc::Receiver<ToWorker>,
+        inbox: mpsc::Receiver<Order>,
     ) -> Self {
         let now = Instant::now();
         worker.serving.set(true);
@@ -88,7 +91,7 @@ impl Server {
         Self {
             engine,
             worker,
-            acceptor,
+            acceptor: Some(acceptor),
             inbox,
             sleep: Box::pin(tokio::time::sleep(Duration::ZERO)),
             sleeps_until: now,
@@ -98,8 +101,13 @@ impl Server {
         }
     }
 
-    /// Runs until the end.
-    pub(crate) async fn run(mut self) -> End {
+    /// Runs until the end. Gives back the channel to the gateway, on which the last answers may still have to be written.
+    pub(crate) async fn run(mut self) -> (End, Option<Acceptor>) {
+        let end = self.serve().await;
+        (end, self.acceptor)
+    }
+
+    async fn serve(&mut self) -> End {
         loop {
             let wake = std::future::poll_fn(|context| self.poll_wake(context)).await;
             let now = Instant::now();
@@ -112,14 +120,10 @@ impl Server {
                 Wake::Incoming(Some(incoming)) => {
                     incoming.reply.reset(Failure::Unavailable.to_reset());
                 }
-                Wake::Incoming(None) | Wake::Control(None) => self.stop(now),
-                Wake::Control(Some(ToWorker::Stop { grace_ms })) => {
-                    self.acceptor.go_away();
-                    self.stop(now + Duration::from_millis(grace_ms.into()));
-                }
-                Wake::Control(Some(ToWorker::Load(_))) => {
-                    tracing::warn!("a worker loads once: second load ignored");
-                }
+                // The gateway has ended, and its requests with it. The supervisor sends the channel to the next gateway.
+                Wake::Incoming(None) => self.acceptor = None,
+                Wake::Control(None) => self.stop(now),
+                Wake::Control(Some((message, fds))) => self.obey(message, fds, now),
                 Wake::Time => self.worker.time_passed(),
                 Wake::Progress => {}
             }
@@ -137,6 +141,40 @@ impl Server {
                 return End::Stopped;
             }
         }
+    }
+
+    /// Does what the supervisor says.
+    fn obey(&mut self, message: ToWorker, fds: Vec<OwnedFd>, now: Instant) {
+        match message {
+            ToWorker::Stop { grace_ms } => {
+                if let Some(acceptor) = &self.acceptor {
+                    acceptor.go_away();
+                }
+                self.stop(now + Duration::from_millis(grace_ms.into()));
+            }
+            ToWorker::Channel(peer) => {
+                if let Err(error) = self.replace_channel(peer, fds) {
+                    tracing::error!(?peer, %error, "a new channel is unusable; the worker ends");
+                    self.stop(now);
+                }
+            }
+            ToWorker::Load(_) => {
+                tracing::warn!("a worker loads once: second load ignored");
+            }
+        }
+    }
+
+    /// Puts the channel to a program that was started again in the place of the one to its predecessor. Streams of that one
+    /// keep it alive until they have ended.
+    fn replace_channel(&mut self, peer: Peer, fds: Vec<OwnedFd>) -> std::io::Result<()> {
+        let [fd] = <[OwnedFd; 1]>::try_from(fds).map_err(|fds| {
+            std::io::Error::other(format!("expected one descriptor, found {}", fds.len()))
+        })?;
+        match peer {
+            Peer::Gateway => self.acceptor = Some(acceptor(fd)?),
+            Peer::Vault => self.worker.set_vault(opener(fd)?),
+        }
+        Ok(())
     }
 
     fn stop(&mut self, at: Instant) {
@@ -201,7 +239,9 @@ impl Server {
         if self.worker.poll_done(context).is_ready() {
             return Poll::Ready(Wake::Progress);
         }
-        if let Poll::Ready(incoming) = std::pin::pin!(self.acceptor.accept()).poll(context) {
+        if let Some(acceptor) = &mut self.acceptor
+            && let Poll::Ready(incoming) = std::pin::pin!(acceptor.accept()).poll(context)
+        {
             return Poll::Ready(Wake::Incoming(incoming));
         }
         if self.poll_time(context).is_ready() {

@@ -20,13 +20,17 @@ use crate::state::Worker;
 
 /// Messages that wait for the supervisor to read; it reads all the time.
 const OUTBOX_MESSAGES: usize = 1024;
-/// Messages of the supervisor that wait for us: it has two in all.
+/// Messages of the supervisor that wait for the serving loop, each with its descriptors. Of more, the socket keeps the rest:
+/// the supervisor sends one for each vault or gateway that it starts again, and one to stop.
 const INBOX_MESSAGES: usize = 4;
 
 /// How long a worker that ends waits for its last words to be read.
 const LAST_WORDS: Duration = Duration::from_millis(200);
 
 type Socket = Control<FromWorker, ToWorker>;
+
+/// A message of the supervisor with the descriptors that came with it.
+pub(crate) type Order = (ToWorker, Vec<OwnedFd>);
 
 /// A worker without a function, ready for its walls.
 pub(crate) struct Spare {
@@ -99,9 +103,11 @@ impl Spare {
                         let load_us =
                             u32::try_from(began.elapsed().as_micros()).unwrap_or(u32::MAX);
                         let _ = outbox.try_send(FromWorker::Loaded { load_us });
-                        written = Some(acceptor.ended());
                         let server = Server::new(engine, worker.clone(), acceptor, listen(control));
-                        farewell(server.run().await, &outbox)
+                        let (end, acceptor) = server.run().await;
+                        written = acceptor.as_ref().map(casemate_channel::Acceptor::ended);
+                        drop(acceptor);
+                        farewell(end, &outbox)
                     }
                     Err(error) => {
                         let _ = outbox.try_send(FromWorker::LoadFailed {
@@ -113,6 +119,13 @@ impl Spare {
             }
             // Never used: nothing to finish.
             Ok(Some((ToWorker::Stop { .. }, _)) | None) => 0,
+            Ok(Some((ToWorker::Channel(peer), _))) => {
+                tracing::error!(
+                    ?peer,
+                    "the supervisor sent a channel to a worker without a function; the worker ends"
+                );
+                exit_code(Failure::WorkerLost)
+            }
             Err(error) => {
                 tracing::error!(%error, "the control channel failed");
                 exit_code(Failure::WorkerLost)
@@ -164,12 +177,12 @@ impl Spare {
 }
 
 /// Reads the control channel into a queue, which costs nothing while it is silent.
-fn listen(control: Arc<Socket>) -> mpsc::Receiver<ToWorker> {
+fn listen(control: Arc<Socket>) -> mpsc::Receiver<Order> {
     let (sender, inbox) = mpsc::channel(INBOX_MESSAGES);
     tokio::spawn(async move {
         // An error ends the channel as its close does: the worker then ends.
-        while let Ok(Some((message, _))) = control.recv().await {
-            if sender.send(message).await.is_err() {
+        while let Ok(Some(order)) = control.recv().await {
+            if sender.send(order).await.is_err() {
                 break;
             }
         }

@@ -172,6 +172,11 @@ impl Worker {
         state.vault = Some(vault);
     }
 
+    /// Outgoing calls go through this channel from now on.
+    pub(crate) fn set_vault(&self, vault: Opener) {
+        self.state.borrow_mut().vault = Some(vault);
+    }
+
     /// Takes a request in; over the limit it is sent back. Among too many that wait, the one that came first ends.
     pub(crate) fn accept(&self, incoming: Incoming) {
         let Incoming { head, body, reply } = incoming;
@@ -561,15 +566,50 @@ fn refusal(request: RequestId, call: Handle, head: &ResponseHead, _: &RecvBody) 
     }
 }
 
-/// The call broke off without a word.
+/// The call broke off without an answer of the vault.
 fn lost(request: RequestId, call: Handle, error: StreamError) -> Event {
-    let code = "call_failed".to_owned();
+    let CallError { code, message } = CallError::lost(error);
     Event::Refused {
         request,
         call,
-        code,
-        message: format!("the call failed: {error}"),
+        code: code.to_owned(),
+        message,
         by_vault: false,
+    }
+}
+
+/// Why a call got no answer, other than by the vault's own word. The function reads code and message.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct CallError {
+    pub(crate) code: &'static str,
+    pub(crate) message: String,
+}
+
+impl CallError {
+    /// The call cannot be made as the function asked for it.
+    pub(crate) fn new(message: &str) -> Self {
+        Self {
+            code: "call_failed",
+            message: message.to_owned(),
+        }
+    }
+
+    /// The stream of a call ended early, or could not be opened.
+    pub(crate) fn lost(error: StreamError) -> Self {
+        match error {
+            // The function may try again: the supervisor starts the vault again, and the worker gets a new channel.
+            StreamError::Closed => Self {
+                code: "vault_unavailable",
+                message:
+                    "the node's vault ended and is being started again: the call may or may not \
+                          have reached its upstream"
+                        .to_owned(),
+            },
+            error => Self {
+                code: "call_failed",
+                message: format!("the call failed: {error}"),
+            },
+        }
     }
 }
 

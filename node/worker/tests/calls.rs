@@ -2,9 +2,14 @@
 
 mod harness;
 
+use std::net::Shutdown;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::unix::net::UnixStream;
+
 use bytes::Bytes;
 use casemate_channel::{Incoming, StreamError};
 use casemate_wire::control::Failure;
+use casemate_wire::control::worker::{Peer, ToWorker};
 use casemate_wire::{Fields, ResponseHead};
 use harness::{CALLER, Function, answer, call, function, function_with, head, load, whole};
 
@@ -438,6 +443,95 @@ async fn a_vault_that_goes_away_or_talks_nonsense_costs_calls_not_the_worker() {
         logs,
         outcomes,
     };
-    assert_eq!(worker.get("/").await.text(), "TypeError call_failed");
-    assert_eq!(worker.get("/").await.text(), "TypeError call_failed");
+    assert_eq!(worker.get("/").await.text(), "TypeError vault_unavailable");
+    assert_eq!(worker.get("/").await.text(), "TypeError vault_unavailable");
+}
+
+impl Function {
+    /// Plays a vault or a gateway that was started again: its end of a new channel, and what ends that as a kill would.
+    async fn rewire(&self, peer: Peer) -> (OwnedFd, UnixStream) {
+        let (ours, theirs) = casemate_channel::pair().unwrap();
+        let channel = ToWorker::Channel(peer);
+        self.control
+            .send(&channel, &[theirs.as_fd()])
+            .await
+            .unwrap();
+        let kill = UnixStream::from(ours.try_clone().unwrap());
+        (ours, kill)
+    }
+
+    /// A request whose function makes a call, which the vault answers. The worker may hear of its new channel after the
+    /// request: until then calls fail.
+    async fn call_through(&mut self) {
+        loop {
+            let call = self
+                .gateway
+                .open(head("GET", "https://fn.test/call"), true)
+                .unwrap();
+            let said = said(call);
+            tokio::pin!(said);
+            tokio::select! {
+                text = &mut said => assert!(text.ends_with("vault_unavailable"), "{text}"),
+                incoming = self.vault.accept() => {
+                    answer(incoming.unwrap(), 200, &[], "through").await;
+                    return assert!(said.await.ends_with("through"));
+                }
+            }
+        }
+    }
+}
+
+async fn said(exchange: casemate_channel::Exchange) -> String {
+    let (_, mut body) = exchange.response.head().await.unwrap();
+    String::from_utf8(whole(&mut body).await.unwrap().to_vec()).unwrap()
+}
+
+#[tokio::test]
+async fn a_worker_survives_its_vault_and_its_gateway() {
+    // What it counts, it would forget if it were started again.
+    let source = r#"let requests = 0;
+    export default {
+        async fetch(request) {
+            requests += 1;
+            const { pathname } = new URL(request.url);
+            if (pathname === "/still") await new Promise((done) => setTimeout(done, 100));
+            if (pathname !== "/call") return new Response(`${requests}`);
+            const error = await fetch("https://a.test/").then((r) => r.text()).catch((error) => error);
+            return new Response(`${requests} ${error.code ?? error}`);
+        },
+    };"#;
+    let mut worker = function(source).await;
+    for death in 0..5 {
+        let (vault, kill) = worker.rewire(Peer::Vault).await;
+        worker.vault = casemate_channel::acceptor(vault).unwrap();
+        worker.call_through().await;
+        // A call is under way, and so is a request that makes none.
+        let call = worker.open(head("GET", "https://fn.test/call"), true);
+        let incoming = worker.vault.accept().await.unwrap();
+        let still = worker.open(head("GET", "https://fn.test/still"), true);
+        kill.shutdown(Shutdown::Both).unwrap();
+        let text = said(call).await;
+        assert!(text.ends_with("vault_unavailable"), "{death}: {text}");
+        drop(incoming);
+        // Between the two vaults.
+        let answer = worker.get("/call").await;
+        assert!(answer.text().ends_with("vault_unavailable"), "{death}");
+        assert_eq!(worker.get("/").await.status, 200, "{death}");
+        let (still, _body) = still.response.head().await.unwrap();
+        assert_eq!(still.status, 200, "{death}: it makes no call");
+    }
+    let (vault, _kill) = worker.rewire(Peer::Vault).await;
+    worker.vault = casemate_channel::acceptor(vault).unwrap();
+    worker.call_through().await;
+    let before: u32 = worker.get("/").await.text().parse().unwrap();
+    // The gateway dies in the middle of a request.
+    let lost = worker.open(head("GET", "https://fn.test/call"), true);
+    let incoming = worker.vault.accept().await.unwrap();
+    let (gone, _) = casemate_channel::pair().unwrap();
+    worker.gateway = casemate_channel::opener(gone).unwrap();
+    drop(lost);
+    let (gateway, _kill) = worker.rewire(Peer::Gateway).await;
+    worker.gateway = casemate_channel::opener(gateway).unwrap();
+    assert_eq!(worker.get("/").await.text(), format!("{}", before + 2));
+    drop(incoming);
 }

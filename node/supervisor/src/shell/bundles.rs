@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::io::Write as _;
+use std::io::{ErrorKind, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
@@ -10,10 +10,17 @@ use casemate_trust::id::Digest;
 use ring::aead::{Aad, CHACHA20_POLY1305, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use ring::rand::{SecureRandom as _, SystemRandom};
 
+/// What bundles leave free on their disk, bytes. The vault's records lie on the same one, and a withdrawal, which is a
+/// record, must find room when bundles have taken all that they may.
+const RESERVED_BYTES: u64 = 64 * 1024 * 1024;
+/// Of a bundle that is being written.
+const TEMPORARY: &str = "new";
+
 /// The folder of bundles.
 pub(crate) struct Bundles {
     folder: PathBuf,
     key: LessSafeKey,
+    reserved_bytes: u64,
 }
 
 fn other(message: &str) -> std::io::Error {
@@ -28,11 +35,13 @@ impl Bundles {
             .recursive(true)
             .mode(0o700)
             .create(&folder)?;
+        remove_half_written(&folder)?;
         let key = UnboundKey::new(&CHACHA20_POLY1305, key)
             .map_err(|_| other("the state key cannot be used"))?;
         Ok(Self {
             folder,
             key: LessSafeKey::new(key),
+            reserved_bytes: RESERVED_BYTES,
         })
     }
 
@@ -51,7 +60,10 @@ impl Bundles {
         opened
     }
 
-    /// Keeps a bundle whose digest was checked.
+    /// Keeps a bundle whose digest was checked. Nothing of one that could not be written whole stays on the disk.
+    ///
+    /// # Errors
+    /// The disk failed, or has no room beyond what is reserved for the vault.
     pub(crate) fn write(&self, digest: &Digest, bytes: &[u8]) -> std::io::Result<()> {
         let mut nonce = [0; NONCE_LEN];
         SystemRandom::new()
@@ -67,19 +79,39 @@ impl Bundles {
         seal.map_err(|_| other("sealing failed"))?;
         let (path, temporary) = (
             self.folder.join(&name),
-            self.folder.join(format!("{name}.new")),
+            self.folder.join(format!("{name}.{TEMPORARY}")),
         );
-        let mut file = fs::OpenOptions::new()
-            .create(true)
-            .truncate(true)
-            .write(true)
-            .mode(0o600)
-            .open(&temporary)?;
-        file.write_all(&nonce)?;
-        file.write_all(&sealed)?;
-        file.sync_all()?;
-        fs::rename(&temporary, &path)?;
+        self.must_have_room((nonce.len() + sealed.len()) as u64)?;
+        let write = || {
+            let mut file = fs::OpenOptions::new()
+                .create(true)
+                .truncate(true)
+                .write(true)
+                .mode(0o600)
+                .open(&temporary)?;
+            file.write_all(&nonce)?;
+            file.write_all(&sealed)?;
+            file.sync_all()?;
+            fs::rename(&temporary, &path)
+        };
+        write().inspect_err(|_| {
+            // It may not be there; if it stays, the next start removes it.
+            let _removed = fs::remove_file(&temporary);
+        })?;
         fs::File::open(&self.folder)?.sync_all()
+    }
+
+    fn must_have_room(&self, bytes: u64) -> std::io::Result<()> {
+        let found = rustix::fs::fstatvfs(fs::File::open(&self.folder)?)?;
+        let free = found.f_bavail.saturating_mul(found.f_frsize);
+        let needed = bytes.saturating_add(self.reserved_bytes);
+        if free >= needed {
+            return Ok(());
+        }
+        let message = format!(
+            "{free} bytes are free, and {needed} are needed: {bytes} for the bundle, the rest is reserved for the vault"
+        );
+        Err(std::io::Error::new(ErrorKind::StorageFull, message))
     }
 
     /// Removes bundles that no plan names.
@@ -114,9 +146,45 @@ impl Bundles {
     }
 }
 
+/// What a kill in the middle of a write left behind.
+fn remove_half_written(folder: &Path) -> std::io::Result<()> {
+    for entry in fs::read_dir(folder)? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|end| end == TEMPORARY) {
+            fs::remove_file(path)?;
+        }
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn bundles_leave_room_for_the_vault_and_nothing_half_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("bundles");
+        fs::create_dir(&path).unwrap();
+        fs::write(path.join("0123.new"), [0; 100]).unwrap();
+        let mut bundles = Bundles::open(folder.path(), &[7; 32]).unwrap();
+        let files = || fs::read_dir(&path).unwrap().count();
+        assert_eq!(files(), 0, "left by a kill");
+        // No disk has so much: as when all of it but the reserve is taken.
+        bundles.reserved_bytes = u64::MAX;
+        let digest = Digest::of(b"bytes");
+        let error = bundles.write(&digest, b"bytes").unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::StorageFull);
+        assert!(
+            error.to_string().contains("reserved for the vault"),
+            "{error}"
+        );
+        // A write that fails at its last step takes its file away.
+        bundles.reserved_bytes = 0;
+        fs::create_dir_all(path.join(digest.to_string()).join("in-the-way")).unwrap();
+        bundles.write(&digest, b"bytes").unwrap_err();
+        assert_eq!(files(), 1, "only what was in the way");
+    }
 
     #[test]
     fn bundles_are_sealed_and_damage_is_found() {

@@ -9,7 +9,7 @@ use casemate_sandbox::launch::{Command, Program};
 use casemate_trust::id::{Digest, TenantId};
 use casemate_wire::control::gateway::ToGateway;
 use casemate_wire::control::vault::{FunctionPlan, ToVault};
-use casemate_wire::control::worker::{Load, ToWorker};
+use casemate_wire::control::worker::{Load, Peer, ToWorker};
 use casemate_wire::control::{FunctionKey, WorkerId};
 
 use super::push::Say;
@@ -56,6 +56,21 @@ impl Shell {
             }
             Effect::Kill { child } => self.children.kill(child).await?,
             Effect::Serve { worker, key, plan } => self.serve(worker, key, &plan)?,
+            Effect::Rewire {
+                worker,
+                peer,
+                key,
+                release,
+                concurrency,
+            } => self.rewire(worker, peer, key, release, concurrency)?,
+            Effect::Violation { worker, what } => {
+                tracing::error!(
+                    worker = worker.0,
+                    what,
+                    "a worker broke the protocol of its control channel and is ended"
+                );
+                self.children.kill(worker.0).await?;
+            }
             Effect::Gateway(message) => self.tell_gateway(message),
             Effect::Warn { key, message } => self.warn(&key, &message),
             Effect::DistrustVault { error } => self.distrust_vault(&error).await?,
@@ -135,19 +150,67 @@ impl Shell {
             concurrency: plan.limits.concurrency,
             wall_time_ms: plan.limits.wall_time_ms,
         };
-        let told = self.children.vault(self.vault, vault, vec![vault_end])
-            && self.children.worker(
-                worker.0,
-                ToWorker::Load(Box::new(load)),
-                vec![bundle, from_gateway, to_vault],
-            )
-            && self
-                .children
-                .gateway(self.gateway, gateway, vec![gateway_end]);
+        if !self.children.vault(self.vault, vault, vec![vault_end]) {
+            tracing::debug!(
+                worker = worker.0,
+                "the vault is not there; the worker gets a new channel when the vault is up"
+            );
+        }
+        let told = self.children.worker(
+            worker.0,
+            ToWorker::Load(Box::new(load)),
+            vec![bundle, from_gateway, to_vault],
+        ) && self
+            .children
+            .gateway(self.gateway, gateway, vec![gateway_end]);
         if !told {
             tracing::warn!(
                 worker = worker.0,
                 "a worker could not be wired; it ends, and another is tried"
+            );
+        }
+        Ok(())
+    }
+
+    /// Gives a worker a new channel to a program that was started again. A program that cannot be told is not there any more;
+    /// its successor gets channels of its own.
+    fn rewire(
+        &mut self,
+        worker: WorkerId,
+        peer: Peer,
+        key: FunctionKey,
+        release: [u8; 32],
+        concurrency: u32,
+    ) -> io::Result<()> {
+        let (worker_end, far_end) = casemate_channel::pair()?;
+        let told = match peer {
+            Peer::Vault => {
+                let channel = ToVault::Channel {
+                    worker,
+                    key,
+                    release,
+                };
+                self.children.vault(self.vault, channel, vec![far_end])
+            }
+            Peer::Gateway => {
+                let channel = ToGateway::Channel {
+                    key,
+                    release,
+                    worker,
+                    concurrency,
+                };
+                self.children.gateway(self.gateway, channel, vec![far_end])
+            }
+        };
+        let is_wired = told
+            && self
+                .children
+                .worker(worker.0, ToWorker::Channel(peer), vec![worker_end]);
+        if !is_wired {
+            tracing::warn!(
+                worker = worker.0,
+                ?peer,
+                "a worker did not get its new channel"
             );
         }
         Ok(())

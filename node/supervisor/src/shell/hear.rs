@@ -3,7 +3,7 @@
 use std::io;
 
 use casemate_push::{LogLevel, NodeEvent};
-use casemate_wire::control::gateway::{FromGateway, WorkerFault};
+use casemate_wire::control::gateway::FromGateway;
 use casemate_wire::control::parts::PartError;
 use casemate_wire::control::vault::{FromVault, ToVault};
 use casemate_wire::control::worker::{self, FromWorker};
@@ -101,19 +101,8 @@ impl Shell {
             }
             FromGateway::Drained { worker } => self.input(Input::Drained { worker }).await?,
             FromGateway::Unusable { worker, fault } => {
-                tracing::warn!(
-                    worker = worker.0,
-                    ?fault,
-                    "the gateway gave a worker up; it is ended"
-                );
-                let failure = match fault {
-                    WorkerFault::ChannelClosed => Failure::WorkerLost,
-                    WorkerFault::NotAnswering => Failure::ExceededWall,
-                };
-                self.input(Input::Fatal { worker, failure }).await?;
-                if self.state.has(worker) {
-                    self.children.kill(worker.0).await?;
-                }
+                tracing::warn!(worker = worker.0, ?fault, "the gateway gave a worker up");
+                self.input(Input::Unusable { worker, fault }).await?;
             }
             FromGateway::Access(records) => {
                 records
@@ -227,8 +216,8 @@ impl Shell {
                 match bundles.write(&digest, &bytes) {
                     Ok(()) => self.input(Input::BundleHere(digest.0)).await?,
                     Err(error) => {
-                        tracing::error!(%digest, %error, "a bundle cannot be stored; it will be fetched again");
-                        self.say(Say::FetchBundle(digest));
+                        tracing::error!(%digest, %error, "a bundle cannot be stored; it will be fetched again after a pause");
+                        self.input(Input::BundleNotStored(digest.0)).await?;
                     }
                 }
             }

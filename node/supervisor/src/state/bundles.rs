@@ -20,6 +20,19 @@ pub(super) enum Place {
     Sought,
 }
 
+/// First pause before a bundle that could not be written is fetched again, and the longest: a disk is full for minutes or
+/// hours, and each fetch takes the bundle's size from the network.
+const REFETCH_MIN_MS: Millis = 1000;
+const REFETCH_MAX_MS: Millis = 300_000;
+
+/// Of a bundle that could not be written to the disk.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Retry {
+    failures: u32,
+    /// When it is fetched again; `None` while that goes on.
+    again_ms: Option<Millis>,
+}
+
 /// All that some function may need.
 pub(super) type Bundles = BTreeMap<Digest, Place>;
 
@@ -56,7 +69,7 @@ impl Supervision {
         let coming = self
             .bundles
             .iter()
-            .filter(|(_, place)| **place == Place::Coming);
+            .filter(|(digest, place)| **place == Place::Coming && !self.is_paused(digest));
         coming.map(|(digest, _)| *digest).collect()
     }
 
@@ -141,6 +154,45 @@ impl Supervision {
             .for_each(|tenant| self.look_whether_stored(tenant));
     }
 
+    fn is_paused(&self, digest: &Digest) -> bool {
+        self.unstored
+            .get(digest)
+            .is_some_and(|retry| retry.again_ms.is_some())
+    }
+
+    /// The disk has no room, or failed: the bundle is fetched again ever more slowly.
+    pub(super) fn bundle_not_stored(&mut self, digest: Digest, now_ms: Millis) {
+        if self.bundles.get(&digest) != Some(&Place::Coming) {
+            return;
+        }
+        let retry = self.unstored.entry(digest).or_default();
+        let pause_ms = REFETCH_MIN_MS << retry.failures.min(10);
+        retry.failures = retry.failures.saturating_add(1);
+        retry.again_ms = Some(now_ms + pause_ms.min(REFETCH_MAX_MS));
+    }
+
+    /// Fetches again what could not be written and is due.
+    pub(super) fn fetch_unstored(&mut self, now_ms: Millis) {
+        let places = &self.bundles;
+        self.unstored
+            .retain(|digest, _| places.get(digest) == Some(&Place::Coming));
+        for (digest, retry) in &mut self.unstored {
+            if retry.again_ms.is_none_or(|again_ms| now_ms < again_ms) {
+                continue;
+            }
+            retry.again_ms = None;
+            let users = self.users.get(digest).into_iter().flatten();
+            let plan = users
+                .filter_map(|key| self.functions.get(key))
+                .flat_map(Function::releases)
+                .find(|plan| plan.bundle == *digest);
+            if let Some(plan) = plan {
+                let (bundle, bytes) = (*digest, plan.bundle_bytes);
+                self.effects.push(Effect::Fetch { bundle, bytes });
+            }
+        }
+    }
+
     /// A wanted bundle has to come over the network: meanwhile a fallback may run.
     pub(super) fn bundle_absent(&mut self, digest: Digest) {
         if self.bundles.get(&digest) != Some(&Place::Coming) {
@@ -217,6 +269,10 @@ impl Supervision {
         self.bundles.retain(|digest, _| needed.contains(digest));
         if self.bundles.len() < before && self.is_told {
             self.effects.push(Effect::Keep);
+            // There is more room then.
+            for retry in self.unstored.values_mut() {
+                retry.again_ms = retry.again_ms.map(|_| 0);
+            }
         }
     }
 }
@@ -286,6 +342,46 @@ mod tests {
         assert_eq!(release, [2; 32]);
         let effects = state.handle(Input::Loaded { worker }, 8);
         assert_eq!(routed(&effects), [[2; 32]]);
+    }
+
+    #[test]
+    fn a_bundle_that_does_not_fit_is_fetched_ever_more_slowly_until_there_is_room() {
+        let (mut state, _) = up();
+        state.handle(plan(1, vec![function("a", 1), function("b", 3)]), 1);
+        state.handle(Input::BundleHere([3; 32]), 1);
+        assert_eq!(state.wanted_bundles(), [[1; 32]]);
+        let fetches = |effects: &[Effect]| {
+            let is_fetch =
+                |one: &&Effect| matches!(one, Effect::Fetch { bundle, .. } if *bundle == [1; 32]);
+            effects.iter().filter(is_fetch).count()
+        };
+        // The disk is full for an hour; the control plane sends the bundle whenever it is asked for.
+        let mut fetched = 0;
+        state.handle(Input::BundleNotStored([1; 32]), 2);
+        assert_eq!(
+            state.wanted_bundles(),
+            [[0; 32]; 0],
+            "not asked for in the pause"
+        );
+        for now_ms in (0..3_600_000).step_by(250) {
+            let effects = state.handle(Input::Tick, now_ms);
+            if fetches(&effects) > 0 {
+                fetched += fetches(&effects);
+                state.handle(Input::BundleNotStored([1; 32]), now_ms);
+            }
+        }
+        assert!((15..=25).contains(&fetched), "{fetched} of 18000");
+        // Another function goes, and its bundle: there is room at once.
+        let effects = state.handle(plan(2, vec![function("a", 1)]), 3_600_000);
+        let kept = effects.iter().position(|one| *one == Effect::Keep);
+        assert_eq!(fetches(&effects), 1);
+        assert!(
+            kept < effects
+                .iter()
+                .position(|one| matches!(one, Effect::Fetch { .. }))
+        );
+        state.handle(Input::BundleHere([1; 32]), 3_600_001);
+        assert_eq!(fetches(&state.handle(Input::Tick, 7_200_000)), 0);
     }
 
     #[test]

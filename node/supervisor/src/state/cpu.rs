@@ -1,7 +1,8 @@
 //! The outer wall of a worker's CPU time: the worker's own watch is in reach of whoever has taken the worker over.
 //!
-//! Coarse on purpose: what the watch lets through must never reach it. Each request that the *gateway* gave the worker brings
-//! its limit; what is not used is kept up to a bound, and what is used is taken off.
+//! Coarse on purpose: what the watch lets through must never reach it. The wall begins with what loading may use. Each request
+//! that the *gateway* gave the worker adds its limit; what is not used is kept up to a bound, and what is used is taken off.
+//! A worker that has rested for longer than any of its requests may take has nothing of theirs left.
 
 use casemate_wire::control::Limits;
 
@@ -17,6 +18,7 @@ const OVERHEAD_MS: Millis = 5;
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct CpuWall {
     for_request_ms: Millis,
+    wall_time_ms: Millis,
     most_ms: Millis,
     left_ms: Millis,
     requests: u64,
@@ -32,8 +34,9 @@ impl CpuWall {
         let most_ms = SPARE_MS + Millis::from(limits.concurrency) * for_request_ms;
         Self {
             for_request_ms,
+            wall_time_ms: Millis::from(limits.wall_time_ms),
             most_ms,
-            left_ms: most_ms,
+            left_ms: SPARE_MS,
             requests: 0,
             used_ms: None,
         }
@@ -45,6 +48,14 @@ impl CpuWall {
         self.requests = self.requests.max(requests);
         let more_ms = more.saturating_mul(self.for_request_ms);
         self.left_ms = self.left_ms.saturating_add(more_ms).min(self.most_ms);
+    }
+
+    /// It has had no request for so long. What its requests left behind, `waitUntil` for example, ends with their wall-clock
+    /// time.
+    pub(super) fn rested(&mut self, idle_ms: Millis) {
+        if idle_ms > self.wall_time_ms {
+            self.left_ms = self.left_ms.min(SPARE_MS);
+        }
     }
 
     /// Whether it keeps within, now that it has used so much in all.
@@ -79,6 +90,39 @@ mod tests {
             seconds * 1000 >= most && seconds * 1000 <= most + 2000,
             "{seconds}"
         );
+    }
+
+    #[test]
+    fn a_worker_without_requests_has_only_what_loading_may_use() {
+        let wide = Limits {
+            cpu_time_ms: 60_000,
+            concurrency: 128,
+            ..LIMITS
+        };
+        let ends_after = |wall: &mut CpuWall, from: u64| {
+            (0..)
+                .take_while(|second| wall.holds((from + second) * 1000))
+                .count() as u64
+        };
+        let most = SPARE_MS / 1000 + 2;
+        let mut wall = CpuWall::new(&wide);
+        let seconds = ends_after(&mut wall, 0);
+        assert!(seconds <= most, "before any request: {seconds} s");
+
+        // One request adds its own limit, and rest takes away what was not used.
+        let mut wall = CpuWall::new(&wide);
+        assert!(wall.holds(0));
+        wall.given(1);
+        assert!(
+            wall.holds(70_000),
+            "60 s of the request and 20 s of loading"
+        );
+        wall.given(100);
+        wall.rested(1000);
+        assert!(wall.holds(200_000), "waitUntil may still be at work");
+        wall.rested(30_001);
+        let seconds = ends_after(&mut wall, 200);
+        assert!(seconds <= most, "after rest: {seconds} s");
     }
 
     #[test]

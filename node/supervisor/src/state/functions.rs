@@ -14,6 +14,9 @@ use super::{Effect, Millis, SILENCE_MS, STOP_GRACE_MS, Stage, Supervision, Worke
 /// Of what a function said when it could not be loaded, and of its hosts, in the status: a tenant has a thousand functions.
 const MAX_ERROR_CHARS: usize = 400;
 const MAX_DESCRIBED_HOSTS: usize = 8;
+/// Ends of serving workers in a row, each soon after its start, that bring no pause: a caller that finds a costly request
+/// must not be able to stop the function for everybody by sending it a few times.
+const FREE_ENDS: u32 = 3;
 
 /// One function that should run here.
 #[derive(Debug)]
@@ -36,12 +39,38 @@ pub(super) struct Function {
     failures: u32,
     again_ms: Millis,
     last_error: Option<String>,
+    /// Serving workers that ended in a row, each within [`super::WELL_AFTER_MS`] of its load.
+    ends: u32,
+    /// Until when no worker is started after such ends, and how the last one ended.
+    pause: Option<(Millis, Failure)>,
 }
 
 impl Function {
     /// Another release runs now: what the one before could not do does not count.
     pub(super) fn begin_again(&mut self) {
+        self.load_succeeded();
+        (self.ends, self.pause) = (0, None);
+    }
+
+    fn load_succeeded(&mut self) {
         (self.failures, self.again_ms, self.last_error) = (0, 0, None);
+    }
+
+    /// Why no worker is started for the function now, if so: what its callers read.
+    fn refusal(&self, now_ms: Millis) -> Option<(Failure, String)> {
+        if now_ms < self.again_ms {
+            let message = self.last_error.clone();
+            let message = message.unwrap_or_else(|| "the function could not be started".to_owned());
+            return Some((Failure::LoadFailed, message));
+        }
+        let (until_ms, failure) = self.pause.filter(|(until_ms, _)| now_ms < *until_ms)?;
+        let message = format!(
+            "workers of the function ended {} times in a row ({}); the next one starts in {} ms",
+            self.ends,
+            failure.code(),
+            until_ms - now_ms
+        );
+        Some((failure, message))
     }
 }
 
@@ -102,6 +131,8 @@ impl Supervision {
                     failures: 0,
                     again_ms: 0,
                     last_error: None,
+                    ends: 0,
+                    pause: None,
                 };
                 self.functions.insert(key.clone(), held);
             }
@@ -252,14 +283,10 @@ impl Supervision {
             };
             return self.effects.push(Effect::Gateway(refusal));
         };
-        if now_ms < function.again_ms {
-            let message = function
-                .last_error
-                .clone()
-                .unwrap_or_else(|| "the function could not be started".into());
+        if let Some((failure, message)) = function.refusal(now_ms) {
             let refusal = ToGateway::Refuse {
                 key,
-                failure: Failure::LoadFailed,
+                failure,
                 message,
             };
             return self.effects.push(Effect::Gateway(refusal));
@@ -286,16 +313,22 @@ impl Supervision {
         self.waiting.push_back(key);
     }
 
-    /// Gives spares to those who wait, while vault, gateway and bundle are there.
+    /// Gives spares to those who wait, while gateway and bundle are there. A vault that is being started again keeps nobody
+    /// waiting: the worker gets its channel to the vault when that is up.
     pub(super) fn serve_waiting(&mut self, now_ms: Millis) {
-        if !self.vault.up || !self.gateway.up {
+        if !self.gateway.up {
             return;
         }
         let mut later = std::collections::VecDeque::new();
-        while let Some(key) = self.waiting.pop_front() {
+        let mut in_turn = self.charges.in_turn(std::mem::take(&mut self.waiting));
+        while let Some(key) = in_turn.pop_front() {
             let Some(function) = self.functions.get(&key) else {
                 continue;
             };
+            if !function.warming && function.refusal(now_ms).is_some() {
+                // Its callers are refused when the gateway asks for them again.
+                continue;
+            }
             let plan = function.current(&self.bundles);
             let Some(plan) = plan.filter(|_| self.may_be_given(&key.tenant)) else {
                 later.push_back(key);
@@ -313,9 +346,11 @@ impl Supervision {
             let plan = Box::new(plan.clone());
             let tenant = self.tenant_number(&key.tenant);
             let tenant_memory_mib = self.tenant_memory_mib();
+            self.charges.add(key.tenant);
             if let Some(worker) = self.workers.get_mut(&id) {
                 worker.stage = Stage::Loading(key.clone(), plan.release);
                 worker.cpu = Some(CpuWall::new(&plan.limits));
+                worker.concurrency = plan.limits.concurrency;
                 (worker.since_ms, worker.deadline_ms) = (now_ms, Some(now_ms + SILENCE_MS));
                 // A spare is as large as the largest function; nobody else is to have that much.
                 worker.memory_mib = worker.memory_mib.min(needed_mib(&plan));
@@ -364,6 +399,9 @@ impl Supervision {
     }
 
     pub(super) fn loaded(&mut self, id: WorkerId, now_ms: Millis) {
+        if !self.may_report_load(id) {
+            return;
+        }
         let Some(worker) = self.workers.get_mut(&id) else {
             return;
         };
@@ -379,7 +417,7 @@ impl Supervision {
             // Overtaken by a newer manifest, or by its bundle, while it loaded.
             return self.retire(id, now_ms);
         }
-        function.begin_again();
+        function.load_succeeded();
         self.switch(&key, now_ms);
     }
 
@@ -408,6 +446,9 @@ impl Supervision {
     }
 
     pub(super) fn load_failed(&mut self, id: WorkerId, message: String, now_ms: Millis) {
+        if !self.may_report_load(id) {
+            return;
+        }
         let Some(worker) = self.workers.get_mut(&id) else {
             return;
         };
@@ -415,7 +456,7 @@ impl Supervision {
             return;
         };
         worker.fatal = Some(Failure::LoadFailed);
-        worker.stage = Stage::Retired(key.clone());
+        worker.stage = Stage::Retired(key.clone(), release);
         worker.deadline_ms = Some(now_ms + Millis::from(STOP_GRACE_MS));
         self.failed(&key, release, Failure::LoadFailed, message, now_ms);
     }
@@ -432,6 +473,29 @@ impl Supervision {
             failure.code()
         );
         self.failed(key, release, failure, message, now_ms);
+    }
+
+    /// Workers that end again and again are started ever more slowly: each start takes processor time from everybody.
+    pub(super) fn died_while_serving(
+        &mut self,
+        key: &FunctionKey,
+        release: Digest,
+        failure: Failure,
+        lived_ms: Millis,
+        now_ms: Millis,
+    ) {
+        let function = self.functions.get_mut(key);
+        let Some(function) = function.filter(|one| one.runs(release, &self.bundles)) else {
+            return;
+        };
+        function.ends = if lived_ms >= super::WELL_AFTER_MS {
+            1
+        } else {
+            function.ends.saturating_add(1)
+        };
+        if let Some(repeated @ 1..) = function.ends.checked_sub(FREE_ENDS) {
+            function.pause = Some((now_ms + backoff_ms(repeated), failure));
+        }
     }
 
     fn failed(

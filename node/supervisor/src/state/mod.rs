@@ -10,19 +10,22 @@ mod memory;
 mod share;
 #[cfg(test)]
 mod tests;
+mod turns;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::num::NonZeroU32;
 
 use casemate_trust::statement::{MAX_FALLBACKS, MAX_FUNCTIONS};
-use casemate_wire::control::gateway::ToGateway;
+use casemate_wire::control::gateway::{ToGateway, WorkerFault};
 use casemate_wire::control::parts::{Arriving, Part, PartError};
 use casemate_wire::control::vault::{FunctionPlan, Plan};
+use casemate_wire::control::worker::Peer;
 use casemate_wire::control::{Digest, Failure, FunctionKey, WORKER_OVERHEAD_MIB, WorkerId};
 
-use bundles::Bundles;
+use bundles::{Bundles, Retry};
 use cpu::CpuWall;
 use functions::Function;
+use turns::Charges;
 
 /// Milliseconds since the supervisor started.
 pub(crate) type Millis = u64;
@@ -37,6 +40,9 @@ const WELL_AFTER_MS: Millis = 60_000;
 const STOP_GRACE_MS: u32 = 10_000;
 /// Until a worker that said nothing after being started or loaded is killed.
 const SILENCE_MS: Millis = 30_000;
+/// Workers that start at a time. Each start uses a processor for tens of milliseconds: one tenant's hundred would delay
+/// the one that somebody else's caller waits for.
+const MAX_STARTING: usize = 8;
 /// Processes and threads of a worker.
 pub(crate) const WORKER_PIDS: u32 = 16;
 
@@ -81,6 +87,8 @@ pub(crate) enum Input {
     BundleHere(Digest),
     /// A bundle that was to be fetched is not on the disk.
     BundleAbsent(Digest),
+    /// A bundle has come and could not be written to the disk.
+    BundleNotStored(Digest),
     /// Callers wait.
     Need { key: FunctionKey, waiting: u32 },
     /// A worker has had nothing to do.
@@ -91,6 +99,11 @@ pub(crate) enum Input {
     CpuTime { worker: WorkerId, used_ms: Millis },
     /// A retired worker has finished.
     Drained { worker: WorkerId },
+    /// The gateway has given a worker up.
+    Unusable {
+        worker: WorkerId,
+        fault: WorkerFault,
+    },
     /// A worker's walls are closed.
     Ready { worker: WorkerId },
     /// A worker's function is loaded.
@@ -126,6 +139,19 @@ pub(crate) enum Effect {
         worker: WorkerId,
         key: FunctionKey,
         plan: Box<FunctionPlan>,
+    },
+    /// Give a worker a new channel to a vault or gateway that was started again, for the same function and release.
+    Rewire {
+        worker: WorkerId,
+        peer: Peer,
+        key: FunctionKey,
+        release: Digest,
+        concurrency: u32,
+    },
+    /// End a worker that broke the protocol of its control channel.
+    Violation {
+        worker: WorkerId,
+        what: &'static str,
     },
     /// Tell the gateway.
     Gateway(ToGateway),
@@ -168,7 +194,7 @@ enum Stage {
     /// Serves it.
     Serving(FunctionKey, Digest),
     /// Finishes.
-    Retired(FunctionKey),
+    Retired(FunctionKey, Digest),
     /// Never had a function, and is being killed.
     Discarded,
 }
@@ -177,12 +203,22 @@ enum Stage {
 struct Worker {
     stage: Stage,
     since_ms: Millis,
+    /// Whether the worker has reported that its walls are closed.
+    was_ready: bool,
+    /// Whether the worker broke the protocol of its control channel, and is being ended for that.
+    is_violator: bool,
+    /// Whether the worker has reported how loading its function went.
+    was_loaded: bool,
+    /// Requests at a time, once it has a function.
+    concurrency: u32,
     /// Said by itself before it ended.
     fatal: Option<Failure>,
     /// When it is killed if it is still there.
     deadline_ms: Option<Millis>,
     /// When it was last said to have nothing to do.
     rested_ms: Option<Millis>,
+    /// Since when it has had nothing to do, as far as the gateway has reported.
+    idle_since_ms: Option<Millis>,
     memory_mib: u32,
     /// Its tenant's number with launch, once it has a tenant.
     tenant_number: Option<NonZeroU32>,
@@ -191,6 +227,16 @@ struct Worker {
 }
 
 impl Worker {
+    /// The function and release of a worker that has been given one.
+    fn binding(&self) -> Option<(&FunctionKey, Digest)> {
+        match &self.stage {
+            Stage::Loading(key, release)
+            | Stage::Serving(key, release)
+            | Stage::Retired(key, release) => Some((key, *release)),
+            Stage::Starting | Stage::Spare | Stage::Discarded => None,
+        }
+    }
+
     /// What it serves, or is about to.
     fn release(&self) -> Option<Digest> {
         match self.stage {
@@ -212,6 +258,8 @@ pub(crate) struct Supervision {
     /// Whose callers a host's are.
     owners: BTreeMap<String, FunctionKey>,
     bundles: Bundles,
+    /// Bundles that could not be written, and when each is fetched again.
+    unstored: BTreeMap<Digest, Retry>,
     /// Who may run a bundle.
     users: BTreeMap<Digest, BTreeSet<FunctionKey>>,
     /// The vault has told all its plans.
@@ -222,6 +270,8 @@ pub(crate) struct Supervision {
     plans: Arriving<Plan>,
     /// Functions that wait for a spare, in order.
     waiting: VecDeque<FunctionKey>,
+    /// Workers that each tenant was given lately.
+    charges: Charges,
     /// Pace of starting workers that fail.
     spare_failures: u32,
     spare_again_ms: Millis,
@@ -244,11 +294,13 @@ impl Supervision {
             functions: BTreeMap::new(),
             owners: BTreeMap::new(),
             bundles: Bundles::new(),
+            unstored: BTreeMap::new(),
             users: BTreeMap::new(),
             is_told: false,
             manifests: BTreeMap::new(),
             plans: Arriving::new((MAX_FUNCTIONS * (1 + MAX_FALLBACKS)) as u32),
             waiting: VecDeque::new(),
+            charges: Charges::default(),
             spare_failures: 0,
             spare_again_ms: 0,
             draining: false,
@@ -267,6 +319,7 @@ impl Supervision {
                 if which == Single::Gateway {
                     self.route_all();
                 }
+                self.rewire_all(which);
             }
             Input::Plan(part) => match self.plans.take(*part) {
                 Ok(Some(plan)) => self.plan(plan, now_ms),
@@ -276,32 +329,32 @@ impl Supervision {
             Input::Told => self.told(),
             Input::BundleHere(digest) => self.bundle_here(digest),
             Input::BundleAbsent(digest) => self.bundle_absent(digest),
+            Input::BundleNotStored(digest) => self.bundle_not_stored(digest, now_ms),
             Input::Need { key, waiting } => self.need(key, waiting, now_ms),
             Input::Idle { worker, idle_ms } if idle_ms >= self.bounds.idle_ms => {
                 self.retire(worker, now_ms);
             }
-            Input::Idle { worker, .. } => {
+            Input::Idle { worker, idle_ms } => {
                 if let Some(worker) = self.workers.get_mut(&worker) {
                     worker.rested_ms = Some(now_ms);
+                    worker.idle_since_ms = Some(now_ms.saturating_sub(idle_ms));
+                    if let Some(cpu) = &mut worker.cpu {
+                        cpu.rested(idle_ms);
+                    }
                 }
             }
             Input::Given { worker, requests } => {
+                if let Some(worker) = self.workers.get_mut(&worker) {
+                    worker.idle_since_ms = None;
+                }
                 if let Some(cpu) = self.wall_of(worker) {
                     cpu.given(requests);
                 }
             }
             Input::CpuTime { worker, used_ms } => self.cpu_time(worker, used_ms),
             Input::Drained { worker } => self.stop(worker, now_ms),
-            Input::Ready { worker } => {
-                if let Some(worker) = self
-                    .workers
-                    .get_mut(&worker)
-                    .filter(|worker| worker.stage == Stage::Starting)
-                {
-                    (worker.stage, worker.since_ms) = (Stage::Spare, now_ms);
-                    self.spare_failures = 0;
-                }
-            }
+            Input::Unusable { worker, fault } => self.unusable(worker, fault),
+            Input::Ready { worker } => self.ready(worker, now_ms),
             Input::Loaded { worker } => self.loaded(worker, now_ms),
             Input::LoadFailed { worker, message } => self.load_failed(worker, message, now_ms),
             Input::Fatal { worker, failure } => {
@@ -334,6 +387,62 @@ impl Supervision {
         let child = self.next_child;
         self.next_child += 1;
         child
+    }
+
+    /// A worker says once that its walls are closed: a second time, somebody has taken the worker over.
+    fn ready(&mut self, id: WorkerId, now_ms: Millis) {
+        let Some(worker) = self.workers.get_mut(&id) else {
+            return;
+        };
+        if std::mem::replace(&mut worker.was_ready, true) {
+            return self.violation(id, "`Ready` was sent twice");
+        }
+        if worker.stage == Stage::Starting {
+            (worker.stage, worker.since_ms) = (Stage::Spare, now_ms);
+            worker.deadline_ms = None;
+            self.spare_failures = 0;
+        }
+    }
+
+    /// Ends a worker that sent what no worker of ours sends.
+    fn violation(&mut self, id: WorkerId, what: &'static str) {
+        let worker = self.workers.get_mut(&id);
+        let Some(worker) = worker.filter(|worker| !worker.is_violator) else {
+            return;
+        };
+        worker.is_violator = true;
+        worker.fatal = Some(Failure::WorkerLost);
+        if matches!(worker.stage, Stage::Starting | Stage::Spare) {
+            worker.stage = Stage::Discarded;
+        }
+        self.effects.push(Effect::Violation { worker: id, what });
+    }
+
+    /// Whether the report on a load may come now: once, from a worker that was given a function.
+    fn may_report_load(&mut self, id: WorkerId) -> bool {
+        let Some(worker) = self.workers.get_mut(&id) else {
+            return false;
+        };
+        let was_given = worker.binding().is_some();
+        if was_given && !std::mem::replace(&mut worker.was_loaded, true) {
+            return true;
+        }
+        self.violation(id, "the report on a load was sent twice or without a load");
+        false
+    }
+
+    /// A worker that gets no more requests, and that was not told to finish, only takes a place: it ends.
+    fn unusable(&mut self, id: WorkerId, fault: WorkerFault) {
+        let Some(worker) = self.workers.get_mut(&id) else {
+            return;
+        };
+        if worker.binding().is_none() {
+            return;
+        }
+        if fault == WorkerFault::NotAnswering {
+            worker.fatal.get_or_insert(Failure::ExceededWall);
+        }
+        self.effects.push(Effect::Kill { child: id.0 });
     }
 
     fn wall_of(&mut self, worker: WorkerId) -> Option<&mut CpuWall> {
@@ -381,6 +490,8 @@ impl Supervision {
                 self.effects.push(Effect::StartSingle { child, which });
             }
         }
+        self.fetch_unstored(now_ms);
+        self.charges.decay(now_ms);
         self.serve_waiting(now_ms);
         self.share_out(now_ms);
         self.start_spares(now_ms);
@@ -397,6 +508,12 @@ impl Supervision {
         if now_ms < self.spare_again_ms {
             return;
         }
+        let starting = self
+            .workers
+            .values()
+            .filter(|worker| worker.stage == Stage::Starting)
+            .count();
+        let room = room.min(MAX_STARTING.saturating_sub(starting));
         for _ in idle..wanted.min(idle + room) {
             let worker = WorkerId(self.child());
             let memory_mib = WORKER_OVERHEAD_MIB + self.largest_heap_mib();
@@ -406,9 +523,14 @@ impl Supervision {
                 Worker {
                     stage: Stage::Starting,
                     since_ms: now_ms,
+                    was_ready: false,
+                    is_violator: false,
+                    was_loaded: false,
+                    concurrency: 0,
                     fatal: None,
                     deadline_ms,
                     rested_ms: None,
+                    idle_since_ms: None,
                     memory_mib,
                     tenant_number: None,
                     cpu: None,
@@ -427,7 +549,9 @@ impl Supervision {
                 program.failures = if well { 1 } else { program.failures + 1 };
                 (program.child, program.up) = (None, false);
                 program.again_ms = now_ms + backoff_ms(program.failures);
-                self.cut_off(which, now_ms);
+                if which == Single::Gateway {
+                    self.stop_retired(now_ms);
+                }
             }
         }
         if let Some(worker) = self.workers.remove(&WorkerId(child)) {
@@ -435,26 +559,37 @@ impl Supervision {
         }
     }
 
-    /// Every serving worker holds a channel to the program that is gone: none of them can go on.
-    fn cut_off(&mut self, which: Single, now_ms: Millis) {
-        let serving = |worker: &Worker| {
-            matches!(
-                worker.stage,
-                Stage::Loading(..) | Stage::Serving(..) | Stage::Retired(_)
-            )
+    /// A vault or gateway that was started again gets a channel to each living worker, bound to the function and release that
+    /// the worker was given. So the end of either costs no worker: calls, or requests, that were under way are lost alone.
+    fn rewire_all(&mut self, which: Single) {
+        let peer = match which {
+            Single::Vault => Peer::Vault,
+            Single::Gateway => Peer::Gateway,
         };
-        let cut: Vec<WorkerId> = self
-            .workers
-            .iter()
-            .filter(|(_, worker)| serving(worker))
-            .map(|(id, _)| *id)
-            .collect();
-        for id in cut {
-            match which {
-                Single::Vault => self.retire(id, now_ms),
-                Single::Gateway => self.effects.push(Effect::Kill { child: id.0 }),
+        for (id, worker) in &self.workers {
+            // A retired worker takes no request any more; what it still does may call out.
+            let is_of_use = peer == Peer::Vault || worker.release().is_some();
+            if let Some((key, release)) = worker.binding().filter(|_| is_of_use) {
+                self.effects.push(Effect::Rewire {
+                    worker: *id,
+                    peer,
+                    key: key.clone(),
+                    release,
+                    concurrency: worker.concurrency,
+                });
             }
         }
+    }
+
+    /// The requests that retired workers still had are lost with the gateway: nobody would report that they have finished.
+    fn stop_retired(&mut self, now_ms: Millis) {
+        let retired: Vec<WorkerId> = self
+            .workers
+            .iter()
+            .filter(|(_, worker)| matches!(worker.stage, Stage::Retired(..)))
+            .map(|(id, _)| *id)
+            .collect();
+        retired.into_iter().for_each(|id| self.stop(id, now_ms));
     }
 
     fn worker_ended(&mut self, id: WorkerId, worker: Worker, failure: Failure, now_ms: Millis) {
@@ -469,7 +604,12 @@ impl Supervision {
                 self.gone(id, failure);
                 self.died_while_loading(&key, release, failure, now_ms);
             }
-            Stage::Serving(..) | Stage::Retired(_) => self.gone(id, failure),
+            Stage::Serving(key, release) => {
+                self.gone(id, failure);
+                let lived_ms = now_ms.saturating_sub(worker.since_ms);
+                self.died_while_serving(&key, release, failure, lived_ms, now_ms);
+            }
+            Stage::Retired(..) => self.gone(id, failure),
         }
     }
 
@@ -484,23 +624,28 @@ impl Supervision {
         let Some(worker) = self.workers.get_mut(&id) else {
             return;
         };
-        let (Stage::Loading(key, _) | Stage::Serving(key, _)) = &worker.stage else {
+        let (Stage::Loading(key, release) | Stage::Serving(key, release)) = &worker.stage else {
             return;
         };
         let wall_ms = self.functions.get(key).map_or(0, |function| {
             Millis::from(function.plan.limits.wall_time_ms)
         });
-        worker.stage = Stage::Retired(key.clone());
+        worker.stage = Stage::Retired(key.clone(), *release);
         worker.deadline_ms = Some(now_ms + wall_ms + Millis::from(STOP_GRACE_MS));
-        self.effects
-            .push(Effect::Gateway(ToGateway::Retire { worker: id }));
+        if self.gateway.up {
+            self.effects
+                .push(Effect::Gateway(ToGateway::Retire { worker: id }));
+        } else {
+            // No gateway has requests in the worker, or could report that they have ended.
+            self.stop(id, now_ms);
+        }
     }
 
     fn stop(&mut self, id: WorkerId, now_ms: Millis) {
         if let Some(worker) = self
             .workers
             .get_mut(&id)
-            .filter(|worker| matches!(worker.stage, Stage::Retired(_)))
+            .filter(|worker| matches!(worker.stage, Stage::Retired(..)))
         {
             worker.deadline_ms = Some(now_ms + Millis::from(STOP_GRACE_MS));
             self.effects.push(Effect::Stop {
@@ -533,7 +678,7 @@ impl Supervision {
             Stage::Spare => "spare",
             Stage::Loading(..) => "loading",
             Stage::Serving(..) => "serving",
-            Stage::Retired(_) | Stage::Discarded => "retired",
+            Stage::Retired(..) | Stage::Discarded => "retired",
         };
         let mut stages = BTreeMap::<&str, usize>::new();
         self.workers

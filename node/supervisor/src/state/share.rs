@@ -27,7 +27,7 @@ impl Supervision {
     /// Sees that each who waits has a place that is free or becomes so: one of whoever has most is asked for when there is
     /// none, and who is owed none is told.
     pub(super) fn share_out(&mut self, now_ms: Millis) {
-        if !self.vault.up || !self.gateway.up {
+        if !self.gateway.up {
             return;
         }
         let mut stay: VecDeque<FunctionKey> = VecDeque::new();
@@ -48,7 +48,9 @@ impl Supervision {
             let is_coming = self.leaving() > promised;
             if !is_free && !is_coming {
                 let own = || self.one_of_several(&key).filter(|_| warming);
-                if let Some(worker) = self.worker_to_give_up(&held, mine).or_else(own) {
+                let idle = || self.idle_to_give_up(&key, &held, mine);
+                let worker = self.worker_to_give_up(&held, mine);
+                if let Some(worker) = worker.or_else(own).or_else(idle) {
                     self.retire(worker, now_ms);
                 } else if !warming {
                     if !stay.contains(&key) && self.loading(&key, release) == 0 {
@@ -84,7 +86,7 @@ impl Supervision {
 
     fn leaving(&self) -> usize {
         let leaves =
-            |worker: &&Worker| matches!(worker.stage, Stage::Retired(_) | Stage::Discarded);
+            |worker: &&Worker| matches!(worker.stage, Stage::Retired(..) | Stage::Discarded);
         self.workers.values().filter(leaves).count()
     }
 
@@ -107,6 +109,29 @@ impl Supervision {
                 (of_function[key], worker.rested_ms, Reverse(worker.since_ms))
             })
             .map(|(id, ..)| *id)
+    }
+
+    /// The worker that has been idle for longest, of the function's own tenant or of one that has more workers. So idle
+    /// functions keep nobody waiting until they leave by themselves, and no tenant gets at the worker of one that has fewer.
+    fn idle_to_give_up(
+        &self,
+        key: &FunctionKey,
+        held: &BTreeMap<Digest, usize>,
+        mine: usize,
+    ) -> Option<WorkerId> {
+        let may_lose = |owner: &FunctionKey| {
+            owner != key
+                && (owner.tenant == key.tenant
+                    || held.get(&owner.tenant).is_some_and(|count| *count > mine))
+        };
+        self.workers
+            .iter()
+            .filter(
+                |(_, worker)| matches!(&worker.stage, Stage::Serving(owner, _) if may_lose(owner)),
+            )
+            .filter_map(|(id, worker)| Some((worker.idle_since_ms?, *id)))
+            .min()
+            .map(|(_, id)| id)
     }
 
     /// A worker that the function can do without while a new release of it is made warm: otherwise a busy function that
@@ -333,6 +358,82 @@ mod tests {
         });
         node.calls(2, 1);
         assert_eq!(node.retired, [third]);
+    }
+
+    /// A function of its own name for one tenant.
+    fn named(name: &str, release: u8) -> FunctionPlan {
+        let mut function = function(name, release);
+        function.limits.concurrency = 1;
+        function
+    }
+
+    #[test]
+    fn nine_idle_functions_do_not_starve_the_tenth() {
+        let mut node = Node::new(9);
+        node.now_ms = 100_000;
+        let names: Vec<String> = (0..10).map(|n| format!("f{n}")).collect();
+        let functions = names.iter().zip(10u8..);
+        let functions: Vec<_> = functions
+            .map(|(name, release)| named(name, release))
+            .collect();
+        node.does(plan_of([1; 32], functions));
+        let need = |name: &str| Input::Need {
+            key: FunctionKey {
+                tenant: [1; 32],
+                function: name.to_owned(),
+            },
+            waiting: 1,
+        };
+        for (name, release) in names.iter().zip(10u8..) {
+            node.does(Input::BundleHere([release; 32]));
+            node.does(need(name));
+        }
+        // The tenant has all places that it may have; with a worker each, the first eight run.
+        let held = node.held()[0];
+        assert_eq!(node.refused.len(), 10 - held);
+        node.refused.clear();
+        let workers: Vec<WorkerId> = node.state.workers.keys().copied().take(held).collect();
+        for (worker, idle_ms) in workers.iter().zip([4000, 9000, 5000].into_iter().cycle()) {
+            let worker = *worker;
+            node.does(Input::Idle { worker, idle_ms });
+        }
+        // A request since then: this one is not idle any more.
+        let (longest, busy) = (workers[4], workers[1]);
+        node.does(Input::Given {
+            worker: busy,
+            requests: 1,
+        });
+        node.does(need(&names[9]));
+        assert_eq!(
+            node.retired,
+            [longest],
+            "the one that has been idle for longest"
+        );
+        assert_eq!(node.refused, []);
+        node.finish();
+        let runs = |worker: &Worker| matches!(&worker.stage, Stage::Serving(key, _) if key.function == names[9]);
+        assert!(node.state.workers.values().any(runs));
+    }
+
+    #[test]
+    fn an_idle_worker_does_not_give_way_to_a_tenant_that_has_as_many() {
+        let mut node = Node::new(2);
+        node.calls(1, 1);
+        node.calls(2, 1);
+        let workers: Vec<WorkerId> = node.state.workers.keys().copied().collect();
+        for worker in workers {
+            node.does(Input::Idle {
+                worker,
+                idle_ms: 5000,
+            });
+        }
+        node.calls(1, 5);
+        assert_eq!((node.held(), node.retired.len()), ([1, 1, 0], 0));
+        // A tenant that has none gets the place of the one that rests.
+        node.calls(3, 1);
+        assert_eq!(node.retired.len(), 1);
+        node.finish();
+        assert_eq!(node.held()[2], 1);
     }
 
     #[test]

@@ -10,6 +10,9 @@ pub enum ToWorker {
     /// Load this function and serve it. Sent once. Descriptors: the bundle (a sealed memfd holding a tar archive),
     /// the channel to the gateway (the worker accepts streams), the channel to the vault (the worker opens streams).
     Load(Box<Load>),
+    /// The named program was started again; this channel takes the place of the one to its predecessor. Descriptor: the
+    /// channel. Streams that are open on the earlier channel end with it, and nothing else of the worker does.
+    Channel(Peer),
     /// Finish what is under way within the grace time, take nothing new, then exit 0.
     Stop {
         /// How long, in milliseconds, before the supervisor kills.
@@ -26,6 +29,15 @@ impl Message for FromWorker {
     /// A console line of 16 KiB, or as much of an exception, with room; never a memfd, so that none of a worker's is looked
     /// at.
     const MAX_BYTES: usize = MAX_INLINE_BYTES;
+}
+
+/// The program at the far end of one of a worker's two data channels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Peer {
+    /// Opens streams: the worker accepts requests on this channel.
+    Gateway,
+    /// Accepts streams: the worker makes outgoing calls on this channel.
+    Vault,
 }
 
 /// The function that a spare becomes.
