@@ -7,8 +7,9 @@
 //! (all of it).
 //!
 //! A connection passes: a place for its network. A request passes: a framing with one reading, which host is it, is there
-//! a route, the perimeter (method, path, size), hops, a place for its tenant, a worker with room, its channel. Nothing is ever sent twice: once a request has gone to a worker, its caller gets that worker's answer or is
-//! told why there is none.
+//! a route, the perimeter (method, path, size), hops, a place for its tenant, a worker with room, its channel.
+//! Nothing is ever sent twice: once a request has gone to a worker, its caller gets that worker's answer or is told why
+//! there is none.
 //!
 //! Not served: `CONNECT`, and upgrades to WebSocket (501 `not_supported`); other offers to upgrade are ignored, as HTTP
 //! permits.

@@ -458,7 +458,8 @@ mod tests {
         /// However bytes are cut into pieces, the parser gets the same, and nothing after a refusal.
         #[test]
         fn pieces_make_no_difference(
-            bytes in "(GET / HTTP/1.1\r\n|POST / HTTP/1.0\r\n|Content-Length: 3\r\n|Transfer-Encoding: chunked\r\n|\r\n|\n|3|0|abc|:| ){0,20}",
+            bytes in "(GET / HTTP/1.1\r\n|POST / HTTP/1.0\r\n|Content-Length: 3\r\n\
+                |Transfer-Encoding: chunked\r\n|\r\n|\n|3|0|abc|:| ){0,20}",
             piece in 1usize..20,
         ) {
             let (whole, heads, _) = scan(bytes.as_bytes(), usize::MAX);

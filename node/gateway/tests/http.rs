@@ -35,7 +35,8 @@ async fn a_request_reaches_the_worker_and_its_answer_the_caller() {
     assert!(answer.contains("content-length: "), "{answer}");
     let body = answer.split_once("\r\n\r\n").unwrap().1;
     let expected = format!(
-        "POST http://a.test:{port}/x/y%20z?q=1\nx-one=1\nx-one=2\ncontent-length=2\nhost=a.test:{port}\n:request={}\n:client=127.0.0.1\n:hops=0\n",
+        "POST http://a.test:{port}/x/y%20z?q=1\nx-one=1\nx-one=2\ncontent-length=2\n\
+         host=a.test:{port}\n:request={}\n:client=127.0.0.1\n:hops=0\n",
         record.request
     );
     assert_eq!(body, expected);
