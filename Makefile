@@ -58,6 +58,11 @@ test-image: build ## Boot the image through firmware with Secure Boot and TPM, u
 	$(V8)
 	cargo nextest run -p casemate-tests --locked --test image --run-ignored only -E "$(ONLY)"
 
+.PHONY: test-shares
+test-shares: ## Fill memory and spin in ninety workers of two tenants, and measure what is left of a third's pace: a minute, as root, on a quiet machine
+	@scripts/setup build
+	cargo nextest run -p casemate-sandbox --locked --run-ignored only --no-capture
+
 .PHONY: fuzz
 fuzz: ## Fuzz every parser of untrusted bytes for SECONDS_EACH (60) with cargo-fuzz; without a nightly compiler by the stable one
 	@cargo fuzz --version >/dev/null 2>&1 || cargo install --quiet --locked cargo-fuzz
