@@ -29,7 +29,8 @@ const SETTLE: Duration = Duration::from_secs(20);
 /// How often they are looked at during that time.
 const SETTLE_EVERY: Duration = Duration::from_secs(1);
 
-/// Between two settlements of the account of the other threads: which are read by a system call, and work seldom.
+/// Between two settlements of the account of the other threads: which are read by a system call,
+/// and work seldom.
 const HELPERS_EVERY: Duration = Duration::from_millis(2);
 
 /// CPU time of other threads below which it is the watch's own, not the function's.
@@ -48,7 +49,8 @@ pub(crate) enum End {
 pub(crate) struct Server {
     engine: Engine,
     worker: Rc<Worker>,
-    /// The channel to the gateway; `None` after a gateway has ended, until the supervisor sends the channel to the next one.
+    /// The channel to the gateway; `None` after a gateway has ended, until the supervisor sends the
+    /// channel to the next one.
     acceptor: Option<Acceptor>,
     inbox: mpsc::Receiver<Order>,
     sleep: Pin<Box<Sleep>>,
@@ -105,7 +107,8 @@ impl Server {
         }
     }
 
-    /// Runs until the end. Gives back the channel to the gateway, on which the last answers may still have to be written.
+    /// Runs until the end. Gives back the channel to the gateway, on which the last answers may
+    /// still have to be written.
     pub(crate) async fn run(mut self) -> (End, Option<Acceptor>) {
         let end = self.serve().await;
         (end, self.acceptor)
@@ -124,7 +127,8 @@ impl Server {
                 Wake::Incoming(Some(incoming)) => {
                     incoming.reply.reset(Failure::Unavailable.to_reset());
                 }
-                // The gateway has ended, and its requests with it. The supervisor sends the channel to the next gateway.
+                // The gateway has ended, and its requests with it. The supervisor sends the channel
+                // to the next gateway.
                 Wake::Incoming(None) => self.acceptor = None,
                 Wake::Control(None) => self.stop(now),
                 Wake::Control(Some((message, fds))) => self.obey(message, fds, now),
@@ -168,8 +172,8 @@ impl Server {
         }
     }
 
-    /// Puts the channel to a program that was started again in the place of the one to its predecessor. Streams of that one
-    /// keep it alive until they have ended.
+    /// Puts the channel to a program that was started again in the place of the one to its
+    /// predecessor. Streams of that one keep it alive until they have ended.
     fn replace_channel(&mut self, peer: Peer, fds: Vec<OwnedFd>) -> std::io::Result<()> {
         let [fd] = <[OwnedFd; 1]>::try_from(fds).map_err(|fds| {
             std::io::Error::other(format!("expected one descriptor, found {}", fds.len()))

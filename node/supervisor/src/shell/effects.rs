@@ -160,8 +160,8 @@ impl Shell {
         Ok(())
     }
 
-    /// Gives a worker a new channel to a program that was started again. A program that cannot be told is not there any more;
-    /// its successor gets channels of its own.
+    /// Gives a worker a new channel to a program that was started again. A program that cannot be
+    /// told is not there any more; its successor gets channels of its own.
     fn rewire(
         &mut self,
         worker: WorkerId,
