@@ -405,7 +405,8 @@ impl Registry {
         }
     }
 
-    /// Takes a worker whose channel closes out of service. Its reason may follow; a process that goes on is useless and ends.
+    /// Takes a worker whose channel closes out of service. Its reason may follow; a process that
+    /// goes on is useless and ends.
     async fn watch(self: Arc<Self>, id: WorkerId, opener: Opener) {
         opener.closed().await;
         drop(opener);

@@ -6,7 +6,7 @@ mod harness;
 use std::time::Duration;
 
 use bytes::Bytes;
-use casemate_wire::control::gateway::ToGateway;
+use casemate_wire::control::gateway::{FromGateway, ToGateway, WorkerFault};
 use casemate_wire::control::{Failure, WorkerId};
 use harness::{Node, SOON, describe, ok, read_until, status, work};
 use tokio::io::AsyncWriteExt as _;
@@ -74,6 +74,18 @@ async fn a_channel_that_closes_without_a_word_is_a_lost_worker_and_nothing_is_se
         "it must not be tried again"
     );
     node.record().await;
+}
+
+#[tokio::test]
+async fn a_worker_that_closes_its_channel_and_goes_on_is_reported_to_be_ended() {
+    let mut node = Node::with_route().await;
+    drop(node.worker("f", 1, 8).await);
+    let unusable = FromGateway::Unusable {
+        worker: WorkerId(1),
+        fault: WorkerFault::ChannelClosed,
+    };
+    node.hear(|message| (*message == unusable).then_some(()))
+        .await;
 }
 
 #[tokio::test]

@@ -45,7 +45,8 @@ pub(crate) enum End {
 pub(crate) struct Server {
     engine: Engine,
     worker: Rc<Worker>,
-    /// The channel to the gateway; `None` after a gateway has ended, until the supervisor sends the channel to the next one.
+    /// The channel to the gateway; `None` after a gateway has ended, until the supervisor sends the
+    /// channel to the next one.
     acceptor: Option<Acceptor>,
     inbox: mpsc::Receiver<Order>,
     sleep: Pin<Box<Sleep>>,
@@ -101,7 +102,8 @@ impl Server {
         }
     }
 
-    /// Runs until the end. Gives back the channel to the gateway, on which the last answers may still have to be written.
+    /// Runs until the end. Gives back the channel to the gateway, on which the last answers may
+    /// still have to be written.
     pub(crate) async fn run(mut self) -> (End, Option<Acceptor>) {
         let end = self.serve().await;
         (end, self.acceptor)
@@ -120,7 +122,8 @@ impl Server {
                 Wake::Incoming(Some(incoming)) => {
                     incoming.reply.reset(Failure::Unavailable.to_reset());
                 }
-                // The gateway has ended, and its requests with it. The supervisor sends the channel to the next gateway.
+                // The gateway has ended, and its requests with it. The supervisor sends the channel
+                // to the next gateway.
                 Wake::Incoming(None) => self.acceptor = None,
                 Wake::Control(None) => self.stop(now),
                 Wake::Control(Some((message, fds))) => self.obey(message, fds, now),
@@ -164,8 +167,8 @@ impl Server {
         }
     }
 
-    /// Puts the channel to a program that was started again in the place of the one to its predecessor. Streams of that one
-    /// keep it alive until they have ended.
+    /// Puts the channel to a program that was started again in the place of the one to its
+    /// predecessor. Streams of that one keep it alive until they have ended.
     fn replace_channel(&mut self, peer: Peer, fds: Vec<OwnedFd>) -> std::io::Result<()> {
         let [fd] = <[OwnedFd; 1]>::try_from(fds).map_err(|fds| {
             std::io::Error::other(format!("expected one descriptor, found {}", fds.len()))

@@ -20,8 +20,9 @@ use crate::state::Worker;
 
 /// Messages that wait for the supervisor to read; it reads all the time.
 const OUTBOX_MESSAGES: usize = 1024;
-/// Messages of the supervisor that wait for the serving loop, each with its descriptors. Of more, the socket keeps the rest:
-/// the supervisor sends one for each vault or gateway that it starts again, and one to stop.
+/// Messages of the supervisor that wait for the serving loop, each with its descriptors. Of more,
+/// the socket keeps the rest: the supervisor sends one for each vault or gateway that it starts
+/// again, and one to stop.
 const INBOX_MESSAGES: usize = 4;
 
 /// How long a worker that ends waits for its last words to be read.

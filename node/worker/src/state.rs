@@ -578,7 +578,8 @@ fn lost(request: RequestId, call: Handle, error: StreamError) -> Event {
     }
 }
 
-/// Why a call got no answer, other than by the vault's own word. The function reads code and message.
+/// Why a call got no answer, other than by the vault's own word. The function reads code and
+/// message.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct CallError {
     pub(crate) code: &'static str,
@@ -597,7 +598,8 @@ impl CallError {
     /// The stream of a call ended early, or could not be opened.
     pub(crate) fn lost(error: StreamError) -> Self {
         match error {
-            // The function may try again: the supervisor starts the vault again, and the worker gets a new channel.
+            // The function may try again: the supervisor starts the vault again, and the worker
+            // gets a new channel.
             StreamError::Closed => Self {
                 code: "vault_unavailable",
                 message:

@@ -448,7 +448,8 @@ async fn a_vault_that_goes_away_or_talks_nonsense_costs_calls_not_the_worker() {
 }
 
 impl Function {
-    /// Plays a vault or a gateway that was started again: its end of a new channel, and what ends that as a kill would.
+    /// Plays a vault or a gateway that was started again: its end of a new channel, and what ends
+    /// that as a kill would.
     async fn rewire(&self, peer: Peer) -> (OwnedFd, UnixStream) {
         let (ours, theirs) = casemate_channel::pair().unwrap();
         let channel = ToWorker::Channel(peer);
@@ -460,8 +461,8 @@ impl Function {
         (ours, kill)
     }
 
-    /// A request whose function makes a call, which the vault answers. The worker may hear of its new channel after the
-    /// request: until then calls fail.
+    /// A request whose function makes a call, which the vault answers. The worker may hear of its
+    /// new channel after the request: until then calls fail.
     async fn call_through(&mut self) {
         loop {
             let call = self

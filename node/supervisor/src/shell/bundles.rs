@@ -10,8 +10,8 @@ use casemate_trust::id::Digest;
 use ring::aead::{Aad, CHACHA20_POLY1305, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use ring::rand::{SecureRandom as _, SystemRandom};
 
-/// What bundles leave free on their disk, bytes. The vault's records lie on the same one, and a withdrawal, which is a
-/// record, must find room when bundles have taken all that they may.
+/// What bundles leave free on their disk, bytes. The vault's records lie on the same one, and a
+/// withdrawal, which is a record, must find room when bundles have taken all that they may.
 const RESERVED_BYTES: u64 = 64 * 1024 * 1024;
 /// Of a bundle that is being written.
 const TEMPORARY: &str = "new";
@@ -60,7 +60,8 @@ impl Bundles {
         opened
     }
 
-    /// Keeps a bundle whose digest was checked. Nothing of one that could not be written whole stays on the disk.
+    /// Keeps a bundle whose digest was checked. Nothing of one that could not be written whole
+    /// stays on the disk.
     ///
     /// # Errors
     /// The disk failed, or has no room beyond what is reserved for the vault.
@@ -109,7 +110,8 @@ impl Bundles {
             return Ok(());
         }
         let message = format!(
-            "{free} bytes are free, and {needed} are needed: {bytes} for the bundle, the rest is reserved for the vault"
+            "{free} bytes are free, and {needed} are needed: {bytes} for the bundle, the rest is \
+             reserved for the vault"
         );
         Err(std::io::Error::new(ErrorKind::StorageFull, message))
     }

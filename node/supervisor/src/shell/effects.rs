@@ -62,7 +62,8 @@ impl Shell {
                 key,
                 release,
                 concurrency,
-            } => self.rewire(worker, peer, key, release, concurrency)?,
+                wall_time_ms,
+            } => self.rewire(worker, peer, key, release, (concurrency, wall_time_ms))?,
             Effect::Violation { worker, what } => {
                 tracing::error!(
                     worker = worker.0,
@@ -172,15 +173,15 @@ impl Shell {
         Ok(())
     }
 
-    /// Gives a worker a new channel to a program that was started again. A program that cannot be told is not there any more;
-    /// its successor gets channels of its own.
+    /// Gives a worker a new channel to a program that was started again. A program that cannot be
+    /// told is not there any more; its successor gets channels of its own.
     fn rewire(
         &mut self,
         worker: WorkerId,
         peer: Peer,
         key: FunctionKey,
         release: [u8; 32],
-        concurrency: u32,
+        (concurrency, wall_time_ms): (u32, u32),
     ) -> io::Result<()> {
         let (worker_end, far_end) = casemate_channel::pair()?;
         let told = match peer {
@@ -198,6 +199,7 @@ impl Shell {
                     release,
                     worker,
                     concurrency,
+                    wall_time_ms,
                 };
                 self.children.gateway(self.gateway, channel, vec![far_end])
             }

@@ -216,7 +216,11 @@ impl Shell {
                 match bundles.write(&digest, &bytes) {
                     Ok(()) => self.input(Input::BundleHere(digest.0)).await?,
                     Err(error) => {
-                        tracing::error!(%digest, %error, "a bundle cannot be stored; it will be fetched again after a pause");
+                        tracing::error!(
+                            %digest,
+                            %error,
+                            "a bundle cannot be stored; it will be fetched again after a pause"
+                        );
                         self.input(Input::BundleNotStored(digest.0)).await?;
                     }
                 }

@@ -20,8 +20,8 @@ pub(super) enum Place {
     Sought,
 }
 
-/// First pause before a bundle that could not be written is fetched again, and the longest: a disk is full for minutes or
-/// hours, and each fetch takes the bundle's size from the network.
+/// First pause before a bundle that could not be written is fetched again, and the longest: a disk
+/// is full for minutes or hours, and each fetch takes the bundle's size from the network.
 const REFETCH_MIN_MS: Millis = 1000;
 const REFETCH_MAX_MS: Millis = 300_000;
 
@@ -355,7 +355,8 @@ mod tests {
                 |one: &&Effect| matches!(one, Effect::Fetch { bundle, .. } if *bundle == [1; 32]);
             effects.iter().filter(is_fetch).count()
         };
-        // The disk is full for an hour; the control plane sends the bundle whenever it is asked for.
+        // The disk is full for an hour; the control plane sends the bundle whenever it is asked
+        // for.
         let mut fetched = 0;
         state.handle(Input::BundleNotStored([1; 32]), 2);
         assert_eq!(

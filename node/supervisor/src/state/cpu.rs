@@ -1,8 +1,9 @@
 //! The outer wall of a worker's CPU time: the worker's own watch is in reach of whoever has taken the worker over.
 //!
-//! Coarse on purpose: what the watch lets through must never reach it. The wall begins with what loading may use. Each request
-//! that the *gateway* gave the worker adds its limit; what is not used is kept up to a bound, and what is used is taken off.
-//! A worker that has rested for longer than any of its requests may take has nothing of theirs left.
+//! Coarse on purpose: what the watch lets through must never reach it. The wall begins with what
+//! loading may use. Each request that the *gateway* gave the worker adds its limit; what is not
+//! used is kept up to a bound, and what is used is taken off. A worker that has rested for longer
+//! than any of its requests may take has nothing of theirs left.
 
 use casemate_wire::control::Limits;
 
@@ -50,8 +51,8 @@ impl CpuWall {
         self.left_ms = self.left_ms.saturating_add(more_ms).min(self.most_ms);
     }
 
-    /// It has had no request for so long. What its requests left behind, `waitUntil` for example, ends with their wall-clock
-    /// time.
+    /// It has had no request for so long. What its requests left behind, `waitUntil` for example,
+    /// ends with their wall-clock time.
     pub(super) fn rested(&mut self, idle_ms: Millis) {
         if idle_ms > self.wall_time_ms {
             self.left_ms = self.left_ms.min(SPARE_MS);

@@ -14,8 +14,9 @@ use super::{Effect, Millis, SILENCE_MS, STOP_GRACE_MS, Stage, Supervision, Worke
 /// Of what a function said when it could not be loaded, and of its hosts, in the status: a tenant has a thousand functions.
 const MAX_ERROR_CHARS: usize = 400;
 const MAX_DESCRIBED_HOSTS: usize = 8;
-/// Ends of serving workers in a row, each soon after its start, that bring no pause: a caller that finds a costly request
-/// must not be able to stop the function for everybody by sending it a few times.
+/// Ends of serving workers in a row, each soon after its start, that bring no pause: a caller that
+/// finds a costly request must not be able to stop the function for everybody by sending it a few
+/// times.
 const FREE_ENDS: u32 = 3;
 
 /// One function that should run here.
@@ -313,8 +314,9 @@ impl Supervision {
         self.waiting.push_back(key);
     }
 
-    /// Gives spares to those who wait, while gateway and bundle are there. A vault that is being started again keeps nobody
-    /// waiting: the worker gets its channel to the vault when that is up.
+    /// Gives spares to those who wait, while gateway and bundle are there. A vault that is being
+    /// started again keeps nobody waiting: the worker gets its channel to the vault when that is
+    /// up.
     pub(super) fn serve_waiting(&mut self, now_ms: Millis) {
         if !self.gateway.up {
             return;
@@ -351,6 +353,7 @@ impl Supervision {
                 worker.stage = Stage::Loading(key.clone(), plan.release);
                 worker.cpu = Some(CpuWall::new(&plan.limits));
                 worker.concurrency = plan.limits.concurrency;
+                worker.wall_time_ms = plan.limits.wall_time_ms;
                 (worker.since_ms, worker.deadline_ms) = (now_ms, Some(now_ms + SILENCE_MS));
                 // A spare is as large as the largest function; nobody else is to have that much.
                 worker.memory_mib = worker.memory_mib.min(needed_mib(&plan));
@@ -475,7 +478,8 @@ impl Supervision {
         self.failed(key, release, failure, message, now_ms);
     }
 
-    /// Workers that end again and again are started ever more slowly: each start takes processor time from everybody.
+    /// Workers that end again and again are started ever more slowly: each start takes processor
+    /// time from everybody.
     pub(super) fn died_while_serving(
         &mut self,
         key: &FunctionKey,

@@ -11,6 +11,7 @@ mod share;
 #[cfg(test)]
 mod tests;
 mod turns;
+mod workers;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::num::NonZeroU32;
@@ -40,8 +41,8 @@ const WELL_AFTER_MS: Millis = 60_000;
 const STOP_GRACE_MS: u32 = 10_000;
 /// Until a worker that said nothing after being started or loaded is killed.
 const SILENCE_MS: Millis = 30_000;
-/// Workers that start at a time. Each start uses a processor for tens of milliseconds: one tenant's hundred would delay
-/// the one that somebody else's caller waits for.
+/// Workers that start at a time. Each start uses a processor for tens of milliseconds: one tenant's
+/// hundred would delay the one that somebody else's caller waits for.
 const MAX_STARTING: usize = 8;
 /// Processes and threads of a worker.
 pub(crate) const WORKER_PIDS: u32 = 16;
@@ -140,13 +141,15 @@ pub(crate) enum Effect {
         key: FunctionKey,
         plan: Box<FunctionPlan>,
     },
-    /// Give a worker a new channel to a vault or gateway that was started again, for the same function and release.
+    /// Give a worker a new channel to a vault or gateway that was started again, for the same
+    /// function and release.
     Rewire {
         worker: WorkerId,
         peer: Peer,
         key: FunctionKey,
         release: Digest,
         concurrency: u32,
+        wall_time_ms: u32,
     },
     /// End a worker that broke the protocol of its control channel.
     Violation {
@@ -211,6 +214,8 @@ struct Worker {
     was_loaded: bool,
     /// Requests at a time, once it has a function.
     concurrency: u32,
+    /// Wall-clock time of a request, once it has a function.
+    wall_time_ms: u32,
     /// Said by itself before it ended.
     fatal: Option<Failure>,
     /// When it is killed if it is still there.
@@ -315,11 +320,15 @@ impl Supervision {
             Input::NotStarted { child } => self.ended(child, Failure::Unavailable, now_ms),
             Input::Ended { child, failure } => self.ended(child, failure, now_ms),
             Input::Up(which) => {
-                self.program(which).up = true;
+                let was_up = std::mem::replace(&mut self.program(which).up, true);
                 if which == Single::Gateway {
                     self.route_all();
                 }
-                self.rewire_all(which);
+                // A vault that says hello again, with another key of the control plane, keeps its
+                // channels.
+                if !was_up {
+                    self.rewire_all(which);
+                }
             }
             Input::Plan(part) => match self.plans.take(*part) {
                 Ok(Some(plan)) => self.plan(plan, now_ms),
@@ -387,62 +396,6 @@ impl Supervision {
         let child = self.next_child;
         self.next_child += 1;
         child
-    }
-
-    /// A worker says once that its walls are closed: a second time, somebody has taken the worker over.
-    fn ready(&mut self, id: WorkerId, now_ms: Millis) {
-        let Some(worker) = self.workers.get_mut(&id) else {
-            return;
-        };
-        if std::mem::replace(&mut worker.was_ready, true) {
-            return self.violation(id, "`Ready` was sent twice");
-        }
-        if worker.stage == Stage::Starting {
-            (worker.stage, worker.since_ms) = (Stage::Spare, now_ms);
-            worker.deadline_ms = None;
-            self.spare_failures = 0;
-        }
-    }
-
-    /// Ends a worker that sent what no worker of ours sends.
-    fn violation(&mut self, id: WorkerId, what: &'static str) {
-        let worker = self.workers.get_mut(&id);
-        let Some(worker) = worker.filter(|worker| !worker.is_violator) else {
-            return;
-        };
-        worker.is_violator = true;
-        worker.fatal = Some(Failure::WorkerLost);
-        if matches!(worker.stage, Stage::Starting | Stage::Spare) {
-            worker.stage = Stage::Discarded;
-        }
-        self.effects.push(Effect::Violation { worker: id, what });
-    }
-
-    /// Whether the report on a load may come now: once, from a worker that was given a function.
-    fn may_report_load(&mut self, id: WorkerId) -> bool {
-        let Some(worker) = self.workers.get_mut(&id) else {
-            return false;
-        };
-        let was_given = worker.binding().is_some();
-        if was_given && !std::mem::replace(&mut worker.was_loaded, true) {
-            return true;
-        }
-        self.violation(id, "the report on a load was sent twice or without a load");
-        false
-    }
-
-    /// A worker that gets no more requests, and that was not told to finish, only takes a place: it ends.
-    fn unusable(&mut self, id: WorkerId, fault: WorkerFault) {
-        let Some(worker) = self.workers.get_mut(&id) else {
-            return;
-        };
-        if worker.binding().is_none() {
-            return;
-        }
-        if fault == WorkerFault::NotAnswering {
-            worker.fatal.get_or_insert(Failure::ExceededWall);
-        }
-        self.effects.push(Effect::Kill { child: id.0 });
     }
 
     fn wall_of(&mut self, worker: WorkerId) -> Option<&mut CpuWall> {
@@ -527,6 +480,7 @@ impl Supervision {
                     is_violator: false,
                     was_loaded: false,
                     concurrency: 0,
+                    wall_time_ms: 0,
                     fatal: None,
                     deadline_ms,
                     rested_ms: None,
@@ -556,102 +510,6 @@ impl Supervision {
         }
         if let Some(worker) = self.workers.remove(&WorkerId(child)) {
             self.worker_ended(WorkerId(child), worker, failure, now_ms);
-        }
-    }
-
-    /// A vault or gateway that was started again gets a channel to each living worker, bound to the function and release that
-    /// the worker was given. So the end of either costs no worker: calls, or requests, that were under way are lost alone.
-    fn rewire_all(&mut self, which: Single) {
-        let peer = match which {
-            Single::Vault => Peer::Vault,
-            Single::Gateway => Peer::Gateway,
-        };
-        for (id, worker) in &self.workers {
-            // A retired worker takes no request any more; what it still does may call out.
-            let is_of_use = peer == Peer::Vault || worker.release().is_some();
-            if let Some((key, release)) = worker.binding().filter(|_| is_of_use) {
-                self.effects.push(Effect::Rewire {
-                    worker: *id,
-                    peer,
-                    key: key.clone(),
-                    release,
-                    concurrency: worker.concurrency,
-                });
-            }
-        }
-    }
-
-    /// The requests that retired workers still had are lost with the gateway: nobody would report that they have finished.
-    fn stop_retired(&mut self, now_ms: Millis) {
-        let retired: Vec<WorkerId> = self
-            .workers
-            .iter()
-            .filter(|(_, worker)| matches!(worker.stage, Stage::Retired(..)))
-            .map(|(id, _)| *id)
-            .collect();
-        retired.into_iter().for_each(|id| self.stop(id, now_ms));
-    }
-
-    fn worker_ended(&mut self, id: WorkerId, worker: Worker, failure: Failure, now_ms: Millis) {
-        let failure = worker.fatal.unwrap_or(failure);
-        match worker.stage {
-            Stage::Starting => {
-                self.spare_failures += 1;
-                self.spare_again_ms = now_ms + backoff_ms(self.spare_failures);
-            }
-            Stage::Spare | Stage::Discarded => {}
-            Stage::Loading(key, release) => {
-                self.gone(id, failure);
-                self.died_while_loading(&key, release, failure, now_ms);
-            }
-            Stage::Serving(key, release) => {
-                self.gone(id, failure);
-                let lived_ms = now_ms.saturating_sub(worker.since_ms);
-                self.died_while_serving(&key, release, failure, lived_ms, now_ms);
-            }
-            Stage::Retired(..) => self.gone(id, failure),
-        }
-    }
-
-    fn gone(&mut self, worker: WorkerId, failure: Failure) {
-        self.effects
-            .push(Effect::Gateway(ToGateway::Gone { worker, failure }));
-        self.effects.push(Effect::VaultGone { worker });
-    }
-
-    /// Gives a worker nothing new; it is stopped when the gateway says that it has finished, and killed if that takes long.
-    fn retire(&mut self, id: WorkerId, now_ms: Millis) {
-        let Some(worker) = self.workers.get_mut(&id) else {
-            return;
-        };
-        let (Stage::Loading(key, release) | Stage::Serving(key, release)) = &worker.stage else {
-            return;
-        };
-        let wall_ms = self.functions.get(key).map_or(0, |function| {
-            Millis::from(function.plan.limits.wall_time_ms)
-        });
-        worker.stage = Stage::Retired(key.clone(), *release);
-        worker.deadline_ms = Some(now_ms + wall_ms + Millis::from(STOP_GRACE_MS));
-        if self.gateway.up {
-            self.effects
-                .push(Effect::Gateway(ToGateway::Retire { worker: id }));
-        } else {
-            // No gateway has requests in the worker, or could report that they have ended.
-            self.stop(id, now_ms);
-        }
-    }
-
-    fn stop(&mut self, id: WorkerId, now_ms: Millis) {
-        if let Some(worker) = self
-            .workers
-            .get_mut(&id)
-            .filter(|worker| matches!(worker.stage, Stage::Retired(..)))
-        {
-            worker.deadline_ms = Some(now_ms + Millis::from(STOP_GRACE_MS));
-            self.effects.push(Effect::Stop {
-                worker: id,
-                grace_ms: STOP_GRACE_MS / 2,
-            });
         }
     }
 

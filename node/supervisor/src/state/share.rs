@@ -111,8 +111,9 @@ impl Supervision {
             .map(|(id, ..)| *id)
     }
 
-    /// The worker that has been idle for longest, of the function's own tenant or of one that has more workers. So idle
-    /// functions keep nobody waiting until they leave by themselves, and no tenant gets at the worker of one that has fewer.
+    /// The worker that has been idle for longest, of the function's own tenant or of one that has
+    /// more workers. So idle functions keep nobody waiting until they leave by themselves, and no
+    /// tenant gets at the worker of one that has fewer.
     fn idle_to_give_up(
         &self,
         key: &FunctionKey,

@@ -1,8 +1,10 @@
-//! In which order functions that wait are given workers: the tenant that was given the fewest lately comes first.
+//! In which order functions that wait are given workers: the tenant that was given the fewest
+//! lately comes first.
 //!
-//! A start costs the node processor time. It is charged to the tenant whose function made it necessary, and the charge is
-//! halved as time passes. So a tenant whose workers end again and again, or that wakes a hundred functions at once, waits
-//! behind a tenant that needs one worker; alone, it waits for nobody.
+//! A start costs the node processor time. It is charged to the tenant whose function made it
+//! necessary, and the charge is halved as time passes. So a tenant whose workers end again and
+//! again, or that wakes a hundred functions at once, waits behind a tenant that needs one worker;
+//! alone, it waits for nobody.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -13,8 +15,8 @@ use super::Millis;
 /// After this all charges are halved: some cold starts of a minute ago do not matter any more.
 const HALVED_AFTER_MS: Millis = 10_000;
 
-/// Workers that each tenant was given lately. Bounded by the workers that can be started in a few times
-/// [`HALVED_AFTER_MS`]; a tenant without a charge is not in it.
+/// Workers that each tenant was given lately. Bounded by the workers that can be started in a few
+/// times [`HALVED_AFTER_MS`]; a tenant without a charge is not in it.
 #[derive(Debug, Default)]
 pub(super) struct Charges {
     starts: BTreeMap<Digest, u32>,
@@ -42,8 +44,9 @@ impl Charges {
         }
     }
 
-    /// Those who wait in the order in which they are given workers: each time one of the tenant with the lowest charge, with
-    /// what it would have got by then. The functions of a tenant stay in their order.
+    /// Those who wait in the order in which they are given workers: each time one of the tenant
+    /// with the lowest charge, with what it would have got by then. The functions of a tenant stay
+    /// in their order.
     pub(super) fn in_turn(&self, waiting: VecDeque<FunctionKey>) -> VecDeque<FunctionKey> {
         let mut queues = BTreeMap::<Digest, VecDeque<FunctionKey>>::new();
         for key in waiting {

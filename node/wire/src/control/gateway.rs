@@ -180,8 +180,9 @@ pub enum FromGateway {
         /// The worker.
         worker: WorkerId,
     },
-    /// The gateway sends nothing more to this worker, although the worker's process has not been reported as ended. The
-    /// supervisor ends the process: without the gateway nobody could reach it.
+    /// The gateway sends nothing more to this worker, although the worker's process has not been
+    /// reported as ended. The supervisor ends the process: without the gateway nobody could reach
+    /// it.
     Unusable {
         /// The worker.
         worker: WorkerId,

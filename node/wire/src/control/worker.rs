@@ -10,8 +10,9 @@ pub enum ToWorker {
     /// Load this function and serve it. Sent once. Descriptors: the bundle (a sealed memfd holding a tar archive),
     /// the channel to the gateway (the worker accepts streams), the channel to the vault (the worker opens streams).
     Load(Box<Load>),
-    /// The named program was started again; this channel takes the place of the one to its predecessor. Descriptor: the
-    /// channel. Streams that are open on the earlier channel end with it, and nothing else of the worker does.
+    /// The named program was started again; this channel takes the place of the one to its
+    /// predecessor. Descriptor: the channel. Streams that are open on the earlier channel end with
+    /// it, and nothing else of the worker does.
     Channel(Peer),
     /// Finish what is under way within the grace time, take nothing new, then exit 0.
     Stop {

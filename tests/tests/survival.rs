@@ -1,0 +1,113 @@
+//! The vault and the gateway are killed under load: what does not need them goes on.
+
+#![allow(clippy::unwrap_used, reason = "a test that panics says enough")]
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::Duration;
+
+use casemate_tests::caller;
+use casemate_tests::fleet::{Fleet, SOON};
+use casemate_tests::node::Node;
+use rustix::process::{Pid, Signal, kill_process};
+use tokio::task::block_in_place;
+
+const HOST: &str = "calm.apps.demo.test";
+
+/// Says which worker answered; with `/call`, what became of a call that the release does not allow.
+const SOURCE: &str = r#"
+const worker = crypto.randomUUID();
+export default {
+  async fetch(request) {
+    if (new URL(request.url).pathname !== "/call") return new Response(worker);
+    const error = await fetch("https://elsewhere.test/").catch((error) => error);
+    return new Response(`${error.code}`);
+  },
+};"#;
+
+/// Deaths of the vault. The pause before each next start doubles: together some six seconds.
+const DEATHS: u32 = 6;
+/// Callers at a time, who never rest.
+const CALLERS: u32 = 4;
+
+/// Ends the vault or the gateway, and waits until its successor is up: the status then.
+fn kill(node: &Node, program: &str) -> serde_json::Value {
+    let pid_of = |status: &serde_json::Value| status["pids"][program].as_i64();
+    let status = node.wait_for("the program runs", SOON, |status| {
+        pid_of(status).is_some() && status["state"][program]["up"] == true
+    });
+    let before = pid_of(&status.unwrap());
+    let pid = Pid::from_raw(i32::try_from(before.unwrap()).unwrap()).unwrap();
+    kill_process(pid, Signal::KILL).unwrap();
+    node.wait_for("its successor is up", SOON, |status| {
+        pid_of(status).is_some()
+            && pid_of(status) != before
+            && status["state"][program]["up"] == true
+    })
+    .unwrap()
+}
+
+async fn text(fleet: &Fleet, path: &str) -> String {
+    let answer = caller::get(fleet.node.gateway, HOST, path).await.unwrap();
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    answer.text()
+}
+
+/// The answer to a call once the vault has heard of the worker's new channel.
+async fn refused(fleet: &Fleet) -> String {
+    loop {
+        let code = text(fleet, "/call").await;
+        if code != "vault_unavailable" {
+            return code;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_request_that_makes_no_call_fails_while_the_vault_is_killed() {
+    let mut fleet = block_in_place(Fleet::start).unwrap();
+    let project = fleet.small_project("calm", "", SOURCE).unwrap();
+    block_in_place(|| fleet.deploy(&project)).unwrap();
+    let worker = text(&fleet, "/").await;
+    let before = refused(&fleet).await;
+
+    let (over, served) = (
+        Arc::new(AtomicBool::new(false)),
+        Arc::new(AtomicU32::new(0)),
+    );
+    let callers = (0..CALLERS).map(|_| {
+        let (over, served, gateway) = (over.clone(), served.clone(), fleet.node.gateway);
+        tokio::spawn(async move {
+            while !over.load(Ordering::Relaxed) {
+                let answer = caller::get(gateway, HOST, "/").await.unwrap();
+                assert_eq!(answer.status, 200, "{}", answer.text());
+                served.fetch_add(1, Ordering::Relaxed);
+            }
+        })
+    });
+    let callers: Vec<_> = callers.collect();
+    for death in 1..=DEATHS {
+        block_in_place(|| kill(&fleet.node, "vault"));
+        assert_eq!(refused(&fleet).await, before, "after death {death}");
+    }
+    over.store(true, Ordering::Relaxed);
+    for caller in callers {
+        caller.await.unwrap();
+    }
+    let served = served.load(Ordering::Relaxed);
+    println!("{served} requests were served during {DEATHS} deaths of the vault");
+    assert!(served > DEATHS * CALLERS);
+    assert_eq!(text(&fleet, "/").await, worker, "the same worker");
+
+    let status = block_in_place(|| kill(&fleet.node, "gateway"));
+    // The node was started with port 0.
+    let listening = status["listening"][0].as_str().unwrap();
+    fleet.node.gateway = listening.parse().unwrap();
+    assert_eq!(
+        text(&fleet, "/").await,
+        worker,
+        "it outlives the gateway too"
+    );
+    assert_eq!(refused(&fleet).await, before);
+}
