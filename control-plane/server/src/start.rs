@@ -207,6 +207,7 @@ pub async fn serve(config: Config, stop: impl Future<Output = ()>) -> Result<(),
         listener,
         tls::api(&keys.api)?,
         Arc::clone(&plane),
+        config.api_limits,
         stopping.clone(),
     ));
     let removing = tokio::spawn(collect::run(Arc::clone(&plane), stopping.clone()));
