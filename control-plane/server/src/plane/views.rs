@@ -35,10 +35,15 @@ impl Plane {
             StatementId::OnlineKey { version: 0 },
             StatementId::OnlineKey { version: u64::MAX },
         );
+        let revocations = (
+            StatementId::Revocations { version: 0 },
+            StatementId::Revocations { version: u64::MAX },
+        );
         FleetView {
             fleet: held.judge.as_ref().map(Judge::fleet),
             roots: envelopes(&held, first, last),
             online_key: envelopes(&held, online.0, online.1).pop(),
+            revocations: envelopes(&held, revocations.0, revocations.1).pop(),
             quic_address: self.quic_address.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
         }

@@ -146,6 +146,9 @@ impl Shell {
             deadline: Instant::now() + FIRST_WORD,
             shell: self,
         };
+        if talk.tell_revoked().await {
+            return revoked().into();
+        }
         let stopped = match talk.begin() {
             Ok(()) => loop {
                 if let Err(stop) = talk.step().await {
@@ -160,6 +163,10 @@ impl Shell {
         }
         stopped
     }
+}
+
+fn revoked() -> Ending {
+    Ending::new(close::REVOKED, "the node was revoked")
 }
 
 fn evicted() -> Ending {
@@ -212,7 +219,6 @@ impl Talk {
     }
 
     fn become_member(&mut self, member: Member) -> Result<(), Stop> {
-        let revoked = || Ending::new(close::REVOKED, "the node was revoked");
         let visit = self.shell.plane.arrive(&member).ok_or_else(revoked)?;
         self.stage = Stage::Member(member, visit);
         self.deadline = Instant::now() + FIRST_WORD;
@@ -255,6 +261,7 @@ impl Talk {
                 let reason = if code == close::REPLACED {
                     "the node has connected again"
                 } else {
+                    self.tell_revoked().await;
                     "the node was revoked"
                 };
                 Err(Ending::new(code, reason).into())
@@ -326,6 +333,32 @@ impl Talk {
         Ok(())
     }
 
+    /// Hands a revoked node the root's list that names it, so that its vault forgets the pool's keys; whether it is named.
+    async fn tell_revoked(&mut self) -> bool {
+        let Some(list) = self.shell.plane.revocation(&self.key) else {
+            return false;
+        };
+        self.control.revoked(list);
+        self.last_word().await;
+        true
+    }
+
+    /// Writes the rest of the frame that is on its way and the next one, and ends the stream, in bounded time.
+    async fn last_word(&mut self) {
+        let said = async {
+            let rest = &self.pending[self.written..];
+            self.send.write_all(rest).await.ok();
+            self.written = self.pending.len();
+            if self.fill().await.is_ok() {
+                let next = &self.pending[self.written..];
+                self.send.write_all(next).await.ok();
+            }
+            self.send.finish().ok();
+            self.send.stopped().await.ok();
+        };
+        tokio::time::timeout(LAST_WORD, said).await.ok();
+    }
+
     async fn handle_events(&mut self) -> Result<(), Stop> {
         loop {
             let event = match &self.stage {
@@ -360,16 +393,7 @@ impl Talk {
             Joining::Refused(fault) => {
                 let (code, message) = (&fault.body.error.code, &fault.body.error.message);
                 self.control.join_refused(code, message);
-                self.fill().await?;
-                let said = async {
-                    self.send
-                        .write_all(&self.pending[self.written..])
-                        .await
-                        .ok();
-                    self.send.finish().ok();
-                    self.send.stopped().await.ok();
-                };
-                tokio::time::timeout(LAST_WORD, said).await.ok();
+                self.last_word().await;
                 Err(Ending::new(close::JOIN_REFUSED, code.clone()).into())
             }
         }

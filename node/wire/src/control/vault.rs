@@ -31,6 +31,8 @@ pub enum ObjectKind {
     Lease,
     /// DSSE envelope of an `Image`.
     Image,
+    /// DSSE envelope of a `Revocations`.
+    Revocations,
 }
 
 /// From the supervisor to the vault.
@@ -157,6 +159,8 @@ pub struct Have {
     pub grants: Vec<u64>,
     /// Version of the newest image of the node's pool as a number, and the digest of the statement's payload.
     pub image: Option<(u64, Digest)>,
+    /// Version of the newest list of revoked nodes.
+    pub revocations: u64,
 }
 
 /// What the vault holds of a tenant.
