@@ -125,6 +125,27 @@ pub(crate) struct State {
     pub(crate) identity: Identity,
 }
 
+impl State {
+    /// Whether the root has revoked this node.
+    pub(crate) fn is_revoked(&self) -> bool {
+        self.judge
+            .is_revoked(&self.identity.keys.identity().public())
+    }
+
+    /// Why this node must not use credentials, by the root's list of revoked nodes: a stable name and a text.
+    pub(crate) fn is_barred(&self) -> Option<(&'static str, &'static str)> {
+        if self.is_revoked() {
+            let message = "the fleet's root has revoked this node: it uses no credentials any more";
+            return Some(("node_revoked", message));
+        }
+        self.judge.has_lost_revocations().then_some((
+            "revocations_missing",
+            "the root's list of revoked nodes was lost with the vault's records; credentials wait until the control \
+             plane sends it again",
+        ))
+    }
+}
+
 impl Vault {
     pub(crate) fn read(&self) -> RwLockReadGuard<'_, State> {
         self.state.read().unwrap_or_else(PoisonError::into_inner)
@@ -219,6 +240,7 @@ impl Vault {
                 .get(&state.identity.pool)
                 .filter(|_| judge.image(&state.identity.pool).is_some())
                 .map(|seen| (seen.version.as_u64(), seen.statement.0)),
+            revocations: judge.revocations().map_or(0, |list| list.version),
         }
     }
 
@@ -257,7 +279,7 @@ impl Vault {
             .collect();
         serde_json::json!({
             "fleet": state.identity.fleet, "node": state.identity.node, "pool": state.identity.pool,
-            "member": !state.pool_keys.is_empty(), "root": state.judge.root().map(|root| root.version),
+            "member": !state.pool_keys.is_empty(), "revoked": state.is_revoked(), "root": state.judge.root().map(|root| root.version),
             "image": state.judge.image(&state.identity.pool).map(image::describe),
             "lease_left_secs": left_secs, "tenants_held": state.judge.tenants().count(), "tenants": listed,
         })

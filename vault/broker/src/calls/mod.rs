@@ -173,8 +173,8 @@ impl Calls {
 
     /// Closes connections whose credential was withdrawn or whose lease is over, and forgets such credentials.
     pub(crate) fn close_what_is_withdrawn(&self) {
-        let leased = self.vault.lease_holds();
         let state = self.vault.read();
+        let leased = self.vault.lease_holds() && state.is_barred().is_none();
         let pool = &state.identity.pool;
         let holds = |tenant: &TenantId, name: &Identifier, digest: &Digest| {
             let listed = state.judge.tenant(tenant).and_then(|tenant| {

@@ -100,6 +100,9 @@ fn open(
     tenant: &TenantState,
     credential: &Credential,
 ) -> Result<(Digest, SecretValue), Refused> {
+    if let Some((code, message)) = state.is_barred() {
+        return Err(Refused::new(code, message));
+    }
     if !vault.lease_holds() {
         return Err(Refused::new(
             "credential_lease_expired",

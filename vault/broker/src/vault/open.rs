@@ -217,6 +217,7 @@ fn replay(store: &Store, state: &mut State, aside: &mut SetAside) -> Result<(), 
     for kind in [
         Kind::Root,
         Kind::OnlineKey,
+        Kind::Revocations,
         Kind::Pool,
         Kind::Image,
         Kind::Tenant,
@@ -230,6 +231,7 @@ fn replay(store: &Store, state: &mut State, aside: &mut SetAside) -> Result<(), 
             let result = match kind {
                 Kind::Root => judge.accept_root(&envelope, clock),
                 Kind::OnlineKey => judge.accept_online_key(&envelope, clock),
+                Kind::Revocations => judge.accept_revocations(&envelope, clock),
                 Kind::Pool => judge.accept_pool(&envelope, clock),
                 Kind::Image => judge.accept_image(&envelope, clock),
                 Kind::Tenant => judge.accept_tenant(&envelope, clock),
@@ -245,6 +247,10 @@ fn replay(store: &Store, state: &mut State, aside: &mut SetAside) -> Result<(), 
                 tracing::warn!(?kind, name, code, %refusal, "a stored statement no longer stands; the control plane is asked");
             }
         }
+    }
+    if state.is_revoked() {
+        tracing::error!("the root has revoked this node: credentials are not used");
+        return Ok(());
     }
     for (name, bytes) in store.all(Kind::Grant, aside)? {
         let Ok(grant) = Grant::parse(&bytes) else {
@@ -277,6 +283,7 @@ fn refill(aside: &SetAside, judge: &Judge, lost: bool) -> Option<String> {
     // sled takes damage to the end of its log for a write that a kill cut short, and says nothing: the memory knows.
     let holes = (memory.root.is_some() && judge.root().is_none())
         || (memory.online.is_some() && judge.online().is_none())
+        || (memory.revocations.is_some() && judge.revocations().is_none())
         || memory.pools.iter().any(no_pool)
         || memory.images.keys().any(|pool| judge.image(pool).is_none())
         || memory.tenants.iter().any(no_tenant);
