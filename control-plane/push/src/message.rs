@@ -47,8 +47,8 @@ pub const MAX_BATCH_BYTES: usize = 256 * 1024;
 pub const MAX_STATUS_BYTES: usize = 64 * 1024;
 /// Length of a lease nonce, bytes.
 pub const NONCE_BYTES: usize = casemate_trust::lease::NONCE_BYTES;
-/// Largest lease answer, bytes: an envelope with one short payload.
-const MAX_LEASE_BYTES: usize = 4096;
+/// Largest lease answer, bytes.
+const MAX_LEASE_BYTES: usize = MAX_ENVELOPE_BYTES;
 /// Largest object, bytes.
 const MAX_OBJECT_BYTES: usize = casemate_trust::release::MAX_RELEASE_BYTES;
 

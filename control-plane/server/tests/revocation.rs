@@ -114,3 +114,51 @@ async fn a_revoked_key_is_given_no_grant_and_only_the_root_revokes() {
     let path = "/v1/nodes/edge-1/grants";
     operator.post(path, &grants).await.ok();
 }
+
+fn copy(from: &std::path::Path, to: &std::path::Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let to = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            copy(&entry.path(), &to);
+        } else {
+            std::fs::copy(entry.path(), to).unwrap();
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_restored_older_folder_is_no_way_back_for_a_revoked_node() {
+    let mut control = Control::new().await;
+    let fleet = Fleet::new(&control).await;
+    let mut node = member(&control, &fleet, "edge-1", &key(20)).await;
+    let has = node.sync().await.has();
+    control.stop().await;
+    let old = control.folder.path().join("old");
+    copy(&control.state(), &old);
+    control.start().await;
+    let signed = list(&fleet, 1, &key(20));
+    post(&control, &signed).await.ok();
+    control.stop().await;
+    std::fs::remove_dir_all(control.state()).unwrap();
+    copy(&old, &control.state());
+    control.start().await;
+
+    // The older copy has the node among its members, and serves it, until the home hands in what it remembers.
+    let operator = control.operator();
+    operator.get("/v1/nodes/edge-1").await.ok();
+    let mut hello = hello("edge-1", &key(20), fleet.id);
+    hello.has = has;
+    let mut node = Node::connect(&control, &key(20), NodeEnd::member(hello)).await;
+    node.sync().await;
+    let view: FleetView = operator.get("/v1/fleet").await.ok().json();
+    assert_eq!(
+        view.revocations, None,
+        "which tells the home what is lacking"
+    );
+    post(&control, &signed).await.ok();
+    let closed = (signed.to_bytes(), u64::from(close::REVOKED));
+    assert_eq!(told(&mut node).await, closed);
+    operator.get("/v1/nodes/edge-1").await.refused(404);
+}

@@ -106,6 +106,9 @@ pub(crate) async fn serve(
                 if let Some(nonce) = vault.lease_question(false) {
                     tell(&control, &FromVault::LeaseWanted { nonce }).await?;
                 }
+                if let Some(statements) = vault.lacking() {
+                    tell(&control, &FromVault::Behind { statements }).await?;
+                }
             }
         }
     }

@@ -1,6 +1,7 @@
 //! The vault's state: judge, keys, lease and store under one lock, and what changes them.
 
 mod accept;
+mod evidence;
 mod image;
 mod open;
 mod staging;
@@ -20,6 +21,7 @@ use casemate_wire::control::vault::{Have, HaveTenant, Hello, Image, Plan};
 
 use crate::clock;
 use crate::identity::Identity;
+use evidence::Evidence;
 use image::ImageFile;
 use staging::Staging;
 
@@ -114,6 +116,7 @@ pub(crate) struct Vault {
     store: Store,
     boot_id: String,
     image_file: ImageFile,
+    evidence: Evidence,
     /// Why everything must be sent again, from opening.
     pub(crate) refill: Option<String>,
 }
@@ -178,6 +181,11 @@ impl Vault {
             liveness.ask_again();
         }
         liveness.question(clock::boot_ms(), &mut clock::random)
+    }
+
+    /// How many statements that the control plane claims are lacking, when it is time to ask for them.
+    pub(crate) fn lacking(&self) -> Option<u64> {
+        self.evidence.question(&self.read().judge, clock::boot_ms())
     }
 
     /// Signs a TLS handshake with the node's key; the caller has checked that it is one.
@@ -281,7 +289,7 @@ impl Vault {
             "fleet": state.identity.fleet, "node": state.identity.node, "pool": state.identity.pool,
             "member": !state.pool_keys.is_empty(), "revoked": state.is_revoked(), "root": state.judge.root().map(|root| root.version),
             "image": state.judge.image(&state.identity.pool).map(image::describe),
-            "lease_left_secs": left_secs, "tenants_held": state.judge.tenants().count(), "tenants": listed,
+            "claims": self.evidence.describe(&state.judge), "lease_left_secs": left_secs, "tenants_held": state.judge.tenants().count(), "tenants": listed,
         })
     }
 }

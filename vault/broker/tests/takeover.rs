@@ -10,6 +10,7 @@ use casemate_trust::dsse::MAX_ENVELOPE_BYTES;
 use casemate_trust::id::{Digest, FleetId, TenantId};
 use casemate_trust::join::Grant;
 use casemate_trust::key::{SealingKey, SigningKey};
+use casemate_trust::lease::Claims;
 use casemate_trust::revocation::Revocations;
 use casemate_trust::statement::{KeySet, Manifest, OnlineKey, Pool, Root, Statement as _, Tenant};
 use casemate_wire::control::vault::{ObjectKind, ToVault, Verdict};
@@ -476,4 +477,25 @@ async fn a_node_that_learns_of_its_revocation_stops_for_good_whoever_renews_its_
         injected(&mut fleet, &upstream, release).await,
         "node_revoked"
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_lease_claims_is_kept_under_the_online_keys_signature() {
+    let upstream = Upstream::start(KEY).await;
+    let mut fleet = Fleet::start(&upstream).await;
+    let nonce = fleet.join_without_lease().await;
+    fleet.deploy(5).await;
+    // It hides manifest 5, which the vault holds, and another tenant's manifest, which it does not send.
+    let claimed = [(fleet.tenant.id, 4), (TenantId([9; 32]), 1)];
+    let claims = Claims::new(77, 1, claimed.into());
+    let answered = fleet.answer_lease_with(&nonce, 20, claims.clone()).await;
+    assert_eq!(answered, None);
+    let said = fleet.describe().await["claims"].clone();
+    assert_eq!(said["lacking"], 2, "{said}");
+    assert_eq!(said["outdated"], 1, "{said}");
+    // The lie lies there, signed, also after a restart.
+    fleet.kill_and_restart().await;
+    assert_eq!(fleet.describe().await["claims"], said);
+    let kept = fleet.kept_leases();
+    assert_eq!(kept.last().unwrap().claims, claims);
 }

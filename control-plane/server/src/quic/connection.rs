@@ -438,6 +438,7 @@ impl Talk {
                     fleet: member.fleet,
                     node: member.key,
                     nonce: nonce.to_vec(),
+                    claims: plane.claims(&member.name, &member.pool),
                 };
                 self.control
                     .lease_answer(lease.sign(&[&self.shell.keys.liveness]).to_bytes())?;

@@ -113,6 +113,12 @@ pub enum FromVault {
         /// A JSON object.
         json: String,
     },
+    /// For a while now the control plane has claimed newer statements than are held: connect anew, so that it is asked for
+    /// them. Said at most once for each lease.
+    Behind {
+        /// How many are lacking: manifests, and the list of revoked nodes.
+        statements: u64,
+    },
     /// The newest image that was accepted for this node's pool. Said after `Hello` and whenever it becomes another.
     Image(Image),
 }

@@ -17,6 +17,7 @@ use casemate_vault_store::{Kind, StateFile, StoreError, Write};
 use casemate_wire::control::vault::{ObjectKind, Verdict};
 
 use super::Vault;
+use super::evidence::outdated;
 use super::image::IMAGE_RECORD;
 use super::open::StoredLease;
 use super::staging::{NotStaged, Staging};
@@ -295,7 +296,7 @@ impl Vault {
 
     fn lease(&self, bytes: &[u8]) -> Judged {
         let envelope = parse(bytes)?;
-        let stored = {
+        let (stored, claims) = {
             let state = self.read();
             let online = state.judge.online().ok_or_else(|| {
                 No::new(
@@ -308,14 +309,24 @@ impl Vault {
             }
             let node = state.identity.keys.identity().public();
             let mut liveness = self.liveness();
-            liveness
+            let claims = liveness
                 .answer(&envelope, state.identity.fleet, node, online)
                 .map_err(|error| No::new(error.code(), error))?;
-            StoredLease {
+            let outdated = outdated(&state.judge, &claims);
+            if outdated > 0 {
+                tracing::warn!(
+                    outdated,
+                    "the control plane claims as newest what is older than statements that it has sent: it was restored \
+                     from an older copy, or it hides something; the signed claims are kept"
+                );
+            }
+            let stored = StoredLease {
                 boot_id: self.boot_id.clone(),
                 until_ms: liveness.until_ms().unwrap_or(0),
-            }
+            };
+            (stored, claims)
         };
+        self.evidence.keep(envelope, claims, clock::boot_ms());
         let bytes = serde_json::to_vec(&stored).unwrap_or_default();
         self.store
             .write(StateFile::Lease, &bytes, &mut clock::random)?;

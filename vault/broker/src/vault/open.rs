@@ -17,6 +17,7 @@ use casemate_vault_store::{Kind, SetAside, StateFile, Store, StoreError};
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
+use super::evidence::Evidence;
 use super::image::ImageFile;
 use super::{State, Vault, VaultError};
 use crate::clock;
@@ -56,6 +57,7 @@ impl Vault {
         if let Some(image) = state.judge.image(&state.identity.pool) {
             image_file.write(image)?;
         }
+        let evidence = Evidence::in_folder(&config.state, clock::boot_ms());
         let refill = refill(&aside, &state.judge, lost);
         let boot_id = clock::boot_id();
         let liveness = Liveness::new(config.lease_ms, lease(&store, &boot_id)?);
@@ -68,6 +70,7 @@ impl Vault {
             store,
             boot_id,
             image_file,
+            evidence,
             refill,
         })
     }
