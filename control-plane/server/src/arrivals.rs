@@ -1,8 +1,9 @@
-//! Connections that have not yet proven who they are. Their number is bounded, and a full table is no lock: a new
-//! connection takes the slot of an old one, so that silence is never a way to keep somebody else out.
+//! Connections that have not yet proven who they are. Their number is bounded, and a full table is
+//! no lock: a new connection takes the slot of an old one, so that silence is never a way to keep
+//! somebody else out.
 //!
-//! A connection leaves the table when it proves itself (a valid token, a known node key) and then counts against
-//! [`Places`](crate::places::Places) of its own kind, which no stranger can fill.
+//! A connection leaves the table when it proves itself (a valid token, a known node key) and then
+//! counts against [`Places`](crate::places::Places) of its own kind, which no stranger can fill.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -13,14 +14,16 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-/// Age that protects a connection from newer ones of a network that holds as many: a handshake and a first request over a
-/// slow path. Without it, ten thousand nodes that come back at once would evict each other in the middle of a handshake.
+/// Age that protects a connection from newer ones of a network that holds as many: a handshake and
+/// a first request over a slow path. Without it, ten thousand nodes that come back at once would
+/// evict each other in the middle of a handshake.
 const MIN_AGE: Duration = Duration::from_secs(2);
 /// Between two log messages about evicted and refused connections.
 const LOG_INTERVAL: Duration = Duration::from_secs(10);
 
-/// Table of the connections of one listener that have proven nothing. Shared by the listener, which calls [`Self::arrive`],
-/// and by the [`Arrival`] of each connection, which frees its slot when dropped.
+/// Table of the connections of one listener that have proven nothing. Shared by the listener, which
+/// calls [`Self::arrive`], and by the [`Arrival`] of each connection, which frees its slot when
+/// dropped.
 #[derive(Debug)]
 pub(crate) struct Arrivals {
     table: Mutex<Table>,
@@ -35,7 +38,8 @@ struct Table {
     next: u64,
     /// By number, so the first is the oldest.
     waiting: BTreeMap<u64, Waiting>,
-    /// Numbers by network, ascending. Invariant: holds exactly the numbers of `waiting`, and no empty entry.
+    /// Numbers by network, ascending. Invariant: holds exactly the numbers of `waiting`, and no
+    /// empty entry.
     by_network: HashMap<IpAddr, BTreeSet<u64>>,
     turned_away: TurnedAway,
 }
@@ -73,8 +77,9 @@ impl Arrivals {
         })
     }
 
-    /// Gives a new connection a slot. When the table or the share of its network is full, the oldest connection of the
-    /// network that holds most is evicted. `None`: that connection is too young to be evicted for this one.
+    /// Gives a new connection a slot. When the table or the share of its network is full, the
+    /// oldest connection of the network that holds most is evicted. `None`: that connection is too
+    /// young to be evicted for this one.
     pub(crate) fn arrive(self: &Arc<Self>, network: IpAddr) -> Option<Arrival> {
         let (now, table) = (Instant::now(), &mut *self.lock());
         let own = table.by_network.get(&network).map_or(0, BTreeSet::len);
@@ -112,15 +117,17 @@ impl Arrivals {
 }
 
 impl Table {
-    /// The network that holds most slots, and how many; of several, the one with the oldest connection.
+    /// The network that holds most slots, and how many; of several, the one with the oldest
+    /// connection.
     fn largest(&self) -> Option<(IpAddr, usize)> {
         let held = self.by_network.iter();
         held.max_by_key(|(_, numbers)| (numbers.len(), Reverse(numbers.first().copied())))
             .map(|(network, numbers)| (*network, numbers.len()))
     }
 
-    /// Evicts the oldest connection of `victim`, which holds `held` slots, for a connection of a network that holds `own`.
-    /// A network with more slots than the newcomer's will have yields at once; otherwise age decides.
+    /// Evicts the oldest connection of `victim`, which holds `held` slots, for a connection of a
+    /// network that holds `own`. A network with more slots than the newcomer's will have yields at
+    /// once; otherwise age decides.
     fn evict_from(&mut self, victim: IpAddr, held: usize, own: usize, now: Instant) -> bool {
         let oldest = self
             .by_network

@@ -10,14 +10,14 @@ use crate::key::PublicKey;
 use crate::name::Name;
 use crate::statement::{Statement, version_flaw};
 
-/// Most revoked nodes of a fleet: as many as a fleet has members. With all of them and every pool the list takes 800 KB in its
-/// envelope, which is less than the largest.
+/// Most revoked nodes of a fleet: as many as a fleet has members. With all of them and every pool
+/// the list takes 800 KB in its envelope, which is less than the largest.
 pub const MAX_REVOKED_NODES: usize = 10_000;
 /// Most pools in the list.
 pub const MAX_EXPOSED_POOLS: usize = crate::judge::MAX_POOLS_HELD;
 
-/// The nodes that are no longer members, and what they know. Signed by the root. Only the newest version counts. It does not
-/// expire: the end of a withdrawal would undo it.
+/// The nodes that are no longer members, and what they know. Signed by the root. Only the newest
+/// version counts. It does not expire: the end of a withdrawal would undo it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Revocations {
@@ -27,8 +27,8 @@ pub struct Revocations {
     pub version: u64,
     /// Keys of the revoked nodes, ascending. A node that joins again makes a new key.
     pub nodes: Vec<PublicKey>,
-    /// For each pool the newest epoch whose key a revoked node was given. Nothing is sealed to this epoch or an older one
-    /// any more.
+    /// For each pool the newest epoch whose key a revoked node was given. Nothing is sealed to this
+    /// epoch or an older one any more.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub exposed: BTreeMap<Name, u64>,
     /// When it was signed.

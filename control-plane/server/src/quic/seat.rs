@@ -1,5 +1,6 @@
-//! What a node's connection counts against, from the end of its handshake until it has said hello. Then it takes the place
-//! of the node's connection before, and there are as many as there are nodes.
+//! What a node's connection counts against, from the end of its handshake until it has said hello.
+//! Then it takes the place of the node's connection before, and there are as many as there are
+//! nodes.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -43,8 +44,8 @@ impl Seats {
 }
 
 impl Seat {
-    /// The stranger has shown a join request that a registered token signed. Beyond the slots for such connections it
-    /// stays among the strangers.
+    /// The stranger has shown a join request that a registered token signed. Beyond the slots for
+    /// such connections it stays among the strangers.
     pub(super) fn prove(&mut self, key: PublicKey, seats: &Seats) {
         if let Self::Stranger(_) = self
             && let Some(place) = seats.joining.take(key)

@@ -1,5 +1,6 @@
-//! What the control plane has claimed with its leases. The newest leases lie in a file as they were signed: whoever knows of
-//! a newer manifest than they name can show with them that the holder of the online key has lied.
+//! What the control plane has claimed with its leases. The newest leases lie in a file as they were
+//! signed: whoever knows of a newer manifest than they name can show with them that the holder of
+//! the online key has lied.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -41,7 +42,8 @@ struct State {
 }
 
 impl Evidence {
-    /// From the vault's folder. A file that cannot be read is begun anew: it proves something to people and decides nothing.
+    /// From the vault's folder. A file that cannot be read is begun anew: it proves something to
+    /// people and decides nothing.
     pub(super) fn in_folder(folder: &Path, now_ms: u64) -> Self {
         let path = folder.join(FILE);
         let is_small = fs::metadata(&path).is_ok_and(|found| found.len() <= MAX_BYTES);
@@ -94,7 +96,8 @@ impl Evidence {
         fs::rename(&temporary, &self.path)
     }
 
-    /// How many claimed statements are lacking, when it is time to ask for them: once for each lease.
+    /// How many claimed statements are lacking, when it is time to ask for them: once for each
+    /// lease.
     pub(super) fn question(&self, judge: &Judge, now_ms: u64) -> Option<u64> {
         let mut state = self.state();
         if state.was_asked || now_ms.saturating_sub(state.accepted_ms) < GRACE_MS {
@@ -108,7 +111,8 @@ impl Evidence {
         (lacking > 0).then_some(lacking)
     }
 
-    /// For the status page: what was claimed, and how much of it is not held or is older than what is held.
+    /// For the status page: what was claimed, and how much of it is not held or is older than what
+    /// is held.
     pub(super) fn describe(&self, judge: &Judge) -> serde_json::Value {
         let state = self.state();
         let Some(claims) = &state.claims else {

@@ -19,7 +19,8 @@ impl Judge {
         self.revocations().is_some_and(|list| list.names(node))
     }
 
-    /// Whether a list was accepted before and is not held any more, so that nobody knows whom it names.
+    /// Whether a list was accepted before and is not held any more, so that nobody knows whom it
+    /// names.
     pub fn has_lost_revocations(&self) -> bool {
         self.memory.revocations.is_some() && self.revocations.is_none()
     }
