@@ -110,7 +110,7 @@ mod tests {
     fn the_largest_list_fits_an_envelope() {
         let mut list = empty();
         list.nodes = (0..MAX_REVOKED_NODES as u64).map(key).collect();
-        let pool = |number| format!("{number:0>width$}", width = MAX_NAME_BYTES);
+        let pool = |number| format!("{number:0>MAX_NAME_BYTES$}");
         list.exposed = (0..MAX_EXPOSED_POOLS)
             .map(|number| (pool(number).parse().unwrap(), u64::MAX))
             .collect();
