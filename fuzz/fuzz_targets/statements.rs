@@ -23,6 +23,7 @@ fuzz_target!(|bytes: &[u8]| {
     assert!(judge.accept_online_key(&envelope, 1).is_err());
     assert!(judge.accept_pool(&envelope, 1).is_err());
     assert!(judge.accept_image(&envelope, 1).is_err());
+    assert!(judge.accept_revocations(&envelope, 1).is_err());
     assert!(judge.accept_tenant(&envelope, 1).is_err());
     assert!(judge.accept_manifest(&envelope, 1, &|_| None).is_err());
     assert_eq!(*judge.memory(), before, "a refusal changes nothing");

@@ -21,6 +21,10 @@ pub struct FleetView {
     /// The newest online key.
     #[schema(value_type = Option<Object>)]
     pub online_key: Option<Envelope>,
+    /// The newest list of revoked nodes.
+    #[serde(default)]
+    #[schema(value_type = Option<Object>)]
+    pub revocations: Option<Envelope>,
     /// `host:port` of the QUIC socket, as nodes reach it.
     pub quic_address: String,
     /// Version of the server's software.

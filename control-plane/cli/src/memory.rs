@@ -7,6 +7,7 @@ use casemate_trust::dsse::Envelope;
 use casemate_trust::id::{Digest, FleetId, TenantId};
 use casemate_trust::image::Image;
 use casemate_trust::judge::{Accepted, Judge, Memory, Refusal};
+use casemate_trust::revocation::Revocations;
 use casemate_trust::statement::{Manifest, OnlineKey, Pool, Root, Statement, Tenant};
 use serde::{Deserialize, Serialize};
 
@@ -30,6 +31,8 @@ struct Stored {
 struct Held {
     roots: Vec<Envelope>,
     online: Option<Envelope>,
+    #[serde(default)]
+    revocations: Option<Envelope>,
     pools: Vec<Envelope>,
     tenants: BTreeMap<TenantId, Envelope>,
     manifests: BTreeMap<TenantId, Envelope>,
@@ -76,6 +79,11 @@ impl Known {
             && judge.accept_online_key(&online, now).is_ok()
         {
             held.online = Some(online);
+        }
+        if let Some(list) = stored.held.revocations
+            && judge.accept_revocations(&list, now).is_ok()
+        {
+            held.revocations = Some(list);
         }
         for pool in stored.held.pools {
             if judge.accept_pool(&pool, now).is_ok() {
@@ -127,10 +135,11 @@ impl Known {
         self.judge.fleet()
     }
 
-    /// The statements that everybody in the fleet needs: roots, online key, pools.
+    /// The statements that everybody in the fleet needs: roots, online key, revoked nodes, pools.
     pub fn fleet_statements(&self) -> impl Iterator<Item = &Envelope> {
         let held = &self.held;
-        held.roots.iter().chain(&held.online).chain(&held.pools)
+        let single = held.online.iter().chain(&held.revocations);
+        held.roots.iter().chain(single).chain(&held.pools)
     }
 
     /// The newest statement of every tenant that was seen.
@@ -158,6 +167,7 @@ impl Known {
         let accepted = match kind {
             Root::TYPE => judge.accept_root(envelope, now),
             OnlineKey::TYPE => judge.accept_online_key(envelope, now),
+            Revocations::TYPE => judge.accept_revocations(envelope, now),
             Pool::TYPE => judge.accept_pool(envelope, now),
             Tenant::TYPE => judge.accept_tenant(envelope, now),
             Image::TYPE => judge.accept_image(envelope, now),
@@ -170,6 +180,7 @@ impl Known {
         match kind {
             Root::TYPE => self.held.roots.push(envelope.clone()),
             OnlineKey::TYPE => self.held.online = Some(envelope.clone()),
+            Revocations::TYPE => self.held.revocations = Some(envelope.clone()),
             Pool::TYPE => self.held.pools.push(envelope.clone()),
             // What is remembered of it is all that is needed of it here.
             Image::TYPE => {}
@@ -282,6 +293,7 @@ fn kind_name(kind: &str) -> &'static str {
     match kind {
         Root::TYPE => "root",
         OnlineKey::TYPE => "online key",
+        Revocations::TYPE => "list of revoked nodes",
         Pool::TYPE => "pool",
         Tenant::TYPE => "tenant",
         Image::TYPE => "image",
@@ -294,6 +306,7 @@ pub fn refused(what: &str, refusal: Refusal) -> Error {
     let next = match &refusal {
         Refusal::RootVersionLower(..)
         | Refusal::OnlineVersionLower(..)
+        | Refusal::RevocationsVersionLower(..)
         | Refusal::TenantVersionLower(..)
         | Refusal::ManifestVersionLower(..) => {
             "the control plane shows something older than this home has seen: it was restored from an old backup, or \
@@ -302,6 +315,7 @@ pub fn refused(what: &str, refusal: Refusal) -> Error {
         Refusal::RootEqualOther
         | Refusal::OnlineEqualOther
         | Refusal::PoolEqualOther
+        | Refusal::RevocationsEqualOther
         | Refusal::TenantEqualOther
         | Refusal::ManifestEqualOther => {
             "two different statements of one version were signed: somebody else holds a key, or another home signed at the \

@@ -261,13 +261,22 @@ impl<'a> Session<'a> {
             .await
     }
 
-    /// Hand in everything of the fleet that the control plane lacks; how many that were.
+    /// Hand in everything of the fleet and its tenants that the control plane lacks; how many statements that were.
     ///
     /// # Errors
     /// The control plane refuses.
     pub async fn publish_all(&mut self) -> Result<usize, Error> {
+        Ok(self.publish_fleet().await? + self.publish_tenants().await?)
+    }
+
+    /// Hand in the root, online key, revoked nodes and pools that the control plane lacks; how many that were.
+    ///
+    /// # Errors
+    /// The control plane refuses.
+    pub async fn publish_fleet(&mut self) -> Result<usize, Error> {
         let mut there: Vec<Envelope> = self.view.roots.clone();
         there.extend(self.view.online_key.clone());
+        there.extend(self.view.revocations.clone());
         if self.view.fleet.is_some() {
             let pools: PoolList = self.api.get("/v1/pools").await?;
             there.extend(pools.pools.into_iter().flat_map(|pool| pool.statements));
@@ -282,7 +291,7 @@ impl<'a> Session<'a> {
         for envelope in &missing {
             self.post(envelope).await?;
         }
-        Ok(missing.len() + self.publish_tenants().await?)
+        Ok(missing.len())
     }
 
     /// Hand in tenants of which the control plane has lost something.
@@ -457,6 +466,9 @@ fn judge_view(known: &mut Known, view: &FleetView) -> Result<(), Error> {
     known.accept_history(&view.roots, now())?;
     if let Some(online) = &view.online_key {
         known.accept(online, now())?;
+    }
+    if let Some(list) = &view.revocations {
+        known.accept(list, now())?;
     }
     Ok(())
 }

@@ -310,6 +310,12 @@ impl ControlEnd {
         self.answer(ToNode::Unavailable { digest: *digest })
     }
 
+    /// The root has revoked the node: its list is the next message, before anything else that waits, and the last one that
+    /// the shell has to write before it closes the connection.
+    pub fn revoked(&mut self, list: Vec<u8>) {
+        self.answers.push_front(ToNode::Revoked { list });
+    }
+
     /// The last message before the connection is closed.
     pub fn refuse(&mut self, code: &str, message: &str) {
         let (code, message) = (code.to_owned(), shorten(message.to_owned(), MAX_TEXT_BYTES));
@@ -426,6 +432,7 @@ impl ControlEnd {
         let is_wanted = match &id {
             StatementId::Root { version } => raise(&mut self.has.root, *version),
             StatementId::OnlineKey { version } => raise(&mut self.has.online, *version),
+            StatementId::Revocations { version } => raise(&mut self.has.revocations, *version),
             StatementId::Pool { name, epoch } => {
                 *name == member.pool && self.has.epochs.insert(*epoch)
             }

@@ -47,8 +47,8 @@ pub const MAX_BATCH_BYTES: usize = 256 * 1024;
 pub const MAX_STATUS_BYTES: usize = 64 * 1024;
 /// Length of a lease nonce, bytes.
 pub const NONCE_BYTES: usize = casemate_trust::lease::NONCE_BYTES;
-/// Largest lease answer, bytes: an envelope with one short payload.
-const MAX_LEASE_BYTES: usize = 4096;
+/// Largest lease answer, bytes.
+const MAX_LEASE_BYTES: usize = MAX_ENVELOPE_BYTES;
 /// Largest object, bytes.
 const MAX_OBJECT_BYTES: usize = casemate_trust::release::MAX_RELEASE_BYTES;
 
@@ -125,6 +125,11 @@ pub enum StatementId {
         /// Digest of the statement's payload.
         statement: Digest,
     },
+    /// `Revocations`: for every node, whatever its pool.
+    Revocations {
+        /// Version.
+        version: u64,
+    },
 }
 
 impl StatementId {
@@ -143,7 +148,8 @@ impl StatementId {
             | Self::OnlineKey { version }
             | Self::Tenant { version, .. }
             | Self::Manifest { version, .. }
-            | Self::Image { version, .. } => *version,
+            | Self::Image { version, .. }
+            | Self::Revocations { version } => *version,
             Self::Pool { epoch, .. } | Self::Grant { epoch, .. } => *epoch,
         }
     }
@@ -153,7 +159,8 @@ impl StatementId {
         match (self, other) {
             (Self::Root { .. }, Self::Root { .. })
             | (Self::OnlineKey { .. }, Self::OnlineKey { .. })
-            | (Self::Image { .. }, Self::Image { .. }) => true,
+            | (Self::Image { .. }, Self::Image { .. })
+            | (Self::Revocations { .. }, Self::Revocations { .. }) => true,
             (Self::Pool { name: one, .. }, Self::Pool { name: two, .. }) => one == two,
             (Self::Grant { pool: one, .. }, Self::Grant { pool: two, .. }) => one == two,
             (Self::Tenant { tenant: one, .. }, Self::Tenant { tenant: two, .. })
@@ -175,6 +182,7 @@ impl fmt::Display for StatementId {
             Self::Manifest { tenant, version } => {
                 write!(to, "manifest {version} of tenant {tenant}")
             }
+            Self::Revocations { version } => write!(to, "list {version} of revoked nodes"),
             Self::Grant { pool, epoch } => write!(to, "grant of pool {pool} epoch {epoch}"),
             Self::Image { version, statement } => match ImageVersion::from_u64(*version) {
                 Some(version) => write!(to, "image {version}, statement {statement}"),
@@ -210,6 +218,8 @@ pub struct Has {
     pub more_tenants: bool,
     /// Version of its newest image as a number, and the digest of the statement's payload.
     pub image: Option<(u64, Digest)>,
+    /// Version of the newest list of revoked nodes; 0 for none.
+    pub revocations: u64,
 }
 
 /// What a node has of a tenant.
@@ -425,6 +435,12 @@ pub enum ToNode {
         /// Envelope.
         answer: Vec<u8>,
     },
+    /// The root has revoked this node: the list that names it, for its vault. The connection will be closed. May come at
+    /// any time, also instead of the answer to `Hello`.
+    Revoked {
+        /// Envelope.
+        list: Vec<u8>,
+    },
     /// The connection will be closed.
     Refused {
         /// Stable name.
@@ -496,6 +512,7 @@ impl Bounded for ToNode {
     fn flaw(&self) -> Option<&'static str> {
         match self {
             Self::Statement { bytes, .. } => over(bytes.len() > MAX_ENVELOPE_BYTES, "statement"),
+            Self::Revoked { list } => over(list.len() > MAX_ENVELOPE_BYTES, "statement"),
             Self::Object { bytes, .. } => over(bytes.len() > MAX_OBJECT_BYTES, "object"),
             Self::Lease { answer } => over(answer.len() > MAX_LEASE_BYTES, "lease answer"),
             Self::JoinRefused { code, message } | Self::Refused { code, message } => {

@@ -81,6 +81,11 @@ pub enum NodeEvent {
         /// Envelope.
         answer: Vec<u8>,
     },
+    /// The root has revoked this node. The list is for the vault to judge; the connection will be closed.
+    Revoked {
+        /// Envelope.
+        list: Vec<u8>,
+    },
     /// The control plane will close the connection.
     Refused {
         /// Stable name.
@@ -209,6 +214,7 @@ impl NodeEnd {
     fn handle(&mut self, message: ToNode) -> Result<Option<NodeEvent>, Violation> {
         let event = match (self.state, message) {
             (_, ToNode::Refused { code, message }) => NodeEvent::Refused { code, message },
+            (_, ToNode::Revoked { list }) => NodeEvent::Revoked { list },
             (State::Joining, ToNode::JoinPending) => NodeEvent::JoinPending,
             (State::Joining, ToNode::JoinRefused { code, message }) => {
                 NodeEvent::JoinRefused { code, message }

@@ -70,7 +70,9 @@ impl World {
         self.revision += 1;
         if matches!(
             id,
-            StatementId::OnlineKey { .. } | StatementId::Manifest { .. }
+            StatementId::OnlineKey { .. }
+                | StatementId::Manifest { .. }
+                | StatementId::Revocations { .. }
         ) {
             self.statements.retain(|_, held| !held.is_same_thing(&id));
             self.bytes.retain(|held, _| !held.is_same_thing(&id));
@@ -82,7 +84,8 @@ impl World {
     /// Something new, of any kind.
     fn publish(&mut self, dice: &mut Dice) {
         let tenant = tenant(dice.roll(TENANTS));
-        match dice.roll(11) {
+        match dice.roll(12) {
+            11 => self.put_next(|version| StatementId::Revocations { version }),
             10 => self.publish_image(dice),
             0 => self.put_next(|version| StatementId::Root { version }),
             1 => self.put_next(|version| StatementId::OnlineKey { version }),
@@ -233,6 +236,9 @@ impl Vault {
         match id {
             StatementId::Root { version } => raise(&mut self.has.root, *version, false),
             StatementId::OnlineKey { version } => raise(&mut self.has.online, *version, true),
+            StatementId::Revocations { version } => {
+                raise(&mut self.has.revocations, *version, true)
+            }
             StatementId::Pool { name, epoch } => {
                 assert_eq!(name.as_str(), "main", "another pool's statement was sent");
                 self.has.epochs.insert(*epoch).then_some(()).ok_or("again")
@@ -444,6 +450,7 @@ fn assert_caught_up(world: &World, vault: &Vault, seed: u64) {
         let has = match id {
             StatementId::Root { version } => vault.has.root >= *version,
             StatementId::OnlineKey { version } => vault.has.online >= *version,
+            StatementId::Revocations { version } => vault.has.revocations >= *version,
             StatementId::Pool { name, epoch } => {
                 name.as_str() == "other" || vault.has.epochs.contains(epoch)
             }

@@ -17,7 +17,35 @@ const TENANT_STORAGE_MIB: u64 = 1024;
 const MAX_TENANT_STORAGE_MIB: u64 = 1024 * 1024;
 /// Largest file, bytes: six settings and many comments.
 const MAX_FILE_BYTES: usize = 64 * 1024;
-const KEYS: &str = "expected `state`, `api`, `quic`, `public_quic`, `tenant_storage_mib` or `log`";
+const KEYS: &str = "expected `state`, `api`, `quic`, `public_quic`, `log`, `tenant_storage_mib`, `api_connections`, \
+     `api_connections_without_token`, `api_connections_from_address` or `api_connections_of_token`";
+/// Most connections of the API that can be set: each costs a descriptor and up to a few hundred KiB of buffers.
+const MAX_API_CONNECTIONS: usize = 65_536;
+
+/// How many connections of the API there may be at a time. Connections that have shown a valid token have slots of their
+/// own, `all` less `without_token`; those that have not share `without_token`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ApiLimits {
+    /// Connections in all.
+    pub all: usize,
+    /// Of them without a valid token; a new one evicts the oldest.
+    pub without_token: usize,
+    /// Of those without a token from one address, or from one IPv6 network of 64 bits.
+    pub from_address: usize,
+    /// Of those with a token, with the same one.
+    pub of_token: usize,
+}
+
+impl Default for ApiLimits {
+    fn default() -> Self {
+        Self {
+            all: 512,
+            without_token: 256,
+            from_address: 128,
+            of_token: 32,
+        }
+    }
+}
 
 /// What `casemate-control serve` needs to know.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,6 +60,8 @@ pub struct Config {
     pub public_quic: Option<String>,
     /// What is stored for one tenant at most, MiB: bundles, releases and sealed secrets.
     pub tenant_storage_mib: u64,
+    /// Connections of the API.
+    pub api_limits: ApiLimits,
     /// Log filter; `CASEMATE_LOG` goes before it.
     pub log: Option<String>,
 }
@@ -71,32 +101,24 @@ impl Config {
             .map(|error| (at(error), error.message().to_owned()))
             .collect();
         let mut found: BTreeMap<String, (usize, String)> = BTreeMap::new();
-        let mut tenant_storage_mib = TENANT_STORAGE_MIB;
+        let mut numbers = Numbers::default();
         for (key, value) in table.get_ref() {
-            let number = line(key.span().start);
-            match (key.get_ref().as_ref(), value.get_ref()) {
-                (
-                    name @ ("state" | "api" | "quic" | "public_quic" | "log"),
-                    DeValue::String(value),
-                ) => {
+            let (number, name) = (line(key.span().start), key.get_ref().as_ref());
+            match (name, value.get_ref()) {
+                ("state" | "api" | "quic" | "public_quic" | "log", DeValue::String(value)) => {
                     found.insert(name.to_owned(), (number, value.to_string()));
                 }
                 ("state" | "api" | "quic" | "public_quic" | "log", _) => {
-                    mistakes.push((
-                        number,
-                        format!("`{}`: expected a text in quotes", key.get_ref()),
-                    ));
+                    mistakes.push((number, format!("`{name}`: expected a text in quotes")));
                 }
-                ("tenant_storage_mib", value) => match storage_mib(value) {
-                    Some(mib) => tenant_storage_mib = mib,
-                    None => mistakes.push((
-                        number,
-                        format!("`tenant_storage_mib`: expected a number from 1 to {MAX_TENANT_STORAGE_MIB}"),
-                    )),
+                (name, value) => match numbers.set(name, value, number) {
+                    Some(Ok(())) => {}
+                    Some(Err(mistake)) => mistakes.push((number, mistake)),
+                    None => mistakes.push((number, format!("unknown key `{name}`: {KEYS}"))),
                 },
-                (other, _) => mistakes.push((number, format!("unknown key `{other}`: {KEYS}"))),
             }
         }
+        mistakes.extend(numbers.contradictions());
         let named = |name: &str| {
             table
                 .get_ref()
@@ -141,7 +163,8 @@ impl Config {
                 api,
                 quic,
                 public_quic: found.remove("public_quic").map(|(_, address)| address),
-                tenant_storage_mib,
+                tenant_storage_mib: numbers.tenant_storage_mib,
+                api_limits: numbers.api_limits,
                 log: found.remove("log").map(|(_, filter)| filter),
             }),
             _ => Err(mistakes
@@ -152,12 +175,103 @@ impl Config {
     }
 }
 
-fn storage_mib(value: &DeValue<'_>) -> Option<u64> {
+/// The settings that are numbers, and the lines of those that the file sets.
+struct Numbers {
+    tenant_storage_mib: u64,
+    api_limits: ApiLimits,
+    lines: BTreeMap<String, usize>,
+}
+
+impl Default for Numbers {
+    fn default() -> Self {
+        Self {
+            tenant_storage_mib: TENANT_STORAGE_MIB,
+            api_limits: ApiLimits::default(),
+            lines: BTreeMap::new(),
+        }
+    }
+}
+
+impl Numbers {
+    /// Takes a setting; the mistake in its value, or `None` if no such setting exists.
+    fn set(&mut self, name: &str, value: &DeValue<'_>, line: usize) -> Option<Result<(), String>> {
+        let most = match name {
+            "tenant_storage_mib" => MAX_TENANT_STORAGE_MIB,
+            _ => MAX_API_CONNECTIONS as u64,
+        };
+        let limits = &mut self.api_limits;
+        let slot = match name {
+            "tenant_storage_mib" => None,
+            "api_connections" => Some(&mut limits.all),
+            "api_connections_without_token" => Some(&mut limits.without_token),
+            "api_connections_from_address" => Some(&mut limits.from_address),
+            "api_connections_of_token" => Some(&mut limits.of_token),
+            _ => return None,
+        };
+        let Some(parsed) = parse_number(value).filter(|number| (1..=most).contains(number)) else {
+            return Some(Err(format!("`{name}`: expected a number from 1 to {most}")));
+        };
+        match (slot, usize::try_from(parsed)) {
+            (Some(slot), Ok(parsed)) => *slot = parsed,
+            _ => self.tenant_storage_mib = parsed,
+        }
+        self.lines.insert(name.to_owned(), line);
+        Some(Ok(()))
+    }
+
+    /// Limits that leave nothing for somebody, each with the line of the setting that is too large.
+    fn contradictions(&self) -> Vec<(usize, String)> {
+        let ApiLimits {
+            all,
+            without_token,
+            from_address,
+            of_token,
+        } = self.api_limits;
+        let with_token = all.saturating_sub(without_token);
+        // Two: one for operators, one for everybody else.
+        let checks = [
+            (
+                with_token >= 2,
+                ["api_connections_without_token", "api_connections"],
+                format!(
+                    "expected `api_connections_without_token` to be at most {}, which is \
+                     `api_connections` less 2, so that slots for connections with a token remain; got {without_token}",
+                    all.saturating_sub(2)
+                ),
+            ),
+            (
+                from_address <= without_token,
+                [
+                    "api_connections_from_address",
+                    "api_connections_without_token",
+                ],
+                format!(
+                    "expected `api_connections_from_address` to be at most \
+                     `api_connections_without_token`, which is {without_token}; got {from_address}"
+                ),
+            ),
+            (
+                with_token < 2 || of_token <= with_token,
+                ["api_connections_of_token", "api_connections"],
+                format!(
+                    "expected `api_connections_of_token` to be at most `api_connections` less \
+                     `api_connections_without_token`, which is {with_token}; got {of_token}"
+                ),
+            ),
+        ];
+        let line = |names: [&str; 2]| names.iter().find_map(|name| self.lines.get(*name));
+        let broken = checks.into_iter().filter(|(holds, ..)| !holds);
+        broken
+            .map(|(_, names, message)| (line(names).copied().unwrap_or(1), message))
+            .collect()
+    }
+}
+
+fn parse_number(value: &DeValue<'_>) -> Option<u64> {
     let DeValue::Integer(value) = value else {
         return None;
     };
-    let mib = u64::from_str_radix(value.as_str(), value.radix()).ok()?;
-    (1..=MAX_TENANT_STORAGE_MIB).contains(&mib).then_some(mib)
+    u64::from_str_radix(value.as_str(), value.radix()).ok()
 }
 
 fn is_host_and_port(text: &str) -> bool {
@@ -194,6 +308,37 @@ mod tests {
                 mistakes[0].starts_with("5: `tenant_storage_mib`"),
                 "{mistakes:?}"
             );
+        }
+    }
+
+    #[test]
+    fn limits_of_connections_leave_slots_for_those_with_a_token() {
+        let base = "state = \"x\"\napi = \"127.0.0.1:0\"\nquic = \"127.0.0.1:0\"\n";
+        let parse = |text: &str| Config::parse(&format!("{base}{text}"), Path::new(""));
+        let set = parse("api_connections = 160\napi_connections_without_token = 128\n");
+        let expected = ApiLimits {
+            all: 160,
+            without_token: 128,
+            ..ApiLimits::default()
+        };
+        assert_eq!(set.unwrap().api_limits, expected);
+        for (text, lines) in [
+            ("api_connections = 257\n", vec!["4"]),
+            (
+                "api_connections_of_token = 300\napi_connections = 0\n",
+                vec!["4", "5"],
+            ),
+            (
+                "api_connections_without_token = 10\napi_connections_from_address = 11\napi_connections_of_token = 503\n",
+                vec!["5", "6"],
+            ),
+        ] {
+            let mistakes = parse(text).unwrap_err();
+            let found: Vec<_> = mistakes
+                .iter()
+                .map(|mistake| mistake.split(':').next().unwrap())
+                .collect();
+            assert_eq!(found, lines, "{mistakes:?}");
         }
     }
 

@@ -9,10 +9,12 @@
 //! | `plane` | the state, and each change of it: judged, written with an audit record, shown |
 //! | `https` | the API: routed and authorised by the table in `casemate-api` |
 //! | `quic` | the nodes' connections: a thin shell around `casemate_push::ControlEnd` |
+//! | `arrivals`, `places` | slots of connections: without proof of identity, and with it |
 //! | `bundles`, `images` | bundles in an object store; files of images |
 //! | `tls`, `keys`, `files`, `config` | what it starts from |
 #![forbid(unsafe_code)]
 
+mod arrivals;
 mod bundles;
 mod config;
 mod failure;
@@ -28,6 +30,6 @@ mod reserve;
 mod start;
 mod tls;
 
-pub use config::Config;
+pub use config::{ApiLimits, Config};
 pub use failure::Failure;
 pub use start::{Initialised, init, serve};

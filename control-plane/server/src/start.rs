@@ -194,6 +194,13 @@ pub async fn serve(config: Config, stop: impl Future<Output = ()>) -> Result<(),
     let plane = Arc::new(open(state, &keys, public, false, limit_bytes).await?);
     // A disk that is full already is no reason not to start: that is when it is needed most.
     plane.reserve().await.ok();
+    if let Err(fault) = plane.remove_revoked_before().await {
+        let message = &fault.body.error.message;
+        tracing::warn!(
+            message,
+            "records of revoked nodes could not be removed; the nodes stay out"
+        );
+    }
     if !plane.audit_intact() {
         tracing::error!(
             "the audit log was tampered with; it goes on behind the break, and every answer says so"
@@ -207,6 +214,7 @@ pub async fn serve(config: Config, stop: impl Future<Output = ()>) -> Result<(),
         listener,
         tls::api(&keys.api)?,
         Arc::clone(&plane),
+        config.api_limits,
         stopping.clone(),
     ));
     let removing = tokio::spawn(collect::run(Arc::clone(&plane), stopping.clone()));

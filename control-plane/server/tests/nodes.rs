@@ -9,7 +9,7 @@ use casemate_api::tenant::TenantStatus;
 use casemate_push::{NodeEnd, NodeEvent, StatementId, close};
 use casemate_trust::id::Digest;
 use casemate_trust::join::JoinToken;
-use casemate_trust::lease::{self, Lease};
+use casemate_trust::lease;
 use casemate_trust::statement::{OnlineKey, Statement as _};
 use quinn::ConnectionError;
 use support::fleet::{LATER, key, name, tenant_path};
@@ -355,6 +355,8 @@ async fn revoking_closes_the_connection_at_once_and_for_good() {
 async fn leases_are_signed_with_the_liveness_key_for_who_asks() {
     let control = Control::new().await;
     let fleet = Fleet::new(&control).await;
+    let client = control.client(&fleet.tenant_token);
+    fleet.deploy(&client, 1, b"bundle").await;
     let mut node = member(&control, &fleet, "edge-1", &key(20)).await;
     let came = node.sync().await;
     let (_, online) = came
@@ -368,12 +370,13 @@ async fn leases_are_signed_with_the_liveness_key_for_who_asks() {
         panic!("no lease")
     };
     let answer = casemate_trust::dsse::Envelope::parse(&answer).unwrap();
-    let asked = |nonce: u8| Lease {
+    let asked = |nonce: u8| lease::Question {
         fleet: fleet.id,
         node: key(20).public(),
         nonce: vec![nonce; 32],
     };
-    lease::check(&answer, &asked(9), &online).unwrap();
+    let claims = lease::check(&answer, &asked(9), &online).unwrap();
+    assert_eq!(claims.tenants, [(fleet.tenant.id, 1)].into());
     assert!(lease::check(&answer, &asked(8), &online).is_err());
 }
 

@@ -119,6 +119,7 @@ impl Came {
             match id {
                 StatementId::Root { version } => has.root = *version,
                 StatementId::OnlineKey { version } => has.online = *version,
+                StatementId::Revocations { version } => has.revocations = *version,
                 StatementId::Pool { epoch, .. } => drop(has.epochs.insert(*epoch)),
                 StatementId::Grant { epoch, .. } => drop(has.grants.insert(*epoch)),
                 StatementId::Image { version, statement } => {

@@ -106,6 +106,9 @@ pub(crate) async fn serve(
                 if let Some(nonce) = vault.lease_question(false) {
                     tell(&control, &FromVault::LeaseWanted { nonce }).await?;
                 }
+                if let Some(statements) = vault.lacking() {
+                    tell(&control, &FromVault::Behind { statements }).await?;
+                }
             }
         }
     }
@@ -127,7 +130,7 @@ async fn handle(
             if effect.joined {
                 tell(control, &FromVault::Joined).await?;
             }
-            if !effect.tenants.is_empty() {
+            if !effect.tenants.is_empty() || effect.revoked {
                 calls.close_what_is_withdrawn();
             }
             if effect.image {
@@ -254,6 +257,7 @@ mod tests {
             tenants: vec![tenant; MAX_TENANTS],
             grants: vec![MAX_VERSION; MAX_EPOCHS_HELD],
             image: Some((u64::MAX, [0xff; 32])),
+            revocations: MAX_VERSION,
         };
         for part in Part::cut(have) {
             encode(&FromVault::Have(Box::new(part))).unwrap();

@@ -1,6 +1,7 @@
 //! The vault's state: judge, keys, lease and store under one lock, and what changes them.
 
 mod accept;
+mod evidence;
 mod image;
 mod open;
 mod staging;
@@ -21,6 +22,7 @@ use casemate_wire::control::vault::{Have, HaveTenant, Hello, Image, Plan};
 
 use crate::clock;
 use crate::identity::Identity;
+use evidence::Evidence;
 use image::ImageFile;
 use staging::Staging;
 
@@ -120,6 +122,7 @@ pub(crate) struct Vault {
     store: Store,
     boot_id: String,
     image_file: ImageFile,
+    evidence: Evidence,
     /// Why everything must be sent again, from opening.
     pub(crate) refill: Option<String>,
 }
@@ -139,6 +142,27 @@ pub(crate) struct State {
     pub(crate) judge: Judge,
     pub(crate) pool_keys: PoolKeys,
     pub(crate) identity: Identity,
+}
+
+impl State {
+    /// Whether the root has revoked this node.
+    pub(crate) fn is_revoked(&self) -> bool {
+        self.judge
+            .is_revoked(&self.identity.keys.identity().public())
+    }
+
+    /// Why this node must not use credentials, by the root's list of revoked nodes: a stable name and a text.
+    pub(crate) fn is_barred(&self) -> Option<(&'static str, &'static str)> {
+        if self.is_revoked() {
+            let message = "the fleet's root has revoked this node: it uses no credentials any more";
+            return Some(("node_revoked", message));
+        }
+        self.judge.has_lost_revocations().then_some((
+            "revocations_missing",
+            "the root's list of revoked nodes was lost with the vault's records; credentials wait until the control \
+             plane sends it again",
+        ))
+    }
 }
 
 impl Vault {
@@ -173,6 +197,11 @@ impl Vault {
             liveness.ask_again();
         }
         liveness.question(clock::boot_ms(), &mut clock::random)
+    }
+
+    /// How many statements that the control plane claims are lacking, when it is time to ask for them.
+    pub(crate) fn lacking(&self) -> Option<u64> {
+        self.evidence.question(&self.read().judge, clock::boot_ms())
     }
 
     /// Signs a TLS handshake with the node's key; the caller has checked that it is one.
@@ -235,6 +264,7 @@ impl Vault {
                 .get(&state.identity.pool)
                 .filter(|_| judge.image(&state.identity.pool).is_some())
                 .map(|seen| (seen.version.as_u64(), seen.statement.0)),
+            revocations: judge.revocations().map_or(0, |list| list.version),
         }
     }
 
@@ -286,9 +316,11 @@ impl Vault {
             .collect();
         serde_json::json!({
             "fleet": state.identity.fleet, "node": state.identity.node, "pool": state.identity.pool,
-            "member": !state.pool_keys.is_empty(), "root": state.judge.root().map(|root| root.version),
+            "member": !state.pool_keys.is_empty(), "revoked": state.is_revoked(), "root": state.judge.root().map(|root| root.version),
             "image": state.judge.image(&state.identity.pool).map(image::describe),
-            "lease_left_secs": left_secs, "stopped_credentials": self.describe_reflected(), "tenants_held": state.judge.tenants().count(), "tenants": listed,
+            "claims": self.evidence.describe(&state.judge), "lease_left_secs": left_secs,
+            "stopped_credentials": self.describe_reflected(),
+            "tenants_held": state.judge.tenants().count(), "tenants": listed,
         })
     }
 }

@@ -10,8 +10,12 @@ use casemate_trust::dsse::MAX_ENVELOPE_BYTES;
 use casemate_trust::id::{Digest, FleetId, TenantId};
 use casemate_trust::join::Grant;
 use casemate_trust::key::{SealingKey, SigningKey};
+use casemate_trust::lease::Claims;
+use casemate_trust::revocation::Revocations;
 use casemate_trust::statement::{KeySet, Manifest, OnlineKey, Pool, Root, Statement as _, Tenant};
-use casemate_wire::control::vault::{ObjectKind, Verdict};
+use casemate_wire::control::vault::{ObjectKind, ToVault, Verdict};
+use casemate_wire::control::{FunctionKey, WorkerId};
+use casemate_wire::{Fields, RequestHead};
 use fleet::{FAR, Fleet, KEY, key, random};
 use upstream::Upstream;
 
@@ -20,6 +24,32 @@ async fn code(fleet: &mut Fleet, kind: ObjectKind, bytes: Vec<u8>) -> String {
         Verdict::Refused { code, .. } => code,
         verdict => format!("{verdict:?}"),
     }
+}
+
+/// What becomes of a call with the credential: `sent`, or the name of the refusal.
+async fn injected(fleet: &mut Fleet, upstream: &Upstream, release: [u8; 32]) -> String {
+    let (ours, theirs) = casemate_channel::pair().unwrap();
+    let channel = ToVault::Channel {
+        worker: WorkerId(1),
+        key: FunctionKey {
+            tenant: fleet.tenant.id.0,
+            function: "web".into(),
+        },
+        release,
+    };
+    fleet.vault().send(channel, Some(theirs)).await;
+    let head = RequestHead {
+        method: "POST".into(),
+        target: upstream.url("/v1/charges"),
+        fields: Fields::default()
+            .with(":request", "r1")
+            .with(":binding", "pay"),
+    };
+    let channel = casemate_channel::opener(ours).unwrap();
+    let exchange = channel.open(head, true).unwrap();
+    let (head, _body) = exchange.response.head().await.unwrap();
+    let error = head.fields.text(":error").map(ToOwned::to_owned);
+    error.unwrap_or_else(|| "sent".to_owned())
 }
 
 fn signed(manifest: &Manifest, keys: &[&SigningKey]) -> Vec<u8> {
@@ -372,4 +402,100 @@ async fn an_expired_root_signs_nothing_new_and_leads_to_the_next() {
     for (kind, bytes) in statements(3) {
         assert_eq!(fleet.vault().submit(kind, bytes).await, accepted);
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_learns_of_its_revocation_stops_for_good_whoever_renews_its_lease() {
+    let upstream = Upstream::start(KEY).await;
+    let mut fleet = Fleet::start(&upstream).await;
+    fleet.join().await;
+    let release = fleet.deploy(5).await;
+    assert_eq!(injected(&mut fleet, &upstream, release).await, "sent");
+    let (node, sealing) = fleet.node_keys();
+    let list = |version: u64, revoked: &[casemate_trust::key::PublicKey]| {
+        let mut list = Revocations {
+            fleet: fleet.fleet,
+            version,
+            nodes: vec![],
+            exposed: [].into(),
+            issued: 1,
+        };
+        for node in revoked {
+            list.revoke(*node, &fleet.pool.name, Some(1));
+        }
+        list
+    };
+    // The holder of the online key revokes nobody.
+    let forged = list(1, &[node]).sign(&[&key(20)]).to_bytes();
+    let (none, named, later) = (list(1, &[]), list(2, &[node]), list(3, &[node]));
+    let root = |list: Revocations| list.sign(&[&key(1)]).to_bytes();
+    assert_eq!(
+        code(&mut fleet, ObjectKind::Revocations, forged).await,
+        "signature_threshold"
+    );
+    // Another node's revocation changes nothing here.
+    let accepted = Verdict::Accepted;
+    let none = root(none);
+    let verdict = fleet
+        .vault()
+        .submit(ObjectKind::Revocations, none.clone())
+        .await;
+    assert_eq!(verdict, accepted);
+    assert_eq!(injected(&mut fleet, &upstream, release).await, "sent");
+
+    let verdict = fleet
+        .vault()
+        .submit(ObjectKind::Revocations, root(named))
+        .await;
+    assert_eq!(verdict, accepted);
+    assert_eq!(
+        injected(&mut fleet, &upstream, release).await,
+        "node_revoked"
+    );
+    assert!(fleet.vault().have().await.grants.is_empty());
+    // What a taken-over control plane can do: start it again, give it the key again, show the older list, answer leases.
+    fleet.kill_and_restart().await;
+    assert_eq!(
+        injected(&mut fleet, &upstream, release).await,
+        "node_revoked"
+    );
+    let grant = Grant::seal(&fleet.pool, &[5; 32], node, &sealing, &mut random).unwrap();
+    assert_eq!(
+        code(&mut fleet, ObjectKind::Grant, grant.to_bytes()).await,
+        "node_revoked"
+    );
+    assert_eq!(
+        code(&mut fleet, ObjectKind::Revocations, none).await,
+        "revocations_version_lower"
+    );
+    let verdict = fleet
+        .vault()
+        .submit(ObjectKind::Revocations, root(later))
+        .await;
+    assert_eq!(verdict, accepted);
+    assert_eq!(
+        injected(&mut fleet, &upstream, release).await,
+        "node_revoked"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_lease_claims_is_kept_under_the_online_keys_signature() {
+    let upstream = Upstream::start(KEY).await;
+    let mut fleet = Fleet::start(&upstream).await;
+    let nonce = fleet.join_without_lease().await;
+    fleet.deploy(5).await;
+    // It hides manifest 5, which the vault holds, and another tenant's manifest, which it does not send.
+    let claimed = [(fleet.tenant.id, 4), (TenantId([9; 32]), 1)];
+    let claims = Claims::new(77, 1, claimed.into());
+    let answered = fleet.answer_lease_with(&nonce, 20, claims.clone()).await;
+    assert_eq!(answered, None);
+    let said = fleet.describe().await["claims"].clone();
+    assert_eq!(said["lacking"], 2, "{said}");
+    assert_eq!(said["outdated"], 1, "{said}");
+    // The lie lies there, signed, also after a restart.
+    fleet.kill_and_restart().await;
+    assert_eq!(fleet.describe().await["claims"], said);
+    let kept = fleet.kept_leases();
+    assert_eq!(kept.last().unwrap().claims, claims);
 }

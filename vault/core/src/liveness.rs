@@ -2,7 +2,7 @@
 
 use casemate_trust::id::FleetId;
 use casemate_trust::key::PublicKey;
-use casemate_trust::lease::{Lease, LeaseError, NONCE_BYTES, check};
+use casemate_trust::lease::{Claims, LeaseError, NONCE_BYTES, Question, check};
 use casemate_trust::statement::OnlineKey;
 
 /// A nonce that got no answer is replaced after this, milliseconds.
@@ -61,7 +61,7 @@ impl Liveness {
         self.asked = None;
     }
 
-    /// Judges an answer. The lease runs from when the nonce was made, so a late answer is a short lease.
+    /// Judges an answer; what it claims. The lease runs from when the nonce was made, so a late answer is a short lease.
     ///
     /// # Errors
     /// See [`LeaseError`]; nothing has changed.
@@ -71,18 +71,20 @@ impl Liveness {
         fleet: FleetId,
         node: PublicKey,
         online: &OnlineKey,
-    ) -> Result<(), LeaseError> {
+    ) -> Result<Claims, LeaseError> {
         let (nonce, made_ms) = self.asked.clone().ok_or(LeaseError::Other)?;
-        check(envelope, &Lease { fleet, node, nonce }, online)?;
+        let asked = Question { fleet, node, nonce };
+        let claims = check(envelope, &asked, online)?;
         self.asked = None;
         self.until_ms = Some(made_ms + self.lease_ms);
-        Ok(())
+        Ok(claims)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use casemate_trust::key::SigningKey;
+    use casemate_trust::lease::Lease;
     use casemate_trust::statement::Statement as _;
 
     use super::*;
@@ -122,6 +124,7 @@ mod tests {
             fleet: FLEET,
             node,
             nonce: nonce.to_vec(),
+            claims: Claims::default(),
         };
         let (good, forged) = (lease.sign(&[&key(1)]), lease.sign(&[&key(66)]));
         assert_eq!(

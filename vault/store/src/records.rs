@@ -43,6 +43,8 @@ pub enum Kind {
     Grant,
     /// Envelope of the pool's newest `Image`.
     Image,
+    /// Envelope of the newest `Revocations`.
+    Revocations,
 }
 
 impl Kind {
@@ -56,6 +58,7 @@ impl Kind {
             Self::Object => "object/",
             Self::Grant => "grant/",
             Self::Image => "image/",
+            Self::Revocations => "revocations/",
         }
     }
 }

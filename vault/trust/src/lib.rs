@@ -15,6 +15,7 @@
 //! | [`authority`] | certificate authorities of single upstreams |
 //! | [`seal`] | HPKE to a pool's or a node's X-Wing key |
 //! | [`join`], [`lease`] | tokens, join requests, grants, liveness |
+//! | [`revocation`] | the root's list of nodes that are members no longer |
 //! | [`judge`] | what is accepted, given what was seen before |
 #![forbid(unsafe_code)]
 
@@ -33,6 +34,7 @@ pub mod lease;
 pub mod name;
 pub mod path;
 pub mod release;
+pub mod revocation;
 pub mod seal;
 pub mod secret;
 pub mod statement;

@@ -225,7 +225,7 @@ impl KeySet {
     }
 }
 
-fn version_flaw(version: u64) -> Option<String> {
+pub(crate) fn version_flaw(version: u64) -> Option<String> {
     (!(1..=MAX_VERSION).contains(&version))
         .then(|| format!("expected a version from 1 to 2^53 - 1, got {version}"))
 }

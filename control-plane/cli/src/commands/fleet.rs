@@ -10,7 +10,7 @@ use casemate_trust::statement::{OnlineKey, Pool, Root, Statement as _};
 use serde_json::json;
 use zeroize::Zeroizing;
 
-use super::nodes;
+use super::{compare, nodes};
 use crate::args::{FleetInit, FleetOnline};
 use crate::error::{Code, Error};
 use crate::keys::{ROOT, pool_file};
@@ -158,14 +158,35 @@ pub(super) fn online(cx: &Context, args: &FleetOnline) -> Result<(), Error> {
 pub(super) async fn publish(cx: &Context) -> Result<(), Error> {
     // Only the home with the root has something to say.
     cx.root_key()?;
+    nodes::sign_revocations(cx)?;
     let mut session = Session::open(cx).await?;
     let count = session.publish_all().await?;
+    let undone = compare::revoke_again(&mut session).await?;
     let grants = nodes::grant_missing(&mut session, None).await?;
-    let result = json!({ "published": count, "grants": grants.len(), "nodes": grants });
-    cx.output.result(&result, || match (count, grants.len()) {
-        (0, 0) => "the control plane has everything".to_owned(),
-        (count, grants) => format!("{count} statements and {grants} grants handed in"),
-    })
+    let lost = compare::lost(&mut session).await?;
+    let result = json!({
+        "published": count, "grants": grants.len(), "nodes": grants,
+        "revoked_nodes": undone.nodes, "revoked_tokens": undone.tokens, "lost": lost,
+    });
+    let revoked = undone.nodes.len() + undone.tokens.len();
+    cx.output.result(&result, || {
+        match (count, grants.len(), revoked, lost.len()) {
+            (0, 0, 0, 0) => "the control plane has everything that this home remembers".to_owned(),
+            (count, grants, 0, _) => format!("{count} statements and {grants} grants handed in"),
+            (count, grants, revoked, _) => format!(
+                "{count} statements and {grants} grants handed in, {revoked} nodes and tokens revoked again"
+            ),
+        }
+    })?;
+    if revoked > 0 {
+        cx.output.warn(&format!(
+            "the control plane held nodes or tokens that this home has revoked: {}. It was restored from an older copy, or \
+             somebody brought them back",
+            undone.names().join(", ")
+        ));
+    }
+    lost.iter().for_each(|line| cx.output.warn(line));
+    Ok(())
 }
 
 /// `casemate fingerprint`

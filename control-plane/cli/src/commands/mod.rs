@@ -1,5 +1,6 @@
 //! What the commands do.
 
+mod compare;
 mod deploy;
 mod fleet;
 mod image;

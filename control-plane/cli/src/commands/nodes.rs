@@ -1,5 +1,6 @@
 //! `casemate node`: the operator's machine decides who joins; the control plane only relays.
 
+mod revocations;
 mod tokens;
 
 use std::io::{IsTerminal as _, Write as _};
@@ -25,6 +26,7 @@ use crate::output::{outline, table};
 use crate::session::{Context, Session};
 use tokens::{TOKENS, cancel_tokens};
 
+pub(super) use revocations::sign_missing as sign_revocations;
 pub(super) use tokens::token;
 
 /// Nodes that were admitted: later pool keys are sealed to what stands here, never to what the control plane says.
@@ -61,6 +63,10 @@ enum No {
     NameTaken,
     #[error("its key is the key of the member {0}")]
     KeyTaken(Name),
+    #[error(
+        "the root has revoked its key; start the node with an empty state folder and a new token"
+    )]
+    Revoked,
     #[error(transparent)]
     Join(#[from] JoinError),
 }
@@ -74,6 +80,7 @@ impl No {
             Self::FleetOther => "fleet_other",
             Self::NameTaken => "node_exists",
             Self::KeyTaken(_) => "key_exists",
+            Self::Revoked => "node_revoked",
             Self::Join(error) => error.code(),
         }
     }
@@ -248,6 +255,9 @@ async fn admit_one(
         Ok(decided) => decided,
         Err(no) => return Ok(Err(no)),
     };
+    if session.known.judge().is_revoked(&request.node_key) {
+        return Ok(Err(No::Revoked));
+    }
     let grants = grants(
         session,
         &request.pool,
@@ -325,7 +335,11 @@ pub(super) async fn grant_missing(
 ) -> Result<Vec<Name>, Error> {
     let members: Vec<Admitted> = session.cx.home.read_json(NODES)?.unwrap_or_default();
     let mut given = Vec::new();
-    for member in members.into_iter().filter(|member| !member.revoked) {
+    for member in members {
+        let is_revoked = member.revoked || session.known.judge().is_revoked(&member.node_key);
+        if is_revoked {
+            continue;
+        }
         if only.is_some_and(|pool| *pool != member.pool) {
             continue;
         }
@@ -455,12 +469,14 @@ pub(super) async fn revoke(cx: &Context, args: &NodeRevoke) -> Result<(), Error>
     // Written down before the control plane is so much as called: what it answers, or that it does not, must not keep a
     // node among those that later keys are sealed to.
     let pool = mark_revoked(cx, &args.name)?;
+    let is_listed = pool.is_some() && cx.is_operator() && sign_revocations(cx)?;
     let told = async {
         let mut session = Session::open(cx).await?;
-        session
-            .api
-            .delete(&format!("/v1/nodes/{}", args.name))
-            .await
+        let path = format!("/v1/nodes/{}", args.name);
+        let deleted = session.api.delete(&path).await;
+        // Whatever has become of that: the list is what a control plane cannot take back.
+        session.publish_fleet().await?;
+        deleted
     };
     match told.await {
         Ok(()) => {}
@@ -476,14 +492,42 @@ pub(super) async fn revoke(cx: &Context, args: &NodeRevoke) -> Result<(), Error>
         }
         Err(error) => return Err(error),
     }
-    let result = json!({ "revoked": args.name });
+    let result = json!({ "revoked": args.name, "signed": is_listed });
     cx.output
         .result(&result, || format!("node {} is revoked", args.name))?;
+    if !is_listed {
+        cx.output.warn(
+            "the revocation is not signed, because the fleet's root key or the node's record is not in this home: only \
+             this control plane keeps the node out. Run the command again from the home that admitted the node",
+        );
+    }
     let pool = pool.map_or("POOL".to_owned(), |pool| pool.to_string());
     cx.output.hint(&format!(
         "It still knows the pool's key: run `casemate pool rotate {pool}`, and have tenants put their secrets again."
     ));
     Ok(())
+}
+
+/// Whether a node that the control plane shows is one that this home or the root has revoked.
+pub(super) fn is_revoked(
+    session: &Session<'_>,
+    name: &Name,
+    key: &PublicKey,
+) -> Result<bool, Error> {
+    let members: Vec<Admitted> = session.cx.home.read_json(NODES)?.unwrap_or_default();
+    let is_marked = members
+        .iter()
+        .any(|member| member.node == *name && member.node_key == *key && member.revoked);
+    Ok(is_marked || session.known.judge().is_revoked(key))
+}
+
+/// The members that this home has admitted and not revoked, each with its key.
+pub(super) fn members(session: &Session<'_>) -> Result<Vec<(Name, PublicKey)>, Error> {
+    let members: Vec<Admitted> = session.cx.home.read_json(NODES)?.unwrap_or_default();
+    let current = members.into_iter().filter(|member| !member.revoked);
+    Ok(current
+        .map(|member| (member.node, member.node_key))
+        .collect())
 }
 
 /// Have this home give a node no key any more, nor admit it again with a token that it still has; the pool that it was in.

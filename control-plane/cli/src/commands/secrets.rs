@@ -300,6 +300,16 @@ fn sealable(judge: &Judge, name: &Name, clock: u64) -> Result<Pool, Error> {
     if pool.expires <= judge.time(clock) {
         return Err(refused("pool", Refusal::PoolExpired).at(name));
     }
+    if judge.is_exposed(name, pool.epoch) {
+        return Err(Error::new(
+            Code::Refused,
+            format!(
+                "a revoked node knows the newest key of pool {name}, epoch {}: nothing is sealed to it",
+                pool.epoch
+            ),
+            format!("ask the operator to run `casemate pool rotate {name}`, then try again"),
+        ));
+    }
     Ok(pool.clone())
 }
 
@@ -377,6 +387,15 @@ pub(super) fn places(tenancy: &Tenancy<'_>) -> Vec<SecretPlace> {
 pub(super) fn warn_of_old_keys(tenancy: &Tenancy<'_>, places: &[SecretPlace]) {
     for place in places {
         let newest = tenancy.session.known.judge().newest_pool(&place.pool);
+        let judge = tenancy.session.known.judge();
+        if judge.is_exposed(&place.pool, place.epoch) {
+            tenancy.session.cx.output.warn(&format!(
+                "{} is sealed to epoch {} of pool {}, whose key a revoked node knows: have whoever issued the \
+                 credential replace it, and put the new one",
+                place.name, place.epoch, place.pool
+            ));
+            continue;
+        }
         if let Some(pool) = newest.filter(|pool| pool.epoch > place.epoch) {
             tenancy.session.cx.output.warn(&format!(
                 "{} is sealed to epoch {} of pool {}, whose newest is {}: put it again",
@@ -466,6 +485,21 @@ mod tests {
             "{}",
             error.to_text()
         );
+        let mut list = casemate_trust::revocation::Revocations {
+            fleet: judge.fleet(),
+            version: 1,
+            nodes: Vec::new(),
+            exposed: BTreeMap::new(),
+            issued: 1,
+        };
+        list.revoke(key.public(), &pool.name, Some(1));
+        judge.accept_revocations(&list.sign(&[&key]), 1).unwrap();
+        assert_eq!(sealable(&judge, &pool.name, 1).unwrap().epoch, 2);
+        list.version = 2;
+        list.revoke(key.public(), &pool.name, Some(2));
+        judge.accept_revocations(&list.sign(&[&key]), 1).unwrap();
+        let error = sealable(&judge, &pool.name, 1).unwrap_err();
+        assert!(error.to_text().contains("a revoked node knows"));
         let unknown = sealable(&judge, &"eu".parse().unwrap(), 1).unwrap_err();
         assert_eq!(unknown.code(), Code::NotFound);
     }

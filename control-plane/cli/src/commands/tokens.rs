@@ -16,6 +16,10 @@ use crate::machine::{date, is_word, now};
 use crate::output::table;
 use crate::session::{Context, Session};
 
+/// Ids of the tokens that were revoked from this home.
+const REVOKED: &str = "revoked-tokens.json";
+/// Most of them that are remembered, the newest: as many as a control plane has tokens at a time.
+const MAX_REVOKED: usize = casemate_api::limits::MAX_TOKENS;
 /// File of the last verified record.
 const HEAD: &str = "audit.json";
 
@@ -107,11 +111,30 @@ pub(super) async fn revoke(cx: &Context, id: &str) -> Result<(), Error> {
             "`casemate token list` shows the ids; the token itself is not one",
         ));
     }
+    remember_revoked(cx, id)?;
     let mut session = Session::open(cx).await?;
     session.api.delete(&format!("/v1/tokens/{id}")).await?;
     cx.output.result(&json!({ "revoked": id }), || {
         format!("token {id} is worth nothing any more")
     })
+}
+
+/// Writes down that a token is revoked, so that a control plane which was restored from an older copy loses it again.
+fn remember_revoked(cx: &Context, id: &str) -> Result<(), Error> {
+    let _lock = cx.home.lock()?;
+    let mut revoked = revoked(cx)?;
+    if !revoked.iter().any(|known| known == id) {
+        revoked.push(id.to_owned());
+        let surplus = revoked.len().saturating_sub(MAX_REVOKED);
+        revoked.drain(..surplus);
+        cx.home.write_json(REVOKED, &revoked)?;
+    }
+    Ok(())
+}
+
+/// Ids of the tokens that were revoked from this home, oldest first.
+pub(super) fn revoked(cx: &Context) -> Result<Vec<String>, Error> {
+    Ok(cx.home.read_json(REVOKED)?.unwrap_or_default())
 }
 
 /// The last record of a chain that was verified from this home. The chain has no key: without this, whoever owns the

@@ -28,6 +28,7 @@ use casemate_trust::id::{Digest, FleetId, TenantId};
 use casemate_trust::join::Grant;
 use casemate_trust::key::SigningKey;
 use casemate_trust::name::Name;
+use casemate_trust::revocation::Revocations;
 use casemate_trust::statement::{Manifest, OnlineKey, Pool, Root, Statement as _, Tenant};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::service::TowerToHyperService;
@@ -39,6 +40,9 @@ use tokio::net::TcpListener;
 pub(crate) struct Given {
     pub(crate) roots: Vec<Envelope>,
     pub(crate) online: Option<Envelope>,
+    pub(crate) revocations: Option<Envelope>,
+    /// Paths of all DELETE requests.
+    pub(crate) deleted: Vec<String>,
     pub(crate) pools: Vec<Envelope>,
     pub(crate) tenants: BTreeMap<TenantId, Vec<Envelope>>,
     pub(crate) manifests: BTreeMap<TenantId, Vec<Envelope>>,
@@ -161,7 +165,7 @@ fn router(given: Shared) -> Router {
         .route("/v1/audit", get(audit))
         .route("/v1/nodes", get(nodes))
         .route("/v1/tokens", post(token).get(tokens))
-        .route("/v1/tokens/{id}", delete(async || StatusCode::OK))
+        .route("/v1/tokens/{id}", delete(revoke_token))
         .route(
             "/v1/nodes/tokens",
             post(async |State(given): State<Shared>, body: Bytes| {
@@ -210,6 +214,7 @@ async fn fleet(State(given): State<Shared>, headers: HeaderMap) -> Response {
             .map(|root| FleetId(root.payload_digest().0)),
         roots: given.roots.clone(),
         online_key: given.online.clone(),
+        revocations: given.revocations.clone(),
         quic_address: "control.test:7000".into(),
         version: "fake".into(),
     })
@@ -225,6 +230,7 @@ async fn statement(State(given): State<Shared>, body: Bytes) -> Response {
     match envelope.payload_type() {
         Root::TYPE => given.roots.push(envelope),
         OnlineKey::TYPE => given.online = Some(envelope),
+        Revocations::TYPE => given.revocations = Some(envelope),
         Pool::TYPE => given.pools.push(envelope),
         Tenant::TYPE => {
             let tenant = Tenant::read(&envelope).unwrap();
@@ -555,8 +561,15 @@ async fn node(State(given): State<Shared>, Path(name): Path<String>) -> Response
     }
 }
 
-async fn revoke(State(given): State<Shared>) -> Response {
-    match given.lock().unwrap().refuse_revoking {
+async fn revoke_token(State(given): State<Shared>, Path(id): Path<String>) -> StatusCode {
+    given.lock().unwrap().deleted.push(format!("token {id}"));
+    StatusCode::OK
+}
+
+async fn revoke(State(given): State<Shared>, Path(name): Path<String>) -> Response {
+    let mut given = given.lock().unwrap();
+    given.deleted.push(format!("node {name}"));
+    match given.refuse_revoking {
         Some((status, code)) => no(StatusCode::from_u16(status).unwrap(), code),
         None => StatusCode::OK.into_response(),
     }

@@ -4,6 +4,7 @@ use std::process::{Command, Stdio};
 
 use casemate_trust::join::{JoinRequest, JoinToken};
 use casemate_trust::key::{SealingKey, SigningKey};
+use casemate_trust::revocation::Revocations;
 use casemate_trust::statement::Statement as _;
 use serde_json::Value;
 
@@ -66,6 +67,66 @@ async fn a_node_joins_once_and_gets_the_key_of_each_epoch() {
         (&rotated["epoch"], &rotated["grants"]),
         (&3.into(), &0.into())
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restored_control_plane_loses_again_what_was_revoked() {
+    let World {
+        fake,
+        operator,
+        tenant,
+        _dir,
+        ..
+    } = world().await;
+    for (seed, node) in [(8, "edge-1"), (9, "edge-2"), (10, "edge-3")] {
+        let token = operator.json(&["node", "token", node]);
+        ask(&fake, token["token"].as_str().unwrap(), seed);
+        operator.json(&["node", "admit", node]);
+    }
+    let published = operator.json(&["fleet", "publish"]);
+    assert_eq!(published["revoked_nodes"], serde_json::json!([]));
+    let revoked = operator.json(&["node", "revoke", "edge-1"]);
+    assert_eq!(revoked["signed"], true);
+    operator.json(&["token", "revoke", "t1"]);
+    let list = fake.given().revocations.clone().unwrap();
+    let list = Revocations::read(&list).unwrap();
+    let key = |seed| SigningKey::from_seed(&[seed; 32]).unwrap().public();
+    assert_eq!(list.nodes, [key(8)]);
+    assert!(list.exposes(&"main".parse().unwrap(), 1));
+    // No tenant seals to a key that the revoked node knows.
+    let put = ["secret", "put", "KEY", "--host", "api.test"];
+    let ran = tokio::task::block_in_place(|| tenant.try_with(&put, "hunter2hunter2hunter2"));
+    assert!(ran.err.contains("a revoked node knows"), "{}", ran.err);
+
+    // The older copy has the revoked node and token, no list of revoked nodes, and not the last node.
+    {
+        let mut given = fake.given();
+        given.revocations = None;
+        given.deleted.clear();
+        given.admitted.pop();
+    }
+    let published = operator.json(&["fleet", "publish"]);
+    assert_eq!(published["published"], 1);
+    assert_eq!(published["revoked_nodes"], serde_json::json!(["edge-1"]));
+    assert_eq!(published["revoked_tokens"], serde_json::json!(["t1"]));
+    let lost = published["lost"].as_array().unwrap();
+    assert!(
+        lost.len() == 1 && lost[0].as_str().unwrap().contains("lost node edge-3"),
+        "{lost:?}"
+    );
+    assert_eq!(fake.given().deleted, ["node edge-1", "token t1"]);
+    let again = fake.given().revocations.clone().unwrap();
+    assert_eq!(Revocations::read(&again).unwrap(), list);
+    let ran = operator.run(&["fleet", "publish"]);
+    assert!(
+        ran.err.contains("restored from an older copy"),
+        "{}",
+        ran.err
+    );
+    // With the pool's next key the tenant can go on.
+    operator.json(&["pool", "rotate", "main"]);
+    let ran = tokio::task::block_in_place(|| tenant.try_with(&put, "hunter2hunter2hunter2"));
+    assert_eq!(ran.code, 0, "{}", ran.err);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -24,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::answer;
+use super::seat::Seat;
 use crate::fault::Fault;
 use crate::places::{Place, Places};
 use crate::plane::{Actor, Plane};
@@ -39,8 +40,12 @@ const MAX_CHANGES: usize = 256;
 pub(super) const MAX_CHANGES_OF_TOKEN: usize = 64;
 
 /// Where a request comes from: an extension of it.
-#[derive(Clone, Copy)]
-pub(super) struct Remote(pub(super) IpAddr);
+#[derive(Clone)]
+pub(super) struct Remote {
+    pub(super) address: IpAddr,
+    /// The slot of its connection.
+    pub(super) seat: Arc<Seat>,
+}
 
 /// Room for changes, by the id of their token.
 #[derive(Clone)]
@@ -56,6 +61,8 @@ pub(super) struct Ask {
     pub(super) endpoint: &'static Endpoint,
     /// Who asks.
     pub(super) actor: Actor,
+    /// The slot of the connection; without one nothing is counted.
+    seat: Option<Arc<Seat>>,
     room: Room,
     params: Vec<(String, String)>,
     path: String,
@@ -84,12 +91,14 @@ pub(super) fn router(
                 .iter()
                 .map(|(name, value)| (name.to_owned(), value.to_owned()))
                 .collect();
-            let (parts, body) = request.into_parts();
+            let (mut parts, body) = request.into_parts();
+            let remote = parts.extensions.remove::<Remote>();
             let ask = Ask {
                 plane: Arc::clone(&plane),
                 stopping: stopping.clone(),
                 endpoint,
-                actor: Actor::Stranger(parts.extensions.get().map(|Remote(address)| *address)),
+                actor: Actor::Stranger(remote.as_ref().map(|remote| remote.address)),
+                seat: remote.map(|remote| remote.seat),
                 room: room.clone(),
                 params,
                 path: parts.uri.path().to_owned(),
@@ -199,6 +208,9 @@ impl Ask {
             .and_then(|value| value.strip_prefix("Bearer "))
             .ok_or_else(unknown)?;
         self.actor = self.plane.authenticate(token.trim()).ok_or_else(unknown)?;
+        if let Some(seat) = self.seat.take() {
+            seat.prove(&self.actor);
+        }
         let tenant = self
             .params
             .iter()

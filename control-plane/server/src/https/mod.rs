@@ -4,11 +4,11 @@ mod activity;
 mod answer;
 mod ask;
 mod patient;
+mod seat;
 #[cfg(test)]
 mod tests;
 
 use std::convert::Infallible;
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -26,17 +26,17 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::places::{Place, Places, network};
+use crate::config::ApiLimits;
 use crate::plane::Plane;
 
 use activity::{Activity, Watched};
 use ask::Remote;
 use patient::Patient;
+use seat::Seats;
 
-/// Connections at a time; further ones wait in the kernel's queue.
-const MAX_CONNECTIONS: usize = 512;
-/// Connections at a time from one address; further ones are closed. Four addresses are needed to keep others waiting.
-const MAX_FROM_ADDRESS: usize = MAX_CONNECTIONS / 4;
+/// Evicted connections whose tasks have not ended yet. With more of them nothing is accepted for the moment that they take,
+/// so that the number of sockets stays bounded.
+const MAX_EVICTED: usize = 64;
 /// Until TLS is spoken.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Until a request's head is there, also on a connection that idles.
@@ -61,16 +61,17 @@ pub(crate) async fn serve(
     listener: TcpListener,
     tls: rustls::ServerConfig,
     plane: Arc<Plane>,
+    limits: ApiLimits,
     stopping: CancellationToken,
 ) {
     let acceptor = TlsAcceptor::from(Arc::new(tls));
-    let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-    let places = Places::new(MAX_CONNECTIONS, MAX_FROM_ADDRESS);
+    let sockets = Arc::new(Semaphore::new(limits.all + MAX_EVICTED));
+    let seats = Seats::new(&limits);
     let tracker = TaskTracker::new();
     let router = ask::router(&plane, &stopping, &tracker);
     loop {
         let accepted = async {
-            let permit = Arc::clone(&permits).acquire_owned().await.ok()?;
+            let permit = Arc::clone(&sockets).acquire_owned().await.ok()?;
             Some((permit, listener.accept().await))
         };
         let accepted = tokio::select! {
@@ -79,19 +80,19 @@ pub(crate) async fn serve(
         };
         match accepted {
             None => break,
-            Some((permit, Ok((stream, remote)))) => {
-                let Some(place) = places.take(network(remote.ip())) else {
-                    tracing::debug!(%remote, "too many connections from one address");
+            Some((socket, Ok((stream, remote)))) => {
+                // What is refused here is counted and logged there.
+                let Some(seat) = seats.take(remote.ip()) else {
                     continue;
+                };
+                let remote = Remote {
+                    address: remote.ip(),
+                    seat: Arc::new(seat),
                 };
                 let (acceptor, router, stopping) =
                     (acceptor.clone(), router.clone(), stopping.clone());
                 tracker.spawn(connection(
-                    (permit, place),
-                    (stream, remote.ip()),
-                    acceptor,
-                    router,
-                    stopping,
+                    socket, stream, remote, acceptor, router, stopping,
                 ));
             }
             Some((_, Err(error))) => {
@@ -104,25 +105,33 @@ pub(crate) async fn serve(
     tracker.wait().await;
 }
 
+/// Serves one connection until it ends or its slot goes to another.
 async fn connection(
-    _room: (OwnedSemaphorePermit, Place),
-    (stream, remote): (TcpStream, IpAddr),
+    _socket: OwnedSemaphorePermit,
+    stream: TcpStream,
+    remote: Remote,
     acceptor: TlsAcceptor,
     router: Router,
     stopping: CancellationToken,
 ) {
     stream.set_nodelay(true).ok();
-    let Ok(Ok(stream)) = tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await
-    else {
-        return;
+    let seat = Arc::clone(&remote.seat);
+    let serving = async {
+        let accepted = tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await;
+        if let Ok(Ok(stream)) = accepted {
+            talk(stream, remote, router, IDLE_TIMEOUT, stopping).await;
+        }
     };
-    talk(stream, remote, router, IDLE_TIMEOUT, stopping).await;
+    tokio::select! {
+        () = serving => {}
+        () = seat.evicted().cancelled() => {}
+    }
 }
 
 /// Speaks HTTP until the client ends it, there is nothing to say for `patience`, or `stopping`.
 async fn talk<S: AsyncRead + AsyncWrite + Send + Unpin + 'static>(
     stream: S,
-    remote: IpAddr,
+    remote: Remote,
     router: Router,
     patience: Duration,
     stopping: CancellationToken,
@@ -144,7 +153,7 @@ async fn talk<S: AsyncRead + AsyncWrite + Send + Unpin + 'static>(
     let service = service_fn(|request: Request<_>| {
         let (answering, activity) = (activity.answer(), Arc::clone(&activity));
         let mut request = request.map(Body::new);
-        request.extensions_mut().insert(Remote(remote));
+        request.extensions_mut().insert(remote.clone());
         let answer = router.call(request);
         async move {
             let response = answer.await?;

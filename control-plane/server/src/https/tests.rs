@@ -1,5 +1,6 @@
 //! What a client can do by going away, and by saying nothing.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use axum::routing::get;
@@ -77,7 +78,9 @@ fn connected() -> DuplexStream {
     let large = get(async || vec![0; 1024 * 1024]);
     let router = Router::new().route("/large", large);
     let (moment, stopping) = (Duration::from_millis(50), CancellationToken::new());
-    let remote = IpAddr::from([127, 0, 0, 1]);
+    let address = IpAddr::from([127, 0, 0, 1]);
+    let seat = Arc::new(Seats::new(&ApiLimits::default()).take(address).unwrap());
+    let remote = Remote { address, seat };
     tokio::spawn(talk(ours, remote, router, moment, stopping));
     theirs
 }

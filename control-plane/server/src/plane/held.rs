@@ -15,6 +15,7 @@ use casemate_trust::join::{Grant, TokenRecord};
 use casemate_trust::judge::{ImageSeen, Judge, Memory, Refusal, Seen, TenantSeen};
 use casemate_trust::key::PublicKey;
 use casemate_trust::name::Name;
+use casemate_trust::revocation::Revocations;
 use casemate_trust::statement::{Manifest, OnlineKey, Pool, Root, Statement, Tenant};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -67,8 +68,8 @@ pub(crate) struct Index {
 }
 
 impl Index {
-    /// Adds a statement; of online keys, manifests and a pool's images the older one goes, an envelope that was signed anew
-    /// replaces.
+    /// Adds a statement; of online keys, lists of revoked nodes, manifests and a pool's images the older one goes, an
+    /// envelope that was signed anew replaces.
     pub(crate) fn insert(&mut self, revision: u64, id: StatementId, bytes: Vec<u8>) {
         if matches!(id, StatementId::Image { .. })
             && let Some((_, image)) = image::read(&bytes)
@@ -82,6 +83,11 @@ impl Index {
         let lone = match &id {
             StatementId::OnlineKey { .. } => Some(
                 StatementId::OnlineKey { version: 0 }..=StatementId::OnlineKey {
+                    version: u64::MAX,
+                },
+            ),
+            StatementId::Revocations { .. } => Some(
+                StatementId::Revocations { version: 0 }..=StatementId::Revocations {
                     version: u64::MAX,
                 },
             ),
@@ -224,6 +230,13 @@ impl Held {
         Ok(held)
     }
 
+    /// Whether the root has revoked the node with this key.
+    pub(crate) fn is_revoked(&self, node: &PublicKey) -> bool {
+        self.judge
+            .as_ref()
+            .is_some_and(|judge| judge.is_revoked(node))
+    }
+
     /// Has the judge take again what it took before, remembering that it did, so that what has expired since is taken too.
     async fn load_statements(&mut self, store: &Redb) -> Result<(), StoreError> {
         let stored = Statements::read(store).await?;
@@ -259,6 +272,14 @@ impl Held {
             self.index.insert(
                 entry.revision,
                 StatementId::OnlineKey { version: *version },
+                entry.value.clone(),
+            );
+        }
+        for (entry, envelope, Revocations { version, .. }) in &stored.revocations {
+            check(judge.accept_revocations(envelope, 0), entry);
+            self.index.insert(
+                entry.revision,
+                StatementId::Revocations { version: *version },
                 entry.value.clone(),
             );
         }
@@ -350,6 +371,7 @@ type Stored<T> = (Entry, Envelope, T);
 struct Statements {
     roots: Vec<Stored<Root>>,
     online: Vec<Stored<OnlineKey>>,
+    revocations: Vec<Stored<Revocations>>,
     pools: Vec<Stored<Pool>>,
     /// In the order in which they came.
     images: Vec<Stored<Image>>,
@@ -365,6 +387,7 @@ impl Statements {
             images,
             roots: statements(store, key::ROOT).await?,
             online: statements(store, key::ONLINE).await?,
+            revocations: statements(store, key::REVOCATIONS).await?,
             pools: statements(store, key::POOL).await?,
             tenants: statements(store, key::TENANT).await?,
             manifests: statements(store, key::MANIFEST).await?,
@@ -381,6 +404,7 @@ impl Statements {
         let issued = self.roots.iter().map(|(_, _, root)| root.issued);
         let issued = issued.chain(self.online.iter().map(|(_, _, online)| online.issued));
         let issued = issued.chain(self.pools.iter().map(|(_, _, pool)| pool.issued));
+        let issued = issued.chain(self.revocations.iter().map(|(_, _, list)| list.issued));
         let issued = issued.chain(self.images.iter().map(|(_, _, image)| image.issued));
         let mut memory = Memory {
             fleet,
@@ -395,6 +419,10 @@ impl Statements {
             pools: BTreeMap::new(),
             tenants: BTreeMap::new(),
             images: BTreeMap::new(),
+            revocations: self
+                .revocations
+                .last()
+                .map(|(_, envelope, list)| seen(list.version, envelope)),
             floor: issued.max().unwrap_or(0),
         };
         for (_, envelope, pool) in &self.pools {

@@ -7,6 +7,7 @@ use casemate_trust::name::Name;
 
 pub(crate) const ROOT: &str = "root/";
 pub(crate) const ONLINE: &str = "online";
+pub(crate) const REVOCATIONS: &str = "revocations";
 pub(crate) const POOL: &str = "pool/";
 pub(crate) const IMAGE: &str = "image/";
 pub(crate) const TENANT: &str = "tenant/";
@@ -25,6 +26,7 @@ pub(crate) fn statement(id: &StatementId) -> String {
     match id {
         StatementId::Root { version } => format!("{ROOT}{version:020}"),
         StatementId::OnlineKey { .. } => ONLINE.to_owned(),
+        StatementId::Revocations { .. } => REVOCATIONS.to_owned(),
         StatementId::Pool { name, epoch } => format!("{POOL}{name}/{epoch:020}"),
         StatementId::Tenant { tenant, version } => format!("{TENANT}{tenant}/{version:020}"),
         StatementId::Manifest { tenant, .. } => format!("{MANIFEST}{tenant}"),

@@ -6,7 +6,7 @@ use casemate_api::error::code;
 use casemate_api::limits::{MAX_GRANTS, MAX_JOIN_TOKENS, MAX_JOINS, MAX_NODES};
 use casemate_api::node::{Admission, JoinList, JoinView, NewGrants, NodeView};
 use casemate_control_store::{Change, Compare};
-use casemate_push::Member;
+use casemate_push::{Member, StatementId};
 use casemate_trust::dsse::Envelope;
 use casemate_trust::id::{Digest, TenantId};
 use casemate_trust::join::{Grant, JoinError, JoinRequest, TokenRecord};
@@ -16,7 +16,7 @@ use casemate_trust::name::Name;
 use casemate_trust::statement::Statement as _;
 
 use super::held::{Held, JoinRow, NodeRow};
-use super::{Actor, Plane, Visit, json, key, now};
+use super::{Actor, Plane, Visit, Writing, json, key, now};
 use crate::fault::Fault;
 
 /// What becomes of a join request.
@@ -327,6 +327,45 @@ impl Plane {
     /// Throws a node out: its row, its grants and its connection go.
     pub(crate) async fn revoke(&self, actor: &Actor, name: &Name) -> Result<(), Fault> {
         let writing = self.begin().await?;
+        self.remove(&writing, actor, name).await
+    }
+
+    /// Throws out the nodes that the root's list names. A crash after the list was written leaves some of them; they count
+    /// as members nowhere, and the next start takes them out.
+    pub(super) async fn remove_revoked(
+        &self,
+        writing: &Writing<'_>,
+        actor: &Actor,
+    ) -> Result<(), Fault> {
+        let revoked: Vec<Name> = {
+            let held = self.held();
+            let nodes = held.nodes.values();
+            nodes
+                .filter(|node| held.is_revoked(&node.key))
+                .map(|node| node.name.clone())
+                .collect()
+        };
+        for name in revoked {
+            self.remove(writing, actor, &name).await?;
+        }
+        Ok(())
+    }
+
+    /// The same for a program that starts.
+    pub(crate) async fn remove_revoked_before(&self) -> Result<(), Fault> {
+        let writing = self.begin().await?;
+        self.remove_revoked(&writing, &Actor::Program).await
+    }
+
+    /// The root's list of revoked nodes, if it names this key.
+    pub(crate) fn revocation(&self, key: &PublicKey) -> Option<Vec<u8>> {
+        let held = self.held();
+        let version = held.judge.as_ref()?.revocations()?.version;
+        let list = held.index.get(&StatementId::Revocations { version })?;
+        held.is_revoked(key).then(|| list.1.to_vec())
+    }
+
+    async fn remove(&self, writing: &Writing<'_>, actor: &Actor, name: &Name) -> Result<(), Fault> {
         let epochs: Vec<_> = {
             let held = self.held();
             held.nodes
@@ -370,6 +409,9 @@ impl Plane {
         let held = self.held();
         let fleet = held.judge.as_ref()?.fleet();
         let node = held.nodes.values().find(|node| node.key == *key)?;
+        if held.is_revoked(key) {
+            return None;
+        }
         Some(Member {
             name: node.name.clone(),
             pool: node.pool.clone(),
@@ -385,7 +427,7 @@ impl Plane {
         let is_member = held
             .nodes
             .get(&member.name)
-            .is_some_and(|node| node.key == member.key);
+            .is_some_and(|node| node.key == member.key && !held.is_revoked(&node.key));
         is_member.then(|| self.presence.arrive(&member.name))
     }
 
@@ -454,6 +496,8 @@ fn view(digest: &Digest, row: &JoinRow) -> Option<JoinView> {
 }
 
 fn must_be_new(held: &Held, request: &JoinRequest) -> Result<(), Fault> {
+    let judge = held.judge.as_ref().ok_or_else(Fault::no_fleet)?;
+    judge.must_not_be_revoked(&request.node_key)?;
     let by_key = held
         .nodes
         .values()
@@ -466,6 +510,7 @@ fn must_be_new(held: &Held, request: &JoinRequest) -> Result<(), Fault> {
 
 fn check_grants(held: &Held, grants: &[Grant], pool: &Name, key: &PublicKey) -> Result<(), Fault> {
     let judge = held.judge.as_ref().ok_or_else(Fault::no_fleet)?;
+    judge.must_not_be_revoked(key)?;
     if !(1..=MAX_GRANTS).contains(&grants.len()) {
         return Err(Fault::bad_request(format!(
             "expected 1 to {MAX_GRANTS} grants, got {}",

@@ -14,6 +14,7 @@ use casemate_trust::id::{Digest, FleetId, TenantId};
 use casemate_trust::image::Image;
 use casemate_trust::judge::{Accepted, Judge, Refusal};
 use casemate_trust::release::Release;
+use casemate_trust::revocation::Revocations;
 use casemate_trust::secret::Secret;
 use casemate_trust::statement::{Manifest, OnlineKey, Pool, Root, Statement, Tenant};
 use serde_json::json;
@@ -23,7 +24,7 @@ use super::{Actor, Plane, Writing, held, key, now};
 use crate::fault::Fault;
 
 impl Plane {
-    /// Takes a `Root`, `OnlineKey`, `Pool`, `Tenant` or `Image`.
+    /// Takes a `Root`, `OnlineKey`, `Pool`, `Revocations`, `Tenant` or `Image`.
     pub(crate) async fn post_statement(
         &self,
         actor: &Actor,
@@ -58,8 +59,12 @@ impl Plane {
             let revision = writing
                 .commit(actor, "statement.put", &id, vec![], changes)
                 .await?;
+            let names_nodes = matches!(id, StatementId::Revocations { .. });
             self.change(|held| held.index.insert(revision, id, envelope.to_bytes()));
             writing.announce();
+            if names_nodes {
+                self.remove_revoked(&writing, actor).await?;
+            }
             revision
         } else {
             self.store.revision()
@@ -86,6 +91,9 @@ impl Plane {
                 tenant: tenant.id,
                 version: tenant.version,
             }),
+            Revocations::TYPE => Revocations::read(envelope).map(|list| StatementId::Revocations {
+                version: list.version,
+            }),
             Image::TYPE => Image::read(envelope).map(|image| StatementId::Image {
                 version: image.version.as_u64(),
                 statement: envelope.payload_digest(),
@@ -93,7 +101,7 @@ impl Plane {
             Manifest::TYPE => {
                 Err("a manifest goes to its tenant: PUT /v1/tenants/{id}/manifest".to_owned())
             }
-            _ => Err("expected a Root, OnlineKey, Pool, Tenant or Image".to_owned()),
+            _ => Err("expected a Root, OnlineKey, Pool, Revocations, Tenant or Image".to_owned()),
         };
         let id = id.map_err(malformed)?;
         let may = match actor {
@@ -140,6 +148,7 @@ impl Plane {
                 StatementId::Root { .. } => judge.accept_root(envelope, now()),
                 StatementId::OnlineKey { .. } => judge.accept_online_key(envelope, now()),
                 StatementId::Pool { .. } => judge.accept_pool(envelope, now()),
+                StatementId::Revocations { .. } => judge.accept_revocations(envelope, now()),
                 StatementId::Image { .. } => judge.accept_image(envelope, now()),
                 _ => judge.accept_tenant(envelope, now()),
             };

@@ -1,6 +1,6 @@
 //! What is answered to questions.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use casemate_api::fleet::{FleetView, PoolList, PoolView};
 use casemate_api::node::{MachineView, NodeList, NodeSummary, NodeView};
@@ -12,12 +12,13 @@ use casemate_push::StatementId;
 use casemate_trust::dsse::Envelope;
 use casemate_trust::id::TenantId;
 use casemate_trust::judge::{Judge, TenantState};
+use casemate_trust::lease::Claims;
 use casemate_trust::name::Name;
 use serde_json::Value;
 
 use super::held::{Held, NodeRow};
 use super::presence::Presence;
-use super::{Actor, Plane};
+use super::{Actor, Plane, now};
 use crate::fault::Fault;
 
 /// Longest text of a node's word on its machine in a list, characters.
@@ -35,13 +36,45 @@ impl Plane {
             StatementId::OnlineKey { version: 0 },
             StatementId::OnlineKey { version: u64::MAX },
         );
+        let revocations = (
+            StatementId::Revocations { version: 0 },
+            StatementId::Revocations { version: u64::MAX },
+        );
         FleetView {
             fleet: held.judge.as_ref().map(Judge::fleet),
             roots: envelopes(&held, first, last),
             online_key: envelopes(&held, online.0, online.1).pop(),
+            revocations: envelopes(&held, revocations.0, revocations.1).pop(),
             quic_address: self.quic_address.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
         }
+    }
+
+    /// What a lease says is the newest, for a node of this pool: of the tenants whose manifests list something for the pool,
+    /// and of those of which the node has a manifest.
+    pub(crate) fn claims(&self, node: &Name, pool: &Name) -> Claims {
+        let held = self.held();
+        let has: BTreeSet<TenantId> = self
+            .presence
+            .look(node, |last, _| last.manifests.keys().copied().collect());
+        let tenants = held.judge.iter().flat_map(Judge::tenants);
+        let newest = tenants.filter_map(|(id, state)| {
+            let manifest = &state.manifest.as_ref()?.manifest;
+            let runs = manifest
+                .functions
+                .values()
+                .any(|wanted| wanted.pools.contains(pool));
+            let injects = || {
+                manifest
+                    .secrets
+                    .values()
+                    .any(|pools| pools.contains_key(pool))
+            };
+            (runs || injects() || has.contains(id)).then_some((*id, manifest.version))
+        });
+        let revocations = held.judge.as_ref().and_then(Judge::revocations);
+        let version = revocations.map_or(0, |list| list.version);
+        Claims::new(now(), version, newest.collect())
     }
 
     /// All pools.

@@ -1,6 +1,5 @@
 //! One node's connection: bytes in, events handled, frames out, all in one task that never waits for the node.
 
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,10 +17,13 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::arrivals::Arrival;
 use crate::keys::Keys;
-use crate::places::{Place, Places, network};
+use crate::places::network;
 use crate::plane::{Joining, Plane, Visit};
 use crate::tls;
+
+use super::seat::{Seat, Seats};
 
 /// Until the handshake is done, and again until the node has opened its stream and said its first message.
 const FIRST_WORD: Duration = Duration::from_secs(10);
@@ -39,7 +41,7 @@ const IMAGE_PRIORITY: i32 = -2;
 pub(super) struct Shell {
     pub(super) plane: Arc<Plane>,
     pub(super) keys: Arc<Keys>,
-    pub(super) strangers: Arc<Places>,
+    pub(super) seats: Seats,
     pub(super) stopping: CancellationToken,
 }
 
@@ -83,30 +85,39 @@ impl From<Gone> for Stop {
 }
 
 impl Shell {
-    /// `newcomer` is its place until it is known who it is.
-    pub(super) async fn run(self, connecting: Connecting, newcomer: Place) {
-        let Ok(Ok(connection)) = tokio::time::timeout(FIRST_WORD, connecting).await else {
+    /// Serves the connection. `arrival` is its slot until its key is known.
+    pub(super) async fn run(self, connecting: Connecting, arrival: Arrival) {
+        let connected = tokio::select! {
+            connected = tokio::time::timeout(FIRST_WORD, connecting) => connected,
+            () = arrival.evicted().cancelled() => return,
+        };
+        let Ok(Ok(connection)) = connected else {
             return;
         };
         let remote = connection.remote_address();
         let Some(key) = peer_key(&connection) else {
             return;
         };
-        let stopped = self.meet(&connection, key, newcomer).await;
+        let is_member = self.plane.member(&key).is_some();
+        let seat = self.seats.take(key, is_member, network(remote.ip()));
+        drop(arrival);
+        let stopped = match seat {
+            Some(seat) => self.meet(&connection, key, seat).await,
+            None => Ending::new(close::TOO_MANY, "too many connections; try again later").into(),
+        };
         if let Stop::Ending(Ending { code, reason }) = stopped {
             tracing::info!(%remote, %key, code, reason, "closed a node's connection");
             connection.close(VarInt::from_u32(code), reason.as_bytes());
         }
     }
 
-    async fn meet(self, connection: &Connection, key: PublicKey, newcomer: Place) -> Stop {
-        let network = network(connection.remote_address().ip());
-        let is_member = self.plane.member(&key).is_some();
-        let Some(place) = seat(newcomer, is_member, network, &self.strangers) else {
-            return Ending::new(close::TOO_MANY, "too many want to join at a time").into();
+    async fn meet(self, connection: &Connection, key: PublicKey, seat: Seat) -> Stop {
+        let opened = tokio::select! {
+            opened = tokio::time::timeout(FIRST_WORD, connection.accept_bi()) => opened,
+            () = seat.evicted() => return evicted().into(),
         };
-        match tokio::time::timeout(FIRST_WORD, connection.accept_bi()).await {
-            Ok(Ok((send, recv))) => self.talk(connection, key, place, send, recv).await,
+        match opened {
+            Ok(Ok((send, recv))) => self.talk(connection, key, seat, send, recv).await,
             Ok(Err(_)) => Stop::Gone,
             Err(_) => Ending::new(close::WAITED, "the node opened no stream").into(),
         }
@@ -116,7 +127,7 @@ impl Shell {
         self,
         connection: &Connection,
         key: PublicKey,
-        place: Place,
+        seat: Seat,
         send: SendStream,
         recv: RecvStream,
     ) -> Stop {
@@ -127,7 +138,7 @@ impl Shell {
             send,
             recv,
             control: ControlEnd::stranger(),
-            stage: Stage::Stranger { _place: place },
+            stage: Stage::Stranger(seat),
             pending: Vec::new(),
             written: 0,
             bundles: JoinSet::new(),
@@ -135,6 +146,9 @@ impl Shell {
             deadline: Instant::now() + FIRST_WORD,
             shell: self,
         };
+        if talk.tell_revoked().await {
+            return revoked().into();
+        }
         let stopped = match talk.begin() {
             Ok(()) => loop {
                 if let Err(stop) = talk.step().await {
@@ -151,19 +165,15 @@ impl Shell {
     }
 }
 
-/// A stranger takes a stranger's place before it has said a word, and gives up the newcomer's. A node keeps that until it has:
-/// then its new connection takes the place of the old one.
-fn seat(
-    newcomer: Place,
-    is_member: bool,
-    network: IpAddr,
-    strangers: &Arc<Places>,
-) -> Option<Place> {
-    if is_member {
-        Some(newcomer)
-    } else {
-        strangers.take(network)
-    }
+fn revoked() -> Ending {
+    Ending::new(close::REVOKED, "the node was revoked")
+}
+
+fn evicted() -> Ending {
+    Ending::new(
+        close::TOO_MANY,
+        "newer connections of keys that nobody knows took the slot; try again",
+    )
 }
 
 /// The client's key, which its handshake has proven.
@@ -176,10 +186,8 @@ fn peer_key(connection: &Connection) -> Option<PublicKey> {
 }
 
 enum Stage {
-    Stranger {
-        /// Held until it goes or is admitted.
-        _place: Place,
-    },
+    /// Holds its slot until it goes or is admitted.
+    Stranger(Seat),
     Member(Member, Visit),
 }
 
@@ -211,7 +219,6 @@ impl Talk {
     }
 
     fn become_member(&mut self, member: Member) -> Result<(), Stop> {
-        let revoked = || Ending::new(close::REVOKED, "the node was revoked");
         let visit = self.shell.plane.arrive(&member).ok_or_else(revoked)?;
         self.stage = Stage::Member(member, visit);
         self.deadline = Instant::now() + FIRST_WORD;
@@ -221,7 +228,7 @@ impl Talk {
     fn member(&self) -> Option<&Member> {
         match &self.stage {
             Stage::Member(member, _) => Some(member),
-            Stage::Stranger { .. } => None,
+            Stage::Stranger(_) => None,
         }
     }
 
@@ -232,9 +239,9 @@ impl Talk {
         let is_timed = self.control.served().is_none();
         let has_bundles = !self.bundles.is_empty();
         let has_pieces = !self.image_pieces.is_empty();
-        let closing = match &mut self.stage {
-            Stage::Member(_, visit) => Some(&mut visit.closing),
-            Stage::Stranger { .. } => None,
+        let (closing, seat) = match &mut self.stage {
+            Stage::Member(_, visit) => (Some(&mut visit.closing), None),
+            Stage::Stranger(seat) => (None, Some(&*seat)),
         };
         tokio::select! {
             read = self.recv.read_chunk(CHUNK_BYTES, true) => {
@@ -254,10 +261,12 @@ impl Talk {
                 let reason = if code == close::REPLACED {
                     "the node has connected again"
                 } else {
+                    self.tell_revoked().await;
                     "the node was revoked"
                 };
                 Err(Ending::new(code, reason).into())
             }
+            () = lost_slot(seat) => Err(evicted().into()),
             done = self.bundles.join_next(), if has_bundles => {
                 if let Some(Ok(digest)) = done {
                     self.control.bundle_done(&digest);
@@ -287,7 +296,7 @@ impl Talk {
                         .plane
                         .with_catalog(&member.name, &member.pool, poll)
                 }
-                Stage::Stranger { .. } => self.control.poll_transmit(&NoCatalog),
+                Stage::Stranger(_) => self.control.poll_transmit(&NoCatalog),
             };
             match transmit {
                 None => return Ok(()),
@@ -315,13 +324,39 @@ impl Talk {
 
     /// A stranger may have become a member.
     fn notice_admission(&mut self) -> Result<(), Stop> {
-        if matches!(self.stage, Stage::Stranger { .. })
+        if matches!(self.stage, Stage::Stranger(_))
             && let Some(member) = self.shell.plane.member(&self.key)
         {
             self.control.admitted(member.clone());
             self.become_member(member)?;
         }
         Ok(())
+    }
+
+    /// Hands a revoked node the root's list that names it, so that its vault forgets the pool's keys; whether it is named.
+    async fn tell_revoked(&mut self) -> bool {
+        let Some(list) = self.shell.plane.revocation(&self.key) else {
+            return false;
+        };
+        self.control.revoked(list);
+        self.last_word().await;
+        true
+    }
+
+    /// Writes the rest of the frame that is on its way and the next one, and ends the stream, in bounded time.
+    async fn last_word(&mut self) {
+        let said = async {
+            let rest = &self.pending[self.written..];
+            self.send.write_all(rest).await.ok();
+            self.written = self.pending.len();
+            if self.fill().await.is_ok() {
+                let next = &self.pending[self.written..];
+                self.send.write_all(next).await.ok();
+            }
+            self.send.finish().ok();
+            self.send.stopped().await.ok();
+        };
+        tokio::time::timeout(LAST_WORD, said).await.ok();
     }
 
     async fn handle_events(&mut self) -> Result<(), Stop> {
@@ -334,7 +369,7 @@ impl Talk {
                         .plane
                         .with_catalog(&member.name, &member.pool, poll)?
                 }
-                Stage::Stranger { .. } => self.control.poll_event(&NoCatalog)?,
+                Stage::Stranger(_) => self.control.poll_event(&NoCatalog)?,
             };
             match event {
                 None => return Ok(()),
@@ -349,22 +384,16 @@ impl Talk {
         let address = self.connection.remote_address().ip();
         match self.shell.plane.join(&self.key, address, request).await {
             Joining::Pending => {
+                if let Stage::Stranger(seat) = &mut self.stage {
+                    seat.prove(self.key, &self.shell.seats);
+                }
                 self.control.join_pending();
                 Ok(())
             }
             Joining::Refused(fault) => {
                 let (code, message) = (&fault.body.error.code, &fault.body.error.message);
                 self.control.join_refused(code, message);
-                self.fill().await?;
-                let said = async {
-                    self.send
-                        .write_all(&self.pending[self.written..])
-                        .await
-                        .ok();
-                    self.send.finish().ok();
-                    self.send.stopped().await.ok();
-                };
-                tokio::time::timeout(LAST_WORD, said).await.ok();
+                self.last_word().await;
                 Err(Ending::new(close::JOIN_REFUSED, code.clone()).into())
             }
         }
@@ -409,6 +438,7 @@ impl Talk {
                     fleet: member.fleet,
                     node: member.key,
                     nonce: nonce.to_vec(),
+                    claims: plane.claims(&member.name, &member.pool),
                 };
                 self.control
                     .lease_answer(lease.sign(&[&self.shell.keys.liveness]).to_bytes())?;
@@ -522,6 +552,14 @@ async fn closed_by_us(closing: Option<&mut watch::Receiver<Option<u32>>>) -> u32
     }
 }
 
+/// Waits until the slot of a stranger is another's.
+async fn lost_slot(seat: Option<&Seat>) {
+    match seat {
+        Some(seat) => seat.evicted().await,
+        None => std::future::pending().await,
+    }
+}
+
 /// What a stranger may see.
 struct NoCatalog;
 
@@ -551,27 +589,5 @@ impl casemate_push::Catalog for NoCatalog {
 
     fn manifest(&self, _: &casemate_trust::id::TenantId) -> Option<(u64, &[u8])> {
         None
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_stranger_does_not_keep_a_newcomers_place() {
-        let here: IpAddr = "192.0.2.1".parse().unwrap();
-        let (newcomers, strangers) = (Places::new(1, 1), Places::new(2, 2));
-        let sit = |is_member| {
-            let newcomer = newcomers.take(here)?;
-            seat(newcomer, is_member, here, &strangers)
-        };
-        let first = sit(false).unwrap();
-        let second = sit(false).unwrap();
-        assert!(sit(false).is_none(), "strangers have two places");
-        let node = sit(true).unwrap();
-        assert!(newcomers.take(here).is_none(), "a node keeps its own");
-        drop((first, second, node));
-        assert!(newcomers.take(here).is_some());
     }
 }

@@ -1,6 +1,7 @@
 //! The QUIC socket of the nodes.
 
 mod connection;
+mod seat;
 
 use std::net::{SocketAddr, UdpSocket};
 use std::sync::Arc;
@@ -17,11 +18,14 @@ use ring::{hkdf, hmac};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::arrivals::Arrivals;
 use crate::failure::Failure;
 use crate::keys::{Keys, SocketSecrets};
 use crate::places::{Places, network};
 use crate::plane::Plane;
 use crate::tls;
+
+use seat::Seats;
 
 /// A node is missed after this long without a word.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
@@ -41,15 +45,23 @@ const INCOMING_BYTES: u64 = 16 * 1024;
 const CONNECTIONS_WITHOUT_PROOF: usize = 64;
 /// Connections at a time: every node, newcomers, strangers, and those that are about to close.
 const MAX_CONNECTIONS: usize = casemate_api::limits::MAX_NODES + 2000;
-/// Connections at a time whose key is not known yet, or is a node's that has said nothing yet: what is beyond is not answered,
-/// so that a node asks again a second later. Well below what is left beside the nodes, which keep their room.
-const MAX_NEWCOMERS: usize = 1024;
+/// Handshakes at a time, which is to say connections whose key is not known yet; a new one evicts an old one. Well below
+/// what is left beside the nodes, which keep their room.
+const MAX_HANDSHAKES: usize = 512;
 /// Of them from one address: a site whose nodes all come back at once.
-const MAX_NEWCOMERS_FROM_ADDRESS: usize = MAX_NEWCOMERS / 2;
-/// Connections at a time whose key nobody knows: it may ask to join.
+const MAX_HANDSHAKES_FROM_ADDRESS: usize = MAX_HANDSHAKES / 2;
+/// Connections of members at a time that have not said hello: none of them can be held by a stranger.
+const MAX_SILENT_MEMBERS: usize = 1024;
+/// Of them of one node: its newest, and those that it has given up and we have not noticed yet.
+const MAX_SILENT_OF_NODE: usize = 4;
+/// Connections at a time whose key nobody knows and which have shown no registered join token; a new one evicts an old one.
 const MAX_STRANGERS: usize = 128;
 /// Of them from one address.
 const MAX_STRANGERS_FROM_ADDRESS: usize = 16;
+/// Connections at a time of newcomers whose join request was made with a registered token, and which wait for the operator.
+const MAX_JOINING: usize = 256;
+/// Of them of one key.
+const MAX_JOINING_OF_KEY: usize = 2;
 /// Between two stateless resets (RFC 9000, section 10.3), which tell nodes that the control plane has restarted: a thousand a
 /// second, and none is longer than what it answers.
 const RESET_INTERVAL: Duration = Duration::from_millis(1);
@@ -143,8 +155,16 @@ pub(crate) async fn serve(
     keys: Arc<Keys>,
     stopping: CancellationToken,
 ) {
-    let newcomers = Places::new(MAX_NEWCOMERS, MAX_NEWCOMERS_FROM_ADDRESS);
-    let strangers = Places::new(MAX_STRANGERS, MAX_STRANGERS_FROM_ADDRESS);
+    let handshakes = Arrivals::new("quic", MAX_HANDSHAKES, MAX_HANDSHAKES_FROM_ADDRESS);
+    let seats = Seats {
+        members: Places::new(MAX_SILENT_MEMBERS, MAX_SILENT_OF_NODE),
+        strangers: Arrivals::new(
+            "quic, keys that nobody knows",
+            MAX_STRANGERS,
+            MAX_STRANGERS_FROM_ADDRESS,
+        ),
+        joining: Places::new(MAX_JOINING, MAX_JOINING_OF_KEY),
+    };
     let tracker = TaskTracker::new();
     loop {
         let incoming = tokio::select! {
@@ -158,17 +178,18 @@ pub(crate) async fn serve(
         } else if open > CONNECTIONS_WITHOUT_PROOF && !incoming.remote_address_validated() {
             // An error means that the packet is already answered with a retry: nothing is left to do.
             incoming.retry().ok();
-        } else if let Some(place) = newcomers.take(network(incoming.remote_address().ip())) {
+        } else if let Some(arrival) = handshakes.arrive(network(incoming.remote_address().ip())) {
             let driver = connection::Shell {
                 plane: Arc::clone(&plane),
                 keys: Arc::clone(&keys),
-                strangers: Arc::clone(&strangers),
+                seats: seats.clone(),
                 stopping: stopping.clone(),
             };
             if let Ok(connecting) = incoming.accept() {
-                tracker.spawn(driver.run(connecting, place));
+                tracker.spawn(driver.run(connecting, arrival));
             }
         } else {
+            // Not answered, so that a node asks again a second later.
             incoming.ignore();
         }
     }

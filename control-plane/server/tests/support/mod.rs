@@ -95,6 +95,7 @@ pub fn config(state: &Path) -> Config {
         quic: "127.0.0.1:0".parse().unwrap(),
         public_quic: None,
         tenant_storage_mib: 1024,
+        api_limits: casemate_control::ApiLimits::default(),
         log: None,
     }
 }

@@ -60,6 +60,13 @@ impl Shell {
                 );
                 self.cursor = None;
             }
+            FromVault::Behind { statements } => {
+                tracing::warn!(
+                    statements,
+                    "the control plane claims newer statements than it has sent; connecting anew to ask for them"
+                );
+                self.connect()?;
+            }
             FromVault::Image(image) => self.image_accepted(&image),
             FromVault::Event(event) => self.log_event(event),
             FromVault::Description { json } => {

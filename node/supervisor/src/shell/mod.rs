@@ -430,6 +430,7 @@ impl Shell {
             image: have
                 .image
                 .map(|(version, statement)| (version, Digest(statement))),
+            revocations: have.revocations,
         };
         let hello = Hello {
             protocol: PROTOCOL,

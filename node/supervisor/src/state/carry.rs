@@ -62,7 +62,8 @@ struct Shown {
 enum Purpose {
     Statement(Shown),
     Object(TenantId, Digest),
-    Lease,
+    /// What the control plane hears no verdict of: a lease, or that this node is revoked.
+    Unanswered,
 }
 
 /// A manifest that waits for objects.
@@ -99,6 +100,7 @@ fn kind_of(id: &StatementId) -> ObjectKind {
         StatementId::Manifest { .. } => ObjectKind::Manifest,
         StatementId::Grant { .. } => ObjectKind::Grant,
         StatementId::Image { .. } => ObjectKind::Image,
+        StatementId::Revocations { .. } => ObjectKind::Revocations,
     }
 }
 
@@ -139,7 +141,10 @@ impl Carrier {
                 vec![self.show(Shown { id, bytes, rounds })]
             }
             NodeEvent::Lease { answer } => {
-                vec![self.submit(ObjectKind::Lease, answer, Purpose::Lease)]
+                vec![self.submit(ObjectKind::Lease, answer, Purpose::Unanswered)]
+            }
+            NodeEvent::Revoked { list } => {
+                vec![self.submit(ObjectKind::Revocations, list, Purpose::Unanswered)]
             }
             NodeEvent::Object {
                 tenant,
@@ -194,7 +199,7 @@ impl Carrier {
                 .object_judged(&tenant, &digest, verdict)
                 .into_iter()
                 .collect(),
-            Some(Purpose::Lease) | None => Vec::new(),
+            Some(Purpose::Unanswered) | None => Vec::new(),
         }
     }
 

@@ -31,6 +31,8 @@ pub enum ObjectKind {
     Lease,
     /// DSSE envelope of an `Image`.
     Image,
+    /// DSSE envelope of a `Revocations`.
+    Revocations,
 }
 
 /// From the supervisor to the vault.
@@ -111,6 +113,12 @@ pub enum FromVault {
         /// A JSON object.
         json: String,
     },
+    /// For a while now the control plane has claimed newer statements than are held: connect anew, so that it is asked for
+    /// them. Said at most once for each lease.
+    Behind {
+        /// How many are lacking: manifests, and the list of revoked nodes.
+        statements: u64,
+    },
     /// The newest image that was accepted for this node's pool. Said after `Hello` and whenever it becomes another.
     Image(Image),
 }
@@ -157,6 +165,8 @@ pub struct Have {
     pub grants: Vec<u64>,
     /// Version of the newest image of the node's pool as a number, and the digest of the statement's payload.
     pub image: Option<(u64, Digest)>,
+    /// Version of the newest list of revoked nodes.
+    pub revocations: u64,
 }
 
 /// What the vault holds of a tenant.

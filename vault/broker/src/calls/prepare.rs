@@ -188,6 +188,9 @@ pub(super) fn usable<'a>(
     tenant: &'a TenantState,
     name: &Identifier,
 ) -> Result<(Digest, &'a Secret), Refused> {
+    if let Some((code, message)) = state.is_barred() {
+        return Err(Refused::new(code, message));
+    }
     if !vault.lease_holds() {
         return Err(Refused::new(
             "credential_lease_expired",

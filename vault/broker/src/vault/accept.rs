@@ -7,19 +7,25 @@ use casemate_trust::dsse::Envelope;
 use casemate_trust::id::{Digest, TenantId};
 use casemate_trust::join::Grant;
 use casemate_trust::judge::{Accepted, Judge, Refusal};
+use casemate_trust::name::Name as PoolName;
 use casemate_trust::release::MAX_RELEASE_BYTES;
 use casemate_trust::secret::MAX_SECRET_BYTES;
 use casemate_trust::statement::{Manifest, OnlineKey, Pool, Root, Statement, Tenant};
+use casemate_vault_core::keys::PoolKeys;
 use casemate_vault_core::opening::open_grant;
 use casemate_vault_store::{Kind, StateFile, StoreError, Write};
 use casemate_wire::control::vault::{ObjectKind, Verdict};
 
 use super::Vault;
+use super::evidence::outdated;
 use super::image::IMAGE_RECORD;
 use super::open::StoredLease;
 use super::staging::{NotStaged, Staging};
 use crate::clock;
 use crate::control::cut;
+
+/// Name of the record of the newest list of revoked nodes.
+const REVOCATIONS_RECORD: &str = "newest";
 
 /// What a judgement meant for the rest of the program.
 #[derive(Debug, Default)]
@@ -32,6 +38,8 @@ pub(crate) struct Effect {
     pub(crate) leased: bool,
     /// The machine is to run another image.
     pub(crate) image: bool,
+    /// The root has revoked this node.
+    pub(crate) revoked: bool,
 }
 
 /// Refused, by a stable name.
@@ -106,6 +114,7 @@ impl Vault {
             ObjectKind::Grant => self.grant(bytes),
             ObjectKind::Lease => self.lease(bytes),
             ObjectKind::Image => self.image_statement(bytes),
+            ObjectKind::Revocations => self.revocations(bytes),
         };
         match judged {
             Ok(effect) => (Verdict::Accepted, effect),
@@ -154,6 +163,44 @@ impl Vault {
         self.replace(judge);
         Ok(Effect {
             image: true,
+            ..Effect::default()
+        })
+    }
+
+    /// The root's list of revoked nodes. A node that finds itself in it forgets the keys of its pool, on the disk first.
+    fn revocations(&self, bytes: &[u8]) -> Judged {
+        let envelope = parse(bytes)?;
+        let mut judge = self.read().judge.clone();
+        if judge.accept_revocations(&envelope, clock::unix())? == Accepted::Held {
+            return Ok(Effect::default());
+        }
+        let put = Write::Put(
+            Kind::Revocations,
+            REVOCATIONS_RECORD.to_owned(),
+            bytes.to_vec(),
+        );
+        let mut writes = vec![put];
+        let is_revoked = {
+            let state = self.read();
+            let is_revoked = judge.is_revoked(&state.identity.keys.identity().public());
+            if is_revoked {
+                let grants = state.pool_keys.epochs();
+                writes.extend(
+                    grants.map(|(pool, epoch)| Write::Drop(Kind::Grant, grant_record(pool, epoch))),
+                );
+            }
+            is_revoked
+        };
+        self.persist(&judge, &writes)?;
+        self.replace(judge);
+        if is_revoked {
+            self.write().pool_keys = PoolKeys::default();
+            tracing::error!(
+                "the root has revoked this node: its pool keys are forgotten, credentials stop for good"
+            );
+        }
+        Ok(Effect {
+            revoked: is_revoked,
             ..Effect::default()
         })
     }
@@ -222,11 +269,14 @@ impl Vault {
                     "the grant is for another pool than this node's",
                 ));
             }
+            state
+                .judge
+                .must_not_be_revoked(&state.identity.keys.identity().public())?;
             let seed = open_grant(&grant, &state.identity.keys, pool)
                 .map_err(|error| No::new(error.code(), error))?;
             (seed, state.identity.to_bytes_as_member())
         };
-        let name = format!("{}/{:020}", grant.pool, grant.epoch);
+        let name = grant_record(&grant.pool, grant.epoch);
         self.store.commit(
             &[Write::Put(Kind::Grant, name, bytes.to_vec())],
             &mut clock::random,
@@ -246,7 +296,7 @@ impl Vault {
 
     fn lease(&self, bytes: &[u8]) -> Judged {
         let envelope = parse(bytes)?;
-        let stored = {
+        let (stored, claims) = {
             let state = self.read();
             let online = state.judge.online().ok_or_else(|| {
                 No::new(
@@ -259,14 +309,24 @@ impl Vault {
             }
             let node = state.identity.keys.identity().public();
             let mut liveness = self.liveness();
-            liveness
+            let claims = liveness
                 .answer(&envelope, state.identity.fleet, node, online)
                 .map_err(|error| No::new(error.code(), error))?;
-            StoredLease {
+            let outdated = outdated(&state.judge, &claims);
+            if outdated > 0 {
+                tracing::warn!(
+                    outdated,
+                    "the control plane claims as newest what is older than statements that it has sent: it was restored \
+                     from an older copy, or it hides something; the signed claims are kept"
+                );
+            }
+            let stored = StoredLease {
                 boot_id: self.boot_id.clone(),
                 until_ms: liveness.until_ms().unwrap_or(0),
-            }
+            };
+            (stored, claims)
         };
+        self.evidence.keep(envelope, claims, clock::boot_ms());
         let bytes = serde_json::to_vec(&stored).unwrap_or_default();
         self.store
             .write(StateFile::Lease, &bytes, &mut clock::random)?;
@@ -283,6 +343,11 @@ impl Vault {
         self.store
             .write(StateFile::Memory, &memory, &mut clock::random)
     }
+}
+
+/// Name of a grant's record.
+fn grant_record(pool: &PoolName, epoch: u64) -> String {
+    format!("{pool}/{epoch:020}")
 }
 
 fn parse(bytes: &[u8]) -> Result<Envelope, No> {

@@ -17,6 +17,7 @@ use casemate_vault_store::{Kind, SetAside, StateFile, Store, StoreError};
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
+use super::evidence::Evidence;
 use super::image::ImageFile;
 use super::{State, Vault, VaultError};
 use crate::clock;
@@ -56,6 +57,7 @@ impl Vault {
         if let Some(image) = state.judge.image(&state.identity.pool) {
             image_file.write(image)?;
         }
+        let evidence = Evidence::in_folder(&config.state, clock::boot_ms());
         let refill = refill(&aside, &state.judge, lost);
         let boot_id = clock::boot_id();
         let liveness = Liveness::new(config.lease_ms, lease(&store, &boot_id)?);
@@ -69,6 +71,7 @@ impl Vault {
             store,
             boot_id,
             image_file,
+            evidence,
             refill,
         })
     }
@@ -218,6 +221,7 @@ fn replay(store: &Store, state: &mut State, aside: &mut SetAside) -> Result<(), 
     for kind in [
         Kind::Root,
         Kind::OnlineKey,
+        Kind::Revocations,
         Kind::Pool,
         Kind::Image,
         Kind::Tenant,
@@ -231,6 +235,7 @@ fn replay(store: &Store, state: &mut State, aside: &mut SetAside) -> Result<(), 
             let result = match kind {
                 Kind::Root => judge.accept_root(&envelope, clock),
                 Kind::OnlineKey => judge.accept_online_key(&envelope, clock),
+                Kind::Revocations => judge.accept_revocations(&envelope, clock),
                 Kind::Pool => judge.accept_pool(&envelope, clock),
                 Kind::Image => judge.accept_image(&envelope, clock),
                 Kind::Tenant => judge.accept_tenant(&envelope, clock),
@@ -246,6 +251,10 @@ fn replay(store: &Store, state: &mut State, aside: &mut SetAside) -> Result<(), 
                 tracing::warn!(?kind, name, code, %refusal, "a stored statement no longer stands; the control plane is asked");
             }
         }
+    }
+    if state.is_revoked() {
+        tracing::error!("the root has revoked this node: credentials are not used");
+        return Ok(());
     }
     for (name, bytes) in store.all(Kind::Grant, aside)? {
         let Ok(grant) = Grant::parse(&bytes) else {
@@ -278,6 +287,7 @@ fn refill(aside: &SetAside, judge: &Judge, lost: bool) -> Option<String> {
     // sled takes damage to the end of its log for a write that a kill cut short, and says nothing: the memory knows.
     let holes = (memory.root.is_some() && judge.root().is_none())
         || (memory.online.is_some() && judge.online().is_none())
+        || (memory.revocations.is_some() && judge.revocations().is_none())
         || memory.pools.iter().any(no_pool)
         || memory.images.keys().any(|pool| judge.image(pool).is_none())
         || memory.tenants.iter().any(no_tenant);

@@ -13,7 +13,7 @@ use casemate_trust::id::{Digest, FleetId};
 use casemate_trust::join::{Grant, JoinRequest, JoinToken};
 use casemate_trust::judge::MAX_TENANTS;
 use casemate_trust::key::{PublicKey, SealingKey, SigningKey};
-use casemate_trust::lease::Lease;
+use casemate_trust::lease::{Claims, Lease};
 use casemate_trust::release::{
     BundleRef, Credential, EgressRule, Limits, Perimeter, Release, Scheme, Slot,
 };
@@ -320,6 +320,26 @@ impl Fleet {
         std::fs::write(self.folder.path().join("limits"), limits).unwrap();
     }
 
+    /// The leases that the vault keeps as evidence.
+    pub(crate) fn kept_leases(&self) -> Vec<Lease> {
+        let text = std::fs::read(self.folder.path().join("vault/leases.json")).unwrap();
+        let leases: Vec<Envelope> = serde_json::from_slice(&text).unwrap();
+        leases
+            .iter()
+            .map(|lease| Lease::read(lease).unwrap())
+            .collect()
+    }
+
+    /// What the vault says of itself.
+    pub(crate) async fn describe(&mut self) -> serde_json::Value {
+        self.vault().send(ToVault::Describe, None).await;
+        let json = self.vault().wait(|message| match message {
+            FromVault::Description { json } => Some(json),
+            _ => None,
+        });
+        serde_json::from_str(&json.await).unwrap()
+    }
+
     /// What the vault tells init, once it tells anything.
     pub(crate) fn image_file(&self) -> Option<serde_json::Value> {
         let text = std::fs::read(self.folder.path().join("vault/image.json")).ok()?;
@@ -439,11 +459,22 @@ impl Fleet {
 
     /// Answers a nonce with the key of this seed; the refusal's code, if it was refused.
     pub(crate) async fn answer_lease(&mut self, nonce: &[u8; 32], seed: u8) -> Option<String> {
+        self.answer_lease_with(nonce, seed, Claims::default()).await
+    }
+
+    /// The same, with claims.
+    pub(crate) async fn answer_lease_with(
+        &mut self,
+        nonce: &[u8; 32],
+        seed: u8,
+        claims: Claims,
+    ) -> Option<String> {
         let node = PublicKey::from_bytes(self.hello.as_ref().unwrap().node_key);
         let lease = Lease {
             fleet: self.fleet,
             node,
             nonce: nonce.to_vec(),
+            claims,
         }
         .sign(&[&key(seed)]);
         match self

@@ -6,6 +6,7 @@
 
 mod image;
 mod refusal;
+mod revocation;
 mod tenant;
 #[cfg(test)]
 mod tests;
@@ -19,6 +20,7 @@ use crate::dsse::Envelope;
 use crate::id::{Digest, FleetId, TenantId};
 use crate::image::Image;
 use crate::name::Name;
+use crate::revocation::Revocations;
 use crate::statement::{OnlineKey, Pool, Root, Statement};
 
 pub use image::ImageSeen;
@@ -92,6 +94,9 @@ pub struct Memory {
     /// The newest image of each pool. Earlier programs knew of none.
     #[serde(default)]
     pub images: BTreeMap<Name, ImageSeen>,
+    /// The list of revoked nodes. Earlier programs knew of none.
+    #[serde(default)]
+    pub revocations: Option<Seen>,
     /// The latest time at which the root has signed something that was accepted: it is not earlier than that.
     pub floor: Seconds,
 }
@@ -147,6 +152,7 @@ pub struct Judge {
     pools: BTreeMap<(Name, u64), Pool>,
     tenants: BTreeMap<TenantId, TenantState>,
     images: BTreeMap<Name, Image>,
+    revocations: Option<Revocations>,
     /// The pool whose functions and secrets matter here; `None` for those who hold every pool's.
     here: Option<Name>,
 }
@@ -161,6 +167,7 @@ impl Judge {
             pools: BTreeMap::new(),
             tenants: BTreeMap::new(),
             images: BTreeMap::new(),
+            revocations: None,
             floor: 0,
         };
         Self::remembering(memory, here)
@@ -175,6 +182,7 @@ impl Judge {
             pools: BTreeMap::new(),
             tenants: BTreeMap::new(),
             images: BTreeMap::new(),
+            revocations: None,
             here,
         }
     }

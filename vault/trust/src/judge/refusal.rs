@@ -3,6 +3,7 @@
 use crate::host::HostName;
 use crate::id::Digest;
 use crate::image::ImageVersion;
+use crate::key::PublicKey;
 use crate::name::{Identifier, Name};
 use crate::secret::SecretError;
 
@@ -81,6 +82,15 @@ pub enum Refusal {
     /// Not for the pool of this node.
     #[error("the image is for other pools than this node's")]
     ImagePoolOther,
+    /// Lower than remembered.
+    #[error("list {1} of revoked nodes is lower than {0}, which was accepted before")]
+    RevocationsVersionLower(u64, u64),
+    /// Same version, other digest.
+    #[error("another list of revoked nodes of the same version was accepted before")]
+    RevocationsEqualOther,
+    /// Listed as revoked.
+    #[error("the root has revoked the node with the key {0}")]
+    NodeRevoked(PublicKey),
     /// Lower than remembered.
     #[error("tenant version {1} is lower than {0}, which was accepted before")]
     TenantVersionLower(u64, u64),
@@ -201,6 +211,9 @@ impl Refusal {
             Self::ImageEqualOther { .. } => "image_same_version_other_digest",
             Self::ImageExpired => "image_expired",
             Self::ImagePoolOther => "image_pool_other",
+            Self::RevocationsVersionLower(..) => "revocations_version_lower",
+            Self::RevocationsEqualOther => "revocations_same_version_other_digest",
+            Self::NodeRevoked(_) => "node_revoked",
             Self::TenantVersionLower(..) => "tenant_version_lower",
             Self::TenantEqualOther => "tenant_same_version_other_digest",
             Self::TenantExpired => "tenant_expired",

@@ -379,3 +379,13 @@ fn each_manifest_is_answered_once() {
     }
     assert!(superseded > 100, "too rare to prove anything: {superseded}");
 }
+
+#[test]
+fn the_list_that_names_this_node_goes_to_the_vault_and_is_not_answered() {
+    let mut node = Node::default();
+    let list = b"revoked".to_vec();
+    let pushed = node.push(NodeEvent::Revoked { list });
+    assert_eq!(pushed, [Show("revoked".into())]);
+    assert_eq!(node.judge(Verdict::Accepted), []);
+    node.is_done();
+}

@@ -2,6 +2,7 @@
 
 mod adversary;
 mod image;
+mod revocation;
 mod rotation;
 mod world;
 

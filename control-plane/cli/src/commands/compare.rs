@@ -1,0 +1,110 @@
+//! What this home remembers against what the control plane has: after a restore of an older copy, or at the hands of
+//! somebody who took it over, what was revoked is there again and what came later is gone.
+
+use casemate_api::node::NodeList;
+use casemate_api::token::TokenList;
+use casemate_trust::name::Name;
+
+use super::{nodes, tokens};
+use crate::error::{Code, Error};
+use crate::machine::printable;
+use crate::session::Session;
+
+/// What was revoked once more.
+#[derive(Debug, Default)]
+pub(super) struct RevokedAgain {
+    pub(super) nodes: Vec<Name>,
+    pub(super) tokens: Vec<String>,
+}
+
+impl RevokedAgain {
+    /// For people.
+    pub(super) fn names(&self) -> Vec<String> {
+        let nodes = self.nodes.iter().map(|node| format!("node {node}"));
+        let tokens = self.tokens.iter().map(|id| format!("token {id}"));
+        nodes.chain(tokens).collect()
+    }
+}
+
+/// Revokes the nodes and tokens that the control plane has and this home has revoked.
+pub(super) async fn revoke_again(session: &mut Session<'_>) -> Result<RevokedAgain, Error> {
+    let mut again = RevokedAgain::default();
+    let list: NodeList = session.api.get("/v1/nodes").await?;
+    for node in list.nodes {
+        if nodes::is_revoked(session, &node.name, &node.key)? {
+            delete(session, &format!("/v1/nodes/{}", node.name)).await?;
+            again.nodes.push(node.name);
+        }
+    }
+    let revoked = tokens::revoked(session.cx)?;
+    if !revoked.is_empty() {
+        let list: TokenList = session.api.get("/v1/tokens").await?;
+        let ids = list.tokens.into_iter().map(|token| token.id);
+        for id in ids.filter(|id| revoked.contains(id)) {
+            delete(session, &format!("/v1/tokens/{id}")).await?;
+            again.tokens.push(id);
+        }
+    }
+    Ok(again)
+}
+
+/// What this home remembers and cannot bring back, a line each with what has to be done.
+pub(super) async fn lost(session: &mut Session<'_>) -> Result<Vec<String>, Error> {
+    let mut lines = Vec::new();
+    let list: NodeList = session.api.get("/v1/nodes").await?;
+    for (node, key) in nodes::members(session)? {
+        let there = list.nodes.iter().find(|there| there.name == node);
+        match there {
+            Some(there) if there.key == key => {}
+            Some(there) => lines.push(format!(
+                "the control plane shows node {node} with the key {}, this home admitted {}: revoke the node and have it \
+                 join again",
+                there.key.fingerprint(),
+                key.fingerprint()
+            )),
+            None => lines.push(format!(
+                "the control plane has lost node {node}: `casemate node revoke {node}`, then start it with an empty state \
+                 folder and a new token"
+            )),
+        }
+    }
+    let known: Vec<Name> = nodes::members(session)?
+        .into_iter()
+        .map(|(node, _)| node)
+        .collect();
+    for there in list
+        .nodes
+        .iter()
+        .filter(|there| !known.contains(&there.name))
+    {
+        if !nodes::is_revoked(session, &there.name, &there.key)? {
+            lines.push(format!(
+                "this home has not admitted node {}: unless another home with the root has, revoke it",
+                there.name
+            ));
+        }
+    }
+    let summaries = session.list_tenants().await?;
+    let remembered = session.known.judge().memory().tenants.clone();
+    for summary in summaries {
+        let seen = remembered.get(&summary.id).and_then(|seen| seen.manifest);
+        let shown = summary.manifest_version.unwrap_or(0);
+        if let Some(seen) = seen.filter(|seen| seen.version > shown) {
+            lines.push(format!(
+                "the control plane shows manifest {shown} of tenant {}, this home has seen {}: have the tenant run `casemate \
+                 renew --from-memory`",
+                printable(summary.name.as_str()),
+                seen.version
+            ));
+        }
+    }
+    Ok(lines)
+}
+
+/// Deletes what may have gone in the meantime.
+async fn delete(session: &mut Session<'_>, path: &str) -> Result<(), Error> {
+    match session.api.delete(path).await {
+        Err(error) if error.code() == Code::NotFound => Ok(()),
+        deleted => deleted,
+    }
+}

@@ -1,0 +1,79 @@
+//! Judging the list of revoked nodes: its version only rises, and it outlives everything else.
+
+use super::{Accepted, Age, Judge, Refusal, Seen, accepted, age};
+use crate::Seconds;
+use crate::dsse::Envelope;
+use crate::key::PublicKey;
+use crate::name::Name;
+use crate::revocation::Revocations;
+use crate::statement::Statement as _;
+
+impl Judge {
+    /// The newest list of revoked nodes.
+    pub fn revocations(&self) -> Option<&Revocations> {
+        self.revocations.as_ref()
+    }
+
+    /// Whether the node with this key is revoked.
+    pub fn is_revoked(&self, node: &PublicKey) -> bool {
+        self.revocations().is_some_and(|list| list.names(node))
+    }
+
+    /// Whether a list was accepted before and is not held any more, so that nobody knows whom it
+    /// names.
+    pub fn has_lost_revocations(&self) -> bool {
+        self.memory.revocations.is_some() && self.revocations.is_none()
+    }
+
+    /// Whether a revoked node knows the key of this pool and epoch.
+    pub fn is_exposed(&self, pool: &Name, epoch: u64) -> bool {
+        self.revocations()
+            .is_some_and(|list| list.exposes(pool, epoch))
+    }
+
+    /// A revoked node is given no key and is not admitted.
+    ///
+    /// # Errors
+    /// [`Refusal::NodeRevoked`].
+    pub fn must_not_be_revoked(&self, node: &PublicKey) -> Result<(), Refusal> {
+        if self.is_revoked(node) {
+            Err(Refusal::NodeRevoked(*node))
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Judges a `Revocations`.
+    ///
+    /// # Errors
+    /// The refusal, by name; nothing has changed.
+    pub fn accept_revocations(
+        &mut self,
+        envelope: &Envelope,
+        clock: Seconds,
+    ) -> Result<Accepted, Refusal> {
+        let list = Revocations::read(envelope).map_err(Refusal::Malformed)?;
+        self.must_be_our_fleet(list.fleet)?;
+        let digest = envelope.payload_digest();
+        let age = age(
+            self.memory.revocations.as_ref(),
+            list.version,
+            digest,
+            Refusal::RevocationsVersionLower,
+            Refusal::RevocationsEqualOther,
+        )?;
+        if age == Age::Same && self.revocations.is_some() {
+            return Ok(Accepted::Held);
+        }
+        if age == Age::New {
+            self.must_be_signed_by_root(envelope, clock)?;
+            self.memory.revocations = Some(Seen {
+                version: list.version,
+                digest,
+            });
+            self.memory.floor = self.memory.floor.max(list.issued);
+        }
+        self.revocations = Some(list);
+        Ok(accepted(age))
+    }
+}
