@@ -46,7 +46,8 @@ pub(crate) fn prepare(
         .may_run(&caller.function, &caller.release)
         .ok_or_else(withdrawn)?;
     let binding = head.fields.text(":binding");
-    let allowed = decide(release, binding, &head.method, &head.target)
+    let ceiling = tenant.tenant.egress.as_ref();
+    let allowed = decide(release, ceiling, binding, &head.method, &head.target)
         .map_err(|denial| Refused::new("egress_denied", denial.to_string()))?;
 
     let opened = allowed
@@ -57,7 +58,7 @@ pub(crate) fn prepare(
         .credential
         .zip(opened.as_ref())
         .map(|(credential, (_, value))| (&credential.slot, value));
-    let outgoing = fill(&allowed.target, head.fields.iter(), slot);
+    let outgoing = fill(&allowed.target, head.fields.iter(), slot, allowed.limited);
     let scrubber = opened
         .as_ref()
         .and_then(|(_, value)| Scrubber::new(value.expose_secret()));
@@ -85,6 +86,7 @@ pub(crate) fn prepare(
         port: target.port,
         secret,
         ca: allowed.ca.map(ToOwned::to_owned),
+        private: ceiling.map(|ceiling| ceiling.private_networks.clone()),
     };
     Ok(Prepared {
         request,

@@ -9,6 +9,7 @@ use casemate_trust::id::TenantId;
 use casemate_trust::release::Scheme;
 use hyper_util::client::legacy::Client;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
+use ipnet::IpNet;
 use tokio::sync::watch;
 
 use super::body::CallBody;
@@ -38,6 +39,9 @@ pub(crate) struct Place {
     pub(crate) port: u16,
     pub(crate) secret: Option<SecretKey>,
     pub(crate) ca: Option<String>,
+    /// The private networks of the tenant's egress ceiling; the node's own where the tenant has none. A changed ceiling
+    /// is another place, so that no connection outlives what allowed it.
+    pub(crate) private: Option<Vec<IpNet>>,
 }
 
 type Pool = Client<Dialer, CallBody>;
@@ -98,7 +102,12 @@ impl Upstreams {
             Scheme::Https => Some(self.trust.client(place.ca.as_deref())?),
             Scheme::Http => None,
         };
-        let dialer = Dialer::new(place.host.clone(), place.port, tls, self.resolving.clone());
+        let dialer = Dialer::new(
+            (place.host.clone(), place.port),
+            tls,
+            self.resolving.clone(),
+            place.private.clone(),
+        );
         let client = Client::builder(TokioExecutor::new())
             .pool_timer(TokioTimer::new())
             .timer(TokioTimer::new())
@@ -188,6 +197,7 @@ mod tests {
             port: 80,
             secret: None,
             ca: None,
+            private: None,
         }
     }
 
