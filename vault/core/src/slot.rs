@@ -143,11 +143,12 @@ pub fn fill<'a>(
         let lower = name.to_ascii_lowercase();
         let is_slot =
             slot_header.is_some_and(|header| lower.replace('_', "-") == header.replace('_', "-"));
+        let replaces_request = limited && is_override(&lower);
         let is_ours = slot.is_some() && lower == "accept-encoding";
         !name.starts_with(':')
             && !is_slot
             && !is_ours
-            && !(limited && is_override(&lower))
+            && !replaces_request
             && !NOT_THE_FUNCTIONS.contains(&lower.as_str())
             && !named_by_connection.contains(&lower)
     };
