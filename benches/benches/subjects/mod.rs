@@ -112,13 +112,13 @@ pub(crate) fn release() -> Release {
 /// Judges a call with a credential.
 pub(crate) fn decide_credential(release: &Release) -> Allowed<'_> {
     let url = "https://pay.example.test/v1/charges?amount=100";
-    egress::decide(release, Some("payments"), "POST", url).expect("it is declared")
+    egress::decide(release, None, Some("payments"), "POST", url).expect("it is declared")
 }
 
 /// Judges a call that the last rule lets through.
 pub(crate) fn decide_rule(release: &Release) -> Allowed<'_> {
     let url = "https://api-15.example.test/v1/items?page=2";
-    egress::decide(release, None, "GET", url).expect("it is declared")
+    egress::decide(release, None, None, "GET", url).expect("it is declared")
 }
 
 /// A pool with its key, and a secret sealed to it.

@@ -8,7 +8,7 @@ mod worker;
 
 use casemate_trust::key::SealingKey;
 use casemate_trust::secret::Reflection;
-use casemate_trust::statement::{Pool, Root, Statement as _};
+use casemate_trust::statement::{EgressCeiling, Pool, Root, Statement as _, Tenant};
 use casemate_wire::control::vault::{FromVault, ObjectKind, ToVault, Verdict};
 use fleet::{FAR, Fleet, KEY, key};
 use upstream::Upstream;
@@ -205,6 +205,43 @@ async fn private_addresses_are_refused_unless_the_operator_allows_them() {
         "address_denied"
     );
     assert!(upstream.seen().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_operators_ceiling_opens_a_private_network_to_one_tenant_and_closes_ports() {
+    let upstream = Upstream::start(KEY).await;
+    let mut fleet = Fleet::start_with(&upstream, "").await;
+    fleet.join().await;
+    let release = fleet.deploy(1).await;
+    let worker = channel(&mut fleet, release).await;
+    let url = upstream.url("/v1/x");
+    let mut version = 1;
+    let mut signed = async |fleet: &mut Fleet, ports: &[u16], private: &[&str]| {
+        version += 1;
+        let egress = EgressCeiling {
+            ports: ports.to_vec(),
+            private_networks: private.iter().map(|net| net.parse().unwrap()).collect(),
+            ..EgressCeiling::default()
+        };
+        let tenant = Tenant {
+            version,
+            egress: Some(egress),
+            ..fleet.tenant.clone()
+        };
+        let bytes = tenant.sign(&[&key(1)]).to_bytes();
+        let verdict = fleet.vault().submit(ObjectKind::Tenant, bytes).await;
+        assert!(matches!(verdict, Verdict::Accepted), "{verdict:?}");
+    };
+    signed(&mut fleet, &[], &["127.0.0.0/8"]).await;
+    let answer = call(&worker, Some("pay"), "POST", &url, "", &[]).await;
+    assert_eq!(answer.status, 200);
+    signed(&mut fleet, &[], &["10.0.0.0/8"]).await;
+    let answer = call(&worker, Some("pay"), "POST", &url, "", &[]).await;
+    assert_eq!(answer.error(), "address_denied");
+    signed(&mut fleet, &[443], &["127.0.0.0/8"]).await;
+    let answer = call(&worker, Some("pay"), "POST", &url, "", &[]).await;
+    assert_eq!(answer.error(), "egress_denied");
+    assert_eq!(upstream.seen().len(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -3,6 +3,7 @@
 use casemate_trust::authority::CaPem;
 use casemate_trust::path::{Method, PathPattern, is_canonical_path};
 use casemate_trust::release::{Credential, Release, Scheme};
+use casemate_trust::statement::EgressCeiling;
 
 use crate::target::{Target, TargetError};
 
@@ -17,6 +18,8 @@ pub struct Allowed<'a> {
     pub credential: Option<&'a Credential>,
     /// PEM of the certificate authority to trust instead of the node's own.
     pub ca: Option<&'a str>,
+    /// Whether the release limits the methods or the paths of such calls.
+    pub limited: bool,
 }
 
 /// Why a call may not go. Whatever it is, the function reads `egress_denied`.
@@ -40,6 +43,14 @@ pub enum Denial {
         declared: String,
         /// Where it was to go.
         asked: String,
+    },
+    /// The operator's ceiling for the tenant does not allow it.
+    #[error("the operator does not let this tenant call {host}:{port}")]
+    Ceiling {
+        /// Host.
+        host: String,
+        /// Port.
+        port: u16,
     },
     /// Nothing in the release allows it.
     #[error("the release declares no egress to {scheme}://{host}:{port}")]
@@ -71,18 +82,26 @@ fn declared(credential: &Credential) -> String {
     }
 }
 
-/// Judges one call of a function whose release this is; `binding` is the capability that it used, if any.
+/// Judges one call of a function whose release this is; `binding` is the capability that it used, if any, and `ceiling`
+/// what the operator allows the tenant at most.
 ///
 /// # Errors
 /// See [`Denial`].
 pub fn decide<'a>(
     release: &'a Release,
+    ceiling: Option<&EgressCeiling>,
     binding: Option<&str>,
     method: &str,
     url: &str,
 ) -> Result<Allowed<'a>, Denial> {
     let method: Method = method.parse().map_err(|_| Denial::Method)?;
     let target = Target::parse(url)?;
+    if ceiling.is_some_and(|ceiling| !ceiling.allows(&target.host, target.port)) {
+        return Err(Denial::Ceiling {
+            host: target.host.to_string(),
+            port: target.port,
+        });
+    }
     if let Some(binding) = binding {
         let slot = release
             .credentials
@@ -103,6 +122,7 @@ pub fn decide<'a>(
                 method,
                 credential: Some(slot),
                 ca: slot.ca.as_ref().map(CaPem::as_str),
+                limited: is_limited(&slot.methods, &slot.paths),
             }),
             false => Err(Denial::MethodOrPath(method)),
         };
@@ -126,6 +146,7 @@ pub fn decide<'a>(
                     method,
                     credential: Some(slot),
                     ca: slot.ca.as_ref().map(CaPem::as_str),
+                    limited: is_limited(&slot.methods, &slot.paths),
                 });
             }
             Ok(false) => denial = Denial::MethodOrPath(method.clone()),
@@ -142,6 +163,7 @@ pub fn decide<'a>(
                     method,
                     credential: None,
                     ca: rule.ca.as_ref().map(CaPem::as_str),
+                    limited: is_limited(&rule.methods, &rule.paths),
                 });
             }
             Ok(false) => denial = Denial::MethodOrPath(method.clone()),
@@ -149,6 +171,10 @@ pub fn decide<'a>(
         }
     }
     Err(denial)
+}
+
+const fn is_limited(methods: &[Method], paths: &[PathPattern]) -> bool {
+    !methods.is_empty() || !paths.is_empty()
 }
 
 /// Where paths decide, a path must be canonical; where they do not, it is the upstream's affair.
@@ -222,7 +248,7 @@ pub(crate) mod tests {
 
     fn ask(binding: Option<&str>, method: &str, url: &str) -> Result<Option<String>, Denial> {
         let release = release();
-        let allowed = decide(&release, binding, method, url)?;
+        let allowed = decide(&release, None, binding, method, url)?;
         Ok(allowed.credential.map(|slot| slot.binding.to_string()))
     }
 
@@ -325,5 +351,28 @@ pub(crate) mod tests {
             ask(None, "GET", "https://user@open.test/"),
             Err(Denial::Target(_))
         ));
+    }
+    #[test]
+    fn no_release_goes_beyond_the_operators_ceiling() {
+        let release = release();
+        let ask = |(hosts, ports): (&[&str], &[u16]), binding: Option<&str>, url: &str| {
+            let ceiling = EgressCeiling {
+                hosts: hosts.iter().map(|host| host.parse().unwrap()).collect(),
+                ports: ports.to_vec(),
+                private_networks: vec![],
+            };
+            decide(&release, Some(&ceiling), binding, "POST", url).map(|allowed| allowed.limited)
+        };
+        let (pay, open) = ("https://pay.test/v1/x", "https://open.test/x");
+        let only_pay: (&[&str], &[u16]) = (&["pay.test"], &[443]);
+        assert_eq!(ask(only_pay, Some("pay"), pay), Ok(true));
+        assert_eq!(ask((&[], &[]), None, open), Ok(false));
+        let denied = ask(only_pay, None, open).unwrap_err();
+        assert!(matches!(denied, Denial::Ceiling { .. }), "{denied}");
+        let denied = ask((&[], &[8443]), Some("pay"), pay).unwrap_err();
+        assert_eq!(
+            denied.to_string(),
+            "the operator does not let this tenant call pay.test:443"
+        );
     }
 }

@@ -34,6 +34,60 @@ const NOT_THE_FUNCTIONS: &[&str] = &[
     "via",
 ];
 
+/// Header fields with which servers, frameworks and proxies replace the method or the path of a request. Names are
+/// written with `-`; servers fold `_` into it.
+const OVERRIDES: &[&str] = &[
+    "x-http-method",
+    "x-method",
+    "x-request-method",
+    "x-tunneled-method",
+    "x-rewrite-url",
+    "x-rewrite-uri",
+    "x-url",
+    "x-uri",
+    "x-path",
+    "x-path-info",
+    "x-proxy-url",
+    "x-request-uri",
+    "x-request-url",
+    "x-script-name",
+    "x-envoy-original-path",
+    "x-envoy-original-method",
+    "x-accel-redirect",
+    "x-http-destinationurl",
+    "x-waws-unencoded-url",
+    "x-matched-path",
+    "x-invoke-path",
+    "x-invoke-query",
+    "x-now-route-matches",
+    "path-info",
+    "request-uri",
+    "script-name",
+    "base-url",
+];
+
+/// Beginnings of such names. What a proxy says of its caller alone may pass: [`NO_OVERRIDES`].
+const OVERRIDE_PREFIXES: &[&str] = &["x-forwarded-", "x-original-", "x-middleware-"];
+
+/// Fields that begin like an override and name the caller, not the request.
+const NO_OVERRIDES: &[&str] = &[
+    "x-forwarded-for",
+    "x-forwarded-port",
+    "x-forwarded-proto",
+    "x-original-forwarded-for",
+];
+
+/// Whether a field may replace the method or the path that was judged. The name is in lower case.
+fn is_override(lower: &str) -> bool {
+    let name = lower.replace('_', "-");
+    let begins = OVERRIDE_PREFIXES
+        .iter()
+        .any(|prefix| name.starts_with(prefix));
+    name.contains("override")
+        || OVERRIDES.contains(&name.as_str())
+        || (begins && !NO_OVERRIDES.contains(&name.as_str()))
+}
+
 /// What a call asks for whose answer is searched, whatever the function asked for: the encoding in
 /// which the answer can be searched.
 pub const ACCEPT_ENCODING: &str = "gzip";
@@ -69,11 +123,14 @@ impl Drop for Wiped {
 }
 
 /// Builds the head of a call from what the function sent and, if a slot is to be filled, the opened secret. Whatever the
-/// function put into the slot itself, in any case and under any spelling that servers fold together, is dropped.
+/// function put into the slot itself, in any case and under any spelling that servers fold together, is dropped. Where
+/// the call is allowed by its method or path (`limited`), fields that replace these are dropped too: the server would
+/// carry out another request than the one that was judged.
 pub fn fill<'a>(
     target: &Target,
     fields: impl Iterator<Item = (&'a str, &'a [u8])> + Clone,
     slot: Option<(&Slot, &SecretValue)>,
+    limited: bool,
 ) -> Outgoing {
     let named_by_connection: BTreeSet<String> = fields
         .clone()
@@ -86,10 +143,12 @@ pub fn fill<'a>(
         let lower = name.to_ascii_lowercase();
         let is_slot =
             slot_header.is_some_and(|header| lower.replace('_', "-") == header.replace('_', "-"));
+        let replaces_request = limited && is_override(&lower);
         let is_ours = slot.is_some() && lower == "accept-encoding";
         !name.starts_with(':')
             && !is_slot
             && !is_ours
+            && !replaces_request
             && !NOT_THE_FUNCTIONS.contains(&lower.as_str())
             && !named_by_connection.contains(&lower)
     };
@@ -187,6 +246,7 @@ mod tests {
             &Target::parse(url).unwrap(),
             fields,
             Some((slot, &secret())),
+            false,
         );
         let text = |bytes: &Bytes| String::from_utf8(bytes.to_vec()).unwrap();
         let mut sent: Vec<_> = outgoing
@@ -250,6 +310,46 @@ mod tests {
         ];
         let (_, sent) = filled(&tries, &Slot::Bearer, "https://a.test/");
         assert_eq!(sent, [pair("authorization", "Bearer s3cr&t")]);
+    }
+
+    #[test]
+    fn fields_that_replace_the_judged_method_or_path_are_dropped_where_these_decide() {
+        let overrides = [
+            "X-HTTP-Method-Override",
+            "x_http_method_override",
+            "X-Method-Override",
+            "X-HTTP-Method",
+            "X-Http_Method",
+            "X-Original-URL",
+            "x_original_url",
+            "X-Original-Method",
+            "X-Rewrite-URL",
+            "X-Forwarded-Path",
+            "X-Forwarded-Prefix",
+            "X-Forwarded-Uri",
+            "X_Forwarded_Method",
+            "X-Forwarded-Host",
+            "X-HTTP-Path-Override",
+            "X-Envoy-Original-Path",
+        ];
+        let kept = [
+            "x-forwarded-for",
+            "x-forwarded-proto",
+            "x-original",
+            "x-mine",
+        ];
+        let sent = |limited: bool| {
+            let names = overrides.iter().chain(&kept).copied();
+            let fields = names.map(|name| (name, &b"v"[..]));
+            let target = Target::parse("https://a.test/v1/x").unwrap();
+            let fields = fill(&target, fields, None, limited).fields;
+            fields
+                .into_iter()
+                .map(|(name, ..)| name)
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(sent(true), kept);
+        assert_eq!(sent(false).len(), overrides.len() + kept.len());
     }
 
     #[test]

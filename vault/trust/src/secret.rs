@@ -397,7 +397,8 @@ mod tests {
         };
         let hosts = || SecretLimits::to_hosts(vec!["a.test".parse().unwrap()]);
         assert_eq!(place(hosts()).flaw(), None);
-        let changes: [(fn(&mut SecretLimits), &str); 5] = [
+        type Change = fn(&mut SecretLimits);
+        let changes: [(Change, &str); 5] = [
             (|limits| limits.hosts.clear(), "at least one host"),
             (|limits| limits.ports = vec![0], "1 to 65535"),
             (|limits| limits.ports = vec![1; 65], "at most 64 ports"),

@@ -8,9 +8,9 @@ use std::path::PathBuf;
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
 
 pub use operator::{
-    Audit, Ceilings, Fleet, FleetInit, FleetOnline, Image, ImageBuild, ImageFormat, ImagePush,
-    Node, NodeAdmit, NodeRevoke, NodeToken, Pool, PoolAdd, PoolRotate, Tenant, TenantAdd,
-    TenantHosts, TenantKey, Token, TokenCreate, TokenScope,
+    Audit, Ceilings, EgressLimits, Fleet, FleetInit, FleetOnline, Image, ImageBuild, ImageFormat,
+    ImagePush, Node, NodeAdmit, NodeRevoke, NodeToken, Pool, PoolAdd, PoolRotate, Tenant,
+    TenantAdd, TenantHosts, TenantKey, TenantUpdate, Token, TokenCreate, TokenScope,
 };
 pub use tenant::{
     Deploy, Init, Login, Logs, Prune, Reflection, Remove, Renew, Rollback, Secret, SecretPut,

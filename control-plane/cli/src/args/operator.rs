@@ -8,6 +8,7 @@ use casemate_trust::image::ImageVersion;
 use casemate_trust::name::Name;
 use clap::builder::PossibleValuesParser;
 use clap::{Args, Subcommand, ValueEnum};
+use ipnet::IpNet;
 
 use super::{Lifetime, NewKey, seconds};
 
@@ -66,6 +67,8 @@ pub enum Tenant {
     },
     /// Operator: change the hosts that a tenant's functions may answer for, or renew its statement
     Hosts(TenantHosts),
+    /// Operator: change what a tenant's functions may use and where they may call
+    Update(TenantUpdate),
 }
 
 /// `casemate tenant key`
@@ -93,6 +96,9 @@ pub struct TenantAdd {
     /// The most that its functions may ask for
     #[command(flatten)]
     pub ceilings: Ceilings,
+    /// Where its functions may call at most
+    #[command(flatten)]
+    pub egress: EgressLimits,
     /// How long the statement holds
     #[command(flatten)]
     pub lifetime: Lifetime,
@@ -102,6 +108,41 @@ pub struct TenantAdd {
     /// Write the tenant's API token to FILE (mode 0600) instead of showing it
     #[arg(long, value_name = "FILE")]
     pub token_out: Option<PathBuf>,
+}
+
+/// `casemate tenant update`
+#[derive(Debug, Args)]
+pub struct TenantUpdate {
+    /// Name of the tenant
+    pub name: Name,
+    /// The most that its functions may ask for; what is not named stays
+    #[command(flatten)]
+    pub ceilings: Ceilings,
+    /// Where its functions may call at most; each list that is named replaces the earlier one
+    #[command(flatten)]
+    pub egress: EgressLimits,
+    /// Take the egress ceiling away: the node's `private_addresses` hold again
+    #[arg(long, conflicts_with_all = ["egress_hosts", "egress_ports", "private_networks"])]
+    pub no_egress_ceiling: bool,
+    /// How long the new statement holds
+    #[command(flatten)]
+    pub lifetime: Lifetime,
+}
+
+/// Where a tenant's functions may call at most.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Where its functions may call at most")]
+pub struct EgressLimits {
+    /// A host that its functions may call, or *.example.com for the names one label below [default: all]; once for each
+    #[arg(long = "egress-host", value_name = "HOST")]
+    pub egress_hosts: Vec<HostPattern>,
+    /// A port that its functions may call [default: all]; once for each
+    #[arg(long = "egress-port", value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
+    pub egress_ports: Vec<u16>,
+    /// A network that its functions may call although it is not the public internet, such as 10.1.0.0/16; with any of
+    /// these options the node's `private_addresses` no longer hold for this tenant; once for each
+    #[arg(long = "private-network", value_name = "NETWORK")]
+    pub private_networks: Vec<IpNet>,
 }
 
 /// `casemate tenant hosts`

@@ -199,6 +199,7 @@ async fn dispatch(cli: Cli, output: Output) -> Result<(), Error> {
         Command::Tenant(args::Tenant::List) => tenants::list(&cx).await,
         Command::Tenant(args::Tenant::Show { name }) => tenants::show(&cx, &name).await,
         Command::Tenant(args::Tenant::Hosts(args)) => tenants::hosts(&cx, &args).await,
+        Command::Tenant(args::Tenant::Update(args)) => tenants::update(&cx, &args).await,
         Command::Node(args::Node::Token(args)) => nodes::token(&cx, &args).await,
         Command::Node(args::Node::Admit(args)) => nodes::admit(&cx, &args).await,
         Command::Node(args::Node::List) => nodes::list(&cx).await,

@@ -504,6 +504,43 @@ mod tests {
         assert_eq!(unknown.code(), Code::NotFound);
     }
 
+    fn put_args(words: &[&str]) -> SecretPut {
+        let typed = ["casemate", "secret", "put", "K"].iter().chain(words);
+        match <crate::args::Cli as clap::Parser>::try_parse_from(typed)
+            .unwrap()
+            .command
+        {
+            crate::args::Command::Secret(crate::args::Secret::Put(args)) => args,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn ports_stand_behind_each_host_or_apart_and_are_the_same_for_all() {
+        let ports = |words: &[&str]| {
+            let limits = limits(&put_args(words)).map_err(|error| error.to_text())?;
+            Ok::<_, String>((authorities(&limits).join(" "), limits.ports))
+        };
+        let told = |text: &str, ports: &[u16]| Ok((text.to_owned(), ports.to_vec()));
+        assert_eq!(ports(&["--host", "a.test"]), told("a.test", &[443]));
+        assert_eq!(
+            ports(&["--host", "a.test:8443"]),
+            told("a.test:8443", &[8443])
+        );
+        assert_eq!(
+            ports(&["--host", "a.test", "--host", "b.test", "--port", "25"]),
+            told("a.test:25 b.test:25", &[25])
+        );
+        assert_eq!(
+            ports(&["--host", "a.test", "--host", "a.test:8443"]),
+            told("a.test a.test:8443", &[443, 8443])
+        );
+        let twice = ports(&["--host", "a.test:25", "--port", "26"]).unwrap_err();
+        assert!(twice.contains("given twice"), "{twice}");
+        let mixed = ports(&["--host", "a.test", "--host", "b.test:8443"]).unwrap_err();
+        assert!(mixed.contains("different ports"), "{mixed}");
+    }
+
     #[test]
     fn too_much_is_seen_and_not_read_on() {
         let endless = std::io::repeat(b'x');

@@ -7,14 +7,17 @@ use casemate_api::token::Scope;
 use casemate_trust::dsse::Envelope;
 use casemate_trust::host::HostPattern;
 use casemate_trust::id::{Digest, TenantId};
+use casemate_trust::judge::Judge;
 use casemate_trust::key::{PublicKey, SigningKey};
 use casemate_trust::keyfile::Purpose;
 use casemate_trust::name::Name;
-use casemate_trust::statement::{KeySet, Statement as _, Tenant};
+use casemate_trust::statement::{EgressCeiling, KeySet, Statement as _, Tenant};
 use serde_json::json;
 
 use super::{tokens, write_once};
-use crate::args::{Ceilings, TenantAdd, TenantHosts, TenantKey};
+use crate::args::{
+    Ceilings, EgressLimits, Lifetime, TenantAdd, TenantHosts, TenantKey, TenantUpdate,
+};
 use crate::error::{Code, Error};
 use crate::keys::{TENANT, TENANT_PUBLIC};
 use crate::machine::{DAY, date, now, random};
@@ -73,6 +76,7 @@ pub(super) async fn add(cx: &Context, args: &TenantAdd) -> Result<(), Error> {
         expires,
     );
     tenant.ceilings = ceilings(&args.ceilings, tenant.ceilings);
+    tenant.egress = egress(&args.egress, None);
     if let Some(flaw) = tenant.flaw() {
         return Err(Error::new(
             Code::Usage,
@@ -89,7 +93,7 @@ pub(super) async fn add(cx: &Context, args: &TenantAdd) -> Result<(), Error> {
              `casemate token create --scope tenant` makes another token",
         ));
     }
-    require_free(&listed, &tenant.id, &tenant.hosts)?;
+    require_free(session.known.judge(), &listed, &tenant.id, &tenant.hosts)?;
     // An earlier try may have been cut off between remembering and handing in.
     let envelope = match remembered(&session, &args.name) {
         None => tenant.sign(&[&root]),
@@ -104,6 +108,7 @@ pub(super) async fn add(cx: &Context, args: &TenantAdd) -> Result<(), Error> {
                 current: tenant.current,
                 hosts: tenant.hosts,
                 ceilings: tenant.ceilings,
+                egress: tenant.egress,
                 issued,
                 expires,
                 ..earlier
@@ -141,25 +146,34 @@ pub(super) async fn add(cx: &Context, args: &TenantAdd) -> Result<(), Error> {
     Ok(())
 }
 
-/// A node routes a host to the function that had it first, so two tenants with one host would be a matter of luck.
+/// Refuses hosts that another tenant has. What this home holds signed decides first, so that the control plane cannot hide
+/// a tenant; its own list is asked too, for tenants that another home has signed.
 fn require_free(
+    judge: &Judge,
     listed: &[TenantSummary],
     tenant: &TenantId,
     hosts: &[HostPattern],
 ) -> Result<(), Error> {
-    let taken = |host: &HostPattern, summary: &TenantSummary| {
-        let theirs = summary
-            .hosts
-            .iter()
-            .filter_map(|theirs| theirs.parse().ok());
-        let mut theirs = theirs.filter(|theirs: &HostPattern| theirs.overlaps(host));
-        let theirs = theirs.next()?;
-        Some(format!("host {host}: tenant {} has {theirs}", summary.name))
+    let mut taken = BTreeSet::new();
+    let mut compare = |name: &Name, theirs: &HostPattern, source: &str| {
+        for host in hosts.iter().filter(|host| host.overlaps(theirs)) {
+            taken.insert(format!(
+                "host {host}: tenant {name} has {theirs} ({source})"
+            ));
+        }
     };
-    let others = listed.iter().filter(|summary| summary.id != *tenant);
-    let taken: Vec<_> = others
-        .flat_map(|summary| hosts.iter().filter_map(move |host| taken(host, summary)))
-        .collect();
+    for (_, state) in judge.tenants().filter(|(id, _)| *id != tenant) {
+        for theirs in &state.tenant.hosts {
+            compare(&state.tenant.name, theirs, "signed, known to this home");
+        }
+    }
+    let known = |id: &TenantId| judge.tenant(id).is_some();
+    let unknown = listed.iter().filter(|other| other.id != *tenant);
+    for other in unknown.filter(|other| !known(&other.id)) {
+        for theirs in other.hosts.iter().filter_map(|host| host.parse().ok()) {
+            compare(&other.name, &theirs, "the control plane says so");
+        }
+    }
     if taken.is_empty() {
         return Ok(());
     }
@@ -184,6 +198,7 @@ fn gives_the_same(earlier: &Tenant, asked: &Tenant) -> bool {
         && earlier.current == asked.current
         && earlier.hosts == asked.hosts
         && earlier.ceilings == asked.ceilings
+        && earlier.egress == asked.egress
 }
 
 /// The error for a name under which the root has signed something else, which the control plane does not show.
@@ -258,6 +273,95 @@ fn ceilings(
     }
 }
 
+/// The egress ceiling: what is named replaces what was there.
+fn egress(args: &EgressLimits, before: Option<EgressCeiling>) -> Option<EgressCeiling> {
+    let named = !args.egress_hosts.is_empty()
+        || !args.egress_ports.is_empty()
+        || !args.private_networks.is_empty();
+    if !named {
+        return before;
+    }
+    let mut ceiling = before.unwrap_or_default();
+    if !args.egress_hosts.is_empty() {
+        ceiling.hosts.clone_from(&args.egress_hosts);
+    }
+    if !args.egress_ports.is_empty() {
+        ceiling.ports.clone_from(&args.egress_ports);
+    }
+    if !args.private_networks.is_empty() {
+        ceiling.private_networks.clone_from(&args.private_networks);
+    }
+    Some(ceiling)
+}
+
+/// The egress ceiling in a line, for people.
+fn egress_text(egress: Option<&EgressCeiling>) -> String {
+    let Some(ceiling) = egress else {
+        return "calls      wherever its functions declare, the node's private addresses included"
+            .into();
+    };
+    let list = |items: Vec<String>, empty: &str| match items.is_empty() {
+        true => empty.to_owned(),
+        false => items.join(" "),
+    };
+    let hosts = ceiling.hosts.iter().map(ToString::to_string).collect();
+    let ports = ceiling.ports.iter().map(ToString::to_string).collect();
+    let networks = ceiling.private_networks.iter();
+    format!(
+        "calls      hosts {}, ports {}, private networks {}",
+        list(hosts, "all"),
+        list(ports, "all"),
+        list(networks.map(ToString::to_string).collect(), "none")
+    )
+}
+
+/// `casemate tenant update`
+pub(super) async fn update(cx: &Context, args: &TenantUpdate) -> Result<(), Error> {
+    let root = cx.root_key()?;
+    let mut session = Session::open(cx).await?;
+    let id = session.tenant_id(&args.name).await?;
+    let (mut tenant, _) = session.read_tenant(id).await?;
+    tenant.ceilings = ceilings(&args.ceilings, tenant.ceilings);
+    tenant.egress = match args.no_egress_ceiling {
+        true => None,
+        false => egress(&args.egress, tenant.egress),
+    };
+    next_version(&session, &mut tenant, &args.lifetime)?;
+    session.publish(&tenant.sign(&[&root])).await?;
+    let result = json!({
+        "name": tenant.name,
+        "version": tenant.version,
+        "ceilings": tenant.ceilings,
+        "egress": tenant.egress,
+        "expires": tenant.expires,
+    });
+    let calls = egress_text(tenant.egress.as_ref());
+    cx.output.result(&result, || {
+        format!(
+            "tenant     {} (version {})\n{calls}",
+            tenant.name, tenant.version
+        )
+    })
+}
+
+/// Makes a changed statement the tenant's next one.
+fn next_version(
+    session: &Session<'_>,
+    tenant: &mut Tenant,
+    lifetime: &Lifetime,
+) -> Result<(), Error> {
+    tenant.version += 1;
+    tenant.issued = session.known.judge().time(now());
+    tenant.expires = tenant.issued + u64::from(lifetime.expires_days) * DAY;
+    tenant.flaw().map_or(Ok(()), |flaw| {
+        Err(Error::new(
+            Code::Usage,
+            flaw,
+            "correct the options and run the command again",
+        ))
+    })
+}
+
 /// `casemate tenant list`
 pub(super) async fn list(cx: &Context) -> Result<(), Error> {
     let mut session = Session::open(cx).await?;
@@ -325,6 +429,7 @@ pub(super) async fn show(cx: &Context, name: &Name) -> Result<(), Error> {
             most.call_time_ms,
             most.concurrency
         ));
+        lines.push(egress_text(tenant.egress.as_ref()));
         lines.join("\n")
     })
 }
@@ -342,23 +447,15 @@ pub(super) async fn hosts(cx: &Context, args: &TenantHosts) -> Result<(), Error>
             "`casemate tenant show` shows those that it has",
         ));
     }
-    require_free(&session.list_tenants().await?, &id, &args.add)?;
+    let listed = session.list_tenants().await?;
+    require_free(session.known.judge(), &listed, &id, &args.add)?;
     tenant.hosts.retain(|host| !args.remove.contains(host));
     for host in &args.add {
         if !tenant.hosts.contains(host) {
             tenant.hosts.push(host.clone());
         }
     }
-    tenant.version += 1;
-    tenant.issued = session.known.judge().time(now());
-    tenant.expires = tenant.issued + u64::from(args.lifetime.expires_days) * DAY;
-    if let Some(flaw) = tenant.flaw() {
-        return Err(Error::new(
-            Code::Usage,
-            flaw,
-            "correct the options and run the command again",
-        ));
-    }
+    next_version(&session, &mut tenant, &args.lifetime)?;
     session.publish(&tenant.sign(&[&root])).await?;
     let result = json!({
         "name": tenant.name,
@@ -370,4 +467,60 @@ pub(super) async fn hosts(cx: &Context, args: &TenantHosts) -> Result<(), Error>
         let hosts: Vec<_> = tenant.hosts.iter().map(ToString::to_string).collect();
         format!("tenant {} may answer for {}", tenant.name, hosts.join(", "))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use casemate_trust::id::FleetId;
+    use casemate_trust::statement::Root;
+
+    use super::*;
+
+    fn key(seed: u8) -> SigningKey {
+        SigningKey::from_seed(&[seed; 32]).unwrap()
+    }
+
+    #[test]
+    fn a_host_is_taken_also_when_the_control_plane_hides_the_tenant_that_has_it() {
+        let root = Root {
+            version: 1,
+            keys: vec![key(1).public()],
+            threshold: 1,
+            issued: 1,
+            expires: 9000,
+        };
+        let root = root.sign(&[&key(1)]);
+        let mut judge = Judge::new(FleetId(root.payload_digest().0), None);
+        judge.accept_root(&root, 1).unwrap();
+        let tenant = Tenant::first(
+            judge.fleet(),
+            "shop".parse().unwrap(),
+            KeySet::single(key(2).public()),
+            vec!["*.shop.test".parse().unwrap()],
+            1,
+            9000,
+        );
+        judge.accept_tenant(&tenant.sign(&[&key(1)]), 1).unwrap();
+        let other = TenantId([7; 32]);
+        let hosts = |host: &str| [host.parse::<HostPattern>().unwrap()];
+        let taken = require_free(&judge, &[], &other, &hosts("a.shop.test")).unwrap_err();
+        let text = taken.to_text();
+        assert!(text.contains("tenant shop has *.shop.test"), "{text}");
+        assert!(require_free(&judge, &[], &tenant.id, &hosts("a.shop.test")).is_ok());
+        assert!(require_free(&judge, &[], &other, &hosts("a.b.shop.test")).is_ok());
+    }
+
+    #[test]
+    fn a_ceiling_that_is_named_replaces_its_own_list_only() {
+        let args = |hosts: &[&str], ports: &[u16]| EgressLimits {
+            egress_hosts: hosts.iter().map(|host| host.parse().unwrap()).collect(),
+            egress_ports: ports.to_vec(),
+            private_networks: vec![],
+        };
+        assert_eq!(egress(&args(&[], &[]), None), None);
+        let first = egress(&args(&["a.test"], &[443]), None);
+        let next = egress(&args(&[], &[8443]), first).unwrap();
+        assert_eq!(next.ports, [8443]);
+        assert_eq!(next.hosts, ["a.test".parse().unwrap()]);
+    }
 }

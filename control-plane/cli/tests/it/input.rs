@@ -24,7 +24,7 @@ async fn what_was_not_given_is_refused_before_anything_is_uploaded() {
 
     let slot =
         "[[credential]]\nbinding = \"pay\"\nsecret = \"K\"\nhost = \"b.test\"\nslot = \"bearer\"\n";
-    tenant.json_with(&["secret", "put", "K", "--host", "a.test"], "v");
+    tenant.json_with(&["secret", "put", "K", "--host", "a.test", "--short"], "v");
     let wider = tenant.project("wider", "wider.shop.test", slot);
     let objects = fake.given().objects.len();
     let ran = tenant.run(&["deploy", "--project", &wider]);
@@ -117,6 +117,7 @@ async fn bad_input_has_an_exit_code_and_a_next_step() {
         (&put, "a\r\nb", 65, "CR at byte 1"),
         (&put, "a\0b", 65, "NUL at byte 1"),
         (&put, "", 65, "got 0"),
+        (&put, "1234567", 65, "`--short`"),
         (
             &["secret", "put", "K", "--host", "a.test", "--value", "hush"],
             "",
@@ -143,7 +144,7 @@ async fn bad_input_has_an_exit_code_and_a_next_step() {
         ),
         (
             &["secret", "put", "K", "--host", "a.test", "--pool", "eu"],
-            "v",
+            "a value of sixteen bytes",
             66,
             "there is no pool eu",
         ),

@@ -242,6 +242,6 @@ async fn a_threshold_of_keys_and_a_passphrase() {
         "--with-key",
         other.to_str().unwrap(),
     ];
-    let sealed = one.json_with(&put, "value");
+    let sealed = one.json_with(&put, "a value of sixteen bytes");
     assert_eq!(sealed["pools"], serde_json::json!(["eu", "main"]));
 }

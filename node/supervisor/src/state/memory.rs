@@ -62,7 +62,9 @@ impl Supervision {
 
 fn tenant_of(worker: &Worker) -> Option<&Digest> {
     match &worker.stage {
-        Stage::Loading(key, _) | Stage::Serving(key, _) | Stage::Retired(key, _) => Some(&key.tenant),
+        Stage::Loading(key, _) | Stage::Serving(key, _) | Stage::Retired(key, _) => {
+            Some(&key.tenant)
+        }
         Stage::Starting | Stage::Spare | Stage::Discarded => None,
     }
 }

@@ -73,8 +73,13 @@ impl Resolving {
         })
     }
 
-    /// The addresses of a host that may be dialled.
-    async fn addresses(&self, host: &HostName) -> Result<Vec<IpAddr>, Refused> {
+    /// The addresses of a host that may be dialled: public ones, and those of the tenant's private networks or, for a
+    /// tenant without an egress ceiling, of the node's.
+    async fn addresses(
+        &self,
+        host: &HostName,
+        private: Option<&[IpNet]>,
+    ) -> Result<Vec<IpAddr>, Refused> {
         let resolved = match (host.as_ip(), self.hosts.get(host.as_str())) {
             (Some(address), _) => vec![address],
             (None, Some(addresses)) => addresses.clone(),
@@ -97,7 +102,7 @@ impl Resolving {
                 found.iter().collect()
             }
         };
-        let mut may = dialable(&resolved, &self.allowed);
+        let mut may = dialable(&resolved, private.unwrap_or(&self.allowed));
         may.truncate(MAX_ADDRESSES);
         if may.is_empty() {
             let message = format!("{host} has no public address, and the operator allows no other");
@@ -181,25 +186,28 @@ pub(crate) struct Dialer {
     port: u16,
     tls: Option<TlsConnector>,
     resolving: Arc<Resolving>,
+    private: Option<Vec<IpNet>>,
 }
 
 impl Dialer {
     pub(crate) fn new(
-        host: HostName,
-        port: u16,
+        (host, port): (HostName, u16),
         tls: Option<TlsConnector>,
         resolving: Arc<Resolving>,
+        private: Option<Vec<IpNet>>,
     ) -> Self {
         Self {
             host,
             port,
             tls,
             resolving,
+            private,
         }
     }
 
     async fn dial(self) -> Result<Dialled, Refused> {
-        let addresses = self.resolving.addresses(&self.host).await?;
+        let private = self.private.as_deref();
+        let addresses = self.resolving.addresses(&self.host, private).await?;
         let mut last = Refused::new(
             "upstream_unreachable",
             format!("{} cannot be reached", self.host),

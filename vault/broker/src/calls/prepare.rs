@@ -69,7 +69,8 @@ pub(super) fn prepare(
     let state = vault.read();
     let (tenant, release) = authorised(&state, &caller.tenant, &caller.function, &caller.release)?;
     let binding = head.fields.text(":binding");
-    let allowed = decide(release, binding, &head.method, &head.target)
+    let ceiling = tenant.tenant.egress.as_ref();
+    let allowed = decide(release, ceiling, binding, &head.method, &head.target)
         .map_err(|denial| Refused::new("egress_denied", denial.to_string()))?;
     let opened = allowed
         .credential
@@ -83,7 +84,7 @@ pub(super) fn prepare(
     let watch = Watch::new(vault, &state, tenant, caller, release, host)?;
     let rules = watch.as_ref().map(|(watch, _)| watch.rules);
     let fields = sent_fields(head, rules)?;
-    let mut outgoing = fill(&allowed.target, fields.into_iter(), slot);
+    let mut outgoing = fill(&allowed.target, fields.into_iter(), slot, allowed.limited);
     let cdn_loop = Bytes::from(heads::cdn_loop(&head.fields));
     outgoing
         .fields
@@ -129,6 +130,7 @@ pub(super) fn prepare(
         port: target.port,
         secret,
         ca: allowed.ca.map(ToOwned::to_owned),
+        private: ceiling.map(|ceiling| ceiling.private_networks.clone()),
     };
     Ok(Prepared {
         request,

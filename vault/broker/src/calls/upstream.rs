@@ -10,6 +10,7 @@ use casemate_trust::id::TenantId;
 use casemate_trust::release::Scheme;
 use hyper_util::client::legacy::Client;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
+use ipnet::IpNet;
 use tokio::sync::watch;
 
 use super::body::CallBody;
@@ -54,6 +55,9 @@ pub(crate) struct Place {
     pub(crate) port: u16,
     pub(crate) secret: Option<SecretKey>,
     pub(crate) ca: Option<String>,
+    /// The private networks of the tenant's egress ceiling; the node's own where the tenant has none. A changed ceiling
+    /// is another place, so that no connection outlives what allowed it.
+    pub(crate) private: Option<Vec<IpNet>>,
 }
 
 type Pool = Client<Dialer, CallBody>;
@@ -111,7 +115,12 @@ impl Upstreams {
             Scheme::Https => Some(self.trust.client(place.ca.as_deref())?),
             Scheme::Http => None,
         };
-        let dialer = Dialer::new(place.host.clone(), place.port, tls, self.resolving.clone());
+        let dialer = Dialer::new(
+            (place.host.clone(), place.port),
+            tls,
+            self.resolving.clone(),
+            place.private.clone(),
+        );
         let client = Client::builder(TokioExecutor::new())
             .pool_timer(TokioTimer::new())
             .timer(TokioTimer::new())
@@ -209,6 +218,7 @@ mod tests {
             port: 80,
             secret: None,
             ca: None,
+            private: None,
         }
     }
 
