@@ -1,5 +1,7 @@
 //! Outgoing calls: `fetch`, capabilities, redirects, refusals, and a vault that lies.
 
+#![allow(clippy::unwrap_used, reason = "a test that panics says enough")]
+
 mod harness;
 
 use std::net::Shutdown;
@@ -447,6 +449,9 @@ async fn a_vault_that_goes_away_or_talks_nonsense_costs_calls_not_the_worker() {
     assert_eq!(worker.get("/").await.text(), "TypeError vault_unavailable");
 }
 
+/// Calls that may fail before a worker has taken its new channel.
+const MAX_TRIES: usize = 10_000;
+
 impl Function {
     /// Plays a vault or a gateway that was started again: its end of a new channel, and what ends
     /// that as a kill would.
@@ -464,7 +469,7 @@ impl Function {
     /// A request whose function makes a call, which the vault answers. The worker may hear of its
     /// new channel after the request: until then calls fail.
     async fn call_through(&mut self) {
-        loop {
+        for _ in 0..MAX_TRIES {
             let call = self
                 .gateway
                 .open(head("GET", "https://fn.test/call"), true)
@@ -479,6 +484,7 @@ impl Function {
                 }
             }
         }
+        panic!("the worker did not take its new channel");
     }
 }
 

@@ -97,7 +97,7 @@ pub struct Deploy {
 #[derive(Debug, Subcommand)]
 pub enum Secret {
     /// Seal a value: from standard input, a file or a prompt, never from the command line
-    Put(SecretPut),
+    Put(Box<SecretPut>),
     /// Names, versions and where they may go; values cannot be read back
     List(Whose),
     /// Withdraw a secret from all nodes

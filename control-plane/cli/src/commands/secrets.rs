@@ -510,7 +510,7 @@ mod tests {
             .unwrap()
             .command
         {
-            crate::args::Command::Secret(crate::args::Secret::Put(args)) => args,
+            crate::args::Command::Secret(crate::args::Secret::Put(args)) => *args,
             other => panic!("{other:?}"),
         }
     }

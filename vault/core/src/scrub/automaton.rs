@@ -108,13 +108,13 @@ impl Automaton {
         }
         // Each part but the last goes on for `reach` bytes into the next one.
         let lane = |number: usize| &text[number * part..(number + 1) * part];
-        let lanes = [lane(0), lane(1), lane(2), lane(3)];
+        let bytes = lane(0).iter().zip(lane(1)).zip(lane(2).iter().zip(lane(3)));
         let [mut one, mut two, mut three, mut four] = [0; LANES];
-        for at in 0..part {
-            one = self.step(one, lanes[0][at]);
-            two = self.step(two, lanes[1][at]);
-            three = self.step(three, lanes[2][at]);
-            four = self.step(four, lanes[3][at]);
+        for ((first, second), (third, fourth)) in bytes {
+            one = self.step(one, *first);
+            two = self.step(two, *second);
+            three = self.step(three, *third);
+            four = self.step(four, *fourth);
         }
         let states = [one, two, three, four].into_iter().enumerate();
         let mut ends = states.map(|(number, state)| {

@@ -305,7 +305,8 @@ mod tests {
     #[test]
     fn each_escape_is_read_with_its_length() {
         use Language::{Backslash, Html, Percent, QuotedPrintable, Wide};
-        let cases: &[(Language, &str, Option<(&str, usize)>)] = &[
+        type Case = (Language, &'static str, Option<(&'static str, usize)>);
+        let cases: &[Case] = &[
             (Wide, "\0a\0", Some(("", 1))),
             (Wide, "\0abcde\0", None),
             (Percent, "%2F/", Some(("/", 3))),

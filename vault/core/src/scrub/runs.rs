@@ -421,7 +421,8 @@ fn dump_line(line: &[u8]) -> Option<impl Iterator<Item = u8>> {
         return None;
     }
     let words = rest.split(is_blank).filter(|word| !word.is_empty());
-    let is_hex = |word: &&[u8]| word.len() % 2 == 0 && word.iter().all(u8::is_ascii_hexdigit);
+    let is_hex =
+        |word: &&[u8]| word.len().is_multiple_of(2) && word.iter().all(u8::is_ascii_hexdigit);
     let pairs = words
         .take_while(is_hex)
         .flat_map(|word| word.chunks_exact(2));
