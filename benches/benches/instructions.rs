@@ -53,9 +53,24 @@ fn find_route(table: Table<()>) -> Table<()> {
     table
 }
 
+#[library_benchmark]
+#[bench::of_1_mib(subjects::bodies()[0].1.clone())]
+fn scrub_json(body: Vec<u8>) -> Vec<u8> {
+    black_box(subjects::scrub(&body));
+    body
+}
+
+#[library_benchmark]
+#[bench::of_1_mib(subjects::bodies()[1].1.clone())]
+fn scrub_html(body: Vec<u8>) -> Vec<u8> {
+    black_box(subjects::scrub(&body));
+    body
+}
+
 library_benchmark_group!(
     name = pure;
-    benchmarks = verify_envelope, open_secret, seal_secret, decide_credential, decide_rule, find_route
+    benchmarks = verify_envelope, open_secret, seal_secret, decide_credential, decide_rule, find_route, scrub_json,
+        scrub_html
 );
 
 main!(library_benchmark_groups = pure);

@@ -85,6 +85,15 @@ fn trust(criterion: &mut Criterion) {
     });
 }
 
+/// A body of 1 MiB.
+fn scrub(criterion: &mut Criterion) {
+    for (name, body) in subjects::bodies() {
+        criterion.bench_function(name, |bencher| {
+            bencher.iter(|| assert_eq!(subjects::scrub(black_box(&body)), body.len()));
+        });
+    }
+}
+
 /// `put` is on the disk when it returns.
 fn store(criterion: &mut Criterion) {
     let folder = tempfile::tempdir().expect("a folder");
@@ -111,5 +120,5 @@ fn store(criterion: &mut Criterion) {
     });
 }
 
-criterion_group!(micro, channel, trust, store);
+criterion_group!(micro, channel, trust, scrub, store);
 criterion_main!(micro);

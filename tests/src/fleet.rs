@@ -192,6 +192,11 @@ impl<N> Fleet<N> {
 
     /// Seals the upstream's key for the port and the certificate authority that the project's slot names.
     pub fn put_secret(&self, project: &Path) -> Result<()> {
+        self.put_secret_with(project, &[])
+    }
+
+    /// The same, with more options of `casemate secret put`.
+    pub fn put_secret_with(&self, project: &Path, options: &[&str]) -> Result<()> {
         let text = std::fs::read_to_string(project.join("casemate.toml"))?;
         let file: toml::Table = text.parse()?;
         let slots = file.get("credential").and_then(toml::Value::as_array);
@@ -201,6 +206,7 @@ impl<N> Fleet<N> {
         let mut args = vec!["secret", "put", "PAYMENTS_KEY", "--host", host];
         args.extend(["--path", "/v1/*"]);
         args.extend(named("ca").into_iter().flat_map(|ca| ["--ca", ca]));
+        args.extend(options);
         self.tenant.ok(project, &args, UPSTREAM_KEY.as_bytes())?;
         Ok(())
     }

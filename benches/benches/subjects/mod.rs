@@ -14,6 +14,7 @@ use casemate_trust::statement::Pool;
 use casemate_vault_core::egress::{self, Allowed};
 use casemate_vault_core::keys::PoolKeys;
 use casemate_vault_core::opening::open_secret;
+use casemate_vault_core::scrub::{BodyScrubber, Searcher, Watched};
 use casemate_wire::control::FunctionKey;
 use casemate_wire::control::gateway;
 use ring::rand::{SecureRandom as _, SystemRandom};
@@ -174,6 +175,36 @@ impl Sealed {
     pub(crate) fn open(&self) -> SecretValue {
         open_secret(&self.secret, &self.keys).expect("it was sealed for this key")
     }
+}
+
+/// Bytes of a body that is searched.
+const BODY_BYTES: usize = 1024 * 1024;
+/// Bytes in which it comes.
+const PIECE_BYTES: usize = 16 * 1024;
+
+/// Bodies that are searched, by name: objects of an API, and a page with references.
+pub(crate) fn bodies() -> [(&'static str, Vec<u8>); 2] {
+    let object = "{\"id\":\"ch_3f81ab20c9\",\"object\":\"charge\",\"amount\":1099,\"paid\":true,\
+                  \"billing\":{\"name\":\"Jenny Rosen\",\"city\":\"Berlin\"},\"status\":\"succeeded\"},";
+    let item = "<li class=\"item\">\n  <a href=\"/items/12?x=1&amp;y=2\">Item&nbsp;12 &#8211; nice</a>\n</li>\n";
+    [("scrub_json", object), ("scrub_html", item)].map(|(name, text)| {
+        let mut body = text.repeat(BODY_BYTES / text.len() + 1).into_bytes();
+        body.truncate(BODY_BYTES);
+        (name, body)
+    })
+}
+
+/// Searches a body for a secret that is not in it, as the vault does.
+pub(crate) fn scrub(body: &[u8]) -> usize {
+    let watched = Watched {
+        value: VALUE,
+        slot: &Slot::Bearer,
+    };
+    let searcher = Searcher::new(&[watched]).expect("the value is long enough");
+    let mut scrubber = BodyScrubber::new(searcher);
+    let mut push = |piece| scrubber.push(piece).expect("it is searched").len();
+    let seen: usize = body.chunks(PIECE_BYTES).map(&mut push).sum();
+    seen + scrubber.finish().expect("it is searched").len()
 }
 
 /// A table with many hosts.

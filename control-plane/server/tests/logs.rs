@@ -4,6 +4,7 @@
 
 mod support;
 
+use casemate_api::audit::AuditPage;
 use casemate_api::token::{MadeToken, NewToken, Scope};
 use casemate_push::{LogEntry, LogLevel};
 use http_body_util::BodyExt as _;
@@ -59,8 +60,25 @@ async fn logs_reach_their_tenant_and_follow() {
         .into_data()
         .unwrap();
     assert!(String::from_utf8_lossy(&line).contains("second"));
+    let reflected = LogEntry {
+        failure: Some("credential_reflected".into()),
+        ..entry(
+            "answers of the upstream held the secret KEY",
+            fleet.tenant.id,
+        )
+    };
+    node.end.log(reflected);
+    node.write().await;
+    following.frame().await.unwrap().unwrap();
+    let page: AuditPage = control.operator().get("/v1/audit").await.ok().json();
+    let record = page.records.last().unwrap();
+    assert_eq!(
+        (record.actor.as_str(), record.action.as_str()),
+        ("node edge-1", "credential.use")
+    );
+    assert!(record.subject.starts_with("credential_reflected"));
     let since = tenant
-        .get(&format!("{path}?since=1&function=web"))
+        .get(&format!("{path}?since=2&function=web"))
         .await
         .ok();
     assert_eq!(since.body.iter().filter(|byte| **byte == b'\n').count(), 1);

@@ -292,7 +292,7 @@ mod tests {
                 "casemate secret put KEY hunter2 --host a.test",
                 "does not belong on the command line",
             ),
-            ("casemate secret put KEY", "--host <HOST>: missing"),
+            ("casemate secret put KEY", "--host <HOST[:PORT]>: missing"),
             (
                 "casemate secret put KEY --host a.test --wait x",
                 "--wait <SECONDS>: not what",

@@ -93,7 +93,6 @@ pub(super) async fn add(cx: &Context, args: &TenantAdd) -> Result<(), Error> {
              `casemate token create --scope tenant` makes another token",
         ));
     }
-    require_free(session.known.judge(), &listed, &tenant.id, &tenant.hosts)?;
     // An earlier try may have been cut off between remembering and handing in.
     let envelope = match remembered(&session, &args.name) {
         None => tenant.sign(&[&root]),
@@ -117,6 +116,7 @@ pub(super) async fn add(cx: &Context, args: &TenantAdd) -> Result<(), Error> {
         }
         Some((earlier, _)) => return Err(signed_before(&earlier)),
     };
+    require_free(session.known.judge(), &listed, &tenant.id, &tenant.hosts)?;
     session.publish(&envelope).await?;
     let (id, expires) = (tenant.id, tenant.expires);
     let label = format!("tenant {}", args.name);

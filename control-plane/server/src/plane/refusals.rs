@@ -1,11 +1,13 @@
 //! Refused tries in the audit log: each leaves a record, but of one actor's many only some. Their records are kept for good
 //! and synced, so that who is refused a thousand times a second would fill the disk.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fmt;
 use std::sync::{Mutex, PoisonError};
 
+use casemate_push::LogEntry;
 use casemate_trust::Seconds;
+use casemate_trust::name::Name;
 
 use super::{Actor, Plane, now};
 
@@ -74,7 +76,26 @@ impl Refusals {
     }
 }
 
+/// The class of the log records with which a vault says that answers held a credential.
+const REFLECTED: &str = "credential_reflected";
+
 impl Plane {
+    /// Leaves a record for each function of a node's log records whose credential has stopped
+    /// because answers held it.
+    pub(crate) async fn audit_reflections(&self, node: &Name, entries: &[LogEntry]) {
+        let reflected = |entry: &&LogEntry| entry.failure.as_deref() == Some(REFLECTED);
+        let functions = entries.iter().filter(reflected);
+        let functions: BTreeSet<_> = functions
+            .map(|entry| (entry.tenant.to_string(), &entry.function))
+            .collect();
+        let actor = Actor::Node(node.clone());
+        for (tenant, function) in functions {
+            let subject = format!("function {function} of tenant {tenant}");
+            self.refused(&actor, "credential.use", subject, REFLECTED)
+                .await;
+        }
+    }
+
     /// Leaves a record of a refused try. One that cannot be written is logged; the refusal stands without it.
     pub(crate) async fn refused(
         &self,
