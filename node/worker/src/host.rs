@@ -11,11 +11,12 @@ use futures_util::FutureExt;
 use futures_util::future::{AbortHandle, Abortable, abortable};
 use hashbrown::HashMap;
 
+use crate::call_error::CallError;
 use crate::engine::ops::{Call, CallBody, Handle, Host, RequestId};
 use crate::engine::{self, Event, Piece, Pieces};
 use crate::fields;
 use crate::logs::cut;
-use crate::state::{CallError, Done, Held, State, Worker};
+use crate::state::{Done, Held, State, Worker};
 
 /// Most timers at a time in a worker: each holds a closure of the function.
 const MAX_TIMERS: usize = 10_000;

@@ -6,6 +6,7 @@
 
 mod account;
 mod bundle;
+mod call_error;
 mod engine;
 mod fields;
 mod host;

@@ -12,10 +12,10 @@ use bytes::Bytes;
 use casemate_channel::{Exchange, Opener};
 use casemate_wire::Fields;
 use casemate_wire::control::vault::Verdict;
-use fleet::{Fleet, KEY, with_plain_egress};
+use fleet::{Fleet, KEY};
 use upstream::Upstream;
 use upstream::raw::{Raw, Then};
-use worker::{call, channel, open, serving};
+use worker::{call, channel, open, serving, with_plain_egress};
 
 const SOON: Duration = Duration::from_secs(30);
 

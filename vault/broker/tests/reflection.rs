@@ -8,9 +8,9 @@ mod worker;
 
 use casemate_channel::Opener;
 use casemate_trust::secret::Reflection;
-use fleet::{Fleet, KEY, with_plain_egress};
+use fleet::{Fleet, KEY};
 use upstream::Upstream;
-use worker::{Answer, call, channel};
+use worker::{Answer, call, channel, with_plain_egress};
 
 async fn start(upstream: &Upstream, reflection: Reflection) -> (Fleet, Opener) {
     let mut fleet = Fleet::start(upstream).await;

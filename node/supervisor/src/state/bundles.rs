@@ -364,11 +364,11 @@ mod tests {
             [[0; 32]; 0],
             "not asked for in the pause"
         );
-        for now_ms in (0..3_600_000).step_by(250) {
-            let effects = state.handle(Input::Tick, now_ms);
+        for at_ms in (0..3_600_000).step_by(250) {
+            let effects = state.handle(Input::Tick, at_ms);
             if fetches(&effects) > 0 {
                 fetched += fetches(&effects);
-                state.handle(Input::BundleNotStored([1; 32]), now_ms);
+                state.handle(Input::BundleNotStored([1; 32]), at_ms);
             }
         }
         assert!((15..=25).contains(&fetched), "{fetched} of 18000");

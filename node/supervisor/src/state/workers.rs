@@ -372,9 +372,9 @@ mod tests {
     #[test]
     fn a_spare_that_is_ready_waits_for_as_long_as_nobody_needs_it() {
         let (mut state, _) = up();
-        for now_ms in (0..=4 * SILENCE_MS).step_by(1000) {
-            let effects = state.handle(Input::Tick, now_ms);
-            assert!(!effects.iter().any(ends_a_worker), "{now_ms}: {effects:?}");
+        for at_ms in (0..=4 * SILENCE_MS).step_by(1000) {
+            let effects = state.handle(Input::Tick, at_ms);
+            assert!(!effects.iter().any(ends_a_worker), "{at_ms}: {effects:?}");
         }
     }
 

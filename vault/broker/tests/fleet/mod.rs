@@ -14,9 +14,7 @@ use casemate_trust::join::{Grant, JoinRequest, JoinToken};
 use casemate_trust::judge::MAX_TENANTS;
 use casemate_trust::key::{PublicKey, SealingKey, SigningKey};
 use casemate_trust::lease::{Claims, Lease};
-use casemate_trust::release::{
-    BundleRef, Credential, EgressRule, Limits, Perimeter, Release, Scheme, Slot,
-};
+use casemate_trust::release::{BundleRef, Credential, Limits, Perimeter, Release, Slot};
 use casemate_trust::secret::{Reflection, Secret, SecretLimits, SecretPlace, SecretValue};
 use casemate_trust::statement::{
     KeySet, MAX_FUNCTIONS, Manifest, OnlineKey, Pool, Root, Statement as _, Tenant, Wanted,
@@ -198,19 +196,6 @@ impl Drop for Vault {
         let _ended = self.child.kill();
         let _status = self.child.wait();
     }
-}
-
-/// Lets plain `fetch` reach the host of the slot too.
-pub(crate) fn with_plain_egress(release: &mut Release) {
-    let slot = &release.credentials[0];
-    release.egress.push(EgressRule {
-        scheme: Scheme::Https,
-        host: slot.host.clone(),
-        port: slot.port,
-        methods: vec![],
-        paths: vec![],
-        ca: slot.ca.clone(),
-    });
 }
 
 pub(crate) struct Fleet {

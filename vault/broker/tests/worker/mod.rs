@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use casemate_channel::{Exchange, Opener, opener};
+use casemate_trust::release::{EgressRule, Release, Scheme};
 use casemate_wire::control::vault::ToVault;
 use casemate_wire::control::{FunctionKey, WorkerId};
 use casemate_wire::{Fields, RequestHead};
@@ -116,4 +117,17 @@ pub(crate) async fn serving(upstream: &Upstream) -> (Fleet, [u8; 32]) {
     fleet.join().await;
     let release = fleet.deploy(1).await;
     (fleet, release)
+}
+
+/// Lets plain `fetch` reach the host of the slot too.
+pub(crate) fn with_plain_egress(release: &mut Release) {
+    let slot = &release.credentials[0];
+    release.egress.push(EgressRule {
+        scheme: Scheme::Https,
+        host: slot.host.clone(),
+        port: slot.port,
+        methods: vec![],
+        paths: vec![],
+        ca: slot.ca.clone(),
+    });
 }
