@@ -125,7 +125,7 @@ pub enum Entry {
 }
 
 impl Entry {
-    /// The place; waits for it up to [`PLACE_WAIT`].
+    /// The place; waits for it up to `PLACE_WAIT`.
     ///
     /// # Errors
     /// None came free in time.

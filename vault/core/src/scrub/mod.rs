@@ -1,9 +1,9 @@
 //! What of an answer the function may see: nothing that holds a value that was sent, or that the
 //! function may send to that host, however servers usually write it.
 //!
-//! A text is searched as it is and in *views* of it ([`escapes`], [`runs`]): in each view one
+//! A text is searched as it is and in *views* of it (`escapes`, `runs`): in each view one
 //! language of escapes or one coding is decoded, and each view is searched in the same way once
-//! more. [`automaton`] searches one view. Only a complete match has an effect: the scrubber holds
+//! more. `automaton` searches one view. Only a complete match has an effect: the scrubber holds
 //! bytes back by their position alone, and the time that it takes depends on the text and on the
 //! lengths of the values, not on how much of a value the text begins with. A function that sends
 //! guesses through an upstream that returns them learns that a guess is wrong, and nothing of how
