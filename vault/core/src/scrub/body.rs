@@ -4,7 +4,7 @@
 use bytes::{Bytes, BytesMut};
 
 use super::search::{Found, Searcher, TooCostly, Work};
-use super::{MAX_STEPS_PER_BYTE, SCRUBBED, SPARE_STEPS};
+use super::{MAX_STEPS_PER_BYTE, SPARE_STEPS};
 
 /// Largest part of a body that is searched at a time, bytes. A larger piece is best given in parts of
 /// this size, with other work in between.
@@ -89,9 +89,10 @@ impl BodyScrubber {
         while let Some(found) = self.searcher.locate(&text, &mut self.work)? {
             let Found { from, to, .. } = found;
             let before = &text[..from];
-            let goes_on = found.is_continuation && before.ends_with(SCRUBBED.as_bytes());
-            let replacement = if goes_on { "" } else { SCRUBBED };
-            let mut scrubbed = BytesMut::with_capacity(text.len() + SCRUBBED.len());
+            let marker = self.searcher.marker();
+            let goes_on = found.is_continuation && before.ends_with(marker.as_bytes());
+            let replacement = if goes_on { "" } else { marker };
+            let mut scrubbed = BytesMut::with_capacity(text.len() + marker.len());
             scrubbed.extend_from_slice(before);
             scrubbed.extend_from_slice(replacement.as_bytes());
             scrubbed.extend_from_slice(&text[to..]);

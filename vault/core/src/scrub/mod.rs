@@ -30,7 +30,7 @@ pub use search::{Searcher, TooCostly};
 
 use search::Work;
 
-/// What stands where a value stood.
+/// What stands where a value stood, unless a value is part of it.
 pub const SCRUBBED: &str = "[scrubbed]";
 /// Bytes that may be searched, in all views together, for each byte of a body. Texts in one
 /// encoding take less than 10; a vault's time is not worth more.
@@ -79,7 +79,7 @@ impl<'a> HeadScrubber<'a> {
     /// The head must be refused.
     pub fn scrub(&mut self, value: Bytes) -> Result<Bytes, TooCostly> {
         Ok(if self.finds(&value)? {
-            Bytes::from_static(SCRUBBED.as_bytes())
+            Bytes::from_static(self.searcher.marker().as_bytes())
         } else {
             value
         })

@@ -2,6 +2,7 @@
 
 use std::ops::ControlFlow;
 
+use super::SCRUBBED;
 use super::automaton::{Automaton, Match};
 use super::escapes::Language;
 use super::needles::{Needle, Watched, needles};
@@ -57,6 +58,8 @@ pub struct Searcher {
     needles: Vec<Needle>,
     needed: Needed,
     longest: usize,
+    /// What stands where a value stood: nothing where a value is part of [`SCRUBBED`].
+    marker: &'static str,
 }
 
 /// Why a search ends early.
@@ -78,12 +81,20 @@ impl Searcher {
             shortest: lengths().min()?,
             ascii: bytes.iter().all(|bytes| bytes.is_ascii()),
         };
+        let automaton = Automaton::new(&bytes);
+        let in_marker = automaton.first(SCRUBBED.as_bytes()).is_some();
         Some(Self {
-            automaton: Automaton::new(&bytes),
+            automaton,
             longest: lengths().max()?,
+            marker: if in_marker { "" } else { SCRUBBED },
             needles,
             needed,
         })
+    }
+
+    /// What stands where a value stood.
+    pub(super) fn marker(&self) -> &'static str {
+        self.marker
     }
 
     /// Most bytes of a text that a needle may take under so many views.

@@ -122,6 +122,18 @@ fn other_values_stay() {
 }
 
 #[test]
+fn a_secret_that_is_part_of_the_marker_leaves_nothing_in_its_place() {
+    for secret in ["scrubbed", "[scrubbed]", "crub"] {
+        let text = format!("a={secret};");
+        assert!(!finds(
+            secret.as_bytes(),
+            &body(&[text.as_bytes()], secret.as_bytes())
+        ));
+    }
+    assert_eq!(body(&[b"a=scrubbed;"], b"scrubbed"), b"a=;");
+}
+
+#[test]
 fn a_secret_that_is_too_short_is_not_searched_for() {
     let short = Watched {
         value: b"abc",
