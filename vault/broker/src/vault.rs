@@ -4,6 +4,7 @@ mod accept;
 mod evidence;
 mod image;
 mod open;
+mod replace;
 mod staging;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};

@@ -4,8 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{self, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -13,6 +12,8 @@ use casemate_trust::dsse::Envelope;
 use casemate_trust::judge::Judge;
 use casemate_trust::lease::{Claims, Lease};
 use casemate_trust::statement::Statement as _;
+
+use super::replace::replace;
 
 /// The file, in the vault's folder.
 const FILE: &str = "leases.json";
@@ -76,24 +77,11 @@ impl Evidence {
         (state.claims, state.accepted_ms, state.was_asked) = (Some(claims), now_ms, false);
         let written = serde_json::to_vec(&state.leases)
             .map_err(io::Error::other)
-            .and_then(|bytes| self.write(&bytes));
+            .and_then(|bytes| replace(&self.path, MODE, &bytes));
         if let Err(error) = written {
             let path = self.path.display();
             tracing::warn!(%path, %error, "the control plane's claims could not be written; the lease counts all the same");
         }
-    }
-
-    fn write(&self, bytes: &[u8]) -> io::Result<()> {
-        let temporary = self.path.with_extension("json.new");
-        let mut file = fs::OpenOptions::new()
-            .create(true)
-            .truncate(true)
-            .write(true)
-            .mode(MODE)
-            .open(&temporary)?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        fs::rename(&temporary, &self.path)
     }
 
     /// How many claimed statements are lacking, when it is time to ask for them: once for each

@@ -2,12 +2,13 @@
 //! nobody but the vault's user writes into this folder: not the supervisor, which carries the image.
 
 use std::fs;
-use std::io::{self, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use casemate_trust::image::Image;
 use casemate_vault_store::StoreError;
+
+use super::replace::replace;
 
 /// Name of the newest image's record.
 pub(super) const IMAGE_RECORD: &str = "newest";
@@ -39,7 +40,7 @@ impl ImageFile {
         if fs::read(&self.path).is_ok_and(|found| found == text.as_bytes()) {
             return Ok(());
         }
-        self.replace(text.as_bytes()).map_err(|source| {
+        replace(&self.path, MODE, text.as_bytes()).map_err(|source| {
             if source.kind() == io::ErrorKind::StorageFull {
                 return StoreError::Full(self.path.clone());
             }
@@ -49,21 +50,6 @@ impl ImageFile {
                 source,
             }
         })
-    }
-
-    fn replace(&self, bytes: &[u8]) -> io::Result<()> {
-        let temporary = self.path.with_extension("json.new");
-        let mut file = fs::OpenOptions::new()
-            .create(true)
-            .truncate(true)
-            .write(true)
-            .mode(MODE)
-            .open(&temporary)?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        fs::rename(&temporary, &self.path)?;
-        let folder = self.path.parent().unwrap_or(Path::new("."));
-        fs::File::open(folder)?.sync_all()
     }
 }
 
