@@ -90,7 +90,7 @@ fn is_override(lower: &str) -> bool {
 
 /// What a call asks for whose answer is searched, whatever the function asked for: the encoding in
 /// which the answer can be searched.
-pub const ACCEPT_ENCODING: &str = "gzip";
+const ACCEPT_ENCODING: &str = "gzip";
 
 /// Unreserved characters stay (RFC 3986, section 2.3).
 pub(crate) const QUERY_VALUE: &AsciiSet = &NON_ALPHANUMERIC
@@ -125,12 +125,14 @@ impl Drop for Wiped {
 /// Builds the head of a call from what the function sent and, if a slot is to be filled, the opened secret. Whatever the
 /// function put into the slot itself, in any case and under any spelling that servers fold together, is dropped. Where
 /// the call is allowed by its method or path (`limited`), fields that replace these are dropped too: the server would
-/// carry out another request than the one that was judged.
+/// carry out another request than the one that was judged. Where the answer is `searched`, the call asks for the one
+/// encoding in which it can be.
 pub fn fill<'a>(
     target: &Target,
     fields: impl Iterator<Item = (&'a str, &'a [u8])> + Clone,
     slot: Option<(&Slot, &SecretValue)>,
     limited: bool,
+    searched: bool,
 ) -> Outgoing {
     let named_by_connection: BTreeSet<String> = fields
         .clone()
@@ -144,7 +146,7 @@ pub fn fill<'a>(
         let is_slot =
             slot_header.is_some_and(|header| lower.replace('_', "-") == header.replace('_', "-"));
         let replaces_request = limited && is_override(&lower);
-        let is_ours = slot.is_some() && lower == "accept-encoding";
+        let is_ours = searched && lower == "accept-encoding";
         !name.starts_with(':')
             && !is_slot
             && !is_ours
@@ -164,7 +166,7 @@ pub fn fill<'a>(
             )
         })
         .collect();
-    if slot.is_some() {
+    if searched {
         let value = Bytes::from_static(ACCEPT_ENCODING.as_bytes());
         fields.push(("accept-encoding".to_owned(), value, false));
     }
@@ -247,6 +249,7 @@ mod tests {
             fields,
             Some((slot, &secret())),
             false,
+            true,
         );
         let text = |bytes: &Bytes| String::from_utf8(bytes.to_vec()).unwrap();
         let mut sent: Vec<_> = outgoing
@@ -342,7 +345,7 @@ mod tests {
             let names = overrides.iter().chain(&kept).copied();
             let fields = names.map(|name| (name, &b"v"[..]));
             let target = Target::parse("https://a.test/v1/x").unwrap();
-            let fields = fill(&target, fields, None, limited).fields;
+            let fields = fill(&target, fields, None, limited, false).fields;
             fields
                 .into_iter()
                 .map(|(name, ..)| name)

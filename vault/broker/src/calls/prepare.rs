@@ -12,7 +12,7 @@ use casemate_trust::release::{Credential, Release};
 use casemate_trust::secret::{Secret, SecretValue};
 use casemate_vault_core::egress::decide;
 use casemate_vault_core::scrub::Searcher;
-use casemate_vault_core::slot::{ACCEPT_ENCODING, Outgoing, fill};
+use casemate_vault_core::slot::{Outgoing, fill};
 use casemate_wire::RequestHead;
 use http::uri::{Authority as UriAuthority, PathAndQuery, Scheme as UriScheme};
 use http::{HeaderName, HeaderValue, Request, Uri};
@@ -84,17 +84,17 @@ pub(super) fn prepare(
     let watch = Watch::new(vault, &state, tenant, caller, release, host)?;
     let rules = watch.as_ref().map(|(watch, _)| watch.rules);
     let fields = sent_fields(head, rules)?;
-    let mut outgoing = fill(&allowed.target, fields.into_iter(), slot, allowed.limited);
+    let mut outgoing = fill(
+        &allowed.target,
+        fields.into_iter(),
+        slot,
+        allowed.limited,
+        rules.is_some(),
+    );
     let cdn_loop = Bytes::from(heads::cdn_loop(&head.fields));
     outgoing
         .fields
         .push((heads::CDN_LOOP.to_owned(), cdn_loop, false));
-    if rules.is_some() && slot.is_none() {
-        let encoding = Bytes::from_static(ACCEPT_ENCODING.as_bytes());
-        outgoing
-            .fields
-            .push((http::header::ACCEPT_ENCODING.to_string(), encoding, false));
-    }
 
     let length = head
         .fields
@@ -174,8 +174,7 @@ fn sent_fields(
             Some(rules) => rules.sends(&head.method, name, value)?,
             None => true,
         };
-        let is_encoding = rules.is_some() && name.eq_ignore_ascii_case("accept-encoding");
-        if goes && !is_loop && !is_encoding {
+        if goes && !is_loop {
             sent.push((name, value));
         }
     }

@@ -44,11 +44,15 @@ impl Watch {
         release: &Release,
         host: &HostName,
     ) -> Result<Option<(Self, Option<Searcher>)>, Refused> {
-        let of_host = |credential: &&Credential| credential.host == *host;
+        let credentials = release.credentials.iter();
+        let mut of_host = credentials.filter(|slot| slot.host == *host).peekable();
+        if of_host.peek().is_none() {
+            return Ok(None);
+        }
         let mut secrets = Vec::new();
         let mut opened: Vec<(&Credential, SecretValue)> = Vec::new();
         let mut rules = CredentialedRules { ranges: true };
-        for credential in release.credentials.iter().filter(of_host) {
+        for credential in of_host {
             rules.ranges &= credential.ranges;
             // A secret that this node cannot open was never sent by it.
             let Some((value, reflection)) = open(vault, state, tenant, credential) else {
@@ -59,13 +63,6 @@ impl Watch {
             }
             secrets.push((credential.secret.clone(), reflection));
             opened.push((credential, value));
-        }
-        if !release
-            .credentials
-            .iter()
-            .any(|credential| of_host(&credential))
-        {
-            return Ok(None);
         }
         let watched = opened.iter().map(|(credential, value)| Watched {
             value: value.expose_secret(),
