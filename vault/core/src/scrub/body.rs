@@ -3,7 +3,7 @@
 
 use bytes::{Bytes, BytesMut};
 
-use super::search::{Found, Searcher, TooCostly, Work};
+use super::search::{Found, Matches, Searcher, TooCostly, Work};
 use super::{MAX_STEPS_PER_BYTE, SPARE_STEPS};
 
 /// Largest part of a body that is searched at a time, bytes. A larger piece is best given in parts of
@@ -16,7 +16,7 @@ pub struct BodyScrubber {
     held: BytesMut,
     work: Work,
     /// Complete matches of each value.
-    matches: Vec<u32>,
+    matches: Matches,
 }
 
 impl BodyScrubber {
@@ -26,7 +26,7 @@ impl BodyScrubber {
             searcher,
             held: BytesMut::new(),
             work: Work::new(SPARE_STEPS),
-            matches: Vec::new(),
+            matches: Matches::default(),
         }
     }
 
@@ -68,7 +68,7 @@ impl BodyScrubber {
     /// How often each value has been found since this was last asked, by its place in the list that
     /// was given; shorter where the last ones have not been found.
     pub fn take_matches(&mut self) -> Vec<u32> {
-        std::mem::take(&mut self.matches)
+        self.matches.take()
     }
 
     /// Steps that are left.
@@ -98,9 +98,7 @@ impl BodyScrubber {
             scrubbed.extend_from_slice(&text[to..]);
             text = scrubbed;
             if !goes_on {
-                let value = found.value;
-                self.matches.resize(self.matches.len().max(value + 1), 0);
-                self.matches[value] += 1;
+                self.matches.add(found.value);
             }
         }
         Ok(text)

@@ -25,10 +25,10 @@ mod tests;
 use bytes::Bytes;
 
 pub use body::{BodyScrubber, MAX_BLOCK_BYTES};
-pub use needles::{MIN_NEEDLE_BYTES, Watched};
+pub use needles::Watched;
 pub use search::{Searcher, TooCostly};
 
-use search::Work;
+use search::{Matches, Work};
 
 /// What stands where a value stood, unless a value is part of it.
 pub const SCRUBBED: &str = "[scrubbed]";
@@ -46,7 +46,7 @@ const MAX_HEAD_STEPS: u64 = MAX_STEPS_PER_BYTE * 48 * 1024;
 pub struct HeadScrubber<'a> {
     searcher: &'a Searcher,
     work: Work,
-    matches: Vec<u32>,
+    matches: Matches,
 }
 
 impl<'a> HeadScrubber<'a> {
@@ -55,7 +55,7 @@ impl<'a> HeadScrubber<'a> {
         Self {
             searcher,
             work: Work::new(MAX_HEAD_STEPS),
-            matches: Vec::new(),
+            matches: Matches::default(),
         }
     }
 
@@ -64,13 +64,11 @@ impl<'a> HeadScrubber<'a> {
     /// # Errors
     /// The head must be refused.
     pub fn finds(&mut self, bytes: &[u8]) -> Result<bool, TooCostly> {
-        let Some(found) = self.searcher.locate(bytes, &mut self.work)? else {
-            return Ok(false);
-        };
-        let value = found.value;
-        self.matches.resize(self.matches.len().max(value + 1), 0);
-        self.matches[value] += 1;
-        Ok(true)
+        let found = self.searcher.value_in(bytes, &mut self.work)?;
+        if let Some(value) = found {
+            self.matches.add(value);
+        }
+        Ok(found.is_some())
     }
 
     /// The value of a header field that the function may see.
@@ -88,6 +86,6 @@ impl<'a> HeadScrubber<'a> {
     /// How often each value has been found since this was last asked, by its place in the list that
     /// was given; shorter where the last ones have not been found.
     pub fn take_matches(&mut self) -> Vec<u32> {
-        std::mem::take(&mut self.matches)
+        self.matches.take()
     }
 }

@@ -10,7 +10,7 @@ use super::automaton::is_skipped;
 use crate::slot::QUERY_VALUE;
 
 /// Shorter needles would match everywhere by chance, bytes that are not skipped.
-pub const MIN_NEEDLE_BYTES: usize = 4;
+const MIN_NEEDLE_BYTES: usize = 4;
 /// Longer values are searched for in pieces of about this size, bytes. What is held back of a body
 /// grows with the longest needle.
 const MAX_NEEDLE_BYTES: usize = 256;

@@ -52,6 +52,22 @@ pub(super) struct Found {
     pub(super) is_continuation: bool,
 }
 
+/// Complete matches of each value, by its place in the list that was given.
+#[derive(Default)]
+pub(super) struct Matches(Vec<u32>);
+
+impl Matches {
+    pub(super) fn add(&mut self, value: usize) {
+        self.0.resize(self.0.len().max(value + 1), 0);
+        self.0[value] += 1;
+    }
+
+    /// The matches since this was last asked; shorter where the last values have not been found.
+    pub(super) fn take(&mut self) -> Vec<u32> {
+        std::mem::take(&mut self.0)
+    }
+}
+
 /// Finds the values of one call in every spelling.
 pub struct Searcher {
     automaton: Automaton,
@@ -105,6 +121,16 @@ impl Searcher {
     /// Most bytes of a text that a needle may take.
     pub(super) fn reach(&self) -> usize {
         self.reach_under(MAX_DEPTH)
+    }
+
+    /// A value that the text holds, by its place in the list that was given.
+    pub(super) fn value_in(
+        &self,
+        text: &[u8],
+        work: &mut Work,
+    ) -> Result<Option<usize>, TooCostly> {
+        let needle = self.find(text, work)?;
+        Ok(needle.map(|needle| self.needles[needle].value))
     }
 
     /// Whether the text holds a value.
