@@ -90,7 +90,10 @@ impl Reflected {
             };
             let stored = serde_json::from_slice::<StoredCounts>(&bytes);
             let stored = stored.inspect_err(|error| {
-                tracing::error!(%tenant, %error, "what was counted of the tenant's credentials cannot be read; they are stopped for an hour");
+                tracing::error!(
+                    %tenant, %error,
+                    "what was counted of the tenant's credentials cannot be read; they are stopped for an hour"
+                );
             });
             let is_of_this_boot = stored
                 .as_ref()
@@ -123,8 +126,14 @@ impl Reflected {
         };
         let rewritten = of_earlier_boots.iter().map(|tenant| reflected.row(tenant));
         let writes: Vec<_> = rewritten.chain(ended).collect();
-        if !writes.is_empty() {
-            reflected.store.commit(&writes, &mut clock::random)?;
+        // Without it, what was counted in an earlier boot counts for an hour from the next start too.
+        if !writes.is_empty()
+            && let Err(error) = reflected.store.commit(&writes, &mut clock::random)
+        {
+            tracing::warn!(
+                %error,
+                "counts of credentials in answers could not be brought up to date; the next start tries again"
+            );
         }
         Ok(reflected)
     }
