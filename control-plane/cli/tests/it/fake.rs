@@ -73,6 +73,15 @@ pub(crate) struct Given {
     pub(crate) hold: Option<(u64, Digest)>,
 }
 
+/// An audit log of so many records, whose subjects are all the same.
+pub(crate) fn audit_chain(length: u64, subject: &str) -> Vec<AuditRecord> {
+    let mut chain: Vec<AuditRecord> = Vec::new();
+    for seq in 1..=length {
+        chain.push(AuditRecord::follow(chain.last(), seq, "a", "b", subject));
+    }
+    chain
+}
+
 type Shared = Arc<Mutex<Given>>;
 
 pub(crate) struct Fake {
