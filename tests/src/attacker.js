@@ -1,14 +1,16 @@
 // A function that tries to learn its own credential from what comes back of its calls, letter by letter.
 //
 // A request's JSON body says how: { way, path, base, known, alphabet, length }. `path` is a path of the capability
-// `payments` whose upstream returns the text that it is sent: for `pieces` as it comes, for `stored` to a later GET, for
-// which the function also uses a plain `fetch` of `base` and `path`. `known` is how the credential begins. The
-// answer is { recovered, calls }. Each step sends `known` and one more letter, for every letter, and
-// compares what it observes: the letter that behaves like no other is taken for the next one. A step
-// in which no letter, or more than one, stands out ends the attempt. On a busy machine `time` also takes
-// letters that stand out by chance: only those that are right count.
+// `payments` whose upstream returns the text that it is sent: for `pieces` and `gzip` as it comes and in the content
+// encoding that it comes in, for `stored` to a later GET, for which the function also uses a plain `fetch` of `base`
+// and `path`. `known` is how the credential begins. The answer is { recovered, calls, seen }, with what was seen of
+// each guess in the last step. Each step sends `known` and one more letter, for every letter, and compares what it
+// observes: the letter that behaves like no other is taken for the next one. A step in which no letter, or more than
+// one, stands out ends the attempt. On a busy machine `time` also takes letters that stand out by chance: only those
+// that are right count.
 
-const FILLER = ".".repeat(4096);
+// More than a vault holds back, so that what comes before the rest depends on how much that is.
+const FILLER = ".".repeat(16384);
 // An answer of which so long nothing comes waits for the rest of the text that it returns.
 const QUIET_MS = 20;
 // Rounds of a timed guess. The faster half counts: what a busy machine adds is left out.
@@ -37,6 +39,41 @@ const without = (text, guess) => text.replaceAll(guess, "GUESS");
 const quiet = () => new Promise((go) => setTimeout(go, QUIET_MS));
 
 const median = (numbers) => numbers.sort((a, b) => a - b)[numbers.length >> 1];
+
+// A gzip member of its own: where it ends is where a decoder has all of it.
+async function gzip(text) {
+  const stream = new Blob([text]).stream().pipeThrough(new CompressionStream("gzip"));
+  return new Uint8Array(await new Response(stream).arrayBuffer());
+}
+
+// How much of an answer comes while its text ends in the guess, and how much later.
+async function sizes({ env, path }, guesses, headers, pack) {
+  const seen = [];
+  for (const guess of guesses) {
+    const [first, rest] = [await pack(FILLER + guess), await pack(FILLER)];
+    let sendRest;
+    const body = new ReadableStream({
+      async start(controller) {
+        controller.enqueue(first);
+        await new Promise((go) => sendRest = go);
+        controller.enqueue(rest);
+        controller.close();
+      },
+    });
+    const reader = (await call(env, path, { headers, body, duplex: "half" })).body.getReader();
+    const counts = [0, 0];
+    let next = reader.read();
+    for (let piece; (piece = await Promise.race([next, quiet()])) && !piece.done; next = reader.read()) {
+      counts[0] += piece.value.length;
+    }
+    sendRest();
+    for (let piece; !(piece = await next).done; next = reader.read()) {
+      counts[1] += piece.value.length;
+    }
+    seen.push(counts.join());
+  }
+  return seen;
+}
 
 // Way -> what the function sees of each guess, in order.
 const ways = {
@@ -69,33 +106,8 @@ const ways = {
     }
     return seen;
   },
-  async pieces({ env, path }, guesses) {
-    const seen = [];
-    for (const guess of guesses) {
-      let sendRest;
-      const body = new ReadableStream({
-        async start(controller) {
-          controller.enqueue(encode(FILLER + guess));
-          await new Promise((go) => sendRest = go);
-          controller.enqueue(encode(FILLER));
-          controller.close();
-        },
-      });
-      const reader = (await call(env, path, { body, duplex: "half" })).body.getReader();
-      // How much comes while the answer ends in the guess, and how much later.
-      const sizes = [0, 0];
-      let next = reader.read();
-      for (let piece; (piece = await Promise.race([next, quiet()])) && !piece.done; next = reader.read()) {
-        sizes[0] += piece.value.length;
-      }
-      sendRest();
-      for (let piece; !(piece = await next).done; next = reader.read()) {
-        sizes[1] += piece.value.length;
-      }
-      seen.push(sizes.join());
-    }
-    return seen;
-  },
+  pieces: (target, guesses) => sizes(target, guesses, {}, encode),
+  gzip: (target, guesses) => sizes(target, guesses, { "content-encoding": "gzip" }, gzip),
   async time({ env, path }, guesses) {
     const rounds = guesses.map(() => []);
     // All guesses take turns: a machine that grows busy slows all of them.
@@ -133,12 +145,14 @@ export default {
     const target = { env, path, base };
     calls = 0;
     let recovered = known;
+    let seen;
     while (recovered.length < length) {
       const guesses = [...alphabet].map((letter) => recovered + letter);
-      const next = outlier(guesses, await ways[way](target, guesses));
+      seen = await ways[way](target, guesses);
+      const next = outlier(guesses, seen);
       if (next === undefined) break;
       recovered = next;
     }
-    return Response.json({ recovered, calls });
+    return Response.json({ recovered, calls, seen });
   },
 };

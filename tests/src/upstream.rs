@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result};
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Either, Full};
 use hyper::body::Incoming;
-use hyper::header::{AUTHORIZATION, CONTENT_TYPE, LOCATION, ORIGIN};
+use hyper::header::{AUTHORIZATION, CONTENT_ENCODING, CONTENT_TYPE, LOCATION, ORIGIN};
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
@@ -66,7 +66,8 @@ impl Upstream {
     ///
     /// Listens on a loopback port under a certificate for `host` (and `localhost`, `127.0.0.1`). Accepts `Bearer KEY` only.
     ///
-    /// - `/echo` answers with the request's headers and body, in clear, `/stream` with the body as it comes;
+    /// - `/echo` answers with the request's headers and body, in clear, `/stream` with the body as it comes, in its
+    ///   content encoding;
     /// - `/note` stores the body of a POST, answers with it and with the `Origin`, and returns it to a GET with or without
     ///   the key;
     /// - `/redirect?to=URL` answers 302 to that URL, `/leak` puts the key into a header and a redirect's location;
@@ -153,7 +154,12 @@ async fn answer(request: Request<Incoming>, seen: &Seens, key: &str) -> Response
         .get(AUTHORIZATION)
         .is_some_and(|value| value.as_bytes() == format!("Bearer {key}").as_bytes());
     if authorised && head.uri.path() == "/v1/stream" {
-        return Response::new(Either::Right(body));
+        let mut response = Response::new(Either::Right(body));
+        if let Some(encoding) = head.headers.get(CONTENT_ENCODING) {
+            let encoding = encoding.clone();
+            response.headers_mut().insert(CONTENT_ENCODING, encoding);
+        }
+        return response;
     }
     let body = http_body_util::Limited::new(body, MAX_BODY_BYTES)
         .collect()

@@ -5,11 +5,13 @@
 
 mod harness;
 
+use std::io::Write as _;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use casemate_channel::{Incoming, RecvBody, SendBody};
 use casemate_wire::{Fields, ResponseHead};
+use flate2::write::MultiGzDecoder;
 use harness::{Function, function_with, head, load, whole};
 
 const ATTACKER: &str = include_str!("../../../tests/src/attacker.js");
@@ -85,8 +87,9 @@ impl Played {
     async fn answer(&mut self, mut incoming: Incoming) {
         let path = incoming.head.target.clone();
         if path.ends_with("/stream") {
+            let is_gzip = incoming.head.fields.text("content-encoding") == Some("gzip");
             let sending = respond(incoming.reply, Fields::default());
-            return self.stream(incoming.body, sending).await;
+            return self.stream(incoming.body, is_gzip, sending).await;
         }
         let body = whole(&mut incoming.body).await.expect("a whole request");
         let mut text = String::from_utf8(body.to_vec()).expect("text");
@@ -111,11 +114,19 @@ impl Played {
         sending.finish();
     }
 
-    /// Returns a body as it comes.
-    async fn stream(&self, mut body: RecvBody, mut sending: SendBody) {
+    /// Returns a body as it comes, decoded.
+    async fn stream(&self, mut body: RecvBody, is_gzip: bool, mut sending: SendBody) {
         let mut held = BytesMut::new();
+        let mut decoder = MultiGzDecoder::new(Vec::new());
         while let Some(piece) = body.next().await {
-            held.extend_from_slice(&piece.expect("a whole request"));
+            let piece = piece.expect("a whole request");
+            if is_gzip {
+                decoder.write_all(&piece).expect("gzip");
+                decoder.flush().expect("gzip");
+                held.extend_from_slice(&std::mem::take(decoder.get_mut()));
+            } else {
+                held.extend_from_slice(&piece);
+            }
             let kept = self.scrubber.holds_back(&held);
             let piece = held.split_to(held.len() - kept).freeze();
             sending.send(piece).await.expect("a worker that goes on");
@@ -202,7 +213,11 @@ async fn the_attacker_finds_a_leak_where_there_is_one_and_none_elsewhere() {
 async fn the_attacker_finds_a_leak_in_the_sizes_of_pieces_and_in_time() {
     const LETTERS: usize = 2;
     let mut worker = attacker().await;
-    for way in [("pieces", "/stream"), ("time", "/slow")] {
+    for way in [
+        ("pieces", "/stream"),
+        ("gzip", "/stream"),
+        ("time", "/slow"),
+    ] {
         let mut tries = 0;
         loop {
             tries += 1;
