@@ -131,6 +131,8 @@ async fn accept(listener: TcpListener, tls: TlsAcceptor, seen: Arc<Seens>, key: 
     while let Ok((stream, _)) = listener.accept().await {
         let (tls, seen, key) = (tls.clone(), seen.clone(), key.clone());
         tokio::spawn(async move {
+            // An answer in several segments must not wait for the caller's delayed acknowledgement.
+            let _may_wait = stream.set_nodelay(true);
             let Ok(stream) = tls.accept(stream).await else {
                 return;
             };

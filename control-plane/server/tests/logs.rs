@@ -9,17 +9,13 @@ use casemate_api::token::{MadeToken, NewToken, Scope};
 use casemate_push::{LogEntry, LogLevel};
 use http_body_util::BodyExt as _;
 use support::fleet::{key, name, tenant_path};
-use support::node::member;
+use support::node::{member, serving};
 use support::{Control, Fleet};
 
 #[tokio::test]
 async fn logs_reach_their_tenant_and_follow() {
     let control = Control::new().await;
-    let fleet = Fleet::new(&control).await;
-    let tenant = control.client(&fleet.tenant_token);
-    fleet.deploy(&tenant, 1, b"bundle one").await;
-    let mut node = member(&control, &fleet, "edge-1", &key(20)).await;
-    node.sync().await;
+    let (fleet, tenant, mut node) = serving(&control).await;
     let entry = |message: &str, tenant| LogEntry {
         tenant,
         function: name("web"),

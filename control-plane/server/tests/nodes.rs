@@ -13,7 +13,7 @@ use casemate_trust::lease;
 use casemate_trust::statement::{OnlineKey, Statement as _};
 use quinn::ConnectionError;
 use support::fleet::{LATER, key, name, tenant_path};
-use support::node::{admission, connect, hello, joining, member, quic_config};
+use support::node::{admission, connect, hello, joining, member, quic_config, serving};
 use support::{Control, Fleet, Node, SOON, eventually};
 
 #[tokio::test]
@@ -165,11 +165,7 @@ async fn refusals_of_a_node_are_visible_and_end_with_the_next_version() {
 #[tokio::test]
 async fn stopped_credentials_of_a_nodes_own_functions_are_in_the_tenants_status() {
     let control = Control::new().await;
-    let fleet = Fleet::new(&control).await;
-    let tenant = control.client(&fleet.tenant_token);
-    fleet.deploy(&tenant, 1, b"bundle one").await;
-    let mut node = member(&control, &fleet, "edge-1", &key(20)).await;
-    node.sync().await;
+    let (fleet, tenant, mut node) = serving(&control).await;
     let id = fleet.tenant.id;
     let entry = |tenant: TenantId, function: &str, secret: &str| {
         serde_json::json!({

@@ -22,8 +22,8 @@ use rustls::pki_types::{
 use rustls::sign::CertifiedKey;
 use rustls::{DigitallySignedStruct, Error, SignatureScheme};
 
-use crate::fleet::LATER;
-use crate::{Fleet, Plane, SOON};
+use crate::fleet::{LATER, key};
+use crate::{Client, Fleet, Plane, SOON};
 
 const SPKI_PREFIX: [u8; 12] = [
     0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00,
@@ -356,6 +356,16 @@ pub async fn admission(control: &Plane, fleet: &Fleet, key: &SigningKey) -> Admi
         pool: join.pool,
         grants: vec![fleet.grant(key)],
     }
+}
+
+/// A fleet whose tenant has deployed its function, and a member that holds everything.
+pub async fn serving(control: &Plane) -> (Fleet, Client, Node) {
+    let fleet = Fleet::new(control).await;
+    let tenant = control.client(&fleet.tenant_token);
+    fleet.deploy(&tenant, 1, b"bundle one").await;
+    let mut node = member(control, &fleet, "edge-1", &key(20)).await;
+    node.sync().await;
+    (fleet, tenant, node)
 }
 
 /// A node that has joined and was served everything.

@@ -1,7 +1,8 @@
 //! The vault's memory on disk: records in sled, and beside it the sealed files that must outlive sled.
 //!
 //! ```text
-//! DIR/records/        sled: statements, releases, secrets, grants; a cache of what the control plane holds
+//! DIR/records/        sled: statements, releases, secrets, grants: a cache of what the control plane holds; and counts of
+//!                     secrets in answers, which matter for an hour
 //! DIR/memory          what must never be forgotten (highest versions seen); sealed, replaced whole
 //! DIR/identity        the node's keys and its fleet; sealed, replaced whole
 //! DIR/set-aside/      what could not be read: kept for a person, never deleted
