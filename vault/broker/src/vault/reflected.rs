@@ -232,3 +232,69 @@ impl Reflected {
         listed.collect()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use zeroize::Zeroizing;
+
+    use super::*;
+
+    fn store(folder: &Path) -> Arc<Store> {
+        let (store, _) = Store::open(folder, &Zeroizing::new([1; 32])).unwrap();
+        Arc::new(store)
+    }
+
+    fn reflected(store: Arc<Store>, boot_id: &str) -> Arc<Reflected> {
+        let opened = Reflected::open(store, boot_id.to_owned(), &mut SetAside::default());
+        Arc::new(opened.unwrap())
+    }
+
+    fn owner() -> Owner {
+        Owner {
+            tenant: TenantId([1; 32]),
+            function: "web".parse().unwrap(),
+            secret: "KEY".parse().unwrap(),
+        }
+    }
+
+    fn is_stopped(reflected: &Reflected) -> bool {
+        let Owner {
+            tenant,
+            function,
+            secret,
+        } = owner();
+        let until_ms = reflected.stopped_until(&tenant, &function, &secret);
+        until_ms.is_some()
+    }
+
+    #[tokio::test]
+    async fn what_was_counted_before_a_reboot_counts_on() {
+        let folder = tempfile::tempdir().unwrap();
+        let boots = [
+            ("one", Recorded::Counts),
+            ("two", Recorded::Counts),
+            // The kernel does not say which boot it is.
+            ("", Recorded::Stops),
+        ];
+        for (boot_id, expected) in boots {
+            let reflected = reflected(store(folder.path()), boot_id);
+            let recorded = reflected.record(owner(), 1).written().await;
+            assert_eq!(recorded, expected, "boot {boot_id}");
+        }
+        for boot_id in ["", "three", "three"] {
+            assert!(is_stopped(&reflected(store(folder.path()), boot_id)));
+        }
+    }
+
+    #[test]
+    fn counts_that_cannot_be_read_stop_the_tenants_credentials() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = store(folder.path());
+        let name = owner().tenant.to_string();
+        let unreadable = Write::Put(Kind::Reflections, name, b"{}".to_vec());
+        store.commit(&[unreadable], &mut clock::random).unwrap();
+        assert!(is_stopped(&reflected(store, "one")));
+    }
+}
