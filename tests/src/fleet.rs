@@ -197,17 +197,23 @@ impl<N> Fleet<N> {
 
     /// The same, with more options of `casemate secret put`.
     pub fn put_secret_with(&self, project: &Path, options: &[&str]) -> Result<()> {
+        self.put_secret_value(project, UPSTREAM_KEY, options)
+    }
+
+    /// The same, with another value.
+    pub fn put_secret_value(&self, project: &Path, value: &str, options: &[&str]) -> Result<()> {
         let text = std::fs::read_to_string(project.join("casemate.toml"))?;
         let file: toml::Table = text.parse()?;
         let slots = file.get("credential").and_then(toml::Value::as_array);
         let slot = slots.and_then(|slots| slots.first());
         let named = |key: &str| slot?.get(key)?.as_str();
         let host = named("host").context("the project's first slot names no host")?;
-        let mut args = vec!["secret", "put", "PAYMENTS_KEY", "--host", host];
+        let name = named("secret").context("the project's first slot names no secret")?;
+        let mut args = vec!["secret", "put", name, "--host", host];
         args.extend(["--path", "/v1/*"]);
         args.extend(named("ca").into_iter().flat_map(|ca| ["--ca", ca]));
         args.extend(options);
-        self.tenant.ok(project, &args, UPSTREAM_KEY.as_bytes())?;
+        self.tenant.ok(project, &args, value.as_bytes())?;
         Ok(())
     }
 

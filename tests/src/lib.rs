@@ -11,5 +11,5 @@ pub mod programs;
 pub mod upstream;
 
 /// A function that tries to learn its own credential, letter by letter, from what comes back of its calls. The file says how
-/// a test asks it; `node/worker/tests/attacker.rs` proves that it finds a leak where there is one.
+/// a test asks it; `node/worker/tests/attacker.rs` proves that each of its ways finds a leak where there is one.
 pub const ATTACKER: &str = include_str!("attacker.js");

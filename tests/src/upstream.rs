@@ -6,9 +6,9 @@ use std::sync::{Arc, Mutex};
 
 use anyhow::{Context as _, Result};
 use bytes::Bytes;
-use http_body_util::{BodyExt as _, Full};
+use http_body_util::{BodyExt as _, Either, Full};
 use hyper::body::Incoming;
-use hyper::header::{AUTHORIZATION, CONTENT_TYPE, LOCATION};
+use hyper::header::{AUTHORIZATION, CONTENT_TYPE, LOCATION, ORIGIN};
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
@@ -57,6 +57,8 @@ pub struct Upstream {
 struct Seens {
     forgets: bool,
     list: Mutex<Vec<Seen>>,
+    /// The text that it stores.
+    note: Mutex<Bytes>,
 }
 
 impl Upstream {
@@ -64,7 +66,9 @@ impl Upstream {
     ///
     /// Listens on a loopback port under a certificate for `host` (and `localhost`, `127.0.0.1`). Accepts `Bearer KEY` only.
     ///
-    /// - `/echo` answers with the request's headers and body, in clear;
+    /// - `/echo` answers with the request's headers and body, in clear, `/stream` with the body as it comes;
+    /// - `/note` stores the body of a POST, answers with it and with the `Origin`, and returns it to a GET with or without
+    ///   the key;
     /// - `/redirect?to=URL` answers 302 to that URL, `/leak` puts the key into a header and a redirect's location;
     /// - anything else answers JSON that names method and path.
     pub async fn start(host: &str, key: &str) -> Result<Self> {
@@ -140,8 +144,17 @@ async fn accept(listener: TcpListener, tls: TlsAcceptor, seen: Arc<Seens>, key: 
     }
 }
 
-async fn answer(request: Request<Incoming>, seen: &Seens, key: &str) -> Response<Full<Bytes>> {
+type Body = Either<Full<Bytes>, Incoming>;
+
+async fn answer(request: Request<Incoming>, seen: &Seens, key: &str) -> Response<Body> {
     let (head, body) = request.into_parts();
+    let authorised = head
+        .headers
+        .get(AUTHORIZATION)
+        .is_some_and(|value| value.as_bytes() == format!("Bearer {key}").as_bytes());
+    if authorised && head.uri.path() == "/v1/stream" {
+        return Response::new(Either::Right(body));
+    }
     let body = http_body_util::Limited::new(body, MAX_BODY_BYTES)
         .collect()
         .await;
@@ -160,10 +173,6 @@ async fn answer(request: Request<Incoming>, seen: &Seens, key: &str) -> Response
         .path_and_query()
         .map(ToString::to_string)
         .unwrap_or_default();
-    let authorised = head
-        .headers
-        .get(AUTHORIZATION)
-        .is_some_and(|value| text(value) == format!("Bearer {key}"));
     let (method, path) = (head.method.to_string(), head.uri.path().to_owned());
     if !seen.forgets {
         let record = Seen {
@@ -175,6 +184,10 @@ async fn answer(request: Request<Incoming>, seen: &Seens, key: &str) -> Response
         seen.list.lock().expect("no holder panics").push(record);
     }
 
+    if path == "/v1/note" && method == "GET" {
+        let note = seen.note.lock().expect("no holder panics").clone();
+        return respond(StatusCode::OK, "text/plain", note);
+    }
     if !authorised {
         let body = r#"{"error":"no valid key"}"#;
         return respond(StatusCode::UNAUTHORIZED, "application/json", body.into());
@@ -187,6 +200,17 @@ async fn answer(request: Request<Incoming>, seen: &Seens, key: &str) -> Response
                 .collect();
             text.push_str(&String::from_utf8_lossy(&body));
             respond(StatusCode::OK, "text/plain", text.into())
+        }
+        "/v1/note" => {
+            seen.note
+                .lock()
+                .expect("no holder panics")
+                .clone_from(&body);
+            let mut response = respond(StatusCode::CREATED, "text/plain", body);
+            if let Some(origin) = head.headers.get(ORIGIN) {
+                response.headers_mut().insert("x-origin", origin.clone());
+            }
+            response
         }
         "/redirect" => {
             let to = head
@@ -218,8 +242,8 @@ async fn answer(request: Request<Incoming>, seen: &Seens, key: &str) -> Response
     }
 }
 
-fn respond(status: StatusCode, kind: &'static str, body: Bytes) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::new(body));
+fn respond(status: StatusCode, kind: &'static str, body: Bytes) -> Response<Body> {
+    let mut response = Response::new(Either::Left(Full::new(body)));
     *response.status_mut() = status;
     response
         .headers_mut()

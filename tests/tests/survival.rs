@@ -1,10 +1,10 @@
-//! The vault and the gateway are killed under load: what does not need them goes on.
+//! The vault and the gateway are killed under load, and a worker is stopped: what does not need them goes on.
 
 #![allow(clippy::unwrap_used, reason = "a test that panics says enough")]
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use casemate_tests::caller;
 use casemate_tests::fleet::{Fleet, SOON};
@@ -110,4 +110,53 @@ async fn no_request_that_makes_no_call_fails_while_the_vault_is_killed() {
         "it outlives the gateway too"
     );
     assert_eq!(refused(&fleet).await, before);
+}
+
+const STOPPED_HOST: &str = "stopped.apps.demo.test";
+/// The wall-clock limit that the release of the stopped worker declares.
+const WALL: Duration = Duration::from_secs(2);
+/// How much later the gateway gives a worker up: ten seconds, and what a busy machine adds.
+const GRACE: Duration = Duration::from_secs(10);
+const BUSY: Duration = Duration::from_secs(20);
+
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_in_a_worker_that_is_stopped_end_in_time_and_the_next_goes_to_another() {
+    let fleet = block_in_place(Fleet::start).unwrap();
+    let limits = format!("[limits]\nwall_time_ms = {}\n", WALL.as_millis());
+    let project = fleet.small_project("stopped", &limits, SOURCE).unwrap();
+    block_in_place(|| fleet.deploy(&project)).unwrap();
+    let gateway = fleet.node.gateway;
+    let get = || caller::get(gateway, STOPPED_HOST, "/");
+    let before = get().await.unwrap();
+    assert_eq!(before.status, 200, "{}", before.text());
+    let workers = block_in_place(|| fleet.node.workers()).unwrap();
+    let [stopped] = workers[..] else {
+        panic!("one worker serves: {workers:?}");
+    };
+    let pid = Pid::from_raw(i32::try_from(stopped).unwrap()).unwrap();
+    kill_process(pid, Signal::STOP).unwrap();
+
+    let began = Instant::now();
+    let (first, second) = tokio::join!(get(), get());
+    let took = began.elapsed();
+    for answer in [first, second] {
+        let answer = answer.unwrap();
+        assert_eq!(answer.status, 504, "{}", answer.text());
+        assert!(answer.text().contains("exceeded_wall"), "{}", answer.text());
+    }
+    assert!(WALL < took && took < WALL + GRACE + BUSY, "{took:?}");
+    // One that went to the stopped worker would wait as long again.
+    let after = get().await.unwrap();
+    assert_eq!(after.status, 200, "{}", after.text());
+    assert_ne!(after.text(), before.text(), "another worker");
+    let ended = |status: &serde_json::Value| {
+        let workers = status["workers"].as_array().unwrap().iter();
+        workers.clone().count() > 0 && workers.clone().all(|worker| worker["pid"] != stopped)
+    };
+    block_in_place(|| {
+        fleet
+            .node
+            .wait_for("the stopped worker has ended", SOON, ended)
+    })
+    .unwrap();
 }

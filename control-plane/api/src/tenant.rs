@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use casemate_trust::Seconds;
 use casemate_trust::dsse::Envelope;
 use casemate_trust::id::{Digest, TenantId};
-use casemate_trust::name::Name;
+use casemate_trust::name::{Identifier, Name};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -90,6 +90,26 @@ pub struct TenantStatus {
     pub nodes: Vec<NodeProgress>,
     /// What is stored for the tenant.
     pub storage: StorageView,
+    /// Credentials that nodes have stopped, by function and secret.
+    #[serde(default)]
+    pub stopped_credentials: Vec<StoppedCredential>,
+}
+
+/// A credential that nodes have stopped for a function, because answers held the secret three times within an hour
+/// (`credential_reflected`). It is the nodes' word.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct StoppedCredential {
+    /// The function.
+    #[schema(value_type = String)]
+    pub function: Name,
+    /// The secret.
+    #[schema(value_type = String)]
+    pub secret: Identifier,
+    /// The nodes, by name.
+    #[schema(value_type = Vec<String>)]
+    pub nodes: Vec<Name>,
+    /// Unix time at which the last of the nodes uses it again.
+    pub until: Seconds,
 }
 
 /// What is stored for a tenant: its bundles, releases and sealed secrets. Uploads that would go over the limit are refused

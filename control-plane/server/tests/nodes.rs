@@ -7,7 +7,7 @@ mod support;
 use casemate_api::node::{JoinList, NewGrants, NodeView};
 use casemate_api::tenant::TenantStatus;
 use casemate_push::{NodeEnd, NodeEvent, StatementId, close};
-use casemate_trust::id::Digest;
+use casemate_trust::id::{Digest, TenantId};
 use casemate_trust::join::JoinToken;
 use casemate_trust::lease;
 use casemate_trust::statement::{OnlineKey, Statement as _};
@@ -158,6 +158,51 @@ async fn refusals_of_a_node_are_visible_and_end_with_the_next_version() {
     eventually("the refusal has gone", async || {
         let view: NodeView = control.operator().get("/v1/nodes/edge-1").await.ok().json();
         view.refused.is_empty() && view.manifests[&fleet.tenant.id] == 2
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn stopped_credentials_of_a_nodes_own_functions_are_in_the_tenants_status() {
+    let control = Control::new().await;
+    let fleet = Fleet::new(&control).await;
+    let tenant = control.client(&fleet.tenant_token);
+    fleet.deploy(&tenant, 1, b"bundle one").await;
+    let mut node = member(&control, &fleet, "edge-1", &key(20)).await;
+    node.sync().await;
+    let id = fleet.tenant.id;
+    let entry = |tenant: TenantId, function: &str, secret: &str| {
+        serde_json::json!({
+            "tenant": tenant, "function": function, "secret": secret, "left_secs": 3600,
+        })
+    };
+    let status = serde_json::json!({ "vault": { "stopped_credentials": [
+        entry(TenantId([9; 32]), "web", "KEY"),
+        entry(id, "elsewhere", "KEY"),
+        entry(id, "web", "UNLISTED"),
+        "no entry",
+        entry(id, "web", "KEY"),
+        entry(id, "web", "KEY"),
+    ] } });
+    node.end.status(status.to_string());
+    node.write().await;
+    let path = tenant_path(&id, "status");
+    let mut stopped = Vec::new();
+    eventually("the stopped credential", async || {
+        let status: TenantStatus = tenant.get(&path).await.ok().json();
+        stopped = status.stopped_credentials;
+        !stopped.is_empty()
+    })
+    .await;
+    assert_eq!(stopped.len(), 1, "{stopped:?}");
+    assert_eq!(stopped[0].secret.as_str(), "KEY");
+    assert_eq!(stopped[0].nodes, [name("edge-1")]);
+    // The next status says that it is over.
+    node.end.status("{}".into());
+    node.write().await;
+    eventually("it is over", async || {
+        let status: TenantStatus = tenant.get(&path).await.ok().json();
+        status.stopped_credentials.is_empty()
     })
     .await;
 }

@@ -301,6 +301,11 @@ pub struct RecvBody {
 }
 
 impl RecvBody {
+    /// Whether it answers a stream that we opened.
+    pub fn is_of_answer(&self) -> bool {
+        self.opener
+    }
+
     /// The next piece; `None` at the end.
     pub async fn next(&mut self) -> Option<Result<Bytes, StreamError>> {
         std::future::poll_fn(|context| self.poll_next(context)).await

@@ -72,12 +72,7 @@ async fn an_answer_is_not_lost_with_a_body_that_nobody_reads() {
 async fn a_request_that_breaks_off_reaches_no_end() {
     let node = Node::with_route().await;
     let mut acceptor = node.worker("f", 1, 8).await;
-    let mut stream = node.connect().await;
-    stream
-        .write_all(b"POST / HTTP/1.1\r\nHost: a.test\r\nContent-Length: 5\r\n\r\nab")
-        .await
-        .unwrap();
-    let mut incoming = timeout(SOON, acceptor.accept()).await.unwrap().unwrap();
+    let (mut stream, mut incoming) = node.half_a_request(&mut acceptor).await;
     stream.shutdown().await.unwrap();
     timeout(SOON, incoming.reply.cancelled()).await.unwrap();
 }

@@ -68,12 +68,7 @@ async fn a_connection_that_rests_is_closed_after_the_idle_time() {
 async fn a_body_that_never_comes_is_answered_and_the_worker_told() {
     let node = Node::with_start(impatient()).await;
     let mut acceptor = node.worker("f", 1, 8).await;
-    let mut stream = node.connect().await;
-    stream
-        .write_all(b"POST / HTTP/1.1\r\nHost: a.test\r\nContent-Length: 5\r\n\r\nab")
-        .await
-        .unwrap();
-    let mut incoming = timeout(SOON, acceptor.accept()).await.unwrap().unwrap();
+    let (mut stream, mut incoming) = node.half_a_request(&mut acceptor).await;
     let answer = read_all(&mut stream).await;
     assert!(
         answer.starts_with("HTTP/1.1 408") && answer.contains("body_timeout"),

@@ -14,6 +14,7 @@ use casemate_sandbox::cpu_time;
 use casemate_sandbox::launch::{Command, End, Event, Program, Refusal};
 use node::{
     MEMORY_MIB, Node, PIDS, USERS, User, assign, control, is_root, order, start, told, value,
+    with_walls,
 };
 
 #[test]
@@ -82,12 +83,7 @@ fn every_program_starts_with_nothing_of_ours() {
 
 #[test]
 fn a_worker_is_alone_in_its_namespaces() {
-    for user in USERS {
-        let mut node = Node::start(user);
-        if !node.has_walls() {
-            println!("skipped as {user:?}: this kernel forbids user namespaces");
-            continue;
-        }
+    for (user, mut node) in with_walls() {
         let own = node.supervisor_facts.clone();
         let (_w, worker) = node.child(1, Program::Worker);
         let (_o, other) = node.child(2, Program::Worker);
@@ -111,12 +107,7 @@ fn a_worker_is_alone_in_its_namespaces() {
 
 #[test]
 fn a_worker_empties_its_root_and_drops_what_that_took() {
-    for user in USERS {
-        let mut node = Node::start(user);
-        if !node.has_walls() {
-            println!("skipped as {user:?}: this kernel forbids user namespaces");
-            continue;
-        }
+    for (user, mut node) in with_walls() {
         let (worker, _) = node.child(1, Program::Worker);
         order(&worker, "half");
         let facts = told(&worker);

@@ -8,7 +8,7 @@ mod probe;
 use std::collections::BTreeSet;
 
 use casemate_sandbox::launch::Program;
-use node::{Node, USERS, User, order, told, value};
+use node::{Node, USERS, User, order, told, value, with_walls};
 use rustix::io::Errno;
 use rustix::process::{
     Pid, Resource, SpeculationFeature, SpeculationFeatureState, getpid, getrlimit,
@@ -18,12 +18,7 @@ use rustix::thread::{CapabilitySet, CoreSchedulingScope, core_scheduling_cookie}
 
 #[test]
 fn a_worker_reports_every_layer_in_force() {
-    for user in USERS {
-        let mut node = Node::start(user);
-        if !node.has_walls() {
-            println!("skipped as {user:?}: this kernel forbids user namespaces");
-            continue;
-        }
+    for (user, mut node) in with_walls() {
         let (worker, _) = node.child(1, Program::Worker);
         order(&worker, "enter");
         let reports = told(&worker);

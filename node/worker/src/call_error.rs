@@ -53,7 +53,7 @@ pub(crate) struct CallError {
 }
 
 impl CallError {
-    /// The call cannot be made as the function asked for it.
+    /// The call cannot be made as the function asked for it, or did not come to its end.
     pub(crate) fn new(message: &str) -> Self {
         Self {
             code: "call_failed",
@@ -64,19 +64,27 @@ impl CallError {
     /// The stream of a call ended early, or could not be opened.
     pub(crate) fn lost(error: StreamError) -> Self {
         match error {
-            // The function may try again: the supervisor starts the vault again, and the worker
-            // gets a new channel.
-            StreamError::Closed => Self {
-                code: "vault_unavailable",
-                message:
-                    "the node's vault ended and is being started again: the call may or may not \
-                          have reached its upstream"
-                        .to_owned(),
-            },
-            error => Self {
-                code: "call_failed",
-                message: format!("the call failed: {error}"),
-            },
+            StreamError::Closed => {
+                Self::vault_unavailable("the call may or may not have reached its upstream")
+            }
+            error => Self::new(&format!("the call failed: {error}")),
+        }
+    }
+
+    /// A body broke off. `None` for that of a request: its caller is gone, or the gateway.
+    pub(crate) fn cut(body: &RecvBody, error: StreamError) -> Option<Self> {
+        body.is_of_answer().then(|| match error {
+            StreamError::Closed => Self::vault_unavailable("the answer was cut off"),
+            _ => Self::new("the vault cut the answer off; the function's log says why"),
+        })
+    }
+
+    /// The function may try again: the supervisor starts the vault again, and the worker gets a new
+    /// channel.
+    fn vault_unavailable(consequence: &str) -> Self {
+        Self {
+            code: "vault_unavailable",
+            message: format!("the node's vault ended and is being started again: {consequence}"),
         }
     }
 }

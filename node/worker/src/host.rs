@@ -465,7 +465,7 @@ impl State {
 async fn next_pieces(body: &mut RecvBody) -> Piece {
     let mut next = match body.next().await {
         Some(Ok(first)) => Some(first),
-        Some(Err(_)) => return Piece::Cut,
+        Some(Err(error)) => return Piece::Cut(CallError::cut(body, error)),
         None => return Piece::End,
     };
     let mut pieces = Pieces::default();
@@ -483,7 +483,10 @@ async fn next_pieces(body: &mut RecvBody) -> Piece {
 async fn all_pieces(body: &mut RecvBody) -> Piece {
     let mut pieces = Pieces::default();
     while let Some(next) = body.next().await {
-        let Ok(piece) = next else { return Piece::Cut };
+        let piece = match next {
+            Ok(piece) => piece,
+            Err(error) => return Piece::Cut(CallError::cut(body, error)),
+        };
         if !pieces.push(&piece) {
             return Piece::TooMuch;
         }

@@ -1,12 +1,14 @@
 //! The attacker that the end-to-end tests send against the vault's scrubbing can see what it claims to see.
 //!
-//! The vault is played here: one that leaks partial matches, from which the attacker recovers the credential,
-//! and one that replaces complete matches alone, from which the attacker recovers nothing.
+//! The vault is played here: one that leaks partial matches in each way, from which the attacker recovers the
+//! credential, and one that replaces complete matches alone, from which the attacker recovers nothing.
 
 mod harness;
 
-use bytes::Bytes;
-use casemate_channel::Incoming;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use casemate_channel::{Incoming, RecvBody, SendBody};
 use casemate_wire::{Fields, ResponseHead};
 use harness::{Function, function_with, head, load, whole};
 
@@ -17,53 +19,133 @@ const SCRUBBED: &str = "[scrubbed]";
 
 /// Replaces a text that ends inside the credential once so many bytes match, as a leaking scrubber did.
 const LEAKING_BYTES: usize = 8;
+/// What each further byte that matches costs a scrubber that spends time on partial matches. The attacker repeats a guess
+/// some thousand times in one body.
+const LEAKING_TIME: Duration = Duration::from_millis(5);
+/// What is seen in sizes and times depends on the machine's load: so often the attacker may try.
+const MAX_TRIES: usize = 20;
 
-/// Scrubs complete matches.
-fn sound(text: &str) -> String {
-    text.replace(SECRET, SCRUBBED)
+/// What a played vault does with partial matches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Scrubber {
+    Sound,
+    Leaking,
 }
 
-/// Scrubs complete matches, and text that ends inside one.
-fn leaking(text: &str) -> String {
-    let scrub = |line: &str| {
-        let is_part = line.len() >= LEAKING_BYTES && SECRET.starts_with(line);
-        if is_part {
-            SCRUBBED.to_owned()
-        } else {
-            sound(line)
+use Scrubber::{Leaking, Sound};
+
+impl Scrubber {
+    /// Scrubs complete matches; a leaking scrubber also lines that end inside one.
+    fn scrub(self, text: &str) -> String {
+        let scrub = |line: &str| {
+            let is_part = line.len() >= LEAKING_BYTES && SECRET.starts_with(line);
+            if self == Leaking && is_part {
+                SCRUBBED.to_owned()
+            } else {
+                line.replace(SECRET, SCRUBBED)
+            }
+        };
+        let lines: Vec<String> = text.split('\n').map(scrub).collect();
+        lines.join("\n")
+    }
+
+    /// How many bytes at the end of a text wait for more: by position, or, leaking, those that a credential may begin with.
+    fn holds_back(self, text: &[u8]) -> usize {
+        let most = text.len().min(SECRET.len() - 1);
+        match self {
+            Sound => most,
+            Leaking => {
+                let mut lengths = (0..=most).rev();
+                let ends_in = |length: &usize| text.ends_with(&SECRET.as_bytes()[..*length]);
+                lengths.find(ends_in).unwrap_or(0)
+            }
         }
-    };
-    let lines: Vec<String> = text.split('\n').map(scrub).collect();
-    lines.join("\n")
+    }
+
+    /// How long it takes to search a body of repeated guesses.
+    fn time(self, text: &str) -> Duration {
+        let guess = text.split(' ').next().unwrap_or_default();
+        let pairs = guess.bytes().zip(SECRET.bytes());
+        let matched = pairs.take_while(|(one, other)| one == other).count();
+        let further = matched.saturating_sub(LEAKING_BYTES);
+        match self {
+            Sound => LEAKING_TIME,
+            Leaking => LEAKING_TIME * u32::try_from(further).expect("a short secret"),
+        }
+    }
 }
 
-/// Returns the text of a call, in the body and in a header, scrubbed.
-async fn echo(mut incoming: Incoming, scrub: fn(&str) -> String) {
-    let body = whole(&mut incoming.body)
-        .await
-        .expect("a worker that goes on");
-    let body = scrub(std::str::from_utf8(&body).expect("text"));
-    let origin = incoming.head.fields.text("origin").unwrap_or_default();
-    let fields = Fields::default().with("x-echo", scrub(origin));
-    let head = ResponseHead {
-        status: 200,
-        fields,
-    };
-    let mut sending = incoming.reply.send(&head, body.is_empty());
-    if !body.is_empty() {
+/// A vault with an upstream that returns text.
+struct Played {
+    scrubber: Scrubber,
+    note: String,
+}
+
+impl Played {
+    async fn answer(&mut self, mut incoming: Incoming) {
+        let path = incoming.head.target.clone();
+        if path.ends_with("/stream") {
+            let sending = respond(incoming.reply, Fields::default());
+            return self.stream(incoming.body, sending).await;
+        }
+        let body = whole(&mut incoming.body).await.expect("a whole request");
+        let mut text = String::from_utf8(body.to_vec()).expect("text");
+        if path.ends_with("/note") {
+            if incoming.head.method == "POST" {
+                self.note = std::mem::take(&mut text);
+            } else {
+                text.clone_from(&self.note);
+            }
+        }
+        if path.ends_with("/slow") {
+            tokio::time::sleep(self.scrubber.time(&text)).await;
+        }
+        let origin = incoming.head.fields.text("origin").unwrap_or_default();
+        let fields = Fields::default().with("x-echo", self.scrubber.scrub(origin));
+        let mut sending = respond(incoming.reply, fields);
+        let text = self.scrubber.scrub(&text);
         sending
-            .send(Bytes::from(body))
+            .send(text.into())
+            .await
+            .expect("a worker that goes on");
+        sending.finish();
+    }
+
+    /// Returns a body as it comes.
+    async fn stream(&self, mut body: RecvBody, mut sending: SendBody) {
+        let mut held = BytesMut::new();
+        while let Some(piece) = body.next().await {
+            held.extend_from_slice(&piece.expect("a whole request"));
+            let kept = self.scrubber.holds_back(&held);
+            let piece = held.split_to(held.len() - kept).freeze();
+            sending.send(piece).await.expect("a worker that goes on");
+        }
+        sending
+            .send(held.freeze())
             .await
             .expect("a worker that goes on");
         sending.finish();
     }
 }
 
-/// What the attacker makes of a vault that scrubs like this.
-async fn recovered(worker: &mut Function, way: &str, scrub: fn(&str) -> String) -> String {
+fn respond(reply: casemate_channel::Reply, fields: Fields) -> SendBody {
+    let head = ResponseHead {
+        status: 200,
+        fields,
+    };
+    reply.send(&head, false)
+}
+
+/// What the attacker makes of a vault that scrubs like this, of so many letters.
+async fn recovered(
+    worker: &mut Function,
+    (way, path): (&str, &str),
+    scrubber: Scrubber,
+    letters: usize,
+) -> String {
     let order = format!(
-        r#"{{"way":"{way}","path":"/echo","known":"{KNOWN}","alphabet":"0123456789abcdef","length":{}}}"#,
-        SECRET.len()
+        r#"{{"way":"{way}","path":"{path}","base":"https://api.stripe.test","known":"{KNOWN}","alphabet":"0123456789abcdef","length":{}}}"#,
+        KNOWN.len() + letters
     );
     let mut exchange = worker.open(head("POST", "https://fn.test/"), false);
     exchange
@@ -72,32 +154,67 @@ async fn recovered(worker: &mut Function, way: &str, scrub: fn(&str) -> String) 
         .await
         .expect("a worker that goes on");
     exchange.body.finish();
+    let mut played = Played {
+        scrubber,
+        note: String::new(),
+    };
     let mut answer = std::pin::pin!(exchange.response.head());
     let (_, mut body) = loop {
         tokio::select! {
             answer = &mut answer => break answer.expect("an answer"),
-            incoming = worker.vault.accept() => echo(incoming.expect("a call"), scrub).await,
+            incoming = worker.vault.accept() => played.answer(incoming.expect("a call")).await,
         }
     };
     let text = whole(&mut body).await.expect("a whole answer");
-    String::from_utf8(text.to_vec()).expect("text")
+    let text = std::str::from_utf8(&text).expect("text");
+    let recovered = text.strip_prefix(r#"{"recovered":""#);
+    let recovered = recovered.and_then(|rest| rest.split('"').next());
+    recovered.unwrap_or_else(|| panic!("{text}")).to_owned()
 }
 
-#[tokio::test]
-async fn the_attacker_finds_a_leak_where_there_is_one_and_none_elsewhere() {
+async fn attacker() -> Function {
     let mut settings = load();
     settings.bindings[0].name = "payments".into();
     settings.limits.subrequests = 1000;
     settings.limits.cpu_time_ms = 20_000;
-    let files = [("main.js", ATTACKER.as_bytes())];
-    let mut worker = function_with(&files, settings).await;
-    for way in ["body", "many", "header"] {
-        let found = recovered(&mut worker, way, leaking).await;
-        let all = format!(r#"{{"recovered":"{SECRET}""#);
-        assert!(found.starts_with(&all), "{way}: {found}");
+    function_with(&[("main.js", ATTACKER.as_bytes())], settings).await
+}
+
+#[tokio::test]
+async fn the_attacker_finds_a_leak_where_there_is_one_and_none_elsewhere() {
+    let mut worker = attacker().await;
+    let letters = SECRET.len() - KNOWN.len();
+    for (way, path) in [
+        ("body", "/echo"),
+        ("many", "/echo"),
+        ("header", "/echo"),
+        ("stored", "/note"),
+    ] {
+        let found = recovered(&mut worker, (way, path), Leaking, letters).await;
+        assert_eq!(found, SECRET, "{way}");
         // The last letter makes a complete match, which may be seen; all before it must not.
-        let found = recovered(&mut worker, way, sound).await;
-        let nothing = format!(r#"{{"recovered":"{KNOWN}""#);
-        assert!(found.starts_with(&nothing), "{way}: {found}");
+        let found = recovered(&mut worker, (way, path), Sound, letters).await;
+        assert_eq!(found, KNOWN, "{way}");
+    }
+}
+
+#[tokio::test]
+async fn the_attacker_finds_a_leak_in_the_sizes_of_pieces_and_in_time() {
+    const LETTERS: usize = 2;
+    let mut worker = attacker().await;
+    for way in [("pieces", "/stream"), ("time", "/slow")] {
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            let found = recovered(&mut worker, way, Leaking, LETTERS).await;
+            if found == SECRET[..KNOWN.len() + LETTERS] {
+                break;
+            }
+            assert!(tries < MAX_TRIES, "{way:?}: last {found}");
+        }
+        println!("{way:?}: found after {tries} tries");
+        // By chance one letter may stand out, hardly two, and those that do are hardly the right ones.
+        let found = recovered(&mut worker, way, Sound, LETTERS).await;
+        assert_ne!(found, SECRET[..KNOWN.len() + LETTERS], "{way:?}");
     }
 }

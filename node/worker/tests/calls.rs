@@ -9,7 +9,7 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::net::UnixStream;
 
 use bytes::Bytes;
-use casemate_channel::{Incoming, StreamError};
+use casemate_channel::{Acceptor, Incoming, RecvBody, SendBody, StreamError};
 use casemate_wire::control::Failure;
 use casemate_wire::control::worker::{Peer, ToWorker};
 use casemate_wire::{Fields, ResponseHead};
@@ -86,38 +86,45 @@ async fn calls_carry_the_hops_of_their_request_and_the_function_has_no_say() {
 async fn an_answer_that_breaks_off_is_not_taken_for_whole() {
     let source = r#"export default {
         async fetch(request) {
-            const read = async (how) => {
-                try {
-                    return await how(await fetch("https://api.test/"));
-                } catch (error) {
-                    return error.message;
-                }
-            };
-            const whole = await read((answer) => answer.text());
-            const stream = await read(async (answer) => {
+            try {
+                const answer = await fetch("https://api.test/");
+                console.log(request.url);
+                if (!request.url.includes("/stream")) return new Response(await answer.text());
                 for await (const _ of answer.body);
-                return "whole";
-            });
-            return new Response(`${whole}; ${stream}`);
+                return new Response("whole");
+            } catch (error) {
+                return new Response(`${error.name} ${error.code}`);
+            }
         },
     };"#;
     let mut worker = function(source).await;
-    let exchange = worker.open(head("GET", "https://fn.test/"), true);
-    for _ in 0..2 {
-        let incoming = worker.vault.accept().await.unwrap();
-        let head = ResponseHead {
-            status: 200,
-            fields: Fields::default(),
-        };
-        let mut sending = incoming.reply.send(&head, false);
-        sending.send(Bytes::from_static(b"half")).await.unwrap();
+    for url in ["https://fn.test/whole", "https://fn.test/stream"] {
+        let (vault, kill) = worker.rewire(Peer::Vault).await;
+        worker.vault = casemate_channel::acceptor(vault).unwrap();
+        worker.call_through().await;
+        let exchange = worker.open(head("GET", url), true);
+        drop(half_an_answer(&mut worker.vault).await);
+        assert_eq!(said(exchange).await, "TypeError call_failed", "{url}");
+
+        let exchange = worker.open(head("GET", &format!("{url}?dies")), true);
+        let half = half_an_answer(&mut worker.vault).await;
+        while !worker.log().await.message.ends_with("dies") {}
+        kill.shutdown(Shutdown::Both).unwrap();
+        assert_eq!(said(exchange).await, "TypeError vault_unavailable", "{url}");
+        drop(half);
     }
-    let (_, mut body) = exchange.response.head().await.unwrap();
-    let cut = "the body was cut off";
-    assert_eq!(
-        whole(&mut body).await.unwrap(),
-        format!("{cut}; {cut}").into_bytes()
-    );
+}
+
+/// Answers a call with the beginning of a body, and returns what keeps the body open.
+async fn half_an_answer(vault: &mut Acceptor) -> (SendBody, RecvBody) {
+    let incoming = vault.accept().await.unwrap();
+    let head = ResponseHead {
+        status: 200,
+        fields: Fields::default(),
+    };
+    let mut sending = incoming.reply.send(&head, false);
+    sending.send(Bytes::from_static(b"half")).await.unwrap();
+    (sending, incoming.body)
 }
 
 #[tokio::test]
@@ -401,18 +408,8 @@ async fn a_vault_that_goes_away_or_talks_nonsense_costs_calls_not_the_worker() {
     // Breaks off in the middle of a body.
     let mut worker = function(source).await;
     let exchange = worker.open(head("GET", "https://fn.test/"), true);
-    let incoming = worker.vault.accept().await.unwrap();
-    let mut sending = incoming.reply.send(
-        &ResponseHead {
-            status: 200,
-            fields: Fields::default(),
-        },
-        false,
-    );
-    sending.send(Bytes::from_static(b"half")).await.unwrap();
-    drop((sending, incoming.body));
-    let (_, mut body) = exchange.response.head().await.unwrap();
-    assert_eq!(whole(&mut body).await.unwrap(), "TypeError undefined");
+    drop(half_an_answer(&mut worker.vault).await);
+    assert_eq!(said(exchange).await, "TypeError call_failed");
 
     // A status that no response has, and headers that no network lets through.
     for status in [1, 99, 101, 600, u16::MAX] {

@@ -4,6 +4,7 @@ mod accept;
 mod evidence;
 mod image;
 mod open;
+mod reflected;
 mod replace;
 mod staging;
 
@@ -16,7 +17,6 @@ use casemate_trust::judge::{Judge, TenantState};
 use casemate_vault_core::kept::Kept;
 use casemate_vault_core::keys::{PoolKeys, StorageKey};
 use casemate_vault_core::liveness::Liveness;
-use casemate_vault_core::reflection::Reflections;
 use casemate_vault_store::{Store, StoreError};
 use casemate_wire::control::LayerReport;
 use casemate_wire::control::vault::{Have, HaveTenant, Hello, Image, Plan};
@@ -25,13 +25,11 @@ use crate::clock;
 use crate::identity::Identity;
 use evidence::Evidence;
 use image::ImageFile;
+pub(crate) use reflected::{Owner, Reflected};
 use staging::Staging;
 
 /// Tenants that a description lists; the rest it counts. It is for people, and must fit a message.
 const MAX_DESCRIBED_TENANTS: usize = 1000;
-
-/// Stopped credentials that a description lists.
-const MAX_DESCRIBED_STOPPED: usize = 100;
 
 /// Why the vault cannot open, or must end.
 #[derive(Debug, thiserror::Error)]
@@ -120,22 +118,12 @@ pub(crate) struct Vault {
     /// Credentials that answers have held.
     pub(crate) reflected: Arc<Reflected>,
     pub(crate) storage: StorageKey,
-    store: Store,
+    store: Arc<Store>,
     boot_id: String,
     image_file: ImageFile,
     evidence: Evidence,
     /// Why everything must be sent again, from opening.
     pub(crate) refill: Option<String>,
-}
-
-/// Complete matches of secrets in answers, which calls count.
-#[derive(Debug, Default)]
-pub(crate) struct Reflected(Mutex<Reflections>);
-
-impl Reflected {
-    pub(crate) fn lock(&self) -> MutexGuard<'_, Reflections> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 /// What calls read.
@@ -292,19 +280,6 @@ impl Vault {
         Some(crate::plan::plan(tenant, &state.identity.pool))
     }
 
-    /// Credentials that are stopped because answers held them.
-    fn describe_reflected(&self) -> serde_json::Value {
-        let now = clock::boot_ms();
-        let stopped = self.reflected.lock().stopped(now);
-        let listed = stopped.iter().take(MAX_DESCRIBED_STOPPED).map(|stopped| {
-            serde_json::json!({
-                "tenant": stopped.tenant, "function": stopped.function, "secret": stopped.secret,
-                "left_secs": stopped.until_ms.saturating_sub(now) / 1000,
-            })
-        });
-        listed.collect()
-    }
-
     /// For the status page: versions and names, no key.
     pub(crate) fn describe(&self) -> serde_json::Value {
         let state = self.read();
@@ -320,7 +295,7 @@ impl Vault {
             "member": !state.pool_keys.is_empty(), "revoked": state.is_revoked(), "root": state.judge.root().map(|root| root.version),
             "image": state.judge.image(&state.identity.pool).map(image::describe),
             "claims": self.evidence.describe(&state.judge), "lease_left_secs": left_secs,
-            "stopped_credentials": self.describe_reflected(),
+            "stopped_credentials": self.reflected.describe(),
             "tenants_held": state.judge.tenants().count(), "tenants": listed,
         })
     }

@@ -10,12 +10,15 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use casemate_channel::{Exchange, Opener};
+use casemate_trust::release::Release;
+use casemate_trust::revocation::Revocations;
+use casemate_trust::statement::Statement as _;
 use casemate_wire::Fields;
-use casemate_wire::control::vault::Verdict;
-use fleet::{Fleet, KEY};
+use casemate_wire::control::vault::{ObjectKind, Verdict};
+use fleet::{Fleet, KEY, key};
 use upstream::Upstream;
 use upstream::raw::{Raw, Then};
-use worker::{call, channel, open, serving, with_plain_egress};
+use worker::{call, channel, open, serving, serving_with, with_plain_egress};
 
 const SOON: Duration = Duration::from_secs(30);
 
@@ -40,6 +43,13 @@ fn begin(channel: &Opener, binding: Option<&str>, url: &str, end: bool) -> Excha
         fields.push(":binding", binding);
     }
     open(channel, "POST", url, fields, end)
+}
+
+/// A worker whose function has this release.
+async fn calling(upstream: &Upstream, edit: fn(&mut Release)) -> (Fleet, Opener) {
+    let (mut fleet, release) = serving_with(upstream, |fleet| fleet.edit_release = edit).await;
+    let worker = channel(&mut fleet, release).await;
+    (fleet, worker)
 }
 
 /// How a call under way ended for the function: its refusal's code, or that its body broke off.
@@ -189,11 +199,7 @@ async fn fill(exchange: &mut Exchange) {
 #[tokio::test(flavor = "multi_thread")]
 async fn calls_under_way_end_when_their_secret_or_release_is_withdrawn() {
     let raw = Raw::start(script).await;
-    let mut fleet = Fleet::start(&raw.upstream).await;
-    fleet.edit_release = with_plain_egress;
-    fleet.join().await;
-    let release = fleet.deploy(1).await;
-    let worker = channel(&mut fleet, release).await;
+    let (mut fleet, worker) = calling(&raw.upstream, with_plain_egress).await;
     let url = |path: &str| raw.upstream.url(path);
 
     let head = begin(&worker, Some("pay"), &url("/v1/hold"), true);
@@ -223,14 +229,11 @@ async fn calls_under_way_end_when_their_secret_or_release_is_withdrawn() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_call_lasts_no_longer_than_its_release_says_wherever_it_stands() {
     let raw = Raw::start(script).await;
-    let mut fleet = Fleet::start(&raw.upstream).await;
-    fleet.edit_release = |release| {
+    let shortly = |release: &mut Release| {
         with_plain_egress(release);
         release.limits.call_time_ms = 500;
     };
-    fleet.join().await;
-    let release = fleet.deploy(1).await;
-    let worker = channel(&mut fleet, release).await;
+    let (_fleet, worker) = calling(&raw.upstream, shortly).await;
     for (binding, path) in [(Some("pay"), "/v1"), (None, "/plain")] {
         let url = |end: &str| raw.upstream.url(&format!("{path}/{end}"));
         let head = begin(&worker, binding, &url("hold"), true);
@@ -245,11 +248,7 @@ async fn a_call_lasts_no_longer_than_its_release_says_wherever_it_stands() {
 #[tokio::test(flavor = "multi_thread")]
 async fn calls_under_way_end_when_the_manifest_expires() {
     let raw = Raw::start(script).await;
-    let mut fleet = Fleet::start(&raw.upstream).await;
-    fleet.edit_release = with_plain_egress;
-    fleet.join().await;
-    let release = fleet.deploy(1).await;
-    let worker = channel(&mut fleet, release).await;
+    let (mut fleet, worker) = calling(&raw.upstream, with_plain_egress).await;
     let with = begin(&worker, Some("pay"), &raw.upstream.url("/v1/hold"), true);
     let without = begin(&worker, None, &raw.upstream.url("/plain/hold"), true);
     raw.wait_for_open(2).await;
@@ -264,4 +263,32 @@ async fn calls_under_way_end_when_the_manifest_expires() {
     fleet.vault().wait_for_calls(1).await;
     assert_eq!(fleet.vault().upstreams().await["with_credential"], 0);
     drop(without);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn calls_with_a_credential_end_when_the_root_revokes_the_node() {
+    let raw = Raw::start(script).await;
+    let (mut fleet, worker) = calling(&raw.upstream, with_plain_egress).await;
+    let head = begin(&worker, Some("pay"), &raw.upstream.url("/v1/hold"), true);
+    let body = begin(&worker, Some("pay"), &raw.upstream.url("/v1/body"), true);
+    let plain = begin(&worker, None, &raw.upstream.url("/plain/hold"), true);
+    raw.wait_for_open(3).await;
+    let mut list = Revocations {
+        fleet: fleet.fleet,
+        version: 1,
+        nodes: vec![],
+        exposed: [].into(),
+        issued: 1,
+    };
+    let (node, _) = fleet.node_keys();
+    list.revoke(node, &fleet.pool.name, Some(1));
+    let list = list.sign(&[&key(1)]).to_bytes();
+    let verdict = fleet.vault().submit(ObjectKind::Revocations, list).await;
+    assert_eq!(verdict, Verdict::Accepted);
+    assert_eq!(ended(head).await, "node_revoked");
+    // The answer may be cut before its head has reached the function.
+    assert!(["broken", "node_revoked"].contains(&ended(body).await.as_str()));
+    raw.wait_for_open(1).await;
+    assert_eq!(fleet.vault().upstreams().await["with_credential"], 0);
+    drop(plain);
 }

@@ -10,14 +10,18 @@ use casemate_channel::Opener;
 use casemate_trust::secret::Reflection;
 use fleet::{Fleet, KEY};
 use upstream::Upstream;
-use worker::{Answer, call, channel, with_plain_egress};
+use worker::{Answer, call, channel, serving_with, with_plain_egress};
+
+async fn deployed(upstream: &Upstream, reflection: Reflection) -> (Fleet, [u8; 32]) {
+    let prepare = |fleet: &mut Fleet| {
+        fleet.edit_release = with_plain_egress;
+        fleet.reflection = reflection;
+    };
+    serving_with(upstream, prepare).await
+}
 
 async fn start(upstream: &Upstream, reflection: Reflection) -> (Fleet, Opener) {
-    let mut fleet = Fleet::start(upstream).await;
-    fleet.edit_release = with_plain_egress;
-    fleet.reflection = reflection;
-    fleet.join().await;
-    let release = fleet.deploy(1).await;
+    let (mut fleet, release) = deployed(upstream, reflection).await;
     let worker = channel(&mut fleet, release).await;
     (fleet, worker)
 }
@@ -56,6 +60,42 @@ async fn a_third_complete_match_in_an_hour_stops_the_credential_on_every_way_to_
         (&stopped["function"], &stopped["secret"]),
         (&"web".into(), &"KEY".into())
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_vault_that_is_killed_goes_on_counting_where_it_was() {
+    let upstream = Upstream::start(KEY).await;
+    let (mut fleet, release) = deployed(&upstream, Reflection::Refuse).await;
+    for matches in 1..=3 {
+        let worker = channel(&mut fleet, release).await;
+        let answer = echo(&worker, &upstream, Some("pay"), KEY).await;
+        let is_stopped = matches == 3;
+        assert_eq!(answer.broken, is_stopped, "match {matches}");
+        if !is_stopped {
+            assert_eq!(answer.body, b"[scrubbed]");
+        }
+        fleet.kill_and_restart().await;
+    }
+    // Stopped it stays, also when the vault is killed again.
+    for _ in 0..2 {
+        let worker = channel(&mut fleet, release).await;
+        let answer = echo(&worker, &upstream, Some("pay"), "harmless").await;
+        assert_eq!(answer.error(), "credential_reflected");
+        let status = fleet.vault().describe().await;
+        assert_eq!(status["stopped_credentials"][0]["secret"], "KEY");
+        fleet.kill_and_restart().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_match_that_cannot_be_written_stops_the_credential() {
+    let upstream = Upstream::start(KEY).await;
+    let (fleet, worker) = start(&upstream, Reflection::Refuse).await;
+    fleet.lose_the_records();
+    let answer = echo(&worker, &upstream, Some("pay"), KEY).await;
+    assert!(answer.broken && answer.body.is_empty());
+    let answer = echo(&worker, &upstream, Some("pay"), "harmless").await;
+    assert_eq!(answer.error(), "credential_reflected");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -50,14 +50,52 @@ pub struct Stopped {
     pub until_ms: u64,
 }
 
-/// What was counted in the last hour, by tenant. The vault owns one; it is lost when the vault ends.
+/// The count of a function and secret, for whoever writes it down.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Counted {
+    /// The function.
+    pub function: Name,
+    /// The secret.
+    pub secret: Identifier,
+    /// Complete matches.
+    pub matches: u32,
+    /// Of the first match, or of the one with which the credential stopped, ms of the boot clock.
+    pub since_ms: u64,
+}
+
+/// What a match came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Recorded {
+    /// It is counted.
+    Counts,
+    /// The credential stops with it.
+    Stops,
+    /// The credential was stopped already; nothing has changed.
+    IsStopped,
+}
+
+/// The counts of a tenant.
+#[derive(Debug, Default)]
+struct Counts {
+    of_pairs: HashMap<Pair, Count>,
+    /// When what was written down could not be read: every pair is stopped for an hour.
+    unread_since_ms: Option<u64>,
+}
+
+impl Counts {
+    fn prune(&mut self, now_ms: u64) {
+        self.of_pairs.retain(|_, count| !count.has_ended(now_ms));
+    }
+}
+
+/// What was counted in the last hour, by tenant. The vault owns one, and writes down what changes.
 #[derive(Debug, Default)]
 pub struct Reflections {
-    tenants: HashMap<TenantId, HashMap<Pair, Count>>,
+    tenants: HashMap<TenantId, Counts>,
 }
 
 impl Reflections {
-    /// Counts complete matches. `true`: with these the credential has stopped.
+    /// Counts complete matches.
     pub fn record(
         &mut self,
         tenant: TenantId,
@@ -65,29 +103,78 @@ impl Reflections {
         secret: &Identifier,
         matches: u32,
         now_ms: u64,
-    ) -> bool {
+    ) -> Recorded {
+        let is_stopped = self.stopped_until(&tenant, function, secret, now_ms);
+        if is_stopped.is_some() {
+            return Recorded::IsStopped;
+        }
         let counts = self.tenants.entry(tenant).or_default();
-        counts.retain(|_, count| !count.has_ended(now_ms));
-        let is_full = counts.len() >= MAX_PAIRS;
+        counts.prune(now_ms);
+        let is_full = counts.of_pairs.len() >= MAX_PAIRS;
         let pair = Pair {
             function: function.clone(),
             secret: secret.clone(),
         };
-        let count = match counts.entry(pair) {
+        let count = match counts.of_pairs.entry(pair) {
             Entry::Occupied(entry) => entry.into_mut(),
-            Entry::Vacant(_) if is_full => return false,
+            Entry::Vacant(_) if is_full => return Recorded::IsStopped,
             Entry::Vacant(entry) => entry.insert(Count {
                 matches: 0,
                 since_ms: now_ms,
             }),
         };
-        let before = count.matches;
-        count.matches = before.saturating_add(matches);
-        let stops = before < MAX_MATCHES && count.matches >= MAX_MATCHES;
-        if stops {
-            count.since_ms = now_ms;
+        count.matches = count.matches.saturating_add(matches);
+        if count.matches < MAX_MATCHES {
+            return Recorded::Counts;
         }
-        stops
+        count.since_ms = now_ms;
+        Recorded::Stops
+    }
+
+    /// Stops a credential whose count could not be written down: it would be forgotten.
+    pub fn stop(&mut self, tenant: TenantId, function: &Name, secret: &Identifier, now_ms: u64) {
+        self.record(tenant, function, secret, MAX_MATCHES, now_ms);
+    }
+
+    /// The counts of a tenant that matter now, in order, to be written down.
+    pub fn counted(&self, tenant: &TenantId, now_ms: u64) -> Vec<Counted> {
+        let counts = self.tenants.get(tenant);
+        let pairs = counts.into_iter().flat_map(|counts| &counts.of_pairs);
+        let counting = pairs.filter(|(_, count)| !count.has_ended(now_ms));
+        let mut counted: Vec<_> = counting
+            .map(|(pair, count)| Counted {
+                function: pair.function.clone(),
+                secret: pair.secret.clone(),
+                matches: count.matches,
+                since_ms: count.since_ms,
+            })
+            .collect();
+        counted.sort_by(|one, other| {
+            (&one.function, &one.secret).cmp(&(&other.function, &other.secret))
+        });
+        counted
+    }
+
+    /// Takes in what an earlier run of the vault wrote down of a tenant. `None`: it cannot be read,
+    /// and every credential of the tenant is stopped for an hour.
+    pub fn restore(&mut self, tenant: TenantId, counted: Option<Vec<Counted>>, now_ms: u64) {
+        let counts = self.tenants.entry(tenant).or_default();
+        let Some(counted) = counted else {
+            counts.unread_since_ms = Some(now_ms);
+            return;
+        };
+        for counted in counted {
+            let pair = Pair {
+                function: counted.function,
+                secret: counted.secret,
+            };
+            let count = Count {
+                matches: counted.matches,
+                since_ms: counted.since_ms,
+            };
+            counts.of_pairs.insert(pair, count);
+        }
+        counts.prune(now_ms);
     }
 
     /// Until when a credential is stopped for a function, ms of the boot clock.
@@ -99,38 +186,42 @@ impl Reflections {
         now_ms: u64,
     ) -> Option<u64> {
         let counts = self.tenants.get(tenant)?;
+        let unread_until = counts.unread_since_ms.map(|since_ms| since_ms + WINDOW_MS);
+        if let Some(until_ms) = unread_until.filter(|until_ms| now_ms < *until_ms) {
+            return Some(until_ms);
+        }
         let pair = Pair {
             function: function.clone(),
             secret: secret.clone(),
         };
-        let Some(count) = counts.get(&pair) else {
-            let is_full = counts.len() >= MAX_PAIRS;
+        let Some(count) = counts.of_pairs.get(&pair) else {
+            let counting = counts.of_pairs.values();
+            let is_full = counting.filter(|count| !count.has_ended(now_ms)).count() >= MAX_PAIRS;
             return is_full.then_some(now_ms + WINDOW_MS);
         };
         let is_stopped = count.matches >= MAX_MATCHES && !count.has_ended(now_ms);
         is_stopped.then_some(count.since_ms + WINDOW_MS)
     }
 
-    /// All pairs that are stopped now, in order.
+    /// All pairs that are stopped now: the first of each tenant, then the second of each, and so
+    /// on, so that a tenant of many leaves room to the others in a list that is cut.
     pub fn stopped(&self, now_ms: u64) -> Vec<Stopped> {
-        let mut stopped: Vec<Stopped> = Vec::new();
-        for (tenant, counts) in &self.tenants {
-            for Pair { function, secret } in counts.keys() {
-                if let Some(until_ms) = self.stopped_until(tenant, function, secret, now_ms) {
-                    stopped.push(Stopped {
-                        tenant: *tenant,
-                        function: function.clone(),
-                        secret: secret.clone(),
-                        until_ms,
-                    });
-                }
-            }
+        let mut stopped = Vec::new();
+        for tenant in self.tenants.keys() {
+            let counted = self.counted(tenant, now_ms).into_iter();
+            let of_tenant = counted.filter(|counted| counted.matches >= MAX_MATCHES);
+            stopped.extend(of_tenant.enumerate().map(|(rank, counted)| {
+                let stopped = Stopped {
+                    tenant: *tenant,
+                    function: counted.function,
+                    secret: counted.secret,
+                    until_ms: counted.since_ms + WINDOW_MS,
+                };
+                (rank, stopped)
+            }));
         }
-        stopped.sort_by(|one, other| {
-            let key = |of: &Stopped| (of.tenant.0, of.function.clone(), of.secret.clone());
-            key(one).cmp(&key(other))
-        });
-        stopped
+        stopped.sort_by_key(|(rank, stopped)| (*rank, stopped.tenant.0));
+        stopped.into_iter().map(|(_, stopped)| stopped).collect()
     }
 }
 
@@ -152,10 +243,10 @@ mod tests {
     fn the_third_match_in_an_hour_stops_the_credential_for_that_function_for_an_hour() {
         let mut reflections = Reflections::default();
         let (web, key) = (name("web"), secret("KEY"));
-        assert!(!reflections.record(TENANT, &web, &key, 2, 0));
-        assert_eq!(reflections.stopped_until(&TENANT, &web, &key, 0), None);
-        assert!(reflections.record(TENANT, &web, &key, 1, 1000));
-        assert!(!reflections.record(TENANT, &web, &key, 1, 2000));
+        let mut record = |matches, now_ms| reflections.record(TENANT, &web, &key, matches, now_ms);
+        assert_eq!(record(2, 0), Recorded::Counts);
+        assert_eq!(record(1, 1000), Recorded::Stops);
+        assert_eq!(record(1, 2000), Recorded::IsStopped);
         let until = Some(1000 + WINDOW_MS);
         assert_eq!(reflections.stopped_until(&TENANT, &web, &key, 3000), until);
         assert_eq!(
@@ -171,7 +262,8 @@ mod tests {
             assert_eq!(until, None, "{function} {secret}");
         }
         assert_eq!(reflections.stopped(3000).len(), 1);
-        assert!(!reflections.record(TENANT, &web, &key, 1, 1000 + WINDOW_MS));
+        let recorded = reflections.record(TENANT, &web, &key, 1, 1000 + WINDOW_MS);
+        assert_eq!(recorded, Recorded::Counts);
     }
 
     #[test]
@@ -179,7 +271,8 @@ mod tests {
         let mut reflections = Reflections::default();
         let (web, key) = (name("web"), secret("KEY"));
         for hour in 0..5 {
-            assert!(!reflections.record(TENANT, &web, &key, 2, hour * WINDOW_MS));
+            let recorded = reflections.record(TENANT, &web, &key, 2, hour * WINDOW_MS);
+            assert_eq!(recorded, Recorded::Counts);
         }
     }
 
@@ -194,5 +287,49 @@ mod tests {
         assert!(reflections.stopped_until(&TENANT, &web, &more, 0).is_some());
         let first = reflections.stopped_until(&TENANT, &web, &secret("K0"), 0);
         assert_eq!(first, None);
+    }
+    #[test]
+    fn what_is_written_down_counts_on() {
+        let (web, key) = (name("web"), secret("KEY"));
+        let mut before = Reflections::default();
+        before.record(TENANT, &web, &key, 2, 1000);
+        before.record(TENANT, &name("old"), &key, 2, 0);
+        let counted = before.counted(&TENANT, WINDOW_MS);
+        assert_eq!(counted.len(), 1, "what has ended is not written down");
+        let mut after = Reflections::default();
+        after.restore(TENANT, Some(counted), WINDOW_MS);
+        assert_eq!(after.stopped_until(&TENANT, &web, &key, WINDOW_MS), None);
+        let recorded = after.record(TENANT, &web, &key, 1, WINDOW_MS);
+        assert_eq!(recorded, Recorded::Stops);
+    }
+
+    #[test]
+    fn what_cannot_be_read_or_written_stops() {
+        let (web, key) = (name("web"), secret("KEY"));
+        let until = |reflections: &Reflections, now_ms| {
+            reflections.stopped_until(&TENANT, &web, &key, now_ms)
+        };
+        let mut reflections = Reflections::default();
+        reflections.restore(TENANT, None, 1000);
+        assert_eq!(until(&reflections, 2000), Some(1000 + WINDOW_MS));
+        assert_eq!(until(&reflections, 1000 + WINDOW_MS), None);
+        let mut reflections = Reflections::default();
+        reflections.record(TENANT, &web, &key, 1, 0);
+        reflections.stop(TENANT, &web, &key, 5);
+        assert_eq!(until(&reflections, 5), Some(5 + WINDOW_MS));
+    }
+
+    #[test]
+    fn each_tenant_is_listed_before_the_second_of_any() {
+        let mut reflections = Reflections::default();
+        let other = TenantId([2; 32]);
+        for number in 0..5 {
+            let key = secret(&format!("K{number}"));
+            reflections.record(TENANT, &name("web"), &key, 3, 0);
+        }
+        reflections.record(other, &name("web"), &secret("K"), 3, 0);
+        let stopped = reflections.stopped(0);
+        let tenants: Vec<_> = stopped.iter().map(|stopped| stopped.tenant).collect();
+        assert_eq!(tenants, [TENANT, other, TENANT, TENANT, TENANT, TENANT]);
     }
 }

@@ -45,6 +45,8 @@ pub enum Kind {
     Image,
     /// Envelope of the newest `Revocations`.
     Revocations,
+    /// How often answers have held a tenant's secrets, by tenant id.
+    Reflections,
 }
 
 impl Kind {
@@ -59,6 +61,7 @@ impl Kind {
             Self::Grant => "grant/",
             Self::Image => "image/",
             Self::Revocations => "revocations/",
+            Self::Reflections => "reflections/",
         }
     }
 }

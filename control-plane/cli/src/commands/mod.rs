@@ -12,6 +12,7 @@ mod nodes;
 mod pools;
 mod secrets;
 mod status;
+mod stopped;
 mod tenants;
 mod tokens;
 

@@ -3,7 +3,7 @@
 use casemate_trust::judge::TenantState;
 use serde_json::json;
 
-use super::{secrets, short};
+use super::{secrets, short, stopped};
 use crate::args::Whose;
 use crate::error::Error;
 use crate::machine::date;
@@ -54,6 +54,7 @@ pub(super) async fn status(cx: &Context, whose: &Whose) -> Result<(), Error> {
         })).collect::<Vec<_>>(),
         "nodes": status.nodes,
         "storage": status.storage,
+        "stopped_credentials": status.stopped_credentials,
     });
     cx.output.result(&result, || {
         let tenant = &tenancy.tenant;
@@ -105,6 +106,7 @@ pub(super) async fn status(cx: &Context, whose: &Whose) -> Result<(), Error> {
         if !nodes.is_empty() {
             parts.push(table(&["NODE", "POOL", "STATE", "MANIFEST", ""], &nodes));
         }
+        parts.extend(stopped::describe(&status.stopped_credentials));
         parts.join("\n\n")
     })?;
     secrets::warn_of_old_keys(&tenancy, &places);

@@ -235,6 +235,7 @@ mod tests {
                 used_bytes: 0,
                 limit_bytes: 0,
             },
+            stopped_credentials: Vec::new(),
         };
         format!("{:?}", stand(node, &OURS, "", &status, until))
     }

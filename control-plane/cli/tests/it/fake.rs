@@ -18,8 +18,8 @@ use casemate_api::node::{
     Admission, JoinList, JoinView, NewGrants, NodeList, NodeSummary, NodeView,
 };
 use casemate_api::tenant::{
-    FunctionStatus, ManifestAnswer, NodeProgress, Refused, TenantList, TenantStatus, TenantSummary,
-    TenantView,
+    FunctionStatus, ManifestAnswer, NodeProgress, Refused, StoppedCredential, TenantList,
+    TenantStatus, TenantSummary, TenantView,
 };
 use casemate_api::token::{MadeToken, NewToken, Scope, TokenList, TokenView};
 use casemate_push::StatementId;
@@ -67,8 +67,19 @@ pub(crate) struct Given {
     /// Nodes that acknowledge everything at once, and one that refuses.
     pub(crate) nodes: Vec<&'static str>,
     pub(crate) refuses: Option<&'static str>,
+    /// Credentials that nodes have stopped.
+    pub(crate) stopped: Vec<StoppedCredential>,
     /// What the nodes hold, whatever was handed in.
     pub(crate) hold: Option<(u64, Digest)>,
+}
+
+/// An audit log of so many records, whose subjects are all the same.
+pub(crate) fn audit_chain(length: u64, subject: &str) -> Vec<AuditRecord> {
+    let mut chain: Vec<AuditRecord> = Vec::new();
+    for seq in 1..=length {
+        chain.push(AuditRecord::follow(chain.last(), seq, "a", "b", subject));
+    }
+    chain
 }
 
 type Shared = Arc<Mutex<Given>>;
@@ -431,6 +442,7 @@ async fn status(State(given): State<Shared>, Path(id): Path<TenantId>) -> Respon
             used_bytes: 3 << 20,
             limit_bytes: 1 << 30,
         },
+        stopped_credentials: given.stopped.clone(),
     })
 }
 

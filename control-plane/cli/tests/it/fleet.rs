@@ -8,7 +8,7 @@ use casemate_trust::revocation::Revocations;
 use casemate_trust::statement::Statement as _;
 use serde_json::Value;
 
-use super::fake::Fake;
+use super::fake::{Fake, audit_chain};
 use super::world::{World, world};
 
 pub(crate) fn ask(fake: &Fake, token: &str, seed: u8) {
@@ -205,18 +205,13 @@ async fn listings_are_json_and_tables() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_broken_audit_chain_is_found_over_pages() {
-    use casemate_api::audit::AuditRecord;
     let World {
         fake,
         operator,
         _dir,
         ..
     } = world().await;
-    for seq in 1..=5 {
-        let mut given = fake.given();
-        let next = AuditRecord::follow(given.audit.last(), seq, "a", "b", "c");
-        given.audit.push(next);
-    }
+    fake.given().audit = audit_chain(5, "c");
     assert_eq!(
         operator.json(&["audit", "--last", "2"])["records"][0]["seq"],
         4

@@ -1,11 +1,10 @@
 //! A control plane that lies, is another, or is away; a node that refuses.
 
-use casemate_api::audit::AuditRecord;
 use casemate_trust::id::{Digest, FleetId};
 use casemate_trust::key::SigningKey;
 use casemate_trust::statement::{Manifest, OnlineKey, Root, Statement as _};
 
-use super::fake::Fake;
+use super::fake::{Fake, audit_chain};
 use super::fleet::ask;
 use super::world::{Person, World, world};
 
@@ -356,20 +355,13 @@ async fn an_audit_chain_that_was_cut_or_computed_anew_is_found() {
         _dir,
         ..
     } = world().await;
-    let chain = |length: u64, subject: &str| {
-        let mut chain: Vec<AuditRecord> = Vec::new();
-        for seq in 1..=length {
-            chain.push(AuditRecord::follow(chain.last(), seq, "a", "b", subject));
-        }
-        chain
-    };
-    fake.given().audit = chain(5, "c");
+    fake.given().audit = audit_chain(5, "c");
     assert_eq!(operator.json(&["audit", "--verify"])["verified"], 5);
     for (forged, why) in [
-        (chain(4, "c"), "it ends with record 4"),
+        (audit_chain(4, "c"), "it ends with record 4"),
         (Vec::new(), "it ends with record 0"),
-        (chain(5, "d"), "record 5 is another"),
-        (chain(9, "d"), "record 5 is another"),
+        (audit_chain(5, "d"), "record 5 is another"),
+        (audit_chain(9, "d"), "record 5 is another"),
     ] {
         fake.given().audit = forged;
         let ran = operator.run(&["audit", "--verify"]);
@@ -377,7 +369,7 @@ async fn an_audit_chain_that_was_cut_or_computed_anew_is_found() {
         assert!(ran.err.contains(why), "{}", ran.err);
     }
     // What was refused has not become the chain to compare with.
-    fake.given().audit = chain(7, "c");
+    fake.given().audit = audit_chain(7, "c");
     assert_eq!(operator.json(&["audit", "--verify"])["verified"], 7);
 }
 

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use casemate_api::tenant::StoppedCredential;
 use casemate_trust::statement::{Manifest, Statement as _};
 use serde_json::Value;
 
@@ -82,6 +83,33 @@ async fn from_nothing_to_a_function_that_is_rolled_back() {
             "{form}"
         );
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn status_names_stopped_credentials_and_what_to_do() {
+    let World {
+        fake, tenant, _dir, ..
+    } = world().await;
+    let shown = tenant.run(&["status"]).out;
+    assert!(!shown.contains("credential_reflected"), "{shown}");
+    fake.given().stopped = vec![StoppedCredential {
+        function: "web".parse().unwrap(),
+        secret: "PAY_KEY".parse().unwrap(),
+        nodes: vec!["edge-1".parse().unwrap(), "edge-2".parse().unwrap()],
+        until: 1_893_456_000,
+    }];
+    let status = tenant.json(&["status"]);
+    assert_eq!(status["stopped_credentials"][0]["secret"], "PAY_KEY");
+    let shown = tenant.run(&["status"]).out;
+    let line = shown.lines().find(|line| line.contains("edge-2")).unwrap();
+    let columns: Vec<_> = line.split_whitespace().collect();
+    let until = ["2030-01-01", "00:00", "UTC"];
+    assert_eq!(
+        (&columns[..2], &columns[2..5]),
+        (&["web", "PAY_KEY"][..], &until[..])
+    );
+    assert_eq!(columns[5..], ["edge-1", "edge-2"]);
+    assert!(shown.contains("--reflection scrub"), "{shown}");
 }
 
 fn base64(text: &str) -> String {

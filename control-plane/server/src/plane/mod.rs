@@ -11,6 +11,7 @@ mod nodes;
 mod presence;
 mod refusals;
 mod statements;
+mod stopped;
 mod storage;
 #[cfg(test)]
 pub(crate) mod tests;

@@ -12,7 +12,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tokio::sync::watch;
 
-use super::now;
+use super::stopped::Stopped;
+use super::{now, stopped};
 
 /// Refusals that are kept of a node: the newest of each thing.
 const MAX_REFUSED: usize = 256;
@@ -46,6 +47,9 @@ pub(crate) struct Last {
     pub(crate) manifests: BTreeMap<TenantId, Taken>,
     pub(crate) refused: Vec<(StatementId, Refused)>,
     pub(crate) status: Value,
+    /// Credentials that its status listed as stopped.
+    #[serde(default)]
+    pub(super) stopped: Vec<Stopped>,
 }
 
 impl Last {
@@ -58,6 +62,7 @@ impl Last {
             manifests: BTreeMap::new(),
             refused: Vec::new(),
             status: Value::Null,
+            stopped: Vec::new(),
         }
     }
 
@@ -287,7 +292,11 @@ impl Presence {
     pub(crate) fn status(&self, node: &Name, json: &str) {
         // What is no JSON object is not shown.
         let status = serde_json::from_str(json).ok().filter(Value::is_object);
-        self.update(node, |last| last.status = status.unwrap_or(Value::Null));
+        let status = status.unwrap_or(Value::Null);
+        self.update(node, |last| {
+            last.stopped = stopped::of_status(&status, now());
+            last.status = status;
+        });
     }
 }
 

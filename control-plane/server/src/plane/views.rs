@@ -18,7 +18,7 @@ use serde_json::Value;
 
 use super::held::{Held, NodeRow};
 use super::presence::Presence;
-use super::{Actor, Plane, now};
+use super::{Actor, Plane, now, stopped};
 use crate::fault::Fault;
 
 /// Longest text of a node's word on its machine in a list, characters.
@@ -155,6 +155,7 @@ impl Plane {
             functions: BTreeMap::new(),
             nodes: Vec::new(),
             storage: self.ledger.view(id),
+            stopped_credentials: Vec::new(),
         };
         let Some(accord) = &state.manifest else {
             return Ok(status);
@@ -170,6 +171,8 @@ impl Plane {
                 .any(|wanted| wanted.pools.contains(pool))
         };
         let nodes = held.nodes.values().filter(|node| runs_in(&node.pool));
+        status.stopped_credentials =
+            stopped::of_tenant(&self.presence, nodes.clone(), id, manifest, now());
         status.nodes = nodes
             .map(|node| progress(&self.presence, node, id))
             .collect();

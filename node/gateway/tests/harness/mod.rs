@@ -228,6 +228,16 @@ impl Node {
         TcpStream::connect(&self.addresses[0]).await.unwrap()
     }
 
+    /// A caller that has sent two bytes of a body of five, and its request as the worker has it.
+    pub async fn half_a_request(&self, worker: &mut Acceptor) -> (TcpStream, Incoming) {
+        let mut caller = self.connect().await;
+        let sent =
+            caller.write_all(b"POST / HTTP/1.1\r\nHost: a.test\r\nContent-Length: 5\r\n\r\nab");
+        sent.await.unwrap();
+        let incoming = timeout(SOON, worker.accept()).await.unwrap();
+        (caller, incoming.unwrap())
+    }
+
     /// Sends these bytes on a connection of their own; all that comes back until the gateway closes it.
     pub async fn raw(&self, bytes: impl AsRef<[u8]>) -> String {
         let mut stream = self.connect().await;

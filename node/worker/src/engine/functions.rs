@@ -4,6 +4,7 @@ use casemate_wire::control::worker::Load;
 use deno_core::{JsRuntime, v8};
 
 use super::{Event, Piece, Pieces, memory};
+use crate::call_error::CallError;
 
 /// The functions of `boot.js`, by the names that they have there.
 pub(super) struct Functions {
@@ -222,14 +223,27 @@ impl Functions {
                 body,
                 piece,
             } => {
-                let piece = match piece {
-                    Piece::Bytes(pieces) => uint8_array(scope, pieces),
-                    Piece::End => v8::null(scope).into(),
+                let (request, body) = (number(scope, *request), number(scope, *body));
+                let undefined = v8::undefined(scope).into();
+                match piece {
+                    Piece::Bytes(pieces) => {
+                        let piece = uint8_array(scope, pieces);
+                        call(scope, &self.arrived, &[request, body, piece]);
+                    }
+                    Piece::End => {
+                        let piece = v8::null(scope).into();
+                        call(scope, &self.arrived, &[request, body, piece]);
+                    }
+                    Piece::Cut(Some(CallError { code, message })) => {
+                        let (code, message) = (text(scope, code), text(scope, message));
+                        let arguments = [request, body, undefined, code, message];
+                        call(scope, &self.arrived, &arguments);
+                    }
                     // Of what is too much the function hears nothing: it is ended before.
-                    Piece::Cut | Piece::TooMuch => v8::undefined(scope).into(),
-                };
-                let arguments = [number(scope, *request), number(scope, *body), piece];
-                call(scope, &self.arrived, &arguments);
+                    Piece::Cut(None) | Piece::TooMuch => {
+                        call(scope, &self.arrived, &[request, body, undefined]);
+                    }
+                }
             }
             Event::Taken {
                 request,

@@ -27,6 +27,7 @@ use casemate_wire::control::{Failure, Limits};
 use deno_core::{JsRuntime, PollEventLoopOptions, RuntimeOptions, v8};
 
 use crate::bundle::Bundle;
+use crate::call_error::CallError;
 use functions::Functions;
 use memory::MIB;
 use modules::Modules;
@@ -116,8 +117,8 @@ pub(crate) enum Piece {
     Bytes(Pieces),
     /// There are no more.
     End,
-    /// It broke off.
-    Cut,
+    /// It broke off; for the answer to a call, why.
+    Cut(Option<CallError>),
     /// More than the function may have.
     TooMuch,
 }

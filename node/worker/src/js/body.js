@@ -1,6 +1,7 @@
 // Bodies: a handle of the program as a stream, and a stream into a handle of the program.
 
 import { core, primordials } from "ext:core/mod.js";
+import { failure } from "ext:casemate/calls.js";
 import { fetchBody, streams } from "ext:casemate/web.js";
 
 const { op_casemate_cancel, op_casemate_finish, op_casemate_gather, op_casemate_pull, op_casemate_write } = core.ops;
@@ -116,8 +117,9 @@ export class ArrivingBody extends fetchBody.InnerBody {
   }
 }
 
-// The program: the next piece of a body, `null` at its end, `undefined` when it broke off.
-export function arrived(handle, piece) {
+// The program: the next piece of a body, `null` at its end, `undefined` when it broke off: the answer to a call with a
+// code and a message.
+export function arrived(handle, piece, code, message) {
   const waiting = MapPrototypeGet(pulls, handle);
   if (waiting === undefined) {
     return;
@@ -125,7 +127,7 @@ export function arrived(handle, piece) {
   MapPrototypeDelete(pulls, handle);
   const { controller, resolve, reject } = waiting;
   if (piece === undefined) {
-    reject(new TypeError("the body was cut off"));
+    reject(code === undefined ? new TypeError("the body was cut off") : failure(code, message));
     return;
   }
   if (controller === null) {

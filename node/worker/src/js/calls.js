@@ -12,8 +12,10 @@ const {
   MapPrototypeDelete,
   MapPrototypeGet,
   MapPrototypeSet,
+  ObjectDefineProperty,
   SafeMap,
   StringPrototypeSplit,
+  TypeError,
 } = primordials;
 const { getAsyncContext, setAsyncContext } = core;
 
@@ -75,4 +77,11 @@ export function unflatten(text) {
     ArrayPrototypePush(list, [parts[i], parts[i + 1]]);
   }
   return list;
+}
+
+// Why a call or its answer failed, as the function reads it.
+export function failure(code, message) {
+  const error = new TypeError(message);
+  ObjectDefineProperty(error, "code", { __proto__: null, value: code, enumerable: true, configurable: true, writable: true });
+  return error;
 }

@@ -2,7 +2,7 @@
 
 import { core, internals, primordials } from "ext:core/mod.js";
 import { ArrivingBody, receive, send } from "ext:casemate/body.js";
-import { currentRequest, flatten, unflatten } from "ext:casemate/calls.js";
+import { currentRequest, failure, flatten, unflatten } from "ext:casemate/calls.js";
 import { abortSignal, compression, fetchBody, request, response, url, webidl } from "ext:casemate/web.js";
 
 const { op_casemate_cancel, op_casemate_fetch } = core.ops;
@@ -12,7 +12,6 @@ const {
   MapPrototypeDelete,
   MapPrototypeGet,
   MapPrototypeSet,
-  ObjectDefineProperty,
   ObjectPrototypeIsPrototypeOf,
   Promise,
   PromisePrototypeThen,
@@ -52,12 +51,6 @@ const NOT_ALLOWED = {
   __proto__: null, egress_denied: 1, address_denied: 1, release_withdrawn: 1, credential_withdrawn: 1, credential_expired: 1,
   credential_lease_expired: 1, credential_unopenable: 1,
 };
-
-function failure(code, message) {
-  const error = new TypeError(message);
-  ObjectDefineProperty(error, "code", { __proto__: null, value: code, enumerable: true, configurable: true, writable: true });
-  return error;
-}
 
 // The program: the head of a response. `body` is 0 when there is none.
 export function answered(handle, status, headers, body) {

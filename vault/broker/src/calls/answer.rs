@@ -58,7 +58,7 @@ pub(super) enum Delivered {
 
 impl Answer {
     /// From what the upstream sent.
-    pub(super) fn new(
+    pub(super) async fn new(
         response: http::Response<Incoming>,
         credentialed: Option<Credentialed>,
         turn: Arc<Semaphore>,
@@ -72,7 +72,10 @@ impl Answer {
             }
             None => ContentEncoding::Identity,
         };
-        let head = visible_head(&parts, credentialed.as_ref())?;
+        let (head, matches) = visible_head(&parts, credentialed.as_ref())?;
+        if let Some(credentialed) = &credentialed {
+            credentialed.watch.count(&matches).await?;
+        }
         let scrubber = credentialed.and_then(|Credentialed { watch, searcher }| {
             Some((BodyScrubber::new(searcher?), watch))
         });
@@ -128,7 +131,7 @@ impl AnswerBody {
                 }
             };
             visible.extend_from_slice(&part.map_err(unsearchable)?);
-            watch.count(&scrubber.take_matches())?;
+            watch.count(&scrubber.take_matches()).await?;
             // Pieces that have come already are ready at once: other tasks of this thread go in
             // between.
             tokio::task::yield_now().await;
@@ -219,11 +222,11 @@ async fn received(body: &mut Incoming) -> Result<Option<Bytes>, Refused> {
     }
 }
 
-/// What the function may see of an answer's head.
+/// What the function may see of an answer's head, and how often that held each value.
 fn visible_head(
     parts: &http::response::Parts,
     credentialed: Option<&Credentialed>,
-) -> Result<ResponseHead, Refused> {
+) -> Result<(ResponseHead, Vec<u32>), Refused> {
     let mut fields = Fields::default();
     let searcher = credentialed.and_then(|credentialed| credentialed.searcher.as_ref());
     let mut scrubber = searcher.map(HeadScrubber::new);
@@ -236,19 +239,18 @@ fn visible_head(
                 .map_err(unsearchable)?;
         }
     }
-    if let Some((credentialed, scrubber)) = credentialed.zip(scrubber.as_mut()) {
-        credentialed.watch.count(&scrubber.take_matches())?;
-    }
+    let matches = scrubber.map_or_else(Vec::new, |mut scrubber| scrubber.take_matches());
     fields.check().map_err(|_| {
         Refused::new(
             "upstream_failed",
             "the upstream's answer has too many header fields",
         )
     })?;
-    Ok(ResponseHead {
+    let head = ResponseHead {
         status: parts.status.as_u16(),
         fields,
-    })
+    };
+    Ok((head, matches))
 }
 
 fn unsearchable(error: TooCostly) -> Refused {

@@ -333,7 +333,7 @@ impl Calls {
         };
         let response = response.map_err(|error| dial::refusal(&error))?;
         let turn = self.admission.turn(caller.tenant);
-        let answer = Answer::new(response, credentialed, turn)?;
+        let answer = Answer::new(response, credentialed, turn).await?;
         Ok(Answered { answer, under_way })
     }
 }

@@ -12,13 +12,12 @@ use casemate_trust::judge::TenantState;
 use casemate_trust::name::{Identifier, Name};
 use casemate_trust::release::{Credential, Release};
 use casemate_trust::secret::{Reflection, SecretValue};
-use casemate_vault_core::reflection::MAX_MATCHES;
+use casemate_vault_core::reflection::{MAX_MATCHES, Recorded};
 use casemate_vault_core::scrub::{Searcher, Watched};
 
 use super::heads::CredentialedRules;
 use super::{Caller, Refused};
-use crate::clock;
-use crate::vault::{Reflected, State, Vault};
+use crate::vault::{Owner, Reflected, State, Vault};
 
 /// The secrets that one answer may hold.
 pub(super) struct Watch {
@@ -59,7 +58,10 @@ impl Watch {
                 continue;
             };
             if reflection == Reflection::Refuse {
-                vault.reflected.check(caller, &credential.secret)?;
+                let secret = &credential.secret;
+                let (tenant, function) = (&caller.tenant, &caller.function);
+                let until_ms = vault.reflected.stopped_until(tenant, function, secret);
+                until_ms.map_or(Ok(()), |_| Err(reflected(secret)))?;
             }
             secrets.push((credential.secret.clone(), reflection));
             opened.push((credential, value));
@@ -79,20 +81,31 @@ impl Watch {
         Ok(Some((watch, searcher)))
     }
 
-    /// Counts what was found of each value.
+    /// Counts what was found of each value, and returns when the counts are on the disk: an answer
+    /// is delivered after that.
     ///
     /// # Errors
-    /// A credential stops with it.
-    pub(super) fn count(&self, matches: &[u32]) -> Result<(), Refused> {
+    /// A credential stops with it, or has stopped while the call was under way.
+    pub(super) async fn count(&self, matches: &[u32]) -> Result<(), Refused> {
+        let found = self.secrets.iter().zip(matches);
+        let counting = found.filter(|((_, reflection), matches)| {
+            **matches > 0 && *reflection == Reflection::Refuse
+        });
+        // All are counted before any is waited for: a call that is abandoned leaves none out.
+        let recordings: Vec<_> = counting
+            .map(|((secret, _), matches)| {
+                let owner = Owner {
+                    tenant: self.tenant,
+                    function: self.function.clone(),
+                    secret: secret.clone(),
+                };
+                (secret, self.reflected.record(owner, *matches))
+            })
+            .collect();
         let mut stopped = None;
-        for ((secret, reflection), matches) in self.secrets.iter().zip(matches) {
-            if *matches == 0 || *reflection == Reflection::Scrub {
-                continue;
-            }
-            let stops = self
-                .reflected
-                .record(self.tenant, &self.function, secret, *matches);
-            if stops {
+        for (secret, recording) in recordings {
+            let recorded = recording.written().await;
+            if recorded == Recorded::Stops {
                 tracing::warn!(
                     tenant = %self.tenant,
                     function = %self.function,
@@ -100,6 +113,8 @@ impl Watch {
                     "answers held a secret {MAX_MATCHES} times in an hour; the credential is \
                      stopped for this function for an hour"
                 );
+            }
+            if recorded != Recorded::Counts {
                 stopped = Some(reflected(secret));
             }
         }
@@ -133,19 +148,4 @@ pub(super) fn reflected(secret: &Identifier) -> Refused {
              it by design, seal it again with `--reflection scrub`"
         ),
     )
-}
-
-impl Reflected {
-    /// Whether a function may use a secret.
-    fn check(&self, caller: &Caller, secret: &Identifier) -> Result<(), Refused> {
-        let until =
-            self.lock()
-                .stopped_until(&caller.tenant, &caller.function, secret, clock::boot_ms());
-        until.map_or(Ok(()), |_| Err(reflected(secret)))
-    }
-
-    fn record(&self, tenant: TenantId, function: &Name, secret: &Identifier, matches: u32) -> bool {
-        let now = clock::boot_ms();
-        self.lock().record(tenant, function, secret, matches, now)
-    }
 }

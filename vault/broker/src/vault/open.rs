@@ -19,7 +19,7 @@ use zeroize::Zeroizing;
 
 use super::evidence::Evidence;
 use super::image::ImageFile;
-use super::{State, Vault, VaultError};
+use super::{Reflected, State, Vault, VaultError};
 use crate::clock;
 use crate::config::Config;
 use crate::identity::Identity;
@@ -58,15 +58,17 @@ impl Vault {
             image_file.write(image)?;
         }
         let evidence = Evidence::in_folder(&config.state, clock::boot_ms());
-        let refill = refill(&aside, &state.judge, lost);
         let boot_id = clock::boot_id();
         let liveness = Liveness::new(config.lease_ms, lease(&store, &boot_id)?);
+        let store = Arc::new(store);
+        let reflected = Reflected::open(store.clone(), boot_id.clone(), &mut aside)?;
+        let refill = refill(&aside, &state.judge, lost);
         Ok(Self {
             state: RwLock::new(state),
             changing: Mutex::default(),
             liveness: Mutex::new(liveness),
             kept: Kept::new(&mut clock::random),
-            reflected: Arc::default(),
+            reflected: Arc::new(reflected),
             storage,
             store,
             boot_id,

@@ -343,6 +343,11 @@ impl Fleet {
         self.vault = Some(Vault::start(self.folder.path()));
     }
 
+    /// Takes away what the vault's records need in order to be written, while the vault runs.
+    pub(crate) fn lose_the_records(&self) {
+        std::fs::remove_dir_all(self.folder.path().join("vault/records/blobs")).unwrap();
+    }
+
     /// Ends the vault, spoils its records from `at` on, and starts it again.
     pub(crate) fn damage_records_and_restart(&mut self, at: usize) {
         /// Between two wrong bytes: no message of sled's log stays whole.

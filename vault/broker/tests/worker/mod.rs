@@ -113,7 +113,16 @@ pub(crate) async fn channel(fleet: &mut Fleet, release: [u8; 32]) -> Opener {
 
 /// A member with a lease, a secret and a function that may call the upstream.
 pub(crate) async fn serving(upstream: &Upstream) -> (Fleet, [u8; 32]) {
+    serving_with(upstream, |_| ()).await
+}
+
+/// The same, prepared before it joins.
+pub(crate) async fn serving_with(
+    upstream: &Upstream,
+    prepare: impl FnOnce(&mut Fleet),
+) -> (Fleet, [u8; 32]) {
     let mut fleet = Fleet::start(upstream).await;
+    prepare(&mut fleet);
     fleet.join().await;
     let release = fleet.deploy(1).await;
     (fleet, release)

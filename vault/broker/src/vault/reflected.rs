@@ -1,0 +1,234 @@
+//! The counts of complete matches: in memory for calls, and on the disk, so that they outlive the
+//! process. A function that can make the vault end gains no guesses.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use casemate_trust::id::TenantId;
+use casemate_trust::name::{Identifier, Name};
+use casemate_vault_core::reflection::{Counted, Recorded, Reflections};
+use casemate_vault_store::{Kind, SetAside, Store, StoreError, Write};
+use serde::{Deserialize, Serialize};
+use tokio::task::JoinHandle;
+
+use crate::clock;
+
+/// Stopped credentials that a description lists.
+const MAX_DESCRIBED_STOPPED: usize = 100;
+
+/// Complete matches of secrets in answers, which calls count.
+#[derive(Debug)]
+pub(crate) struct Reflected {
+    counts: Mutex<Reflections>,
+    store: Arc<Store>,
+    boot_id: String,
+    /// Held while a tenant's record is written, so that an older one never replaces a newer one.
+    writing: tokio::sync::Mutex<()>,
+}
+
+/// Whose secret an answer held.
+#[derive(Debug, Clone)]
+pub(crate) struct Owner {
+    pub(crate) tenant: TenantId,
+    pub(crate) function: Name,
+    pub(crate) secret: Identifier,
+}
+
+/// Matches that are counted in memory. Their writing goes on in a task of its own: a function that
+/// abandons the call undoes nothing.
+#[derive(Debug)]
+pub(crate) struct Recording {
+    recorded: Recorded,
+    writing: Option<JoinHandle<bool>>,
+}
+
+impl Recording {
+    /// Waits until the count is on the disk. One that cannot be written stops the credential.
+    pub(crate) async fn written(self) -> Recorded {
+        let Some(writing) = self.writing else {
+            return self.recorded;
+        };
+        match writing.await {
+            Ok(true) => self.recorded,
+            Ok(false) | Err(_) => Recorded::Stops,
+        }
+    }
+}
+
+/// A tenant's counts as they are written down.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct StoredCounts {
+    /// Of the boot whose clock the times are of.
+    boot_id: String,
+    counts: Vec<StoredCount>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct StoredCount {
+    function: Name,
+    secret: Identifier,
+    matches: u32,
+    since_ms: u64,
+}
+
+impl Reflected {
+    /// With what an earlier run has written down. The boot clock says nothing about what was
+    /// counted in an earlier boot: that counts for another hour from now.
+    pub(super) fn open(
+        store: Arc<Store>,
+        boot_id: String,
+        aside: &mut SetAside,
+    ) -> Result<Self, StoreError> {
+        let now_ms = clock::boot_ms();
+        let mut counts = Reflections::default();
+        let mut ended = Vec::new();
+        let mut of_earlier_boots = Vec::new();
+        for (name, bytes) in store.all(Kind::Reflections, aside)? {
+            let Ok(tenant) = name.parse::<TenantId>() else {
+                continue;
+            };
+            let stored = serde_json::from_slice::<StoredCounts>(&bytes);
+            let stored = stored.inspect_err(|error| {
+                tracing::error!(
+                    %tenant, %error,
+                    "what was counted of the tenant's credentials cannot be read; they are stopped for an hour"
+                );
+            });
+            let is_of_this_boot = stored
+                .as_ref()
+                .is_ok_and(|stored| !boot_id.is_empty() && stored.boot_id == boot_id);
+            let counted = stored.ok().map(|stored| {
+                let counted = stored.counts.into_iter().map(|count| Counted {
+                    function: count.function,
+                    secret: count.secret,
+                    matches: count.matches,
+                    since_ms: if is_of_this_boot {
+                        count.since_ms
+                    } else {
+                        now_ms
+                    },
+                });
+                counted.collect()
+            });
+            counts.restore(tenant, counted, now_ms);
+            if counts.counted(&tenant, now_ms).is_empty() {
+                ended.push(Write::Drop(Kind::Reflections, name));
+            } else if !is_of_this_boot {
+                of_earlier_boots.push(tenant);
+            }
+        }
+        let reflected = Self {
+            counts: Mutex::new(counts),
+            store,
+            boot_id,
+            writing: tokio::sync::Mutex::default(),
+        };
+        let rewritten = of_earlier_boots.iter().map(|tenant| reflected.row(tenant));
+        let writes: Vec<_> = rewritten.chain(ended).collect();
+        // Without it, what was counted in an earlier boot counts for an hour from the next start too.
+        if !writes.is_empty()
+            && let Err(error) = reflected.store.commit(&writes, &mut clock::random)
+        {
+            tracing::warn!(
+                %error,
+                "counts of credentials in answers could not be brought up to date; the next start tries again"
+            );
+        }
+        Ok(reflected)
+    }
+
+    /// Until when a credential is stopped for a function, ms of the boot clock.
+    pub(crate) fn stopped_until(
+        &self,
+        tenant: &TenantId,
+        function: &Name,
+        secret: &Identifier,
+    ) -> Option<u64> {
+        self.lock()
+            .stopped_until(tenant, function, secret, clock::boot_ms())
+    }
+
+    /// Counts complete matches, and begins to write the count down.
+    pub(crate) fn record(self: &Arc<Self>, owner: Owner, matches: u32) -> Recording {
+        let recorded = {
+            let Owner {
+                tenant,
+                function,
+                secret,
+            } = &owner;
+            let now_ms = clock::boot_ms();
+            self.lock()
+                .record(*tenant, function, secret, matches, now_ms)
+        };
+        let reflected = self.clone();
+        let is_new = recorded != Recorded::IsStopped;
+        let writing = is_new.then(|| tokio::spawn(async move { reflected.write(&owner).await }));
+        Recording { recorded, writing }
+    }
+
+    /// Whether the newest counts of the owner's tenant could be written; if not, the credential has
+    /// stopped.
+    async fn write(self: &Arc<Self>, owner: &Owner) -> bool {
+        let _turn = self.writing.lock().await;
+        let reflected = self.clone();
+        let tenant = owner.tenant;
+        let written = tokio::task::spawn_blocking(move || {
+            let row = reflected.row(&tenant);
+            reflected.store.commit(&[row], &mut clock::random)
+        });
+        let error = match written.await {
+            Ok(Ok(())) => return true,
+            Ok(Err(error)) => error.to_string(),
+            Err(error) => error.to_string(),
+        };
+        let Owner {
+            tenant,
+            function,
+            secret,
+        } = owner;
+        tracing::error!(
+            %tenant, %function, %secret, error,
+            "a match of a secret could not be written; the credential is stopped for this function for an hour"
+        );
+        self.lock()
+            .stop(*tenant, function, secret, clock::boot_ms());
+        false
+    }
+
+    /// The record of a tenant now.
+    fn row(&self, tenant: &TenantId) -> Write {
+        let counted = self.lock().counted(tenant, clock::boot_ms());
+        let stored = StoredCounts {
+            boot_id: self.boot_id.clone(),
+            counts: counted
+                .into_iter()
+                .map(|counted| StoredCount {
+                    function: counted.function,
+                    secret: counted.secret,
+                    matches: counted.matches,
+                    since_ms: counted.since_ms,
+                })
+                .collect(),
+        };
+        let bytes = serde_json::to_vec(&stored).expect("names and numbers are JSON");
+        Write::Put(Kind::Reflections, tenant.to_string(), bytes)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Reflections> {
+        self.counts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// For the status page: credentials that are stopped, and for how long still.
+    pub(super) fn describe(&self) -> serde_json::Value {
+        let now_ms = clock::boot_ms();
+        let stopped = self.lock().stopped(now_ms);
+        let listed = stopped.iter().take(MAX_DESCRIBED_STOPPED).map(|stopped| {
+            serde_json::json!({
+                "tenant": stopped.tenant, "function": stopped.function, "secret": stopped.secret,
+                "left_secs": stopped.until_ms.saturating_sub(now_ms).div_ceil(1000),
+            })
+        });
+        listed.collect()
+    }
+}
