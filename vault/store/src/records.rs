@@ -45,6 +45,8 @@ pub enum Kind {
     Image,
     /// Envelope of the newest `Revocations`.
     Revocations,
+    /// Envelope of a tenant's newest `Freshness`, by tenant id.
+    Freshness,
 }
 
 impl Kind {
@@ -59,6 +61,7 @@ impl Kind {
             Self::Grant => "grant/",
             Self::Image => "image/",
             Self::Revocations => "revocations/",
+            Self::Freshness => "freshness/",
         }
     }
 }

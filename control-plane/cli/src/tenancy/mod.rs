@@ -280,6 +280,7 @@ impl<'a> Tenancy<'a> {
             .map_or_else(Draft::default, |manifest| Draft {
                 functions: manifest.functions.clone(),
                 secrets: manifest.secrets.clone(),
+                freshness: manifest.freshness.clone(),
                 ..Draft::default()
             })
     }
@@ -297,6 +298,7 @@ impl<'a> Tenancy<'a> {
             version,
             functions: draft.functions.clone(),
             secrets: draft.secrets.clone(),
+            freshness: draft.freshness.clone(),
             issued: now,
             expires: now + u64::from(signing.lifetime.expires_days) * DAY,
         })

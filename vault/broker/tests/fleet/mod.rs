@@ -555,6 +555,7 @@ impl Fleet {
                 [(self.pool.name.clone(), secret)].into(),
             )]
             .into(),
+            freshness: None,
             issued: 1,
             expires: FAR,
         }
