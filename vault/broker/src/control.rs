@@ -249,6 +249,7 @@ mod tests {
             tenant: [0xff; 32],
             tenant_version: MAX_VERSION,
             manifest: Some((MAX_VERSION, [0xff; 32])),
+            freshness: Some((MAX_VERSION, u64::MAX)),
         };
         let have = Have {
             root: MAX_VERSION,

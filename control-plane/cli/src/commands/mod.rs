@@ -3,6 +3,7 @@
 mod compare;
 mod deploy;
 mod fleet;
+mod freshness;
 mod image;
 mod images;
 mod init;
@@ -180,6 +181,11 @@ async fn dispatch(cli: Cli, output: Output) -> Result<(), Error> {
         Command::Deploy(args) => deploy::deploy(&cx, &args).await,
         Command::Rollback(args) => deploy::rollback(&cx, &args).await,
         Command::Renew(args) => deploy::renew(&cx, &args).await,
+        Command::Freshness(args::Freshness::Key(args)) => freshness::key(&cx, &args),
+        Command::Freshness(args::Freshness::Require(args)) => freshness::require(&cx, &args).await,
+        Command::Freshness(args::Freshness::Renew(args)) => freshness::renew(&cx, &args).await,
+        Command::Freshness(args::Freshness::Show(whose)) => freshness::show(&cx, &whose).await,
+        Command::Freshness(args::Freshness::Off(args)) => freshness::off(&cx, &args).await,
         Command::Prune(args) => deploy::prune(&cx, &args).await,
         Command::Remove(args) => deploy::remove(&cx, &args).await,
         Command::Secret(args::Secret::Put(args)) => secrets::put(&cx, &args).await,

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
+use casemate_trust::freshness::FreshnessDemand;
 use casemate_trust::id::Digest;
 use casemate_trust::name::{Identifier, Name};
 use casemate_trust::release::Release;
@@ -20,6 +21,8 @@ pub struct Draft {
     pub functions: BTreeMap<Name, Wanted>,
     /// Secrets.
     pub secrets: BTreeMap<Identifier, BTreeMap<Name, Digest>>,
+    /// For how long the manifest counts without the tenant's word.
+    pub freshness: Option<FreshnessDemand>,
     /// Objects that are new.
     pub objects: ObjectMap,
     /// Bundles that are new.

@@ -414,6 +414,7 @@ impl Shell {
                 TenantHas {
                     version: held.tenant_version,
                     manifest,
+                    freshness: held.freshness,
                     is_stored: manifest
                         .is_some_and(|(version, _)| self.state.is_stored(&held.tenant, version)),
                 },

@@ -101,6 +101,7 @@ fn kind_of(id: &StatementId) -> ObjectKind {
         StatementId::Grant { .. } => ObjectKind::Grant,
         StatementId::Image { .. } => ObjectKind::Image,
         StatementId::Revocations { .. } => ObjectKind::Revocations,
+        StatementId::Freshness { .. } => ObjectKind::Freshness,
     }
 }
 

@@ -228,6 +228,7 @@ fn replay(store: &Store, state: &mut State, aside: &mut SetAside) -> Result<(), 
         Kind::Image,
         Kind::Tenant,
         Kind::Manifest,
+        Kind::Freshness,
     ] {
         for (name, bytes) in store.all(kind, aside)? {
             let Ok(envelope) = Envelope::parse(&bytes) else {
@@ -241,6 +242,7 @@ fn replay(store: &Store, state: &mut State, aside: &mut SetAside) -> Result<(), 
                 Kind::Pool => judge.accept_pool(&envelope, clock),
                 Kind::Image => judge.accept_image(&envelope, clock),
                 Kind::Tenant => judge.accept_tenant(&envelope, clock),
+                Kind::Freshness => judge.accept_freshness(&envelope, clock),
                 _ => judge.accept_manifest(&envelope, clock, &|digest| {
                     objects.get(&digest.to_string()).map(|bytes| bytes.to_vec())
                 }),
