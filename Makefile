@@ -29,7 +29,7 @@ build: ## Install what is missing and build every program
 	cargo build --workspace --locked
 
 .PHONY: test
-test: ## Install what is missing and run everything that CI runs
+test: ## Install what is missing and run every check and test, but for those that take minutes
 	@scripts/setup test
 	$(V8)
 	start=$$SECONDS

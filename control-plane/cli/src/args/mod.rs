@@ -104,7 +104,7 @@ pub enum Command {
     Secret(Secret),
     /// What is signed, what the nodes run, and what expires when
     Status(Whose),
-    /// What the functions say
+    /// Show the functions' logs
     Logs(Logs),
     /// Go back to an earlier release
     Rollback(Rollback),

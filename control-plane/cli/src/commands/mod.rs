@@ -104,10 +104,7 @@ fn not_repeated(error: &clap::Error, typed: &[OsString]) -> Error {
             "cannot be used with another",
         ),
         ErrorKind::InvalidSubcommand => ("there is no such command", "not what is expected"),
-        _ => (
-            "an argument is not what it should be",
-            "not what is expected",
-        ),
+        _ => ("an argument has an invalid value", "not what is expected"),
     };
     let declared = command
         .get_arguments()

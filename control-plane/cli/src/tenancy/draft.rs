@@ -123,7 +123,7 @@ impl Draft {
                 .retain(|digest| release(digest).is_some_and(|release| misfit(&release).is_none()));
             if wanted.fallbacks.len() < before {
                 warnings.push(format!(
-                    "an earlier release of {name} no longer fits what is allowed: one cannot go back to it"
+                    "an earlier release of {name} exceeds the tenant's or a secret's limits; `casemate rollback` can no longer select it"
                 ));
             }
         }

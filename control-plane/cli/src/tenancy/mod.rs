@@ -265,7 +265,7 @@ impl<'a> Tenancy<'a> {
                 }
                 Err(error) if error.remote_code() == Some(code::MANIFEST_CONFLICT) => {
                     self.session.cx.output.warn(&format!(
-                        "somebody else signed manifest {version} first; reading theirs and putting this change on top"
+                        "manifest {version} was already signed elsewhere; applying this change to it and trying again"
                     ));
                     self.refresh(false).await?;
                 }
@@ -274,7 +274,7 @@ impl<'a> Tenancy<'a> {
         }
         Err(Error::new(
             Code::Conflict,
-            format!("somebody else was faster {MAX_TRIES} times"),
+            format!("the manifest was changed elsewhere during each of {MAX_TRIES} tries"),
             "wait until the other deployments are through and run the command again",
         ))
     }

@@ -225,7 +225,7 @@ pub(super) fn usable<'a>(
     if let Some((what, _)) = expiries.into_iter().find(|(_, expires)| now >= *expires) {
         return Err(Refused::new(
             "credential_expired",
-            format!("the {what} has expired; what runs goes on, credentials do not"),
+            format!("the {what} has expired: functions keep running, but credentials are not used"),
         ));
     }
     if let Standing::Stale(stale) = tenant.standing(now) {

@@ -123,7 +123,7 @@ impl Vault {
             Err(No { code, message }) => {
                 // It may quote what came: a name of a megabyte, say.
                 let message = cut(message);
-                tracing::warn!(?kind, code, message, "refused");
+                tracing::warn!(?kind, code, message, "statement refused");
                 (Verdict::Refused { code, message }, Effect::default())
             }
         }
