@@ -29,7 +29,7 @@ build: ## Install what is missing and build every program
 	cargo build --workspace --locked
 
 .PHONY: test
-test: ## Install what is missing and run everything that CI runs
+test: ## Install what is missing and run every check and test, but for those that take minutes
 	@scripts/setup test
 	$(V8)
 	start=$$SECONDS
@@ -59,9 +59,9 @@ test-image: build ## Boot the image through firmware with Secure Boot and TPM, u
 	cargo nextest run -p casemate-tests --locked --test image --run-ignored only -E "$(ONLY)"
 
 .PHONY: test-shares
-test-shares: ## Fill memory and spin in ninety workers of two tenants, and measure what is left of a third's pace: a minute, as root, on a quiet machine
-	@scripts/setup build
-	cargo nextest run -p casemate-sandbox --locked --run-ignored only --no-capture
+test-shares: build ## Fill memory and spin in ninety functions of two tenants, and measure a neighbour's pace: minutes, as root, on a quiet machine
+	$(V8)
+	cargo nextest run --workspace --locked --test shares --run-ignored only --no-capture
 
 .PHONY: fuzz
 fuzz: ## Fuzz every parser of untrusted bytes for SECONDS_EACH (60) with cargo-fuzz; without a nightly compiler by the stable one

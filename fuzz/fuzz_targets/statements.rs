@@ -26,5 +26,6 @@ fuzz_target!(|bytes: &[u8]| {
     assert!(judge.accept_revocations(&envelope, 1).is_err());
     assert!(judge.accept_tenant(&envelope, 1).is_err());
     assert!(judge.accept_manifest(&envelope, 1, &|_| None).is_err());
+    assert!(judge.accept_freshness(&envelope, 1).is_err());
     assert_eq!(*judge.memory(), before, "a refusal changes nothing");
 });

@@ -177,6 +177,9 @@ pub const ENDPOINTS: &[Endpoint] = &[
     ask(Get, "/v1/tenants/{id}/objects/{digest}", "get_object", LookOwn, "A release or a sealed secret").gives(Bytes),
     ask(Put, "/v1/tenants/{id}/manifest", "put_manifest", Own, "Hands in the next manifest")
         .takes(Envelope).gives(Json("ManifestAnswer")),
+    ask(Put, "/v1/tenants/{id}/freshness", "put_freshness", Own,
+        "Hands in the word that a manifest is the newest; 429 `too_soon` shortly after the one before")
+        .takes(Envelope).gives(Json("FreshnessAnswer")),
     ask(Get, "/v1/tenants/{id}/status", "tenant_status", LookOwn, "What the nodes made of the newest manifest")
         .gives(Json("TenantStatus")),
     ask(Get, "/v1/tenants/{id}/logs", "tenant_logs", LookOwn, "The tenant's log; streams while following")
@@ -260,7 +263,7 @@ mod tests {
 
     #[test]
     fn an_operator_does_not_speak_for_a_tenant() {
-        for id in ["put_manifest", "put_object", "put_bundle"] {
+        for id in ["put_manifest", "put_freshness", "put_object", "put_bundle"] {
             let endpoint = ENDPOINTS.iter().find(|endpoint| endpoint.id == id).unwrap();
             assert!(
                 !endpoint

@@ -1,9 +1,12 @@
 //! How much of each: what the server refuses to go beyond, and what a client need not try.
 
 pub use casemate_trust::dsse::MAX_ENVELOPE_BYTES;
+pub use casemate_trust::freshness::MIN_MAX_AGE_SECS;
 pub use casemate_trust::image::MAX_IMAGE_BYTES;
 pub use casemate_trust::release::{MAX_BUNDLE_BYTES, MAX_RELEASE_BYTES};
 pub use casemate_trust::secret::MAX_SECRET_BYTES;
+
+use casemate_trust::Seconds;
 
 /// Largest JSON body that is not an envelope, bytes: an admission with a grant for each epoch of a pool.
 pub const MAX_JSON_BYTES: usize = 256 * 1024;
@@ -27,6 +30,9 @@ pub const MAX_JOINS: usize = 1000;
 pub const MAX_NODES: usize = 10_000;
 /// Most grants in one request: a pool's epochs.
 pub const MAX_GRANTS: usize = 16;
+/// Seconds between two statements of freshness of a manifest: four of them fit into the shortest age that a manifest may demand,
+/// and what is written and pushed for one tenant is bounded.
+pub const FRESHNESS_INTERVAL_SECS: Seconds = MIN_MAX_AGE_SECS / 4;
 /// Log records that are kept for a tenant, in memory: enough to look back, not an archive.
 pub const LOG_RECORDS_PER_TENANT: usize = 10_000;
 /// Largest sum of a tenant's kept log records, bytes.

@@ -56,11 +56,24 @@ pub struct TenantView {
     /// Its newest manifest.
     #[schema(value_type = Option<Object>)]
     pub manifest: Option<Envelope>,
+    /// Its newest statement of freshness, if it names that manifest or a newer one.
+    #[serde(default)]
+    #[schema(value_type = Option<Object>)]
+    pub freshness: Option<Envelope>,
 }
 
 /// Answer to a manifest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ManifestAnswer {
+    /// What became of it.
+    pub accepted: Outcome,
+    /// Revision of the control plane's state after it.
+    pub revision: u64,
+}
+
+/// Answer to a statement of freshness.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct FreshnessAnswer {
     /// What became of it.
     pub accepted: Outcome,
     /// Revision of the control plane's state after it.

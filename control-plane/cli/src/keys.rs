@@ -19,6 +19,10 @@ pub const ROOT: &str = "root.key";
 pub const TENANT: &str = "tenant.key";
 /// File of the tenant's public key, so that nobody needs a passphrase to show it.
 pub const TENANT_PUBLIC: &str = "tenant.pub";
+/// File of the key that a tenant's manifest names for statements of freshness.
+pub const FRESHNESS: &str = "freshness.key";
+/// File of its public key.
+pub const FRESHNESS_PUBLIC: &str = "freshness.pub";
 /// Shortest new passphrase, characters: below that Argon2id does not help.
 const MIN_PASSPHRASE_CHARS: usize = 8;
 
@@ -260,6 +264,35 @@ impl<'a> Keys<'a> {
     pub fn tenant_public(&self) -> Result<Option<PublicKey>, Error> {
         self.home.read_json(TENANT_PUBLIC)
     }
+
+    /// Make an Ed25519 key with a file for its public half, or find the one that is there; whether it is new.
+    ///
+    /// # Errors
+    /// A file cannot be read or written, or no passphrase can be had.
+    pub fn find_or_make(
+        &self,
+        (file, public_file): (&str, &str),
+        purpose: Purpose,
+        plain: bool,
+        what: &str,
+    ) -> Result<(PublicKey, bool), Error> {
+        let public = self.home.read_json(public_file)?;
+        if let Some(public) = public.filter(|_| self.has(file)) {
+            return Ok((public, false));
+        }
+        let is_new = !self.has(file);
+        let public = if is_new {
+            let protection = self.protection(plain, what)?;
+            let key = SigningKey::generate(&mut random)
+                .map_err(|error| Error::internal("no key could be made").source(error))?;
+            self.create(file, purpose, key.expose_secret(), &protection)?;
+            key.public()
+        } else {
+            self.signing(file, purpose)?.public()
+        };
+        self.home.write_json(public_file, &public)?;
+        Ok((public, is_new))
+    }
 }
 
 /// A tenant's key that is kept outside of the home folder, of which a threshold needs several.
@@ -288,6 +321,10 @@ fn missing(file: &str) -> Error {
         TENANT => (
             "there is no tenant key in this home",
             "make one with `casemate tenant key` and give its public key to the operator",
+        ),
+        FRESHNESS => (
+            "there is no freshness key in this home",
+            "make one with `casemate freshness key`",
         ),
         _ => (
             "a key is not in this home",

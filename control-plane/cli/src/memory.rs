@@ -255,6 +255,21 @@ impl Known {
         }
         Ok(accepted)
     }
+
+    /// Judge a tenant's word on its newest manifest. The home remembers when it was said; the word itself comes anew with the
+    /// tenant's manifest.
+    ///
+    /// # Errors
+    /// The refusal itself: it may only have expired.
+    pub fn accept_freshness(
+        &mut self,
+        envelope: &Envelope,
+        now: Seconds,
+    ) -> Result<Accepted, Refusal> {
+        let accepted = self.judge.accept_freshness(envelope, now)?;
+        self.changed |= accepted == Accepted::New;
+        Ok(accepted)
+    }
 }
 
 /// An object of the home's cache, if it is there and whole.
@@ -333,6 +348,7 @@ pub fn refused(what: &str, refusal: Refusal) -> Error {
         Refusal::PoolExpired => "ask the operator to run `casemate pool rotate`",
         Refusal::OnlineExpired => "ask the operator to run `casemate fleet online`",
         Refusal::ManifestExpired => "sign it anew with `casemate renew`",
+        Refusal::FreshnessFromFuture => "set the clock of this machine",
         Refusal::TenantExpired => {
             "ask the operator to renew the tenant's statement with `casemate tenant hosts`"
         }
@@ -396,6 +412,7 @@ mod tests {
             version,
             functions: BTreeMap::new(),
             secrets: BTreeMap::new(),
+            freshness: None,
             issued,
             expires: 5000,
         }

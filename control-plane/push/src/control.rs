@@ -1,13 +1,14 @@
 //! The control plane's end of one connection.
 
+mod plan;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::sync::Arc;
 
 use casemate_trust::id::{Digest, TenantId};
 
 use crate::catalog::{Catalog, ControlEvent, Member, StoredObject, Transmit};
 use crate::codec::{Decoder, Violation, encode};
-use crate::listing::{Listing, Listings};
+use crate::listing::Listings;
 use crate::message::{
     Cursor, Has, Hello, MAX_AHEAD_BYTES, MAX_FETCHES, MAX_IMAGE_PIECES, MAX_TEXT_BYTES,
     MAX_UNACKED, PROTOCOL, StatementId, ToControl, ToNode, shorten,
@@ -57,6 +58,9 @@ pub struct ControlEnd {
     position: u64,
     synced: Option<u64>,
     unacked: BTreeMap<StatementId, u64>,
+    /// Statements of freshness that wait until the node has judged a manifest of the same tenant: one that names this manifest
+    /// would reach the vault before it while the node fetches objects, and stop the tenant's credentials meanwhile.
+    deferred: BTreeMap<TenantId, (u64, StatementId)>,
     /// Newest manifests that were read.
     read: Listings,
     /// Those whose objects were sent.
@@ -89,6 +93,7 @@ impl ControlEnd {
             position: 0,
             synced: None,
             unacked: BTreeMap::new(),
+            deferred: BTreeMap::new(),
             read: Listings::default(),
             sent: Listings::default(),
             ahead_bytes: 0,
@@ -219,9 +224,25 @@ impl ControlEnd {
 
     fn answered(&mut self, revision: u64, id: &StatementId) -> Result<(), Violation> {
         match self.unacked.remove(id) {
-            Some(sent) if sent == revision => Ok(()),
-            _ => Err(Violation::Unexpected("an answer to what was not sent")),
+            Some(sent) if sent == revision => {}
+            _ => return Err(Violation::Unexpected("an answer to what was not sent")),
         }
+        if let Some(tenant) = id.tenant()
+            && !self.awaits_manifest(tenant)
+            && let Some((revision, id)) = self.deferred.remove(tenant)
+        {
+            self.work.push_back(Work::Statement { revision, id });
+        }
+        Ok(())
+    }
+
+    /// Whether the node has to answer a manifest of this tenant.
+    fn awaits_manifest(&self, tenant: &TenantId) -> bool {
+        let of = |version| StatementId::Manifest {
+            tenant: *tenant,
+            version,
+        };
+        self.unacked.range(of(0)..=of(u64::MAX)).next().is_some()
     }
 
     fn fetch_objects(
@@ -352,6 +373,12 @@ impl ControlEnd {
         self.served()?;
         while self.unacked.len() < MAX_UNACKED && self.loading.is_none() {
             match self.work.pop_front() {
+                Some(Work::Statement {
+                    revision,
+                    id: id @ StatementId::Freshness { tenant, .. },
+                }) if self.awaits_manifest(&tenant) => {
+                    self.deferred.insert(tenant, (revision, id));
+                }
                 Some(Work::Statement { revision, id }) => {
                     if let Some(bytes) = catalog.statement(&id) {
                         self.ahead_bytes = 0;
@@ -375,6 +402,7 @@ impl ControlEnd {
                         ids.into_iter()
                             .for_each(|id| self.plan(revision, id, catalog));
                     }
+                    None if !self.deferred.is_empty() => return None,
                     None => {
                         let message = self.sync(catalog.now())?;
                         return Some(Transmit::Frame(encode(&message)));
@@ -423,134 +451,6 @@ impl ControlEnd {
         self.synced = Some(now.revision);
         Some(ToNode::Synced { now })
     }
-
-    /// Works out what a change means for this node.
-    fn plan(&mut self, revision: u64, id: StatementId, catalog: &dyn Catalog) {
-        let State::Served(member) = &self.state else {
-            return;
-        };
-        let is_wanted = match &id {
-            StatementId::Root { version } => raise(&mut self.has.root, *version),
-            StatementId::OnlineKey { version } => raise(&mut self.has.online, *version),
-            StatementId::Revocations { version } => raise(&mut self.has.revocations, *version),
-            StatementId::Pool { name, epoch } => {
-                *name == member.pool && self.has.epochs.insert(*epoch)
-            }
-            StatementId::Grant { pool, epoch } => {
-                *pool == member.pool && self.has.grants.insert(*epoch)
-            }
-            // Of several only the newest: the node would fetch the others in vain.
-            StatementId::Image { version, statement } => {
-                let is_newest = catalog.image(&member.pool).as_ref() == Some(&id);
-                let has = self.has.image;
-                let is_new = has.is_none_or(|(held, other)| {
-                    *version > held || (*version == held && *statement != other)
-                });
-                if is_newest && is_new {
-                    self.has.image = Some((*version, *statement));
-                }
-                is_newest && is_new
-            }
-            StatementId::Tenant { tenant, .. } => {
-                if self.matters(tenant, revision) {
-                    self.plan_tenant(*tenant, revision, catalog);
-                }
-                false
-            }
-            StatementId::Manifest { tenant, version } => {
-                self.plan_manifest(*tenant, *version, revision, catalog);
-                false
-            }
-        };
-        if is_wanted {
-            self.work.push_back(Work::Statement { revision, id });
-        }
-    }
-
-    /// Whether the node has, or may have, something of this tenant.
-    fn matters(&self, tenant: &TenantId, revision: u64) -> bool {
-        self.has.tenants.contains_key(tenant)
-            || (self.has.more_tenants && revision > self.unlisted_until)
-    }
-
-    fn plan_tenant(&mut self, tenant: TenantId, until: u64, catalog: &dyn Catalog) {
-        let has = self.has.tenants.entry(tenant).or_default();
-        let lacking = catalog.tenant_versions(&tenant).into_iter();
-        for (version, revision) in
-            lacking.filter(|(version, revision)| *version > has.version && *revision <= until)
-        {
-            self.work.push_back(Work::Statement {
-                revision,
-                id: StatementId::Tenant { tenant, version },
-            });
-        }
-        let newest = catalog
-            .tenant_versions(&tenant)
-            .into_iter()
-            .filter(|(_, revision)| *revision <= until);
-        has.version = newest
-            .map(|(version, _)| version)
-            .max()
-            .unwrap_or_default()
-            .max(has.version);
-    }
-
-    fn plan_manifest(
-        &mut self,
-        tenant: TenantId,
-        version: u64,
-        revision: u64,
-        catalog: &dyn Catalog,
-    ) {
-        let id = StatementId::Manifest { tenant, version };
-        let Some(listing) = self.listing(tenant, catalog) else {
-            return;
-        };
-        let is_known = self.has.tenants.contains_key(&tenant);
-        let may_be_unlisted = self.has.more_tenants && !is_known;
-        let was_answered = may_be_unlisted && revision <= self.unlisted_until;
-        if was_answered || (listing.objects.is_empty() && !is_known && !may_be_unlisted) {
-            return;
-        }
-        let held = self.has.tenants.get(&tenant).and_then(|has| has.manifest);
-        if held.is_some_and(|(held, digest)| {
-            held > version || (held == version && digest == listing.digest)
-        }) {
-            return;
-        }
-        self.plan_tenant(tenant, revision, catalog);
-        if let Some(has) = self.has.tenants.get_mut(&tenant) {
-            has.manifest = Some((version, listing.digest));
-        }
-        let sent = self.sent.get(&tenant);
-        let was_sent = |digest: &Digest| sent.is_some_and(|sent| sent.objects.contains(digest));
-        let new = listing.objects.iter().filter(|digest| !was_sent(digest));
-        self.work.extend(new.map(|digest| {
-            Work::Object(Object {
-                tenant,
-                digest: *digest,
-                is_wanted: false,
-            })
-        }));
-        self.work.push_back(Work::Statement { revision, id });
-        self.sent.insert(tenant, listing);
-    }
-
-    /// What a tenant's newest manifest lists for this node's pool.
-    fn listing(&mut self, tenant: TenantId, catalog: &dyn Catalog) -> Option<Arc<Listing>> {
-        let (revision, bytes) = catalog.manifest(&tenant)?;
-        if let Some(read) = self.read.get(&tenant)
-            && read.revision == revision
-        {
-            return Some(Arc::clone(read));
-        }
-        let State::Served(member) = &self.state else {
-            return None;
-        };
-        let listing = Arc::new(Listing::read(revision, bytes, &member.pool)?);
-        self.read.insert(tenant, Arc::clone(&listing));
-        Some(listing)
-    }
 }
 
 fn check_hello(member: &Member, hello: &Hello) -> Result<(), Violation> {
@@ -569,14 +469,10 @@ fn check_hello(member: &Member, hello: &Hello) -> Result<(), Violation> {
     }
 }
 
-fn raise(held: &mut u64, version: u64) -> bool {
-    let is_higher = version > *held;
-    *held = version.max(*held);
-    is_higher
-}
-
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
     use crate::simulation::{Dice, Vault, World, member, tenant};
     use crate::{ToControl, encode};

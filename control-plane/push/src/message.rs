@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
+use casemate_trust::Seconds;
 use casemate_trust::dsse::MAX_ENVELOPE_BYTES;
 use casemate_trust::id::{Digest, FleetId, TenantId};
 use casemate_trust::image::ImageVersion;
@@ -28,7 +29,7 @@ pub const MAX_IMAGE_PIECE_BYTES: u32 = 1024 * 1024;
 pub(crate) const MAX_IMAGE_PIECES: usize = 2;
 /// Digests in one `FetchObjects`.
 pub const MAX_FETCH_DIGESTS: usize = 512;
-/// Tenants in one `Hello`: 140 bytes each, so well below a frame.
+/// Tenants in one `Hello`: 160 bytes each, so well below a frame.
 pub const MAX_HELLO_TENANTS: usize = 10_000;
 /// Epochs of a pool, or grants, in one `Hello`.
 const MAX_HELLO_EPOCHS: usize = casemate_trust::judge::MAX_EPOCHS_HELD;
@@ -130,18 +131,29 @@ pub enum StatementId {
         /// Version.
         version: u64,
     },
+    /// `Freshness`: the tenant's word on its newest manifest.
+    Freshness {
+        /// Tenant.
+        tenant: TenantId,
+        /// Version of the manifest that it names.
+        version: u64,
+        /// When it was signed.
+        issued: Seconds,
+    },
 }
 
 impl StatementId {
     /// The tenant that it is about.
     pub const fn tenant(&self) -> Option<&TenantId> {
         match self {
-            Self::Tenant { tenant, .. } | Self::Manifest { tenant, .. } => Some(tenant),
+            Self::Tenant { tenant, .. }
+            | Self::Manifest { tenant, .. }
+            | Self::Freshness { tenant, .. } => Some(tenant),
             _ => None,
         }
     }
 
-    /// Version or epoch.
+    /// Version or epoch; of a statement of freshness, the version of the manifest that it names.
     pub const fn version(&self) -> u64 {
         match self {
             Self::Root { version }
@@ -149,6 +161,7 @@ impl StatementId {
             | Self::Tenant { version, .. }
             | Self::Manifest { version, .. }
             | Self::Image { version, .. }
+            | Self::Freshness { version, .. }
             | Self::Revocations { version } => *version,
             Self::Pool { epoch, .. } | Self::Grant { epoch, .. } => *epoch,
         }
@@ -164,7 +177,8 @@ impl StatementId {
             (Self::Pool { name: one, .. }, Self::Pool { name: two, .. }) => one == two,
             (Self::Grant { pool: one, .. }, Self::Grant { pool: two, .. }) => one == two,
             (Self::Tenant { tenant: one, .. }, Self::Tenant { tenant: two, .. })
-            | (Self::Manifest { tenant: one, .. }, Self::Manifest { tenant: two, .. }) => {
+            | (Self::Manifest { tenant: one, .. }, Self::Manifest { tenant: two, .. })
+            | (Self::Freshness { tenant: one, .. }, Self::Freshness { tenant: two, .. }) => {
                 one == two
             }
             _ => false,
@@ -183,6 +197,9 @@ impl fmt::Display for StatementId {
                 write!(to, "manifest {version} of tenant {tenant}")
             }
             Self::Revocations { version } => write!(to, "list {version} of revoked nodes"),
+            Self::Freshness {
+                tenant, version, ..
+            } => write!(to, "freshness of manifest {version} of tenant {tenant}"),
             Self::Grant { pool, epoch } => write!(to, "grant of pool {pool} epoch {epoch}"),
             Self::Image { version, statement } => match ImageVersion::from_u64(*version) {
                 Some(version) => write!(to, "image {version}, statement {statement}"),
@@ -229,6 +246,8 @@ pub struct TenantHas {
     pub version: u64,
     /// Version and payload digest of its newest manifest.
     pub manifest: Option<(u64, Digest)>,
+    /// Its newest statement of freshness: version of the manifest that it names, and when it was signed.
+    pub freshness: Option<(u64, Seconds)>,
     /// Every bundle that this wants of the node is on its disk.
     pub is_stored: bool,
 }

@@ -1,5 +1,6 @@
 //! Both ends in one seeded world: lost connections, cut frames, refusals, restored backups, new stores.
 
+mod freshness;
 mod image;
 
 use std::collections::BTreeMap;
@@ -77,6 +78,7 @@ impl World {
             self.statements.retain(|_, held| !held.is_same_thing(&id));
             self.bytes.retain(|held, _| !held.is_same_thing(&id));
         }
+        self.drop_superseded_freshness(&id);
         self.statements.insert(self.revision, id.clone());
         self.bytes.insert(id, bytes);
     }
@@ -84,7 +86,8 @@ impl World {
     /// Something new, of any kind.
     fn publish(&mut self, dice: &mut Dice) {
         let tenant = tenant(dice.roll(TENANTS));
-        match dice.roll(12) {
+        match dice.roll(14) {
+            12 | 13 => self.publish_freshness(tenant),
             11 => self.put_next(|version| StatementId::Revocations { version }),
             10 => self.publish_image(dice),
             0 => self.put_next(|version| StatementId::Root { version }),
@@ -140,6 +143,7 @@ impl World {
             version,
             functions: functions.collect(),
             secrets: BTreeMap::new(),
+            freshness: None,
             issued: 1,
             // Two worlds that part from one backup differ in their manifests of the same version.
             expires: 2 + u64::from(self.store.0[0]) + self.revision + dice.roll(1 << 20),
@@ -289,8 +293,14 @@ impl Vault {
                     return Err("objects_missing");
                 }
                 held.manifest = Some((*version, envelope.payload_digest()));
+                held.freshness = held.freshness.filter(|(named, _)| named >= version);
                 Ok(())
             }
+            StatementId::Freshness {
+                tenant,
+                version,
+                issued,
+            } => self.judge_freshness(tenant, (*version, *issued)),
         }
     }
 
@@ -405,7 +415,10 @@ impl Link {
             .unwrap();
         while let Some(event) = self.node.poll_event().unwrap() {
             match event {
-                NodeEvent::Statement { id, bytes, .. } => self.unjudged.push((id, bytes)),
+                NodeEvent::Statement { id, bytes, .. } => {
+                    freshness::assert_in_order(&id, &self.unjudged);
+                    self.unjudged.push((id, bytes));
+                }
                 NodeEvent::Object { digest, bytes, .. } => {
                     drop(vault.objects.insert(digest, bytes));
                 }
@@ -464,6 +477,11 @@ fn assert_caught_up(world: &World, vault: &Vault, seed: u64) {
                 .tenants
                 .get(tenant)
                 .is_none_or(|has| has.version >= *version),
+            StatementId::Freshness {
+                tenant,
+                version,
+                issued,
+            } => vault.has_freshness(tenant, (*version, *issued)),
             StatementId::Manifest { tenant, version } => {
                 let manifest = Manifest::read(&Envelope::parse(&world.bytes[id]).unwrap()).unwrap();
                 let is_here = manifest

@@ -347,6 +347,7 @@ fn another_manifest_of_the_same_version_is_sent_so_that_its_refusal_shows() {
     let has = |version, digest| TenantHas {
         version: 1,
         manifest: Some((version, digest)),
+        freshness: None,
         is_stored: true,
     };
     hello.has.tenants.insert(tenant(1), has(1, Digest([1; 32])));

@@ -133,6 +133,7 @@ impl Fleet {
             version,
             functions: [(name("web"), wanted)].into(),
             secrets: secrets.into_iter().collect(),
+            freshness: None,
             issued: 1,
             expires: LATER,
         }

@@ -138,6 +138,16 @@ impl Came {
                         .or_insert_with(TenantHas::default)
                         .manifest = Some((*version, digest));
                 }
+                StatementId::Freshness {
+                    tenant,
+                    version,
+                    issued,
+                } => {
+                    has.tenants
+                        .entry(*tenant)
+                        .or_insert_with(TenantHas::default)
+                        .freshness = Some((*version, *issued));
+                }
             }
         }
         has

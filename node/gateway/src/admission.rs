@@ -40,7 +40,7 @@ struct Refused {
 
 /// No place came free in time, or too many connections wait already. The connection is to be closed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("no place for one more connection from this network")]
+#[error("connection limit of this network reached")]
 pub struct NoPlace;
 
 /// The place of a connection; free again when this is dropped.
@@ -164,7 +164,7 @@ impl Refused {
             self.logged_ms = Some(now_ms);
             tracing::warn!(
                 connections = std::mem::take(&mut self.count),
-                "connections closed: their source networks hold all the places that they may have, or all are taken"
+                "connections refused: limit of the source network or of the gateway reached"
             );
         }
         NoPlace

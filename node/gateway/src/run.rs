@@ -123,7 +123,7 @@ async fn obey_until_drain(
             // Callers may have taken our last descriptors: those that are served go on.
             Err(error) if error.is_of_one_message() => {
                 if let Some(packets) = skipped.one_more(Instant::now()) {
-                    tracing::warn!(%error, packets, "what the supervisor sent is no message and was skipped");
+                    tracing::warn!(%error, packets, "invalid control packets from the supervisor skipped");
                 }
                 continue;
             }

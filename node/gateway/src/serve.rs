@@ -198,7 +198,7 @@ async fn connect(
     };
     tokio::select! {
         biased;
-        () = seat.evicted() => tracing::debug!("connection closed: it sent no whole head, and another needs its place"),
+        () = seat.evicted() => tracing::debug!("connection without a complete request head evicted for a new connection"),
         () = converse(gateway, stream, address, tls, &seat) => {}
     }
 }

@@ -170,7 +170,7 @@ fn connections(asked: u32, descriptors: u64) -> u32 {
             asked,
             most,
             descriptors,
-            "fewer callers at a time than asked for: raise the hard limit of descriptors (LimitNOFILE) for more"
+            "max_connections reduced to what the descriptor limit allows; raise the hard limit (LimitNOFILE)"
         );
     }
     asked.min(most)

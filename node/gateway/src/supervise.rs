@@ -24,7 +24,7 @@ const RECORDS_PERIOD: Duration = Duration::from_millis(20);
 /// Does one thing that the supervisor says, except for `Drain`, which is given back.
 pub fn obey(gateway: &Arc<Gateway>, message: ToGateway, fds: Vec<OwnedFd>) -> Option<Duration> {
     match message {
-        ToGateway::Start(_) => tracing::error!("the supervisor said `Start` twice"),
+        ToGateway::Start(_) => tracing::error!("second Start message from the supervisor ignored"),
         ToGateway::Route(route) => lead(gateway, *route),
         ToGateway::Channel {
             key,

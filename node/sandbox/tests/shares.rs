@@ -183,51 +183,6 @@ fn a_tenant_that_spins_in_many_workers_leaves_a_tenant_with_one_its_share() {
     assert!(modest * 3 > greedy, "greedy {greedy:?}, modest {modest:?}");
 }
 
-/// Requests of the modest tenant, of which one in a hundred may be slower than the figure.
-const REQUESTS: usize = 300;
-
-fn p99(worker: &OwnedFd) -> Duration {
-    let mut times: Vec<Duration> = (0..REQUESTS)
-        .map(|_| {
-            let began = Instant::now();
-            order(worker, "work");
-            assert_eq!(told(worker), "worked true");
-            let took = began.elapsed();
-            // As between requests, so that the worker sleeps and has to be woken.
-            std::thread::sleep(Duration::from_millis(2));
-            took
-        })
-        .collect();
-    times.sort_unstable();
-    times[REQUESTS * 99 / 100]
-}
-
-/// The long form, with figures: `make test-shares`. On a machine that others load too the figures say nothing.
-#[test]
-#[ignore = "takes the machine's processors and gigabytes of memory for a minute"]
-fn forty_that_fill_memory_and_fifty_that_spin_leave_a_neighbour_its_pace() {
-    let Some(mut node) = node() else { return };
-    let (modest, _) = node.child(1, Program::Worker);
-    node.send(assign(1, MEMORY_MIB, 1, TENANT_MIB), None);
-    settle(&mut node, 2);
-    let idle = p99(&modest);
-    let mut greedy = Vec::new();
-    for id in 100..190 {
-        let (worker, _) = node.child(id, Program::Worker);
-        let tenant = if id < 140 { 2 } else { 3 };
-        node.send(assign(id, MEMORY_MIB, tenant, MEMORY_MIB * 20), None);
-        greedy.push(worker);
-    }
-    settle(&mut node, 3);
-    let (fill, spin) = greedy.split_at(40);
-    fill.iter()
-        .for_each(|worker| order(worker, &format!("hold {}", MEMORY_MIB * 3 / 4)));
-    spin.iter().for_each(|worker| order(worker, "spin"));
-    let attacked = p99(&modest);
-    println!("p99 of the neighbour: idle {idle:?}, attacked {attacked:?}");
-    assert!(attacked < idle * 5, "idle {idle:?}, attacked {attacked:?}");
-}
-
 /// Whether the kernel counts a process's processor time with its tenant's.
 fn has_own_processor_share(pid: u32) -> bool {
     let text = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();

@@ -8,10 +8,10 @@ use crate::head::HeadError;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Violation {
     /// A frame that is none.
-    #[error("a frame that is none")]
+    #[error("invalid frame")]
     Frame(#[from] FrameError),
     /// A head that is none.
-    #[error("a head that is none")]
+    #[error("invalid head")]
     Head(#[from] HeadError),
     /// A frame that this end never gets, or at the wrong time.
     #[error("a {0:?} frame out of place on stream {1}")]
@@ -31,7 +31,7 @@ pub enum Violation {
     #[error("more data than credit on stream {0}")]
     Credit(StreamId),
     /// It asks on and on and does not read the answers.
-    #[error("pings without end")]
+    #[error("too many pings without reading the answers")]
     Flood,
     /// More credit than a window holds.
     #[error("a window over its limit on stream {0}")]

@@ -33,7 +33,7 @@ impl State {
                 .try_send(FromWorker::Outcomes(outcomes))
                 .is_err()
         {
-            tracing::warn!(count, "the supervisor does not read: outcomes are lost");
+            tracing::warn!(count, "supervisor queue full, request outcomes dropped");
         }
     }
 }

@@ -93,7 +93,7 @@ pub(crate) async fn serve(
                 // It may have been taken over, or we have no descriptors left: calls go on.
                 Err(error) if error.is_of_one_message() => {
                     if let Some(packets) = skipped.one_more(Instant::now()) {
-                        tracing::warn!(%error, packets, "what the supervisor sent is no message and was skipped");
+                        tracing::warn!(%error, packets, "invalid control packets from the supervisor skipped");
                     }
                 }
                 Err(error) => return Err(error.into()),
@@ -151,7 +151,10 @@ async fn handle(
             release,
         } => match fds.next() {
             Some(fd) => calls.serve(worker, key, release, fd),
-            None => tracing::warn!(?worker, "a channel came without its descriptor"),
+            None => tracing::warn!(
+                ?worker,
+                "channel message from the supervisor has no descriptor; ignored"
+            ),
         },
         ToVault::Gone { worker } => calls.gone(worker),
         ToVault::Signer => {
@@ -202,7 +205,7 @@ async fn tell(control: &Socket, message: &FromVault) -> Result<(), ControlError>
         match control.send(message, &[]).await {
             Err(ControlError::NoMemfd(error)) if tries < MEMFD_TRIES => {
                 if tries == 1 {
-                    tracing::warn!(%error, "a message to the supervisor waits for a descriptor");
+                    tracing::warn!(%error, "no memfd for a large message to the supervisor; retrying");
                 }
                 tries += 1;
                 tokio::time::sleep(MEMFD_PAUSE).await;
@@ -249,6 +252,7 @@ mod tests {
             tenant: [0xff; 32],
             tenant_version: MAX_VERSION,
             manifest: Some((MAX_VERSION, [0xff; 32])),
+            freshness: Some((MAX_VERSION, u64::MAX)),
         };
         let have = Have {
             root: MAX_VERSION,

@@ -11,9 +11,10 @@ mod staging;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use casemate_config::{EXIT_IO, EXIT_SOFTWARE, EXIT_TEMPORARY, EXIT_USAGE};
+use casemate_trust::Seconds;
 use casemate_trust::id::TenantId;
 use casemate_trust::join::JoinError;
-use casemate_trust::judge::{Judge, TenantState};
+use casemate_trust::judge::{Judge, Standing, TenantState};
 use casemate_vault_core::kept::Kept;
 use casemate_vault_core::keys::{PoolKeys, StorageKey};
 use casemate_vault_core::liveness::Liveness;
@@ -239,6 +240,10 @@ impl Vault {
                     tenant: id.0,
                     tenant_version: state.tenant.version,
                     manifest: manifest(state),
+                    freshness: state
+                        .freshness
+                        .as_ref()
+                        .map(|word| (word.version, word.issued)),
                 })
                 .collect(),
             grants: state
@@ -285,10 +290,10 @@ impl Vault {
         let state = self.read();
         let until = self.liveness().until_ms();
         let left_secs = until.map(|until| until.saturating_sub(clock::boot_ms()) / 1000);
-        let tenants = state.judge.tenants();
+        let (tenants, now) = (state.judge.tenants(), state.judge.time(clock::unix()));
         let listed: Vec<_> = tenants
             .take(MAX_DESCRIBED_TENANTS)
-            .map(|(_, tenant)| describe_tenant(tenant))
+            .map(|(_, tenant)| describe_tenant(tenant, now))
             .collect();
         serde_json::json!({
             "fleet": state.identity.fleet, "node": state.identity.node, "pool": state.identity.pool,
@@ -301,20 +306,27 @@ impl Vault {
     }
 }
 
-fn describe_tenant(state: &TenantState) -> serde_json::Value {
+fn describe_tenant(state: &TenantState, now: Seconds) -> serde_json::Value {
     let (tenant, accord) = (&state.tenant, state.manifest.as_ref());
+    let freshness = match state.standing(now) {
+        Standing::Undemanded => serde_json::Value::Null,
+        Standing::Fresh(until) => serde_json::json!({ "until": until }),
+        Standing::Stale(stale) => serde_json::json!({ "stale": stale.to_string() }),
+    };
     serde_json::json!({
         "id": tenant.id, "name": tenant.name, "version": tenant.version, "expires": tenant.expires,
         "manifest": accord.map(|accord| accord.manifest.version),
         "manifest_expires": accord.map(|accord| accord.manifest.expires),
         "secrets": accord.map_or(0, |accord| accord.secrets.len()),
+        "freshness": freshness,
     })
 }
 
 #[cfg(test)]
 mod tests {
+    use casemate_trust::freshness::{FreshnessDemand, MAX_MAX_AGE_SECS};
     use casemate_trust::id::{Digest, FleetId};
-    use casemate_trust::judge::{Accord, MAX_TENANTS, Memory, Seen, TenantSeen};
+    use casemate_trust::judge::{Accord, FreshnessSeen, MAX_TENANTS, Memory, Seen, TenantSeen};
     use casemate_trust::key::SigningKey;
     use casemate_trust::name::MAX_NAME_BYTES;
     use casemate_trust::statement::{KeySet, MAX_SECRETS, MAX_VERSION, Manifest, Tenant};
@@ -339,7 +351,11 @@ mod tests {
             version: MAX_VERSION,
             functions: [].into(),
             secrets: [].into(),
-            issued: u64::MAX,
+            freshness: Some(FreshnessDemand {
+                max_age_secs: MAX_MAX_AGE_SECS,
+                key: Some(key),
+            }),
+            issued: 0,
             expires: u64::MAX,
         };
         let accord = Accord {
@@ -351,8 +367,10 @@ mod tests {
         let state = TenantState {
             tenant,
             manifest: Some(accord),
+            freshness: None,
         };
-        let bytes = describe_tenant(&state).to_string().len() + MAX_SECRETS.to_string().len();
+        let bytes =
+            describe_tenant(&state, MAX_VERSION).to_string().len() + MAX_SECRETS.to_string().len();
         // The rest of the description is a dozen short members.
         assert!(bytes > 250 && MAX_DESCRIBED_TENANTS * bytes + 8 * 1024 < FromVault::MAX_BYTES);
     }
@@ -366,6 +384,11 @@ mod tests {
         let tenant = TenantSeen {
             tenant: seen,
             manifest: Some(seen),
+            freshness: Some(FreshnessSeen {
+                version: u64::MAX,
+                issued: u64::MAX,
+                digest: Digest([255; 32]),
+            }),
         };
         let tenants = (0..MAX_TENANTS).map(|number| {
             let mut id = [255; 32];

@@ -23,7 +23,7 @@ pub enum OpeningError {
     #[error("the grant holds another key than the root signed for this pool")]
     NotThePools,
     /// It opened to something that no header can carry.
-    #[error("the opened value is not one that could have been sealed")]
+    #[error("the opened value is not a valid secret (length or characters)")]
     Value,
 }
 

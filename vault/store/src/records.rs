@@ -47,6 +47,8 @@ pub enum Kind {
     Revocations,
     /// How often answers have held a tenant's secrets, by tenant id.
     Reflections,
+    /// Envelope of a tenant's newest `Freshness`, by tenant id.
+    Freshness,
 }
 
 impl Kind {
@@ -62,6 +64,7 @@ impl Kind {
             Self::Image => "image/",
             Self::Revocations => "revocations/",
             Self::Reflections => "reflections/",
+            Self::Freshness => "freshness/",
         }
     }
 }

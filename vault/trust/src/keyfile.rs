@@ -29,6 +29,8 @@ pub enum Purpose {
     FleetRoot,
     /// A tenant's, Ed25519.
     Tenant,
+    /// The one that a tenant's manifest names for statements of freshness, Ed25519.
+    Freshness,
     /// A pool's, X-Wing.
     Pool,
     /// The control plane's liveness key, Ed25519.

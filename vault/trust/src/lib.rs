@@ -9,6 +9,7 @@
 //! | [`id`], [`key`], [`keyfile`] | digests, public and private keys, key files |
 //! | [`dsse`] | signed envelopes |
 //! | [`statement`] | what the root and the tenants say |
+//! | [`freshness`] | for how long a manifest counts without its tenant's word |
 //! | [`image`] | versions of machine images, and the root's word on one |
 //! | [`ceiling`] | what a tenant may use and reach at most |
 //! | [`release`], [`credential`], [`secret`] | digest-addressed objects that a manifest lists |
@@ -23,6 +24,7 @@ pub mod authority;
 pub mod ceiling;
 pub mod credential;
 pub mod dsse;
+pub mod freshness;
 pub mod host;
 pub mod id;
 pub mod image;

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::Seconds;
 use crate::dsse::Envelope;
+use crate::freshness::FreshnessDemand;
 use crate::host::HostPattern;
 use crate::id::{Digest, FleetId, TenantId};
 use crate::key::{PublicKey, SealingKey, SigningKey};
@@ -175,6 +176,9 @@ pub struct Manifest {
     pub functions: BTreeMap<Name, Wanted>,
     /// What may be injected: for each secret, for each pool, the digest of the sealed object.
     pub secrets: BTreeMap<Identifier, BTreeMap<Name, Digest>>,
+    /// For how long it counts without the tenant's word; without it, until it expires.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub freshness: Option<FreshnessDemand>,
     /// When it was signed.
     pub issued: Seconds,
     /// Until when its credentials are used.
@@ -373,8 +377,10 @@ impl Statement for Manifest {
         {
             return Some(format!("expected at most {most} {what}, got {count}"));
         }
+        let freshness = self.freshness.as_ref().and_then(FreshnessDemand::flaw);
         version_flaw(self.version)
             .or_else(|| version_flaw(self.tenant_version))
+            .or(freshness)
             .or_else(|| span_flaw(self.issued, self.expires))
     }
 }

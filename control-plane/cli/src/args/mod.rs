@@ -1,5 +1,6 @@
 //! The command line: what can be typed.
 
+mod freshness;
 mod operator;
 mod tenant;
 
@@ -7,6 +8,7 @@ use std::path::PathBuf;
 
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
 
+pub use freshness::{Freshness, FreshnessKey, FreshnessOff, FreshnessRenew, FreshnessRequire};
 pub use operator::{
     Audit, Ceilings, EgressLimits, Fleet, FleetInit, FleetOnline, Image, ImageBuild, ImageFormat,
     ImagePush, Node, NodeAdmit, NodeRevoke, NodeToken, Pool, PoolAdd, PoolRotate, Tenant,
@@ -22,7 +24,16 @@ const GROUPS: &[(&str, &[&str])] = &[
     (
         "Your function (tenant)",
         &[
-            "init", "deploy", "secret", "status", "logs", "rollback", "renew", "prune", "remove",
+            "init",
+            "deploy",
+            "secret",
+            "status",
+            "logs",
+            "rollback",
+            "renew",
+            "freshness",
+            "prune",
+            "remove",
         ],
     ),
     (
@@ -93,12 +104,15 @@ pub enum Command {
     Secret(Secret),
     /// What is signed, what the nodes run, and what expires when
     Status(Whose),
-    /// What the functions say
+    /// Show the functions' logs
     Logs(Logs),
     /// Go back to an earlier release
     Rollback(Rollback),
     /// Sign the manifest anew before it expires; needs no secret
     Renew(Renew),
+    /// Stop credentials when nobody has said for some time that the manifest is the newest
+    #[command(subcommand)]
+    Freshness(Freshness),
     /// Forget earlier releases of a function, so that their bundles take no storage
     Prune(Prune),
     /// Withdraw a function from all nodes

@@ -233,7 +233,7 @@ pub enum Node {
         /// The node's name
         name: Name,
     },
-    /// Throw a node out: its connection closes, it gets no new pool key
+    /// Revoke a node: close its connection and give it no new pool key
     Revoke(NodeRevoke),
 }
 
@@ -254,7 +254,7 @@ pub struct NodeToken {
     /// Write the token to FILE (mode 0600) instead of standard output
     #[arg(long, value_name = "FILE")]
     pub out: Option<PathBuf>,
-    /// Make none; let those that were made for this node admit nobody any more
+    /// Make no token; revoke the unused tokens of this node
     #[arg(long, conflicts_with_all = ["pool", "control", "valid", "out"])]
     pub cancel: bool,
 }
@@ -350,9 +350,9 @@ pub struct Audit {
 /// `casemate image`
 #[derive(Debug, Subcommand)]
 pub enum Image {
-    /// Make one of the node's programs and Debian packages, which are downloaded and never installed
+    /// Build an image from the node's programs and Debian packages, which are downloaded but not installed
     Build(ImageBuild),
-    /// Sign one as what the machines of some pools are to run, and hand it in
+    /// Sign an image for the machines of the given pools, and upload it
     Push(ImagePush),
     /// The newest of each pool
     List,
@@ -361,13 +361,13 @@ pub enum Image {
 /// `casemate image push`
 #[derive(Debug, Args)]
 pub struct ImagePush {
-    /// The image: a .efi file that `casemate image build` made. It says its version itself
+    /// The image: a .efi file that `casemate image build` made. The version is read from the file
     #[arg(value_name = "FILE")]
     pub file: PathBuf,
     /// A pool whose machines are to run it; once for each
     #[arg(long = "pool", value_name = "NAME", required = true)]
     pub pools: Vec<Name>,
-    /// It is not signed: for machines without Secure Boot and without a TPM
+    /// Allow an image without a Secure Boot signature: for machines without Secure Boot and without a TPM
     #[arg(long)]
     pub unsigned: bool,
     /// How long machines accept it that have not yet
@@ -387,7 +387,7 @@ pub struct ImageBuild {
     /// The folder for what is made
     #[arg(long, value_name = "DIR", default_value = "image")]
     pub out: PathBuf,
-    /// Make it of exactly what an earlier build's plan.json names
+    /// Build from exactly the packages and programs that this plan.json names
     #[arg(long, value_name = "FILE")]
     pub plan: Option<PathBuf>,
     /// Version of the image, higher than that of the one before [default: that of casemate]

@@ -425,7 +425,7 @@ fn refused(status: StatusCode, body: &[u8]) -> Error {
         _ => (Code::Api, "correct what is named and run the command again"),
     };
     let what = format!(
-        "the control plane says no ({}): {}",
+        "the control plane refused the request ({}): {}",
         detail.code, detail.message
     );
     let mut error = Error::new(kind, what, next);
@@ -443,7 +443,7 @@ fn refused(status: StatusCode, body: &[u8]) -> Error {
 pub fn not_the_control_plane(address: &Address) -> Error {
     Error::new(
         Code::NotTheControlPlane,
-        "whoever answers there does not hold the key that the fleet's root signed for the control plane",
+        "the server at this address does not have the key that the fleet's root signed for the control plane",
         "compare address and fingerprint with the operator. If the control plane was set up anew, the operator signs its \
          keys with `casemate fleet online`. Nothing was sent",
     )
@@ -453,7 +453,7 @@ pub fn not_the_control_plane(address: &Address) -> Error {
 fn no_such_token() -> Error {
     Error::new(
         Code::Forbidden,
-        "the API token is no token: it has characters that none has",
+        "the API token is malformed: it contains characters that a token cannot contain",
         "log in again with the token as it was shown",
     )
 }

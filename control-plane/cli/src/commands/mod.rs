@@ -3,6 +3,7 @@
 mod compare;
 mod deploy;
 mod fleet;
+mod freshness;
 mod image;
 mod images;
 mod init;
@@ -103,10 +104,7 @@ fn not_repeated(error: &clap::Error, typed: &[OsString]) -> Error {
             "cannot be used with another",
         ),
         ErrorKind::InvalidSubcommand => ("there is no such command", "not what is expected"),
-        _ => (
-            "an argument is not what it should be",
-            "not what is expected",
-        ),
+        _ => ("an argument has an invalid value", "not what is expected"),
     };
     let declared = command
         .get_arguments()
@@ -180,6 +178,11 @@ async fn dispatch(cli: Cli, output: Output) -> Result<(), Error> {
         Command::Deploy(args) => deploy::deploy(&cx, &args).await,
         Command::Rollback(args) => deploy::rollback(&cx, &args).await,
         Command::Renew(args) => deploy::renew(&cx, &args).await,
+        Command::Freshness(args::Freshness::Key(args)) => freshness::key(&cx, &args),
+        Command::Freshness(args::Freshness::Require(args)) => freshness::require(&cx, &args).await,
+        Command::Freshness(args::Freshness::Renew(args)) => freshness::renew(&cx, &args).await,
+        Command::Freshness(args::Freshness::Show(whose)) => freshness::show(&cx, &whose).await,
+        Command::Freshness(args::Freshness::Off(args)) => freshness::off(&cx, &args).await,
         Command::Prune(args) => deploy::prune(&cx, &args).await,
         Command::Remove(args) => deploy::remove(&cx, &args).await,
         Command::Secret(args::Secret::Put(args)) => secrets::put(&cx, &args).await,

@@ -51,17 +51,19 @@ struct Admitted {
 /// Why a request is not granted.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 enum No {
-    #[error("the control plane shows it as what it is not: it is signed for node {0} in pool {1}")]
+    #[error(
+        "the control plane's listing contradicts the signed join request, which is for node {0} in pool {1}"
+    )]
     LabelOther(Name, Name),
     #[error("no token that was made here signed this request")]
     TokenUnknown,
-    #[error("its token was used by another node")]
+    #[error("the join token was already used by another node")]
     TokenUsed,
-    #[error("it is for another fleet")]
+    #[error("the join request is for another fleet")]
     FleetOther,
     #[error("another node of this name is a member; revoke it first with `casemate node revoke`")]
     NameTaken,
-    #[error("its key is the key of the member {0}")]
+    #[error("member {0} already has this node key")]
     KeyTaken(Name),
     #[error(
         "the root has revoked its key; start the node with an empty state folder and a new token"

@@ -3,7 +3,7 @@
 use casemate_trust::judge::TenantState;
 use serde_json::json;
 
-use super::{secrets, short, stopped};
+use super::{freshness, secrets, short, stopped};
 use crate::args::Whose;
 use crate::error::Error;
 use crate::machine::date;
@@ -48,6 +48,7 @@ pub(super) async fn status(cx: &Context, whose: &Whose) -> Result<(), Error> {
         "hosts": tenancy.tenant.hosts,
         "manifest_version": manifest_version,
         "manifest_expires": manifest_expires,
+        "freshness": freshness::describe(&tenancy),
         "functions": functions,
         "secrets": places.iter().map(|place| json!({
             "name": place.name, "version": place.version, "pool": place.pool, "epoch": place.epoch,
@@ -70,6 +71,7 @@ pub(super) async fn status(cx: &Context, whose: &Whose) -> Result<(), Error> {
                     manifest.version,
                     date(expires)
                 ));
+                parts.push(freshness::tell(&tenancy));
                 parts.push(functions_table(&tenancy, &status));
             }
             _ => parts.push("nothing is deployed yet".to_owned()),

@@ -8,7 +8,7 @@ use casemate_trust::dsse::Envelope;
 use casemate_trust::host::HostPattern;
 use casemate_trust::id::{Digest, TenantId};
 use casemate_trust::judge::Judge;
-use casemate_trust::key::{PublicKey, SigningKey};
+use casemate_trust::key::PublicKey;
 use casemate_trust::keyfile::Purpose;
 use casemate_trust::name::Name;
 use casemate_trust::statement::{EgressCeiling, KeySet, Statement as _, Tenant};
@@ -20,30 +20,18 @@ use crate::args::{
 };
 use crate::error::{Code, Error};
 use crate::keys::{TENANT, TENANT_PUBLIC};
-use crate::machine::{DAY, date, now, random};
+use crate::machine::{DAY, date, now};
 use crate::output::table;
 use crate::session::{Context, Session};
 
 /// `casemate tenant key`
 pub(super) fn key(cx: &Context, args: &TenantKey) -> Result<(), Error> {
     let _lock = cx.home.lock()?;
-    let keys = cx.keys();
-    let (public, new) = match (keys.tenant_public()?, keys.has(TENANT)) {
-        (Some(public), true) => (public, false),
-        (_, true) => {
-            let public = keys.signing(TENANT, Purpose::Tenant)?.public();
-            cx.home.write_json(TENANT_PUBLIC, &public)?;
-            (public, false)
-        }
-        (_, false) => {
-            let protection = keys.protection(args.new_key.plain_keys, "tenant key")?;
-            let key = SigningKey::generate(&mut random)
-                .map_err(|error| Error::internal("no key could be made").source(error))?;
-            keys.create(TENANT, Purpose::Tenant, key.expose_secret(), &protection)?;
-            cx.home.write_json(TENANT_PUBLIC, &key.public())?;
-            (key.public(), true)
-        }
-    };
+    let (files, plain) = ((TENANT, TENANT_PUBLIC), args.new_key.plain_keys);
+    let made = cx
+        .keys()
+        .find_or_make(files, Purpose::Tenant, plain, "tenant key");
+    let (public, new) = made?;
     let fingerprint = public.fingerprint();
     let result = json!({ "public_key": public, "fingerprint": fingerprint, "new": new });
     cx.output.result(&result, || {
@@ -472,6 +460,7 @@ pub(super) async fn hosts(cx: &Context, args: &TenantHosts) -> Result<(), Error>
 #[cfg(test)]
 mod tests {
     use casemate_trust::id::FleetId;
+    use casemate_trust::key::SigningKey;
     use casemate_trust::statement::Root;
 
     use super::*;

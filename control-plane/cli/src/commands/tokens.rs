@@ -45,7 +45,7 @@ pub(super) async fn make(
     } else {
         Err(Error::new(
             Code::Api,
-            "the control plane's answer is no token: it has characters that none has",
+            "the control plane's answer is not a token: it contains characters that a token cannot contain",
             "look into the control plane's log; `casemate token list` shows whether one was made",
         ))
     }
@@ -115,7 +115,7 @@ pub(super) async fn revoke(cx: &Context, id: &str) -> Result<(), Error> {
     let mut session = Session::open(cx).await?;
     session.api.delete(&format!("/v1/tokens/{id}")).await?;
     cx.output.result(&json!({ "revoked": id }), || {
-        format!("token {id} is worth nothing any more")
+        format!("token {id} is revoked")
     })
 }
 

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
+use casemate_trust::freshness::FreshnessDemand;
 use casemate_trust::id::Digest;
 use casemate_trust::name::{Identifier, Name};
 use casemate_trust::release::Release;
@@ -20,6 +21,8 @@ pub struct Draft {
     pub functions: BTreeMap<Name, Wanted>,
     /// Secrets.
     pub secrets: BTreeMap<Identifier, BTreeMap<Name, Digest>>,
+    /// For how long the manifest counts without the tenant's word.
+    pub freshness: Option<FreshnessDemand>,
     /// Objects that are new.
     pub objects: ObjectMap,
     /// Bundles that are new.
@@ -120,7 +123,7 @@ impl Draft {
                 .retain(|digest| release(digest).is_some_and(|release| misfit(&release).is_none()));
             if wanted.fallbacks.len() < before {
                 warnings.push(format!(
-                    "an earlier release of {name} no longer fits what is allowed: one cannot go back to it"
+                    "an earlier release of {name} exceeds the tenant's or a secret's limits; `casemate rollback` can no longer select it"
                 ));
             }
         }

@@ -2,8 +2,10 @@
 
 mod draft;
 mod follow;
+mod freshness;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 
 use casemate_api::error::code;
 use casemate_api::tenant::{ManifestAnswer, TenantStatus};
@@ -29,6 +31,7 @@ const MAX_TRIES: u32 = 5;
 
 pub use draft::{Draft, host_not_given};
 pub use follow::{Reach, Until};
+pub use freshness::{Renewed, undemanded};
 
 /// See the module.
 #[derive(Debug)]
@@ -133,6 +136,7 @@ impl<'a> Tenancy<'a> {
             ),
             None => {}
         }
+        self.read_freshness(view.freshness.as_ref());
         self.session.known.save(&self.session.cx.home)?;
         let mut all = ObjectMap::new();
         for digest in self.manifest().map(listed).unwrap_or_default() {
@@ -168,13 +172,13 @@ impl<'a> Tenancy<'a> {
     ///
     /// # Errors
     /// A key is missing, is none of the tenant's, or they are too few.
-    fn signers(&self, signing: &Signing) -> Result<Vec<SigningKey>, Error> {
+    fn signers(&self, with_keys: &[PathBuf]) -> Result<Vec<SigningKey>, Error> {
         let cx = self.session.cx;
         let mut keys = Vec::new();
-        if cx.keys().has(TENANT) || signing.with_keys.is_empty() {
+        if cx.keys().has(TENANT) || with_keys.is_empty() {
             keys.push(cx.keys().signing(TENANT, Purpose::Tenant)?);
         }
-        for path in &signing.with_keys {
+        for path in with_keys {
             keys.push(tenant_key_at(path, &cx.passphrases)?);
         }
         let current = &self.tenant.current;
@@ -214,7 +218,7 @@ impl<'a> Tenancy<'a> {
         signing: &Signing,
         mut edit: impl FnMut(&Self, &mut Draft) -> Result<(), Error>,
     ) -> Result<u64, Error> {
-        let keys = self.signers(signing)?;
+        let keys = self.signers(&signing.with_keys)?;
         let keys: Vec<&SigningKey> = keys.iter().collect();
         for _ in 0..MAX_TRIES {
             let mut draft = self.draft();
@@ -261,7 +265,7 @@ impl<'a> Tenancy<'a> {
                 }
                 Err(error) if error.remote_code() == Some(code::MANIFEST_CONFLICT) => {
                     self.session.cx.output.warn(&format!(
-                        "somebody else signed manifest {version} first; reading theirs and putting this change on top"
+                        "manifest {version} was already signed elsewhere; applying this change to it and trying again"
                     ));
                     self.refresh(false).await?;
                 }
@@ -270,7 +274,7 @@ impl<'a> Tenancy<'a> {
         }
         Err(Error::new(
             Code::Conflict,
-            format!("somebody else was faster {MAX_TRIES} times"),
+            format!("the manifest was changed elsewhere during each of {MAX_TRIES} tries"),
             "wait until the other deployments are through and run the command again",
         ))
     }
@@ -280,6 +284,7 @@ impl<'a> Tenancy<'a> {
             .map_or_else(Draft::default, |manifest| Draft {
                 functions: manifest.functions.clone(),
                 secrets: manifest.secrets.clone(),
+                freshness: manifest.freshness.clone(),
                 ..Draft::default()
             })
     }
@@ -297,6 +302,7 @@ impl<'a> Tenancy<'a> {
             version,
             functions: draft.functions.clone(),
             secrets: draft.secrets.clone(),
+            freshness: draft.freshness.clone(),
             issued: now,
             expires: now + u64::from(signing.lifetime.expires_days) * DAY,
         })

@@ -18,8 +18,8 @@ use casemate_api::node::{
     Admission, JoinList, JoinView, NewGrants, NodeList, NodeSummary, NodeView,
 };
 use casemate_api::tenant::{
-    FunctionStatus, ManifestAnswer, NodeProgress, Refused, StoppedCredential, TenantList,
-    TenantStatus, TenantSummary, TenantView,
+    FreshnessAnswer, FunctionStatus, ManifestAnswer, NodeProgress, Refused, StoppedCredential,
+    TenantList, TenantStatus, TenantSummary, TenantView,
 };
 use casemate_api::token::{MadeToken, NewToken, Scope, TokenList, TokenView};
 use casemate_push::StatementId;
@@ -46,6 +46,7 @@ pub(crate) struct Given {
     pub(crate) pools: Vec<Envelope>,
     pub(crate) tenants: BTreeMap<TenantId, Vec<Envelope>>,
     pub(crate) manifests: BTreeMap<TenantId, Vec<Envelope>>,
+    pub(crate) freshness: BTreeMap<TenantId, Vec<Envelope>>,
     pub(crate) objects: BTreeMap<Digest, Vec<u8>>,
     pub(crate) bundles: BTreeMap<Digest, Vec<u8>>,
     pub(crate) joins: Vec<JoinView>,
@@ -170,6 +171,7 @@ fn router(given: Shared) -> Router {
             put(put_object).get(get_object),
         )
         .route("/v1/tenants/{id}/manifest", put(manifest))
+        .route("/v1/tenants/{id}/freshness", put(freshness))
         .route("/v1/tenants/{id}/status", get(status))
         .route("/v1/bundles/{digest}", put(put_bundle).head(head_bundle))
         .route("/v1/tenants/{id}/logs", get(logs))
@@ -314,6 +316,10 @@ async fn tenant(State(given): State<Shared>, Path(id): Path<TenantId>) -> Respon
         name: Tenant::read(&statements[0]).unwrap().name,
         statements: statements.clone(),
         manifest: manifest.cloned(),
+        freshness: given
+            .freshness
+            .get(&id)
+            .and_then(|words| words.last().cloned()),
     })
 }
 
@@ -375,6 +381,16 @@ async fn manifest(State(given): State<Shared>, Path(id): Path<TenantId>, body: B
     }
     held.push(envelope);
     json(&ManifestAnswer {
+        accepted: Outcome::New,
+        revision: 1,
+    })
+}
+
+async fn freshness(State(given): State<Shared>, Path(id): Path<TenantId>, body: Bytes) -> Response {
+    let envelope = Envelope::parse(&body).unwrap();
+    let mut given = given.lock().unwrap();
+    given.freshness.entry(id).or_default().push(envelope);
+    json(&FreshnessAnswer {
         accepted: Outcome::New,
         revision: 1,
     })

@@ -3,6 +3,7 @@
 
 mod fake;
 mod fleet;
+mod freshness;
 mod hostile;
 mod input;
 mod journey;

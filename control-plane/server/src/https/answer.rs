@@ -64,6 +64,11 @@ pub(super) async fn answer(mut ask: Ask) -> Result<Response, Fault> {
             let body = ask.body(MAX_ENVELOPE_BYTES).await?;
             Ok(json(&plane.put_manifest(&actor, &tenant, &body).await?))
         }
+        "put_freshness" => {
+            let tenant = ask.param("id")?;
+            let body = ask.body(MAX_JSON_BYTES).await?;
+            Ok(json(&plane.put_freshness(&actor, &tenant, &body).await?))
+        }
         "tenant_status" => Ok(json(&plane.tenant_status(&ask.param("id")?)?)),
         "tenant_logs" => logs(ask),
         "put_bundle" => put_bundle(ask).await,

@@ -9,10 +9,11 @@ use casemate_control_store::{Entry, MAX_RANGE, Redb, Store as _, StoreError};
 use casemate_push::{ObjectKind, StatementId, StoreId, StoredObject};
 use casemate_trust::Seconds;
 use casemate_trust::dsse::Envelope;
+use casemate_trust::freshness::Freshness;
 use casemate_trust::id::{Digest, FleetId, TenantId};
 use casemate_trust::image::Image;
 use casemate_trust::join::{Grant, TokenRecord};
-use casemate_trust::judge::{ImageSeen, Judge, Memory, Refusal, Seen, TenantSeen};
+use casemate_trust::judge::{FreshnessSeen, ImageSeen, Judge, Memory, Refusal, Seen, TenantSeen};
 use casemate_trust::key::PublicKey;
 use casemate_trust::name::Name;
 use casemate_trust::revocation::Revocations;
@@ -61,8 +62,8 @@ pub(crate) struct NodeRow {
 /// Statements by revision and by name.
 #[derive(Debug, Default)]
 pub(crate) struct Index {
-    by_revision: BTreeMap<u64, StatementId>,
-    held: BTreeMap<StatementId, (u64, Vec<u8>)>,
+    pub(super) by_revision: BTreeMap<u64, StatementId>,
+    pub(super) held: BTreeMap<StatementId, (u64, Vec<u8>)>,
     grants: BTreeMap<Name, BTreeMap<u64, (u64, Vec<u8>)>>,
     pub(super) images: NewestImages,
 }
@@ -80,6 +81,7 @@ impl Index {
                 }
             }
         }
+        self.drop_freshness(&id);
         let lone = match &id {
             StatementId::OnlineKey { .. } => Some(
                 StatementId::OnlineKey { version: 0 }..=StatementId::OnlineKey {
@@ -338,6 +340,15 @@ impl Held {
                 entry.value.clone(),
             );
         }
+        for (entry, envelope, word) in &stored.freshness {
+            check(judge.accept_freshness(envelope, 0), entry);
+            let id = StatementId::Freshness {
+                tenant: word.tenant,
+                version: word.version,
+                issued: word.issued,
+            };
+            self.index.insert(entry.revision, id, entry.value.clone());
+        }
         self.judge = Some(judge);
         Ok(())
     }
@@ -377,6 +388,7 @@ struct Statements {
     images: Vec<Stored<Image>>,
     tenants: Vec<Stored<Tenant>>,
     manifests: Vec<Stored<Manifest>>,
+    freshness: Vec<Stored<Freshness>>,
 }
 
 impl Statements {
@@ -391,6 +403,7 @@ impl Statements {
             pools: statements(store, key::POOL).await?,
             tenants: statements(store, key::TENANT).await?,
             manifests: statements(store, key::MANIFEST).await?,
+            freshness: statements(store, key::FRESHNESS).await?,
         })
     }
 
@@ -440,12 +453,22 @@ impl Statements {
             let tenant_seen = TenantSeen {
                 tenant: seen(tenant.version, envelope),
                 manifest: None,
+                freshness: None,
             };
             memory.tenants.insert(tenant.id, tenant_seen);
         }
         for (_, envelope, manifest) in &self.manifests {
             if let Some(tenant) = memory.tenants.get_mut(&manifest.tenant) {
                 tenant.manifest = Some(seen(manifest.version, envelope));
+            }
+        }
+        for (_, envelope, word) in &self.freshness {
+            if let Some(tenant) = memory.tenants.get_mut(&word.tenant) {
+                tenant.freshness = Some(FreshnessSeen {
+                    version: word.version,
+                    issued: word.issued,
+                    digest: envelope.payload_digest(),
+                });
             }
         }
         Some(memory)

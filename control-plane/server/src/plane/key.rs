@@ -12,6 +12,7 @@ pub(crate) const POOL: &str = "pool/";
 pub(crate) const IMAGE: &str = "image/";
 pub(crate) const TENANT: &str = "tenant/";
 pub(crate) const MANIFEST: &str = "manifest/";
+pub(crate) const FRESHNESS: &str = "freshness/";
 /// When and how large an object was uploaded: beside it, so that looking through them all reads no object.
 pub(crate) const KEPT: &str = "kept/";
 pub(crate) const TOKEN: &str = "token/";
@@ -30,9 +31,14 @@ pub(crate) fn statement(id: &StatementId) -> String {
         StatementId::Pool { name, epoch } => format!("{POOL}{name}/{epoch:020}"),
         StatementId::Tenant { tenant, version } => format!("{TENANT}{tenant}/{version:020}"),
         StatementId::Manifest { tenant, .. } => format!("{MANIFEST}{tenant}"),
+        StatementId::Freshness { tenant, .. } => freshness(tenant),
         StatementId::Image { version, statement } => format!("{IMAGE}{version:020}/{statement}"),
         StatementId::Grant { pool, epoch } => format!("{GRANT}{pool}/{epoch:020}"),
     }
+}
+
+pub(crate) fn freshness(tenant: &TenantId) -> String {
+    format!("{FRESHNESS}{tenant}")
 }
 
 pub(crate) fn object(tenant: &TenantId, digest: &Digest) -> String {

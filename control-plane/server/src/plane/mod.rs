@@ -3,6 +3,7 @@
 
 mod catalog;
 pub(crate) mod collect;
+mod freshness;
 mod held;
 mod image;
 mod key;
@@ -331,12 +332,22 @@ impl Writing<'_> {
             }
             written => written,
         };
+        let revision = self.written(written).await?;
+        tracing::info!(actor = record.actor, action, subject, revision, "changed");
+        self.plane.change(|held| held.audit = Some(record));
+        Ok(revision)
+    }
+
+    /// Writes a change that leaves no audit record; its revision.
+    async fn commit_unrecorded(&self, changes: Vec<Change>) -> Result<u64, Fault> {
+        let written = self.plane.store.commit(vec![], changes).await;
+        self.written(written).await
+    }
+
+    /// What came of a write. If it failed, memory may be ahead of the disk.
+    async fn written(&self, written: Result<u64, StoreError>) -> Result<u64, Fault> {
         match written {
-            Ok(revision) => {
-                tracing::info!(actor = record.actor, action, subject, revision, "changed");
-                self.plane.change(|held| held.audit = Some(record));
-                Ok(revision)
-            }
+            Ok(revision) => Ok(revision),
             Err(error) => {
                 self.plane.change(|held| held.is_stale = true);
                 // What cannot be read now either is read when the next change begins.

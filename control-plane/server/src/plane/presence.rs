@@ -320,6 +320,7 @@ mod tests {
             let has = TenantHas {
                 version: 1,
                 manifest,
+                freshness: None,
                 is_stored: false,
             };
             (TenantId([tenant; 32]), has)

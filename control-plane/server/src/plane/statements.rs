@@ -252,7 +252,11 @@ impl Plane {
                 revision: self.store.revision(),
             }),
             Outcome::New => {
-                let changes = vec![Change::put(key::statement(&id), envelope.to_bytes())];
+                let mut changes = vec![Change::put(key::statement(&id), envelope.to_bytes())];
+                // Whatever was said of the manifest before is of no use now.
+                if self.held().index.freshness(tenant).is_some() && !self.has_word(tenant) {
+                    changes.push(Change::delete(key::freshness(tenant)));
+                }
                 let revision = writing
                     .commit(actor, "manifest.put", &id, vec![], changes)
                     .await?;

@@ -139,6 +139,10 @@ impl Plane {
             name: state.tenant.name.clone(),
             statements: envelopes(&held, statement(0), statement(u64::MAX)),
             manifest: envelopes(&held, manifest(0), manifest(u64::MAX)).pop(),
+            freshness: held
+                .index
+                .freshness(id)
+                .and_then(|bytes| Envelope::parse(bytes).ok()),
         })
     }
 
@@ -319,8 +323,13 @@ fn machine(status: &Value) -> Option<MachineView> {
 fn progress(presence: &Presence, node: &NodeRow, tenant: &TenantId) -> NodeProgress {
     presence.look(&node.name, |last, connected_since| {
         let taken = last.manifests.get(tenant);
-        let mut refused = last.refused.iter().rev();
-        let refused = refused.find(|(id, _)| id.tenant() == Some(tenant));
+        let of_tenant = |(id, _): &&(StatementId, _)| id.tenant() == Some(tenant);
+        let mut refused = last.refused.iter().rev().filter(of_tenant);
+        // Why a manifest does not run says more than why a word on it is refused.
+        let refused = refused
+            .clone()
+            .find(|(id, _)| !matches!(id, StatementId::Freshness { .. }))
+            .or_else(|| refused.next());
         NodeProgress {
             node: node.name.clone(),
             pool: node.pool.clone(),

@@ -90,14 +90,6 @@ pub(crate) fn child(profile: Profile) {
                 let held = vec![1_u8; mib.parse::<usize>().expect("a number") << 20];
                 std::mem::forget(std::hint::black_box(held));
             }
-            ["work"] => {
-                // About a millisecond of a processor, as a small request takes.
-                let mut sum = 0_u64;
-                for number in 0..1_000_000_u64 {
-                    sum = std::hint::black_box(sum ^ number);
-                }
-                say(&format!("worked {}", sum != 1));
-            }
             ["fork"] => {
                 let mut made = 0;
                 while made < 1000 {

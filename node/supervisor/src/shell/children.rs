@@ -174,7 +174,7 @@ where
         while let Some((message, fds)) = queued.recv().await {
             let borrowed: Vec<_> = fds.iter().map(std::os::fd::AsFd::as_fd).collect();
             if let Err(error) = writer.send(&message, &borrowed).await {
-                tracing::warn!(child = id, %error, "a child cannot be spoken to");
+                tracing::warn!(child = id, %error, "cannot write to the control channel of a child process");
                 // Nobody left to tell means that we end ourselves.
                 let _told = deaf.send(Happening::Deaf(id)).await;
                 return;
@@ -191,7 +191,7 @@ where
                 }
                 Ok(None) => break,
                 Err(error) => {
-                    tracing::warn!(child = id, %error, "a child said something that is no message");
+                    tracing::warn!(child = id, %error, "invalid control message from child process; its control channel is closed");
                     break;
                 }
             }

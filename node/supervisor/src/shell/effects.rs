@@ -154,7 +154,7 @@ impl Shell {
         if !self.children.vault(self.vault, vault, vec![vault_end]) {
             tracing::debug!(
                 worker = worker.0,
-                "the vault is not there; the worker gets a new channel when the vault is up"
+                "vault is not running; the worker gets a channel when the vault has started"
             );
         }
         let told = self.children.worker(
@@ -167,7 +167,7 @@ impl Shell {
         if !told {
             tracing::warn!(
                 worker = worker.0,
-                "a worker could not be wired; it ends, and another is tried"
+                "could not deliver bundle and channels to the worker; the worker is ended and another one is started"
             );
         }
         Ok(())

@@ -79,7 +79,7 @@ impl Shell {
 
     /// See [`crate::state::Effect::DistrustVault`].
     pub(super) async fn distrust_vault(&mut self, error: &PartError) -> io::Result<()> {
-        tracing::error!(%error, "the vault does not say everything; it is ended and started again");
+        tracing::error!(%error, "vault sent an incomplete multi-part message; the vault is killed and restarted");
         match self.vault {
             Some(vault) => self.children.kill(vault).await,
             None => Ok(()),
@@ -210,7 +210,10 @@ impl Shell {
             }
             Heard::Disconnected(why) => {
                 if self.connected || self.last_disconnect.as_ref() != Some(&why) {
-                    tracing::warn!(why, "not connected to the control plane; what runs goes on");
+                    tracing::warn!(
+                        why,
+                        "not connected to the control plane; functions keep running"
+                    );
                 }
                 (self.connected, self.has_greeted) = (false, false);
                 self.image.connected(false);

@@ -193,7 +193,7 @@ pub(crate) async fn run(
             _ = terminate.recv(), if end_by.is_none() => end_by = Some(shell.drain().await?),
             _ = interrupt.recv(), if end_by.is_none() => end_by = Some(shell.drain().await?),
             () = tokio::time::sleep_until(deadline) => if end_by.is_some() {
-                tracing::warn!("not everything has finished in time");
+                tracing::warn!("drain timed out; exiting with requests still in flight");
                 return Ok(0);
             },
         }
@@ -343,16 +343,16 @@ impl Shell {
                         Vec::new(),
                     ) {
                         tracing::warn!(
-                            "the vault is not there to judge; the control plane will send this again"
+                            "vault is not running, statement not submitted; the control plane sends it again"
                         );
                     }
                 }
                 Carried::Ack(id) => {
-                    tracing::info!(%id, "accepted");
+                    tracing::info!(%id, "statement accepted");
                     self.say(Say::Ack(id));
                 }
                 Carried::Nack { id, code, message } => {
-                    tracing::warn!(%id, code, message, "refused");
+                    tracing::warn!(%id, code, message, "statement refused");
                     self.say(Say::Nack { id, code, message });
                 }
                 Carried::Fetch { tenant, digests } => {
@@ -366,7 +366,7 @@ impl Shell {
         let Some(says) = &self.says else { return };
         if says.try_send(say).is_err() {
             tracing::warn!(
-                "more is to be said to the control plane than can wait; something is not"
+                "control-plane send queue full, message dropped; the message is sent again after a reconnect"
             );
         }
     }
@@ -414,6 +414,7 @@ impl Shell {
                 TenantHas {
                     version: held.tenant_version,
                     manifest,
+                    freshness: held.freshness,
                     is_stored: manifest
                         .is_some_and(|(version, _)| self.state.is_stored(&held.tenant, version)),
                 },
@@ -447,7 +448,7 @@ impl Shell {
 
     fn tell_gateway(&self, message: ToGateway) {
         if !self.children.gateway(self.gateway, message, Vec::new()) {
-            tracing::debug!("the gateway is not there; it hears all routes when it is");
+            tracing::debug!("gateway is not running; all routes are sent when it has started");
         }
     }
 }

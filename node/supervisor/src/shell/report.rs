@@ -73,7 +73,7 @@ impl Shell {
     pub(super) fn log_event(&mut self, event: Event) {
         let (code, message) = (event.code, event.message);
         let Some(key) = event.key else {
-            tracing::warn!(code, message, "the vault reports");
+            tracing::warn!(code, message, "vault event without a function");
             return;
         };
         let missing = (event.dropped > 0).then(|| {

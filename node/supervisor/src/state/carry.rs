@@ -101,6 +101,7 @@ fn kind_of(id: &StatementId) -> ObjectKind {
         StatementId::Grant { .. } => ObjectKind::Grant,
         StatementId::Image { .. } => ObjectKind::Image,
         StatementId::Revocations { .. } => ObjectKind::Revocations,
+        StatementId::Freshness { .. } => ObjectKind::Freshness,
     }
 }
 
@@ -248,7 +249,7 @@ impl Carrier {
         let mut carried: Vec<Carried> = older.into_iter().collect();
         shown.rounds += 1;
         if shown.rounds > MAX_ROUNDS {
-            let message = "listed objects are missing again and again";
+            let message = "listed objects are still missing after several fetches";
             carried.push(nack(shown.id, OBJECTS_MISSING, message));
             return carried;
         }
@@ -354,7 +355,7 @@ fn nack(id: StatementId, code: impl Into<String>, message: impl Into<String>) ->
 
 fn superseded(older: StatementId, newer: &StatementId) -> Carried {
     let message = format!(
-        "manifest {} of this tenant came before all objects of this one were there",
+        "superseded by manifest {}, which arrived before all objects of this manifest",
         newer.version()
     );
     nack(older, SUPERSEDED, message)

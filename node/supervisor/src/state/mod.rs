@@ -11,6 +11,8 @@ mod share;
 #[cfg(test)]
 mod tests;
 mod turns;
+#[cfg(test)]
+mod waiting;
 mod workers;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};

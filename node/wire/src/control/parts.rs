@@ -154,6 +154,7 @@ mod tests {
             tenant: [7; 32],
             tenant_version: u64::from(n),
             manifest: Some((u64::MAX, [8; 32])),
+            freshness: Some((u64::MAX, u64::MAX)),
         };
         Have {
             root,

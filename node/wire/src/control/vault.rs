@@ -33,6 +33,8 @@ pub enum ObjectKind {
     Image,
     /// DSSE envelope of a `Revocations`.
     Revocations,
+    /// DSSE envelope of a `Freshness`.
+    Freshness,
 }
 
 /// From the supervisor to the vault.
@@ -178,6 +180,8 @@ pub struct HaveTenant {
     pub tenant_version: u64,
     /// Version of its manifest, and the digest of that.
     pub manifest: Option<(u64, Digest)>,
+    /// Its newest statement of freshness: version of the manifest that it names, and when it was signed.
+    pub freshness: Option<(u64, u64)>,
 }
 
 /// An image of the machine that a node may fetch.

@@ -49,7 +49,7 @@ export function isRefusal(error) {
 // What the release and its secrets do not allow; an upstream that fails is none of that.
 const NOT_ALLOWED = {
   __proto__: null, egress_denied: 1, address_denied: 1, release_withdrawn: 1, credential_withdrawn: 1, credential_expired: 1,
-  credential_lease_expired: 1, credential_unopenable: 1,
+  credential_lease_expired: 1, credential_stale: 1, credential_unopenable: 1,
 };
 
 // The program: the head of a response. `body` is 0 when there is none.

@@ -143,7 +143,7 @@ impl Calls {
             tracing::warn!(
                 descriptors,
                 calls,
-                "few descriptors: fewer calls are made at a time"
+                "descriptor limit is low; concurrent calls reduced"
             );
         }
         Ok(Self {
@@ -166,7 +166,10 @@ impl Calls {
         fd: OwnedFd,
     ) {
         let Ok(function) = key.function.parse::<Name>() else {
-            tracing::warn!(?worker, "a channel for a function with no name");
+            tracing::warn!(
+                ?worker,
+                "supervisor sent a channel with an invalid function name; channel ignored"
+            );
             return;
         };
         let caller = Arc::new(Caller {
@@ -179,7 +182,9 @@ impl Calls {
         let task = tokio::spawn(async move {
             let mut acceptor = match casemate_channel::acceptor(fd) {
                 Ok(acceptor) => acceptor,
-                Err(error) => return tracing::warn!(?worker, %error, "a worker's channel is none"),
+                Err(error) => {
+                    return tracing::warn!(?worker, %error, "worker channel descriptor is unusable; calls of this worker fail");
+                }
             };
             // Calls are taken out of the channel at once: how many of them wait, and for how long,
             // is the tenant's affair and no other's.

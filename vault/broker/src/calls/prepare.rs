@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use casemate_channel::RecvBody;
 use casemate_trust::id::{Digest, TenantId};
-use casemate_trust::judge::TenantState;
+use casemate_trust::judge::{Standing, TenantState};
 use casemate_trust::name::Identifier;
 use casemate_trust::release::{Credential, Release};
 use casemate_trust::secret::{Secret, SecretValue};
@@ -181,8 +181,8 @@ fn sent_fields(
     Ok(sent)
 }
 
-/// The secret of this name that may be used now: listed for this node's pool, in date, and under a
-/// lease. The same rule admits a call and ends one that is under way.
+/// The secret of this name that may be used now: listed for this node's pool by a manifest that is
+/// fresh, in date, and under a lease. The same rule admits a call and ends one that is under way.
 pub(super) fn usable<'a>(
     vault: &Vault,
     state: &'a State,
@@ -225,8 +225,12 @@ pub(super) fn usable<'a>(
     if let Some((what, _)) = expiries.into_iter().find(|(_, expires)| now >= *expires) {
         return Err(Refused::new(
             "credential_expired",
-            format!("the {what} has expired; what runs goes on, credentials do not"),
+            format!("the {what} has expired: functions keep running, but credentials are not used"),
         ));
+    }
+    if let Standing::Stale(stale) = tenant.standing(now) {
+        let message = format!("{stale}; what runs goes on, credentials do not");
+        return Err(Refused::new("credential_stale", message));
     }
     Ok((digest, secret))
 }

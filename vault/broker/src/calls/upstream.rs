@@ -186,12 +186,13 @@ fn make_room(pools: &mut HashMap<Place, Entry>, tenant: &TenantId) -> Result<(),
         .max_by_key(|(place, entry)| (held[&place.tenant], std::cmp::Reverse(entry.used)))
         .map(|(place, _)| place.clone());
     let idle = idle.ok_or_else(|| {
+        let full = match whose {
+            Some(_) => format!("the tenant has calls in flight to {MAX_POOLS_OF_A_TENANT} hosts"),
+            None => format!("calls to {MAX_POOLS} hosts are in flight"),
+        };
         Refused::new(
             "too_many_upstreams",
-            format!(
-                "calls to {MAX_POOLS_OF_A_TENANT} hosts are under way, and a tenant may have no more on this node: try again when some \
-                 have ended"
-            ),
+            format!("{full} on this node, the maximum; retry when some have ended"),
         )
     })?;
     pools.remove(&idle);

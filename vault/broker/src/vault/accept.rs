@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::PoisonError;
 
 use casemate_trust::dsse::Envelope;
+use casemate_trust::freshness::Freshness;
 use casemate_trust::id::{Digest, TenantId};
 use casemate_trust::join::Grant;
 use casemate_trust::judge::{Accepted, Judge, Refusal};
@@ -115,13 +116,14 @@ impl Vault {
             ObjectKind::Lease => self.lease(bytes),
             ObjectKind::Image => self.image_statement(bytes),
             ObjectKind::Revocations => self.revocations(bytes),
+            ObjectKind::Freshness => self.freshness(bytes),
         };
         match judged {
             Ok(effect) => (Verdict::Accepted, effect),
             Err(No { code, message }) => {
                 // It may quote what came: a name of a megabyte, say.
                 let message = cut(message);
-                tracing::warn!(?kind, code, message, "refused");
+                tracing::warn!(?kind, code, message, "statement refused");
                 (Verdict::Refused { code, message }, Effect::default())
             }
         }
@@ -216,6 +218,7 @@ impl Vault {
             .tenant;
         let mut judge = self.read().judge.clone();
         let dropped = objects(&judge, id);
+        let had_word = has_word(&judge, id);
         let find = |digest: &Digest| {
             let stored = || {
                 let stored = self.store.get(Kind::Object, &digest.to_string());
@@ -243,6 +246,9 @@ impl Vault {
                 .difference(&listed)
                 .map(|digest| Write::Drop(Kind::Object, digest.to_string())),
         );
+        if had_word && !has_word(&judge, id) {
+            writes.push(Write::Drop(Kind::Freshness, id.to_string()));
+        }
         self.persist(&judge, &writes)?;
         self.replace(judge);
         staging.done(&id);
@@ -250,6 +256,22 @@ impl Vault {
             tenants: vec![id],
             ..Effect::default()
         }))
+    }
+
+    /// A tenant's word on its newest manifest. What runs stays the same, so that nobody is told of it; calls that the word
+    /// ends are found by the loop that looks for what has expired.
+    fn freshness(&self, bytes: &[u8]) -> Judged {
+        let envelope = parse(bytes)?;
+        let id = Freshness::read(&envelope)
+            .map_err(Refusal::Malformed)?
+            .tenant;
+        let mut judge = self.read().judge.clone();
+        if judge.accept_freshness(&envelope, clock::unix())? != Accepted::Held {
+            let put = Write::Put(Kind::Freshness, id.to_string(), bytes.to_vec());
+            self.persist(&judge, &[put])?;
+            self.replace(judge);
+        }
+        Ok(Effect::default())
     }
 
     fn grant(&self, bytes: &[u8]) -> Judged {
@@ -376,6 +398,13 @@ fn place(envelope: &Envelope) -> Result<(Kind, String, Option<TenantId>), No> {
             .map(|tenant| (Kind::Tenant, tenant.id.to_string(), Some(tenant.id))),
     }
     .map_err(malformed)
+}
+
+/// Whether a tenant's word on its newest manifest is held.
+fn has_word(judge: &Judge, id: TenantId) -> bool {
+    judge
+        .tenant(&id)
+        .is_some_and(|state| state.freshness.is_some())
 }
 
 /// Every object that a tenant's manifest lists and that matters here.

@@ -80,7 +80,7 @@ impl Evidence {
             .and_then(|bytes| replace(&self.path, MODE, &bytes));
         if let Err(error) = written {
             let path = self.path.display();
-            tracing::warn!(%path, %error, "the control plane's claims could not be written; the lease counts all the same");
+            tracing::warn!(%path, %error, "could not write leases.json; the lease is valid nevertheless");
         }
     }
 

@@ -205,7 +205,7 @@ fn memory(
         Some(memory) => Ok((Some(memory), false)),
         None if config.accept_lost_memory => {
             let place = store.set_aside(StateFile::Memory).ok();
-            tracing::error!(aside = ?place, "the memory of what was accepted is lost, and the operator accepts that");
+            tracing::error!(aside = ?place, "rollback memory could not be read; starting without it because accept_lost_memory is set");
             Ok((None, true))
         }
         None => Err(VaultError::MemoryLost(
@@ -228,6 +228,7 @@ fn replay(store: &Store, state: &mut State, aside: &mut SetAside) -> Result<(), 
         Kind::Image,
         Kind::Tenant,
         Kind::Manifest,
+        Kind::Freshness,
     ] {
         for (name, bytes) in store.all(kind, aside)? {
             let Ok(envelope) = Envelope::parse(&bytes) else {
@@ -241,6 +242,7 @@ fn replay(store: &Store, state: &mut State, aside: &mut SetAside) -> Result<(), 
                 Kind::Pool => judge.accept_pool(&envelope, clock),
                 Kind::Image => judge.accept_image(&envelope, clock),
                 Kind::Tenant => judge.accept_tenant(&envelope, clock),
+                Kind::Freshness => judge.accept_freshness(&envelope, clock),
                 _ => judge.accept_manifest(&envelope, clock, &|digest| {
                     objects.get(&digest.to_string()).map(|bytes| bytes.to_vec())
                 }),
@@ -250,7 +252,7 @@ fn replay(store: &Store, state: &mut State, aside: &mut SetAside) -> Result<(), 
                 && kind != Kind::Root
             {
                 let code = refusal.code();
-                tracing::warn!(?kind, name, code, %refusal, "a stored statement no longer stands; the control plane is asked");
+                tracing::warn!(?kind, name, code, %refusal, "stored statement is no longer valid; requesting it again from the control plane");
             }
         }
     }

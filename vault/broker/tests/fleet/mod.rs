@@ -560,6 +560,7 @@ impl Fleet {
                 [(self.pool.name.clone(), secret)].into(),
             )]
             .into(),
+            freshness: None,
             issued: 1,
             expires: FAR,
         }

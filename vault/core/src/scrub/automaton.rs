@@ -6,9 +6,9 @@ use zeroize::Zeroizing;
 
 /// Texts from this size on are searched in [`LANES`] parts at a time, bytes. A step waits for the
 /// step before it, so that the parts together take hardly longer than one of them.
-const MIN_LANES_BYTES: usize = 1024;
+const MIN_LANES_BYTES: usize = 2048;
 /// Parts of a text that are searched at a time.
-const LANES: usize = 4;
+const LANES: usize = 8;
 /// The class of bytes that are skipped: they lead from each state to the same state.
 const SKIPPED_CLASS: u8 = 0;
 /// The class of bytes that occur in no needle.
@@ -107,18 +107,15 @@ impl Automaton {
             return self.needle(self.run(0, text));
         }
         // Each part but the last goes on for `reach` bytes into the next one.
-        let lane = |number: usize| &text[number * part..(number + 1) * part];
-        let bytes = lane(0).iter().zip(lane(1)).zip(lane(2).iter().zip(lane(3)));
-        let [mut one, mut two, mut three, mut four] = [0; LANES];
-        for ((first, second), (third, fourth)) in bytes {
-            one = self.step(one, *first);
-            two = self.step(two, *second);
-            three = self.step(three, *third);
-            four = self.step(four, *fourth);
+        let lanes: [&[u8]; LANES] = std::array::from_fn(|lane| &text[lane * part..][..part]);
+        let mut states = [0; LANES];
+        for at in 0..part {
+            for (state, lane) in states.iter_mut().zip(lanes) {
+                *state = self.step(*state, lane[at]);
+            }
         }
-        let states = [one, two, three, four].into_iter().enumerate();
-        let mut ends = states.map(|(number, state)| {
-            let from = (number + 1) * part;
+        let mut ends = states.into_iter().enumerate().map(|(lane, state)| {
+            let from = (lane + 1) * part;
             let to = (from + reach).min(text.len());
             self.needle(self.run(state, &text[from..to]))
         });

@@ -151,8 +151,6 @@ const CLOSED: &[(&str, char)] = &[
     ("vert", '|'),
 ];
 
-/// Longest name that counts without `;`.
-const MAX_BARE_BYTES: usize = 6;
 /// Longest name.
 const MAX_NAME_BYTES: usize = 16;
 
@@ -166,15 +164,23 @@ pub(super) fn named(text: &[u8]) -> Option<(char, usize)> {
     if is_closed && let Some(char) = usual(name) {
         return Some((char, name.len() + 1));
     }
-    if is_closed && let Some(char) = exact(CLOSED, name) {
-        return Some((char, name.len() + 1));
+    if is_closed && let Ok(at) = CLOSED.binary_search_by(|(own, _)| own.as_bytes().cmp(name)) {
+        return Some((CLOSED[at].1, name.len() + 1));
     }
-    let lengths = 2..=name.len().min(MAX_BARE_BYTES);
-    lengths.rev().find_map(|length| {
-        let char = exact(BARE, &name[..length])?;
-        let closed = is_closed && length == name.len();
-        Some((char, length + usize::from(closed)))
-    })
+    let (bare, char) = longest_bare(name)?;
+    let closed = is_closed && bare.len() == name.len();
+    Some((char, bare.len() + usize::from(closed)))
+}
+
+/// The longest name with which this one begins, of those that count without `;`.
+fn longest_bare(name: &[u8]) -> Option<(&'static str, char)> {
+    let initial = name.first()?;
+    let from = BARE.partition_point(|(own, _)| own.as_bytes()[0] < *initial);
+    let own = BARE[from..]
+        .iter()
+        .take_while(|(own, _)| own.as_bytes()[0] == *initial);
+    let matching = own.filter(|(own, _)| name.starts_with(own.as_bytes()));
+    matching.max_by_key(|(own, _)| own.len()).copied()
 }
 
 /// Those that are in every text, first.
@@ -188,11 +194,6 @@ fn usual(name: &[u8]) -> Option<char> {
         b"nbsp" => '\u{a0}',
         _ => return None,
     })
-}
-
-fn exact(list: &[(&str, char)], name: &[u8]) -> Option<char> {
-    let found = list.binary_search_by(|(own, _)| own.as_bytes().cmp(name));
-    found.ok().map(|at| list[at].1)
 }
 
 #[cfg(test)]
@@ -216,17 +217,21 @@ mod tests {
         for (text, expected) in cases {
             assert_eq!(named(text.as_bytes()), *expected, "{text}");
         }
-        assert_eq!(exact(BARE, b"yuml"), Some('ÿ'));
-        assert_eq!(exact(BARE, b"Agrave"), Some('À'));
-        assert_eq!(exact(BARE, b"times"), Some('×'));
+        for (name, char) in BARE {
+            assert_eq!(named(name.as_bytes()), Some((*char, name.len())));
+        }
+        for (name, char) in CLOSED {
+            let closed = format!("{name};");
+            assert_eq!(named(closed.as_bytes()), Some((*char, closed.len())));
+        }
     }
 
     #[test]
     fn the_lists_are_in_order_and_no_name_is_longer_than_the_longest() {
-        for (list, longest) in [(BARE, MAX_BARE_BYTES), (CLOSED, MAX_NAME_BYTES)] {
+        for list in [BARE, CLOSED] {
             assert!(list.is_sorted_by_key(|(name, _)| *name));
-            let lengths = list.iter().map(|(name, _)| name.len());
-            assert_eq!(lengths.max(), Some(longest));
         }
+        let lengths = BARE.iter().chain(CLOSED).map(|(name, _)| name.len());
+        assert_eq!(lengths.max(), Some(MAX_NAME_BYTES));
     }
 }

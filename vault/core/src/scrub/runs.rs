@@ -2,7 +2,7 @@
 //! numbers. Such text is found as a run of bytes of the coding's alphabet that is long enough for
 //! the shortest needle.
 
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Range};
 
 use memchr::memchr_iter;
 use zeroize::Zeroizing;
@@ -107,6 +107,7 @@ pub(super) struct Scratch {
     /// What is searched.
     pub(super) part: Zeroizing<Vec<u8>>,
     letters: Zeroizing<Vec<u8>>,
+    numbers: Zeroizing<Vec<u16>>,
 }
 
 /// Gives decoded parts of a text to whoever searches them.
@@ -123,48 +124,46 @@ impl Coding {
         scratch: &mut Scratch,
         search: Search<'_, B>,
     ) -> ControlFlow<B> {
-        let Scratch { part, letters } = scratch;
+        let Scratch {
+            part,
+            letters,
+            numbers,
+        } = scratch;
         let shortest = needed.shortest;
         match self {
-            Self::Letters => runs(text, &LETTERS, (shortest * 8).div_ceil(6), |run| {
+            Self::Letters => members_in(text, &LETTERS, (shortest * 8).div_ceil(6), |run| {
                 collect(run, &VALUES_64, letters);
-                for skip in 0..GROUP_64.letters {
-                    let letters = letters.get(skip..).unwrap_or_default();
-                    groups(letters, &GROUP_64, needed, part, search)?;
+                if letters.len() < (shortest * 8).div_ceil(6) {
+                    return ControlFlow::Continue(());
                 }
+                Base64::each_alignment(letters, needed, part, search)?;
                 // Letters and digits that base32 does not have cut a run into several of base32.
-                let is_32 = |byte: &u8| !byte.is_ascii_graphic() || is_letter(&VALUES_32, *byte);
-                for run in run.chunk_by(|one, other| is_32(one) && is_32(other)) {
-                    if run.len() < (shortest * 8).div_ceil(5) {
-                        continue;
-                    }
+                members_in(run, &LETTERS_32, (shortest * 8).div_ceil(5), |run| {
                     collect(run, &VALUES_32, letters);
-                    for skip in 0..GROUP_32.letters {
-                        let letters = letters.get(skip..).unwrap_or_default();
-                        groups(letters, &GROUP_32, needed, part, search)?;
-                    }
+                    Base32::each_alignment(letters, needed, part, search)
+                })
+            }),
+            Self::Numbers => members_in(text, &NUMBERS, 2 * shortest - 1, |run| {
+                hex_digits(run, letters);
+                if letters.len() < shortest {
+                    return ControlFlow::Continue(());
+                }
+                Base16::each_alignment(letters, needed, part, search)?;
+                decimals(run, numbers);
+                // Of `{"0":115,"1":107}` every second number counts.
+                for (skip, step) in [(0, 1), (0, 2), (1, 2)] {
+                    let numbers = numbers.get(skip..).unwrap_or_default();
+                    listed(numbers, step, needed, part, search)?;
                 }
                 ControlFlow::Continue(())
-            }),
-            Self::Numbers => runs(text, &NUMBERS, 2 * shortest - 1, |run| {
-                hex_digits(run, letters);
-                for skip in 0..2 {
-                    let pairs = letters.get(skip..).unwrap_or_default().chunks_exact(2);
-                    let bytes = pairs.map(|pair| Some(pair[0] << 4 | pair[1]));
-                    stretches(bytes, needed, part, search)?;
-                }
-                let numbers = run.split(|byte| !byte.is_ascii_digit());
-                let bytes = numbers.filter(|digits| !digits.is_empty()).map(decimal);
-                stretches(bytes, needed, part, search)
             }),
             Self::Dump => dump(text, needed, part, search),
         }
     }
 }
 
-/// Calls `each` with every run of members that is long enough. Most bytes of a text without such
-/// runs are not looked at: what is not a member rules out all runs that it would be in.
-fn runs<B>(
+/// Calls `each` with every run of members in a text that is long enough.
+fn members_in<B>(
     text: &[u8],
     members: &Members,
     shortest: usize,
@@ -175,18 +174,30 @@ fn runs<B>(
         Member::No => false,
         Member::Indent => indents(&text[..at]),
     };
+    runs(text.len(), shortest, is_member, |run| each(&text[run]))
+}
+
+/// Calls `each` with every run of members among `0..length` that is long enough. Most places of a
+/// list without such runs are not looked at: what is not a member rules out all runs that it would
+/// be in.
+fn runs<B>(
+    length: usize,
+    shortest: usize,
+    is_member: impl Fn(usize) -> bool,
+    mut each: impl FnMut(Range<usize>) -> ControlFlow<B>,
+) -> ControlFlow<B> {
     // No run that has not been seen begins before `start`.
     let mut start = 0;
-    while text.len() - start >= shortest {
+    while length - start >= shortest {
         let probe = start + shortest - 1;
         if let Some(at) = (start..=probe).rev().find(|at| !is_member(*at)) {
             start = at + 1;
             continue;
         }
-        let end = (probe + 1..text.len()).find(|at| !is_member(*at));
-        let end = end.unwrap_or(text.len());
-        each(&text[start..end])?;
-        start = text.len().min(end + 1);
+        let end = (probe + 1..length).find(|at| !is_member(*at));
+        let end = end.unwrap_or(length);
+        each(start..end)?;
+        start = length.min(end + 1);
     }
     ControlFlow::Continue(())
 }
@@ -203,10 +214,22 @@ const NO_VALUE: u8 = u8::MAX;
 
 /// The values of the letters of a run, without what stands between them.
 fn collect(run: &[u8], values: &[u8; 256], letters: &mut Zeroizing<Vec<u8>>) {
-    letters.clear();
-    reserve(letters, run.len());
-    let all = run.iter().map(|byte| values[usize::from(*byte)]);
-    letters.extend(all.filter(|value| *value != NO_VALUE));
+    make_room(letters, run.len());
+    let mut count = 0;
+    for byte in run {
+        let value = values[usize::from(*byte)];
+        letters[count] = value;
+        count += usize::from(value != NO_VALUE);
+    }
+    letters.truncate(count);
+}
+
+/// So many bytes, to be written over.
+fn make_room(part: &mut Zeroizing<Vec<u8>>, bytes: usize) {
+    if part.capacity() < bytes {
+        *part = Zeroizing::new(Vec::with_capacity(bytes));
+    }
+    part.resize(bytes, 0);
 }
 
 const fn values(alphabet: &[u8], aliases: &[(u8, u8)]) -> [u8; 256] {
@@ -240,140 +263,172 @@ const VALUES_32: [u8; 256] = {
     values
 };
 
-const fn is_letter(values: &[u8; 256], byte: u8) -> bool {
-    values[byte as usize] != NO_VALUE
-}
+/// What may belong to base32: its letters, and of what belongs to a run of letters all that is between them.
+const LETTERS_32: Members = {
+    let mut members = [Member::No; 256];
+    let mut byte = 0u8;
+    loop {
+        if VALUES_32[byte as usize] != NO_VALUE || !byte.is_ascii_graphic() {
+            members[byte as usize] = Member::Yes;
+        }
+        if byte == u8::MAX {
+            break members;
+        }
+        byte += 1;
+    }
+};
 
-/// A number that fits a byte.
-fn decimal(digits: &[u8]) -> Option<u8> {
-    digits.iter().try_fold(0u8, |value, digit| {
-        value.checked_mul(10)?.checked_add(digit - b'0')
-    })
-}
+const VALUES_16: [u8; 256] = values(
+    b"0123456789abcdef",
+    &[
+        (b'A', b'a'),
+        (b'B', b'b'),
+        (b'C', b'c'),
+        (b'D', b'd'),
+        (b'E', b'e'),
+        (b'F', b'f'),
+    ],
+);
 
 /// The nibbles of a run, without what stands between them and without `0x`.
 fn hex_digits(run: &[u8], digits: &mut Zeroizing<Vec<u8>>) {
-    digits.clear();
-    reserve(digits, run.len());
+    make_room(digits, run.len());
+    let mut count = 0;
     for byte in run {
-        match byte {
-            b'0'..=b'9' => digits.push(byte - b'0'),
-            b'a'..=b'f' => digits.push(byte - b'a' + 10),
-            b'A'..=b'F' => digits.push(byte - b'A' + 10),
-            b'x' | b'X' => {
-                digits.pop_if(|digit| *digit == 0);
-            }
-            _ => {}
+        let value = VALUES_16[usize::from(*byte)];
+        digits[count] = value;
+        count += usize::from(value != NO_VALUE);
+        if matches!(byte, b'x' | b'X') && count > 0 && digits[count - 1] == 0 {
+            count -= 1;
         }
     }
+    digits.truncate(count);
 }
 
-/// How many letters of a coding make how many bytes.
-struct Group {
-    letters: usize,
-    bits: usize,
-    bytes: usize,
-    /// The highest bit of each of its bytes.
-    high_bits: u64,
+/// The decimal numbers of a run; of each that does not fit a byte, 256.
+fn decimals(run: &[u8], numbers: &mut Zeroizing<Vec<u16>>) {
+    // A number takes a digit and what divides it from the next. One place more is written over.
+    let most = run.len().div_ceil(2) + 1;
+    if numbers.capacity() < most {
+        *numbers = Zeroizing::new(Vec::with_capacity(most));
+    }
+    numbers.resize(most, 0);
+    let (mut count, mut value, mut is_within) = (0, 0, false);
+    for byte in run {
+        let digit = byte.wrapping_sub(b'0');
+        let is_digit = digit < 10;
+        numbers[count] = value;
+        count += usize::from(is_within && !is_digit);
+        value = if is_digit {
+            (value * 10 + u16::from(digit)).min(256)
+        } else {
+            0
+        };
+        is_within = is_digit;
+    }
+    numbers[count] = value;
+    numbers.truncate(count + usize::from(is_within));
 }
 
-const GROUP_64: Group = Group {
-    letters: 4,
-    bits: 6,
-    bytes: 3,
-    high_bits: 0x80_8080,
-};
-const GROUP_32: Group = Group {
-    letters: 8,
-    bits: 5,
-    bytes: 5,
-    high_bits: 0x80_8080_8080,
-};
+/// A coding in which `LETTERS` letters of `BITS` bits make whole bytes.
+struct Base<const LETTERS: usize, const BITS: usize>;
 
-impl Group {
-    fn value(&self, letters: &[u8]) -> u64 {
-        letters
-            .iter()
-            .fold(0, |value, letter| value << self.bits | u64::from(*letter))
+type Base64 = Base<4, 6>;
+type Base32 = Base<8, 5>;
+type Base16 = Base<2, 4>;
+
+impl<const LETTERS: usize, const BITS: usize> Base<LETTERS, BITS> {
+    /// Bytes that the letters of a group make.
+    const BYTES: usize = LETTERS * BITS / 8;
+    /// The highest bit of each of these bytes.
+    const HIGH_BITS: u64 = 0x80_8080_8080 >> (8 * (5 - Self::BYTES));
+
+    /// The bits of a group's letters, one letter's after the other's.
+    fn bits(group: &[u8; LETTERS]) -> u64 {
+        let mut bytes = [0; 8];
+        bytes[8 - LETTERS..].copy_from_slice(group);
+        let letters = u64::from_be_bytes(bytes);
+        // Each step moves the first of two neighbours up to the second: of letters, pairs, and fours.
+        let pairs =
+            (letters & 0xff00_ff00_ff00_ff00) >> (8 - BITS) | letters & 0x00ff_00ff_00ff_00ff;
+        let fours =
+            (pairs & 0xffff_0000_ffff_0000) >> (16 - 2 * BITS) | pairs & 0x0000_ffff_0000_ffff;
+        (fours & 0xffff_ffff_0000_0000) >> (32 - 4 * BITS) | fours & 0xffff_ffff
     }
 
-    /// Adds the bytes of these letters: of whole groups, and of a last one that is cut off.
-    fn decode(&self, letters: &[u8], into: &mut Zeroizing<Vec<u8>>) {
-        reserve(into, letters.len());
-        for group in letters.chunks(self.letters) {
-            let missing = self.letters - group.len();
-            let value = self.value(group) << (missing * self.bits);
-            let whole = group.len() * self.bits / 8;
-            into.extend_from_slice(&value.to_be_bytes()[8 - self.bytes..][..whole]);
+    /// The bytes of these letters: of whole groups, and of a last one that is cut off.
+    fn decode(letters: &[u8], into: &mut Zeroizing<Vec<u8>>) {
+        let (groups, rest) = letters.as_chunks::<LETTERS>();
+        make_room(into, groups.len() * Self::BYTES + rest.len() * BITS / 8);
+        let (whole, cut_off) = into.split_at_mut(groups.len() * Self::BYTES);
+        for (group, bytes) in groups.iter().zip(whole.chunks_exact_mut(Self::BYTES)) {
+            bytes.copy_from_slice(&Self::bits(group).to_be_bytes()[8 - Self::BYTES..]);
         }
+        let mut last = [0; LETTERS];
+        last[..rest.len()].copy_from_slice(rest);
+        let last = &Self::bits(&last).to_be_bytes()[8 - Self::BYTES..];
+        cut_off.copy_from_slice(&last[..cut_off.len()]);
+    }
+
+    /// Decodes letters with the first group beginning at each of the first letters.
+    fn each_alignment<B>(
+        letters: &[u8],
+        needed: Needed,
+        part: &mut Zeroizing<Vec<u8>>,
+        search: Search<'_, B>,
+    ) -> ControlFlow<B> {
+        for skip in 0..LETTERS {
+            let letters = letters.get(skip..).unwrap_or_default();
+            Self::groups(letters, needed, part, search)?;
+        }
+        ControlFlow::Continue(())
+    }
+
+    /// Decodes letters whose first group begins here: all of them, or with needles that are ASCII the
+    /// stretches that are ASCII and long enough, and a group on either side.
+    fn groups<B>(
+        letters: &[u8],
+        needed: Needed,
+        part: &mut Zeroizing<Vec<u8>>,
+        search: Search<'_, B>,
+    ) -> ControlFlow<B> {
+        // Whole groups that lie in each stretch of that length, wherever it begins.
+        let whole = (needed.shortest + 1).saturating_sub(Self::BYTES) / Self::BYTES;
+        if !needed.ascii || whole == 0 {
+            Self::decode(letters, part);
+            return search(part);
+        }
+        let (groups, _) = letters.as_chunks::<LETTERS>();
+        let is_ascii = |at: usize| Self::bits(&groups[at]) & Self::HIGH_BITS == 0;
+        runs(groups.len(), whole, is_ascii, |run| {
+            let from = run.start.saturating_sub(1) * LETTERS;
+            let to = letters.len().min((run.end + 1) * LETTERS);
+            Self::decode(&letters[from..to], part);
+            search(part)
+        })
     }
 }
 
-/// Decodes letters whose first group begins here: all of them, or with needles that are ASCII the
-/// stretches that are ASCII and long enough, and a group on either side.
-fn groups<B>(
-    letters: &[u8],
-    group: &Group,
+/// Gives every number of so many to `search`, in stretches in which each is a byte, or with needles
+/// that are ASCII each is ASCII.
+fn listed<B>(
+    numbers: &[u16],
+    step: usize,
     needed: Needed,
     part: &mut Zeroizing<Vec<u8>>,
     search: Search<'_, B>,
 ) -> ControlFlow<B> {
-    // Whole groups that lie in each stretch of that length, wherever it begins.
-    let whole = (needed.shortest + 1).saturating_sub(group.bytes) / group.bytes;
-    if !needed.ascii || whole == 0 {
-        part.clear();
-        group.decode(letters, part);
-        return search(part);
-    }
-    let count = letters.len() / group.letters;
-    let of = |at: usize| &letters[at * group.letters..][..group.letters];
-    let is_ascii = |at: &usize| group.value(of(*at)) & group.high_bits == 0;
-    let mut probe = whole - 1;
-    while probe < count {
-        if is_ascii(&probe) {
-            let before = (0..probe).rev().take_while(is_ascii).count();
-            let after = (probe + 1..count).take_while(is_ascii).count();
-            let from = (probe - before).saturating_sub(1) * group.letters;
-            let to = (probe + after + 2) * group.letters;
-            part.clear();
-            group.decode(&letters[from..to.min(letters.len())], part);
-            search(part)?;
-            probe += after + 1;
+    let most = if needed.ascii { 0x7f } else { 0xff };
+    let is_byte = |at: usize| numbers[at * step] <= most;
+    let count = numbers.len().div_ceil(step);
+    runs(count, needed.shortest, is_byte, |run| {
+        make_room(part, run.len());
+        for (byte, at) in part.iter_mut().zip(run) {
+            // It is no more than `most`.
+            *byte = numbers[at * step] as u8;
         }
-        probe += whole;
-    }
-    ControlFlow::Continue(())
-}
-
-/// Gives bytes to `search`, in stretches that end where there is none, or with needles that are
-/// ASCII also where it is not ASCII.
-fn stretches<B>(
-    bytes: impl Iterator<Item = Option<u8>>,
-    needed: Needed,
-    part: &mut Zeroizing<Vec<u8>>,
-    search: Search<'_, B>,
-) -> ControlFlow<B> {
-    part.clear();
-    for byte in bytes {
-        match byte.filter(|byte| byte.is_ascii() || !needed.ascii) {
-            Some(byte) => {
-                if part.len() == part.capacity() {
-                    let double = part.len().max(256);
-                    reserve(part, double);
-                }
-                part.push(byte);
-            }
-            None if part.len() >= needed.shortest => {
-                search(part)?;
-                part.clear();
-            }
-            None => part.clear(),
-        }
-    }
-    if part.len() >= needed.shortest {
-        search(part)?;
-    }
-    ControlFlow::Continue(())
+        search(part)
+    })
 }
 
 /// Reads lines of a dump for as long as they follow each other.
@@ -461,7 +516,7 @@ mod tests {
             for length in 0..40 {
                 let text = format!("{}{}.aaa", ".".repeat(before), "a".repeat(length));
                 let mut found = Vec::new();
-                let flow: ControlFlow<()> = runs(text.as_bytes(), &LETTERS, 10, |run| {
+                let flow: ControlFlow<()> = members_in(text.as_bytes(), &LETTERS, 10, |run| {
                     found.push(run.len());
                     ControlFlow::Continue(())
                 });
@@ -476,7 +531,7 @@ mod tests {
     fn a_run_goes_on_behind_the_indentation_of_a_line_and_ends_at_a_space() {
         let runs_of = |text: &str| {
             let mut found = Vec::new();
-            let flow: ControlFlow<()> = runs(text.as_bytes(), &LETTERS, 4, |run| {
+            let flow: ControlFlow<()> = members_in(text.as_bytes(), &LETTERS, 4, |run| {
                 found.push(String::from_utf8(run.to_vec()).unwrap());
                 ControlFlow::Continue(())
             });

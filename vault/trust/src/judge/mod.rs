@@ -4,6 +4,7 @@
 //! ([`Memory`]: digests and versions) is small and outlives the loss of what it *holds* (the statements themselves): after
 //! such a loss the same statements are taken again, lower ones never. Nothing here deletes: absence is not a statement.
 
+mod freshness;
 mod image;
 mod refusal;
 mod revocation;
@@ -23,6 +24,7 @@ use crate::name::Name;
 use crate::revocation::Revocations;
 use crate::statement::{OnlineKey, Pool, Root, Statement};
 
+pub use freshness::{FreshnessSeen, Stale, Standing};
 pub use image::ImageSeen;
 pub use refusal::Refusal;
 pub use tenant::{Accord, Objects, TenantState};
@@ -55,6 +57,9 @@ pub struct TenantSeen {
     pub tenant: Seen,
     /// Its manifest.
     pub manifest: Option<Seen>,
+    /// Its word on its newest manifest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub freshness: Option<FreshnessSeen>,
 }
 
 /// The epochs of one pool.

@@ -1,5 +1,6 @@
 //! Every refusal has a name.
 
+use crate::freshness::MAX_SKEW_SECS;
 use crate::host::HostName;
 use crate::id::Digest;
 use crate::image::ImageVersion;
@@ -120,6 +121,28 @@ pub enum Refusal {
     /// Expired.
     #[error("the manifest has expired; `casemate renew` signs it again")]
     ManifestExpired,
+    /// Of an older manifest than remembered.
+    #[error("the statement names manifest {1}, and manifest {0} was accepted or named before")]
+    FreshnessVersionLower(u64, u64),
+    /// Of the same manifest and not newer.
+    #[error(
+        "a statement of freshness that was signed later, or at the same time, was accepted before"
+    )]
+    FreshnessOlder,
+    /// Of another manifest of the same version.
+    #[error("the statement names another manifest of the version that was accepted before")]
+    FreshnessManifestOther,
+    /// The manifest does not ask for it.
+    #[error("the manifest demands no freshness; `casemate freshness require` signs one that does")]
+    FreshnessUndemanded,
+    /// Signed later than now.
+    #[error(
+        "the statement of freshness is dated more than {MAX_SKEW_SECS} seconds ahead; set the clocks"
+    )]
+    FreshnessFromFuture,
+    /// Too old.
+    #[error("the statement of freshness is older than the manifest allows")]
+    FreshnessExpired,
     /// It lists objects that are not here.
     #[error("{} listed objects are not here yet", .0.len())]
     Missing(Vec<Digest>),
@@ -223,6 +246,12 @@ impl Refusal {
             Self::ManifestVersionLower(..) => "manifest_version_lower",
             Self::ManifestEqualOther => "manifest_same_version_other_digest",
             Self::ManifestExpired => "manifest_expired",
+            Self::FreshnessVersionLower(..) => "freshness_version_lower",
+            Self::FreshnessOlder => "freshness_older",
+            Self::FreshnessManifestOther => "freshness_manifest_other",
+            Self::FreshnessUndemanded => "freshness_undemanded",
+            Self::FreshnessFromFuture => "freshness_from_future",
+            Self::FreshnessExpired => "freshness_expired",
             Self::Missing(_) => "objects_missing",
             Self::DigestMismatch => "digest_mismatch",
             Self::ObjectUnlisted => "object_unlisted",

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::{Accepted, Age, Judge, MAX_TENANTS, Refusal, Seen, TenantSeen, accepted, age};
 use crate::Seconds;
 use crate::dsse::Envelope;
+use crate::freshness::Freshness;
 use crate::id::{Digest, TenantId};
 use crate::name::{Identifier, Name};
 use crate::release::Release;
@@ -19,6 +20,8 @@ pub struct TenantState {
     pub tenant: Tenant,
     /// Its newest manifest with what that lists.
     pub manifest: Option<Accord>,
+    /// Its newest word on its newest manifest; none on a manifest that is older than the held one.
+    pub freshness: Option<Freshness>,
 }
 
 /// A manifest and the objects that it lists, as far as they matter here.
@@ -83,12 +86,14 @@ impl Judge {
             must_be_authorised(by_root, envelope, &tenant, held.map(|held| &held.tenant))?;
             self.must_be_fresh(tenant.expires, clock, Refusal::TenantExpired)?;
             let manifest = seen.and_then(|seen| seen.manifest);
+            let freshness = seen.and_then(|seen| seen.freshness);
             let seen = TenantSeen {
                 tenant: Seen {
                     version: tenant.version,
                     digest,
                 },
                 manifest,
+                freshness,
             };
             self.memory.tenants.insert(tenant.id, seen);
             if signed_by_root {
@@ -102,6 +107,7 @@ impl Judge {
                 TenantState {
                     tenant,
                     manifest: None,
+                    freshness: None,
                 },
             )),
         }
@@ -164,6 +170,7 @@ impl Judge {
             (self.memory.tenants.get_mut(&id), self.tenants.get_mut(&id))
         {
             memory.manifest = Some(seen);
+            state.freshness.take_if(|word| word.version < seen.version);
             state.manifest = Some(accord);
         }
         Ok(accepted(age))

@@ -159,6 +159,11 @@ const SPELLINGS: &[Spelling] = &[
     ("a JSON array in lines", |text| {
         joined(text, ",\n    ", |b| b.to_string())
     }),
+    ("a JSON object of numbered bytes", |text| {
+        let bytes = text.iter().enumerate();
+        let pairs: Vec<_> = bytes.map(|(at, b)| format!("\"{at}\":{b}")).collect();
+        format!("{{{}}}", pairs.join(",")).into_bytes()
+    }),
     ("UTF-16, little-endian", |text| {
         text.iter().flat_map(|b| [*b, 0]).collect()
     }),

@@ -147,6 +147,7 @@ impl World {
                 [(name("main"), self.put(secret))].into(),
             )]
             .into(),
+            freshness: None,
             issued: 1,
             expires: LATER,
         }

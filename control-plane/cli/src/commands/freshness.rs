@@ -1,0 +1,255 @@
+//! `casemate freshness key`, `require`, `renew`, `show`, `off`.
+
+use std::path::Path;
+use std::time::Duration;
+
+use casemate_trust::freshness::FreshnessDemand;
+use casemate_trust::judge::Standing;
+use casemate_trust::keyfile::Purpose;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::deploy::finish;
+use crate::args::{FreshnessKey, FreshnessOff, FreshnessRenew, FreshnessRequire, Whose};
+use crate::error::{Code, Error};
+use crate::keys::{FRESHNESS, FRESHNESS_PUBLIC};
+use crate::machine::date;
+use crate::session::Context;
+use crate::tenancy::{Renewed, Tenancy, undemanded};
+
+/// How soon a renewal that failed is tried again, seconds.
+const RETRY_SECS: u64 = 15;
+/// Largest file with the version of a manifest, bytes.
+const MAX_NEWEST_BYTES: u64 = 64 * 1024;
+
+/// `casemate freshness key`
+pub(super) fn key(cx: &Context, args: &FreshnessKey) -> Result<(), Error> {
+    let _lock = cx.home.lock()?;
+    let (files, plain) = ((FRESHNESS, FRESHNESS_PUBLIC), args.new_key.plain_keys);
+    let made = cx
+        .keys()
+        .find_or_make(files, Purpose::Freshness, plain, "freshness key");
+    let (public, new) = made?;
+    let fingerprint = public.fingerprint();
+    let result = json!({ "public_key": public, "fingerprint": fingerprint, "new": new });
+    cx.output.result(&result, || {
+        format!("public key   {public}\nfingerprint  {fingerprint}")
+    })?;
+    if new {
+        cx.output.hint(&format!(
+            "Let a manifest name it: `casemate freshness require --max-age 1h --key {public}`"
+        ));
+    }
+    Ok(())
+}
+
+/// `casemate freshness require`
+pub(super) async fn require(cx: &Context, args: &FreshnessRequire) -> Result<(), Error> {
+    let mut tenancy = Tenancy::open(cx, args.signing.whose.tenant.as_ref()).await?;
+    let mut demanded = None;
+    let version = tenancy
+        .change(&args.signing, |_, draft| {
+            let before = draft.freshness.take().and_then(|demand| demand.key);
+            draft.freshness = Some(FreshnessDemand {
+                max_age_secs: args.max_age,
+                key: args.key.or(before.filter(|_| !args.no_key)),
+            });
+            demanded = draft.freshness.clone();
+            Ok(())
+        })
+        .await?;
+    let told = format!(
+        "credentials stop {} after the last deployment or renewal; renew at least every {}",
+        span(args.max_age),
+        span(args.max_age / 2)
+    );
+    let more = json!({ "freshness": demanded });
+    finish(&mut tenancy, &args.signing, version, more, &told).await
+}
+
+/// `casemate freshness off`
+pub(super) async fn off(cx: &Context, args: &FreshnessOff) -> Result<(), Error> {
+    let mut tenancy = Tenancy::open(cx, args.signing.whose.tenant.as_ref()).await?;
+    let version = tenancy
+        .change(&args.signing, |_, draft| {
+            draft.freshness.take().map(|_| ()).ok_or_else(undemanded)
+        })
+        .await?;
+    let told = "credentials are used until the manifest expires";
+    let more = json!({ "freshness": null });
+    finish(&mut tenancy, &args.signing, version, more, told).await
+}
+
+/// `casemate freshness show`
+pub(super) async fn show(cx: &Context, whose: &Whose) -> Result<(), Error> {
+    let tenancy = Tenancy::open(cx, whose.tenant.as_ref()).await?;
+    cx.output.result(&describe(&tenancy), || tell(&tenancy))
+}
+
+/// What is demanded and how it stands, as JSON; null if nothing is demanded.
+pub(super) fn describe(tenancy: &Tenancy<'_>) -> Value {
+    let demand = tenancy
+        .manifest()
+        .and_then(|manifest| manifest.freshness.as_ref());
+    let Some(demand) = demand else {
+        return Value::Null;
+    };
+    let (until, stale) = match tenancy.standing() {
+        Standing::Fresh(until) => (Some(until), None),
+        Standing::Stale(stale) => (None, Some(stale.to_string())),
+        Standing::Undemanded => (None, None),
+    };
+    json!({
+        "max_age_secs": demand.max_age_secs,
+        "key": demand.key,
+        "fresh_until": until,
+        "stale": stale,
+    })
+}
+
+/// The same for people, as one line.
+pub(super) fn tell(tenancy: &Tenancy<'_>) -> String {
+    let demand = tenancy
+        .manifest()
+        .and_then(|manifest| manifest.freshness.as_ref());
+    let Some(demand) = demand else {
+        return "freshness: not demanded".to_owned();
+    };
+    let max_age = span(demand.max_age_secs);
+    let key = demand.key.map_or_else(String::new, |key| {
+        format!(
+            "; renewed also by the key with the fingerprint {}",
+            key.fingerprint()
+        )
+    });
+    match tenancy.standing() {
+        Standing::Stale(stale) => format!(
+            "freshness: STALE, credentials are not injected: {stale}. Renew it: `casemate freshness renew`{key}"
+        ),
+        Standing::Fresh(until) => format!("freshness: {max_age}, fresh until {}{key}", date(until)),
+        Standing::Undemanded => format!("freshness: {max_age}{key}"),
+    }
+}
+
+/// `casemate freshness renew`
+pub(super) async fn renew(cx: &Context, args: &FreshnessRenew) -> Result<(), Error> {
+    let Some(every_secs) = args.every else {
+        let renewed = renew_once(cx, args).await?;
+        return cx.output.result(&as_json(&renewed), || told(&renewed));
+    };
+    loop {
+        let wait_secs = match renew_once(cx, args).await {
+            Ok(renewed) => {
+                cx.output.record(&as_json(&renewed), || told(&renewed))?;
+                every_secs
+            }
+            Err(error) if may_pass(&error) => {
+                let wait_secs = every_secs.min(RETRY_SECS);
+                cx.output.warn(&format!(
+                    "freshness was not renewed, next try in {wait_secs} seconds: {}",
+                    error.to_text()
+                ));
+                wait_secs
+            }
+            Err(error) => return Err(error),
+        };
+        tokio::time::sleep(Duration::from_secs(wait_secs)).await;
+    }
+}
+
+async fn renew_once(cx: &Context, args: &FreshnessRenew) -> Result<Renewed, Error> {
+    let newest = args.newest_from.as_deref().map(read_newest).transpose()?;
+    let mut tenancy = Tenancy::open(cx, args.whose.tenant.as_ref()).await?;
+    tenancy.renew_freshness(newest, &args.with_keys).await
+}
+
+/// Whether time alone may mend it.
+fn may_pass(error: &Error) -> bool {
+    matches!(
+        error.code(),
+        Code::Unreachable | Code::Api | Code::Busy | Code::Conflict
+    )
+}
+
+fn as_json(renewed: &Renewed) -> Value {
+    json!({ "manifest": renewed.version, "fresh_until": renewed.until, "renewed": renewed.is_new })
+}
+
+fn told(renewed: &Renewed) -> String {
+    let (version, until) = (renewed.version, date(renewed.until));
+    if renewed.is_new {
+        format!("manifest {version} is fresh until {until}")
+    } else {
+        format!("manifest {version} was renewed a moment ago and is fresh until {until}")
+    }
+}
+
+/// What `casemate --json deploy` prints, as far as it matters.
+#[derive(Deserialize)]
+struct Deployed {
+    manifest: u64,
+}
+
+/// The version in a file: a number, or what a deployment printed.
+fn read_newest(path: &Path) -> Result<u64, Error> {
+    let wrong = |what: &str| {
+        let next = "have each deployment write it: `casemate --json deploy > FILE`";
+        Error::new(Code::Input, what, next).at(path.display())
+    };
+    let file = std::fs::File::open(path)
+        .map_err(|error| wrong("cannot read the version of the newest manifest").source(error))?;
+    let mut text = String::new();
+    std::io::Read::read_to_string(&mut std::io::Read::take(file, MAX_NEWEST_BYTES), &mut text)
+        .map_err(|error| wrong("cannot read the version of the newest manifest").source(error))?;
+    let number = text.trim().parse().ok();
+    let deployed = || serde_json::from_str::<Deployed>(&text).ok();
+    number
+        .or_else(|| deployed().map(|deployed| deployed.manifest))
+        .ok_or_else(|| wrong("expected the version of a manifest, or the JSON of a deployment"))
+}
+
+/// A span of time as it can be typed.
+fn span(secs: u64) -> String {
+    let units = [("d", 24 * 60 * 60), ("h", 60 * 60), ("m", 60)];
+    let whole = units
+        .into_iter()
+        .find(|(_, unit)| secs >= *unit && secs.is_multiple_of(*unit));
+    whole.map_or_else(
+        || format!("{secs}s"),
+        |(name, unit)| format!("{}{name}", secs / unit),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_span_is_told_as_it_is_typed() {
+        for text in ["60s", "90s", "1h", "25h", "90m", "2d"] {
+            let secs = crate::args::seconds(text).unwrap();
+            assert_eq!(crate::args::seconds(&span(secs)), Ok(secs));
+        }
+        assert_eq!((span(3600).as_str(), span(90).as_str()), ("1h", "90s"));
+        assert_eq!((span(60).as_str(), span(172_800).as_str()), ("1m", "2d"));
+    }
+
+    #[test]
+    fn the_newest_version_is_a_number_or_what_a_deployment_printed() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("newest");
+        let read = |text: &str| {
+            std::fs::write(&path, text).unwrap();
+            read_newest(&path)
+        };
+        assert_eq!(read("7\n").unwrap(), 7);
+        assert_eq!(read("{\"function\":\"web\",\"manifest\":8}").unwrap(), 8);
+        for wrong in ["", "newest", "{\"manifest\":null}", "-1"] {
+            assert_eq!(read(wrong).unwrap_err().code(), Code::Input, "{wrong}");
+        }
+        assert_eq!(
+            read_newest(&dir.path().join("none")).unwrap_err().code(),
+            Code::Input
+        );
+    }
+}

@@ -1,0 +1,169 @@
+//! The tenant's word on its newest manifest.
+
+use std::path::PathBuf;
+
+use casemate_api::limits::FRESHNESS_INTERVAL_SECS;
+use casemate_api::tenant::FreshnessAnswer;
+use casemate_trust::Seconds;
+use casemate_trust::dsse::Envelope;
+use casemate_trust::freshness::{Freshness, FreshnessDemand};
+use casemate_trust::judge::{Refusal, Standing};
+use casemate_trust::key::SigningKey;
+use casemate_trust::keyfile::Purpose;
+use casemate_trust::statement::Statement as _;
+use http::Method;
+
+use super::Tenancy;
+use crate::error::{Code, Error};
+use crate::keys;
+use crate::machine::now;
+use crate::memory::refused;
+
+/// What came of a renewal.
+#[derive(Debug, Clone, Copy)]
+pub struct Renewed {
+    /// Version of the manifest.
+    pub version: u64,
+    /// Until when it is fresh.
+    pub until: Seconds,
+    /// Whether a statement was signed; shortly after the one before, none is needed.
+    pub is_new: bool,
+}
+
+impl Tenancy<'_> {
+    /// Judges what the control plane shows. A word that a node would refuse is no word: what is demanded is shown as stale
+    /// then, and a new one can be signed.
+    pub(super) fn read_freshness(&mut self, shown: Option<&Envelope>) {
+        let Some(envelope) = shown else { return };
+        let judged = self.session.known.accept_freshness(envelope, now());
+        if let Err(refusal) = judged
+            && refusal != Refusal::FreshnessExpired
+        {
+            self.session.cx.output.warn(&format!(
+                "the control plane shows a statement of freshness that nodes refuse ({}); it is passed over",
+                refusal.code()
+            ));
+        }
+    }
+
+    /// Whether the newest manifest is fresh.
+    pub fn standing(&self) -> Standing {
+        let judge = self.session.known.judge();
+        judge
+            .tenant(&self.id)
+            .map_or(Standing::Undemanded, |state| {
+                state.standing(judge.time(now()))
+            })
+    }
+
+    /// Signs and hands in the word that the newest manifest is the newest. `pinned` is the version that somebody who knows has
+    /// named: without it, this home must be the one that deploys, because only that home knows of a manifest that the
+    /// control plane hides.
+    ///
+    /// # Errors
+    /// No freshness is demanded, no key here may sign, the control plane shows an older manifest than was signed, or refuses.
+    pub async fn renew_freshness(
+        &mut self,
+        pinned: Option<u64>,
+        with_keys: &[PathBuf],
+    ) -> Result<Renewed, Error> {
+        let state = self.session.known.judge().tenant(&self.id);
+        let accord = state.and_then(|state| state.manifest.as_ref());
+        let demand = accord.and_then(|accord| Some((accord, accord.manifest.freshness.clone()?)));
+        let Some((accord, demand)) = demand else {
+            return Err(undemanded());
+        };
+        let (version, manifest) = (accord.manifest.version, accord.digest);
+        self.must_be_newest(version, pinned)?;
+        let now = self.session.known.judge().time(now());
+        let before = state
+            .and_then(|state| state.freshness.as_ref())
+            .filter(|word| word.manifest == manifest)
+            .map(|word| word.issued);
+        if let Some(issued) = before.filter(|at| now.abs_diff(*at) < FRESHNESS_INTERVAL_SECS) {
+            return Ok(Renewed {
+                version,
+                until: issued + demand.max_age_secs,
+                is_new: false,
+            });
+        }
+        let signers = self.freshness_signers(&demand, with_keys)?;
+        let word = Freshness {
+            fleet: self.session.fleet(),
+            tenant: self.id,
+            version,
+            manifest,
+            issued: now,
+        };
+        let envelope = word.sign(&signers.iter().collect::<Vec<_>>());
+        let mut known = self.session.known.clone();
+        known
+            .accept_freshness(&envelope, now)
+            .map_err(|refusal| refused("statement of freshness", refusal))?;
+        let path = format!("/v1/tenants/{}/freshness", self.id);
+        let api = &mut self.session.api;
+        api.send_json::<FreshnessAnswer>(Method::PUT, &path, &envelope)
+            .await?;
+        self.session.known = known;
+        self.session.known.save(&self.session.cx.home)?;
+        Ok(Renewed {
+            version,
+            until: now + demand.max_age_secs,
+            is_new: true,
+        })
+    }
+
+    fn must_be_newest(&self, shown: u64, pinned: Option<u64>) -> Result<(), Error> {
+        match pinned {
+            Some(pinned) if shown < pinned => Err(Error::new(
+                Code::Refused,
+                format!("the control plane shows manifest {shown}, and manifest {pinned} is the newest"),
+                "nothing was signed: credentials stop when the time that the manifest allows is over. The control plane was \
+                 restored from something older, or hides what was deployed; ask the operator",
+            )
+            .at(self.session.api.address())),
+            Some(_) => Ok(()),
+            None if self.session.cx.keys().has(keys::TENANT) => Ok(()),
+            None => Err(Error::new(
+                Code::Usage,
+                format!("this home does not deploy, and cannot know whether manifest {shown} is the newest"),
+                "run this in the home that deploys, or name a file that each deployment writes its version to: \
+                 `--newest-from FILE`",
+            )),
+        }
+    }
+
+    /// The key that the manifest names, if it is in this home; else the tenant's own keys.
+    fn freshness_signers(
+        &self,
+        demand: &FreshnessDemand,
+        with_keys: &[PathBuf],
+    ) -> Result<Vec<SigningKey>, Error> {
+        let keys = self.session.cx.keys();
+        if keys.has(keys::FRESHNESS) && with_keys.is_empty() {
+            let key = keys.signing(keys::FRESHNESS, Purpose::Freshness)?;
+            if demand.key == Some(key.public()) {
+                return Ok(vec![key]);
+            }
+            if !keys.has(keys::TENANT) {
+                let next = format!(
+                    "sign a manifest that names it, where the tenant's key is: `casemate freshness require --max-age {}s --key {}`",
+                    demand.max_age_secs,
+                    key.public()
+                );
+                let what = "the newest manifest does not name this home's freshness key";
+                return Err(Error::new(Code::NoKey, what, next));
+            }
+        }
+        self.signers(with_keys)
+    }
+}
+
+/// The error for a manifest that demands no freshness.
+pub fn undemanded() -> Error {
+    Error::new(
+        Code::NotFound,
+        "the newest manifest demands no freshness",
+        "`casemate freshness require --max-age 1h` signs one that does",
+    )
+}

@@ -1,0 +1,78 @@
+//! Statements of freshness in the simulated world.
+
+use casemate_trust::Seconds;
+use casemate_trust::id::TenantId;
+
+use super::{Vault, World};
+use crate::StatementId;
+
+impl World {
+    /// The tenant says once more that its newest manifest is the newest.
+    pub(super) fn publish_freshness(&mut self, tenant: TenantId) {
+        let version = self.highest(&StatementId::Manifest { tenant, version: 0 });
+        if version > 0 {
+            let id = StatementId::Freshness {
+                tenant,
+                version,
+                issued: self.revision,
+            };
+            let bytes = id.to_string().into_bytes();
+            self.put(id, bytes);
+        }
+    }
+
+    /// Of statements of freshness the newest is held, as long as no manifest is newer.
+    pub(super) fn drop_superseded_freshness(&mut self, newer: &StatementId) {
+        let goes = |held: &StatementId| {
+            matches!(held, StatementId::Freshness { .. })
+                && held.tenant() == newer.tenant()
+                && match newer {
+                    StatementId::Freshness { .. } => true,
+                    StatementId::Manifest { version, .. } => held.version() < *version,
+                    _ => false,
+                }
+        };
+        self.statements.retain(|_, held| !goes(held));
+        self.bytes.retain(|held, _| !goes(held));
+    }
+}
+
+impl Vault {
+    pub(super) fn judge_freshness(
+        &mut self,
+        tenant: &TenantId,
+        word: (u64, Seconds),
+    ) -> Result<(), &'static str> {
+        let held = self.has.tenants.get_mut(tenant).ok_or("unknown tenant")?;
+        let manifest = held.manifest.map_or(0, |(version, _)| version);
+        if word.0 < manifest || held.freshness.is_some_and(|before| word < before) {
+            return Err("lower");
+        }
+        if held.freshness == Some(word) {
+            return Err("again");
+        }
+        held.freshness = Some(word);
+        Ok(())
+    }
+
+    /// Whether nothing is lacking: the word is held, or is no use to this node.
+    pub(super) fn has_freshness(&self, tenant: &TenantId, word: (u64, Seconds)) -> bool {
+        self.has.tenants.get(tenant).is_none_or(|has| {
+            let manifest = has.manifest.map_or(0, |(version, _)| version);
+            has.freshness >= Some(word) || manifest > word.0
+        })
+    }
+}
+
+/// A word comes when no manifest of its tenant waits to be judged.
+pub(super) fn assert_in_order(id: &StatementId, unjudged: &[(StatementId, Vec<u8>)]) {
+    if matches!(id, StatementId::Freshness { .. }) {
+        let waits = |(other, _): &(StatementId, Vec<u8>)| {
+            matches!(other, StatementId::Manifest { .. }) && other.tenant() == id.tenant()
+        };
+        assert!(
+            !unjudged.iter().any(waits),
+            "{id} came before its manifest was judged"
+        );
+    }
+}

@@ -1,0 +1,154 @@
+//! The tenants' word on their newest manifests, as it comes in: often, and most of it says what the one before said. A word
+//! replaces the one before in the store, and leaves an audit record when it says something new.
+
+use casemate_api::error::code;
+use casemate_api::fleet::Outcome;
+use casemate_api::limits::FRESHNESS_INTERVAL_SECS;
+use casemate_api::tenant::FreshnessAnswer;
+use casemate_control_store::{Change, Store as _};
+use casemate_push::StatementId;
+use casemate_trust::Seconds;
+use casemate_trust::dsse::Envelope;
+use casemate_trust::freshness::Freshness;
+use casemate_trust::id::TenantId;
+use casemate_trust::judge::{Accepted, Refusal};
+use casemate_trust::statement::Statement as _;
+use serde_json::json;
+
+use super::held::Index;
+use super::{Actor, Plane, key, now};
+use crate::fault::Fault;
+
+/// Seconds that a word on the same manifest, which came in time, leaves no audit record: a year of words leaves 365.
+const RECORD_INTERVAL_SECS: Seconds = 24 * 60 * 60;
+
+impl Plane {
+    /// Takes a tenant's word on its newest manifest.
+    pub(crate) async fn put_freshness(
+        &self,
+        actor: &Actor,
+        tenant: &TenantId,
+        bytes: &[u8],
+    ) -> Result<FreshnessAnswer, Fault> {
+        let malformed = |message| Fault::from(Refusal::Malformed(message));
+        let envelope = Envelope::parse(bytes).map_err(|error| malformed(error.to_string()))?;
+        let word = Freshness::read(&envelope).map_err(malformed)?;
+        if word.tenant != *tenant {
+            let message = "the statement is another tenant's";
+            return Err(Fault::new(403, code::FORBIDDEN, message));
+        }
+        let id = StatementId::Freshness {
+            tenant: *tenant,
+            version: word.version,
+            issued: word.issued,
+        };
+        self.reserve().await?;
+        let writing = self.begin().await?;
+        let before = self.word(tenant);
+        let judged = must_not_be_too_soon(before.as_ref(), &word)
+            .and_then(|()| self.accept_freshness(&envelope));
+        if judged.map_err(|fault| fault.about(&id))? == Accepted::Held {
+            return Ok(FreshnessAnswer {
+                accepted: Outcome::Held,
+                revision: self.store.revision(),
+            });
+        }
+        let changes = vec![Change::put(key::statement(&id), envelope.to_bytes())];
+        let is_recorded = before.is_none_or(|before| self.is_news(&before, &word));
+        let revision = if is_recorded {
+            let action = "freshness.put";
+            writing.commit(actor, action, &id, vec![], changes).await?
+        } else {
+            writing.commit_unrecorded(changes).await?
+        };
+        self.change(|held| held.index.insert(revision, id, envelope.to_bytes()));
+        writing.announce();
+        Ok(FreshnessAnswer {
+            accepted: Outcome::New,
+            revision,
+        })
+    }
+
+    fn accept_freshness(&self, envelope: &Envelope) -> Result<Accepted, Fault> {
+        self.change(|held| match &mut held.judge {
+            Some(judge) => Ok(judge.accept_freshness(envelope, now())?),
+            None => Err(Fault::no_fleet()),
+        })
+    }
+
+    /// A tenant's word that is held by the judge.
+    fn word(&self, tenant: &TenantId) -> Option<Freshness> {
+        let held = self.held();
+        held.judge.as_ref()?.tenant(tenant)?.freshness.clone()
+    }
+
+    /// Whether the judge holds a tenant's word on its newest manifest.
+    pub(super) fn has_word(&self, tenant: &TenantId) -> bool {
+        self.word(tenant).is_some()
+    }
+
+    /// Whether a word is on another manifest, came after the one before had ended, or is the first of its day.
+    fn is_news(&self, before: &Freshness, word: &Freshness) -> bool {
+        let held = self.held();
+        let judge = held.judge.as_ref();
+        let accord = judge.and_then(|judge| judge.tenant(&word.tenant)?.manifest.as_ref());
+        let demand = accord.and_then(|accord| accord.manifest.freshness.as_ref());
+        let allowed_secs = demand.map_or(0, |demand| demand.max_age_secs);
+        let day = |word: &Freshness| word.issued / RECORD_INTERVAL_SECS;
+        before.manifest != word.manifest
+            || word.issued.saturating_sub(before.issued) >= allowed_secs
+            || day(before) != day(word)
+    }
+}
+
+impl Index {
+    /// Of a tenant's statements of freshness only the newest is held, as long as no manifest is newer than the one that it
+    /// names.
+    pub(super) fn drop_freshness(&mut self, newer: &StatementId) {
+        let (tenant, below) = match newer {
+            StatementId::Freshness { tenant, .. } => (*tenant, u64::MAX),
+            StatementId::Manifest { tenant, version } => (*tenant, version.saturating_sub(1)),
+            _ => return,
+        };
+        let bound = |version, issued| StatementId::Freshness {
+            tenant,
+            version,
+            issued,
+        };
+        let held = self.held.range(bound(0, 0)..=bound(below, u64::MAX));
+        let superseded: Vec<_> = held.map(|(id, _)| id.clone()).collect();
+        for id in superseded {
+            if let Some((revision, _)) = self.held.remove(&id) {
+                self.by_revision.remove(&revision);
+            }
+        }
+    }
+
+    /// A tenant's newest statement of freshness.
+    pub(crate) fn freshness(&self, tenant: &TenantId) -> Option<&[u8]> {
+        let bound = |version, issued| StatementId::Freshness {
+            tenant: *tenant,
+            version,
+            issued,
+        };
+        let newest = self
+            .range(bound(0, 0), bound(u64::MAX, u64::MAX))
+            .next_back();
+        newest.map(|(_, _, bytes)| bytes)
+    }
+}
+
+fn must_not_be_too_soon(before: Option<&Freshness>, word: &Freshness) -> Result<(), Fault> {
+    let Some(before) = before.filter(|before| before.manifest == word.manifest) else {
+        return Ok(());
+    };
+    let since_secs = word.issued.saturating_sub(before.issued);
+    if (1..FRESHNESS_INTERVAL_SECS).contains(&since_secs) {
+        let message = format!(
+            "expected {FRESHNESS_INTERVAL_SECS} seconds between two statements of freshness of a manifest, got {since_secs}"
+        );
+        let details = json!({ "interval_secs": FRESHNESS_INTERVAL_SECS });
+        return Err(Fault::new(429, code::TOO_SOON, message).with(details));
+    }
+    Ok(())
+}

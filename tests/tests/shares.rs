@@ -1,0 +1,216 @@
+//! Two greedy tenants and a modest one on one node, with the real programs: functions that fill their memory, functions
+//! that spin, and a neighbour that answers.
+
+#![allow(clippy::unwrap_used, reason = "a test that panics says enough")]
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use casemate_tests::caller;
+use casemate_tests::cli::Cli;
+use casemate_tests::fleet::{Fleet, SOON};
+use casemate_tests::node::{Node, Settings, Workers};
+use tokio::task::{JoinHandle, block_in_place};
+
+/// The modest tenant's function: some milliseconds of work at most.
+const MODEST: &str = r#"
+export default {
+  fetch(request) {
+    let sum = 0;
+    for (let n = 0; n < 100_000; n++) sum += n;
+    return new Response(`${sum}`);
+  },
+};"#;
+const MODEST_HOST: &str = "modest.apps.demo.test";
+
+/// Fills the heap nearly to its limit, touches all of it for a while, and begins again.
+const FILL: &str = r#"
+const held = [];
+export default {
+  async fetch() {
+    while (held.length < 40) held.push(new Array(131_072).fill(held.length + 0.5));
+    for (let n = 0; n < 20; n++) {
+      for (const part of held) part[n] += 1;
+      await new Promise((resolve) => setTimeout(resolve, 50));
+    }
+    return new Response("full");
+  },
+};"#;
+
+/// Spins until its processor time is used up.
+const SPIN: &str = "export default { fetch() { for (;;); } };";
+
+/// What the greedy tenants run.
+struct Attack {
+    /// Functions that fill their memory, of the first tenant.
+    filling: usize,
+    /// Functions that spin, of the second.
+    spinning: usize,
+    /// Requests of the modest tenant, idle and attacked each.
+    requests: usize,
+}
+
+/// What the modest tenant's callers saw.
+struct Pace {
+    p50: Duration,
+    p99: Duration,
+    slowest: Duration,
+}
+
+impl std::fmt::Display for Pace {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { p50, p99, slowest } = self;
+        write!(f, "p50 {p50:.1?}, p99 {p99:.1?}, slowest {slowest:.1?}")
+    }
+}
+
+/// Sends requests one after the other, each of which must be answered.
+async fn pace(fleet: &Fleet, requests: usize) -> Pace {
+    let mut times = Vec::with_capacity(requests);
+    for number in 0..requests {
+        let began = Instant::now();
+        let answer = caller::get(fleet.node.gateway, MODEST_HOST, "/")
+            .await
+            .unwrap();
+        times.push(began.elapsed());
+        assert_eq!(answer.status, 200, "request {number}: {}", answer.text());
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    times.sort_unstable();
+    Pace {
+        p50: times[requests / 2],
+        p99: times[requests * 99 / 100],
+        slowest: times[requests - 1],
+    }
+}
+
+/// Deploys so many functions of one tenant, and returns their hosts.
+fn deploy(
+    fleet: &Fleet,
+    tenant: &Cli,
+    (name, count): (&str, usize),
+    config: &str,
+    source: &str,
+) -> Vec<String> {
+    let deploy = |number| {
+        let function = format!("{name}-{number}");
+        let host = format!("{function}.{name}.test");
+        let project = fleet
+            .small_project_at(&host, &function, config, source)
+            .unwrap();
+        tenant
+            .ok(&project, &["deploy", "--wait", "60"], b"")
+            .unwrap();
+        host
+    };
+    (0..count).map(deploy).collect()
+}
+
+/// Calls each host again and again until it is over. What becomes of the calls is the greedy tenants' own business.
+fn besiege(
+    fleet: &Fleet,
+    hosts: Vec<String>,
+    over: &Arc<AtomicBool>,
+) -> impl Iterator<Item = JoinHandle<u32>> {
+    let gateway = fleet.node.gateway;
+    hosts.into_iter().map(move |host| {
+        let over = over.clone();
+        tokio::spawn(async move {
+            let mut reached = 0;
+            while !over.load(Ordering::Relaxed) {
+                let answer = caller::get(gateway, &host, "/").await;
+                // The gateway answers 503 where no worker was given.
+                reached += u32::from(answer.is_ok_and(|answer| answer.status != 503));
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            reached
+        })
+    })
+}
+
+/// The pace of the modest tenant, idle and attacked.
+async fn under(attack: Attack) -> (Pace, Pace) {
+    let temporary = tempfile::Builder::new()
+        .prefix("casemate-")
+        .tempdir()
+        .unwrap();
+    let fleet = block_in_place(|| {
+        use std::os::unix::fs::PermissionsExt as _;
+        let open = std::fs::Permissions::from_mode(0o755);
+        std::fs::set_permissions(temporary.path(), open).unwrap();
+        let start = |folder: &std::path::Path, token: &str| {
+            let workers = Workers {
+                spares: 2,
+                max: u32::try_from(attack.filling + attack.spinning + 10).unwrap(),
+            };
+            let settings = Settings {
+                workers,
+                ..Settings::default()
+            };
+            Node::start(folder, token, &settings)
+        };
+        Fleet::start_with(temporary.path(), None, &mut |_| (), start).unwrap()
+    });
+    let (filling, spinning) = block_in_place(|| {
+        let modest = fleet.small_project("modest", "", MODEST).unwrap();
+        fleet.deploy(&modest).unwrap();
+        let fill = fleet.add_tenant("fill", &["*.fill.test"]).unwrap();
+        let spin = fleet.add_tenant("spin", &["*.spin.test"]).unwrap();
+        let limits = "[limits]\nheap_mib = 64\ncpu_time_ms = 5000\n";
+        let filling = deploy(&fleet, &fill, ("fill", attack.filling), limits, FILL);
+        let spinning = deploy(&fleet, &spin, ("spin", attack.spinning), limits, SPIN);
+        (filling, spinning)
+    });
+    let idle = pace(&fleet, attack.requests).await;
+    let over = Arc::new(AtomicBool::new(false));
+    let besiegers: Vec<_> = besiege(&fleet, filling, &over)
+        .chain(besiege(&fleet, spinning, &over))
+        .collect();
+    // The attack is under way when every place that it can have is taken.
+    let wanted = (attack.filling + attack.spinning) / 2;
+    block_in_place(|| {
+        fleet
+            .node
+            .wait_for("workers of the attack", SOON, |status| {
+                status["workers"].as_array().map_or(0, Vec::len) > wanted
+            })
+    })
+    .unwrap();
+    let attacked = pace(&fleet, attack.requests).await;
+    over.store(true, Ordering::Relaxed);
+    let mut reached = 0;
+    for besieger in besiegers {
+        reached += besieger.await.unwrap();
+    }
+    println!("the greedy tenants' functions answered {reached} times");
+    (idle, attacked)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_neighbour_of_functions_that_fill_memory_and_spin_is_served() {
+    let attack = Attack {
+        filling: 2,
+        spinning: 3,
+        requests: 40,
+    };
+    let (idle, attacked) = under(attack).await;
+    println!("idle: {idle}; attacked: {attacked}");
+}
+
+/// The long form, with figures: `make test-shares`. On a machine that others load too the figures say nothing.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes the machine's processors and gigabytes of memory for minutes"]
+async fn forty_that_fill_memory_and_fifty_that_spin_leave_a_neighbour_its_pace() {
+    let attack = Attack {
+        filling: 40,
+        spinning: 50,
+        requests: 300,
+    };
+    let (idle, attacked) = under(attack).await;
+    println!("idle: {idle}; attacked: {attacked}");
+    assert!(
+        attacked.p99 < idle.p99 * 5,
+        "idle: {idle}; attacked: {attacked}"
+    );
+}
