@@ -80,7 +80,12 @@ impl World {
 
     fn node_is_fresh_until(&self, until: u64) {
         let says = |status: &Value| status["vault"]["tenants"][0]["freshness"]["until"] == until;
-        block_in_place(|| self.fleet.node.wait_for("the tenant's word", SOON, says)).unwrap();
+        block_in_place(|| {
+            self.fleet
+                .node
+                .wait_for("the renewed freshness", SOON, says)
+        })
+        .unwrap();
     }
 
     /// Renews until this ends later than `before`; when that is.
@@ -99,7 +104,7 @@ impl World {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn credentials_stop_when_the_tenants_word_does_not_arrive() {
+async fn credentials_stop_when_renewals_do_not_arrive() {
     let mut world = World::start().await;
     let key = world.tenant(&["freshness", "key", "--plain-keys"]);
     let key = key["public_key"].as_str().unwrap().to_owned();
@@ -119,7 +124,7 @@ async fn credentials_stop_when_the_tenants_word_does_not_arrive() {
     block_in_place(|| world.fleet.node.restart()).unwrap();
     world.until("credential_stale", SOON).await;
 
-    // It is back, and so is the tenant's word, which a node keeps over a kill.
+    // It is back, and so is the tenant's statement, which a node keeps over a kill.
     block_in_place(|| world.fleet.control.restart()).unwrap();
     let renewed = world.renew(renewed);
     world.until("sent", SOON).await;

@@ -178,7 +178,7 @@ pub const ENDPOINTS: &[Endpoint] = &[
     ask(Put, "/v1/tenants/{id}/manifest", "put_manifest", Own, "Hands in the next manifest")
         .takes(Envelope).gives(Json("ManifestAnswer")),
     ask(Put, "/v1/tenants/{id}/freshness", "put_freshness", Own,
-        "Hands in the word that a manifest is the newest; 429 `too_soon` shortly after the one before")
+        "Renews the freshness of the newest manifest; 429 `too_soon` shortly after the renewal before")
         .takes(Envelope).gives(Json("FreshnessAnswer")),
     ask(Get, "/v1/tenants/{id}/status", "tenant_status", LookOwn, "What the nodes made of the newest manifest")
         .gives(Json("TenantStatus")),

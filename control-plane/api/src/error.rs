@@ -91,7 +91,7 @@ pub mod code {
     pub const ONLINE_KEY_OTHER: &str = "online_key_other";
     /// 429: more than can be kept of these; `details.limit`.
     pub const TOO_MANY: &str = "too_many";
-    /// 429: the same was stated a moment ago and counts; `details.interval_secs`.
+    /// 429: freshness was renewed a moment ago, and that renewal holds; `details.interval_secs`.
     pub const TOO_SOON: &str = "too_soon";
     /// 409: someone else changed the same thing at the same time; trying again is safe.
     pub const CONFLICT: &str = "conflict";

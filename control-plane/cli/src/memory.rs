@@ -256,8 +256,8 @@ impl Known {
         Ok(accepted)
     }
 
-    /// Judge a tenant's word on its newest manifest. The home remembers when it was said; the word itself comes anew with the
-    /// tenant's manifest.
+    /// Judge a statement of freshness. The home remembers its order and digest; the control plane shows the statement itself
+    /// with the tenant's manifest.
     ///
     /// # Errors
     /// The refusal itself: it may only have expired.

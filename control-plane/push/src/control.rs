@@ -58,8 +58,8 @@ pub struct ControlEnd {
     position: u64,
     synced: Option<u64>,
     unacked: BTreeMap<StatementId, u64>,
-    /// Statements of freshness that wait until the node has judged a manifest of the same tenant: one that names this manifest
-    /// would reach the vault before it while the node fetches objects, and stop the tenant's credentials meanwhile.
+    /// Statements of freshness that wait until the node has judged a manifest of the same tenant. While the node fetches objects
+    /// of that manifest, such a statement would reach the vault first, and stop the tenant's credentials.
     deferred: BTreeMap<TenantId, (u64, StatementId)>,
     /// Newest manifests that were read.
     read: Listings,

@@ -131,7 +131,7 @@ pub enum StatementId {
         /// Version.
         version: u64,
     },
-    /// `Freshness`: the tenant's word on its newest manifest.
+    /// `Freshness`: states that a manifest is its tenant's newest.
     Freshness {
         /// Tenant.
         tenant: TenantId,

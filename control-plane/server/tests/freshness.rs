@@ -1,4 +1,4 @@
-//! The tenants' word on their newest manifests at the control plane: judged, pushed, replaced, and dropped with its manifest.
+//! The tenants' statement on their newest manifests at the control plane: judged, pushed, replaced, and dropped with its manifest.
 // A test that cannot go on fails.
 #![allow(clippy::unwrap_used)]
 
@@ -44,20 +44,20 @@ async fn deploy(fleet: &Fleet, client: &Client, version: u64) -> Manifest {
     manifest
 }
 
-fn word(manifest: &Manifest, issued: u64) -> Envelope {
-    let word = Freshness {
+fn statement(manifest: &Manifest, issued: u64) -> Envelope {
+    let statement = Freshness {
         fleet: manifest.fleet,
         tenant: manifest.tenant,
         version: manifest.version,
         manifest: manifest.sign(&[]).payload_digest(),
         issued,
     };
-    word.sign(&[&key(CRON)])
+    statement.sign(&[&key(CRON)])
 }
 
-async fn put(fleet: &Fleet, client: &Client, word: &Envelope) -> Answer {
+async fn put(fleet: &Fleet, client: &Client, statement: &Envelope) -> Answer {
     let path = tenant_path(&fleet.tenant.id, "freshness");
-    client.put(&path, word.to_bytes()).await
+    client.put(&path, statement.to_bytes()).await
 }
 
 async fn shown(fleet: &Fleet, client: &Client) -> Option<Envelope> {
@@ -75,7 +75,7 @@ fn id(manifest: &Manifest, issued: u64) -> StatementId {
 }
 
 #[tokio::test]
-async fn a_word_is_pushed_survives_a_restart_and_goes_with_its_manifest() {
+async fn a_statement_is_pushed_survives_a_restart_and_goes_with_its_manifest() {
     let mut control = Control::new().await;
     let fleet = Fleet::new(&control).await;
     let client = control.client(&fleet.tenant_token);
@@ -83,7 +83,7 @@ async fn a_word_is_pushed_survives_a_restart_and_goes_with_its_manifest() {
     let mut node = member(&control, &fleet, "edge-1", &key(20)).await;
     let came = node.sync().await;
     let issued = now();
-    let said = word(&first, issued);
+    let said = statement(&first, issued);
     put(&fleet, &client, &said).await.ok();
     let pushed = node.sync().await;
     assert_eq!(pushed.ids(), [id(&first, issued)]);
@@ -97,7 +97,7 @@ async fn a_word_is_pushed_survives_a_restart_and_goes_with_its_manifest() {
     assert_eq!(shown(&fleet, &client).await, Some(said.clone()));
     let held: FreshnessAnswer = put(&fleet, &client, &said).await.ok().json();
     assert_eq!(held.accepted, Outcome::Held);
-    // A node that has the manifest gets the word; one that has the word too gets nothing.
+    // A node that has the manifest gets the statement; one that has the statement too gets nothing.
     let mut hello = hello("edge-1", &key(20), fleet.id);
     hello.has = came.has();
     let mut node = Node::connect(&control, &key(20), NodeEnd::member(hello.clone())).await;
@@ -109,13 +109,13 @@ async fn a_word_is_pushed_survives_a_restart_and_goes_with_its_manifest() {
 
     let second = deploy(&fleet, &client, 2).await;
     assert_eq!(shown(&fleet, &client).await, None);
-    let late = put(&fleet, &client, &word(&first, issued + 100)).await;
+    let late = put(&fleet, &client, &statement(&first, issued + 100)).await;
     assert_eq!(late.refused(422), "freshness_version_lower");
-    put(&fleet, &client, &word(&second, issued)).await.ok();
+    put(&fleet, &client, &statement(&second, issued)).await.ok();
 }
 
 #[tokio::test]
-async fn a_word_waits_until_the_node_has_judged_its_manifest() {
+async fn a_statement_waits_until_the_node_has_judged_its_manifest() {
     let control = Control::new().await;
     let fleet = Fleet::new(&control).await;
     let client = control.client(&fleet.tenant_token);
@@ -132,8 +132,10 @@ async fn a_word_waits_until_the_node_has_judged_its_manifest() {
             _ => {}
         }
     };
-    put(&fleet, &client, &word(&manifest, issued)).await.ok();
-    // Something else comes meanwhile, and the word does not.
+    put(&fleet, &client, &statement(&manifest, issued))
+        .await
+        .ok();
+    // Something else comes meanwhile, and the statement does not.
     let other = support::fleet::pool(fleet.id, "main", 2).sign(&[&key(1)]);
     let operator = control.operator();
     let posted = operator.ask("POST", "/v1/statements", other.to_bytes());
@@ -147,7 +149,7 @@ async fn a_word_waits_until_the_node_has_judged_its_manifest() {
     node.end.ack(&next).unwrap();
     node.end.ack(&unanswered.pop().unwrap()).unwrap();
     node.write().await;
-    // The answers complete what was synced before the word, which comes then.
+    // The answers complete what was synced before the statement, which comes then.
     assert_eq!(node.sync().await.ids(), []);
     assert_eq!(node.sync().await.ids(), [id(&manifest, issued)]);
 }
@@ -158,7 +160,7 @@ async fn only_the_tenant_hands_in_and_only_its_keys_count() {
     let fleet = Fleet::new(&control).await;
     let client = control.client(&fleet.tenant_token);
     let manifest = deploy(&fleet, &client, 1).await;
-    let said = word(&manifest, now());
+    let said = statement(&manifest, now());
     let operator = put(&fleet, &control.operator(), &said).await;
     assert_eq!(operator.refused(403), "forbidden");
     let stranger = put(&fleet, &control.client(""), &said).await;
@@ -174,20 +176,20 @@ async fn only_the_tenant_hands_in_and_only_its_keys_count() {
     };
     let others = put(&fleet, &client, &others.sign(&[&key(CRON)])).await;
     assert_eq!(others.refused(403), "forbidden");
-    let ahead = put(&fleet, &client, &word(&manifest, now() + 1000)).await;
+    let ahead = put(&fleet, &client, &statement(&manifest, now() + 1000)).await;
     assert_eq!(ahead.refused(422), "freshness_from_future");
     assert_eq!(shown(&fleet, &client).await, None);
     let tries = refused(&control).await;
     let named = format!("freshness of manifest 1 of tenant {}", fleet.tenant.id);
-    let of_word = |(_, action, subject): &&(String, String, String)| {
+    let of_statement = |(_, action, subject): &&(String, String, String)| {
         action == "put_freshness.refused" && subject.ends_with(&named)
     };
-    assert!(tries.iter().filter(of_word).count() >= 4, "{tries:?}");
+    assert!(tries.iter().filter(of_statement).count() >= 4, "{tries:?}");
     put(&fleet, &client, &said).await.ok();
 }
 
 #[tokio::test]
-async fn words_replace_each_other_and_leave_one_record_a_day() {
+async fn statements_replace_each_other_and_leave_one_record_a_day() {
     let control = Control::new().await;
     let fleet = Fleet::new(&control).await;
     let client = control.client(&fleet.tenant_token);
@@ -195,13 +197,13 @@ async fn words_replace_each_other_and_leave_one_record_a_day() {
     // Ten days, every three hours, all in time.
     let (begin, step) = (now() / DAY * DAY - 10 * DAY, 3 * 60 * 60);
     for number in 0..80 {
-        let said = word(&manifest, begin + number * step);
+        let said = statement(&manifest, begin + number * step);
         put(&fleet, &client, &said).await.ok();
     }
     let last = begin + 79 * step;
-    let soon = put(&fleet, &client, &word(&manifest, last + 1)).await;
+    let soon = put(&fleet, &client, &statement(&manifest, last + 1)).await;
     assert_eq!(soon.refused(429), "too_soon");
-    let older = put(&fleet, &client, &word(&manifest, last - step)).await;
+    let older = put(&fleet, &client, &statement(&manifest, last - step)).await;
     assert_eq!(older.refused(422), "freshness_older");
     let page: AuditPage = control.operator().get("/v1/audit").await.ok().json();
     let records = page.records.iter();
@@ -210,9 +212,9 @@ async fn words_replace_each_other_and_leave_one_record_a_day() {
     // A node that comes now gets the newest, and no other.
     let mut node = member(&control, &fleet, "edge-1", &key(20)).await;
     let came = node.sync().await;
-    let words = came.ids().into_iter();
-    let words: Vec<_> = words
+    let statements = came.ids().into_iter();
+    let statements: Vec<_> = statements
         .filter(|id| matches!(id, StatementId::Freshness { .. }))
         .collect();
-    assert_eq!(words, [id(&manifest, last)]);
+    assert_eq!(statements, [id(&manifest, last)]);
 }

@@ -2,6 +2,7 @@
 
 mod accept;
 mod evidence;
+mod freshness;
 mod image;
 mod open;
 mod reflected;
@@ -243,7 +244,7 @@ impl Vault {
                     freshness: state
                         .freshness
                         .as_ref()
-                        .map(|word| (word.version, word.issued)),
+                        .map(|statement| (statement.version, statement.issued)),
                 })
                 .collect(),
             grants: state

@@ -54,7 +54,7 @@ async fn deploy(fleet: &mut Fleet, left_secs: u64) -> (Manifest, [u8; 32]) {
     (manifest, release)
 }
 
-fn word(manifest: &Manifest, issued: u64) -> Freshness {
+fn statement(manifest: &Manifest, issued: u64) -> Freshness {
     Freshness {
         fleet: manifest.fleet,
         tenant: manifest.tenant,
@@ -64,14 +64,14 @@ fn word(manifest: &Manifest, issued: u64) -> Freshness {
     }
 }
 
-async fn show(fleet: &mut Fleet, word: &Freshness, signer: &SigningKey) -> String {
-    show_envelope(fleet, &word.sign(&[signer])).await
+async fn show(fleet: &mut Fleet, statement: &Freshness, signer: &SigningKey) -> String {
+    show_envelope(fleet, &statement.sign(&[signer])).await
 }
 
-async fn show_envelope(fleet: &mut Fleet, word: &Envelope) -> String {
+async fn show_envelope(fleet: &mut Fleet, statement: &Envelope) -> String {
     let verdict = fleet
         .vault()
-        .submit(ObjectKind::Freshness, word.to_bytes())
+        .submit(ObjectKind::Freshness, statement.to_bytes())
         .await;
     match verdict {
         Verdict::Refused { code, .. } => code,
@@ -102,7 +102,10 @@ async fn a_withheld_withdrawal_ends_injection_and_no_replay_prolongs_it() {
     let before = channel(&mut fleet, release).await;
     assert_eq!(injected(&before, &upstream).await, "none");
     // The tenant renewed twice; then it withdrew the secret, which never arrives, and so did not renew manifest 2 again.
-    let (first, second) = (word(&held, held.issued + 1), word(&held, held.issued + 2));
+    let (first, second) = (
+        statement(&held, held.issued + 1),
+        statement(&held, held.issued + 2),
+    );
     let (first, second) = (first.sign(&[&key(CRON)]), second.sign(&[&key(CRON)]));
     assert_eq!(show_envelope(&mut fleet, &second).await, "Accepted");
     wait_until_stale(&before, &upstream).await;
@@ -112,7 +115,7 @@ async fn a_withheld_withdrawal_ends_injection_and_no_replay_prolongs_it() {
     // What the thief has: old statements, another tenant's keys, the online key, a key of its own.
     assert_eq!(show_envelope(&mut fleet, &second).await, "Accepted");
     assert_eq!(show_envelope(&mut fleet, &first).await, "freshness_older");
-    let fresh = word(&held, now());
+    let fresh = statement(&held, now());
     for seed in [1, 11, 20, 66] {
         let code = show(&mut fleet, &fresh, &key(seed)).await;
         assert_eq!(code, "signature_threshold", "key {seed}");
@@ -133,19 +136,19 @@ async fn a_withheld_withdrawal_ends_injection_and_no_replay_prolongs_it() {
     assert_eq!(fleet.submit_manifest(&held).await, Verdict::Accepted);
     assert_eq!(injected(&again, &upstream).await, "credential_stale");
     let (shop, web) = (fleet.tenant.clone(), release);
-    // Another tenant's word, however fresh, is about that tenant.
+    // Another tenant's statement, however fresh, is about that tenant.
     fleet.admit_another_tenant("bank", 11).await;
     fleet.deploy(1).await;
     let banks = demanding(&fleet, 2, 0);
     assert_eq!(fleet.submit_manifest(&banks).await, Verdict::Accepted);
-    let of_bank = show(&mut fleet, &word(&banks, now()), &key(11)).await;
+    let of_bank = show(&mut fleet, &statement(&banks, now()), &key(11)).await;
     assert_eq!(of_bank, "Accepted");
     fleet.tenant = shop;
     let shops = channel(&mut fleet, web).await;
     assert_eq!(injected(&shops, &upstream).await, "credential_stale");
 
-    // The honest word, and it survives a kill.
-    let renewed = word(&held, now());
+    // The honest statement, and it survives a kill.
+    let renewed = statement(&held, now());
     assert_eq!(show(&mut fleet, &renewed, &key(CRON)).await, "Accepted");
     assert_eq!(injected(&shops, &upstream).await, "none");
     fleet.kill_and_restart().await;
@@ -154,7 +157,7 @@ async fn a_withheld_withdrawal_ends_injection_and_no_replay_prolongs_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_word_that_there_is_a_newer_manifest_stops_the_old_one_and_ends_its_calls() {
+async fn a_statement_about_a_newer_manifest_stops_the_old_one_and_ends_its_calls() {
     let raw = Raw::start(|_| (Vec::new(), Then::Hold)).await;
     let mut fleet = Fleet::start(&raw.upstream).await;
     fleet.edit_release = with_plain_egress;
@@ -175,18 +178,18 @@ async fn the_word_that_there_is_a_newer_manifest_stops_the_old_one_and_ends_its_
     newer.secrets.clear();
     // Neither the key of the old manifest, nor a thief.
     for seed in [CRON, 20, 66] {
-        let code = show(&mut fleet, &word(&newer, now()), &key(seed)).await;
+        let code = show(&mut fleet, &statement(&newer, now()), &key(seed)).await;
         assert_eq!(code, "signature_threshold", "key {seed}");
     }
     fleet.vault().wait_for_calls(2).await;
-    let said = word(&newer, now());
+    let said = statement(&newer, now());
     assert_eq!(show(&mut fleet, &said, &key(TENANT)).await, "Accepted");
     let ended = tokio::time::timeout(SOON, with.response.head());
     let (head, _) = ended.await.unwrap().unwrap();
     assert_eq!(head.fields.text(":error"), Some("credential_stale"));
     // The call without a credential goes on, and nothing makes the old manifest fresh again, whoever is killed.
     raw.wait_for_open(1).await;
-    let old = word(&held, now() + 5);
+    let old = statement(&held, now() + 5);
     for signer in [key(CRON), key(TENANT)] {
         let code = show(&mut fleet, &old, &signer).await;
         assert_eq!(code, "freshness_version_lower");
@@ -201,7 +204,7 @@ async fn the_word_that_there_is_a_newer_manifest_stops_the_old_one_and_ends_its_
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_deployment_interrupts_nothing_and_needs_no_word() {
+async fn a_deployment_interrupts_nothing_and_needs_no_statement() {
     let upstream = Upstream::start(KEY).await;
     let mut fleet = Fleet::start(&upstream).await;
     let (_, release) = deploy(&mut fleet, MAX_AGE_SECS).await;
@@ -211,13 +214,13 @@ async fn a_deployment_interrupts_nothing_and_needs_no_word() {
         assert_eq!(fleet.submit_manifest(&next).await, Verdict::Accepted);
         assert_eq!(injected(&worker, &upstream).await, "none", "{version}");
         if version.is_multiple_of(2) {
-            let renewed = word(&next, now());
+            let renewed = statement(&next, now());
             assert_eq!(show(&mut fleet, &renewed, &key(CRON)).await, "Accepted");
         }
     }
     let have = fleet.vault().have().await;
     assert_eq!(have.tenants[0].freshness, None, "manifest 19 needs none");
-    // The record of the word on manifest 18 went with it.
+    // The record of the statement on manifest 18 went with it.
     fleet.kill_and_restart().await;
     assert_eq!(fleet.vault().have().await, have);
     let off = Manifest {
@@ -225,7 +228,7 @@ async fn a_deployment_interrupts_nothing_and_needs_no_word() {
         ..demanding(&fleet, 20, 0)
     };
     assert_eq!(fleet.submit_manifest(&off).await, Verdict::Accepted);
-    let code = show(&mut fleet, &word(&off, now()), &key(TENANT)).await;
+    let code = show(&mut fleet, &statement(&off, now()), &key(TENANT)).await;
     assert_eq!(code, "freshness_undemanded");
     let worker = channel(&mut fleet, release).await;
     assert_eq!(injected(&worker, &upstream).await, "none");

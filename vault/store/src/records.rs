@@ -37,6 +37,8 @@ pub enum Kind {
     Tenant,
     /// Envelope of a `Manifest`, by tenant id.
     Manifest,
+    /// Envelope of a tenant's newest `Freshness`, by tenant id.
+    Freshness,
     /// A release or a sealed secret, by digest.
     Object,
     /// A grant, by pool and epoch.
@@ -47,8 +49,6 @@ pub enum Kind {
     Revocations,
     /// How often answers have held a tenant's secrets, by tenant id.
     Reflections,
-    /// Envelope of a tenant's newest `Freshness`, by tenant id.
-    Freshness,
 }
 
 impl Kind {
@@ -59,12 +59,12 @@ impl Kind {
             Self::Pool => "pool/",
             Self::Tenant => "tenant/",
             Self::Manifest => "manifest/",
+            Self::Freshness => "freshness/",
             Self::Object => "object/",
             Self::Grant => "grant/",
             Self::Image => "image/",
             Self::Revocations => "revocations/",
             Self::Reflections => "reflections/",
-            Self::Freshness => "freshness/",
         }
     }
 }

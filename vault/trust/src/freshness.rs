@@ -1,10 +1,11 @@
-//! Freshness: for how long a manifest is used without its tenant's word that there is no newer one.
+//! Freshness: how long a manifest's credentials are used after its tenant last stated that no newer
+//! manifest exists.
 //!
 //! Whoever holds the control plane's online key can renew leases and withhold a newer manifest, and
-//! with it the withdrawal of a secret. A manifest that demands freshness bounds for how long that
-//! works: its credentials are used until `max_age_secs` after the tenant last said that this manifest
-//! is the newest. The manifest's own signature says so for the time of its signing; a [`Freshness`]
-//! says it again later.
+//! with it the withdrawal of a secret. A manifest that demands freshness bounds how long that works:
+//! its credentials are used until `max_age_secs` after the tenant last stated that this manifest is
+//! the newest. The manifest's own signature states it for the time of the signing; a [`Freshness`]
+//! statement renews it.
 
 use serde::{Deserialize, Serialize};
 
@@ -17,17 +18,18 @@ use crate::statement::{Statement, version_flaw};
 pub const MIN_MAX_AGE_SECS: Seconds = 60;
 /// Longest age that a manifest may demand, seconds.
 pub const MAX_MAX_AGE_SECS: Seconds = 30 * 24 * 60 * 60;
-/// By how much a signer's clock may be ahead of the judge's, seconds. A word from further ahead would
-/// count for longer than the demand allows, and would keep out every word from a clock that is right.
+/// By how much a signer's clock may be ahead of the judge's, seconds. A statement that is dated further
+/// ahead would hold for longer than the demand allows, and would shut out every statement that is dated
+/// correctly.
 pub const MAX_SKEW_SECS: Seconds = 5 * 60;
 
 /// What a manifest demands.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct FreshnessDemand {
-    /// For how long the tenant's word counts, seconds.
+    /// How long the manifest, or a statement that renews its freshness, holds after its signing, seconds.
     pub max_age_secs: Seconds,
-    /// A key that may sign a [`Freshness`] of this manifest, and nothing else.
+    /// A delegated key, which may sign [`Freshness`] statements about this manifest and nothing else.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key: Option<PublicKey>,
 }
@@ -43,8 +45,8 @@ impl FreshnessDemand {
     }
 }
 
-/// The tenant's word that a manifest is its newest. Signed by the threshold of the tenant's keys, or by
-/// the key that this manifest names for it. How long the word counts, the manifest says.
+/// States that a manifest is its tenant's newest. Signed by the threshold of the tenant's keys, or by the
+/// delegated key of that manifest. The manifest decides how long the statement holds.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Freshness {

@@ -9,7 +9,7 @@
 //! | [`id`], [`key`], [`keyfile`] | digests, public and private keys, key files |
 //! | [`dsse`] | signed envelopes |
 //! | [`statement`] | what the root and the tenants say |
-//! | [`freshness`] | for how long a manifest counts without its tenant's word |
+//! | [`freshness`] | how long a manifest's credentials are used without its tenant's renewal |
 //! | [`image`] | versions of machine images, and the root's word on one |
 //! | [`ceiling`] | what a tenant may use and reach at most |
 //! | [`release`], [`credential`], [`secret`] | digest-addressed objects that a manifest lists |

@@ -176,7 +176,7 @@ pub struct Manifest {
     pub functions: BTreeMap<Name, Wanted>,
     /// What may be injected: for each secret, for each pool, the digest of the sealed object.
     pub secrets: BTreeMap<Identifier, BTreeMap<Name, Digest>>,
-    /// For how long it counts without the tenant's word; without it, until it expires.
+    /// How long its credentials are used without a renewal; without a demand, until it expires.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub freshness: Option<FreshnessDemand>,
     /// When it was signed.

@@ -14,9 +14,9 @@ use super::{NewKey, Signing, Whose, seconds};
 pub enum Freshness {
     /// Make a key that can renew freshness and nothing else
     Key(FreshnessKey),
-    /// Let credentials stop when freshness was not renewed in time
+    /// Sign a manifest whose credentials stop unless freshness is renewed in time
     Require(FreshnessRequire),
-    /// Say that the newest manifest still is the newest
+    /// Confirm that the newest manifest is still the newest
     Renew(FreshnessRenew),
     /// What is demanded, and until when the manifest is fresh
     Show(Whose),

@@ -110,7 +110,7 @@ pub enum Command {
     Rollback(Rollback),
     /// Sign the manifest anew before it expires; needs no secret
     Renew(Renew),
-    /// Stop credentials when nobody has said for some time that the manifest is the newest
+    /// Stop credentials unless somebody confirms in time that no newer manifest exists
     #[command(subcommand)]
     Freshness(Freshness),
     /// Forget earlier releases of a function, so that their bundles take no storage

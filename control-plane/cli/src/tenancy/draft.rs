@@ -21,7 +21,7 @@ pub struct Draft {
     pub functions: BTreeMap<Name, Wanted>,
     /// Secrets.
     pub secrets: BTreeMap<Identifier, BTreeMap<Name, Digest>>,
-    /// For how long the manifest counts without the tenant's word.
+    /// How long the manifest's credentials are used without a renewal.
     pub freshness: Option<FreshnessDemand>,
     /// Objects that are new.
     pub objects: ObjectMap,

@@ -1,4 +1,4 @@
-//! The tenant's word on its newest manifest.
+//! The freshness of the tenant's newest manifest.
 
 use std::path::PathBuf;
 
@@ -31,8 +31,8 @@ pub struct Renewed {
 }
 
 impl Tenancy<'_> {
-    /// Judges what the control plane shows. A word that a node would refuse is no word: what is demanded is shown as stale
-    /// then, and a new one can be signed.
+    /// Judges the statement that the control plane shows. A statement that a node would refuse is passed over: the manifest is
+    /// then as fresh as without it, and can be renewed.
     pub(super) fn read_freshness(&mut self, shown: Option<&Envelope>) {
         let Some(envelope) = shown else { return };
         let judged = self.session.known.accept_freshness(envelope, now());
@@ -56,9 +56,9 @@ impl Tenancy<'_> {
             })
     }
 
-    /// Signs and hands in the word that the newest manifest is the newest. `pinned` is the version that somebody who knows has
-    /// named: without it, this home must be the one that deploys, because only that home knows of a manifest that the
-    /// control plane hides.
+    /// Signs and hands in a statement of freshness about the newest manifest. `pinned` is the version of the newest deployment,
+    /// learned from elsewhere than the control plane. Without `pinned` this home must be one that deploys: only such a home
+    /// knows of a manifest that the control plane hides.
     ///
     /// # Errors
     /// No freshness is demanded, no key here may sign, the control plane shows an older manifest than was signed, or refuses.
@@ -78,8 +78,8 @@ impl Tenancy<'_> {
         let now = self.session.known.judge().time(now());
         let before = state
             .and_then(|state| state.freshness.as_ref())
-            .filter(|word| word.manifest == manifest)
-            .map(|word| word.issued);
+            .filter(|statement| statement.manifest == manifest)
+            .map(|statement| statement.issued);
         if let Some(issued) = before.filter(|at| now.abs_diff(*at) < FRESHNESS_INTERVAL_SECS) {
             return Ok(Renewed {
                 version,
@@ -88,14 +88,14 @@ impl Tenancy<'_> {
             });
         }
         let signers = self.freshness_signers(&demand, with_keys)?;
-        let word = Freshness {
+        let statement = Freshness {
             fleet: self.session.fleet(),
             tenant: self.id,
             version,
             manifest,
             issued: now,
         };
-        let envelope = word.sign(&signers.iter().collect::<Vec<_>>());
+        let envelope = statement.sign(&signers.iter().collect::<Vec<_>>());
         let mut known = self.session.known.clone();
         known
             .accept_freshness(&envelope, now)

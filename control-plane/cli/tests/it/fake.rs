@@ -319,7 +319,7 @@ async fn tenant(State(given): State<Shared>, Path(id): Path<TenantId>) -> Respon
         freshness: given
             .freshness
             .get(&id)
-            .and_then(|words| words.last().cloned()),
+            .and_then(|statements| statements.last().cloned()),
     })
 }
 

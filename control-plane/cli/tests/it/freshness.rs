@@ -18,21 +18,21 @@ fn manifests(fake: &Fake) -> Vec<Manifest> {
         .collect()
 }
 
-fn words(fake: &Fake) -> Vec<(Freshness, bool, PublicKey)> {
+fn statements(fake: &Fake) -> Vec<(Freshness, bool, PublicKey)> {
     let given = fake.given();
     let tenant = given.tenants.values().next().unwrap().first().unwrap();
     let tenant = casemate_trust::statement::Tenant::read(tenant).unwrap();
     let own = tenant.current.keys[0];
     let said = given.freshness.values().flatten();
-    said.map(|word| {
-        let read = Freshness::read(word).unwrap();
-        (read, word.verify(&[own], 1), own)
+    said.map(|statement| {
+        let read = Freshness::read(statement).unwrap();
+        (read, statement.verify(&[own], 1), own)
     })
     .collect()
 }
 
-/// The words that were handed in are forgotten, so that the next renewal does not find one that is a moment old.
-fn forget_words(fake: &Fake) {
+/// The statements that were handed in are forgotten, so that the next renewal does not find one that is a moment old.
+fn forget_statements(fake: &Fake) {
     fake.given().freshness.clear();
 }
 
@@ -73,7 +73,7 @@ async fn the_demand_is_carried_by_every_other_change() {
             manifest.version
         );
     }
-    // Without a word of a key, the key stays; it goes when that is said.
+    // Without a statement of a key, the key stays; it goes when that is said.
     tenant.json(&["freshness", "require", "--max-age", "2h"]);
     let kept = manifests(&fake).last().unwrap().freshness.clone().unwrap();
     assert_eq!((kept.max_age_secs, kept.key.is_some()), (7200, true));
@@ -109,17 +109,17 @@ async fn a_renewal_is_signed_by_the_named_key_and_the_status_says_how_it_stands(
     );
     let again = tenant.json(&["freshness", "renew"]);
     assert_eq!(again["renewed"], false, "a moment ago");
-    let said = words(&fake);
+    let said = statements(&fake);
     assert_eq!(said.len(), 1);
-    let (word, by_tenant, _) = &said[0];
+    let (statement, by_tenant, _) = &said[0];
     let newest = manifests(&fake).pop().unwrap();
-    assert_eq!(word.manifest, newest.sign(&[]).payload_digest());
+    assert_eq!(statement.manifest, newest.sign(&[]).payload_digest());
     assert!(by_tenant);
-    assert_eq!(renewed["fresh_until"], word.issued + 3600);
+    assert_eq!(renewed["fresh_until"], statement.issued + 3600);
     // A key that the manifest does not name is of no use where the tenant's is.
     tenant.json(&["freshness", "key", "--plain-keys"]);
     let public = tenant.json(&["freshness", "key"])["public_key"].clone();
-    forget_words(&fake);
+    forget_statements(&fake);
     let named = [
         "freshness",
         "require",
@@ -131,19 +131,19 @@ async fn a_renewal_is_signed_by_the_named_key_and_the_status_says_how_it_stands(
     ];
     tenant.json(&[&named[..], &[public.as_str().unwrap()]].concat());
     tenant.json(&["freshness", "renew"]);
-    let (word, by_tenant, _) = words(&fake).pop().unwrap();
+    let (statement, by_tenant, _) = statements(&fake).pop().unwrap();
     assert_eq!(
-        (word.version, by_tenant),
+        (statement.version, by_tenant),
         (2, false),
         "by the named key alone"
     );
     let shown = tenant.json(&["status"]);
     assert_eq!(shown["freshness"]["key"], public);
-    assert_eq!(shown["freshness"]["fresh_until"], word.issued + 3600);
-    // A word that a node would refuse is passed over, with a warning.
+    assert_eq!(shown["freshness"]["fresh_until"], statement.issued + 3600);
+    // A statement that a node would refuse is passed over, with a warning.
     let later = Freshness {
-        issued: word.issued + 60,
-        ..word
+        issued: statement.issued + 60,
+        ..statement
     };
     let id = later.tenant;
     let forged = vec![later.sign(&[&fake.key])];
@@ -166,7 +166,7 @@ fn write(path: &Path, text: &str) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn nobody_calls_a_manifest_the_newest_on_the_control_planes_word_alone() {
+async fn no_manifest_is_called_the_newest_on_the_control_planes_claim_alone() {
     let World {
         fake,
         tenant,
@@ -218,14 +218,14 @@ async fn nobody_calls_a_manifest_the_newest_on_the_control_planes_word_alone() {
             rolled_back.err
         );
     }
-    assert_eq!(words(&fake), [], "nothing was signed");
+    assert_eq!(statements(&fake), [], "nothing was signed");
 
     fake.given().show_manifest = None;
     let deployed = tenant.json(&["renew", "--wait", "0"]).to_string();
     let newest = write(&_dir.path().join("newest"), &deployed);
     let with_newest = ["freshness", "renew", "--newest-from", &newest];
     assert_eq!(cron.json(&with_newest)["manifest"], 3);
-    let (_, by_tenant, _) = words(&fake).pop().unwrap();
+    let (_, by_tenant, _) = statements(&fake).pop().unwrap();
     assert!(
         !by_tenant,
         "the key of the job that renews signs, and no other is there"
@@ -235,7 +235,7 @@ async fn nobody_calls_a_manifest_the_newest_on_the_control_planes_word_alone() {
     let other = Person::new(_dir.path(), "other");
     copy(&cron, &other, &["connection.json", "memory.json"]);
     let key = other.json(&["freshness", "key", "--plain-keys"]);
-    forget_words(&fake);
+    forget_statements(&fake);
     let unnamed = other.run(&with_newest);
     assert_eq!(unnamed.code, 78, "{}", unnamed.err);
     let public = key["public_key"].as_str().unwrap();

@@ -69,12 +69,12 @@ impl ControlEnd {
 
     /// Whether a statement of freshness is newer than what the node has of the tenant, which it has from now on. Of a tenant
     /// that the node has not listed, every one is sent.
-    fn raise_freshness(&mut self, tenant: &TenantId, word: (u64, Seconds)) -> bool {
+    fn raise_freshness(&mut self, tenant: &TenantId, statement: (u64, Seconds)) -> bool {
         let Some(has) = self.has.tenants.get_mut(tenant) else {
             return true;
         };
-        let is_new = Some(word) > has.freshness;
-        has.freshness = Some(word).max(has.freshness);
+        let is_new = Some(statement) > has.freshness;
+        has.freshness = Some(statement).max(has.freshness);
         is_new
     }
 

@@ -41,30 +41,30 @@ impl Vault {
     pub(super) fn judge_freshness(
         &mut self,
         tenant: &TenantId,
-        word: (u64, Seconds),
+        statement: (u64, Seconds),
     ) -> Result<(), &'static str> {
         let held = self.has.tenants.get_mut(tenant).ok_or("unknown tenant")?;
         let manifest = held.manifest.map_or(0, |(version, _)| version);
-        if word.0 < manifest || held.freshness.is_some_and(|before| word < before) {
+        if statement.0 < manifest || held.freshness.is_some_and(|before| statement < before) {
             return Err("lower");
         }
-        if held.freshness == Some(word) {
+        if held.freshness == Some(statement) {
             return Err("again");
         }
-        held.freshness = Some(word);
+        held.freshness = Some(statement);
         Ok(())
     }
 
-    /// Whether nothing is lacking: the word is held, or is no use to this node.
-    pub(super) fn has_freshness(&self, tenant: &TenantId, word: (u64, Seconds)) -> bool {
+    /// Whether nothing is lacking: the statement is held, or is no use to this node.
+    pub(super) fn has_freshness(&self, tenant: &TenantId, statement: (u64, Seconds)) -> bool {
         self.has.tenants.get(tenant).is_none_or(|has| {
             let manifest = has.manifest.map_or(0, |(version, _)| version);
-            has.freshness >= Some(word) || manifest > word.0
+            has.freshness >= Some(statement) || manifest > statement.0
         })
     }
 }
 
-/// A word comes when no manifest of its tenant waits to be judged.
+/// A statement comes when no manifest of its tenant waits to be judged.
 pub(super) fn assert_in_order(id: &StatementId, unjudged: &[(StatementId, Vec<u8>)]) {
     if matches!(id, StatementId::Freshness { .. }) {
         let waits = |(other, _): &(StatementId, Vec<u8>)| {

@@ -1,5 +1,5 @@
-//! The tenants' word on their newest manifests, as it comes in: often, and most of it says what the one before said. A word
-//! replaces the one before in the store, and leaves an audit record when it says something new.
+//! Statements of freshness. They come often, and most of them only renew the one before: each replaces its predecessor in the
+//! store, and a renewal in time leaves an audit record once a day.
 
 use casemate_api::error::code;
 use casemate_api::fleet::Outcome;
@@ -19,11 +19,11 @@ use super::held::Index;
 use super::{Actor, Plane, key, now};
 use crate::fault::Fault;
 
-/// Seconds that a word on the same manifest, which came in time, leaves no audit record: a year of words leaves 365.
+/// Seconds of the period in which renewals in time leave one audit record: a year of renewals leaves 365.
 const RECORD_INTERVAL_SECS: Seconds = 24 * 60 * 60;
 
 impl Plane {
-    /// Takes a tenant's word on its newest manifest.
+    /// Takes a tenant's statement of freshness.
     pub(crate) async fn put_freshness(
         &self,
         actor: &Actor,
@@ -32,20 +32,20 @@ impl Plane {
     ) -> Result<FreshnessAnswer, Fault> {
         let malformed = |message| Fault::from(Refusal::Malformed(message));
         let envelope = Envelope::parse(bytes).map_err(|error| malformed(error.to_string()))?;
-        let word = Freshness::read(&envelope).map_err(malformed)?;
-        if word.tenant != *tenant {
+        let statement = Freshness::read(&envelope).map_err(malformed)?;
+        if statement.tenant != *tenant {
             let message = "the statement is another tenant's";
             return Err(Fault::new(403, code::FORBIDDEN, message));
         }
         let id = StatementId::Freshness {
             tenant: *tenant,
-            version: word.version,
-            issued: word.issued,
+            version: statement.version,
+            issued: statement.issued,
         };
         self.reserve().await?;
         let writing = self.begin().await?;
-        let before = self.word(tenant);
-        let judged = must_not_be_too_soon(before.as_ref(), &word)
+        let before = self.held_freshness(tenant);
+        let judged = must_not_be_too_soon(before.as_ref(), &statement)
             .and_then(|()| self.accept_freshness(&envelope));
         if judged.map_err(|fault| fault.about(&id))? == Accepted::Held {
             return Ok(FreshnessAnswer {
@@ -54,7 +54,7 @@ impl Plane {
             });
         }
         let changes = vec![Change::put(key::statement(&id), envelope.to_bytes())];
-        let is_recorded = before.is_none_or(|before| self.is_news(&before, &word));
+        let is_recorded = before.is_none_or(|before| self.is_news(&before, &statement));
         let revision = if is_recorded {
             let action = "freshness.put";
             writing.commit(actor, action, &id, vec![], changes).await?
@@ -76,28 +76,28 @@ impl Plane {
         })
     }
 
-    /// A tenant's word that is held by the judge.
-    fn word(&self, tenant: &TenantId) -> Option<Freshness> {
+    /// The tenant's statement that the judge holds.
+    fn held_freshness(&self, tenant: &TenantId) -> Option<Freshness> {
         let held = self.held();
         held.judge.as_ref()?.tenant(tenant)?.freshness.clone()
     }
 
-    /// Whether the judge holds a tenant's word on its newest manifest.
-    pub(super) fn has_word(&self, tenant: &TenantId) -> bool {
-        self.word(tenant).is_some()
+    /// Whether the judge holds a statement of freshness of the tenant.
+    pub(super) fn has_freshness(&self, tenant: &TenantId) -> bool {
+        self.held_freshness(tenant).is_some()
     }
 
-    /// Whether a word is on another manifest, came after the one before had ended, or is the first of its day.
-    fn is_news(&self, before: &Freshness, word: &Freshness) -> bool {
+    /// Whether a statement is about another manifest, came after its predecessor had expired, or is the first of its day.
+    fn is_news(&self, before: &Freshness, statement: &Freshness) -> bool {
         let held = self.held();
         let judge = held.judge.as_ref();
-        let accord = judge.and_then(|judge| judge.tenant(&word.tenant)?.manifest.as_ref());
+        let accord = judge.and_then(|judge| judge.tenant(&statement.tenant)?.manifest.as_ref());
         let demand = accord.and_then(|accord| accord.manifest.freshness.as_ref());
         let allowed_secs = demand.map_or(0, |demand| demand.max_age_secs);
-        let day = |word: &Freshness| word.issued / RECORD_INTERVAL_SECS;
-        before.manifest != word.manifest
-            || word.issued.saturating_sub(before.issued) >= allowed_secs
-            || day(before) != day(word)
+        let day = |statement: &Freshness| statement.issued / RECORD_INTERVAL_SECS;
+        before.manifest != statement.manifest
+            || statement.issued.saturating_sub(before.issued) >= allowed_secs
+            || day(before) != day(statement)
     }
 }
 
@@ -138,11 +138,11 @@ impl Index {
     }
 }
 
-fn must_not_be_too_soon(before: Option<&Freshness>, word: &Freshness) -> Result<(), Fault> {
-    let Some(before) = before.filter(|before| before.manifest == word.manifest) else {
+fn must_not_be_too_soon(before: Option<&Freshness>, statement: &Freshness) -> Result<(), Fault> {
+    let Some(before) = before.filter(|before| before.manifest == statement.manifest) else {
         return Ok(());
     };
-    let since_secs = word.issued.saturating_sub(before.issued);
+    let since_secs = statement.issued.saturating_sub(before.issued);
     if (1..FRESHNESS_INTERVAL_SECS).contains(&since_secs) {
         let message = format!(
             "expected {FRESHNESS_INTERVAL_SECS} seconds between two statements of freshness of a manifest, got {since_secs}"

@@ -340,12 +340,12 @@ impl Held {
                 entry.value.clone(),
             );
         }
-        for (entry, envelope, word) in &stored.freshness {
+        for (entry, envelope, statement) in &stored.freshness {
             check(judge.accept_freshness(envelope, 0), entry);
             let id = StatementId::Freshness {
-                tenant: word.tenant,
-                version: word.version,
-                issued: word.issued,
+                tenant: statement.tenant,
+                version: statement.version,
+                issued: statement.issued,
             };
             self.index.insert(entry.revision, id, entry.value.clone());
         }
@@ -462,11 +462,11 @@ impl Statements {
                 tenant.manifest = Some(seen(manifest.version, envelope));
             }
         }
-        for (_, envelope, word) in &self.freshness {
-            if let Some(tenant) = memory.tenants.get_mut(&word.tenant) {
+        for (_, envelope, statement) in &self.freshness {
+            if let Some(tenant) = memory.tenants.get_mut(&statement.tenant) {
                 tenant.freshness = Some(FreshnessSeen {
-                    version: word.version,
-                    issued: word.issued,
+                    version: statement.version,
+                    issued: statement.issued,
                     digest: envelope.payload_digest(),
                 });
             }

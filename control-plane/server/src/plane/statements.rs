@@ -253,8 +253,8 @@ impl Plane {
             }),
             Outcome::New => {
                 let mut changes = vec![Change::put(key::statement(&id), envelope.to_bytes())];
-                // Whatever was said of the manifest before is of no use now.
-                if self.held().index.freshness(tenant).is_some() && !self.has_word(tenant) {
+                // A statement of freshness about an older manifest is superseded.
+                if self.held().index.freshness(tenant).is_some() && !self.has_freshness(tenant) {
                     changes.push(Change::delete(key::freshness(tenant)));
                 }
                 let revision = writing

@@ -325,7 +325,7 @@ fn progress(presence: &Presence, node: &NodeRow, tenant: &TenantId) -> NodeProgr
         let taken = last.manifests.get(tenant);
         let of_tenant = |(id, _): &&(StatementId, _)| id.tenant() == Some(tenant);
         let mut refused = last.refused.iter().rev().filter(of_tenant);
-        // Why a manifest does not run says more than why a word on it is refused.
+        // The refusal of a manifest matters more than the refusal of a statement of freshness about it.
         let refused = refused
             .clone()
             .find(|(id, _)| !matches!(id, StatementId::Freshness { .. }))

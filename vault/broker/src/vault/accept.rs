@@ -4,7 +4,6 @@ use std::collections::BTreeSet;
 use std::sync::PoisonError;
 
 use casemate_trust::dsse::Envelope;
-use casemate_trust::freshness::Freshness;
 use casemate_trust::id::{Digest, TenantId};
 use casemate_trust::join::Grant;
 use casemate_trust::judge::{Accepted, Judge, Refusal};
@@ -44,7 +43,7 @@ pub(crate) struct Effect {
 }
 
 /// Refused, by a stable name.
-struct No {
+pub(super) struct No {
     code: String,
     message: String,
 }
@@ -87,7 +86,7 @@ impl From<StoreError> for No {
     }
 }
 
-type Judged = Result<Effect, No>;
+pub(super) type Judged = Result<Effect, No>;
 
 impl Vault {
     /// Judges one object.
@@ -218,7 +217,6 @@ impl Vault {
             .tenant;
         let mut judge = self.read().judge.clone();
         let dropped = objects(&judge, id);
-        let had_word = has_word(&judge, id);
         let find = |digest: &Digest| {
             let stored = || {
                 let stored = self.store.get(Kind::Object, &digest.to_string());
@@ -246,9 +244,7 @@ impl Vault {
                 .difference(&listed)
                 .map(|digest| Write::Drop(Kind::Object, digest.to_string())),
         );
-        if had_word && !has_word(&judge, id) {
-            writes.push(Write::Drop(Kind::Freshness, id.to_string()));
-        }
+        writes.extend(self.superseded_freshness(&judge, id));
         self.persist(&judge, &writes)?;
         self.replace(judge);
         staging.done(&id);
@@ -256,22 +252,6 @@ impl Vault {
             tenants: vec![id],
             ..Effect::default()
         }))
-    }
-
-    /// A tenant's word on its newest manifest. What runs stays the same, so that nobody is told of it; calls that the word
-    /// ends are found by the loop that looks for what has expired.
-    fn freshness(&self, bytes: &[u8]) -> Judged {
-        let envelope = parse(bytes)?;
-        let id = Freshness::read(&envelope)
-            .map_err(Refusal::Malformed)?
-            .tenant;
-        let mut judge = self.read().judge.clone();
-        if judge.accept_freshness(&envelope, clock::unix())? != Accepted::Held {
-            let put = Write::Put(Kind::Freshness, id.to_string(), bytes.to_vec());
-            self.persist(&judge, &[put])?;
-            self.replace(judge);
-        }
-        Ok(Effect::default())
     }
 
     fn grant(&self, bytes: &[u8]) -> Judged {
@@ -359,7 +339,7 @@ impl Vault {
     }
 
     /// Records first, memory after: a kill in between leaves a record that is judged anew.
-    fn persist(&self, judge: &Judge, writes: &[Write]) -> Result<(), StoreError> {
+    pub(super) fn persist(&self, judge: &Judge, writes: &[Write]) -> Result<(), StoreError> {
         self.store.commit(writes, &mut clock::random)?;
         let memory = serde_json::to_vec(judge.memory()).unwrap_or_default();
         self.store
@@ -372,7 +352,7 @@ fn grant_record(pool: &PoolName, epoch: u64) -> String {
     format!("{pool}/{epoch:020}")
 }
 
-fn parse(bytes: &[u8]) -> Result<Envelope, No> {
+pub(super) fn parse(bytes: &[u8]) -> Result<Envelope, No> {
     Envelope::parse(bytes).map_err(|error| No::new("statement_malformed", error))
 }
 
@@ -398,13 +378,6 @@ fn place(envelope: &Envelope) -> Result<(Kind, String, Option<TenantId>), No> {
             .map(|tenant| (Kind::Tenant, tenant.id.to_string(), Some(tenant.id))),
     }
     .map_err(malformed)
-}
-
-/// Whether a tenant's word on its newest manifest is held.
-fn has_word(judge: &Judge, id: TenantId) -> bool {
-    judge
-        .tenant(&id)
-        .is_some_and(|state| state.freshness.is_some())
 }
 
 /// Every object that a tenant's manifest lists and that matters here.

@@ -1,4 +1,4 @@
-//! Judging the tenants' word on their newest manifest, and whether a manifest is fresh by it.
+//! Judging statements of freshness, and whether a manifest is fresh by them.
 
 use serde::{Deserialize, Serialize};
 
@@ -9,8 +9,8 @@ use crate::freshness::{Freshness, FreshnessDemand, MAX_SKEW_SECS};
 use crate::id::Digest;
 use crate::statement::Statement as _;
 
-/// A tenant's newest word on its newest manifest. Words are ordered by the manifest that they name,
-/// then by time.
+/// A tenant's newest statement of freshness. Statements are ordered by the version of the manifest
+/// that they name, then by time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FreshnessSeen {
     /// Version of the manifest.
@@ -35,14 +35,14 @@ pub enum Standing {
 /// Why a manifest is not fresh.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Stale {
-    /// The tenant has not spoken for longer than the manifest allows.
+    /// Freshness was not renewed in time.
     #[error(
-        "the tenant last said {age_secs} seconds ago that its manifest is the newest; the manifest allows {allowed_secs} seconds"
+        "freshness was last renewed {age_secs} seconds ago; the manifest allows {allowed_secs}"
     )]
-    Silent {
-        /// How long ago the tenant last spoke, seconds.
+    Expired {
+        /// Since the manifest was signed or its freshness renewed, seconds.
         age_secs: Seconds,
-        /// How long ago it may be, seconds.
+        /// The most that the manifest allows, seconds.
         allowed_secs: Seconds,
     },
     /// The tenant has signed a newer manifest.
@@ -50,19 +50,19 @@ pub enum Stale {
     Superseded {
         /// Version of the manifest that is held.
         held: u64,
-        /// Version of the manifest that the tenant named.
+        /// Version of the manifest that the tenant's statement names.
         newest: u64,
     },
-    /// Whatever the tenant has said was signed later than now: a clock is wrong.
+    /// Manifest and statement are dated later than now: a clock is wrong.
     #[error(
-        "the tenant's word is dated more than {MAX_SKEW_SECS} seconds from now: a clock is wrong"
+        "manifest and statement of freshness are dated more than {MAX_SKEW_SECS} seconds ahead: a clock is wrong"
     )]
     FromFuture,
 }
 
 impl Judge {
-    /// Judges a `Freshness`. One of a manifest that is newer than the one that is held is accepted
-    /// from the tenant's keys alone: the key for it stands in a manifest that is not here.
+    /// Judges a `Freshness`. A statement about a manifest that is newer than the held one is accepted
+    /// from the tenant's keys alone: the newer manifest, which names its delegated key, is not held.
     ///
     /// # Errors
     /// The refusal, by name; nothing has changed.
@@ -71,9 +71,9 @@ impl Judge {
         envelope: &Envelope,
         clock: Seconds,
     ) -> Result<Accepted, Refusal> {
-        let word = Freshness::read(envelope).map_err(Refusal::Malformed)?;
-        self.must_be_our_fleet(word.fleet)?;
-        let id = word.tenant;
+        let statement = Freshness::read(envelope).map_err(Refusal::Malformed)?;
+        self.must_be_our_fleet(statement.fleet)?;
+        let id = statement.tenant;
         let (Some(held), Some(memory)) = (self.tenants.get(&id), self.memory.tenants.get(&id))
         else {
             return Err(Refusal::TenantUnknown);
@@ -86,37 +86,38 @@ impl Judge {
         if age == Age::Same && held.freshness.is_some() {
             return Ok(Accepted::Held);
         }
+        must_be_of_newest_manifest(&statement, memory)?;
         if age == Age::New {
-            must_be_newest(&word, memory)?;
-            self.must_be_in_time(&word, held, clock)?;
-            must_be_signed(envelope, &word, held, memory)?;
+            must_be_newest(&statement, memory)?;
+            self.must_be_in_time(&statement, held, clock)?;
+            must_be_signed(envelope, &statement, held, memory)?;
         }
         let seen = FreshnessSeen {
-            version: word.version,
-            issued: word.issued,
+            version: statement.version,
+            issued: statement.issued,
             digest,
         };
         if let (Some(memory), Some(state)) =
             (self.memory.tenants.get_mut(&id), self.tenants.get_mut(&id))
         {
             memory.freshness = Some(seen);
-            state.freshness = Some(word);
+            state.freshness = Some(statement);
         }
         Ok(accepted(age))
     }
 
     fn must_be_in_time(
         &self,
-        word: &Freshness,
+        statement: &Freshness,
         held: &TenantState,
         clock: Seconds,
     ) -> Result<(), Refusal> {
-        if word.issued > self.time(clock).saturating_add(MAX_SKEW_SECS) {
+        if statement.issued > self.time(clock).saturating_add(MAX_SKEW_SECS) {
             return Err(Refusal::FreshnessFromFuture);
         }
-        match held.demand_of(word) {
+        match held.demand_of(statement) {
             Some(demand) => {
-                let expires = word.issued.saturating_add(demand.max_age_secs);
+                let expires = statement.issued.saturating_add(demand.max_age_secs);
                 self.must_be_fresh(expires, clock, Refusal::FreshnessExpired)
             }
             None => Ok(()),
@@ -124,20 +125,29 @@ impl Judge {
     }
 }
 
-/// Neither older than what the tenant said before, nor of an older manifest than was accepted.
-fn must_be_newest(word: &Freshness, memory: &TenantSeen) -> Result<(), Refusal> {
-    let lower = |version| Refusal::FreshnessVersionLower(version, word.version);
-    if let Some(seen) = &memory.freshness {
-        if word.version < seen.version {
-            return Err(lower(seen.version));
+/// Refuses a statement that is older than the newest accepted one.
+fn must_be_newest(statement: &Freshness, memory: &TenantSeen) -> Result<(), Refusal> {
+    match &memory.freshness {
+        Some(seen) if statement.version < seen.version => Err(Refusal::FreshnessVersionLower(
+            seen.version,
+            statement.version,
+        )),
+        Some(seen) if statement.version == seen.version && statement.issued <= seen.issued => {
+            Err(Refusal::FreshnessOlder)
         }
-        if word.version == seen.version && word.issued <= seen.issued {
-            return Err(Refusal::FreshnessOlder);
-        }
+        _ => Ok(()),
     }
+}
+
+/// Refuses a statement about an older manifest than the accepted one, or about another of its version.
+fn must_be_of_newest_manifest(statement: &Freshness, memory: &TenantSeen) -> Result<(), Refusal> {
     match &memory.manifest {
-        Some(manifest) if word.version < manifest.version => Err(lower(manifest.version)),
-        Some(manifest) if word.version == manifest.version && word.manifest != manifest.digest => {
+        Some(manifest) if statement.version < manifest.version => Err(
+            Refusal::FreshnessVersionLower(manifest.version, statement.version),
+        ),
+        Some(manifest)
+            if statement.version == manifest.version && statement.manifest != manifest.digest =>
+        {
             Err(Refusal::FreshnessManifestOther)
         }
         _ => Ok(()),
@@ -146,14 +156,14 @@ fn must_be_newest(word: &Freshness, memory: &TenantSeen) -> Result<(), Refusal> 
 
 fn must_be_signed(
     envelope: &Envelope,
-    word: &Freshness,
+    statement: &Freshness,
     held: &TenantState,
     memory: &TenantSeen,
 ) -> Result<(), Refusal> {
-    let demand = held.demand_of(word);
+    let demand = held.demand_of(statement);
     let is_of_held = memory
         .manifest
-        .is_some_and(|manifest| manifest.version == word.version);
+        .is_some_and(|manifest| manifest.version == statement.version);
     if is_of_held && held.manifest.is_some() && demand.is_none() {
         return Err(Refusal::FreshnessUndemanded);
     }
@@ -168,11 +178,11 @@ fn must_be_signed(
 }
 
 impl TenantState {
-    /// What the held manifest demands, if `word` is about that manifest.
-    fn demand_of(&self, word: &Freshness) -> Option<&FreshnessDemand> {
+    /// What the held manifest demands, if `statement` is about that manifest.
+    fn demand_of(&self, statement: &Freshness) -> Option<&FreshnessDemand> {
         let accord = self.manifest.as_ref()?;
         let demand = accord.manifest.freshness.as_ref()?;
-        (accord.digest == word.manifest).then_some(demand)
+        (accord.digest == statement.manifest).then_some(demand)
     }
 
     /// Whether the held manifest is fresh at this time.
@@ -183,28 +193,28 @@ impl TenantState {
         let Some(demand) = &accord.manifest.freshness else {
             return Standing::Undemanded;
         };
-        let (held, word) = (accord.manifest.version, self.freshness.as_ref());
-        if let Some(newest) = word
-            .map(|word| word.version)
+        let (held, statement) = (accord.manifest.version, self.freshness.as_ref());
+        if let Some(newest) = statement
+            .map(|statement| statement.version)
             .filter(|newest| *newest > held)
         {
             return Standing::Stale(Stale::Superseded { held, newest });
         }
-        let repeated = word.filter(|word| word.manifest == accord.digest);
-        let said = [
+        let renewed = statement.filter(|statement| statement.manifest == accord.digest);
+        let dates = [
             Some(accord.manifest.issued),
-            repeated.map(|word| word.issued),
+            renewed.map(|statement| statement.issued),
         ];
         let latest = now.saturating_add(MAX_SKEW_SECS);
-        let Some(said) = said.into_iter().flatten().filter(|at| *at <= latest).max() else {
+        let Some(newest) = dates.into_iter().flatten().filter(|at| *at <= latest).max() else {
             return Standing::Stale(Stale::FromFuture);
         };
-        let until = said.saturating_add(demand.max_age_secs);
+        let until = newest.saturating_add(demand.max_age_secs);
         if now < until {
             return Standing::Fresh(until);
         }
-        Standing::Stale(Stale::Silent {
-            age_secs: now.saturating_sub(said),
+        Standing::Stale(Stale::Expired {
+            age_secs: now.saturating_sub(newest),
             allowed_secs: demand.max_age_secs,
         })
     }

@@ -57,7 +57,7 @@ pub struct TenantSeen {
     pub tenant: Seen,
     /// Its manifest.
     pub manifest: Option<Seen>,
-    /// Its word on its newest manifest.
+    /// Its newest statement of freshness.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub freshness: Option<FreshnessSeen>,
 }

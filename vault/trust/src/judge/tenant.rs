@@ -20,7 +20,7 @@ pub struct TenantState {
     pub tenant: Tenant,
     /// Its newest manifest with what that lists.
     pub manifest: Option<Accord>,
-    /// Its newest word on its newest manifest; none on a manifest that is older than the held one.
+    /// Its newest statement of freshness; none about a manifest that is older than the held one.
     pub freshness: Option<Freshness>,
 }
 
@@ -170,7 +170,9 @@ impl Judge {
             (self.memory.tenants.get_mut(&id), self.tenants.get_mut(&id))
         {
             memory.manifest = Some(seen);
-            state.freshness.take_if(|word| word.version < seen.version);
+            state
+                .freshness
+                .take_if(|statement| statement.version < seen.version);
             state.manifest = Some(accord);
         }
         Ok(accepted(age))

@@ -1,5 +1,9 @@
 //! Freshness: a manifest that demands it counts for as long as its tenant says so, and nobody else can say so.
 
+use std::sync::LazyLock;
+
+use proptest::prelude::*;
+
 use super::*;
 use crate::freshness::{Freshness, FreshnessDemand, MAX_SKEW_SECS};
 use crate::statement::Manifest;
@@ -30,7 +34,7 @@ fn deployed(version: u64) -> (World, Manifest) {
     (world, manifest)
 }
 
-fn word(manifest: &Manifest, issued: Seconds) -> Freshness {
+fn statement(manifest: &Manifest, issued: Seconds) -> Freshness {
     Freshness {
         fleet: manifest.fleet,
         tenant: manifest.tenant,
@@ -40,10 +44,10 @@ fn word(manifest: &Manifest, issued: Seconds) -> Freshness {
     }
 }
 
-fn shown(world: &mut World, word: &Freshness, signer: u8, clock: Seconds) -> &'static str {
+fn shown(world: &mut World, statement: &Freshness, signer: u8, clock: Seconds) -> &'static str {
     let judged = world
         .judge
-        .accept_freshness(&word.sign(&[&key(signer)]), clock);
+        .accept_freshness(&statement.sign(&[&key(signer)]), clock);
     judged.map_or_else(|refusal| refusal.code(), |_| "accepted")
 }
 
@@ -56,13 +60,13 @@ fn is_stale(world: &World, now: Seconds) -> bool {
 }
 
 #[test]
-fn a_manifest_counts_for_as_long_as_its_tenant_says_so() {
+fn a_manifest_is_fresh_for_as_long_as_its_tenant_renews_it() {
     let (mut world, manifest) = deployed(5);
     assert_eq!(standing(&world, NOW), Standing::Fresh(NOW + HOUR));
     assert!(!is_stale(&world, NOW + HOUR - 1) && is_stale(&world, NOW + HOUR));
     // Both keys may renew it.
     for (signer, at) in [(CRON, NOW + 100), (TENANT, NOW + 200)] {
-        let renewed = word(&manifest, at);
+        let renewed = statement(&manifest, at);
         assert_eq!(shown(&mut world, &renewed, signer, at), "accepted");
         assert_eq!(standing(&world, at), Standing::Fresh(at + HOUR));
         let again = world
@@ -75,7 +79,7 @@ fn a_manifest_counts_for_as_long_as_its_tenant_says_so() {
     let plain = world.manifest(6);
     world.accept(&plain.sign(&[&key(TENANT)])).unwrap();
     assert_eq!(standing(&world, LATER), Standing::Undemanded);
-    let undemanded = word(&plain, NOW + 300);
+    let undemanded = statement(&plain, NOW + 300);
     assert_eq!(
         shown(&mut world, &undemanded, TENANT, NOW + 300),
         "freshness_undemanded"
@@ -83,10 +87,10 @@ fn a_manifest_counts_for_as_long_as_its_tenant_says_so() {
 }
 
 #[test]
-fn nobody_but_the_tenant_and_the_named_key_says_so() {
+fn nobody_but_the_tenant_and_the_named_key_renews_it() {
     let (mut world, manifest) = deployed(5);
     let before = world.judge.memory().clone();
-    let good = word(&manifest, NOW + 100);
+    let good = statement(&manifest, NOW + 100);
     // The root, the online key's kind, and a key that nobody named.
     for signer in [1, 20, EVIL] {
         assert_eq!(
@@ -140,9 +144,12 @@ fn nobody_but_the_tenant_and_the_named_key_says_so() {
 }
 
 #[test]
-fn a_word_is_not_replayed_backwards_also_after_a_loss() {
+fn a_statement_is_not_replayed_backwards_also_after_a_loss() {
     let (mut world, manifest) = deployed(5);
-    let (first, second) = (word(&manifest, NOW + 10), word(&manifest, NOW + 20));
+    let (first, second) = (
+        statement(&manifest, NOW + 10),
+        statement(&manifest, NOW + 20),
+    );
     assert_eq!(shown(&mut world, &second, CRON, NOW + 20), "accepted");
     assert_eq!(shown(&mut world, &first, CRON, NOW + 20), "freshness_older");
     // Same time, other bytes: another signer's formatting changes the digest.
@@ -174,7 +181,7 @@ fn once_the_tenant_has_named_a_newer_manifest_the_old_ones_key_keeps_nothing_fre
     let (mut world, old) = deployed(5);
     let newer = demanding(&mut world, 6);
     // Manifest 6 is withheld. The key that it names is not known here, and the old one's has no say about it.
-    let named = word(&newer, NOW + 50);
+    let named = statement(&newer, NOW + 50);
     assert_eq!(
         shown(&mut world, &named, CRON, NOW + 50),
         "signature_threshold"
@@ -183,7 +190,7 @@ fn once_the_tenant_has_named_a_newer_manifest_the_old_ones_key_keeps_nothing_fre
     assert_eq!(shown(&mut world, &named, TENANT, NOW + 50), "accepted");
     let superseded = Stale::Superseded { held: 5, newest: 6 };
     assert_eq!(standing(&world, NOW + 50), Standing::Stale(superseded));
-    let kept = word(&old, NOW + 60);
+    let kept = statement(&old, NOW + 60);
     for signer in [CRON, TENANT] {
         assert_eq!(
             shown(&mut world, &kept, signer, NOW + 60),
@@ -198,14 +205,14 @@ fn once_the_tenant_has_named_a_newer_manifest_the_old_ones_key_keeps_nothing_fre
         shown(&mut world, &kept, CRON, NOW + 70),
         "freshness_version_lower"
     );
-    let renewed = word(&newer, NOW + 70);
+    let renewed = statement(&newer, NOW + 70);
     assert_eq!(shown(&mut world, &renewed, CRON, NOW + 70), "accepted");
 }
 
 #[test]
-fn a_deployment_is_fresh_by_its_own_signature_and_forgets_words_on_older_manifests() {
+fn a_deployment_is_fresh_by_its_own_signature_and_forgets_statements_on_older_manifests() {
     let (mut world, old) = deployed(5);
-    let renewed = word(&old, NOW + 10);
+    let renewed = statement(&old, NOW + 10);
     assert_eq!(shown(&mut world, &renewed, CRON, NOW + 10), "accepted");
     let newer = demanding(&mut world, 6);
     world.accept(&newer.sign(&[&key(TENANT)])).unwrap();
@@ -217,7 +224,7 @@ fn a_deployment_is_fresh_by_its_own_signature_and_forgets_words_on_older_manifes
         "freshness_version_lower"
     );
     // New keys of the tenant: what the earlier ones say counts no more, and what was said stays remembered.
-    let renewed = word(&newer, NOW + 20);
+    let renewed = statement(&newer, NOW + 20);
     assert_eq!(shown(&mut world, &renewed, TENANT, NOW + 20), "accepted");
     let keys = Tenant {
         version: 2,
@@ -228,12 +235,12 @@ fn a_deployment_is_fresh_by_its_own_signature_and_forgets_words_on_older_manifes
     judge
         .accept_tenant(&keys.sign(&[&key(TENANT)]), NOW)
         .unwrap();
-    let next = word(&newer, NOW + 30);
+    let next = statement(&newer, NOW + 30);
     assert_eq!(
         shown(&mut world, &next, TENANT, NOW + 30),
         "signature_threshold"
     );
-    let replayed = word(&newer, NOW + 15);
+    let replayed = statement(&newer, NOW + 15);
     assert_eq!(
         shown(&mut world, &replayed, 11, NOW + 30),
         "freshness_older"
@@ -244,14 +251,14 @@ fn a_deployment_is_fresh_by_its_own_signature_and_forgets_words_on_older_manifes
 #[test]
 fn a_clock_that_was_set_back_makes_nothing_fresh() {
     let (mut world, manifest) = deployed(5);
-    let renewed = word(&manifest, NOW + HOUR / 2);
+    let renewed = statement(&manifest, NOW + HOUR / 2);
     assert_eq!(
         shown(&mut world, &renewed, CRON, NOW + HOUR / 2),
         "accepted"
     );
     let back = NOW - MAX_SKEW_SECS - 1;
     assert_eq!(standing(&world, back), Standing::Stale(Stale::FromFuture));
-    // The later word is not used before its time, the earlier one is.
+    // The later statement is not used before its time, the earlier one is.
     assert_eq!(standing(&world, NOW), Standing::Fresh(NOW + HOUR));
 }
 
@@ -262,6 +269,26 @@ fn a_manifest_without_the_demand_is_as_it_was() {
     assert!(!text.contains("freshness"), "{text}");
     let read: Manifest = serde_json::from_str(&text).unwrap();
     assert_eq!(read, plain);
+}
+
+static DEPLOYED: LazyLock<(World, Manifest)> = LazyLock::new(|| deployed(5));
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(400))]
+    #[test]
+    fn any_flipped_bit_of_a_statement_is_refused(bit: usize) {
+        let (mut world, manifest) = DEPLOYED.clone();
+        let envelope = statement(&manifest, NOW + 10).sign(&[&key(CRON)]);
+        let mut bytes = envelope.to_bytes();
+        let bit = bit % (bytes.len() * 8);
+        bytes[bit / 8] ^= 1 << (bit % 8);
+        let Ok(flipped) = Envelope::parse(&bytes) else { return Ok(()) };
+        let judged = world.judge.accept_freshness(&flipped, NOW + 10);
+        // A key id is a hint outside of the signature: a flip there changes nothing that is said.
+        let same = flipped.unverified_payload() == envelope.unverified_payload()
+            && flipped.payload_type() == envelope.payload_type();
+        prop_assert!(judged.is_err() || same, "{judged:?}");
+    }
 }
 
 #[test]
