@@ -7,6 +7,7 @@ mod cpu;
 mod functions;
 pub(crate) mod image;
 mod memory;
+mod routes;
 mod share;
 #[cfg(test)]
 mod tests;
