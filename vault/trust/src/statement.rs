@@ -146,6 +146,10 @@ pub struct Tenant {
     /// The keys now.
     #[serde(rename = "keys")]
     pub current: KeySet,
+    /// When the root admitted the tenant, the same in each of its statements: of two tenants with the same host, the
+    /// one that was admitted first has it. Statements from before this member existed have none and come first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub admitted: Option<Seconds>,
     /// Hosts that its functions may answer for.
     pub hosts: Vec<HostPattern>,
     /// Ceilings.
@@ -271,7 +275,7 @@ impl Statement for Pool {
 }
 
 impl Tenant {
-    /// The first statement of a tenant.
+    /// The first statement of a tenant, which is admitted when that is issued.
     pub fn first(
         fleet: FleetId,
         name: Name,
@@ -288,6 +292,7 @@ impl Tenant {
             version: 1,
             genesis: keys.clone(),
             current: keys,
+            admitted: Some(issued),
             hosts,
             ceilings: Ceilings::default(),
             egress: None,

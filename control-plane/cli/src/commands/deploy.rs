@@ -6,6 +6,7 @@ use casemate_trust::release::{Credential, MAX_RELEASE_BYTES, Release};
 use serde_json::json;
 
 use super::short;
+use super::status::warn_of_lost_hosts;
 use crate::args::{Deploy, Prune, Remove, Renew, Rollback, Signing};
 use crate::bundle::{Bundle, bundle};
 use crate::endpoint::authority;
@@ -71,6 +72,10 @@ pub(super) async fn deploy(cx: &Context, args: &Deploy) -> Result<(), Error> {
         short(&name)
     ));
     let reach = tenancy.wait(&args.signing, Until::Runs).await?;
+    if reach.is_some() {
+        let status = tenancy.status().await?;
+        warn_of_lost_hosts(&tenancy, &status);
+    }
     let (current, total) = reach.map_or((0, 0), |reach| (reach.current, reach.total));
     let result = json!({
         "function": project.name(),

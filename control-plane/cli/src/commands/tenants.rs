@@ -403,6 +403,7 @@ pub(super) async fn show(cx: &Context, name: &Name) -> Result<(), Error> {
         let mut lines = vec![
             format!("tenant     {} (version {})", tenant.name, tenant.version),
             format!("id         {}", tenant.id),
+            format!("admitted   {}", tenant.admitted.map_or("before that was signed".to_owned(), date)),
             format!("expires    {}", date(tenant.expires)),
             format!(
                 "threshold  {} of {}",
@@ -418,6 +419,13 @@ pub(super) async fn show(cx: &Context, name: &Name) -> Result<(), Error> {
                 .map(|key| format!("key        {key}  {}", key.fingerprint())),
         );
         lines.extend(tenant.hosts.iter().map(|host| format!("host       {host}")));
+        let contested = session.known.judge().contested_hosts(&id);
+        lines.extend(contested.into_iter().map(|(host, owner)| {
+            format!(
+                "contested  {host}: names that the tenant {} has too are that tenant's, which was admitted first",
+                owner.tenant.name
+            )
+        }));
         let most = &tenant.ceilings;
         lines.push(format!(
             "at most    {} functions, {} ms CPU, {} ms, {} MiB, {} calls of {} ms, {} at a time",

@@ -109,6 +109,8 @@ impl Supervision {
                 }
             }
             is_changed = true;
+            let routed = self.routed_hosts(&key);
+            self.warn_of_lost_hosts(&key, &function);
             self.unlink(&key);
             let wanted = function.bundle;
             let was_coming = self.bundles.get(&wanted) == Some(&Place::Coming);
@@ -140,6 +142,7 @@ impl Supervision {
             self.link(&key);
             self.end_unlisted(&key, now_ms);
             self.bring_up(&key);
+            self.route_other_hosts(&key, routed);
             if was_coming {
                 self.bundle_absent(wanted);
             }
@@ -466,10 +469,15 @@ impl Supervision {
             .iter()
             .take(MAX_DESCRIBED_HOSTS)
             .collect();
+        let lost = function.plan.lost_hosts.iter().take(MAX_DESCRIBED_HOSTS);
+        let lost: Vec<_> = lost
+            .map(|lost| serde_json::json!({ "host": lost.host, "tenant": lost.owner }))
+            .collect();
         serde_json::json!({
             "tenant": function.tenant_name, "tenant_id": hex(&key.tenant), "function": key.function,
             "release": hex(&function.plan.release), "routed": function.routed.map(|digest| hex(&digest)),
-            "manifest": function.manifest_version, "hosts": hosts, "workers": workers,
+            "manifest": function.manifest_version, "hosts": hosts,
+            "hosts_of_other_tenants": lost, "workers": workers,
             "bundle_here": self.bundles.get(&function.plan.bundle) == Some(&Place::Here),
             "error": function.last_error.as_ref().or(function.conflict.as_ref()),
         })

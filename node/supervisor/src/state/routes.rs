@@ -1,7 +1,8 @@
 //! Which host leads to which function.
 
-use casemate_wire::control::FunctionKey;
 use casemate_wire::control::gateway::{Route, ToGateway};
+use casemate_wire::control::vault::FunctionPlan;
+use casemate_wire::control::{Digest, FunctionKey};
 
 use super::functions::Function;
 use super::{Effect, Supervision};
@@ -118,5 +119,121 @@ impl Supervision {
     pub(super) fn route_all(&mut self) {
         let keys: Vec<FunctionKey> = self.functions.keys().cloned().collect();
         keys.iter().for_each(|key| self.route(key));
+    }
+
+    /// The release that a function's callers reach, and the hosts that its plan gives to that.
+    pub(super) fn routed_hosts(&self, key: &FunctionKey) -> Option<(Digest, Vec<String>)> {
+        let function = self.functions.get(key)?;
+        let routed = function.routed?;
+        let plan = function.releases().find(|plan| plan.release == routed)?;
+        Some((routed, plan.hosts.clone()))
+    }
+
+    /// Routes a function anew whose release has stayed the same and whose hosts have not: the root has given one of them to
+    /// another tenant, or taken it from one.
+    pub(super) fn route_other_hosts(
+        &mut self,
+        key: &FunctionKey,
+        before: Option<(Digest, Vec<String>)>,
+    ) {
+        let is_other = match (before, self.routed_hosts(key)) {
+            (Some((before, hosts)), Some((now, others))) => before == now && hosts != others,
+            _ => false,
+        };
+        if is_other {
+            self.route(key);
+        }
+    }
+
+    /// Says in the function's own log, once for each change, which of its hosts are another tenant's. Whose they are is
+    /// only the operator's to know, who finds it in the node's status.
+    pub(super) fn warn_of_lost_hosts(&mut self, key: &FunctionKey, plan: &FunctionPlan) {
+        let held = self.functions.get(key).map(|held| &held.plan.lost_hosts);
+        let Some(first) = plan.lost_hosts.first() else {
+            return;
+        };
+        if held == Some(&plan.lost_hosts) {
+            return;
+        }
+        let more = match plan.lost_hosts.len() {
+            1 => String::new(),
+            count => format!(" and {} more hosts", count - 1),
+        };
+        let message = format!(
+            "callers of {}{more} do not reach this function: the host belongs to another tenant, which the operator admitted \
+             first",
+            first.host
+        );
+        let key = key.clone();
+        self.effects.push(Effect::Warn { key, message });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use casemate_wire::control::vault::LostHost;
+
+    use super::super::Input;
+    use super::super::tests::{function, plan_of, up};
+    use super::*;
+
+    /// Two tenants with a function for the same host; the second one's may be the first one's.
+    fn plan_with(tenant: u8, owner: Option<&str>) -> Input {
+        let mut function = function("web", tenant);
+        if let Some(owner) = owner {
+            function.lost_hosts = vec![LostHost {
+                host: "web.test".into(),
+                owner: owner.into(),
+            }];
+            function.hosts.clear();
+        }
+        plan_of([tenant; 32], vec![function])
+    }
+
+    /// The function that each route names, with its hosts.
+    fn routes(effects: &[Effect]) -> Vec<(u8, Vec<String>)> {
+        let routes = effects.iter().filter_map(|effect| match effect {
+            Effect::Gateway(ToGateway::Route(route)) => {
+                Some((route.key.tenant[0], route.hosts.clone()))
+            }
+            _ => None,
+        });
+        routes.collect()
+    }
+
+    fn warnings(effects: &[Effect]) -> Vec<(u8, &str)> {
+        let warnings = effects.iter().filter_map(|effect| match effect {
+            Effect::Warn { key, message } => Some((key.tenant[0], message.as_str())),
+            _ => None,
+        });
+        warnings.collect()
+    }
+
+    #[test]
+    fn a_host_moves_to_the_tenant_that_owns_it_although_no_release_changes() {
+        let (mut state, _) = up();
+        let web = vec!["web.test".to_owned()];
+        state.handle(plan_with(2, None), 1);
+        let effects = state.handle(Input::BundleHere([2; 32]), 1);
+        assert_eq!(routes(&effects), [(2, web.clone())]);
+        // The tenant that was admitted first comes later, and the vault tells both plans.
+        state.handle(plan_with(1, None), 2);
+        state.handle(Input::BundleHere([1; 32]), 2);
+        let effects = state.handle(plan_with(2, Some("acme")), 3);
+        assert_eq!(routes(&effects), [(2, vec![]), (1, web.clone())]);
+        let said = warnings(&effects);
+        assert!(said[0].1.contains("web.test"), "{said:?}");
+        assert!(
+            said.iter().all(|(_, text)| !text.contains("acme")),
+            "the tenant is not told whose the host is: {said:?}"
+        );
+        let status = state.describe().to_string();
+        assert!(status.contains(r#"{"host":"web.test","tenant":"acme"}"#));
+        // Once is enough, and what is given back is routed again.
+        let effects = state.handle(plan_with(2, Some("acme")), 4);
+        assert_eq!((routes(&effects), warnings(&effects)), (vec![], vec![]));
+        state.handle(plan_of([1; 32], vec![]), 5);
+        let effects = state.handle(plan_with(2, None), 6);
+        assert_eq!(routes(&effects), [(2, web)]);
     }
 }

@@ -22,6 +22,7 @@ pub(super) fn function(name: &str, release: u8) -> FunctionPlan {
         bundle_bytes: 1,
         entry: "main.js".into(),
         hosts: vec![format!("{name}.test")],
+        lost_hosts: vec![],
         perimeter: Perimeter {
             methods: vec![],
             paths: vec![],

@@ -265,6 +265,8 @@ pub struct FunctionPlan {
     pub entry: String,
     /// Host names that lead to it.
     pub hosts: Vec<String>,
+    /// Host names of its release that lead to another tenant, which the root admitted first.
+    pub lost_hosts: Vec<LostHost>,
     /// Checks before a worker is woken.
     pub perimeter: Perimeter,
     /// Limits.
@@ -275,6 +277,15 @@ pub struct FunctionPlan {
     pub bindings: Vec<Binding>,
     /// Whether `eval` works.
     pub dynamic_code: bool,
+}
+
+/// A host name that two tenants may answer for, and that is the other one's.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LostHost {
+    /// The host.
+    pub host: String,
+    /// Name of the tenant whose it is: for the operator, and not for the tenant that asked for it.
+    pub owner: String,
 }
 
 /// Something that the tenant or the operator should know.

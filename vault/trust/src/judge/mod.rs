@@ -4,6 +4,7 @@
 //! ([`Memory`]: digests and versions) is small and outlives the loss of what it *holds* (the statements themselves): after
 //! such a loss the same statements are taken again, lower ones never. Nothing here deletes: absence is not a statement.
 
+mod hosts;
 mod image;
 mod refusal;
 mod revocation;
@@ -12,6 +13,7 @@ mod tenant;
 mod tests;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -23,6 +25,7 @@ use crate::name::Name;
 use crate::revocation::Revocations;
 use crate::statement::{OnlineKey, Pool, Root, Statement};
 
+use hosts::HostClaims;
 pub use image::ImageSeen;
 pub use refusal::Refusal;
 pub use tenant::{Accord, Objects, TenantState};
@@ -151,6 +154,8 @@ pub struct Judge {
     online: Option<OnlineKey>,
     pools: BTreeMap<(Name, u64), Pool>,
     tenants: BTreeMap<TenantId, TenantState>,
+    /// Who may answer for which host, by the tenants' statements. Shared with clones of this judge until it changes.
+    claims: Arc<HostClaims>,
     images: BTreeMap<Name, Image>,
     revocations: Option<Revocations>,
     /// The pool whose functions and secrets matter here; `None` for those who hold every pool's.
@@ -181,6 +186,7 @@ impl Judge {
             online: None,
             pools: BTreeMap::new(),
             tenants: BTreeMap::new(),
+            claims: Arc::default(),
             images: BTreeMap::new(),
             revocations: None,
             here,

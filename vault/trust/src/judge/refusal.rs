@@ -1,5 +1,6 @@
 //! Every refusal has a name.
 
+use crate::Seconds;
 use crate::host::HostName;
 use crate::id::Digest;
 use crate::image::ImageVersion;
@@ -108,6 +109,17 @@ pub enum Refusal {
         "a tenant may change its own keys and nothing else; hosts, ceilings and dates are the root's"
     )]
     TenantScopeWidened,
+    /// A statement that moves the time at which the tenant was admitted.
+    #[error(
+        "the tenant's earlier statements say that it was admitted at {held:?}, this one says {got:?}: it decides whose a \
+         host is and never changes"
+    )]
+    TenantAdmittedOther {
+        /// What is held.
+        held: Option<Seconds>,
+        /// What came.
+        got: Option<Seconds>,
+    },
     /// A tenant that was never introduced, or a version that was not.
     #[error("the tenant, or this version of it, was not shown yet")]
     TenantUnknown,
@@ -219,6 +231,7 @@ impl Refusal {
             Self::TenantExpired => "tenant_expired",
             Self::TenantKeyChange => "tenant_key_change_unauthorised",
             Self::TenantScopeWidened => "tenant_scope_widened",
+            Self::TenantAdmittedOther { .. } => "tenant_admitted_other",
             Self::TenantUnknown => "tenant_unknown",
             Self::ManifestVersionLower(..) => "manifest_version_lower",
             Self::ManifestEqualOther => "manifest_same_version_other_digest",

@@ -81,6 +81,7 @@ impl Judge {
             let by_root = self.must_be_signed_by_root(envelope, clock);
             let signed_by_root = by_root.is_ok();
             must_be_authorised(by_root, envelope, &tenant, held.map(|held| &held.tenant))?;
+            must_be_admitted_as_before(&tenant, held.map(|held| &held.tenant))?;
             self.must_be_fresh(tenant.expires, clock, Refusal::TenantExpired)?;
             let manifest = seen.and_then(|seen| seen.manifest);
             let seen = TenantSeen {
@@ -95,6 +96,11 @@ impl Judge {
                 self.memory.floor = self.memory.floor.max(tenant.issued);
             }
         }
+        let claims = Arc::make_mut(&mut self.claims);
+        if let Some(held) = self.tenants.get(&tenant.id) {
+            claims.remove(&held.tenant);
+        }
+        claims.insert(&tenant);
         match self.tenants.get_mut(&tenant.id) {
             Some(held) => held.tenant = tenant,
             None => drop(self.tenants.insert(
@@ -277,6 +283,17 @@ fn must_be_authorised(
                 Err(Refusal::TenantScopeWidened)
             }
         }
+    }
+}
+
+/// Not even the root changes by an oversight whose a host is.
+fn must_be_admitted_as_before(tenant: &Tenant, held: Option<&Tenant>) -> Result<(), Refusal> {
+    match held {
+        Some(held) if held.admitted != tenant.admitted => Err(Refusal::TenantAdmittedOther {
+            held: held.admitted,
+            got: tenant.admitted,
+        }),
+        _ => Ok(()),
     }
 }
 

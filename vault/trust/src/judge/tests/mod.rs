@@ -1,6 +1,7 @@
 //! Every refusal of a taken-over control plane, by name.
 
 mod adversary;
+mod hosts;
 mod image;
 mod revocation;
 mod rotation;
