@@ -47,6 +47,7 @@ pub(crate) fn plan(judge: &Judge, id: &TenantId, pool: &Name) -> Option<Plan> {
     Some(Plan {
         tenant: state.tenant.id.0,
         name: state.tenant.name.to_string(),
+        memory_mib: state.tenant.ceilings.memory_mib,
         manifest_version: manifest.map_or(0, |accord| accord.manifest.version),
         manifest: manifest.map_or([0; 32], |accord| accord.digest.0),
         functions,
@@ -195,6 +196,7 @@ mod tests {
         let whole = Plan {
             tenant: [2; 32],
             name: "t".repeat(63),
+            memory_mib: u32::MAX,
             manifest_version: casemate_trust::statement::MAX_VERSION,
             manifest: [5; 32],
             functions: (0..MAX_FUNCTIONS).map(plan).collect(),

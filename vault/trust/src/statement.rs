@@ -12,7 +12,7 @@ use crate::id::{Digest, FleetId, TenantId};
 use crate::key::{PublicKey, SealingKey, SigningKey};
 use crate::name::{Identifier, Name};
 
-pub use crate::ceiling::{Ceilings, EgressCeiling};
+pub use crate::ceiling::{Ceilings, EgressCeiling, MIN_MEMORY_MIB};
 
 /// Most keys in a key set.
 pub const MAX_KEYS: usize = 16;
@@ -338,6 +338,7 @@ impl Statement for Tenant {
         let keys = self.genesis.flaw().or_else(|| self.current.flaw());
         let egress = self.egress.as_ref().and_then(EgressCeiling::flaw);
         keys.or(egress)
+            .or_else(|| self.ceilings.flaw())
             .or_else(|| version_flaw(self.version))
             .or_else(|| span_flaw(self.issued, self.expires))
     }

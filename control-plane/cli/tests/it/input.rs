@@ -38,6 +38,20 @@ async fn what_was_not_given_is_refused_before_anything_is_uploaded() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_tenants_memory_is_part_of_its_statement() {
+    let World { operator, _dir, .. } = world().await;
+    let memory = |statement: serde_json::Value| statement["ceilings"]["memory_mib"].clone();
+    assert_eq!(memory(operator.json(&["tenant", "show", "shop"])), 4096);
+    let update = ["tenant", "update", "shop", "--max-memory-mib"];
+    let updated = operator.json(&[&update[..], &["1024"]].concat());
+    assert_eq!(memory(updated), 1024);
+    let ran = operator.run(&[&update[..], &["100"]].concat());
+    assert_eq!(ran.code, 64, "{}", ran.err);
+    assert!(ran.err.contains("256"), "{}", ran.err);
+    assert_eq!(memory(operator.json(&["tenant", "show", "shop"])), 1024);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_host_belongs_to_one_tenant() {
     let World {
         operator,

@@ -26,7 +26,7 @@ pub(super) struct Function {
     pub(super) plan: FunctionPlan,
     /// What may run until the bundle of that is here, in order.
     pub(super) fallbacks: Vec<FunctionPlan>,
-    tenant_name: String,
+    pub(super) tenant_name: String,
     manifest_version: u64,
     /// The release that the gateway routes to.
     pub(super) routed: Option<Digest>,
@@ -91,6 +91,7 @@ impl Supervision {
             .collect();
         gone.iter().for_each(|key| self.withdraw(key, now_ms));
         let (tenant, version) = (plan.tenant, plan.manifest_version);
+        self.set_ceiling(tenant, plan.memory_mib, now_ms);
         self.manifests.insert(tenant, (version, false));
         let mut is_changed = !gone.is_empty();
         let mut functions = plan.functions.into_iter().peekable();
@@ -194,6 +195,9 @@ impl Supervision {
             };
             return self.effects.push(Effect::Gateway(refusal));
         }
+        if u64::from(needed_mib) > self.admitted_of_mib(&key.tenant) {
+            return self.refuse_beyond_ceiling(key);
+        }
         // Each worker on its way takes as many as it may; one more is asked for only when that is not enough.
         let plan = function.current(&self.bundles).unwrap_or(&function.plan);
         let coming = self.loading(&key, plan.release)
@@ -222,7 +226,10 @@ impl Supervision {
                 continue;
             }
             let plan = function.current(&self.bundles);
-            let Some(plan) = plan.filter(|_| self.may_be_given(&key.tenant)) else {
+            let may_have = |plan: &&FunctionPlan| {
+                self.may_be_given(&key.tenant) && self.fits_tenant(&key.tenant, needed_mib(plan))
+            };
+            let Some(plan) = plan.filter(may_have) else {
                 later.push_back(key);
                 continue;
             };
@@ -237,7 +244,7 @@ impl Supervision {
             };
             let plan = Box::new(plan.clone());
             let tenant = self.tenant_number(&key.tenant);
-            let tenant_memory_mib = self.tenant_memory_mib();
+            let tenant_memory_mib = self.tenant_memory_mib(&key.tenant, 1);
             self.charges.add(key.tenant);
             if let Some(worker) = self.workers.get_mut(&id) {
                 worker.stage = Stage::Loading(key.clone(), plan.release);
@@ -280,12 +287,18 @@ impl Supervision {
         /// What a spare is made for before any function is known.
         const DEFAULT_HEAP_MIB: u32 = 64;
         self.functions
-            .values()
-            .flat_map(|function| [Some(&function.plan), function.current(&self.bundles)])
-            .flatten()
+            .iter()
+            .flat_map(|(key, function)| {
+                let plans = [Some(&function.plan), function.current(&self.bundles)];
+                plans.into_iter().flatten().map(move |plan| (key, plan))
+            })
             // One that can never run here is refused; no spare is made for it.
-            .filter(|plan| self.can_fit(needed_mib(plan)))
-            .map(|plan| plan.limits.heap_mib)
+            .filter(|(key, plan)| {
+                let needed_mib = needed_mib(plan);
+                self.can_fit(needed_mib)
+                    && u64::from(needed_mib) <= self.admitted_of_mib(&key.tenant)
+            })
+            .map(|(_, plan)| plan.limits.heap_mib)
             .max()
             .unwrap_or(0)
             .max(DEFAULT_HEAP_MIB)
@@ -488,6 +501,6 @@ fn fits(worker: &Worker, plan: &FunctionPlan) -> bool {
     worker.memory_mib >= needed_mib(plan)
 }
 
-fn needed_mib(plan: &FunctionPlan) -> u32 {
+pub(super) fn needed_mib(plan: &FunctionPlan) -> u32 {
     WORKER_OVERHEAD_MIB + plan.limits.heap_mib
 }

@@ -240,6 +240,8 @@ pub struct Plan {
     pub tenant: Digest,
     /// The tenant's name, for people.
     pub name: String,
+    /// What the tenant's workers may occupy on the node together, MiB.
+    pub memory_mib: u32,
     /// Of the accepted manifest.
     pub manifest_version: u64,
     /// Digest of the accepted manifest's payload.
