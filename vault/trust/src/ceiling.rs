@@ -76,7 +76,8 @@ impl Default for Ceilings {
     }
 }
 
-/// Where a tenant's functions may call at most, whatever their releases declare. The vault checks it at each call.
+/// Where a tenant's functions may call at most, whatever their releases declare. The vault checks it at each call; a new
+/// release beyond it is refused when it is deployed.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct EgressCeiling {

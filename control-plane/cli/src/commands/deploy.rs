@@ -14,7 +14,7 @@ use crate::error::{Code, Error};
 use crate::machine::{date, now};
 use crate::project::Project;
 use crate::session::{Connection, Context};
-use crate::tenancy::{Tenancy, Until, host_not_given};
+use crate::tenancy::{Tenancy, Until, egress_not_given, host_not_given};
 
 /// `casemate deploy`
 pub(super) async fn deploy(cx: &Context, args: &Deploy) -> Result<(), Error> {
@@ -124,6 +124,11 @@ fn check(tenancy: &Tenancy<'_>, project: &Project, release: &Release) -> Result<
     let tenant = &tenancy.tenant;
     if let Some(host) = release.host_outside(tenant) {
         return Err(host_not_given(tenant, &release.function, host.as_str()));
+    }
+    if let Some(ceiling) = &tenant.egress
+        && let Some(target) = release.egress_outside(ceiling)
+    {
+        return Err(egress_not_given(tenant, ceiling, &release.function, target));
     }
     let judge = tenancy.session.known.judge();
     let output = tenancy.session.cx.output;

@@ -175,6 +175,20 @@ pub enum Refusal {
         /// What is allowed.
         allowed: u32,
     },
+    /// A release that declares calls beyond the tenant's egress ceiling.
+    #[error(
+        "{function} declares calls to {host}:{port}, and the operator lets the tenant call {allowed}"
+    )]
+    ReleaseEgress {
+        /// The function.
+        function: Name,
+        /// The host.
+        host: HostName,
+        /// The port.
+        port: u16,
+        /// What the ceiling allows, for people.
+        allowed: String,
+    },
     /// A secret that is none.
     #[error("secret {name}")]
     SecretMalformed {
@@ -244,6 +258,7 @@ impl Refusal {
             Self::ReleaseHost { .. } => "release_host_not_tenants",
             Self::HostTwice(_) => "host_claimed_twice",
             Self::ReleaseOverCeiling { .. } => "release_over_ceiling",
+            Self::ReleaseEgress { .. } => "release_egress_over_ceiling",
             Self::SecretMalformed { .. } => "secret_malformed",
             Self::SecretOther(_) => "secret_other",
             Self::SecretLimitsWidened { .. } => "secret_limits_widened",

@@ -391,6 +391,31 @@ impl TenantState {
         })
     }
 
+    /// Whether a release that no accepted manifest lists yet stays within the tenant's egress ceiling. This is for whoever
+    /// takes a new release in: a vault accepts the manifest all the same and refuses the calls, since the ceiling may have
+    /// been lowered after the release was deployed.
+    ///
+    /// # Errors
+    /// [`Refusal::ReleaseEgress`].
+    pub fn egress_must_fit(&self, digest: &Digest, release: &Release) -> Result<(), Refusal> {
+        let accord = self.manifest.as_ref();
+        if accord.is_some_and(|accord| accord.releases.contains_key(digest)) {
+            return Ok(());
+        }
+        let Some(ceiling) = &self.tenant.egress else {
+            return Ok(());
+        };
+        match release.egress_outside(ceiling) {
+            None => Ok(()),
+            Some((host, port)) => Err(Refusal::ReleaseEgress {
+                function: release.function.clone(),
+                host: host.clone(),
+                port,
+                allowed: ceiling.to_string(),
+            }),
+        }
+    }
+
     /// What a function may fall back to now, in the manifest's order.
     pub fn fallbacks<'a>(
         &'a self,
