@@ -144,8 +144,12 @@ pub struct FunctionStatus {
     /// Where it runs.
     #[schema(value_type = Vec<String>)]
     pub pools: Vec<Name>,
-    /// Hosts that lead to it.
+    /// Hosts that its release names.
     pub hosts: Vec<String>,
+    /// Those of them that are another tenant's, which the operator admitted first: a node that knows that tenant leads
+    /// their callers there.
+    #[serde(default)]
+    pub hosts_of_other_tenants: Vec<String>,
     /// Nodes that hold the newest manifest, by version and digest, of those in its pools.
     pub nodes_current: usize,
     /// Nodes in its pools.

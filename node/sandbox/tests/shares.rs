@@ -73,6 +73,29 @@ fn a_tenant_that_fills_its_memory_loses_workers_and_nobody_else_does() {
     assert_eq!(told(&modest), format!("ate {}", wanted << 20));
 }
 
+/// The same command again, with the worker's own limit as it is.
+#[test]
+fn a_tenants_limit_changes_under_the_workers_that_it_has() {
+    let Some(mut node) = node() else { return };
+    let (low, high) = (MEMORY_MIB / 2, MEMORY_MIB);
+    let wanted = MEMORY_MIB * 3 / 4;
+    let (first, _) = node.child(1, Program::Worker);
+    for tenant_mib in [high, low] {
+        node.send(assign(1, MEMORY_MIB, 1, tenant_mib), None);
+    }
+    settle(&mut node, 2);
+    order(&first, &format!("hold {wanted}"));
+    let end = End::OutOfMemory;
+    assert_eq!(node.event(), Event::Exited { id: 1, end }, "lowered");
+    let (second, _) = node.child(3, Program::Worker);
+    for tenant_mib in [low, high] {
+        node.send(assign(3, MEMORY_MIB, 1, tenant_mib), None);
+    }
+    settle(&mut node, 4);
+    eat(&second, wanted);
+    assert_eq!(told(&second), format!("ate {}", wanted << 20), "raised");
+}
+
 #[test]
 fn a_worker_of_one_tenant_does_not_move_to_another() {
     let Some(mut node) = node() else { return };

@@ -1,28 +1,42 @@
 //! What a tenant runs here, as the supervisor needs to know it.
 
-use casemate_trust::judge::TenantState;
+use casemate_trust::id::TenantId;
+use casemate_trust::judge::Judge;
 use casemate_trust::name::Name;
 use casemate_trust::release::{Release, Scheme};
 use casemate_wire::control::Limits;
 use casemate_wire::control::gateway::Perimeter;
 use casemate_wire::control::parts::size;
-use casemate_wire::control::vault::{FunctionPlan, Plan};
+use casemate_wire::control::vault::{FunctionPlan, LostHost, Plan};
 use casemate_wire::control::worker::Binding;
 
 /// What a tenant's functions may fall back to takes at most so much of its plan, bytes; the rest is left out.
 const MAX_FALLBACK_BYTES: usize = 4 << 20;
 
-/// The plan of a tenant for this pool.
-pub(crate) fn plan(state: &TenantState, pool: &Name) -> Plan {
+/// The plan of a tenant for this pool. Hosts that are another tenant's are left out here and not when a manifest is judged,
+/// so that the order in which statements came makes no difference.
+pub(crate) fn plan(judge: &Judge, id: &TenantId, pool: &Name) -> Option<Plan> {
+    let state = judge.tenant(id)?;
+    let plan_of = |function: &Name, digest: [u8; 32], release: &Release| {
+        let mut plan = function_plan(function, digest, release);
+        for (host, owner) in judge.lost_hosts(id, &release.hosts) {
+            plan.hosts.retain(|own| own != host.as_str());
+            plan.lost_hosts.push(LostHost {
+                host: host.to_string(),
+                owner: owner.tenant.name.to_string(),
+            });
+        }
+        plan
+    };
     let manifest = state.manifest.as_ref();
     let mut functions = Vec::new();
     let mut fallback_bytes = 0;
     for (function, digest, release) in state.running(pool) {
-        functions.push(function_plan(function, digest.0, release));
+        functions.push(plan_of(function, digest.0, release));
         for (digest, release) in state.fallbacks(function) {
             let plan = FunctionPlan {
                 is_fallback: true,
-                ..function_plan(function, digest.0, release)
+                ..plan_of(function, digest.0, release)
             };
             fallback_bytes += size(&plan);
             if fallback_bytes <= MAX_FALLBACK_BYTES {
@@ -30,13 +44,14 @@ pub(crate) fn plan(state: &TenantState, pool: &Name) -> Plan {
             }
         }
     }
-    Plan {
+    Some(Plan {
         tenant: state.tenant.id.0,
         name: state.tenant.name.to_string(),
+        memory_mib: state.tenant.ceilings.memory_mib,
         manifest_version: manifest.map_or(0, |accord| accord.manifest.version),
         manifest: manifest.map_or([0; 32], |accord| accord.digest.0),
         functions,
-    }
+    })
 }
 
 fn function_plan(function: &Name, digest: [u8; 32], release: &Release) -> FunctionPlan {
@@ -59,6 +74,7 @@ fn function_plan(function: &Name, digest: [u8; 32], release: &Release) -> Functi
         bundle_bytes: release.bundle.bytes,
         entry: release.entry.clone(),
         hosts: release.hosts.iter().map(ToString::to_string).collect(),
+        lost_hosts: Vec::new(),
         perimeter: Perimeter {
             methods: release
                 .perimeter
@@ -180,6 +196,7 @@ mod tests {
         let whole = Plan {
             tenant: [2; 32],
             name: "t".repeat(63),
+            memory_mib: u32::MAX,
             manifest_version: casemate_trust::statement::MAX_VERSION,
             manifest: [5; 32],
             functions: (0..MAX_FUNCTIONS).map(plan).collect(),

@@ -282,8 +282,7 @@ impl Vault {
     /// The plan of a tenant.
     pub(crate) fn plan(&self, tenant: &TenantId) -> Option<Plan> {
         let state = self.read();
-        let tenant = state.judge.tenant(tenant)?;
-        Some(crate::plan::plan(tenant, &state.identity.pool))
+        crate::plan::plan(&state.judge, tenant, &state.identity.pool)
     }
 
     /// For the status page: versions and names, no key.

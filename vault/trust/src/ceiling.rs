@@ -1,5 +1,7 @@
 //! Ceilings of a tenant: the most that the operator lets the tenant's functions use and reach.
 
+use std::fmt;
+
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
@@ -11,7 +13,14 @@ pub const MAX_EGRESS_CEILING_ENTRIES: usize = 256;
 /// Default ceiling of a call's lifetime, milliseconds. It equals the default ceiling of a request's wall-clock time.
 const CALL_TIME_MS: u32 = 300_000;
 
-/// The most that a tenant's functions may ask for.
+/// Default ceiling of a tenant's memory on a node, MiB: sixteen workers of the default size that fill their limits, or many
+/// more that do not. Statements from before this ceiling existed have it too.
+const MEMORY_MIB: u32 = 4096;
+
+/// Least memory of a tenant on a node, MiB: one worker of the default size, 192 MiB beside 64 of heap.
+pub const MIN_MEMORY_MIB: u32 = 256;
+
+/// The most that a tenant's functions may ask for, and have together.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Ceilings {
@@ -30,10 +39,26 @@ pub struct Ceilings {
     /// Total lifetime of an outgoing call, milliseconds.
     #[serde(default = "default_call_time_ms")]
     pub call_time_ms: u32,
+    /// Memory of all its workers on a node together, MiB.
+    #[serde(default = "default_memory_mib")]
+    pub memory_mib: u32,
 }
 
 const fn default_call_time_ms() -> u32 {
     CALL_TIME_MS
+}
+
+const fn default_memory_mib() -> u32 {
+    MEMORY_MIB
+}
+
+impl Ceilings {
+    pub(crate) fn flaw(&self) -> Option<String> {
+        let memory_mib = self.memory_mib;
+        (memory_mib < MIN_MEMORY_MIB).then(|| {
+            format!("ceilings: expected at least {MIN_MEMORY_MIB} MiB of memory, got {memory_mib}")
+        })
+    }
 }
 
 impl Default for Ceilings {
@@ -46,11 +71,13 @@ impl Default for Ceilings {
             subrequests: 1000,
             concurrency: 256,
             call_time_ms: CALL_TIME_MS,
+            memory_mib: MEMORY_MIB,
         }
     }
 }
 
-/// Where a tenant's functions may call at most, whatever their releases declare. The vault checks it at each call.
+/// Where a tenant's functions may call at most, whatever their releases declare. The vault checks it at each call; a new
+/// release beyond it is refused when it is deployed.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct EgressCeiling {
@@ -101,6 +128,25 @@ impl EgressCeiling {
     }
 }
 
+impl fmt::Display for EgressCeiling {
+    fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let list = |items: Vec<String>, empty: &str| match items.is_empty() {
+            true => empty.to_owned(),
+            false => items.join(" "),
+        };
+        let hosts = self.hosts.iter().map(ToString::to_string).collect();
+        let ports = self.ports.iter().map(ToString::to_string).collect();
+        let networks = self.private_networks.iter().map(ToString::to_string);
+        write!(
+            to,
+            "hosts {}, ports {}, private networks {}",
+            list(hosts, "all"),
+            list(ports, "all"),
+            list(networks.collect(), "none")
+        )
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -119,6 +165,20 @@ mod tests {
         for (other, port) in [("b.test", 443), ("a.test", 80), ("x.y.b.test", 443)] {
             assert!(!some.allows(&host(other), port), "{other}:{port}");
         }
+    }
+
+    #[test]
+    fn ceilings_from_before_the_memory_was_one_have_the_default_and_too_little_is_refused() {
+        let mut written = serde_json::to_value(Ceilings::default()).unwrap();
+        written.as_object_mut().unwrap().remove("memory_mib");
+        let old: Ceilings = serde_json::from_value(written).unwrap();
+        assert_eq!(old, Ceilings::default());
+        assert_eq!(old.flaw(), None);
+        let little = Ceilings {
+            memory_mib: MIN_MEMORY_MIB - 1,
+            ..old
+        };
+        assert!(little.flaw().unwrap().contains("at least 256 MiB"));
     }
 
     #[test]

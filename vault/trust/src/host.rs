@@ -30,6 +30,10 @@ impl HostName {
         &self.0
     }
 
+    pub(crate) fn label_and_parent(&self) -> (&str, &str) {
+        label_and_parent(&self.0)
+    }
+
     /// The address, when this is one.
     pub fn as_ip(&self) -> Option<IpAddr> {
         self.0.parse().ok()
@@ -40,6 +44,11 @@ impl HostPattern {
     /// The text.
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+
+    /// The first label, `*` for a wildcard, and what follows its dot; a host without a dot has nothing there.
+    pub(crate) fn label_and_parent(&self) -> (&str, &str) {
+        label_and_parent(&self.0)
     }
 
     /// Whether `host` is this host, or one label below it for a wildcard.
@@ -59,6 +68,10 @@ impl HostPattern {
             |wide: &Self, narrow: &Self| narrow.0.parse().is_ok_and(|name| wide.covers(&name));
         self == other || covers(self, other) || covers(other, self)
     }
+}
+
+fn label_and_parent(host: &str) -> (&str, &str) {
+    host.split_once('.').unwrap_or((host, ""))
 }
 
 impl FromStr for HostName {

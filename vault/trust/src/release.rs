@@ -9,7 +9,7 @@ use crate::host::HostName;
 use crate::id::{Digest, FleetId, TenantId};
 use crate::name::{Identifier, Name};
 use crate::path::{Method, PathPattern};
-use crate::statement::{Ceilings, Tenant};
+use crate::statement::{Ceilings, EgressCeiling, Tenant};
 
 pub use crate::authority::MAX_CA_BYTES;
 pub use crate::credential::{Credential, Slot, SlotKind};
@@ -305,6 +305,16 @@ impl Release {
         self.hosts
             .iter()
             .find(|host| !tenant.hosts.iter().any(|pattern| pattern.covers(host)))
+    }
+
+    /// A host and port that the release declares, in a rule or a credential slot, and that the tenant's egress ceiling does
+    /// not allow. Whether a host's addresses are in a private network shows only when a call resolves it.
+    pub fn egress_outside(&self, ceiling: &EgressCeiling) -> Option<(&HostName, u16)> {
+        let rules = self.egress.iter().map(|rule| (&rule.host, rule.port));
+        let slots = self.credentials.iter().map(|slot| (&slot.host, slot.port));
+        rules
+            .chain(slots)
+            .find(|(host, port)| !ceiling.allows(host, *port))
     }
 
     /// A limit over the tenant's ceiling, if there is one: its name, what is asked, what is allowed.

@@ -13,7 +13,7 @@ use crate::id::{Digest, FleetId, TenantId};
 use crate::key::{PublicKey, SealingKey, SigningKey};
 use crate::name::{Identifier, Name};
 
-pub use crate::ceiling::{Ceilings, EgressCeiling};
+pub use crate::ceiling::{Ceilings, EgressCeiling, MIN_MEMORY_MIB};
 
 /// Most keys in a key set.
 pub const MAX_KEYS: usize = 16;
@@ -147,6 +147,10 @@ pub struct Tenant {
     /// The keys now.
     #[serde(rename = "keys")]
     pub current: KeySet,
+    /// When the root admitted the tenant, the same in each of its statements: of two tenants with the same host, the
+    /// one that was admitted first has it. Statements from before this member existed have none and come first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub admitted: Option<Seconds>,
     /// Hosts that its functions may answer for.
     pub hosts: Vec<HostPattern>,
     /// Ceilings.
@@ -275,7 +279,7 @@ impl Statement for Pool {
 }
 
 impl Tenant {
-    /// The first statement of a tenant.
+    /// The first statement of a tenant, which is admitted when that is issued.
     pub fn first(
         fleet: FleetId,
         name: Name,
@@ -292,6 +296,7 @@ impl Tenant {
             version: 1,
             genesis: keys.clone(),
             current: keys,
+            admitted: Some(issued),
             hosts,
             ceilings: Ceilings::default(),
             egress: None,
@@ -337,6 +342,7 @@ impl Statement for Tenant {
         let keys = self.genesis.flaw().or_else(|| self.current.flaw());
         let egress = self.egress.as_ref().and_then(EgressCeiling::flaw);
         keys.or(egress)
+            .or_else(|| self.ceilings.flaw())
             .or_else(|| version_flaw(self.version))
             .or_else(|| span_flaw(self.issued, self.expires))
     }

@@ -6,6 +6,7 @@ use casemate_images::Profile;
 use casemate_trust::host::HostPattern;
 use casemate_trust::image::ImageVersion;
 use casemate_trust::name::Name;
+use casemate_trust::statement::MIN_MEMORY_MIB;
 use clap::builder::PossibleValuesParser;
 use clap::{Args, Subcommand, ValueEnum};
 use ipnet::IpNet;
@@ -186,6 +187,9 @@ pub struct Ceilings {
     /// Lifetime of an outgoing call, milliseconds
     #[arg(long, value_name = "MS")]
     pub max_call_time_ms: Option<u32>,
+    /// Memory of all its workers on a node together, MiB; a new tenant has 4096
+    #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u32).range(i64::from(MIN_MEMORY_MIB)..))]
+    pub max_memory_mib: Option<u32>,
 }
 
 /// `casemate pool`

@@ -6,6 +6,7 @@ use casemate_trust::release::{Credential, MAX_RELEASE_BYTES, Release};
 use serde_json::json;
 
 use super::short;
+use super::status::warn_of_lost_hosts;
 use crate::args::{Deploy, Prune, Remove, Renew, Rollback, Signing};
 use crate::bundle::{Bundle, bundle};
 use crate::endpoint::authority;
@@ -13,7 +14,7 @@ use crate::error::{Code, Error};
 use crate::machine::{date, now};
 use crate::project::Project;
 use crate::session::{Connection, Context};
-use crate::tenancy::{Tenancy, Until, host_not_given};
+use crate::tenancy::{Tenancy, Until, egress_not_given, host_not_given};
 
 /// `casemate deploy`
 pub(super) async fn deploy(cx: &Context, args: &Deploy) -> Result<(), Error> {
@@ -71,6 +72,10 @@ pub(super) async fn deploy(cx: &Context, args: &Deploy) -> Result<(), Error> {
         short(&name)
     ));
     let reach = tenancy.wait(&args.signing, Until::Runs).await?;
+    if reach.is_some() {
+        let status = tenancy.status().await?;
+        warn_of_lost_hosts(&tenancy, &status);
+    }
     let (current, total) = reach.map_or((0, 0), |reach| (reach.current, reach.total));
     let result = json!({
         "function": project.name(),
@@ -119,6 +124,11 @@ fn check(tenancy: &Tenancy<'_>, project: &Project, release: &Release) -> Result<
     let tenant = &tenancy.tenant;
     if let Some(host) = release.host_outside(tenant) {
         return Err(host_not_given(tenant, &release.function, host.as_str()));
+    }
+    if let Some(ceiling) = &tenant.egress
+        && let Some(target) = release.egress_outside(ceiling)
+    {
+        return Err(egress_not_given(tenant, ceiling, &release.function, target));
     }
     let judge = tenancy.session.known.judge();
     let output = tenancy.session.cx.output;

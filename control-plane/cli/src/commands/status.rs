@@ -1,12 +1,13 @@
 //! `casemate status`.
 
+use casemate_api::tenant::TenantStatus;
 use casemate_trust::judge::TenantState;
 use serde_json::json;
 
 use super::{freshness, secrets, short, stopped};
 use crate::args::Whose;
 use crate::error::Error;
-use crate::machine::date;
+use crate::machine::{date, printable};
 use crate::output::table;
 use crate::session::Context;
 use crate::tenancy::Tenancy;
@@ -33,6 +34,7 @@ pub(super) async fn status(cx: &Context, whose: &Whose) -> Result<(), Error> {
                 "fallbacks": wanted.fallbacks,
                 "pools": wanted.pools,
                 "hosts": hosts,
+                "hosts_of_other_tenants": nodes.map(|nodes| &nodes.hosts_of_other_tenants),
                 "nodes_current": nodes.map_or(0, |nodes| nodes.nodes_current),
                 "nodes_total": nodes.map_or(0, |nodes| nodes.nodes_total),
             })
@@ -111,11 +113,25 @@ pub(super) async fn status(cx: &Context, whose: &Whose) -> Result<(), Error> {
         parts.extend(stopped::describe(&status.stopped_credentials));
         parts.join("\n\n")
     })?;
+    warn_of_lost_hosts(&tenancy, &status);
     secrets::warn_of_old_keys(&tenancy, &places);
     Ok(())
 }
 
-fn functions_table(tenancy: &Tenancy<'_>, status: &casemate_api::tenant::TenantStatus) -> String {
+/// Hosts whose callers reach another tenant, as the control plane says.
+pub(super) fn warn_of_lost_hosts(tenancy: &Tenancy<'_>, status: &TenantStatus) {
+    for (name, function) in &status.functions {
+        for host in &function.hosts_of_other_tenants {
+            tenancy.session.cx.output.warn(&format!(
+                "{} belongs to another tenant, which the operator admitted first: its callers do not reach {name}. \
+                 Ask the operator, or take the host out of casemate.toml",
+                printable(host)
+            ));
+        }
+    }
+}
+
+fn functions_table(tenancy: &Tenancy<'_>, status: &TenantStatus) -> String {
     let state: Option<&TenantState> = tenancy.session.known.judge().tenant(&tenancy.id);
     let accord = state.and_then(|state| state.manifest.as_ref());
     let mut rows = Vec::new();

@@ -258,6 +258,7 @@ fn ceilings(
         subrequests: args.max_subrequests.unwrap_or(default.subrequests),
         concurrency: args.max_concurrency.unwrap_or(default.concurrency),
         call_time_ms: args.max_call_time_ms.unwrap_or(default.call_time_ms),
+        memory_mib: args.max_memory_mib.unwrap_or(default.memory_mib),
     }
 }
 
@@ -284,23 +285,11 @@ fn egress(args: &EgressLimits, before: Option<EgressCeiling>) -> Option<EgressCe
 
 /// The egress ceiling in a line, for people.
 fn egress_text(egress: Option<&EgressCeiling>) -> String {
-    let Some(ceiling) = egress else {
-        return "calls      wherever its functions declare, the node's private addresses included"
-            .into();
-    };
-    let list = |items: Vec<String>, empty: &str| match items.is_empty() {
-        true => empty.to_owned(),
-        false => items.join(" "),
-    };
-    let hosts = ceiling.hosts.iter().map(ToString::to_string).collect();
-    let ports = ceiling.ports.iter().map(ToString::to_string).collect();
-    let networks = ceiling.private_networks.iter();
-    format!(
-        "calls      hosts {}, ports {}, private networks {}",
-        list(hosts, "all"),
-        list(ports, "all"),
-        list(networks.map(ToString::to_string).collect(), "none")
-    )
+    match egress {
+        Some(ceiling) => format!("calls      {ceiling}"),
+        None => "calls      wherever its functions declare, the node's private addresses included"
+            .into(),
+    }
 }
 
 /// `casemate tenant update`
@@ -391,6 +380,7 @@ pub(super) async fn show(cx: &Context, name: &Name) -> Result<(), Error> {
         let mut lines = vec![
             format!("tenant     {} (version {})", tenant.name, tenant.version),
             format!("id         {}", tenant.id),
+            format!("admitted   {}", tenant.admitted.map_or("before that was signed".to_owned(), date)),
             format!("expires    {}", date(tenant.expires)),
             format!(
                 "threshold  {} of {}",
@@ -406,10 +396,18 @@ pub(super) async fn show(cx: &Context, name: &Name) -> Result<(), Error> {
                 .map(|key| format!("key        {key}  {}", key.fingerprint())),
         );
         lines.extend(tenant.hosts.iter().map(|host| format!("host       {host}")));
+        let contested = session.known.judge().contested_hosts(&id);
+        lines.extend(contested.into_iter().map(|(host, owner)| {
+            format!(
+                "contested  {host}: names that the tenant {} has too are that tenant's, which was admitted first",
+                owner.tenant.name
+            )
+        }));
         let most = &tenant.ceilings;
         lines.push(format!(
-            "at most    {} functions, {} ms CPU, {} ms, {} MiB, {} calls of {} ms, {} at a time",
+            "at most    {} functions, {} MiB on a node; {} ms CPU, {} ms, {} MiB of heap, {} calls of {} ms, {} at a time",
             most.functions,
+            most.memory_mib,
             most.cpu_time_ms,
             most.wall_time_ms,
             most.heap_mib,

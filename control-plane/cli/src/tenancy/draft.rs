@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use casemate_trust::freshness::FreshnessDemand;
+use casemate_trust::host::HostName;
 use casemate_trust::id::Digest;
 use casemate_trust::name::{Identifier, Name};
 use casemate_trust::release::Release;
 use casemate_trust::secret::Secret;
-use casemate_trust::statement::{MAX_FALLBACKS, Tenant, Wanted};
+use casemate_trust::statement::{EgressCeiling, MAX_FALLBACKS, Tenant, Wanted};
 
 use crate::commands::put_command;
 use crate::error::{Code, Error};
@@ -43,6 +44,25 @@ pub fn host_not_given(tenant: &Tenant, function: &Name, host: &str) -> Error {
     );
     Error::new(Code::Project, what, next)
         .lines(allowed.iter().map(|host| format!("allowed: {host}")))
+}
+
+/// The error for calls that a release declares beyond the operator's egress ceiling.
+pub fn egress_not_given(
+    tenant: &Tenant,
+    ceiling: &EgressCeiling,
+    function: &Name,
+    (host, port): (&HostName, u16),
+) -> Error {
+    let what = format!(
+        "{function} declares calls to {host}:{port}, which the tenant {} may not make",
+        tenant.name
+    );
+    let next = format!(
+        "take it out of casemate.toml, or ask the operator, who adds it to the whole list with `casemate tenant update {}`: \
+         `--egress-host` for hosts, `--egress-port` for ports",
+        tenant.name
+    );
+    Error::new(Code::Project, what, next).lines([format!("allowed: {ceiling}")])
 }
 
 impl Draft {

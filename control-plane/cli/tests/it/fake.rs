@@ -441,6 +441,7 @@ async fn status(State(given): State<Shared>, Path(id): Path<TenantId>) -> Respon
                 release: wanted.release,
                 pools: wanted.pools.clone(),
                 hosts: Vec::new(),
+                hosts_of_other_tenants: Vec::new(),
                 nodes_current: given.nodes.len(),
                 nodes_total: given.nodes.len(),
             };

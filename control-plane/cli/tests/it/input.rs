@@ -38,6 +38,53 @@ async fn what_was_not_given_is_refused_before_anything_is_uploaded() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn calls_beyond_the_operators_ceiling_are_refused_before_anything_is_uploaded() {
+    let World {
+        fake,
+        operator,
+        tenant,
+        _dir,
+        ..
+    } = world().await;
+    let update = ["tenant", "update", "shop", "--egress-host", "*.ok.test"];
+    operator.json(&[&update[..], &["--egress-port", "443"]].concat());
+    let rule = |host: &str| format!("[[egress]]\nhost = \"{host}\"\n");
+    for (host, refused) in [
+        ("elsewhere.test", "web declares calls to elsewhere.test:443"),
+        ("a.ok.test:8443", "web declares calls to a.ok.test:8443"),
+    ] {
+        let project = tenant.project("web", "web.shop.test", &rule(host));
+        for dry in [&[][..], &["--dry-run"]] {
+            let ran = tenant.run(&[&["deploy", "--project", &project], dry].concat());
+            assert_eq!(ran.code, 64, "{}", ran.err);
+            assert!(ran.err.contains(refused), "{}", ran.err);
+            let allowed = "allowed: hosts *.ok.test, ports 443, private networks none";
+            assert!(ran.err.contains(allowed), "{}", ran.err);
+        }
+    }
+    assert!(fake.given().bundles.is_empty() && fake.given().objects.is_empty());
+    let project = tenant.project("web", "web.shop.test", &rule("a.ok.test"));
+    tenant.json(&["deploy", "--project", &project]);
+    // What runs already stays when the ceiling is lowered, and may still be changed in other ways.
+    operator.json(&["tenant", "update", "shop", "--egress-host", "b.ok.test"]);
+    tenant.json(&["renew"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tenants_memory_is_part_of_its_statement() {
+    let World { operator, _dir, .. } = world().await;
+    let memory = |statement: serde_json::Value| statement["ceilings"]["memory_mib"].clone();
+    assert_eq!(memory(operator.json(&["tenant", "show", "shop"])), 4096);
+    let update = ["tenant", "update", "shop", "--max-memory-mib"];
+    let updated = operator.json(&[&update[..], &["1024"]].concat());
+    assert_eq!(memory(updated), 1024);
+    let ran = operator.run(&[&update[..], &["100"]].concat());
+    assert_eq!(ran.code, 64, "{}", ran.err);
+    assert!(ran.err.contains("256"), "{}", ran.err);
+    assert_eq!(memory(operator.json(&["tenant", "show", "shop"])), 1024);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_host_belongs_to_one_tenant() {
     let World {
         operator,

@@ -293,6 +293,7 @@ impl Plane {
         if !missing.is_empty() {
             return Err(Refusal::Missing(missing).into());
         }
+        self.must_fit_egress(&manifest.tenant, &objects)?;
         self.must_have_bundles(&manifest.tenant, &objects).await?;
         self.accept_manifest(envelope, &objects)?;
         Ok(Outcome::New)
@@ -331,6 +332,24 @@ impl Plane {
         );
         let details = json!({ "version": seen.version, "digest": seen.digest });
         Err(Fault::new(409, code::MANIFEST_CONFLICT, message).with(details))
+    }
+
+    /// A new release that declares calls beyond the tenant's egress ceiling is refused before any node has it. Those that
+    /// the manifest before lists stay: a ceiling that was lowered must not keep a tenant from withdrawing a secret.
+    fn must_fit_egress(
+        &self,
+        tenant: &TenantId,
+        objects: &BTreeMap<Digest, StoredObject>,
+    ) -> Result<(), Refusal> {
+        let held = self.held();
+        let judge = held.judge.as_ref();
+        let state = judge.and_then(|judge| judge.tenant(tenant));
+        let state = state.ok_or(Refusal::TenantUnknown)?;
+        objects
+            .iter()
+            .filter(|(_, object)| object.kind == ObjectKind::Release)
+            .filter_map(|(digest, object)| Some((digest, Release::parse(&object.bytes).ok()?)))
+            .try_for_each(|(digest, release)| state.egress_must_fit(digest, &release))
     }
 
     async fn must_have_bundles(

@@ -187,18 +187,15 @@ impl Plane {
                     .iter()
                     .filter(|node| wanted.pools.contains(&node.pool))
             };
-            let hosts = accord
-                .releases
-                .get(&wanted.release)
-                .map(|release| &release.hosts);
+            let release = accord.releases.get(&wanted.release);
+            let hosts = release.map_or(&[][..], |release| &release.hosts);
+            let judge = held.judge.iter();
+            let lost = judge.flat_map(|judge| judge.lost_hosts(id, hosts));
             let function_status = FunctionStatus {
                 release: wanted.release,
                 pools: wanted.pools.clone(),
-                hosts: hosts
-                    .into_iter()
-                    .flatten()
-                    .map(ToString::to_string)
-                    .collect(),
+                hosts: hosts.iter().map(ToString::to_string).collect(),
+                hosts_of_other_tenants: lost.map(|(host, _)| host.to_string()).collect(),
                 nodes_current: here()
                     .filter(|node| {
                         node.is_stored

@@ -172,6 +172,7 @@ fn short(mut status: serde_json::Value) -> String {
         "/vault/tenants",
         "/vault/upstreams",
         "/state/functions",
+        "/state/tenants",
         "/workers",
     ] {
         if let Some(list) = status.pointer_mut(list) {

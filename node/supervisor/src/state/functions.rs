@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroU32;
 
-use casemate_wire::control::gateway::{Route, ToGateway};
+use casemate_wire::control::gateway::ToGateway;
 use casemate_wire::control::vault::{FunctionPlan, Plan};
 use casemate_wire::control::{Digest, Failure, FunctionKey, WORKER_OVERHEAD_MIB, WorkerId};
 
@@ -26,14 +26,14 @@ pub(super) struct Function {
     pub(super) plan: FunctionPlan,
     /// What may run until the bundle of that is here, in order.
     pub(super) fallbacks: Vec<FunctionPlan>,
-    tenant_name: String,
+    pub(super) tenant_name: String,
     manifest_version: u64,
     /// The release that the gateway routes to.
     pub(super) routed: Option<Digest>,
     /// Hosts whose callers it gets.
-    hosts: Vec<String>,
+    pub(super) hosts: Vec<String>,
     /// That it does not get all of them.
-    conflict: Option<String>,
+    pub(super) conflict: Option<String>,
     /// A first worker of the wanted release is being made ready, so that switching costs no caller anything.
     pub(super) warming: bool,
     /// Loads that failed in a row, and until when nobody tries again.
@@ -91,6 +91,7 @@ impl Supervision {
             .collect();
         gone.iter().for_each(|key| self.withdraw(key, now_ms));
         let (tenant, version) = (plan.tenant, plan.manifest_version);
+        self.set_ceiling(tenant, plan.memory_mib, now_ms);
         self.manifests.insert(tenant, (version, false));
         let mut is_changed = !gone.is_empty();
         let mut functions = plan.functions.into_iter().peekable();
@@ -109,6 +110,8 @@ impl Supervision {
                 }
             }
             is_changed = true;
+            let routed = self.routed_hosts(&key);
+            self.warn_of_lost_hosts(&key, &function);
             self.unlink(&key);
             let wanted = function.bundle;
             let was_coming = self.bundles.get(&wanted) == Some(&Place::Coming);
@@ -140,6 +143,7 @@ impl Supervision {
             self.link(&key);
             self.end_unlisted(&key, now_ms);
             self.bring_up(&key);
+            self.route_other_hosts(&key, routed);
             if was_coming {
                 self.bundle_absent(wanted);
             }
@@ -159,119 +163,6 @@ impl Supervision {
         self.unlink(key);
         self.unroute(key);
         self.functions.remove(key);
-    }
-
-    /// Nobody is led to a function any more; its hosts lead to whoever waits for them.
-    pub(super) fn unroute(&mut self, key: &FunctionKey) {
-        let Some(function) = self.functions.get_mut(key) else {
-            return;
-        };
-        if function.routed.take().is_none() {
-            return;
-        }
-        let given_up = std::mem::take(&mut function.hosts);
-        let route = Route {
-            key: key.clone(),
-            release: function.plan.release,
-            hosts: Vec::new(),
-            perimeter: function.plan.perimeter.clone(),
-        };
-        self.effects
-            .push(Effect::Gateway(ToGateway::Route(Box::new(route))));
-        given_up
-            .iter()
-            .for_each(|host| drop(self.owners.remove(host)));
-        self.hand_on(&given_up);
-    }
-
-    /// Leads the function's hosts to the release that runs now. A host that another function has stays there: both were signed for
-    /// by the root, and whoever came first keeps it until it is given up or the operator decides.
-    pub(super) fn route(&mut self, key: &FunctionKey) {
-        let current = self.functions.get(key);
-        let current = current.and_then(|function| function.current(&self.bundles));
-        let Some(mut plan) = current.cloned() else {
-            return;
-        };
-        if plan.is_fallback {
-            // What the newest manifest gives to another function is not an older release's.
-            plan.hosts
-                .retain(|host| !self.is_given_to_another(key, host));
-        }
-        let Some(function) = self.functions.get_mut(key) else {
-            return;
-        };
-        let (lost, hosts): (Vec<String>, Vec<String>) = plan
-            .hosts
-            .iter()
-            .cloned()
-            .partition(|host| self.owners.get(host).is_some_and(|owner| owner != key));
-        let conflict = (!lost.is_empty()).then(|| {
-            let more = match lost.len() {
-                1 => String::new(),
-                count => format!(" and {} more hosts", count - 1),
-            };
-            format!(
-                "callers of {}{more} reach another function, which came first",
-                lost[0]
-            )
-        });
-        if let Some(message) = conflict.clone().filter(|_| function.conflict != conflict) {
-            let key = key.clone();
-            self.effects.push(Effect::Warn { key, message });
-        }
-        function.conflict = conflict;
-        function.routed = Some(plan.release);
-        let before = std::mem::replace(&mut function.hosts, hosts.clone());
-        let route = Route {
-            key: key.clone(),
-            release: plan.release,
-            hosts,
-            perimeter: plan.perimeter,
-        };
-        let given_up: Vec<String> = before
-            .into_iter()
-            .filter(|host| !route.hosts.contains(host))
-            .collect();
-        given_up
-            .iter()
-            .for_each(|host| drop(self.owners.remove(host)));
-        let owned = route.hosts.iter().map(|host| (host.clone(), key.clone()));
-        self.owners.extend(owned);
-        self.effects
-            .push(Effect::Gateway(ToGateway::Route(Box::new(route))));
-        self.hand_on(&given_up);
-    }
-
-    fn is_given_to_another(&self, key: &FunctionKey, host: &String) -> bool {
-        let mut functions = self.functions.iter();
-        functions.any(|(other, function)| other != key && function.plan.hosts.contains(host))
-    }
-
-    /// Hosts that a function has given up lead to whoever waits for them.
-    fn hand_on(&mut self, hosts: &[String]) {
-        if hosts.is_empty() {
-            return;
-        }
-        // One whose next release is being made ready is routed by that.
-        let waits = |function: &Function| {
-            let current = function
-                .current(&self.bundles)
-                .filter(|plan| function.routed == Some(plan.release));
-            function.conflict.is_some()
-                && current.is_some_and(|plan| plan.hosts.iter().any(|host| hosts.contains(host)))
-        };
-        let waiting = self
-            .functions
-            .iter()
-            .filter(|(_, function)| waits(function));
-        let waiting: Vec<FunctionKey> = waiting.map(|(key, _)| key.clone()).collect();
-        waiting.iter().for_each(|key| self.route(key));
-    }
-
-    /// A gateway that has just started knows no route.
-    pub(super) fn route_all(&mut self) {
-        let keys: Vec<FunctionKey> = self.functions.keys().cloned().collect();
-        keys.iter().for_each(|key| self.route(key));
     }
 
     /// Callers wait for this function.
@@ -304,6 +195,9 @@ impl Supervision {
             };
             return self.effects.push(Effect::Gateway(refusal));
         }
+        if u64::from(needed_mib) > self.admitted_of_mib(&key.tenant) {
+            return self.refuse_beyond_ceiling(key);
+        }
         // Each worker on its way takes as many as it may; one more is asked for only when that is not enough.
         let plan = function.current(&self.bundles).unwrap_or(&function.plan);
         let coming = self.loading(&key, plan.release)
@@ -332,7 +226,10 @@ impl Supervision {
                 continue;
             }
             let plan = function.current(&self.bundles);
-            let Some(plan) = plan.filter(|_| self.may_be_given(&key.tenant)) else {
+            let may_have = |plan: &&FunctionPlan| {
+                self.may_be_given(&key.tenant) && self.fits_tenant(&key.tenant, needed_mib(plan))
+            };
+            let Some(plan) = plan.filter(may_have) else {
                 later.push_back(key);
                 continue;
             };
@@ -347,7 +244,7 @@ impl Supervision {
             };
             let plan = Box::new(plan.clone());
             let tenant = self.tenant_number(&key.tenant);
-            let tenant_memory_mib = self.tenant_memory_mib();
+            let tenant_memory_mib = self.tenant_memory_mib(&key.tenant, 1);
             self.charges.add(key.tenant);
             if let Some(worker) = self.workers.get_mut(&id) {
                 worker.stage = Stage::Loading(key.clone(), plan.release);
@@ -390,12 +287,18 @@ impl Supervision {
         /// What a spare is made for before any function is known.
         const DEFAULT_HEAP_MIB: u32 = 64;
         self.functions
-            .values()
-            .flat_map(|function| [Some(&function.plan), function.current(&self.bundles)])
-            .flatten()
+            .iter()
+            .flat_map(|(key, function)| {
+                let plans = [Some(&function.plan), function.current(&self.bundles)];
+                plans.into_iter().flatten().map(move |plan| (key, plan))
+            })
             // One that can never run here is refused; no spare is made for it.
-            .filter(|plan| self.can_fit(needed_mib(plan)))
-            .map(|plan| plan.limits.heap_mib)
+            .filter(|(key, plan)| {
+                let needed_mib = needed_mib(plan);
+                self.can_fit(needed_mib)
+                    && u64::from(needed_mib) <= self.admitted_of_mib(&key.tenant)
+            })
+            .map(|(_, plan)| plan.limits.heap_mib)
             .max()
             .unwrap_or(0)
             .max(DEFAULT_HEAP_MIB)
@@ -579,10 +482,15 @@ impl Supervision {
             .iter()
             .take(MAX_DESCRIBED_HOSTS)
             .collect();
+        let lost = function.plan.lost_hosts.iter().take(MAX_DESCRIBED_HOSTS);
+        let lost: Vec<_> = lost
+            .map(|lost| serde_json::json!({ "host": lost.host, "tenant": lost.owner }))
+            .collect();
         serde_json::json!({
             "tenant": function.tenant_name, "tenant_id": hex(&key.tenant), "function": key.function,
             "release": hex(&function.plan.release), "routed": function.routed.map(|digest| hex(&digest)),
-            "manifest": function.manifest_version, "hosts": hosts, "workers": workers,
+            "manifest": function.manifest_version, "hosts": hosts,
+            "hosts_of_other_tenants": lost, "workers": workers,
             "bundle_here": self.bundles.get(&function.plan.bundle) == Some(&Place::Here),
             "error": function.last_error.as_ref().or(function.conflict.as_ref()),
         })
@@ -593,6 +501,6 @@ fn fits(worker: &Worker, plan: &FunctionPlan) -> bool {
     worker.memory_mib >= needed_mib(plan)
 }
 
-fn needed_mib(plan: &FunctionPlan) -> u32 {
+pub(super) fn needed_mib(plan: &FunctionPlan) -> u32 {
     WORKER_OVERHEAD_MIB + plan.limits.heap_mib
 }

@@ -1,12 +1,10 @@
-//! How workers share the machine's memory: the limits of all workers are admitted against a multiple of it, and launch holds
-//! each tenant's workers together to a part of it.
+//! How workers share the machine's memory: the limits of all workers are admitted against a multiple of it.
 
 use std::collections::BTreeSet;
 use std::num::NonZeroU32;
 
 use casemate_wire::control::{Digest, WORKER_OVERHEAD_MIB};
 
-use super::share::RESERVED_ONE_IN;
 use super::{Stage, Supervision, Worker};
 
 impl Supervision {
@@ -36,12 +34,6 @@ impl Supervision {
         u64::from(memory_mib) <= self.admitted_mib()
     }
 
-    /// What launch limits the workers of a tenant to, all together: as with places, one tenant cannot have everything.
-    pub(super) fn tenant_memory_mib(&self) -> NonZeroU32 {
-        let all = self.bounds.memory_mib;
-        NonZeroU32::new(all - all / RESERVED_ONE_IN as u32).unwrap_or(NonZeroU32::MIN)
-    }
-
     /// The tenant's number with launch: the one that its live workers have, else the lowest that no live worker has. A
     /// number can therefore come to another tenant only when launch has reaped every worker of the earlier one.
     pub(super) fn tenant_number(&self, tenant: &Digest) -> NonZeroU32 {
@@ -60,7 +52,7 @@ impl Supervision {
     }
 }
 
-fn tenant_of(worker: &Worker) -> Option<&Digest> {
+pub(super) fn tenant_of(worker: &Worker) -> Option<&Digest> {
     match &worker.stage {
         Stage::Loading(key, _) | Stage::Serving(key, _) | Stage::Retired(key, _) => {
             Some(&key.tenant)
@@ -70,7 +62,7 @@ fn tenant_of(worker: &Worker) -> Option<&Digest> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use casemate_wire::control::{Failure, FunctionKey, WorkerId};
 
     use super::super::tests::{BOUNDS, function, plan_of};
@@ -78,9 +70,9 @@ mod tests {
     use super::*;
 
     /// A worker of a function with 64 MiB of heap.
-    const WORKER_MIB: u32 = WORKER_OVERHEAD_MIB + 64;
+    pub(in super::super) const WORKER_MIB: u32 = WORKER_OVERHEAD_MIB + 64;
 
-    fn key(tenant: u8) -> FunctionKey {
+    pub(in super::super) fn key(tenant: u8) -> FunctionKey {
         FunctionKey {
             tenant: [tenant; 32],
             function: "web".into(),
@@ -88,13 +80,13 @@ mod tests {
     }
 
     /// A node whose memory is for so many workers, with a function of each of these tenants. All workers are ready at once.
-    struct Node {
-        state: Supervision,
-        effects: Vec<Effect>,
+    pub(in super::super) struct Node {
+        pub(in super::super) state: Supervision,
+        pub(in super::super) effects: Vec<Effect>,
     }
 
     impl Node {
-        fn new(workers: u32, tenants: &[u8]) -> Self {
+        pub(in super::super) fn new(workers: u32, tenants: &[u8]) -> Self {
             let state = Supervision::new(Bounds {
                 spares: 1,
                 max_workers: 100,
@@ -115,7 +107,7 @@ mod tests {
             node
         }
 
-        fn take(&mut self, input: Input) {
+        pub(in super::super) fn take(&mut self, input: Input) {
             let mut next = vec![input];
             while let Some(input) = next.pop() {
                 let effects = self.state.handle(input, 1);
@@ -134,12 +126,12 @@ mod tests {
             }
         }
 
-        fn need(&mut self, tenant: u8, waiting: u32) {
+        pub(in super::super) fn need(&mut self, tenant: u8, waiting: u32) {
             let key = key(tenant);
             self.take(Input::Need { key, waiting });
         }
 
-        fn assigned(&self) -> Vec<(WorkerId, u32)> {
+        pub(in super::super) fn assigned(&self) -> Vec<(WorkerId, u32)> {
             let assigned = self.effects.iter().filter_map(|effect| match effect {
                 Effect::Assign { worker, tenant, .. } => Some((*worker, tenant.get())),
                 _ => None,

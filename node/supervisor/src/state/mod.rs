@@ -3,10 +3,12 @@
 
 mod bundles;
 pub(crate) mod carry;
+mod ceiling;
 mod cpu;
 mod functions;
 pub(crate) mod image;
 mod memory;
+mod routes;
 mod share;
 #[cfg(test)]
 mod tests;
@@ -127,7 +129,7 @@ pub(crate) enum Effect {
     /// Start a worker.
     StartWorker { worker: WorkerId, memory_mib: u32 },
     /// Move a worker to its tenant's share of the machine, and narrow its memory limit to its function's, before it is
-    /// given its function.
+    /// given its function. Comes again, with the worker's limit as it is, when the tenant's has changed.
     Assign {
         worker: WorkerId,
         memory_mib: NonZeroU32,
@@ -273,6 +275,8 @@ pub(crate) struct Supervision {
     is_told: bool,
     /// Version of each tenant's manifest, and whether all its bundles are here.
     manifests: BTreeMap<Digest, (u64, bool)>,
+    /// What each tenant's workers may occupy together, MiB.
+    ceilings_mib: BTreeMap<Digest, u32>,
     /// A plan of which not all has come.
     plans: Arriving<Plan>,
     /// Functions that wait for a spare, in order.
@@ -305,6 +309,7 @@ impl Supervision {
             users: BTreeMap::new(),
             is_told: false,
             manifests: BTreeMap::new(),
+            ceilings_mib: BTreeMap::new(),
             plans: Arriving::new((MAX_FUNCTIONS * (1 + MAX_FALLBACKS)) as u32),
             waiting: VecDeque::new(),
             charges: Charges::default(),
@@ -551,6 +556,7 @@ impl Supervision {
             .collect();
         serde_json::json!({
             "vault": program(&self.vault), "gateway": program(&self.gateway), "workers": stages, "functions": functions,
+            "tenants": self.describe_tenants(),
             "draining": self.draining, "worker_failures": self.spare_failures,
         })
     }

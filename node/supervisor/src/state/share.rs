@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, VecDeque};
 use casemate_wire::control::gateway::ToGateway;
 use casemate_wire::control::{Digest, Failure, FunctionKey, WorkerId};
 
+use super::functions::needed_mib;
 use super::{Effect, Millis, Stage, Supervision, Worker};
 
 /// One place in so many is for tenants that have no worker here, so that a first request need not wait until somebody else's
@@ -31,7 +32,7 @@ impl Supervision {
             return;
         }
         let mut stay: VecDeque<FunctionKey> = VecDeque::new();
-        let mut promised = 0;
+        let (mut promised, mut promised_mib) = (0, BTreeMap::<Digest, u64>::new());
         for key in std::mem::take(&mut self.waiting) {
             let Some(function) = self.functions.get(&key) else {
                 continue;
@@ -41,6 +42,16 @@ impl Supervision {
                 continue;
             };
             let (release, warming) = (plan.release, function.warming);
+            let of_tenant = promised_mib.entry(key.tenant).or_insert(0);
+            let wanted_mib = *of_tenant + u64::from(needed_mib(plan));
+            if !self.make_room_in_tenant(&key, release, wanted_mib, now_ms) {
+                if warming {
+                    stay.push_back(key);
+                } else if !stay.contains(&key) && self.loading(&key, release) == 0 {
+                    self.refuse_beyond_ceiling(key);
+                }
+                continue;
+            }
             let held = self.held();
             let before = stay.iter().filter(|other| other.tenant == key.tenant);
             let mine = held.get(&key.tenant).copied().unwrap_or(0) + before.count();
@@ -60,6 +71,7 @@ impl Supervision {
                 }
             }
             promised += 1;
+            *of_tenant = wanted_mib;
             stay.push_back(key);
         }
         self.waiting = stay;

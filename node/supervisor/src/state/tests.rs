@@ -22,6 +22,7 @@ pub(super) fn function(name: &str, release: u8) -> FunctionPlan {
         bundle_bytes: 1,
         entry: "main.js".into(),
         hosts: vec![format!("{name}.test")],
+        lost_hosts: vec![],
         perimeter: Perimeter {
             methods: vec![],
             paths: vec![],
@@ -56,9 +57,19 @@ pub(super) fn plan(version: u64, functions: Vec<FunctionPlan>) -> Input {
 
 /// What a tenant runs, in one part.
 pub(super) fn plan_of(tenant: Digest, functions: Vec<FunctionPlan>) -> Input {
+    plan_with_memory(tenant, u32::MAX, functions)
+}
+
+/// The same for a tenant with a ceiling on its memory.
+pub(super) fn plan_with_memory(
+    tenant: Digest,
+    memory_mib: u32,
+    functions: Vec<FunctionPlan>,
+) -> Input {
     let plan = Plan {
         tenant,
         name: "shop".into(),
+        memory_mib,
         manifest_version: 1,
         manifest: [0; 32],
         functions,
@@ -70,6 +81,7 @@ fn parts(version: u64, functions: Vec<FunctionPlan>) -> Vec<Part<Plan>> {
     Part::cut(Plan {
         tenant: TENANT,
         name: "shop".into(),
+        memory_mib: u32::MAX,
         manifest_version: version,
         manifest: [0; 32],
         functions,

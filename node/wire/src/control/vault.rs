@@ -244,6 +244,8 @@ pub struct Plan {
     pub tenant: Digest,
     /// The tenant's name, for people.
     pub name: String,
+    /// What the tenant's workers may occupy on the node together, MiB.
+    pub memory_mib: u32,
     /// Of the accepted manifest.
     pub manifest_version: u64,
     /// Digest of the accepted manifest's payload.
@@ -269,6 +271,8 @@ pub struct FunctionPlan {
     pub entry: String,
     /// Host names that lead to it.
     pub hosts: Vec<String>,
+    /// Host names of its release that lead to another tenant, which the root admitted first.
+    pub lost_hosts: Vec<LostHost>,
     /// Checks before a worker is woken.
     pub perimeter: Perimeter,
     /// Limits.
@@ -279,6 +283,15 @@ pub struct FunctionPlan {
     pub bindings: Vec<Binding>,
     /// Whether `eval` works.
     pub dynamic_code: bool,
+}
+
+/// A host name that two tenants may answer for, and that is the other one's.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LostHost {
+    /// The host.
+    pub host: String,
+    /// Name of the tenant whose it is: for the operator, and not for the tenant that asked for it.
+    pub owner: String,
 }
 
 /// Something that the tenant or the operator should know.

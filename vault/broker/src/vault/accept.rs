@@ -141,11 +141,21 @@ impl Vault {
         }
         let (kind, name, tenant) = place(&envelope)?;
         self.persist(&judge, &[Write::Put(kind, name, bytes.to_vec())])?;
+        let tenants = tenant.map(|id| self.replanned(&judge, id));
         self.replace(judge);
         Ok(Effect {
-            tenants: tenant.into_iter().collect(),
+            tenants: tenants.unwrap_or_default(),
             ..Effect::default()
         })
+    }
+
+    /// Whose plans change with a tenant's new statement: its own, and then those of tenants that lose hosts to it or get
+    /// them back.
+    fn replanned(&self, next: &Judge, id: TenantId) -> Vec<TenantId> {
+        let state = self.read();
+        let before = state.judge.tenant(&id).map(|state| &state.tenant);
+        let others = next.affected_by(&id, before);
+        std::iter::once(id).chain(others).collect()
     }
 
     /// The record and the memory first, then the file that init reads; only then it is accepted.

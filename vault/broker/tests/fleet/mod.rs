@@ -63,13 +63,7 @@ impl Vault {
 
     /// The description's part about calls.
     pub(crate) async fn upstreams(&mut self) -> serde_json::Value {
-        self.send(ToVault::Describe, None).await;
-        let description = self.wait(|message| match message {
-            FromVault::Description { json } => Some(json),
-            _ => None,
-        });
-        let mut description: serde_json::Value = serde_json::from_str(&description.await).unwrap();
-        description["upstreams"].take()
+        self.describe().await["upstreams"].take()
     }
 
     /// Waits until so many calls are under way.
@@ -317,12 +311,7 @@ impl Fleet {
 
     /// What the vault says of itself.
     pub(crate) async fn describe(&mut self) -> serde_json::Value {
-        self.vault().send(ToVault::Describe, None).await;
-        let json = self.vault().wait(|message| match message {
-            FromVault::Description { json } => Some(json),
-            _ => None,
-        });
-        serde_json::from_str(&json.await).unwrap()
+        self.vault().describe().await
     }
 
     /// What the vault tells init, once it tells anything.
@@ -433,8 +422,7 @@ impl Fleet {
 
     /// From here on, everything is about another tenant, which the root has signed too.
     pub(crate) async fn admit_another_tenant(&mut self, name: &str, seed: u8) {
-        self.tenant_seed = seed;
-        self.tenant = Tenant::first(
+        let tenant = Tenant::first(
             self.fleet,
             name.parse().unwrap(),
             KeySet::single(key(seed).public()),
@@ -442,9 +430,15 @@ impl Fleet {
             1,
             FAR,
         );
+        self.become_tenant(tenant, seed);
         let statement = self.tenant.sign(&[&key(1)]).to_bytes();
         let verdict = self.vault().submit(ObjectKind::Tenant, statement).await;
         assert_eq!(verdict, Verdict::Accepted);
+    }
+
+    /// From here on, everything is about another tenant, whose key has this seed.
+    pub(crate) fn become_tenant(&mut self, tenant: Tenant, seed: u8) {
+        (self.tenant, self.tenant_seed) = (tenant, seed);
     }
 
     /// Answers a nonce with the key of this seed; the refusal's code, if it was refused.
@@ -573,6 +567,13 @@ impl Fleet {
 
     /// Shows manifest, what it misses, and the manifest again; the release's digest.
     pub(crate) async fn deploy(&mut self, version: u64) -> [u8; 32] {
+        let digest = self.show_manifest(version).await;
+        while self.vault().plan().await.functions.is_empty() {}
+        digest
+    }
+
+    /// The same, without waiting for the plan.
+    pub(crate) async fn show_manifest(&mut self, version: u64) -> [u8; 32] {
         let manifest = self.manifest(version);
         assert!(
             matches!(self.submit_manifest(&manifest).await, Verdict::Missing { digests } if digests.len() == 2)
@@ -588,7 +589,6 @@ impl Fleet {
             Verdict::Accepted
         );
         assert_eq!(self.submit_manifest(&manifest).await, Verdict::Accepted);
-        while self.vault().plan().await.functions.is_empty() {}
         digest
     }
 }

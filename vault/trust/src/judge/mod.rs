@@ -5,6 +5,7 @@
 //! such a loss the same statements are taken again, lower ones never. Nothing here deletes: absence is not a statement.
 
 mod freshness;
+mod hosts;
 mod image;
 mod refusal;
 mod revocation;
@@ -13,6 +14,7 @@ mod tenant;
 mod tests;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -25,6 +27,7 @@ use crate::revocation::Revocations;
 use crate::statement::{OnlineKey, Pool, Root, Statement};
 
 pub use freshness::{FreshnessSeen, Stale, Standing};
+use hosts::HostClaims;
 pub use image::ImageSeen;
 pub use refusal::Refusal;
 pub use tenant::{Accord, Objects, TenantState};
@@ -156,6 +159,8 @@ pub struct Judge {
     online: Option<OnlineKey>,
     pools: BTreeMap<(Name, u64), Pool>,
     tenants: BTreeMap<TenantId, TenantState>,
+    /// Who may answer for which host, by the tenants' statements. Shared with clones of this judge until it changes.
+    claims: Arc<HostClaims>,
     images: BTreeMap<Name, Image>,
     revocations: Option<Revocations>,
     /// The pool whose functions and secrets matter here; `None` for those who hold every pool's.
@@ -186,6 +191,7 @@ impl Judge {
             online: None,
             pools: BTreeMap::new(),
             tenants: BTreeMap::new(),
+            claims: Arc::default(),
             images: BTreeMap::new(),
             revocations: None,
             here,

@@ -1,5 +1,6 @@
 //! Every refusal has a name.
 
+use crate::Seconds;
 use crate::freshness::MAX_SKEW_SECS;
 use crate::host::HostName;
 use crate::id::Digest;
@@ -109,6 +110,17 @@ pub enum Refusal {
         "a tenant may change its own keys and nothing else; hosts, ceilings and dates are the root's"
     )]
     TenantScopeWidened,
+    /// A statement that moves the time at which the tenant was admitted.
+    #[error(
+        "the tenant's earlier statements say that it was admitted at {held:?}, this one says {got:?}: it decides whose a \
+         host is and never changes"
+    )]
+    TenantAdmittedOther {
+        /// What is held.
+        held: Option<Seconds>,
+        /// What came.
+        got: Option<Seconds>,
+    },
     /// A tenant that was never introduced, or a version that was not.
     #[error("the tenant, or this version of it, was not shown yet")]
     TenantUnknown,
@@ -186,6 +198,20 @@ pub enum Refusal {
         /// What is allowed.
         allowed: u32,
     },
+    /// A release that declares calls beyond the tenant's egress ceiling.
+    #[error(
+        "{function} declares calls to {host}:{port}, and the operator lets the tenant call {allowed}"
+    )]
+    ReleaseEgress {
+        /// The function.
+        function: Name,
+        /// The host.
+        host: HostName,
+        /// The port.
+        port: u16,
+        /// What the ceiling allows, for people.
+        allowed: String,
+    },
     /// A secret that is none.
     #[error("secret {name}")]
     SecretMalformed {
@@ -242,6 +268,7 @@ impl Refusal {
             Self::TenantExpired => "tenant_expired",
             Self::TenantKeyChange => "tenant_key_change_unauthorised",
             Self::TenantScopeWidened => "tenant_scope_widened",
+            Self::TenantAdmittedOther { .. } => "tenant_admitted_other",
             Self::TenantUnknown => "tenant_unknown",
             Self::ManifestVersionLower(..) => "manifest_version_lower",
             Self::ManifestEqualOther => "manifest_same_version_other_digest",
@@ -260,6 +287,7 @@ impl Refusal {
             Self::ReleaseHost { .. } => "release_host_not_tenants",
             Self::HostTwice(_) => "host_claimed_twice",
             Self::ReleaseOverCeiling { .. } => "release_over_ceiling",
+            Self::ReleaseEgress { .. } => "release_egress_over_ceiling",
             Self::SecretMalformed { .. } => "secret_malformed",
             Self::SecretOther(_) => "secret_other",
             Self::SecretLimitsWidened { .. } => "secret_limits_widened",

@@ -84,6 +84,7 @@ impl Judge {
             let by_root = self.must_be_signed_by_root(envelope, clock);
             let signed_by_root = by_root.is_ok();
             must_be_authorised(by_root, envelope, &tenant, held.map(|held| &held.tenant))?;
+            must_be_admitted_as_before(&tenant, held.map(|held| &held.tenant))?;
             self.must_be_fresh(tenant.expires, clock, Refusal::TenantExpired)?;
             let manifest = seen.and_then(|seen| seen.manifest);
             let freshness = seen.and_then(|seen| seen.freshness);
@@ -100,6 +101,11 @@ impl Judge {
                 self.memory.floor = self.memory.floor.max(tenant.issued);
             }
         }
+        let claims = Arc::make_mut(&mut self.claims);
+        if let Some(held) = self.tenants.get(&tenant.id) {
+            claims.remove(&held.tenant);
+        }
+        claims.insert(&tenant);
         match self.tenants.get_mut(&tenant.id) {
             Some(held) => held.tenant = tenant,
             None => drop(self.tenants.insert(
@@ -289,6 +295,17 @@ fn must_be_authorised(
     }
 }
 
+/// Not even the root changes by an oversight whose a host is.
+fn must_be_admitted_as_before(tenant: &Tenant, held: Option<&Tenant>) -> Result<(), Refusal> {
+    match held {
+        Some(held) if held.admitted != tenant.admitted => Err(Refusal::TenantAdmittedOther {
+            held: held.admitted,
+            got: tenant.admitted,
+        }),
+        _ => Ok(()),
+    }
+}
+
 /// Whether a release and its slots stay within what tenant and secrets allow.
 ///
 /// # Errors
@@ -381,6 +398,31 @@ impl TenantState {
             release_must_fit(&self.tenant, accord, function, release).ok()?;
             Some((function, wanted.release, release))
         })
+    }
+
+    /// Whether a release that no accepted manifest lists yet stays within the tenant's egress ceiling. This is for whoever
+    /// takes a new release in: a vault accepts the manifest all the same and refuses the calls, since the ceiling may have
+    /// been lowered after the release was deployed.
+    ///
+    /// # Errors
+    /// [`Refusal::ReleaseEgress`].
+    pub fn egress_must_fit(&self, digest: &Digest, release: &Release) -> Result<(), Refusal> {
+        let accord = self.manifest.as_ref();
+        if accord.is_some_and(|accord| accord.releases.contains_key(digest)) {
+            return Ok(());
+        }
+        let Some(ceiling) = &self.tenant.egress else {
+            return Ok(());
+        };
+        match release.egress_outside(ceiling) {
+            None => Ok(()),
+            Some((host, port)) => Err(Refusal::ReleaseEgress {
+                function: release.function.clone(),
+                host: host.clone(),
+                port,
+                allowed: ceiling.to_string(),
+            }),
+        }
     }
 
     /// What a function may fall back to now, in the manifest's order.

@@ -2,6 +2,7 @@
 
 mod adversary;
 mod freshness;
+mod hosts;
 mod image;
 mod revocation;
 mod rotation;

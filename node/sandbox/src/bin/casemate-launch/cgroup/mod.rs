@@ -12,7 +12,8 @@
 //! ```
 //!
 //! A worker starts among the spares and moves to its tenant with [`Cgroups::assign`]. What it occupied as a spare stays
-//! charged to `casemate-PID.tenants`; all that it occupies later counts towards its tenant.
+//! charged to `casemate-PID.tenants`; all that it occupies later counts towards its tenant. The supervisor sets the tenant's limit
+//! so much lower.
 
 mod group;
 

@@ -1,0 +1,144 @@
+//! Whose a host is.
+//!
+//! The root may have given one host to several tenants: by an oversight, or from two homes that did not know of each other.
+//! **A host name is the tenant's that the root admitted first, of those whose patterns cover the name**; statements without
+//! the time of admission come first, and the lower id decides between equal times. A wildcard counts like the name itself:
+//! a later tenant with `x.b.test` does not get that name from an earlier one with `*.b.test`. The rule looks at the
+//! statements that are held, and not at the order in which they came.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
+
+use super::{Judge, TenantState};
+use crate::Seconds;
+use crate::host::{HostName, HostPattern};
+use crate::id::TenantId;
+use crate::statement::Tenant;
+
+/// First label of a wildcard.
+const WILDCARD: &str = "*";
+
+/// Where a tenant stands among those with the same host: the lowest has it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Rank(Option<Seconds>, TenantId);
+
+impl Rank {
+    fn of(tenant: &Tenant) -> Self {
+        Self(tenant.admitted, tenant.id)
+    }
+}
+
+type Ranks = BTreeSet<Rank>;
+
+/// The patterns of all tenants: by what follows the first label, then by that label, so that a host name finds its
+/// wildcard and a wildcard its host names.
+#[derive(Debug, Clone, Default)]
+pub(super) struct HostClaims(BTreeMap<String, BTreeMap<String, Ranks>>);
+
+impl HostClaims {
+    pub(super) fn insert(&mut self, tenant: &Tenant) {
+        for pattern in &tenant.hosts {
+            let (label, parent) = pattern.label_and_parent();
+            let labels = self.0.entry(parent.to_owned()).or_default();
+            let ranks = labels.entry(label.to_owned()).or_default();
+            ranks.insert(Rank::of(tenant));
+        }
+    }
+
+    pub(super) fn remove(&mut self, tenant: &Tenant) {
+        for pattern in &tenant.hosts {
+            let (label, parent) = pattern.label_and_parent();
+            let Some(labels) = self.0.get_mut(parent) else {
+                continue;
+            };
+            if let Some(ranks) = labels.get_mut(label) {
+                ranks.remove(&Rank::of(tenant));
+                if ranks.is_empty() {
+                    labels.remove(label);
+                }
+            }
+            if labels.is_empty() {
+                self.0.remove(parent);
+            }
+        }
+    }
+
+    fn owner(&self, host: &HostName) -> Option<TenantId> {
+        let (label, parent) = host.label_and_parent();
+        let labels = self.0.get(parent)?;
+        let first = |label| labels.get(label).and_then(BTreeSet::first);
+        let owner = first(label).into_iter().chain(first(WILDCARD)).min();
+        owner.map(|Rank(_, id)| *id)
+    }
+
+    /// Who has patterns that overlap with this one.
+    fn overlapping(&self, pattern: &HostPattern) -> impl Iterator<Item = &Ranks> {
+        let (label, parent) = pattern.label_and_parent();
+        let labels = self.0.get(parent);
+        let below = labels.filter(|_| label == WILDCARD);
+        let named = labels.filter(|_| label != WILDCARD);
+        let named = named.map(|labels| [labels.get(label), labels.get(WILDCARD)]);
+        let below = below.into_iter().flat_map(BTreeMap::values);
+        below.chain(named.into_iter().flatten().flatten())
+    }
+}
+
+impl Judge {
+    /// The tenant whose a host name is, of those that are held: see the module.
+    pub fn host_owner(&self, host: &HostName) -> Option<&TenantState> {
+        self.tenants.get(&self.claims.owner(host)?)
+    }
+
+    /// Hosts of a tenant, as its functions' releases name them, that are another tenant's; each with that one.
+    pub fn lost_hosts<'a>(
+        &'a self,
+        tenant: &'a TenantId,
+        hosts: &'a [HostName],
+    ) -> impl Iterator<Item = (&'a HostName, &'a TenantState)> {
+        let owners = hosts
+            .iter()
+            .filter_map(|host| Some((host, self.host_owner(host)?)));
+        owners.filter(move |(_, owner)| owner.tenant.id != *tenant)
+    }
+
+    /// Patterns of a tenant that overlap with those of tenants that come first, each with such a tenant.
+    pub fn contested_hosts(&self, id: &TenantId) -> Vec<(&HostPattern, &TenantState)> {
+        let Some(tenant) = self.tenants.get(id).map(|state| &state.tenant) else {
+            return Vec::new();
+        };
+        let of = |pattern| {
+            let ahead = self
+                .claims
+                .overlapping(pattern)
+                .flat_map(|ranks| ranks.range(..Rank::of(tenant)));
+            ahead.map(|Rank(_, other)| *other).collect::<BTreeSet<_>>()
+        };
+        let contested = tenant.hosts.iter().flat_map(|pattern| {
+            let others = of(pattern).into_iter();
+            others.filter_map(move |other| Some((pattern, self.tenants.get(&other)?)))
+        });
+        contested.collect()
+    }
+
+    /// Whose hosts may be others now that a tenant's newest statement has taken the place of `before`: only tenants that
+    /// come after that tenant, since it takes nothing from those ahead of it. The cost is that of the patterns that overlap
+    /// with the changed ones.
+    pub fn affected_by(&self, id: &TenantId, before: Option<&Tenant>) -> BTreeSet<TenantId> {
+        let Some(now) = self.tenants.get(id).map(|state| &state.tenant) else {
+            return BTreeSet::new();
+        };
+        let patterns = |tenant: Option<&Tenant>| -> BTreeSet<HostPattern> {
+            tenant
+                .iter()
+                .flat_map(|tenant| &tenant.hosts)
+                .cloned()
+                .collect()
+        };
+        let (old, new) = (patterns(before), patterns(Some(now)));
+        let behind = (Bound::Excluded(Rank::of(now)), Bound::Unbounded);
+        let changed = old.symmetric_difference(&new);
+        let ranks = changed.flat_map(|pattern| self.claims.overlapping(pattern));
+        let affected = ranks.flat_map(|ranks| ranks.range(behind));
+        affected.map(|Rank(_, other)| *other).collect()
+    }
+}
