@@ -8,7 +8,7 @@ use std::hint::black_box;
 
 use bytes::Bytes;
 use casemate_channel::{acceptor, opener, pair};
-use casemate_vault_store::{Kind, Store, Write};
+use casemate_vault_store::{Kind, Room, Store, Write};
 use casemate_wire::{Fields, RequestHead, ResponseHead};
 use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
 use subjects::{Sealed, Signed, fill};
@@ -110,7 +110,10 @@ fn store(criterion: &mut Criterion) {
                     vec![b'x'; RECORD_BYTES],
                 )]
             },
-            |writes| store.commit(&writes, &mut fill).expect("room"),
+            |writes| {
+                let done = store.commit(&writes, None, Room::Free, &mut fill);
+                done.expect("room");
+            },
             BatchSize::SmallInput,
         );
     });

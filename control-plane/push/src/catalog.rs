@@ -4,7 +4,7 @@ use casemate_trust::id::{Digest, FleetId, TenantId};
 use casemate_trust::key::PublicKey;
 use casemate_trust::name::Name;
 
-use crate::message::{Cursor, Hello, LogEntry, NONCE_BYTES, ObjectKind, StatementId};
+use crate::message::{Cursor, Hello, LogEntry, NONCE_BYTES, NotStored, ObjectKind, StatementId};
 
 /// A digest-addressed object as the store holds it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -95,6 +95,8 @@ pub enum ControlEvent {
         /// Of the manifest.
         version: u64,
     },
+    /// Bundles that a manifest wants of the node are not kept there.
+    NotStored(NotStored),
     /// Open a stream and send the bundle, if it is listed for this node's pool; then [`crate::ControlEnd::bundle_done`].
     FetchBundle {
         /// Which.

@@ -158,7 +158,7 @@ impl ControlEnd {
         message: ToControl,
         catalog: &dyn Catalog,
     ) -> Result<Option<ControlEvent>, Violation> {
-        let event = match message {
+        Ok(Some(match message {
             ToControl::Hello(_) | ToControl::Join { .. } => {
                 return Err(Violation::Unexpected("a second hello"));
             }
@@ -181,6 +181,7 @@ impl ControlEnd {
                 }
             }
             ToControl::Stored { tenant, version } => ControlEvent::Stored { tenant, version },
+            ToControl::NotStored(not_stored) => ControlEvent::NotStored(not_stored),
             ToControl::FetchBundle { digest, offset } => {
                 if !self.fetching.insert(digest) || self.fetching.len() > MAX_FETCHES {
                     return Err(Violation::Flood("bundles"));
@@ -209,8 +210,7 @@ impl ControlEnd {
             ToControl::Lease { nonce } => ControlEvent::Lease { nonce },
             ToControl::Logs { entries, lost } => ControlEvent::Logs { entries, lost },
             ToControl::Status { json } => ControlEvent::Status { json },
-        };
-        Ok(Some(event))
+        }))
     }
 
     fn begin(&mut self, hello: &Hello, now: Cursor) {

@@ -79,6 +79,7 @@ pub use message::{
     ALPN, Cursor, Has, Hello, LogEntry, LogLevel, MAX_AHEAD_BYTES, MAX_BATCH_BYTES,
     MAX_BATCH_RECORDS, MAX_FETCH_DIGESTS, MAX_FETCHES, MAX_FRAME_BYTES, MAX_HELLO_TENANTS,
     MAX_IMAGE_PIECE_BYTES, MAX_LOG_BYTES, MAX_STATUS_BYTES, MAX_TEXT_BYTES, MAX_UNACKED,
-    NONCE_BYTES, ObjectKind, PROTOCOL, StatementId, StoreId, TenantHas, ToControl, ToNode,
+    NONCE_BYTES, NotStored, ObjectKind, PROTOCOL, StatementId, StoreId, TenantHas, ToControl,
+    ToNode,
 };
 pub use node::{Expected, NodeEnd, NodeEvent};

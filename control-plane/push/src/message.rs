@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 /// The protocol in the TLS handshake; another one fails it.
 pub const ALPN: &[u8] = b"casemate-push/2";
 /// Version in [`Hello`].
-pub const PROTOCOL: u16 = 2;
+pub const PROTOCOL: u16 = 3;
 /// Largest frame, bytes: the largest envelope or the largest `Hello`, with room.
 pub const MAX_FRAME_BYTES: usize = 4 * 1024 * 1024;
 /// Statements that may wait for an answer: both ends' queues are bounded by it.
@@ -323,6 +323,19 @@ impl LogEntry {
     }
 }
 
+/// That a node does not keep bundles of a manifest which it has accepted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NotStored {
+    /// The tenant.
+    pub tenant: TenantId,
+    /// Of the manifest.
+    pub version: u64,
+    /// Stable name, such as `bundle_quota`.
+    pub code: String,
+    /// For people.
+    pub message: String,
+}
+
 /// From a node.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ToControl {
@@ -358,6 +371,8 @@ pub enum ToControl {
         /// Of the manifest.
         version: u64,
     },
+    /// Bundles that a manifest wants of the node are not kept there; what was there before goes on.
+    NotStored(NotStored),
     /// Asks for a bundle on a stream of its own.
     FetchBundle {
         /// Which.
@@ -499,8 +514,10 @@ impl Bounded for ToControl {
                 "software version",
             )),
             Self::Join { request } => over(request.len() > MAX_STATUS_BYTES, "join request"),
-            Self::Nack { code, message, .. } => over(code.len() > MAX_TEXT_BYTES, "code")
-                .or(over(message.len() > MAX_TEXT_BYTES, "text")),
+            Self::Nack { code, message, .. } | Self::NotStored(NotStored { code, message, .. }) => {
+                over(code.len() > MAX_TEXT_BYTES, "code")
+                    .or(over(message.len() > MAX_TEXT_BYTES, "text"))
+            }
             Self::FetchObjects { digests, .. } => {
                 over(digests.len() > MAX_FETCH_DIGESTS, "digests of a fetch")
             }

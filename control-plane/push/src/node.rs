@@ -10,7 +10,8 @@ use crate::codec::{Decoder, Violation, encode};
 use crate::message::{
     Cursor, Hello, LogEntry, MAX_AHEAD_BYTES, MAX_BATCH_BYTES, MAX_BATCH_RECORDS,
     MAX_FETCH_DIGESTS, MAX_FETCHES, MAX_IMAGE_PIECE_BYTES, MAX_LOG_BYTES, MAX_STATUS_BYTES,
-    MAX_TEXT_BYTES, MAX_UNACKED, NONCE_BYTES, ObjectKind, StatementId, ToControl, ToNode, shorten,
+    MAX_TEXT_BYTES, MAX_UNACKED, NONCE_BYTES, NotStored, ObjectKind, StatementId, ToControl,
+    ToNode, shorten,
 };
 
 /// Messages that wait to be written: an answer to each statement, and as many questions.
@@ -319,6 +320,21 @@ impl NodeEnd {
             return Ok(());
         }
         self.ask(ToControl::Stored { tenant, version })
+    }
+
+    /// Bundles that a manifest wants are not kept here. Before the hello nothing is said.
+    ///
+    /// # Errors
+    /// Too much waits to be said.
+    pub fn not_stored(&mut self, not_stored: NotStored) -> Result<(), Violation> {
+        if matches!(self.state, State::Joining | State::Admitted) {
+            return Ok(());
+        }
+        self.ask(ToControl::NotStored(NotStored {
+            code: shorten(not_stored.code, MAX_TEXT_BYTES),
+            message: shorten(not_stored.message, MAX_TEXT_BYTES),
+            ..not_stored
+        }))
     }
 
     /// The statement was refused.

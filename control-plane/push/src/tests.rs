@@ -360,6 +360,29 @@ fn another_manifest_of_the_same_version_is_sent_so_that_its_refusal_shows() {
     assert_eq!(sent_after(&world, hello), []);
 }
 
+#[test]
+fn a_node_says_what_it_does_not_keep_once_it_is_known() {
+    let mut link = Link::new(&Vault::default());
+    let not_stored = NotStored {
+        tenant: tenant(1),
+        version: 3,
+        code: "bundle_quota".to_owned(),
+        message: "x".repeat(2 * MAX_TEXT_BYTES),
+    };
+    let world = World::new(1);
+    link.settle(&world, &mut Vault::default(), &mut Dice(1));
+    link.node.not_stored(not_stored.clone()).unwrap();
+    let frame = link.node.poll_transmit().unwrap();
+    link.control.receive(&frame).unwrap();
+    let said = link.control.poll_event(&world).unwrap();
+    let Some(ControlEvent::NotStored(said)) = said else {
+        panic!("{said:?}");
+    };
+    assert_eq!((said.tenant, said.version), (not_stored.tenant, 3));
+    assert_eq!(said.code, "bundle_quota");
+    assert!(said.message.len() <= MAX_TEXT_BYTES);
+}
+
 /// What a hostile control plane may not send as a piece of an image, and a hostile node not ask for.
 #[test]
 fn pieces_of_images_are_bounded_and_come_one_at_a_time() {

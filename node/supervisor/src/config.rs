@@ -5,10 +5,11 @@ use std::path::{Path, PathBuf};
 
 use casemate_config::{Mistake, Mistakes};
 use casemate_sandbox::{Access, LayerReport};
+use casemate_trust::release::MAX_BUNDLE_BYTES;
 use casemate_wire::control::gateway::{CertificateFiles, Listener, Shares, Start};
 use serde::Deserialize;
 
-use crate::state::Bounds;
+use crate::state::{Bounds, Room};
 
 /// The most workers that a node may be told to run: each has a user id and an entry with launch.
 const MAX_WORKERS: usize = 4000;
@@ -38,6 +39,8 @@ struct File {
     gateway: Gateway,
     #[serde(default)]
     workers: Workers,
+    #[serde(default)]
+    bundles: Bundles,
     #[serde(default)]
     require: Vec<String>,
     #[serde(default)]
@@ -116,6 +119,34 @@ impl Default for Workers {
             idle_secs: 300,
         }
     }
+}
+
+/// Room for bundles on the disk.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Bundles {
+    /// Half of the disk where the file says nothing.
+    max_mib: Option<u64>,
+    /// A quarter of that where the file says nothing.
+    tenant_mib: Option<u64>,
+}
+
+impl Bundles {
+    const LEAST_MIB: u64 = MAX_BUNDLE_BYTES >> 20;
+
+    fn room(&self, state: &Path) -> Room {
+        let bytes = |mib: u64| mib.saturating_mul(1 << 20);
+        let half = || disk_bytes(state) / 2;
+        let all_bytes = self.max_mib.map_or_else(half, bytes);
+        Room::of(all_bytes, self.tenant_mib.map(bytes))
+    }
+}
+
+/// Size of the disk that the folder lies, or will lie, on; 0 if that cannot be said.
+fn disk_bytes(folder: &Path) -> u64 {
+    let there = folder.ancestors().find(|folder| folder.exists());
+    let found = there.and_then(|folder| rustix::fs::statvfs(folder).ok());
+    found.map_or(0, |found| found.f_blocks.saturating_mul(found.f_frsize))
 }
 
 fn default_connections() -> u32 {
@@ -204,6 +235,18 @@ impl Config {
                 "workers: expected `overcommit` from 1 to {MAX_OVERCOMMIT}"
             ));
         }
+        let (most, tenant) = (read.bundles.max_mib, read.bundles.tenant_mib);
+        if [most, tenant]
+            .iter()
+            .flatten()
+            .any(|mib| *mib < Bundles::LEAST_MIB)
+            || most.zip(tenant).is_some_and(|(most, tenant)| most < tenant)
+        {
+            let least = Bundles::LEAST_MIB;
+            mistake(format!(
+                "bundles: expected `max_mib` and `tenant_mib` of at least {least}, and no more for a tenant than in all"
+            ));
+        }
         if let Err(unknown) = casemate_sandbox::missing(&read.require, &[]) {
             mistake(format!("require: {unknown}"));
         }
@@ -250,6 +293,7 @@ impl Config {
                 memory_mib: casemate_sandbox::workers_memory_mib().unwrap_or(u32::MAX),
                 overcommit: read.workers.overcommit,
                 idle_ms: read.workers.idle_secs * 1000,
+                room: read.bundles.room(state),
             },
             admin_socket: state.join(read.admin_socket.unwrap_or_else(|| "admin.sock".into())),
             machine,
@@ -363,6 +407,35 @@ mod tests {
             let text = shares(mistake).unwrap_err().to_string();
             assert!(text.contains("gateway: expected"), "{mistake}: {text}");
         }
+    }
+
+    #[test]
+    fn bundles_have_half_of_the_disk_and_a_tenant_a_quarter_of_that() {
+        const MIB: u64 = 1 << 20;
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("node.toml");
+        let room = |more: &str| {
+            let text = format!("[gateway]\nlisten = [\"[::]:80\"]\n[bundles]\n{more}");
+            std::fs::write(&file, text).unwrap();
+            Config::read(&file, folder.path(), None).map(|config| config.bounds.room)
+        };
+        let half = disk_bytes(folder.path()) / 2;
+        assert!(half > 0);
+        assert_eq!(room("").unwrap(), Room::of(half, None));
+        let said = room("max_mib = 400").unwrap();
+        assert_eq!((said.all_bytes, said.tenant_bytes), (400 * MIB, 100 * MIB));
+        let said = room("max_mib = 400\ntenant_mib = 300").unwrap();
+        assert_eq!(said.tenant_bytes, 300 * MIB);
+        for mistake in [
+            "max_mib = 9",
+            "tenant_mib = 0",
+            "max_mib = 20\ntenant_mib = 21",
+        ] {
+            let text = room(mistake).unwrap_err().to_string();
+            assert!(text.contains("bundles: expected"), "{mistake}: {text}");
+        }
+        let small = Room::of(0, None);
+        assert_eq!((small.all_bytes, small.tenant_bytes), (10 * MIB, 10 * MIB));
     }
 
     #[test]

@@ -103,6 +103,7 @@ pub(crate) async fn serve(
                 tell(&control, &FromVault::Event(event)).await?;
             }
             _ = leases.tick() => {
+                tokio::task::block_in_place(|| vault.fill_reserve());
                 if let Some(nonce) = vault.lease_question(false) {
                     tell(&control, &FromVault::LeaseWanted { nonce }).await?;
                 }
@@ -127,6 +128,7 @@ async fn handle(
         ToVault::Submit { id, kind, bytes } => {
             let (verdict, effect) = tokio::task::block_in_place(|| vault.submit(kind, &bytes));
             tell(control, &FromVault::Verdict { id, verdict }).await?;
+            vault.must_be_whole()?;
             if effect.joined {
                 tell(control, &FromVault::Joined).await?;
             }

@@ -6,7 +6,7 @@ mod freshness;
 mod image;
 mod open;
 mod reflected;
-mod replace;
+mod room;
 mod staging;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
@@ -28,6 +28,7 @@ use crate::identity::Identity;
 use evidence::Evidence;
 use image::ImageFile;
 pub(crate) use reflected::{Owner, Reflected};
+use room::Spending;
 use staging::Staging;
 
 /// Tenants that a description lists; the rest it counts. It is for people, and must fit a message.
@@ -84,6 +85,11 @@ pub(crate) enum VaultError {
         "the node's own keys cannot be used; restore the identity file, or join again with an empty state folder"
     )]
     Keys,
+    /// A write has failed halfway.
+    #[error(
+        "a write to the records has failed halfway: the vault ends, and its successor reads what is on the disk"
+    )]
+    StoreBroken,
     /// The control socket.
     #[error("the supervisor's socket failed")]
     Control(#[from] casemate_channel::ControlError),
@@ -103,7 +109,10 @@ impl VaultError {
             Self::Store {
                 store: StoreError::Locked(_) | StoreError::Full(_),
             } => EXIT_TEMPORARY,
-            Self::Store { .. } | Self::StorageKey { .. } | Self::MemoryLost(_) => EXIT_IO,
+            Self::Store { .. }
+            | Self::StorageKey { .. }
+            | Self::MemoryLost(_)
+            | Self::StoreBroken => EXIT_IO,
             Self::Keys | Self::Control(_) => EXIT_SOFTWARE,
         }
     }
@@ -121,6 +130,8 @@ pub(crate) struct Vault {
     pub(crate) reflected: Arc<Reflected>,
     pub(crate) storage: StorageKey,
     store: Arc<Store>,
+    /// Of the store's reserve.
+    spending: Spending,
     boot_id: String,
     image_file: ImageFile,
     evidence: Evidence,
@@ -188,6 +199,19 @@ impl Vault {
             liveness.ask_again();
         }
         liveness.question(clock::boot_ms(), &mut clock::random)
+    }
+
+    /// Whether the vault must end: a write has failed halfway, and only its successor can say what is on the disk.
+    pub(crate) fn must_be_whole(&self) -> Result<(), VaultError> {
+        if self.store.is_broken() {
+            return Err(VaultError::StoreBroken);
+        }
+        Ok(())
+    }
+
+    /// Takes the room on the disk back that a withdrawal was given, once there is some.
+    pub(crate) fn fill_reserve(&self) {
+        self.store.fill_reserve();
     }
 
     /// How many statements that the control plane claims are lacking, when it is time to ask for them.
@@ -285,6 +309,12 @@ impl Vault {
         crate::plan::plan(&state.judge, tenant, &state.identity.pool)
     }
 
+    /// The room on the disk that is kept for withdrawals.
+    fn describe_reserve(&self) -> serde_json::Value {
+        let reserve = self.store.fill_reserve();
+        serde_json::json!({ "held_bytes": reserve.held, "wanted_bytes": reserve.wanted })
+    }
+
     /// For the status page: versions and names, no key.
     pub(crate) fn describe(&self) -> serde_json::Value {
         let state = self.read();
@@ -300,7 +330,7 @@ impl Vault {
             "member": !state.pool_keys.is_empty(), "revoked": state.is_revoked(), "root": state.judge.root().map(|root| root.version),
             "image": state.judge.image(&state.identity.pool).map(image::describe),
             "claims": self.evidence.describe(&state.judge), "lease_left_secs": left_secs,
-            "stopped_credentials": self.reflected.describe(),
+            "stopped_credentials": self.reflected.describe(), "reserve": self.describe_reserve(),
             "tenants_held": state.judge.tenants().count(), "tenants": listed,
         })
     }

@@ -5,7 +5,6 @@ use std::io::{self, ErrorKind, Read as _, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
-use casemate_trust::Random;
 use zeroize::Zeroizing;
 
 use crate::sealing::Sealer;
@@ -74,20 +73,32 @@ pub(crate) fn sync_folder(folder: &Path) -> Result<(), StoreError> {
         .map_err(failed("cannot sync", folder))
 }
 
-pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
+/// Mode of a file that only the vault's user reads.
+pub(crate) const PRIVATE: u32 = 0o600;
+
+/// Replaces a file, wholly or not at all: the new bytes and the folder are on the disk when it returns. What could not be
+/// written whole takes no room.
+///
+/// # Errors
+/// The disk is full or failed; the old file is as it was.
+pub fn replace_file(path: &Path, mode: u32, bytes: &[u8]) -> Result<(), StoreError> {
     let temporary = path.with_extension("new");
     let write = || {
         let mut file = OpenOptions::new()
             .create(true)
             .truncate(true)
             .write(true)
-            .mode(0o600)
+            .mode(mode)
             .open(&temporary)?;
         file.write_all(bytes)?;
         file.sync_all()?;
         fs::rename(&temporary, path)
     };
-    write().map_err(failed("cannot write", path))?;
+    let written = write().inspect_err(|_| {
+        // It may not be there.
+        let _removed = fs::remove_file(&temporary);
+    });
+    written.map_err(failed("cannot write", path))?;
     path.parent().map_or(Ok(()), sync_folder)
 }
 
@@ -113,20 +124,6 @@ pub(crate) fn read_sealed(
         sealer.open(file.name(), &sealed)
     };
     bytes.map(Some).ok_or(StoreError::Sealed(path))
-}
-
-pub(crate) fn write_sealed(
-    folder: &Path,
-    file: StateFile,
-    bytes: &[u8],
-    sealer: &Sealer,
-    random: Random<'_>,
-) -> Result<(), StoreError> {
-    let sealed = sealer.seal(file.name(), bytes, random)?;
-    if sealed.len() > MAX_FILE_BYTES {
-        return Err(StoreError::TooLarge(folder.join(file.name())));
-    }
-    write_whole(&folder.join(file.name()), &sealed)
 }
 
 /// Moves something into `set-aside/` under a name that is free.

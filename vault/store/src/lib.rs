@@ -6,6 +6,7 @@
 //! DIR/memory          what must never be forgotten (highest versions seen); sealed, replaced whole
 //! DIR/identity        the node's keys and its fleet; sealed, replaced whole
 //! DIR/set-aside/      what could not be read: kept for a person, never deleted
+//! DIR/reserve/        room for what takes something away, on a disk that something else has filled
 //! DIR/lock            held while a vault runs
 //! ```
 //! Every record and file is sealed (ChaCha20-Poly1305, RFC 8439) with its name as additional data, so that none can stand
@@ -14,15 +15,19 @@
 
 mod files;
 mod records;
+mod reserve;
 mod sealing;
 
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use casemate_trust::Random;
 use zeroize::Zeroizing;
 
-pub use files::StateFile;
+pub use files::{StateFile, replace_file};
 pub use records::{Kind, Named, Write};
+use reserve::{LOG_BYTES, Reserve};
+pub use reserve::{ReserveState, Room};
 use sealing::Sealer;
 
 /// Length of the key that everything is sealed with, bytes.
@@ -48,8 +53,16 @@ pub enum StoreError {
         source: std::io::Error,
     },
     /// The disk is full.
-    #[error("the disk that holds {} is full: nothing was lost, nothing more can be accepted", .0.display())]
+    #[error(
+        "the disk that holds {} is full: nothing was lost, and until it has room only withdrawals and what the root has signed \
+         are accepted",
+        .0.display()
+    )]
     Full(PathBuf),
+    /// A write has failed halfway, and what the record store shows may not be on the disk: it has to be opened again, in another
+    /// process.
+    #[error("a write to {} has failed: the vault must be started again", .0.display())]
+    Broken(PathBuf),
     /// It could not be read again.
     #[error("{} would be larger than {MAX_FILE_BYTES} bytes", .0.display())]
     TooLarge(PathBuf),
@@ -86,13 +99,15 @@ pub struct Store {
     folder: PathBuf,
     sealer: Sealer,
     records: records::Records,
+    /// Who writes holds it.
+    reserve: Mutex<Reserve>,
     _lock: std::fs::File,
 }
 
 impl Store {
     /// Opens the store in `folder`, making it when there is none. A record store that is damaged, wherever in it, is set aside
     /// and an empty one begun. What sled cannot tell from a write that a kill cut short, it drops without a word: whoever has
-    /// a memory compares.
+    /// a memory compares. On a full disk the reserve is used.
     ///
     /// # Errors
     /// In use, full, or refused by the system.
@@ -103,12 +118,18 @@ impl Store {
         files::make_folder(folder)?;
         let lock = files::lock(folder)?;
         let sealer = Sealer::new(key)?;
-        let (records, set_aside) = records::Records::open(folder)?;
+        let mut reserve = Reserve::open(folder)?;
+        let memory = std::fs::metadata(folder.join(StateFile::Memory.name()));
+        reserve.covers(memory.map_or(0, |found| found.len()));
+        let opened = within(&mut reserve, Room::Root, || records::Records::open(folder));
+        reserve.fill();
+        let (records, set_aside) = opened?;
         Ok((
             Self {
                 folder: folder.to_owned(),
                 sealer,
                 records,
+                reserve: Mutex::new(reserve),
                 _lock: lock,
             },
             SetAside {
@@ -118,12 +139,51 @@ impl Store {
         ))
     }
 
-    /// Writes all of `writes` or none, and returns when they are on the disk.
+    fn reserve(&self) -> MutexGuard<'_, Reserve> {
+        self.reserve.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether a write has failed halfway, so that nothing can be written any more.
+    pub fn is_broken(&self) -> bool {
+        self.records.is_broken()
+    }
+
+    /// Takes back what of the reserve was given up, as far as the disk has room; how much of it there is.
+    pub fn fill_reserve(&self) -> ReserveState {
+        let mut reserve = self.reserve();
+        if reserve.state().held < reserve.state().wanted {
+            reserve.fill();
+        }
+        reserve.state()
+    }
+
+    /// Writes all of `writes` or none, then replaces the memory with `memory`, and returns when both are on the disk. A kill in
+    /// between leaves records that are newer than the memory.
     ///
     /// # Errors
-    /// The disk is full or failed.
-    pub fn commit(&self, writes: &[Write], random: Random<'_>) -> Result<(), StoreError> {
-        self.records.commit(&self.sealer, writes, random)
+    /// The disk is full, as far as `room` allows to use it, or failed.
+    pub fn commit(
+        &self,
+        writes: &[Write],
+        memory: Option<&[u8]>,
+        room: Room,
+        random: Random<'_>,
+    ) -> Result<(), StoreError> {
+        let sealed = records::seal(&self.sealer, writes, random)?;
+        let memory = memory
+            .map(|bytes| self.seal_file(StateFile::Memory, bytes, random))
+            .transpose()?;
+        let put = sealed.iter().filter_map(|(_, bytes)| bytes.as_ref());
+        let records_bytes: usize = put.map(Vec::len).sum();
+        let needed = 2 * records_bytes + memory.as_ref().map_or(0, Vec::len);
+        let mut reserve = self.reserve();
+        reserve.make_room(needed as u64 + LOG_BYTES, room)?;
+        let mut done = self.records.commit(&sealed);
+        if let (Ok(()), Some(memory)) = (&done, &memory) {
+            done = self.replace_sealed(&mut reserve, StateFile::Memory, memory);
+        }
+        reserve.fill();
+        done
     }
 
     /// Every record of a kind, opened. Those that do not open are set aside and named in `set_aside`.
@@ -151,7 +211,8 @@ impl Store {
         files::read_sealed(&self.folder, file, &self.sealer)
     }
 
-    /// Replaces a state file as a whole, and returns when it is on the disk.
+    /// Replaces a state file as a whole, and returns when it is on the disk. It may use the reserve: its size hardly changes, so
+    /// that the room is there again afterwards.
     ///
     /// # Errors
     /// The disk is full or failed; the old file is as it was.
@@ -161,7 +222,58 @@ impl Store {
         bytes: &[u8],
         random: Random<'_>,
     ) -> Result<(), StoreError> {
-        files::write_sealed(&self.folder, file, bytes, &self.sealer, random)
+        let sealed = self.seal_file(file, bytes, random)?;
+        let mut reserve = self.reserve();
+        let done = self.replace_sealed(&mut reserve, file, &sealed);
+        reserve.fill();
+        done
+    }
+
+    /// Replaces a file that others read, in the store's folder, as [`replace_file`] does.
+    ///
+    /// # Errors
+    /// The disk is full, as far as `room` allows to use it, or failed; the old file is as it was.
+    pub fn replace(
+        &self,
+        path: &Path,
+        mode: u32,
+        bytes: &[u8],
+        room: Room,
+    ) -> Result<(), StoreError> {
+        let mut reserve = self.reserve();
+        reserve.make_room(bytes.len() as u64, room)?;
+        let done = within(&mut reserve, room, || replace_file(path, mode, bytes));
+        reserve.fill();
+        done
+    }
+
+    fn seal_file(
+        &self,
+        file: StateFile,
+        bytes: &[u8],
+        random: Random<'_>,
+    ) -> Result<Vec<u8>, StoreError> {
+        let sealed = self.sealer.seal(file.name(), bytes, random)?;
+        if sealed.len() > MAX_FILE_BYTES {
+            return Err(StoreError::TooLarge(self.folder.join(file.name())));
+        }
+        Ok(sealed)
+    }
+
+    fn replace_sealed(
+        &self,
+        reserve: &mut Reserve,
+        file: StateFile,
+        sealed: &[u8],
+    ) -> Result<(), StoreError> {
+        let path = self.folder.join(file.name());
+        within(reserve, Room::Root, || {
+            replace_file(&path, files::PRIVATE, sealed)
+        })?;
+        if file == StateFile::Memory {
+            reserve.covers(sealed.len() as u64);
+        }
+        Ok(())
     }
 
     /// Moves a state file that does not open out of the way; says where it is.
@@ -170,6 +282,20 @@ impl Store {
     /// The disk failed.
     pub fn set_aside(&self, file: StateFile) -> Result<PathBuf, StoreError> {
         files::set_aside(&self.folder, &self.folder.join(file.name()))
+    }
+}
+
+/// Does something that the disk may have no room for, again with every slice of the reserve that it may use.
+fn within<T>(
+    reserve: &mut Reserve,
+    room: Room,
+    mut work: impl FnMut() -> Result<T, StoreError>,
+) -> Result<T, StoreError> {
+    loop {
+        match work() {
+            Err(StoreError::Full(_)) if reserve.release(room)? => {}
+            done => return done,
+        }
     }
 }
 

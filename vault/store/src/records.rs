@@ -12,7 +12,9 @@ use std::time::{Duration, Instant};
 use casemate_trust::Random;
 use zeroize::Zeroizing;
 
-use crate::files::{failed, free_place, make_folder, set_aside, sync_folder, write_whole};
+use crate::files::{
+    PRIVATE, failed, free_place, make_folder, replace_file, set_aside, sync_folder,
+};
 use crate::sealing::Sealer;
 use crate::{SetAside, StoreError};
 
@@ -78,12 +80,37 @@ pub enum Write {
     Drop(Kind, String),
 }
 
+/// A record as it is written: its key, and its sealed bytes unless it is dropped.
+pub(crate) type Sealed = (String, Option<Vec<u8>>);
+
+/// Seals what is to be written.
+pub(crate) fn seal(
+    sealer: &Sealer,
+    writes: &[Write],
+    random: Random<'_>,
+) -> Result<Vec<Sealed>, StoreError> {
+    let mut sealed = Vec::with_capacity(writes.len());
+    for write in writes {
+        sealed.push(match write {
+            Write::Put(kind, name, bytes) => {
+                let key = format!("{}{name}", kind.prefix());
+                let bytes = sealer.seal(&key, bytes, random)?;
+                (key, Some(bytes))
+            }
+            Write::Drop(kind, name) => (format!("{}{name}", kind.prefix()), None),
+        });
+    }
+    Ok(sealed)
+}
+
 /// A record with its name.
 pub type Named = (String, Zeroizing<Vec<u8>>);
 
 #[derive(Debug)]
 pub(crate) struct Records {
-    db: sled::Db,
+    /// `None` after a write that failed: sled does nothing more once the disk has refused it something, or waits for ever, and
+    /// what it shows may not be on the disk.
+    db: Mutex<Option<sled::Db>>,
     folder: PathBuf,
     /// Those of `blobs/` that are on the disk: sled writes each once.
     synced_blobs: Mutex<BTreeSet<OsString>>,
@@ -107,33 +134,55 @@ impl Records {
             Err(error) => return Err(refused("cannot open", &path)(error)),
         };
         let records = Self {
-            db,
+            db: Mutex::new(Some(db)),
             folder: path,
             synced_blobs: Mutex::default(),
         };
         Ok((records, aside))
     }
 
-    pub(crate) fn commit(
+    /// Does something with the open records. After a write that failed there are none: see [`StoreError::Broken`].
+    fn with<T>(
         &self,
-        sealer: &Sealer,
-        writes: &[Write],
-        random: Random<'_>,
-    ) -> Result<(), StoreError> {
-        let mut batch = sled::Batch::default();
-        for write in writes {
-            match write {
-                Write::Put(kind, name, bytes) => {
-                    let key = format!("{}{name}", kind.prefix());
-                    batch.insert(key.as_bytes(), sealer.seal(&key, bytes, random)?);
-                }
-                Write::Drop(kind, name) => {
-                    batch.remove(format!("{}{name}", kind.prefix()).as_bytes());
+        what: &'static str,
+        work: impl FnOnce(&sled::Db) -> sled::Result<T>,
+    ) -> Result<T, StoreError> {
+        let db = self.db.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(db) = &*db else {
+            return Err(StoreError::Broken(self.folder.clone()));
+        };
+        guarded(|| work(db)).map_err(refused(what, &self.folder))
+    }
+
+    /// Does the same, and closes the records if it fails.
+    fn write(&self, work: impl FnOnce(&sled::Db) -> sled::Result<()>) -> Result<(), StoreError> {
+        self.with("cannot write", work).inspect_err(|_| {
+            let mut db = self.db.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some(db) = db.take() {
+                // Dropping it can wait for ever, for a flush of what could not be written.
+                std::mem::forget(db);
+            }
+        })
+    }
+
+    pub(crate) fn is_broken(&self) -> bool {
+        let db = self.db.lock().unwrap_or_else(PoisonError::into_inner);
+        db.is_none()
+    }
+
+    /// Writes all of `writes`, sealed, or none.
+    pub(crate) fn commit(&self, writes: &[Sealed]) -> Result<(), StoreError> {
+        self.write(|db| {
+            let mut batch = sled::Batch::default();
+            for (key, sealed) in writes {
+                match sealed {
+                    Some(sealed) => batch.insert(key.as_bytes(), sealed.as_slice()),
+                    None => batch.remove(key.as_bytes()),
                 }
             }
-        }
-        guarded(|| self.db.apply_batch(batch).and_then(|()| self.db.flush()))
-            .map_err(refused("cannot write", &self.folder))?;
+            db.apply_batch(batch)?;
+            db.flush().map(drop)
+        })?;
         self.sync()
     }
 
@@ -184,7 +233,7 @@ impl Records {
         folder: &Path,
     ) -> Result<Option<Zeroizing<Vec<u8>>>, StoreError> {
         let key = format!("{}{name}", kind.prefix());
-        let found = guarded(|| self.db.get(&key)).map_err(refused("cannot read", &self.folder))?;
+        let found = self.with("cannot read", |db| db.get(&key))?;
         match found {
             None => Ok(None),
             Some(sealed) => sealer
@@ -202,8 +251,8 @@ impl Records {
         aside: &mut SetAside,
     ) -> Result<Vec<Named>, StoreError> {
         let (mut opened, mut broken) = (Vec::new(), Vec::new());
-        let found: Vec<_> = guarded(|| self.db.scan_prefix(kind.prefix()).collect())
-            .map_err(refused("cannot read", &self.folder))?;
+        let found: Vec<_> =
+            self.with("cannot read", |db| db.scan_prefix(kind.prefix()).collect())?;
         for (key, sealed) in found {
             let name = String::from_utf8_lossy(&key).into_owned();
             match sealer.open(&name, &sealed) {
@@ -213,8 +262,8 @@ impl Records {
         }
         for (key, sealed, name) in broken {
             let place = free_place(folder, &name.replace('/', "-"))?;
-            write_whole(&place, &sealed)?;
-            guarded(|| self.db.remove(&key)).map_err(refused("cannot write", &self.folder))?;
+            replace_file(&place, PRIVATE, &sealed)?;
+            self.write(|db| db.remove(&key).map(drop))?;
             tracing::error!(record = name, aside = %place.display(), "a record does not open; it is set aside");
             aside.single.push(place);
         }
@@ -267,6 +316,14 @@ fn open_once_free(path: &Path) -> sled::Result<sled::Db> {
     }
 }
 
+/// sled may find what it did not find before, and panic over it.
+fn close(db: sled::Db) {
+    let _closed = guarded(|| {
+        drop(db);
+        Ok(())
+    });
+}
+
 /// Opens and reads everything once: sled looks at most of its pages, and so finds damage, only when they are asked for, and
 /// halfway through a replay would be too late.
 fn open_whole(path: &Path) -> sled::Result<sled::Db> {
@@ -276,10 +333,7 @@ fn open_whole(path: &Path) -> sled::Result<sled::Db> {
         Ok(()) => Ok(db),
         Err(error) => {
             // Gone before its folder is moved: it writes by path.
-            let _closed = guarded(|| {
-                drop(db);
-                Ok(())
-            });
+            close(db);
             Err(error)
         }
     }
@@ -327,8 +381,8 @@ fn refused(what: &'static str, path: &Path) -> impl FnOnce(sled::Error) -> Store
 
 #[cfg(test)]
 impl Records {
-    pub(crate) fn db(&self) -> &sled::Db {
-        &self.db
+    pub(crate) fn db(&self) -> sled::Db {
+        self.db.lock().unwrap().clone().unwrap()
     }
 
     /// Whether sled itself finds nothing wrong at opening.
@@ -392,9 +446,8 @@ mod tests {
         let sealer = Sealer::new(&Zeroizing::new([7; crate::KEY_BYTES])).unwrap();
         for at in 0..3 {
             let large = Write::Put(Kind::Object, format!("{at}"), vec![at; 300_000]);
-            records
-                .commit(&sealer, &[large], &mut |bytes| bytes.fill(1))
-                .unwrap();
+            let sealed = seal(&sealer, &[large], &mut |bytes| bytes.fill(1)).unwrap();
+            records.commit(&sealed).unwrap();
             let listed = fs::read_dir(folder.path().join("records/blobs")).unwrap();
             let blobs: BTreeSet<_> = listed.map(|entry| entry.unwrap().file_name()).collect();
             assert!(!blobs.is_empty());

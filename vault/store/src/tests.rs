@@ -34,6 +34,8 @@ fn what_was_committed_is_there_again_and_sealed() {
                 put("b", b"2"),
                 Write::Drop(Kind::Tenant, "b".into()),
             ],
+            None,
+            Room::Free,
             &mut random,
         )
         .unwrap();
@@ -78,7 +80,9 @@ fn a_second_vault_is_told_that_the_store_is_in_use() {
 fn a_snapshot_that_a_kill_left_half_written_is_harmless() {
     let folder = tempfile::tempdir().unwrap();
     let (store, _) = Store::open(folder.path(), &key()).unwrap();
-    store.commit(&[put("a", b"1")], &mut random).unwrap();
+    store
+        .commit(&[put("a", b"1")], None, Room::Free, &mut random)
+        .unwrap();
     drop(store);
     fs::write(
         folder
@@ -96,7 +100,9 @@ fn a_snapshot_that_a_kill_left_half_written_is_harmless() {
 fn a_store_that_cannot_be_opened_is_set_aside_and_state_files_stay() {
     let folder = tempfile::tempdir().unwrap();
     let (store, _) = Store::open(folder.path(), &key()).unwrap();
-    store.commit(&[put("a", b"1")], &mut random).unwrap();
+    store
+        .commit(&[put("a", b"1")], None, Room::Free, &mut random)
+        .unwrap();
     store.write(StateFile::Memory, b"m", &mut random).unwrap();
     drop(store);
     fs::write(
@@ -167,7 +173,9 @@ fn damage_that_sled_finds_late_sets_the_store_aside_and_nothing_panics() {
     let original = tempfile::tempdir().unwrap();
     let (store, _) = Store::open(original.path(), &key()).unwrap();
     for (name, bytes) in many() {
-        store.commit(&[put(&name, &bytes)], &mut random).unwrap();
+        store
+            .commit(&[put(&name, &bytes)], None, Room::Free, &mut random)
+            .unwrap();
     }
     store.write(StateFile::Memory, b"m", &mut random).unwrap();
     drop(store);
@@ -189,7 +197,9 @@ fn damage_that_sled_finds_late_sets_the_store_aside_and_nothing_panics() {
             }
             Some(place) => {
                 assert!(held.is_empty() && place.join("db").is_file());
-                store.commit(&[put("a", b"1")], &mut random).unwrap();
+                store
+                    .commit(&[put("a", b"1")], None, Room::Free, &mut random)
+                    .unwrap();
                 assert_eq!(all(&store).0.len(), 1);
                 let records = folder.path().join("again");
                 copy(&original.path().join("records"), &records);
@@ -216,7 +226,12 @@ fn records_under_another_name_or_key_are_set_aside() {
     let folder = tempfile::tempdir().unwrap();
     let (store, _) = Store::open(folder.path(), &key()).unwrap();
     store
-        .commit(&[put("a", b"1"), put("b", b"2")], &mut random)
+        .commit(
+            &[put("a", b"1"), put("b", b"2")],
+            None,
+            Room::Free,
+            &mut random,
+        )
         .unwrap();
     let stolen = store.records_for_test().get("tenant/a").unwrap().unwrap();
     store.records_for_test().insert("tenant/b", stolen).unwrap();
@@ -259,7 +274,7 @@ fn flipped_truncated_and_empty_state_files_do_not_open() {
 }
 
 impl Store {
-    fn records_for_test(&self) -> &sled::Db {
+    fn records_for_test(&self) -> sled::Db {
         self.records.db()
     }
 }

@@ -54,15 +54,15 @@ fn stand<'a>(
     let newest = status.manifest_version.zip(status.manifest_digest);
     let is_ours = held == Some((ours.version, ours.digest));
     let is_later = held == newest && newest.is_some_and(|(version, _)| version > ours.version);
-    if is_ours || is_later {
-        return if node.is_stored || until == Until::Taken {
-            Stand::Current
-        } else {
-            Stand::Behind
-        };
+    let is_there = is_ours || is_later;
+    if is_there && (node.is_stored || until == Until::Taken) {
+        return Stand::Current;
     }
     if let Some(refused) = node.refused.as_ref().filter(|refused| refused.what == id) {
         return Stand::Refuses(refused);
+    }
+    if is_there {
+        return Stand::Behind;
     }
     let known = status.manifest_version.unwrap_or_default();
     match node.manifest_version {
@@ -251,6 +251,27 @@ mod tests {
         assert_eq!(standing(Some((7, 7)), (5, 5)), "Ahead(7)");
         assert_eq!(standing(Some((7, 7)), (6, 6)), "Ahead(7)");
     }
+
+    #[test]
+    fn a_node_that_does_not_keep_a_bundle_says_why() {
+        let mut node = holding(Some((5, 5)), false);
+        node.refused = Some(Refused {
+            what: String::new(),
+            code: "bundle_quota".to_owned(),
+            message: "smaller bundles".to_owned(),
+            at: 1,
+        });
+        assert_eq!(stood(&node, (5, 5), Until::Taken), "Current");
+        assert!(stood(&node, (5, 5), Until::Runs).starts_with("Refuses"));
+        let error = refuses(&node, 5, node.refused.as_ref().unwrap()).to_text();
+        assert!(
+            error.contains("bundle_quota") && error.contains("smaller bundles"),
+            "{error}"
+        );
+        node.is_stored = true;
+        assert_eq!(stood(&node, (5, 5), Until::Runs), "Current");
+    }
+
     #[test]
     fn without_its_bundles_a_manifest_is_taken_and_does_not_run() {
         let node = holding(Some((5, 5)), false);

@@ -204,6 +204,19 @@ impl Plane {
         self.presence.stored(node, tenant, version);
     }
 
+    /// A node has taken a manifest and does not keep what that wants. Said anew on each connection, so no audit record.
+    pub(crate) fn not_stored(&self, node: &Name, not_stored: casemate_push::NotStored) {
+        let casemate_push::NotStored {
+            tenant,
+            version,
+            code,
+            message,
+        } = not_stored;
+        let id = casemate_push::StatementId::Manifest { tenant, version };
+        tracing::warn!(%node, what = %id, code, message, "bundles are not kept by a node");
+        self.presence.nacked(node, id, code, message);
+    }
+
     /// A node has refused a statement.
     pub(crate) async fn nacked(
         &self,

@@ -92,6 +92,10 @@ impl Last {
         let taken = self.manifests.get_mut(tenant);
         if let Some(taken) = taken.filter(|taken| taken.version == version) {
             taken.is_stored = true;
+            // It had taken the manifest before, and had no room for a bundle.
+            let tenant = *tenant;
+            let stored = StatementId::Manifest { tenant, version };
+            self.refused.retain(|(refused, _)| *refused != stored);
         }
     }
 
@@ -357,6 +361,23 @@ mod tests {
         assert_eq!(kept(&made_up), [(0, 1), (1, 1), (2, 1), (3, 1)].into());
         assert_eq!(kept(&hello([(1, 2)], true)).len(), 4, "there are more");
         assert_eq!(kept(&hello([(1, 2), (9, 1)], false)), [(1, 2)].into());
+    }
+
+    #[test]
+    fn what_a_node_had_no_room_for_is_no_refusal_once_it_is_stored() {
+        let presence = Presence::new(std::iter::empty());
+        presence.arrive(&node());
+        presence.hello(&node(), &hello([(1, 2), (3, 2)], false), |_| true);
+        let refused = || presence.look(&node(), |last, _| last.refused.len());
+        for tenant in [1, 3].map(|tenant| TenantId([tenant; 32])) {
+            let id = StatementId::Manifest { tenant, version: 2 };
+            presence.nacked(&node(), id, "bundle_quota".into(), "no room".into());
+        }
+        assert_eq!(refused(), 2);
+        presence.stored(&node(), &TenantId([1; 32]), 1);
+        assert_eq!(refused(), 2, "another manifest");
+        presence.stored(&node(), &TenantId([1; 32]), 2);
+        assert_eq!(refused(), 1);
     }
 
     #[test]

@@ -414,6 +414,7 @@ impl Talk {
             ControlEvent::Stored { tenant, version } => {
                 plane.stored(&member.name, &tenant, version);
             }
+            ControlEvent::NotStored(not_stored) => plane.not_stored(&member.name, not_stored),
             ControlEvent::Nacked {
                 id, code, message, ..
             } => {

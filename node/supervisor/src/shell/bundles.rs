@@ -1,6 +1,6 @@
 //! Bundles on disk: sealed with the state key, checked against their digest whenever they are read.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::{ErrorKind, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
@@ -116,6 +116,23 @@ impl Bundles {
         Err(std::io::Error::new(ErrorKind::StorageFull, message))
     }
 
+    /// Bundles that are there, by digest, each with its size in bytes; whether they are whole shows when they are read.
+    ///
+    /// # Errors
+    /// The disk failed.
+    pub(crate) fn found(&self) -> std::io::Result<BTreeMap<[u8; 32], u64>> {
+        let overhead = (NONCE_LEN + CHACHA20_POLY1305.tag_len()) as u64;
+        let mut found = BTreeMap::new();
+        for entry in fs::read_dir(&self.folder)? {
+            let entry = entry?;
+            if let Ok(digest) = entry.file_name().to_string_lossy().parse::<Digest>() {
+                let bytes = entry.metadata()?.len().saturating_sub(overhead);
+                found.insert(digest.0, bytes);
+            }
+        }
+        Ok(found)
+    }
+
     /// Removes bundles that no plan names.
     pub(crate) fn keep(&self, digests: &BTreeSet<Digest>) {
         let Ok(entries) = fs::read_dir(&self.folder) else {
@@ -198,6 +215,8 @@ mod tests {
         );
         bundles.write(&digest, &bytes).unwrap();
         assert_eq!(bundles.read(&digest), Some(bytes.clone()));
+        let found = [(digest.0, bytes.len() as u64)];
+        assert_eq!(bundles.found().unwrap(), found.into());
         let path = folder.path().join("bundles").join(digest.to_string());
         let mut sealed = fs::read(&path).unwrap();
         assert!(!sealed.windows(bytes.len()).any(|window| window == bytes));

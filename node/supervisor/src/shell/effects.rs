@@ -14,7 +14,7 @@ use casemate_wire::control::{FunctionKey, WorkerId};
 
 use super::push::Say;
 use super::{Child, Serving, Shell};
-use crate::state::{Effect, Input, Single, WORKER_PIDS};
+use crate::state::{Effect, Input, NotStored, Single, WORKER_PIDS};
 
 impl Shell {
     pub(super) async fn effect(&mut self, effect: Effect) -> io::Result<()> {
@@ -96,6 +96,7 @@ impl Shell {
                 version,
             }),
             Effect::Stored { .. } => {}
+            Effect::NotStored(not_stored) => self.tell_not_stored(not_stored),
             Effect::Keep => {
                 let needed = self.state.needed_bundles();
                 let needed: BTreeSet<_> = needed.into_iter().map(Digest).collect();
@@ -106,6 +107,18 @@ impl Shell {
             }
         }
         Ok(())
+    }
+
+    /// Not before the hello, after which all of it is said.
+    pub(super) fn tell_not_stored(&self, not_stored: NotStored) {
+        if self.has_greeted {
+            self.say(Say::NotStored(casemate_push::NotStored {
+                tenant: TenantId(not_stored.tenant),
+                version: not_stored.version,
+                code: not_stored.code.to_owned(),
+                message: not_stored.message,
+            }));
+        }
     }
 
     /// Gives a spare its function: the bundle, and an end each of two new channels, whose other ends go to gateway and vault.

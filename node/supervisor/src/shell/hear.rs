@@ -24,7 +24,10 @@ impl Shell {
                     return Ok(Some(casemate_config::EXIT_UNAVAILABLE));
                 }
                 self.layers.insert("vault", hello.layers.clone());
-                self.bundles = Some(Bundles::open(&self.config.state, &hello.state_key)?);
+                let bundles = Bundles::open(&self.config.state, &hello.state_key)?;
+                let found = bundles.found()?;
+                self.bundles = Some(bundles);
+                self.input(Input::Found(found)).await?;
                 self.identity = Some(hello);
                 self.input(Input::Up(Single::Vault)).await?;
                 self.connect()?;
@@ -223,7 +226,13 @@ impl Shell {
                 let Some(bundles) = &self.bundles else {
                     return Ok(());
                 };
-                match bundles.write(&digest, &bytes) {
+                let written = if self.state.is_declared(&digest.0, bytes.len() as u64) {
+                    bundles.write(&digest, &bytes)
+                } else {
+                    let what = "no release that names the bundle declares its size";
+                    Err(io::Error::other(what))
+                };
+                match written {
                     Ok(()) => self.input(Input::BundleHere(digest.0)).await?,
                     Err(error) => {
                         tracing::error!(

@@ -444,6 +444,9 @@ impl Shell {
         };
         self.say(Say::Hello(Box::new(hello)));
         self.has_greeted = true;
+        for not_stored in self.state.not_stored() {
+            self.tell_not_stored(not_stored);
+        }
     }
 
     fn tell_gateway(&self, message: ToGateway) {

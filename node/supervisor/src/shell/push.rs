@@ -8,7 +8,8 @@ use std::time::Duration;
 use casemate_channel::fair::{self, Taken};
 use casemate_push::bundle::{Header, Part, Receiver};
 use casemate_push::{
-    Backoff, Expected, Hello, LogEntry, LogLevel, NodeEnd, NodeEvent, StatementId, Violation,
+    Backoff, Expected, Hello, LogEntry, LogLevel, NodeEnd, NodeEvent, NotStored, StatementId,
+    Violation,
 };
 use casemate_trust::id::{Digest, TenantId};
 use casemate_wire::control::FunctionKey;
@@ -52,6 +53,8 @@ pub(crate) enum Say {
         tenant: TenantId,
         version: u64,
     },
+    /// Bundles of a manifest are not kept here.
+    NotStored(NotStored),
     Nack {
         id: StatementId,
         code: String,
@@ -383,6 +386,7 @@ fn speak(node: &mut NodeEnd, say: Say, wanted: &mut Wanted) -> Result<(), Violat
         // A statement of an earlier connection, judged late: it will be sent again.
         Say::Ack(id) => drop(node.ack(&id)),
         Say::Stored { tenant, version } => node.stored(tenant, version)?,
+        Say::NotStored(not_stored) => node.not_stored(not_stored)?,
         Say::Nack { id, code, message } => drop(node.nack(&id, &code, &message)),
         Say::FetchObjects { tenant, digests } => node.fetch_objects(tenant, &digests)?,
         Say::FetchBundle(digest) => {

@@ -42,10 +42,22 @@ impl Function {
         std::iter::once(&self.plan).chain(&self.fallbacks)
     }
 
+    /// Those whose bundles the tenant may keep here.
+    fn kept(&self) -> impl Iterator<Item = &FunctionPlan> {
+        self.releases()
+            .filter(|plan| !self.refused.contains_key(&plan.bundle))
+    }
+
     /// The release that runs now: the wanted one, or the first fallback until that is here.
     pub(super) fn current(&self, bundles: &Bundles) -> Option<&FunctionPlan> {
         let is_here = |plan: &&FunctionPlan| bundles.get(&plan.bundle) == Some(&Place::Here);
-        self.releases().find(is_here)
+        self.kept().find(is_here)
+    }
+
+    /// Whether the wanted release can run.
+    pub(super) fn has_wanted(&self, bundles: &Bundles) -> bool {
+        let current = self.current(bundles);
+        current.is_some_and(|plan| plan.release == self.plan.release)
     }
 
     /// Whether this release runs now.
@@ -56,10 +68,11 @@ impl Function {
 
     /// What must stay on the disk for it: as long as the wanted bundle is not there, whatever it may fall back to.
     fn needed(&self, bundles: &Bundles) -> impl Iterator<Item = Digest> {
-        let is_here = bundles.get(&self.plan.bundle) == Some(&Place::Here);
-        let fallbacks = if is_here { 0 } else { self.fallbacks.len() };
-        let all = self.releases().take(1 + fallbacks);
-        all.map(|plan| plan.bundle)
+        let is_here = self.has_wanted(bundles);
+        let needed = self
+            .kept()
+            .take_while(move |plan| !(is_here && plan.is_fallback));
+        needed.map(|plan| plan.bundle)
     }
 }
 
@@ -113,10 +126,18 @@ impl Supervision {
             return;
         };
         let (bundle, bytes) = (function.plan.bundle, function.plan.bundle_bytes);
-        if matches!(self.bundles.get(&bundle), None | Some(Place::Sought)) {
+        let is_absent = matches!(self.bundles.get(&bundle), None | Some(Place::Sought));
+        if function.refused.contains_key(&bundle) {
+            let seek = |fallback: &FunctionPlan| fallback.is_fallback.then_some(fallback.bundle);
+            let fallbacks: Vec<Digest> = function.kept().filter_map(seek).collect();
+            self.seek(&fallbacks);
+        } else if is_absent {
             self.bundles.insert(bundle, Place::Coming);
             self.effects.push(Effect::Fetch { bundle, bytes });
         }
+        let Some(function) = self.functions.get_mut(key) else {
+            return;
+        };
         let Some(release) = function.current(&self.bundles).map(|plan| plan.release) else {
             return;
         };
@@ -202,8 +223,16 @@ impl Supervision {
         let waiting = users
             .filter_map(|key| self.functions.get(key))
             .filter(|function| function.plan.bundle == digest);
-        for fallback in waiting.flat_map(|function| &function.fallbacks) {
-            let bundle = fallback.bundle;
+        let kept = waiting.flat_map(Function::kept);
+        let fallbacks = kept.filter(|plan| plan.is_fallback);
+        let fallbacks: Vec<Digest> = fallbacks.map(|plan| plan.bundle).collect();
+        self.seek(&fallbacks);
+    }
+
+    /// Looks on the disk for what a function may fall back to.
+    fn seek(&mut self, fallbacks: &[Digest]) {
+        for bundle in fallbacks {
+            let bundle = *bundle;
             self.bundles.entry(bundle).or_insert_with(|| {
                 self.effects.push(Effect::Look { bundle });
                 Place::Sought
@@ -247,8 +276,7 @@ impl Supervision {
         };
         let functions = self.functions.range(first..);
         let mut functions = functions.take_while(|(key, _)| key.tenant == tenant);
-        let is_here =
-            |function: &Function| self.bundles.get(&function.plan.bundle) == Some(&Place::Here);
+        let is_here = |function: &Function| function.has_wanted(&self.bundles);
         if !*is_stored && functions.all(|(_, function)| is_here(function)) {
             *is_stored = true;
             let version = *version;
@@ -259,6 +287,7 @@ impl Supervision {
     /// The vault has told all its plans: what none of them needs may go from the disk.
     pub(super) fn told(&mut self) {
         self.is_told = true;
+        self.nothing_is_found_any_more();
         self.effects.push(Effect::Keep);
     }
 

@@ -1,6 +1,6 @@
 //! Functions: their bundles, routes and workers.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::num::NonZeroU32;
 
 use casemate_wire::control::gateway::ToGateway;
@@ -9,11 +9,11 @@ use casemate_wire::control::{Digest, Failure, FunctionKey, WORKER_OVERHEAD_MIB, 
 
 use super::bundles::Place;
 use super::cpu::CpuWall;
+use super::quota::{Refused, of_function};
 use super::{Effect, Millis, SILENCE_MS, STOP_GRACE_MS, Stage, Supervision, Worker, backoff_ms};
 
-/// Of what a function said when it could not be loaded, and of its hosts, in the status: a tenant has a thousand functions.
+/// Of what a function said when it could not be loaded, in the status: a tenant has a thousand functions.
 const MAX_ERROR_CHARS: usize = 400;
-const MAX_DESCRIBED_HOSTS: usize = 8;
 /// Ends of serving workers in a row, each soon after its start, that bring no pause: a caller that
 /// finds a costly request must not be able to stop the function for everybody by sending it a few
 /// times.
@@ -26,8 +26,10 @@ pub(super) struct Function {
     pub(super) plan: FunctionPlan,
     /// What may run until the bundle of that is here, in order.
     pub(super) fallbacks: Vec<FunctionPlan>,
+    /// Bundles of these for which the tenant has no room here.
+    pub(super) refused: Refused,
     pub(super) tenant_name: String,
-    manifest_version: u64,
+    pub(super) manifest_version: u64,
     /// The release that the gateway routes to.
     pub(super) routed: Option<Digest>,
     /// Hosts whose callers it gets.
@@ -39,7 +41,7 @@ pub(super) struct Function {
     /// Loads that failed in a row, and until when nobody tries again.
     failures: u32,
     again_ms: Millis,
-    last_error: Option<String>,
+    pub(super) last_error: Option<String>,
     /// Serving workers that ended in a row, each within [`super::WELL_AFTER_MS`] of its load.
     ends: u32,
     /// Until when no worker is started after such ends, and how the last one ended.
@@ -93,6 +95,7 @@ impl Supervision {
         let (tenant, version) = (plan.tenant, plan.manifest_version);
         self.set_ceiling(tenant, plan.memory_mib, now_ms);
         self.manifests.insert(tenant, (version, false));
+        let refused = self.quota.admit(tenant, plan.functions.iter());
         let mut is_changed = !gone.is_empty();
         let mut functions = plan.functions.into_iter().peekable();
         while let Some(function) = functions.next() {
@@ -103,9 +106,11 @@ impl Supervision {
             let is_fallback =
                 |next: &FunctionPlan| next.is_fallback && next.function == key.function;
             let fallbacks: Vec<_> = std::iter::from_fn(|| functions.next_if(is_fallback)).collect();
+            let refused = of_function(&refused, &function, &fallbacks);
             if let Some(held) = self.functions.get_mut(&key) {
                 held.manifest_version = plan.manifest_version;
-                if held.plan == function && held.fallbacks == fallbacks {
+                let is_same = held.plan == function && held.fallbacks == fallbacks;
+                if is_same && held.refused == refused {
                     continue;
                 }
             }
@@ -116,7 +121,7 @@ impl Supervision {
             let wanted = function.bundle;
             let was_coming = self.bundles.get(&wanted) == Some(&Place::Coming);
             if let Some(held) = self.functions.get_mut(&key) {
-                held.fallbacks = fallbacks;
+                (held.fallbacks, held.refused) = (fallbacks, refused);
                 if held.plan != function {
                     (held.plan, held.warming) = (function, false);
                     held.begin_again();
@@ -126,6 +131,7 @@ impl Supervision {
                 let held = Function {
                     plan: function,
                     fallbacks,
+                    refused,
                     tenant_name,
                     manifest_version,
                     routed: None,
@@ -150,8 +156,10 @@ impl Supervision {
         }
         if is_changed {
             self.forget_bundles();
+            self.admit_short(Some(tenant));
         }
         self.look_whether_stored(tenant);
+        self.say_shortage(tenant);
     }
 
     /// A function that no manifest lists any more: nobody is routed to it, and its workers finish.
@@ -454,46 +462,6 @@ impl Supervision {
             .filter(|(_, worker)| serves(worker))
             .map(|(id, _)| *id)
             .collect()
-    }
-
-    pub(super) fn describe_function(
-        &self,
-        key: &FunctionKey,
-        function: &Function,
-    ) -> serde_json::Value {
-        let hex = |bytes: &[u8]| {
-            bytes
-                .iter()
-                .map(|byte| format!("{byte:02x}"))
-                .collect::<String>()
-        };
-        let mut workers = BTreeMap::<&str, usize>::new();
-        for id in self.workers_of(key, None) {
-            let stage = if matches!(self.workers[&id].stage, Stage::Serving(..)) {
-                "serving"
-            } else {
-                "loading"
-            };
-            *workers.entry(stage).or_default() += 1;
-        }
-        let hosts: Vec<_> = function
-            .plan
-            .hosts
-            .iter()
-            .take(MAX_DESCRIBED_HOSTS)
-            .collect();
-        let lost = function.plan.lost_hosts.iter().take(MAX_DESCRIBED_HOSTS);
-        let lost: Vec<_> = lost
-            .map(|lost| serde_json::json!({ "host": lost.host, "tenant": lost.owner }))
-            .collect();
-        serde_json::json!({
-            "tenant": function.tenant_name, "tenant_id": hex(&key.tenant), "function": key.function,
-            "release": hex(&function.plan.release), "routed": function.routed.map(|digest| hex(&digest)),
-            "manifest": function.manifest_version, "hosts": hosts,
-            "hosts_of_other_tenants": lost, "workers": workers,
-            "bundle_here": self.bundles.get(&function.plan.bundle) == Some(&Place::Here),
-            "error": function.last_error.as_ref().or(function.conflict.as_ref()),
-        })
     }
 }
 

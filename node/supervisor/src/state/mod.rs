@@ -5,9 +5,11 @@ mod bundles;
 pub(crate) mod carry;
 mod ceiling;
 mod cpu;
+mod describe;
 mod functions;
 pub(crate) mod image;
 mod memory;
+mod quota;
 mod routes;
 mod share;
 #[cfg(test)]
@@ -30,7 +32,10 @@ use casemate_wire::control::{Digest, Failure, FunctionKey, WORKER_OVERHEAD_MIB, 
 use bundles::{Bundles, Retry};
 use cpu::CpuWall;
 use functions::Function;
+use quota::Quota;
 use turns::Charges;
+
+pub(crate) use quota::{NotStored, Room};
 
 /// Milliseconds since the supervisor started.
 pub(crate) type Millis = u64;
@@ -64,6 +69,8 @@ pub(crate) struct Bounds {
     pub(crate) overcommit: u32,
     /// An idle worker leaves after this.
     pub(crate) idle_ms: Millis,
+    /// For bundles, on the disk.
+    pub(crate) room: Room,
 }
 
 /// Programs of which there is one.
@@ -88,6 +95,8 @@ pub(crate) enum Input {
     Plan(Box<Part<Plan>>),
     /// The vault has told what every tenant runs.
     Told,
+    /// These bundles are on the disk, each of so many bytes, as the node starts.
+    Found(BTreeMap<Digest, u64>),
     /// A bundle is on the disk, checked.
     BundleHere(Digest),
     /// A bundle that was to be fetched is not on the disk.
@@ -176,6 +185,8 @@ pub(crate) enum Effect {
     Look { bundle: Digest },
     /// Every bundle that this manifest wants is on the disk.
     Stored { tenant: Digest, version: u64 },
+    /// Bundles that a manifest wants are not kept here.
+    NotStored(NotStored),
     /// Only [`Supervision::needed_bundles`] are, as it is when this is done.
     Keep,
 }
@@ -269,6 +280,8 @@ pub(crate) struct Supervision {
     bundles: Bundles,
     /// Bundles that could not be written, and when each is fetched again.
     unstored: BTreeMap<Digest, Retry>,
+    /// What each tenant may keep on the disk.
+    quota: Quota,
     /// Who may run a bundle.
     users: BTreeMap<Digest, BTreeSet<FunctionKey>>,
     /// The vault has told all its plans.
@@ -306,6 +319,7 @@ impl Supervision {
             owners: BTreeMap::new(),
             bundles: Bundles::new(),
             unstored: BTreeMap::new(),
+            quota: Quota::new(bounds.room),
             users: BTreeMap::new(),
             is_told: false,
             manifests: BTreeMap::new(),
@@ -343,6 +357,7 @@ impl Supervision {
                 Err(error) => self.effects.push(Effect::DistrustVault { error }),
             },
             Input::Told => self.told(),
+            Input::Found(found) => self.found(found),
             Input::BundleHere(digest) => self.bundle_here(digest),
             Input::BundleAbsent(digest) => self.bundle_absent(digest),
             Input::BundleNotStored(digest) => self.bundle_not_stored(digest, now_ms),
@@ -533,31 +548,5 @@ impl Supervision {
         }
         let serving: Vec<WorkerId> = self.workers.keys().copied().collect();
         serving.into_iter().for_each(|id| self.retire(id, now_ms));
-    }
-
-    /// For the status page.
-    pub(crate) fn describe(&self) -> serde_json::Value {
-        let program = |program: &Program| serde_json::json!({ "up": program.up, "failures": program.failures });
-        let stage = |worker: &Worker| match &worker.stage {
-            Stage::Starting => "starting",
-            Stage::Spare => "spare",
-            Stage::Loading(..) => "loading",
-            Stage::Serving(..) => "serving",
-            Stage::Retired(..) | Stage::Discarded => "retired",
-        };
-        let mut stages = BTreeMap::<&str, usize>::new();
-        self.workers
-            .values()
-            .for_each(|worker| *stages.entry(stage(worker)).or_default() += 1);
-        let functions: Vec<_> = self
-            .functions
-            .iter()
-            .map(|(key, function)| self.describe_function(key, function))
-            .collect();
-        serde_json::json!({
-            "vault": program(&self.vault), "gateway": program(&self.gateway), "workers": stages, "functions": functions,
-            "tenants": self.describe_tenants(),
-            "draining": self.draining, "worker_failures": self.spare_failures,
-        })
     }
 }

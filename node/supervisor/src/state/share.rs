@@ -177,7 +177,7 @@ fn holder(worker: &Worker) -> Option<&FunctionKey> {
 mod tests {
     use casemate_wire::control::vault::FunctionPlan;
 
-    use super::super::tests::{fallback, function, plan_of};
+    use super::super::tests::{BOUNDS, fallback, function, plan_of};
     use super::super::{Bounds, Input, Single};
     use super::*;
 
@@ -211,6 +211,7 @@ mod tests {
                 memory_mib: u32::MAX,
                 overcommit: 1,
                 idle_ms: 100_000,
+                ..BOUNDS
             });
             let (retired, refused) = Default::default();
             let mut node = Self {

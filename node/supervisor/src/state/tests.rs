@@ -10,6 +10,10 @@ pub(super) const BOUNDS: Bounds = Bounds {
     memory_mib: u32::MAX,
     overcommit: 1,
     idle_ms: 1000,
+    room: Room {
+        all_bytes: 1 << 40,
+        tenant_bytes: 1 << 38,
+    },
 };
 const TENANT: Digest = [1; 32];
 

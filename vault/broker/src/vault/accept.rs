@@ -13,7 +13,7 @@ use casemate_trust::secret::MAX_SECRET_BYTES;
 use casemate_trust::statement::{Manifest, OnlineKey, Pool, Root, Statement, Tenant};
 use casemate_vault_core::keys::PoolKeys;
 use casemate_vault_core::opening::open_grant;
-use casemate_vault_store::{Kind, StateFile, StoreError, Write};
+use casemate_vault_store::{Kind, Room, StateFile, StoreError, Write};
 use casemate_wire::control::vault::{ObjectKind, Verdict};
 
 use super::Vault;
@@ -140,7 +140,9 @@ impl Vault {
             return Ok(Effect::default());
         }
         let (kind, name, tenant) = place(&envelope)?;
-        self.persist(&judge, &[Write::Put(kind, name, bytes.to_vec())])?;
+        let place = (kind, name.as_str(), tenant);
+        let room = self.room(&judge, &envelope, place, bytes)?;
+        self.persist(&judge, &[Write::Put(kind, name, bytes.to_vec())], room)?;
         let tenants = tenant.map(|id| self.replanned(&judge, id));
         self.replace(judge);
         Ok(Effect {
@@ -165,11 +167,13 @@ impl Vault {
         if judge.accept_image(&envelope, clock::unix())? == Accepted::Held {
             return Ok(Effect::default());
         }
+        let place = (Kind::Image, IMAGE_RECORD, None);
+        let room = self.room(&judge, &envelope, place, bytes)?;
         let put = Write::Put(Kind::Image, IMAGE_RECORD.to_owned(), bytes.to_vec());
-        self.persist(&judge, &[put])?;
+        self.persist(&judge, &[put], room)?;
         let pool = self.read().identity.pool.clone();
         if let Some(image) = judge.image(&pool) {
-            self.image_file.write(image)?;
+            self.image_file.write(&self.store, image)?;
         }
         self.replace(judge);
         Ok(Effect {
@@ -202,7 +206,9 @@ impl Vault {
             }
             is_revoked
         };
-        self.persist(&judge, &writes)?;
+        let place = (Kind::Revocations, REVOCATIONS_RECORD, None);
+        let room = self.room(&judge, &envelope, place, bytes)?;
+        self.persist(&judge, &writes, room)?;
         self.replace(judge);
         if is_revoked {
             self.write().pool_keys = PoolKeys::default();
@@ -226,7 +232,7 @@ impl Vault {
             .map_err(Refusal::Malformed)?
             .tenant;
         let mut judge = self.read().judge.clone();
-        let dropped = objects(&judge, id);
+        let held = objects(&judge, id);
         let find = |digest: &Digest| {
             let stored = || {
                 let stored = self.store.get(Kind::Object, &digest.to_string());
@@ -250,12 +256,15 @@ impl Vault {
             Some(Write::Put(Kind::Object, digest.to_string(), bytes))
         }));
         writes.extend(
-            dropped
-                .difference(&listed)
+            held.difference(&listed)
                 .map(|digest| Write::Drop(Kind::Object, digest.to_string())),
         );
         writes.extend(self.superseded_freshness(&judge, id));
-        self.persist(&judge, &writes)?;
+        let objects = (&held, &listed);
+        let room = self
+            .spending
+            .of_manifest(&self.store, id, bytes.len(), objects)?;
+        self.persist(&judge, &writes, room)?;
         self.replace(judge);
         staging.done(&id);
         Ok(Ok(Effect {
@@ -289,10 +298,9 @@ impl Vault {
             (seed, state.identity.to_bytes_as_member())
         };
         let name = grant_record(&grant.pool, grant.epoch);
-        self.store.commit(
-            &[Write::Put(Kind::Grant, name, bytes.to_vec())],
-            &mut clock::random,
-        )?;
+        let put = Write::Put(Kind::Grant, name, bytes.to_vec());
+        self.store
+            .commit(&[put], None, Room::Free, &mut clock::random)?;
         if let Some(member) = &member {
             self.store
                 .write(StateFile::Identity, member, &mut clock::random)?;
@@ -338,7 +346,8 @@ impl Vault {
             };
             (stored, claims)
         };
-        self.evidence.keep(envelope, claims, clock::boot_ms());
+        self.evidence
+            .keep(&self.store, envelope, claims, clock::boot_ms());
         let bytes = serde_json::to_vec(&stored).unwrap_or_default();
         self.store
             .write(StateFile::Lease, &bytes, &mut clock::random)?;
@@ -348,12 +357,27 @@ impl Vault {
         })
     }
 
+    pub(super) fn room(
+        &self,
+        judge: &Judge,
+        envelope: &Envelope,
+        place: (Kind, &str, Option<TenantId>),
+        bytes: &[u8],
+    ) -> Result<Room, StoreError> {
+        self.spending
+            .of_statement(&self.store, judge, envelope, place, bytes.len())
+    }
+
     /// Records first, memory after: a kill in between leaves a record that is judged anew.
-    pub(super) fn persist(&self, judge: &Judge, writes: &[Write]) -> Result<(), StoreError> {
-        self.store.commit(writes, &mut clock::random)?;
+    pub(super) fn persist(
+        &self,
+        judge: &Judge,
+        writes: &[Write],
+        room: Room,
+    ) -> Result<(), StoreError> {
         let memory = serde_json::to_vec(judge.memory()).unwrap_or_default();
         self.store
-            .write(StateFile::Memory, &memory, &mut clock::random)
+            .commit(writes, Some(&memory), room, &mut clock::random)
     }
 }
 

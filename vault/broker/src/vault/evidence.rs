@@ -4,7 +4,6 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -12,8 +11,7 @@ use casemate_trust::dsse::Envelope;
 use casemate_trust::judge::Judge;
 use casemate_trust::lease::{Claims, Lease};
 use casemate_trust::statement::Statement as _;
-
-use super::replace::replace;
+use casemate_vault_store::{Room, Store};
 
 /// The file, in the vault's folder.
 const FILE: &str = "leases.json";
@@ -68,17 +66,15 @@ impl Evidence {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Keeps a lease that was accepted.
-    pub(super) fn keep(&self, lease: Envelope, claims: Claims, now_ms: u64) {
+    /// Keeps a lease that was accepted. The reserve is not for that: whoever signs leases chooses their size.
+    pub(super) fn keep(&self, store: &Store, lease: Envelope, claims: Claims, now_ms: u64) {
         let mut state = self.state();
         state.leases.push(lease);
         let surplus = state.leases.len().saturating_sub(MAX_LEASES);
         state.leases.drain(..surplus);
         (state.claims, state.accepted_ms, state.was_asked) = (Some(claims), now_ms, false);
-        let written = serde_json::to_vec(&state.leases)
-            .map_err(io::Error::other)
-            .and_then(|bytes| replace(&self.path, MODE, &bytes));
-        if let Err(error) = written {
+        let bytes = serde_json::to_vec(&state.leases).unwrap_or_default();
+        if let Err(error) = store.replace(&self.path, MODE, &bytes, Room::Free) {
             let path = self.path.display();
             tracing::warn!(%path, %error, "could not write leases.json; the lease is valid nevertheless");
         }
@@ -143,12 +139,16 @@ fn versions(judge: &Judge, claims: &Claims) -> impl Iterator<Item = (u64, u64)> 
 mod tests {
     use casemate_trust::id::{FleetId, TenantId};
     use casemate_trust::key::SigningKey;
+    use casemate_vault_store::KEY_BYTES;
+    use zeroize::Zeroizing;
 
     use super::*;
 
     #[test]
     fn what_is_claimed_and_lacking_is_asked_for_once_and_the_leases_are_kept() {
         let folder = tempfile::tempdir().unwrap();
+        let storage = Zeroizing::new([7; KEY_BYTES]);
+        let (store, _) = Store::open(folder.path(), &storage).unwrap();
         let key = SigningKey::from_seed(&[1; 32]).unwrap();
         let judge = Judge::new(FleetId([1; 32]), None);
         let evidence = Evidence::in_folder(folder.path(), 0);
@@ -165,7 +165,7 @@ mod tests {
                 nonce: vec![1; 32],
                 claims: claims.clone(),
             };
-            evidence.keep(lease.sign(&[&key]), claims, 1000);
+            evidence.keep(&store, lease.sign(&[&key]), claims, 1000);
         }
         assert_eq!(evidence.question(&judge, 1000 + GRACE_MS - 1), None);
         assert_eq!(evidence.question(&judge, 1000 + GRACE_MS), Some(1));

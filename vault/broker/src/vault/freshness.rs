@@ -20,8 +20,11 @@ impl Vault {
             .tenant;
         let mut judge = self.read().judge.clone();
         if judge.accept_freshness(&envelope, clock::unix())? != Accepted::Held {
-            let put = Write::Put(Kind::Freshness, id.to_string(), bytes.to_vec());
-            self.persist(&judge, &[put])?;
+            let name = id.to_string();
+            let place = (Kind::Freshness, name.as_str(), Some(id));
+            let room = self.room(&judge, &envelope, place, bytes)?;
+            let put = Write::Put(Kind::Freshness, name, bytes.to_vec());
+            self.persist(&judge, &[put], room)?;
             self.replace(judge);
         }
         Ok(Effect::default())

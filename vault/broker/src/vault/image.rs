@@ -2,13 +2,10 @@
 //! nobody but the vault's user writes into this folder: not the supervisor, which carries the image.
 
 use std::fs;
-use std::io;
 use std::path::{Path, PathBuf};
 
 use casemate_trust::image::Image;
-use casemate_vault_store::StoreError;
-
-use super::replace::replace;
+use casemate_vault_store::{Room, Store, StoreError};
 
 /// Name of the newest image's record.
 pub(super) const IMAGE_RECORD: &str = "newest";
@@ -35,33 +32,34 @@ impl ImageFile {
     }
 
     /// There whole and synced, or as it was before.
-    pub(super) fn write(&self, image: &Image) -> Result<(), StoreError> {
+    pub(super) fn write(&self, store: &Store, image: &Image) -> Result<(), StoreError> {
         let text = format!("{}\n", describe(image));
         if fs::read(&self.path).is_ok_and(|found| found == text.as_bytes()) {
             return Ok(());
         }
-        replace(&self.path, MODE, text.as_bytes()).map_err(|source| {
-            if source.kind() == io::ErrorKind::StorageFull {
-                return StoreError::Full(self.path.clone());
-            }
-            StoreError::Io {
-                what: "cannot write",
-                path: self.path.clone(),
-                source,
-            }
-        })
+        store.replace(&self.path, MODE, text.as_bytes(), Room::Root)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use casemate_trust::id::{Digest, FleetId};
+    use casemate_vault_store::KEY_BYTES;
+    use zeroize::Zeroizing;
 
     use super::*;
+
+    fn store(folder: &Path) -> Store {
+        let opened = Store::open(folder, &Zeroizing::new([7; KEY_BYTES]));
+        opened.unwrap().0
+    }
 
     #[test]
     fn the_file_says_the_newest_and_nothing_is_left_beside_it() {
         let folder = tempfile::tempdir().unwrap();
+        let store = store(folder.path());
+        let files = || fs::read_dir(folder.path()).unwrap().count();
+        let before = files();
         let file = ImageFile::in_folder(folder.path());
         for version in ["1.2.3", "1.2.4", "1.2.4"] {
             let image = Image {
@@ -73,19 +71,20 @@ mod tests {
                 issued: 1,
                 expires: 2,
             };
-            file.write(&image).unwrap();
+            file.write(&store, &image).unwrap();
         }
         let text = fs::read_to_string(folder.path().join("image.json")).unwrap();
         let digest = "ab".repeat(32);
         let read: serde_json::Value = serde_json::from_str(&text).unwrap();
         let wanted = serde_json::json!({ "version": "1.2.4", "digest": digest, "bytes": 77 });
         assert_eq!(read, wanted);
-        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+        assert_eq!(files(), before + 1);
     }
 
     #[test]
     fn what_cannot_be_written_is_said() {
         let folder = tempfile::tempdir().unwrap();
+        let store = store(folder.path());
         let file = ImageFile::in_folder(&folder.path().join("not-there"));
         let image = Image {
             fleet: FleetId([1; 32]),
@@ -96,7 +95,7 @@ mod tests {
             issued: 1,
             expires: 2,
         };
-        let text = file.write(&image).unwrap_err().to_string();
+        let text = file.write(&store, &image).unwrap_err().to_string();
         assert!(text.contains("image.json"), "{text}");
     }
 }

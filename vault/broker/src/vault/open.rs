@@ -1,8 +1,7 @@
 //! Opening: storage key, identity, memory, and everything that was accepted before.
 
 use std::collections::HashMap;
-use std::io::Write as _;
-use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::sync::{Arc, Mutex, RwLock};
 
@@ -13,16 +12,20 @@ use casemate_vault_core::kept::Kept;
 use casemate_vault_core::keys::{PoolKeys, STORAGE_KEY_BYTES, StorageKey};
 use casemate_vault_core::liveness::Liveness;
 use casemate_vault_core::opening::open_grant;
-use casemate_vault_store::{Kind, SetAside, StateFile, Store, StoreError};
+use casemate_vault_store::{Kind, SetAside, StateFile, Store, StoreError, replace_file};
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 use super::evidence::Evidence;
 use super::image::ImageFile;
+use super::room::Spending;
 use super::{Reflected, State, Vault, VaultError};
 use crate::clock;
 use crate::config::Config;
 use crate::identity::Identity;
+
+/// Of the storage key's file: others must not read it.
+const KEY_MODE: u32 = 0o600;
 
 /// A lease as it is kept for a restart within one boot.
 #[derive(Serialize, Deserialize)]
@@ -55,7 +58,7 @@ impl Vault {
         store.write(StateFile::Memory, &remembered, &mut clock::random)?;
         let image_file = ImageFile::in_folder(&config.state);
         if let Some(image) = state.judge.image(&state.identity.pool) {
-            image_file.write(image)?;
+            image_file.write(&store, image)?;
         }
         let evidence = Evidence::in_folder(&config.state, clock::boot_ms());
         let boot_id = clock::boot_id();
@@ -71,6 +74,7 @@ impl Vault {
             reflected: Arc::new(reflected),
             storage,
             store,
+            spending: Spending::default(),
             boot_id,
             image_file,
             evidence,
@@ -93,25 +97,11 @@ fn storage_key(path: &Path) -> Result<StorageKey, VaultError> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
             let mut key = Zeroizing::new(vec![0; STORAGE_KEY_BYTES]);
             clock::random(&mut key);
-            let write = || {
-                if let Some(folder) = path.parent() {
-                    std::fs::create_dir_all(folder)?;
-                }
-                // Under another name first: a key that is half written would lose everything sealed with it.
-                let temporary = path.with_extension("new");
-                let mut file = std::fs::OpenOptions::new()
-                    .create(true)
-                    .truncate(true)
-                    .write(true)
-                    .mode(0o600)
-                    .open(&temporary)?;
-                file.write_all(&key)?;
-                file.sync_all()?;
-                std::fs::rename(&temporary, path)?;
-                path.parent()
-                    .map_or(Ok(()), |folder| std::fs::File::open(folder)?.sync_all())
-            };
-            write().map_err(|error| wrong(error.to_string()))?;
+            if let Some(folder) = path.parent() {
+                std::fs::create_dir_all(folder).map_err(|error| wrong(error.to_string()))?;
+            }
+            // Wholly or not at all: a key that is half written would lose everything sealed with it.
+            replace_file(path, KEY_MODE, &key)?;
             key
         }
         Err(error) => return Err(wrong(casemate_config::unreadable(&error))),

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use casemate_trust::id::TenantId;
 use casemate_trust::name::{Identifier, Name};
 use casemate_vault_core::reflection::{Counted, Recorded, Reflections};
-use casemate_vault_store::{Kind, SetAside, Store, StoreError, Write};
+use casemate_vault_store::{Kind, Room, SetAside, Store, StoreError, Write};
 use serde::{Deserialize, Serialize};
 use tokio::task::JoinHandle;
 
@@ -128,7 +128,10 @@ impl Reflected {
         let writes: Vec<_> = rewritten.chain(ended).collect();
         // Without it, what was counted in an earlier boot counts for an hour from the next start too.
         if !writes.is_empty()
-            && let Err(error) = reflected.store.commit(&writes, &mut clock::random)
+            && let Err(error) =
+                reflected
+                    .store
+                    .commit(&writes, None, Room::Free, &mut clock::random)
         {
             tracing::warn!(
                 %error,
@@ -175,7 +178,9 @@ impl Reflected {
         let tenant = owner.tenant;
         let written = tokio::task::spawn_blocking(move || {
             let row = reflected.row(&tenant);
-            reflected.store.commit(&[row], &mut clock::random)
+            reflected
+                .store
+                .commit(&[row], None, Room::Free, &mut clock::random)
         });
         let error = match written.await {
             Ok(Ok(())) => return true,
@@ -294,7 +299,9 @@ mod tests {
         let store = store(folder.path());
         let name = owner().tenant.to_string();
         let unreadable = Write::Put(Kind::Reflections, name, b"{}".to_vec());
-        store.commit(&[unreadable], &mut clock::random).unwrap();
+        store
+            .commit(&[unreadable], None, Room::Free, &mut clock::random)
+            .unwrap();
         assert!(is_stopped(&reflected(store, "one")));
     }
 }

@@ -513,7 +513,7 @@ impl Fleet {
         release
     }
 
-    fn secret(&self) -> Secret {
+    pub(crate) fn secret(&self) -> Secret {
         let limits = SecretLimits {
             ports: vec![self.upstream_port],
             ca: Some(Digest::of(self.ca.as_bytes())),
