@@ -269,3 +269,60 @@ async fn a_worker_killed_in_the_middle_costs_its_caller_a_502_and_nobody_else_an
     until(gateway, "web", "/env", |answer| answer.status == 200).await;
     neighbour.await.unwrap();
 }
+
+/// Makes, with its source map, a bundle of more than half of what a tenant may have on the node of the test below.
+const LARGE_BYTES: usize = 2_800_000;
+
+fn large(fleet: &Fleet, name: &str) -> std::path::PathBuf {
+    let text = format!("{name} ").repeat(LARGE_BYTES / (name.len() + 1));
+    let code = format!(
+        "const TEXT = \"{text}\";\nexport default {{ fetch() {{ return new Response(TEXT.slice(0, {})); }} }};\n",
+        name.len()
+    );
+    fleet.small_project(name, "", &code).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tenant_has_a_share_of_the_disk_and_is_told_when_it_is_used_up() {
+    let mut fleet = block_in_place(Fleet::start).unwrap();
+    block_in_place(|| fleet.node.kill()).unwrap();
+    let file = fleet.node.folder().join("node.toml");
+    let text = std::fs::read_to_string(&file).unwrap() + "[bundles]\ntenant_mib = 10\n";
+    std::fs::write(&file, text).unwrap();
+    block_in_place(|| fleet.node.restart()).unwrap();
+    let gateway = fleet.node.gateway;
+    let (first, second) = (large(&fleet, "first"), large(&fleet, "second"));
+    deploy(&fleet, &first);
+    let refused = block_in_place(|| fleet.tenant.run_in(&second, &["deploy"], b"")).unwrap();
+    assert_ne!(refused.code, 0);
+    for part in ["bundle_quota", "`second`", "10 MiB", "tenant_mib"] {
+        assert!(refused.stderr.contains(part), "{part}: {}", refused.stderr);
+    }
+    let serves = |name: &'static str| move |answer: &Answer| answer.text() == name;
+    until(gateway, "first", "/", serves("first")).await;
+    // Another tenant is not concerned.
+    let modest = block_in_place(|| fleet.add_tenant("modest", &["modest.test"])).unwrap();
+    let third = large(&fleet, "third");
+    let head = "name = \"third\"\nmain = \"main.js\"\nhosts = [\"modest.test\"]\n";
+    std::fs::write(third.join("casemate.toml"), head).unwrap();
+    let deployed = block_in_place(|| modest.run_in(&third, &["deploy"], b"")).unwrap();
+    assert_eq!(deployed.code, 0, "{}", deployed.stderr);
+    // After a restart the same bundles are there, and the same one is not.
+    block_in_place(|| fleet.node.kill()).unwrap();
+    block_in_place(|| fleet.node.restart()).unwrap();
+    until(gateway, "first", "/", serves("first")).await;
+    let is_short = |status: &serde_json::Value| {
+        let functions = status["state"]["functions"].as_array();
+        let functions = functions.into_iter().flatten();
+        let refused = functions.filter(|function| function["bundle_refused"] == "bundle_quota");
+        refused
+            .map(|function| function["function"].clone())
+            .eq(["second"])
+    };
+    block_in_place(|| fleet.node.wait_for("the refusal", SOON, is_short)).unwrap();
+    // The second one comes when there is room.
+    let removed = ["remove", "first"];
+    let removed = block_in_place(|| fleet.tenant.run_in(&first, &removed, b"")).unwrap();
+    assert_eq!(removed.code, 0, "{}", removed.stderr);
+    until(gateway, "second", "/", serves("second")).await;
+}
