@@ -13,7 +13,6 @@ use axum::routing::{delete, get, post, put};
 use casemate_api::audit::{AuditPage, AuditQuery, AuditRecord};
 use casemate_api::error::{ErrorBody, code};
 use casemate_api::fleet::{FleetView, Outcome, PoolList, PoolView, StatementAnswer};
-use casemate_api::log::{LogQuery, LogRecord};
 use casemate_api::node::{
     Admission, JoinList, JoinView, NewGrants, NodeList, NodeSummary, NodeView,
 };
@@ -34,6 +33,8 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::service::TowerToHyperService;
 use rustls::pki_types::PrivateKeyDer;
 use tokio::net::TcpListener;
+
+use super::records::logs;
 
 /// Everything that it was given.
 #[derive(Default)]
@@ -72,15 +73,6 @@ pub(crate) struct Given {
     pub(crate) stopped: Vec<StoppedCredential>,
     /// What the nodes hold, whatever was handed in.
     pub(crate) hold: Option<(u64, Digest)>,
-}
-
-/// An audit log of so many records, whose subjects are all the same.
-pub(crate) fn audit_chain(length: u64, subject: &str) -> Vec<AuditRecord> {
-    let mut chain: Vec<AuditRecord> = Vec::new();
-    for seq in 1..=length {
-        chain.push(AuditRecord::follow(chain.last(), seq, "a", "b", subject));
-    }
-    chain
 }
 
 type Shared = Arc<Mutex<Given>>;
@@ -461,33 +453,6 @@ async fn status(State(given): State<Shared>, Path(id): Path<TenantId>) -> Respon
         },
         stopped_credentials: given.stopped.clone(),
     })
-}
-
-/// Two old records; while following a third one and then the end.
-async fn logs(Query(query): Query<LogQuery>) -> Response {
-    let record = |seq: u64, message: &str| LogRecord {
-        seq,
-        time_ms: 1_000 * seq,
-        node: "edge-1".parse().unwrap(),
-        function: "web".parse().unwrap(),
-        request: None,
-        level: "info".into(),
-        message: message.into(),
-        failure: None,
-    };
-    let all = [
-        record(1, "one"),
-        record(2, "two \u{1b}[2Jcleared"),
-        record(3, "three"),
-    ];
-    let count = if query.follow { 3 } else { 2 };
-    let wanted = all[..count]
-        .iter()
-        .filter(|record| record.seq > query.since.unwrap_or(0));
-    let lines: Vec<String> = wanted
-        .map(|record| serde_json::to_string(record).unwrap() + "\n\n")
-        .collect();
-    lines.concat().into_response()
 }
 
 async fn audit(Query(query): Query<AuditQuery>, State(given): State<Shared>) -> Response {

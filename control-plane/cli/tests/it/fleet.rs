@@ -8,7 +8,8 @@ use casemate_trust::revocation::Revocations;
 use casemate_trust::statement::Statement as _;
 use serde_json::Value;
 
-use super::fake::{Fake, audit_chain};
+use super::fake::Fake;
+use super::records::audit_chain;
 use super::world::{World, world};
 
 pub(crate) fn ask(fake: &Fake, token: &str, seed: u8) {

@@ -4,8 +4,9 @@ use casemate_trust::id::{Digest, FleetId};
 use casemate_trust::key::SigningKey;
 use casemate_trust::statement::{Manifest, OnlineKey, Root, Statement as _};
 
-use super::fake::{Fake, audit_chain};
+use super::fake::Fake;
 use super::fleet::ask;
+use super::records::audit_chain;
 use super::world::{Person, World, world};
 
 #[tokio::test(flavor = "multi_thread")]
@@ -284,7 +285,7 @@ async fn a_request_under_the_name_of_another_node_is_not_admitted() {
     let ran = operator.run(&["node", "admit", "edge-1", "--wait", "0"]);
     assert_eq!(ran.code, 76, "{}", ran.err);
     assert!(ran.err.contains("label_other"), "{}", ran.err);
-    assert!(ran.err.contains("signed for node edge-9"), "{}", ran.err);
+    assert!(ran.err.contains("which is for node edge-9"), "{}", ran.err);
     // Nor is it under its own name, once the token is known to be stolen.
     fake.given().joins[0].node = "edge-9".parse().unwrap();
     let cancelled = operator.json(&["node", "token", "edge-9", "--cancel"]);

@@ -163,7 +163,7 @@ async fn of_two_deploys_at_once_one_is_told_and_both_are_there() {
         });
         for ran in [a, b] {
             assert_eq!(ran.code, 0, "{}", ran.err);
-            told += usize::from(ran.err.contains("somebody else signed manifest"));
+            told += usize::from(ran.err.contains("was already signed elsewhere"));
         }
     }
     let given = fake.given();

@@ -7,4 +7,5 @@ mod freshness;
 mod hostile;
 mod input;
 mod journey;
+mod records;
 mod world;

@@ -242,7 +242,10 @@ fn replay(store: &Store, state: &mut State, aside: &mut SetAside) -> Result<(), 
                 && kind != Kind::Root
             {
                 let code = refusal.code();
-                tracing::warn!(?kind, name, code, %refusal, "stored statement is no longer valid; requesting it again from the control plane");
+                tracing::warn!(
+                    ?kind, name, code, %refusal,
+                    "stored statement is no longer valid; requesting it again from the control plane"
+                );
             }
         }
     }
