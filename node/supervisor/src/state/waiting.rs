@@ -9,7 +9,7 @@ use std::ops::Range;
 
 use casemate_wire::control::{Failure, FunctionKey, WorkerId};
 
-use super::tests::{function, plan_of};
+use super::tests::{BOUNDS, function, plan_of};
 use super::*;
 
 const START_MS: Millis = 200;
@@ -69,6 +69,7 @@ impl Node {
             memory_mib: u32::MAX,
             overcommit: 1,
             idle_ms: 2000,
+            ..BOUNDS
         };
         let mut node = Self {
             state: Supervision::new(bounds),
