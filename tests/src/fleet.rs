@@ -127,7 +127,7 @@ impl<N> Fleet<N> {
         operator.ok(folder, &["node", "admit", "edge-1", "--wait", "120"], b"")?;
         step("a tenant makes a key, and the operator admits the tenant by it");
         let tenant = Cli::new(&folder.join("tenant"))?;
-        let hosts = [FUNCTION_HOST, "*.apps.demo.test"];
+        let hosts = ["--host", FUNCTION_HOST, "--host", "*.apps.demo.test"];
         admit(folder, &operator, &address, ("shop", &tenant), &hosts)?;
         Ok(Self {
             folder: folder.to_owned(),
@@ -142,14 +142,21 @@ impl<N> Fleet<N> {
 
     /// One more tenant, with hosts of its own.
     pub fn add_tenant(&self, name: &str, hosts: &[&str]) -> Result<Cli> {
+        self.add_tenant_with(name, hosts, &[])
+    }
+
+    /// The same, with more options of `casemate tenant add`.
+    pub fn add_tenant_with(&self, name: &str, hosts: &[&str], options: &[&str]) -> Result<Cli> {
         let tenant = Cli::new(&self.folder.join(format!("tenant-{name}")))?;
         let address = format!("https://{}#{}", self.control.api, self.fingerprint);
+        let hosts = hosts.iter().flat_map(|host| ["--host", host]);
+        let options: Vec<&str> = hosts.chain(options.iter().copied()).collect();
         admit(
             &self.folder,
             &self.operator,
             &address,
             (name, &tenant),
-            hosts,
+            &options,
         )?;
         Ok(tenant)
     }
@@ -230,7 +237,7 @@ fn admit(
     operator: &Cli,
     address: &str,
     (name, tenant): (&str, &Cli),
-    hosts: &[&str],
+    options: &[&str],
 ) -> Result<()> {
     let key = tenant.json(folder, &["tenant", "key", "--plain-keys"])?;
     let key = key["public_key"]
@@ -239,9 +246,7 @@ fn admit(
     let token = folder.join(format!("{name}.token"));
     let token = text(&token)?;
     let mut add = vec!["tenant", "add", name, "--key", key, "--token-out", token];
-    for host in hosts {
-        add.extend(["--host", host]);
-    }
+    add.extend(options);
     operator.ok(folder, &add, b"")?;
     tenant.ok(folder, &["login", address, "--token-file", token], b"")?;
     Ok(())

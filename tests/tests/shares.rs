@@ -3,15 +3,18 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that panics says enough")]
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use casemate_tests::caller;
 use casemate_tests::cli::Cli;
 use casemate_tests::fleet::{Fleet, SOON};
 use casemate_tests::node::{Node, Settings, Workers};
-use tokio::task::{JoinHandle, block_in_place};
+use serde_json::Value;
+use tokio::task::block_in_place;
 
 /// The modest tenant's function: some milliseconds of work at most.
 const MODEST: &str = r#"
@@ -24,14 +27,17 @@ export default {
 };"#;
 const MODEST_HOST: &str = "modest.apps.demo.test";
 
-/// Fills the heap nearly to its limit, touches all of it for a while, and begins again.
+/// Fills most of the memory that it may have, heap and buffers, touches all of it for a while, and begins again.
 const FILL: &str = r#"
 const held = [];
+let buffer;
 export default {
   async fetch() {
     while (held.length < 40) held.push(new Array(131_072).fill(held.length + 0.5));
-    for (let n = 0; n < 20; n++) {
+    buffer ??= new Uint8Array(56 << 20);
+    for (let n = 1; n < 20; n++) {
       for (const part of held) part[n] += 1;
+      buffer.fill(n);
       await new Promise((resolve) => setTimeout(resolve, 50));
     }
     return new Response("full");
@@ -47,6 +53,8 @@ struct Attack {
     filling: usize,
     /// Functions that spin, of the second.
     spinning: usize,
+    /// Ceiling of the first tenant's memory, MiB: less than its functions fill.
+    ceiling_mib: u32,
     /// Requests of the modest tenant, idle and attacked each.
     requests: usize,
 }
@@ -107,26 +115,22 @@ fn deploy(
     (0..count).map(deploy).collect()
 }
 
-/// Calls each host again and again until it is over. What becomes of the calls is the greedy tenants' own business.
-fn besiege(
-    fleet: &Fleet,
-    hosts: Vec<String>,
-    over: &Arc<AtomicBool>,
-) -> impl Iterator<Item = JoinHandle<u32>> {
-    let gateway = fleet.node.gateway;
-    hosts.into_iter().map(move |host| {
-        let over = over.clone();
-        tokio::spawn(async move {
-            let mut reached = 0;
-            while !over.load(Ordering::Relaxed) {
-                let answer = caller::get(gateway, &host, "/").await;
-                // The gateway answers 503 where no worker was given.
-                reached += u32::from(answer.is_ok_and(|answer| answer.status != 503));
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
-            reached
-        })
-    })
+/// How often callers of the greedy tenants got each answer: its status, or the code of the failure.
+type Answers = Arc<Mutex<BTreeMap<String, u32>>>;
+
+/// Calls a host again and again until it is over.
+async fn besiege(gateway: SocketAddr, host: String, over: Arc<AtomicBool>, answers: Answers) {
+    while !over.load(Ordering::Relaxed) {
+        let kind = match caller::get(gateway, &host, "/").await {
+            Ok(answer) => serde_json::from_slice::<Value>(&answer.body)
+                .ok()
+                .and_then(|body| Some(body["error"]["code"].as_str()?.to_owned()))
+                .unwrap_or_else(|| answer.status.to_string()),
+            Err(error) => format!("{error:#}"),
+        };
+        *answers.lock().unwrap().entry(kind).or_default() += 1;
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
 }
 
 /// The pace of the modest tenant, idle and attacked.
@@ -155,43 +159,53 @@ async fn under(attack: Attack) -> (Pace, Pace) {
     let (filling, spinning) = block_in_place(|| {
         let modest = fleet.small_project("modest", "", MODEST).unwrap();
         fleet.deploy(&modest).unwrap();
-        let fill = fleet.add_tenant("fill", &["*.fill.test"]).unwrap();
+        let ceiling = attack.ceiling_mib.to_string();
+        let ceiling = ["--max-memory-mib", &ceiling];
+        let fill = fleet.add_tenant_with("fill", &["*.fill.test"], &ceiling);
+        let fill = fill.unwrap();
         let spin = fleet.add_tenant("spin", &["*.spin.test"]).unwrap();
-        let limits = "[limits]\nheap_mib = 64\ncpu_time_ms = 5000\n";
+        let limits = "[limits]\nheap_mib = 64\ncpu_time_ms = 1000\n";
         let filling = deploy(&fleet, &fill, ("fill", attack.filling), limits, FILL);
         let spinning = deploy(&fleet, &spin, ("spin", attack.spinning), limits, SPIN);
         (filling, spinning)
     });
     let idle = pace(&fleet, attack.requests).await;
-    let over = Arc::new(AtomicBool::new(false));
-    let besiegers: Vec<_> = besiege(&fleet, filling, &over)
-        .chain(besiege(&fleet, spinning, &over))
+    let (over, answers) = (Arc::new(AtomicBool::new(false)), Answers::default());
+    let hosts = filling.into_iter().chain(spinning);
+    let besiegers: Vec<_> = hosts
+        .map(|host| besiege(fleet.node.gateway, host, over.clone(), answers.clone()))
+        .map(tokio::spawn)
         .collect();
-    // The attack is under way when every place that it can have is taken.
-    let wanted = (attack.filling + attack.spinning) / 2;
-    block_in_place(|| {
-        fleet
-            .node
-            .wait_for("workers of the attack", SOON, |status| {
-                status["workers"].as_array().map_or(0, Vec::len) > wanted
-            })
-    })
-    .unwrap();
+    // The attack is under way when memory and processor time of some workers have run out.
+    let signs = ["exceeded_memory", "exceeded_cpu"];
+    let under_way = || {
+        signs
+            .iter()
+            .all(|sign| answers.lock().unwrap().contains_key(*sign))
+    };
+    let end = Instant::now() + SOON;
+    while !under_way() {
+        assert!(Instant::now() < end, "{answers:?}\n{}", fleet.node.log());
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
     let attacked = pace(&fleet, attack.requests).await;
     over.store(true, Ordering::Relaxed);
-    let mut reached = 0;
     for besieger in besiegers {
-        reached += besieger.await.unwrap();
+        besieger.await.unwrap();
     }
-    println!("the greedy tenants' functions answered {reached} times");
+    println!(
+        "answers of the greedy tenants' functions: {:?}",
+        answers.lock().unwrap()
+    );
     (idle, attacked)
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_neighbour_of_functions_that_fill_memory_and_spin_is_served() {
     let attack = Attack {
-        filling: 2,
+        filling: 4,
         spinning: 3,
+        ceiling_mib: 256,
         requests: 40,
     };
     let (idle, attacked) = under(attack).await;
@@ -205,6 +219,7 @@ async fn forty_that_fill_memory_and_fifty_that_spin_leave_a_neighbour_its_pace()
     let attack = Attack {
         filling: 40,
         spinning: 50,
+        ceiling_mib: 1024,
         requests: 300,
     };
     let (idle, attacked) = under(attack).await;
