@@ -46,6 +46,14 @@ pub(super) fn key(cx: &Context, args: &FreshnessKey) -> Result<(), Error> {
 /// `casemate freshness require`
 pub(super) async fn require(cx: &Context, args: &FreshnessRequire) -> Result<(), Error> {
     let mut tenancy = Tenancy::open(cx, args.signing.whose.tenant.as_ref()).await?;
+    let tenants_own = &tenancy.tenant.current.keys;
+    if args.key.is_some_and(|key| tenants_own.contains(&key)) {
+        return Err(Error::new(
+            Code::Usage,
+            "`--key` is a key that the tenant deploys with, and the job that renews needs no such key",
+            "make one that renews and does nothing else, in the job's home: `casemate freshness key`",
+        ));
+    }
     let mut demanded = None;
     let version = tenancy
         .change(&args.signing, |_, draft| {
@@ -141,13 +149,21 @@ pub(super) async fn renew(cx: &Context, args: &FreshnessRenew) -> Result<(), Err
         let wait_secs = match renew_once(cx, args).await {
             Ok(renewed) => {
                 cx.output.record(&as_json(&renewed), || told(&renewed))?;
+                if every_secs >= renewed.max_age_secs {
+                    cx.output.warn(&format!(
+                        "credentials stop between renewals: `--every` is {}, and the manifest allows {}; renew at least every {}",
+                        span(every_secs),
+                        span(renewed.max_age_secs),
+                        span(renewed.max_age_secs / 2)
+                    ));
+                }
                 every_secs
             }
             Err(error) if may_pass(&error) => {
                 let wait_secs = every_secs.min(RETRY_SECS);
                 cx.output.warn(&format!(
                     "freshness was not renewed, next try in {wait_secs} seconds: {}",
-                    error.to_text()
+                    error.to_text().trim_end()
                 ));
                 wait_secs
             }
