@@ -142,8 +142,13 @@ pub struct EgressLimits {
     pub egress_ports: Vec<u16>,
     /// A network that its functions may call although it is not the public internet, such as 10.1.0.0/16; with any of
     /// these options the node's `private_addresses` no longer hold for this tenant; once for each
-    #[arg(long = "private-network", value_name = "NETWORK")]
+    #[arg(long = "private-network", value_name = "NETWORK", value_parser = network)]
     pub private_networks: Vec<IpNet>,
+}
+
+fn network(text: &str) -> Result<IpNet, String> {
+    let flaw = || format!("expected a network such as 10.1.0.0/16, got {text:?}");
+    text.parse().map_err(|_| flaw())
 }
 
 /// `casemate tenant hosts`
