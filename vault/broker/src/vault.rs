@@ -16,6 +16,8 @@ use casemate_trust::Seconds;
 use casemate_trust::id::TenantId;
 use casemate_trust::join::JoinError;
 use casemate_trust::judge::{Judge, Standing, TenantState};
+use casemate_trust::name::Identifier;
+use casemate_trust::secret::Reflection;
 use casemate_vault_core::kept::Kept;
 use casemate_vault_core::keys::{PoolKeys, StorageKey};
 use casemate_vault_core::liveness::Liveness;
@@ -325,12 +327,17 @@ impl Vault {
             .take(MAX_DESCRIBED_TENANTS)
             .map(|(_, tenant)| describe_tenant(tenant, now))
             .collect();
+        let counts = |tenant: &TenantId, secret: &Identifier| {
+            let held = state.judge.tenant(tenant);
+            let listed = held.and_then(|held| held.secret(secret, &state.identity.pool));
+            listed.is_some_and(|secret| secret.place.limits.reflection == Reflection::Refuse)
+        };
         serde_json::json!({
             "fleet": state.identity.fleet, "node": state.identity.node, "pool": state.identity.pool,
             "member": !state.pool_keys.is_empty(), "revoked": state.is_revoked(), "root": state.judge.root().map(|root| root.version),
             "image": state.judge.image(&state.identity.pool).map(image::describe),
             "claims": self.evidence.describe(&state.judge), "lease_left_secs": left_secs,
-            "stopped_credentials": self.reflected.describe(), "reserve": self.describe_reserve(),
+            "stopped_credentials": self.reflected.describe(counts), "reserve": self.describe_reserve(),
             "tenants_held": state.judge.tenants().count(), "tenants": listed,
         })
     }

@@ -7,7 +7,7 @@ use casemate_trust::freshness::{MAX_MAX_AGE_SECS, MIN_MAX_AGE_SECS};
 use casemate_trust::key::PublicKey;
 use clap::{Args, Subcommand};
 
-use super::{NewKey, Signing, Whose, seconds};
+use super::{NewKey, Signing, Whose, seconds, span};
 
 /// `casemate freshness`
 #[derive(Debug, Subcommand)]
@@ -88,6 +88,7 @@ fn within(text: &str, least: u64, most: u64) -> Result<u64, String> {
     if (least..=most).contains(&time) {
         Ok(time)
     } else {
-        Err(format!("expected {least} to {most} seconds, got {time}"))
+        let (least, most) = (span(least), span(most));
+        Err(format!("expected {least} to {most}, got {}", span(time)))
     }
 }

@@ -193,6 +193,18 @@ pub fn seconds(text: &str) -> Result<u64, String> {
         .ok_or_else(wrong)
 }
 
+/// A span of time as [`seconds`] reads it.
+pub fn span(secs: u64) -> String {
+    let units = [("d", 24 * 60 * 60), ("h", 60 * 60), ("m", 60)];
+    let whole = units
+        .into_iter()
+        .find(|(_, unit)| secs >= *unit && secs.is_multiple_of(*unit));
+    whole.map_or_else(
+        || format!("{secs}s"),
+        |(name, unit)| format!("{}{name}", secs / unit),
+    )
+}
+
 /// The parser, with the commands grouped by who they are for.
 pub fn command() -> clap::Command {
     let command = Cli::command();

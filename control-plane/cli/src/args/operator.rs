@@ -94,12 +94,6 @@ pub struct TenantAdd {
     /// A host name that its functions may answer for, or *.example.com; once for each
     #[arg(long = "host", value_name = "HOST", required = true)]
     pub hosts: Vec<HostPattern>,
-    /// The most that its functions may ask for
-    #[command(flatten)]
-    pub ceilings: Ceilings,
-    /// Where its functions may call at most
-    #[command(flatten)]
-    pub egress: EgressLimits,
     /// How long the statement holds
     #[command(flatten)]
     pub lifetime: Lifetime,
@@ -109,6 +103,12 @@ pub struct TenantAdd {
     /// Write the tenant's API token to FILE (mode 0600) instead of showing it
     #[arg(long, value_name = "FILE")]
     pub token_out: Option<PathBuf>,
+    /// The most that its functions may ask for; last, because help puts what follows below the same heading
+    #[command(flatten)]
+    pub ceilings: Ceilings,
+    /// Where its functions may call at most
+    #[command(flatten)]
+    pub egress: EgressLimits,
 }
 
 /// `casemate tenant update`
@@ -116,6 +116,9 @@ pub struct TenantAdd {
 pub struct TenantUpdate {
     /// Name of the tenant
     pub name: Name,
+    /// How long the new statement holds
+    #[command(flatten)]
+    pub lifetime: Lifetime,
     /// The most that its functions may ask for; what is not named stays
     #[command(flatten)]
     pub ceilings: Ceilings,
@@ -125,9 +128,6 @@ pub struct TenantUpdate {
     /// Take the egress ceiling away: the node's `private_addresses` hold again
     #[arg(long, conflicts_with_all = ["egress_hosts", "egress_ports", "private_networks"])]
     pub no_egress_ceiling: bool,
-    /// How long the new statement holds
-    #[command(flatten)]
-    pub lifetime: Lifetime,
 }
 
 /// Where a tenant's functions may call at most.
@@ -142,8 +142,13 @@ pub struct EgressLimits {
     pub egress_ports: Vec<u16>,
     /// A network that its functions may call although it is not the public internet, such as 10.1.0.0/16; with any of
     /// these options the node's `private_addresses` no longer hold for this tenant; once for each
-    #[arg(long = "private-network", value_name = "NETWORK")]
+    #[arg(long = "private-network", value_name = "NETWORK", value_parser = network)]
     pub private_networks: Vec<IpNet>,
+}
+
+fn network(text: &str) -> Result<IpNet, String> {
+    let flaw = || format!("expected a network such as 10.1.0.0/16, got {text:?}");
+    text.parse().map_err(|_| flaw())
 }
 
 /// `casemate tenant hosts`

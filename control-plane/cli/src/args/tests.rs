@@ -90,3 +90,13 @@ fn spans_of_time() {
         assert!(seconds(bad).is_err(), "{bad}");
     }
 }
+
+#[test]
+fn a_span_is_told_as_it_is_typed() {
+    for text in ["60s", "90s", "1h", "25h", "90m", "2d"] {
+        let secs = seconds(text).unwrap();
+        assert_eq!(seconds(&span(secs)), Ok(secs));
+    }
+    assert_eq!((span(3600).as_str(), span(90).as_str()), ("1h", "90s"));
+    assert_eq!((span(60).as_str(), span(172_800).as_str()), ("1m", "2d"));
+}

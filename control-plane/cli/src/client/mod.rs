@@ -129,7 +129,8 @@ impl Api {
                 Code::Unreachable,
                 "the control plane does not answer",
                 "check that casemate-control runs there and that the network lets you through; \
-                 functions go on running without it",
+                 functions go on running without it, and credentials until the node's lease, or the freshness that \
+                 a tenant demands, runs out",
             )
             .at(&address)
             .source(error)

@@ -10,7 +10,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::deploy::finish;
-use crate::args::{FreshnessKey, FreshnessOff, FreshnessRenew, FreshnessRequire, Whose};
+use crate::args::{FreshnessKey, FreshnessOff, FreshnessRenew, FreshnessRequire, Whose, span};
 use crate::error::{Code, Error};
 use crate::keys::{FRESHNESS, FRESHNESS_PUBLIC};
 use crate::machine::date;
@@ -46,6 +46,14 @@ pub(super) fn key(cx: &Context, args: &FreshnessKey) -> Result<(), Error> {
 /// `casemate freshness require`
 pub(super) async fn require(cx: &Context, args: &FreshnessRequire) -> Result<(), Error> {
     let mut tenancy = Tenancy::open(cx, args.signing.whose.tenant.as_ref()).await?;
+    let tenants_own = &tenancy.tenant.current.keys;
+    if args.key.is_some_and(|key| tenants_own.contains(&key)) {
+        return Err(Error::new(
+            Code::Usage,
+            "`--key` is a key that the tenant deploys with, and the job that renews needs no such key",
+            "make one that renews and does nothing else, in the job's home: `casemate freshness key`",
+        ));
+    }
     let mut demanded = None;
     let version = tenancy
         .change(&args.signing, |_, draft| {
@@ -141,13 +149,21 @@ pub(super) async fn renew(cx: &Context, args: &FreshnessRenew) -> Result<(), Err
         let wait_secs = match renew_once(cx, args).await {
             Ok(renewed) => {
                 cx.output.record(&as_json(&renewed), || told(&renewed))?;
+                if every_secs >= renewed.max_age_secs {
+                    cx.output.warn(&format!(
+                        "credentials stop between renewals: `--every` is {}, and the manifest allows {}; renew at least every {}",
+                        span(every_secs),
+                        span(renewed.max_age_secs),
+                        span(renewed.max_age_secs / 2)
+                    ));
+                }
                 every_secs
             }
             Err(error) if may_pass(&error) => {
                 let wait_secs = every_secs.min(RETRY_SECS);
                 cx.output.warn(&format!(
                     "freshness was not renewed, next try in {wait_secs} seconds: {}",
-                    error.to_text()
+                    error.to_text().trim_end()
                 ));
                 wait_secs
             }
@@ -208,31 +224,9 @@ fn read_newest(path: &Path) -> Result<u64, Error> {
         .ok_or_else(|| wrong("expected the version of a manifest, or the JSON of a deployment"))
 }
 
-/// A span of time as it can be typed.
-fn span(secs: u64) -> String {
-    let units = [("d", 24 * 60 * 60), ("h", 60 * 60), ("m", 60)];
-    let whole = units
-        .into_iter()
-        .find(|(_, unit)| secs >= *unit && secs.is_multiple_of(*unit));
-    whole.map_or_else(
-        || format!("{secs}s"),
-        |(name, unit)| format!("{}{name}", secs / unit),
-    )
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_span_is_told_as_it_is_typed() {
-        for text in ["60s", "90s", "1h", "25h", "90m", "2d"] {
-            let secs = crate::args::seconds(text).unwrap();
-            assert_eq!(crate::args::seconds(&span(secs)), Ok(secs));
-        }
-        assert_eq!((span(3600).as_str(), span(90).as_str()), ("1h", "90s"));
-        assert_eq!((span(60).as_str(), span(172_800).as_str()), ("1m", "2d"));
-    }
 
     #[test]
     fn the_newest_version_is_a_number_or_what_a_deployment_printed() {

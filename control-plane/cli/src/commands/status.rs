@@ -1,5 +1,7 @@
 //! `casemate status`.
 
+use std::collections::BTreeSet;
+
 use casemate_api::tenant::TenantStatus;
 use casemate_trust::judge::TenantState;
 use serde_json::json;
@@ -110,12 +112,28 @@ pub(super) async fn status(cx: &Context, whose: &Whose) -> Result<(), Error> {
         if !nodes.is_empty() {
             parts.push(table(&["NODE", "POOL", "STATE", "MANIFEST", ""], &nodes));
         }
+        parts.extend(refusals(&status));
         parts.extend(stopped::describe(&status.stopped_credentials));
         parts.join("\n\n")
     })?;
     warn_of_lost_hosts(&tenancy, &status);
     secrets::warn_of_old_keys(&tenancy, &places);
     Ok(())
+}
+
+/// What the nodes say of what they refused, each once; nothing where none refused.
+fn refusals(status: &TenantStatus) -> Option<String> {
+    let refused = status.nodes.iter().filter_map(|node| node.refused.as_ref());
+    let told: BTreeSet<_> = refused
+        .map(|refused| {
+            format!(
+                "{}: {}",
+                printable(&refused.code),
+                printable(&refused.message)
+            )
+        })
+        .collect();
+    (!told.is_empty()).then(|| Vec::from_iter(told).join("\n"))
 }
 
 /// Hosts whose callers reach another tenant, as the control plane says.

@@ -77,8 +77,8 @@ pub(super) async fn add(cx: &Context, args: &TenantAdd) -> Result<(), Error> {
         return Err(Error::new(
             Code::Exists,
             format!("there is a tenant {} already", args.name),
-            "`casemate tenant show` shows it, `casemate tenant hosts` changes its hosts, \
-             `casemate token create --scope tenant` makes another token",
+            "`casemate tenant show` shows it, `casemate tenant hosts` changes its hosts, `casemate tenant update` its \
+             ceilings, `casemate token create --scope tenant` makes another token",
         ));
     }
     // An earlier try may have been cut off between remembering and handing in.

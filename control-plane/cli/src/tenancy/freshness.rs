@@ -26,6 +26,8 @@ pub struct Renewed {
     pub version: u64,
     /// Until when it is fresh.
     pub until: Seconds,
+    /// How long a renewal holds, seconds.
+    pub max_age_secs: u64,
     /// Whether a statement was signed; shortly after the one before, none is needed.
     pub is_new: bool,
 }
@@ -84,6 +86,7 @@ impl Tenancy<'_> {
             return Ok(Renewed {
                 version,
                 until: issued + demand.max_age_secs,
+                max_age_secs: demand.max_age_secs,
                 is_new: false,
             });
         }
@@ -109,6 +112,7 @@ impl Tenancy<'_> {
         Ok(Renewed {
             version,
             until: now + demand.max_age_secs,
+            max_age_secs: demand.max_age_secs,
             is_new: true,
         })
     }
@@ -123,7 +127,7 @@ impl Tenancy<'_> {
             )
             .at(self.session.api.address())),
             Some(_) => Ok(()),
-            None if self.session.cx.keys().has(keys::TENANT) => Ok(()),
+            None if self.deploys_here()? => Ok(()),
             None => Err(Error::new(
                 Code::Usage,
                 format!("this home does not deploy, and cannot know whether manifest {shown} is the newest"),
@@ -131,6 +135,20 @@ impl Tenancy<'_> {
                  `--newest-from FILE`",
             )),
         }
+    }
+
+    /// Whether this home's key is one of this tenant's, so that the home remembers what it has signed. A key of another
+    /// tenant has signed nothing for this one.
+    fn deploys_here(&self) -> Result<bool, Error> {
+        let keys = self.session.cx.keys();
+        if !keys.has(keys::TENANT) {
+            return Ok(false);
+        }
+        let public = match keys.tenant_public()? {
+            Some(public) => public,
+            None => keys.signing(keys::TENANT, Purpose::Tenant)?.public(),
+        };
+        Ok(self.tenant.current.keys.contains(&public))
     }
 
     /// The key that the manifest names, if it is in this home; else the tenant's own keys.
@@ -164,6 +182,7 @@ pub fn undemanded() -> Error {
     Error::new(
         Code::NotFound,
         "the newest manifest demands no freshness",
-        "`casemate freshness require --max-age 1h` signs one that does",
+        "there is nothing to renew or to switch off; `casemate freshness require --max-age 1h` signs a manifest that \
+         demands it",
     )
 }

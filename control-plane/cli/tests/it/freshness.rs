@@ -194,6 +194,19 @@ async fn no_manifest_is_called_the_newest_on_the_control_planes_claim_alone() {
     let blind = cron.run(&["freshness", "renew"]);
     assert_eq!(blind.code, 64, "{}", blind.err);
     assert!(blind.err.contains("--newest-from FILE"), "{}", blind.err);
+    // A key of another tenant does not make its home one that deploys for this tenant.
+    let elsewhere = Person::new(_dir.path(), "elsewhere");
+    let job = [
+        "connection.json",
+        "memory.json",
+        "freshness.key",
+        "freshness.pub",
+    ];
+    copy(&cron, &elsewhere, &job);
+    elsewhere.json(&["tenant", "key", "--plain-keys"]);
+    let blind = elsewhere.run(&["freshness", "renew", "--tenant", "shop"]);
+    assert_eq!(blind.code, 64, "{}", blind.err);
+    assert!(blind.err.contains("--newest-from FILE"), "{}", blind.err);
     let newest = write(&_dir.path().join("newest"), "2\n");
     let with_newest = ["freshness", "renew", "--newest-from", &newest];
     let hidden = cron.run(&with_newest);

@@ -55,7 +55,7 @@ impl Supervision {
         let conflict = (!lost.is_empty()).then(|| {
             let more = match lost.len() {
                 1 => String::new(),
-                count => format!(" and {} more hosts", count - 1),
+                count => format!(" (and {} more of its hosts)", count - 1),
             };
             format!(
                 "callers of {}{more} reach another function, which came first",
@@ -157,7 +157,7 @@ impl Supervision {
         }
         let more = match plan.lost_hosts.len() {
             1 => String::new(),
-            count => format!(" and {} more hosts", count - 1),
+            count => format!(" (and {} more of its hosts)", count - 1),
         };
         let message = format!(
             "callers of {}{more} do not reach this function: the host belongs to another tenant, which the operator admitted \

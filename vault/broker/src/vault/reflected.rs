@@ -224,11 +224,18 @@ impl Reflected {
         self.counts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// For the status page: credentials that are stopped, and for how long still.
-    pub(super) fn describe(&self) -> serde_json::Value {
+    /// For the status page: credentials that are stopped, and for how long still. A secret that was withdrawn, or sealed
+    /// again so that its echoes do not count, stops no call: `counts` says which ones do.
+    pub(super) fn describe(
+        &self,
+        counts: impl Fn(&TenantId, &Identifier) -> bool,
+    ) -> serde_json::Value {
         let now_ms = clock::boot_ms();
         let stopped = self.lock().stopped(now_ms);
-        let listed = stopped.iter().take(MAX_DESCRIBED_STOPPED).map(|stopped| {
+        let stopping = stopped
+            .iter()
+            .filter(|stopped| counts(&stopped.tenant, &stopped.secret));
+        let listed = stopping.take(MAX_DESCRIBED_STOPPED).map(|stopped| {
             serde_json::json!({
                 "tenant": stopped.tenant, "function": stopped.function, "secret": stopped.secret,
                 "left_secs": stopped.until_ms.saturating_sub(now_ms).div_ceil(1000),
@@ -291,6 +298,22 @@ mod tests {
         for boot_id in ["", "three", "three"] {
             assert!(is_stopped(&reflected(store(folder.path()), boot_id)));
         }
+    }
+
+    #[tokio::test]
+    async fn a_secret_whose_echoes_no_longer_count_is_not_told_as_stopped() {
+        let folder = tempfile::tempdir().unwrap();
+        let reflected = reflected(store(folder.path()), "one");
+        let recorded = reflected.record(owner(), 3).written().await;
+        assert_eq!(recorded, Recorded::Stops);
+        let told = |counts: bool| {
+            let listed = reflected.describe(|tenant, secret| {
+                assert_eq!((*tenant, secret), (owner().tenant, &owner().secret));
+                counts
+            });
+            listed.as_array().unwrap().len()
+        };
+        assert_eq!((told(true), told(false)), (1, 0));
     }
 
     #[test]
