@@ -156,13 +156,16 @@ impl Records {
 
     /// Does the same, and closes the records if it fails.
     fn write(&self, work: impl FnOnce(&sled::Db) -> sled::Result<()>) -> Result<(), StoreError> {
-        self.with("cannot write", work).inspect_err(|_| {
-            let mut db = self.db.lock().unwrap_or_else(PoisonError::into_inner);
-            if let Some(db) = db.take() {
-                // Dropping it can wait for ever, for a flush of what could not be written.
-                std::mem::forget(db);
-            }
-        })
+        self.with("cannot write", work)
+            .inspect_err(|_| self.close())
+    }
+
+    fn close(&self) {
+        let mut db = self.db.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(db) = db.take() {
+            // Dropping it can wait for ever, for a flush of what could not be written.
+            std::mem::forget(db);
+        }
     }
 
     pub(crate) fn is_broken(&self) -> bool {
@@ -191,13 +194,19 @@ impl Records {
         for name in ["db", "conf"] {
             let path = self.folder.join(name);
             if path.exists() {
-                fs::File::open(&path)
-                    .and_then(|file| file.sync_all())
+                self.sync_file(&path)
                     .map_err(failed("cannot sync", &path))?;
             }
         }
         self.sync_blobs()?;
         sync_folder(&self.folder)
+    }
+
+    /// Syncs a file. If that fails, the records are closed: the kernel says so once, may have let go of what it could not
+    /// write, and finds nothing to do at the next sync, which must not pass for a success.
+    fn sync_file(&self, path: &Path) -> std::io::Result<()> {
+        let file = fs::File::open(path)?;
+        file.sync_all().inspect_err(|_| self.close())
     }
 
     /// What does not fit into a segment of its log, sled keeps in a file of its own, which it never syncs.
@@ -214,7 +223,7 @@ impl Records {
         }
         for name in found.difference(&synced) {
             let path = folder.join(name);
-            match fs::File::open(&path).and_then(|file| file.sync_all()) {
+            match self.sync_file(&path) {
                 // Replaced since, and taken away.
                 Err(error) if error.kind() == ErrorKind::NotFound => {}
                 done => done.map_err(failed("cannot sync", &path))?,
@@ -453,6 +462,24 @@ mod tests {
             assert!(!blobs.is_empty());
             assert!(blobs.is_subset(&records.synced_blobs.lock().unwrap()));
         }
+    }
+
+    #[test]
+    fn after_a_sync_that_failed_nothing_is_acknowledged() {
+        let folder = tempfile::tempdir().unwrap();
+        let (records, _) = Records::open(folder.path()).unwrap();
+        let sealer = Sealer::new(&Zeroizing::new([7; crate::KEY_BYTES])).unwrap();
+        let put = Write::Put(Kind::Object, "one".into(), vec![1]);
+        let sealed = seal(&sealer, &[put], &mut |bytes| bytes.fill(1)).unwrap();
+        records.commit(&sealed).unwrap();
+        // A file that opens and cannot be synced.
+        let stands_in = folder.path().join("records/blobs/1");
+        std::os::unix::fs::symlink("/dev/null", &stands_in).unwrap();
+        assert!(records.commit(&sealed).is_err());
+        fs::remove_file(&stands_in).unwrap();
+        assert!(records.is_broken());
+        let again = records.commit(&sealed).unwrap_err();
+        assert!(matches!(again, StoreError::Broken(_)), "{again}");
     }
 
     #[test]

@@ -1,6 +1,6 @@
-//! A search for many byte strings at once. Its cost depends on the number of bytes and on nothing
-//! else: each byte is one step in a table, there is no prefilter, and a match is looked for only
-//! after the last byte.
+//! A search for many byte strings at once. Its cost depends on the number of bytes and on which of
+//! them are skipped, and not on the needles' bytes: each byte is one step in a table, there is no
+//! prefilter, and a match is looked for only after the last byte.
 
 use zeroize::Zeroizing;
 
@@ -103,10 +103,10 @@ impl Automaton {
     /// spans more than `reach` bytes may be missed in a long text.
     pub(super) fn find(&self, text: &[u8], reach: usize) -> Option<usize> {
         let part = text.len() / LANES;
-        if text.len() < MIN_LANES_BYTES || part < reach {
+        let longest = self.lengths.iter().copied().max().unwrap_or_default();
+        if text.len() < MIN_LANES_BYTES || part < longest {
             return self.needle(self.run(0, text));
         }
-        // Each part but the last goes on for `reach` bytes into the next one.
         let lanes: [&[u8]; LANES] = std::array::from_fn(|lane| &text[lane * part..][..part]);
         let mut states = [0; LANES];
         for at in 0..part {
@@ -114,10 +114,18 @@ impl Automaton {
                 *state = self.step(*state, lane[at]);
             }
         }
+        // The last part goes on to the end, and each other part into the next ones, for as many bytes
+        // as the longest needle has. Those that are skipped do not count: a server may put any number
+        // of them between two bytes.
         let mut ends = states.into_iter().enumerate().map(|(lane, state)| {
             let from = (lane + 1) * part;
             let to = (from + reach).min(text.len());
-            self.needle(self.run(state, &text[from..to]))
+            let own = (from..to).filter(|at| !is_skipped(text[*at]));
+            let end = match lane + 1 {
+                LANES => text.len(),
+                _ => own.take(longest).last().map_or(from, |at| at + 1),
+            };
+            self.needle(self.run(state, &text[from..end]))
         });
         ends.find_map(|needle| needle)
     }
@@ -253,6 +261,18 @@ mod tests {
             );
             text[at + 7] = b'x';
             assert_eq!(automaton.find(&text, 64), None, "{at}");
+        }
+    }
+
+    #[test]
+    fn a_short_needle_is_found_behind_the_last_part_of_a_text_of_any_length() {
+        let automaton = Automaton::new(&[b"abcd"]);
+        for length in MIN_LANES_BYTES..MIN_LANES_BYTES + 2 * LANES {
+            for at in length - 3 * LANES..length - 3 {
+                let mut text = vec![b'.'; length];
+                text[at..at + 4].copy_from_slice(b"abcd");
+                assert_eq!(automaton.find(&text, 32), Some(0), "{at} of {length}");
+            }
         }
     }
 

@@ -158,7 +158,7 @@ impl Searcher {
             return ControlFlow::Break(Stop::TooCostly);
         };
         *steps_left = left;
-        if let Some(needle) = self.automaton.find(text, self.reach_under(0)) {
+        if let Some(needle) = self.automaton.find(text, self.reach()) {
             return ControlFlow::Break(Stop::Needle(needle));
         }
         let Some((own, deeper)) = scratch.split_last_mut() else {

@@ -69,6 +69,29 @@ fn a_body_that_ends_inside_a_spelling_is_delivered_as_it_is() {
 }
 
 #[test]
+fn a_list_of_letters_is_found_wherever_it_stands_in_a_long_text() {
+    let secret = b"sk_live_51H8xKp2eZvKYlo2";
+    let searcher = searcher(&[secret]);
+    let letters: Vec<String> = secret.iter().map(|byte| char::from(*byte).into()).collect();
+    for between in ["\",\n    \"", "\n        "] {
+        let spelled = letters.join(between);
+        // Its lines are short: no view looks at a part of it.
+        let text: Vec<u8> = b"{\"a\": 1.5},\n"
+            .iter()
+            .copied()
+            .cycle()
+            .take(2600)
+            .collect();
+        for at in (0..text.len() - spelled.len()).step_by(10) {
+            let mut text = text.clone();
+            text[at..at + spelled.len()].copy_from_slice(spelled.as_bytes());
+            let found = HeadScrubber::new(&searcher).finds(&text).unwrap();
+            assert!(found, "{between:?} at {at}");
+        }
+    }
+}
+
+#[test]
 fn a_long_value_goes_as_one_match_however_it_is_cut() {
     let secret: Vec<u8> = (0..3000u32)
         .map(|n| b'a' + (n.wrapping_mul(2_654_435_761) >> 24) as u8 % 26)
