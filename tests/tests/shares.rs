@@ -1,7 +1,7 @@
 //! Two greedy tenants and a modest one on one node, with the real programs: functions that fill their memory, functions
 //! that spin, and a neighbour that answers.
 
-#![allow(clippy::unwrap_used, reason = "a test that panics says enough")]
+#![allow(clippy::unwrap_used, clippy::print_stdout)] // The functions beside the tests are tests too.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
