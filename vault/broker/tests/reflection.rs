@@ -8,9 +8,10 @@ mod worker;
 
 use casemate_channel::Opener;
 use casemate_trust::secret::Reflection;
+use casemate_wire::Fields;
 use fleet::{Fleet, KEY};
 use upstream::Upstream;
-use worker::{Answer, call, channel, serving_with, with_plain_egress};
+use worker::{Answer, SOON, call, channel, open, serving_with, with_plain_egress};
 
 async fn deployed(upstream: &Upstream, reflection: Reflection) -> (Fleet, [u8; 32]) {
     let prepare = |fleet: &mut Fleet| {
@@ -60,6 +61,21 @@ async fn a_third_complete_match_in_an_hour_stops_the_credential_on_every_way_to_
         (&stopped["function"], &stopped["secret"]),
         (&"web".into(), &"KEY".into())
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn answers_under_way_end_when_the_credential_stops_although_they_hold_nothing() {
+    let upstream = Upstream::start(KEY).await;
+    let (_fleet, worker) = start(&upstream, Reflection::Refuse).await;
+    let fields = Fields::default().with(":request", "r1");
+    let under_way = open(&worker, "POST", &upstream.url("/v1/endless"), fields, true);
+    let (head, mut body) = under_way.response.head().await.unwrap();
+    assert_eq!(head.status, 200);
+    for _ in 0..3 {
+        echo(&worker, &upstream, Some("pay"), KEY).await;
+    }
+    let ending = async { while let Some(Ok(_)) = body.next().await {} };
+    tokio::time::timeout(SOON, ending).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

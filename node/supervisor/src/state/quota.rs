@@ -209,12 +209,17 @@ impl Supervision {
     pub(super) fn admit_short(&mut self, but: Option<Digest>) {
         let short: Vec<Digest> = self.quota.short.keys().copied().collect();
         for tenant in short.into_iter().filter(|tenant| Some(*tenant) != but) {
-            let (mut keys, mut plans) = (Vec::new(), Vec::new());
-            for (key, function) in self.functions_of(tenant) {
-                keys.push(key.clone());
-                plans.extend(function.releases().cloned());
-            }
-            let refused = self.quota.admit(tenant, plans.iter());
+            // Plans may be as large as all that a tenant runs: they are looked at and not copied.
+            let aside = Quota::new(self.quota.room);
+            let mut quota = std::mem::replace(&mut self.quota, aside);
+            let functions = self.functions_of(tenant);
+            let plans = functions.flat_map(|(_, function)| function.releases());
+            let refused = quota.admit(tenant, plans);
+            self.quota = quota;
+            let keys: Vec<FunctionKey> = self
+                .functions_of(tenant)
+                .map(|(key, _)| key.clone())
+                .collect();
             for key in keys {
                 let Some(function) = self.functions.get_mut(&key) else {
                     continue;

@@ -81,8 +81,8 @@ impl Watch {
         Ok(Some((watch, searcher)))
     }
 
-    /// Counts what was found of each value, and returns when the counts are on the disk: an answer
-    /// is delivered after that.
+    /// Counts what was found of each value, if anything was, and returns when the counts are on the
+    /// disk: an answer is delivered after that.
     ///
     /// # Errors
     /// A credential stops with it, or has stopped while the call was under way.
@@ -118,7 +118,21 @@ impl Watch {
                 stopped = Some(reflected(secret));
             }
         }
-        stopped.map_or(Ok(()), Err)
+        stopped.or_else(|| self.stopped()).map_or(Ok(()), Err)
+    }
+
+    /// Why calls to the host are refused now, if they are. Answers that were under way when a
+    /// credential stopped end too: otherwise those that go on would be the wrong ones of many
+    /// guesses at a time.
+    fn stopped(&self) -> Option<Refused> {
+        let (tenant, function) = (&self.tenant, &self.function);
+        let refusing = self.secrets.iter();
+        let mut refusing = refusing.filter(|(_, reflection)| *reflection == Reflection::Refuse);
+        let stopped = refusing.find(|(secret, _)| {
+            let until_ms = self.reflected.stopped_until(tenant, function, secret);
+            until_ms.is_some()
+        });
+        stopped.map(|(secret, _)| reflected(secret))
     }
 }
 

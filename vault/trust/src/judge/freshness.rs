@@ -1,5 +1,7 @@
 //! Judging statements of freshness, and whether a manifest is fresh by them.
 
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 
 use super::{Accepted, Age, Judge, Refusal, TenantSeen, TenantState, accepted};
@@ -101,7 +103,7 @@ impl Judge {
             (self.memory.tenants.get_mut(&id), self.tenants.get_mut(&id))
         {
             memory.freshness = Some(seen);
-            state.freshness = Some(statement);
+            Arc::make_mut(state).freshness = Some(statement);
         }
         Ok(accepted(age))
     }

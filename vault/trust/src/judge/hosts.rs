@@ -86,7 +86,7 @@ impl HostClaims {
 impl Judge {
     /// The tenant whose a host name is, of those that are held: see the module.
     pub fn host_owner(&self, host: &HostName) -> Option<&TenantState> {
-        self.tenants.get(&self.claims.owner(host)?)
+        self.tenant(&self.claims.owner(host)?)
     }
 
     /// Hosts of a tenant, as its functions' releases name them, that are another tenant's; each with that one.
@@ -103,7 +103,7 @@ impl Judge {
 
     /// Patterns of a tenant that overlap with those of tenants that come first, each with such a tenant.
     pub fn contested_hosts(&self, id: &TenantId) -> Vec<(&HostPattern, &TenantState)> {
-        let Some(tenant) = self.tenants.get(id).map(|state| &state.tenant) else {
+        let Some(tenant) = self.tenant(id).map(|state| &state.tenant) else {
             return Vec::new();
         };
         let of = |pattern| {
@@ -115,7 +115,7 @@ impl Judge {
         };
         let contested = tenant.hosts.iter().flat_map(|pattern| {
             let others = of(pattern).into_iter();
-            others.filter_map(move |other| Some((pattern, self.tenants.get(&other)?)))
+            others.filter_map(move |other| Some((pattern, self.tenant(&other)?)))
         });
         contested.collect()
     }
@@ -124,7 +124,7 @@ impl Judge {
     /// come after that tenant, since it takes nothing from those ahead of it. The cost is that of the patterns that overlap
     /// with the changed ones.
     pub fn affected_by(&self, id: &TenantId, before: Option<&Tenant>) -> BTreeSet<TenantId> {
-        let Some(now) = self.tenants.get(id).map(|state| &state.tenant) else {
+        let Some(now) = self.tenant(id).map(|state| &state.tenant) else {
             return BTreeSet::new();
         };
         let patterns = |tenant: Option<&Tenant>| -> BTreeSet<HostPattern> {

@@ -158,7 +158,9 @@ pub struct Judge {
     root: Option<Root>,
     online: Option<OnlineKey>,
     pools: BTreeMap<(Name, u64), Pool>,
-    tenants: BTreeMap<TenantId, TenantState>,
+    /// Shared with clones of this judge, each until it changes: the vault judges every statement with a clone, so that one
+    /// tenant's statement must not cost a copy of what all tenants have.
+    tenants: BTreeMap<TenantId, Arc<TenantState>>,
     /// Who may answer for which host, by the tenants' statements. Shared with clones of this judge until it changes.
     claims: Arc<HostClaims>,
     images: BTreeMap<Name, Image>,
@@ -248,12 +250,13 @@ impl Judge {
 
     /// A tenant.
     pub fn tenant(&self, id: &TenantId) -> Option<&TenantState> {
-        self.tenants.get(id)
+        self.tenants.get(id).map(Arc::as_ref)
     }
 
     /// All tenants.
     pub fn tenants(&self) -> impl Iterator<Item = (&TenantId, &TenantState)> {
-        self.tenants.iter()
+        let tenants = self.tenants.iter();
+        tenants.map(|(id, state)| (id, state.as_ref()))
     }
 
     /// The time, given a clock that may have lost its battery.

@@ -107,14 +107,14 @@ impl Judge {
         }
         claims.insert(&tenant);
         match self.tenants.get_mut(&tenant.id) {
-            Some(held) => held.tenant = tenant,
+            Some(held) => Arc::make_mut(held).tenant = tenant,
             None => drop(self.tenants.insert(
                 tenant.id,
-                TenantState {
+                Arc::new(TenantState {
                     tenant,
                     manifest: None,
                     freshness: None,
-                },
+                }),
             )),
         }
         Ok(accepted(age))
@@ -176,6 +176,7 @@ impl Judge {
             (self.memory.tenants.get_mut(&id), self.tenants.get_mut(&id))
         {
             memory.manifest = Some(seen);
+            let state = Arc::make_mut(state);
             state
                 .freshness
                 .take_if(|statement| statement.version < seen.version);

@@ -1,5 +1,7 @@
 //! Whose a host is, in whatever order the tenants' statements come.
 
+use std::sync::Arc;
+
 use proptest::prelude::*;
 
 use super::*;
@@ -211,4 +213,22 @@ fn a_change_affects_those_behind_it_that_overlap_and_nobody_else() {
     };
     judge.accept_tenant(&renewed.sign(&[&key(1)]), NOW).unwrap();
     assert!(judge.affected_by(&renewed.id, Some(&wildcard)).is_empty());
+}
+
+/// The vault judges each statement with a clone.
+#[test]
+fn a_clone_shares_every_tenant_but_the_one_that_changes() {
+    let mut world = World::new();
+    let (one, other) = (tenant(&world, 1, None, &[0]), tenant(&world, 2, None, &[1]));
+    for tenant in [&one, &other] {
+        let signed = tenant.sign(&[&key(1)]);
+        world.judge.accept_tenant(&signed, NOW).unwrap();
+    }
+    let mut next = world.judge.clone();
+    let changed = narrowed(&one, &[]).sign(&[&key(1)]);
+    next.accept_tenant(&changed, NOW).unwrap();
+    let of = |judge: &Judge, tenant: &Tenant| Arc::clone(&judge.tenants[&tenant.id]);
+    assert!(Arc::ptr_eq(&of(&next, &other), &of(&world.judge, &other)));
+    assert_eq!(of(&next, &one).tenant.version, 2);
+    assert_eq!(of(&world.judge, &one).tenant.version, 1);
 }
