@@ -104,8 +104,6 @@ pub(crate) async fn serve(
             }
             _ = leases.tick() => {
                 tokio::task::block_in_place(|| vault.fill_reserve());
-                // Counts of matches are written beside this loop.
-                vault.must_be_whole()?;
                 if let Some(nonce) = vault.lease_question(false) {
                     tell(&control, &FromVault::LeaseWanted { nonce }).await?;
                 }
