@@ -176,12 +176,11 @@ async fn under(attack: Attack) -> (Pace, Pace) {
         .map(|host| besiege(fleet.node.gateway, host, over.clone(), answers.clone()))
         .map(tokio::spawn)
         .collect();
-    // The attack is under way when memory and processor time of some workers have run out.
-    let signs = ["exceeded_memory", "exceeded_cpu"];
+    // The attack is under way when memory and processor time of some workers have run out. Callers do not always learn that
+    // it was the memory: the gateway may see the worker's channel close before it is told why.
     let under_way = || {
-        signs
-            .iter()
-            .all(|sign| answers.lock().unwrap().contains_key(*sign))
+        let is_spinning = answers.lock().unwrap().contains_key("exceeded_cpu");
+        is_spinning && fleet.node.log().contains("end=OutOfMemory")
     };
     let end = Instant::now() + SOON;
     while !under_way() {
