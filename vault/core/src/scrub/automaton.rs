@@ -47,6 +47,8 @@ pub(super) struct Automaton {
     stride: usize,
     /// Bytes of each needle that are not skipped.
     lengths: Vec<usize>,
+    /// Bytes of the longest needle.
+    pub(super) longest: usize,
 }
 
 impl Automaton {
@@ -82,6 +84,10 @@ impl Automaton {
             first_complete: row(states),
             stride,
             lengths: needles.iter().map(|needle| needle.len()).collect(),
+            longest: needles
+                .iter()
+                .map(|needle| needle.len())
+                .fold(0, usize::max),
         }
     }
 
@@ -103,8 +109,7 @@ impl Automaton {
     /// spans more than `reach` bytes may be missed in a long text.
     pub(super) fn find(&self, text: &[u8], reach: usize) -> Option<usize> {
         let part = text.len() / LANES;
-        let longest = self.lengths.iter().copied().max().unwrap_or_default();
-        if text.len() < MIN_LANES_BYTES || part < longest {
+        if text.len() < MIN_LANES_BYTES || part < self.longest {
             return self.needle(self.run(0, text));
         }
         let lanes: [&[u8]; LANES] = std::array::from_fn(|lane| &text[lane * part..][..part]);
@@ -123,7 +128,7 @@ impl Automaton {
             let own = (from..to).filter(|at| !is_skipped(text[*at]));
             let end = match lane + 1 {
                 LANES => text.len(),
-                _ => own.take(longest).last().map_or(from, |at| at + 1),
+                _ => own.take(self.longest).last().map_or(from, |at| at + 1),
             };
             self.needle(self.run(state, &text[from..end]))
         });

@@ -73,7 +73,6 @@ pub struct Searcher {
     automaton: Automaton,
     needles: Vec<Needle>,
     needed: Needed,
-    longest: usize,
     /// What stands where a value stood: nothing where a value is part of [`SCRUBBED`].
     marker: &'static str,
 }
@@ -92,16 +91,14 @@ impl Searcher {
             .iter()
             .map(|needle| needle.bytes.as_slice())
             .collect();
-        let lengths = || bytes.iter().map(|bytes| bytes.len());
         let needed = Needed {
-            shortest: lengths().min()?,
+            shortest: bytes.iter().map(|bytes| bytes.len()).min()?,
             ascii: bytes.iter().all(|bytes| bytes.is_ascii()),
         };
         let automaton = Automaton::new(&bytes);
         let in_marker = automaton.first(SCRUBBED.as_bytes()).is_some();
         Some(Self {
             automaton,
-            longest: lengths().max()?,
             marker: if in_marker { "" } else { SCRUBBED },
             needles,
             needed,
@@ -115,7 +112,7 @@ impl Searcher {
 
     /// Most bytes of a text that a needle may take under so many views.
     fn reach_under(&self, views: usize) -> usize {
-        REACH[views] * self.longest + SPARE_REACH
+        REACH[views] * self.automaton.longest + SPARE_REACH
     }
 
     /// Most bytes of a text that a needle may take.
