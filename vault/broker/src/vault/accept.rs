@@ -348,7 +348,7 @@ impl Vault {
         };
         self.evidence
             .keep(&self.store, envelope, claims, clock::boot_ms());
-        let bytes = serde_json::to_vec(&stored).unwrap_or_default();
+        let bytes = serde_json::to_vec(&stored).expect("text and numbers are JSON");
         self.store
             .write(StateFile::Lease, &bytes, &mut clock::random)?;
         Ok(Effect {
@@ -375,7 +375,7 @@ impl Vault {
         writes: &[Write],
         room: Room,
     ) -> Result<(), StoreError> {
-        let memory = serde_json::to_vec(judge.memory()).unwrap_or_default();
+        let memory = serde_json::to_vec(judge.memory()).expect("maps with text as keys are JSON");
         self.store
             .commit(writes, Some(&memory), room, &mut clock::random)
     }

@@ -73,7 +73,7 @@ impl Evidence {
         let surplus = state.leases.len().saturating_sub(MAX_LEASES);
         state.leases.drain(..surplus);
         (state.claims, state.accepted_ms, state.was_asked) = (Some(claims), now_ms, false);
-        let bytes = serde_json::to_vec(&state.leases).unwrap_or_default();
+        let bytes = serde_json::to_vec(&state.leases).expect("text and numbers are JSON");
         if let Err(error) = store.replace(&self.path, MODE, &bytes, Room::Free) {
             let path = self.path.display();
             tracing::warn!(%path, %error, "could not write leases.json; the lease is valid nevertheless");

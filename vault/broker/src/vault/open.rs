@@ -54,7 +54,8 @@ impl Vault {
         replay(&store, &mut state, &mut aside)?;
         // A kill between records and memory leaves the memory behind what was replayed: it catches up before anything is
         // acknowledged.
-        let remembered = serde_json::to_vec(state.judge.memory()).unwrap_or_default();
+        let remembered =
+            serde_json::to_vec(state.judge.memory()).expect("maps with text as keys are JSON");
         store.write(StateFile::Memory, &remembered, &mut clock::random)?;
         let image_file = ImageFile::in_folder(&config.state);
         if let Some(image) = state.judge.image(&state.identity.pool) {
