@@ -333,7 +333,7 @@ impl Supervision {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::{BOUNDS, fallback, function, plan_of};
+    use super::super::tests::{BOUNDS, dice, fallback, function, plan_of};
     use super::super::{Bounds, Input};
     use super::*;
 
@@ -517,13 +517,7 @@ mod tests {
     fn simulation() {
         let mut refused = 0;
         for seed in 0..300_u64 {
-            let mut dice = seed;
-            let mut roll = move |sides: u64| {
-                dice = dice
-                    .wrapping_mul(6_364_136_223_846_793_005)
-                    .wrapping_add(1_442_695_040_888_963_407);
-                (dice >> 33) % sides
-            };
+            let mut roll = dice(seed);
             let mut state = node();
             state.handle(Input::Told, 1);
             for step in 0..60 {

@@ -45,6 +45,16 @@ pub(super) fn function(name: &str, release: u8) -> FunctionPlan {
     }
 }
 
+/// Numbers by chance, below so many, that are the same for the same seed.
+pub(super) fn dice(mut seed: u64) -> impl FnMut(u64) -> u64 {
+    move |sides| {
+        seed = seed
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        (seed >> 33) % sides
+    }
+}
+
 /// What a function may fall back to.
 pub(super) fn fallback(function: FunctionPlan) -> FunctionPlan {
     FunctionPlan {
@@ -465,13 +475,7 @@ fn programs_that_end_are_started_again_ever_more_slowly() {
 fn simulation() {
     let mut functions = 0;
     for seed in 0..200u64 {
-        let mut dice = seed;
-        let mut roll = move |sides: u64| {
-            dice = dice
-                .wrapping_mul(6_364_136_223_846_793_005)
-                .wrapping_add(1_442_695_040_888_963_407);
-            (dice >> 33) % sides
-        };
+        let mut roll = dice(seed);
         let mut state = Supervision::new(BOUNDS);
         let (mut alive, mut given) = (Vec::<u64>::new(), std::collections::BTreeSet::new());
         let (mut here, mut now_ms) = (std::collections::BTreeSet::new(), 0);

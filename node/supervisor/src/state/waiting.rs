@@ -9,7 +9,7 @@ use std::ops::Range;
 
 use casemate_wire::control::{Failure, FunctionKey, WorkerId};
 
-use super::tests::{BOUNDS, function, plan_of};
+use super::tests::{BOUNDS, dice, function, plan_of};
 use super::*;
 
 const START_MS: Millis = 200;
@@ -41,7 +41,7 @@ struct Node {
     state: Supervision,
     modest: Range<u8>,
     now_ms: Millis,
-    dice: u64,
+    dice: Box<dyn FnMut(u64) -> u64>,
     /// What happens later, by time and order.
     later: BTreeMap<(Millis, u64), Input>,
     serving: BTreeMap<WorkerId, Worker>,
@@ -75,7 +75,7 @@ impl Node {
             state: Supervision::new(bounds),
             modest: FIRST_MODEST..FIRST_MODEST + modest,
             now_ms: 0,
-            dice: seed,
+            dice: Box::new(dice(seed)),
             later: BTreeMap::new(),
             serving: BTreeMap::new(),
             waiting: BTreeMap::new(),
@@ -107,11 +107,7 @@ impl Node {
     }
 
     fn roll(&mut self, sides: u64) -> u64 {
-        self.dice = self
-            .dice
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1_442_695_040_888_963_407);
-        (self.dice >> 33) % sides
+        (self.dice)(sides)
     }
 
     fn after(&mut self, pause_ms: Millis, input: Input) {
