@@ -10,6 +10,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::deploy::finish;
+use super::show_key;
 use crate::args::{FreshnessKey, FreshnessOff, FreshnessRenew, FreshnessRequire, Whose, span};
 use crate::error::{Code, Error};
 use crate::keys::{FRESHNESS, FRESHNESS_PUBLIC};
@@ -26,15 +27,7 @@ const MAX_NEWEST_BYTES: u64 = 64 * 1024;
 pub(super) fn key(cx: &Context, args: &FreshnessKey) -> Result<(), Error> {
     let _lock = cx.home.lock()?;
     let (files, plain) = ((FRESHNESS, FRESHNESS_PUBLIC), args.new_key.plain_keys);
-    let made = cx
-        .keys()
-        .find_or_make(files, Purpose::Freshness, plain, "freshness key");
-    let (public, new) = made?;
-    let fingerprint = public.fingerprint();
-    let result = json!({ "public_key": public, "fingerprint": fingerprint, "new": new });
-    cx.output.result(&result, || {
-        format!("public key   {public}\nfingerprint  {fingerprint}")
-    })?;
+    let (public, new) = show_key(cx, files, Purpose::Freshness, plain, "freshness key")?;
     if new {
         cx.output.hint(&format!(
             "Let a manifest name it: `casemate freshness require --max-age 1h --key {public}`"

@@ -20,6 +20,8 @@ mod tokens;
 use std::ffi::OsString;
 use std::path::Path;
 
+use casemate_trust::key::PublicKey;
+use casemate_trust::keyfile::Purpose;
 use clap::FromArgMatches as _;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 
@@ -243,6 +245,24 @@ fn write_once(out: Option<&Path>, text: &str) -> Result<bool, Error> {
 /// The beginning of a digest, for people.
 fn short(digest: &impl std::fmt::Display) -> String {
     digest.to_string().chars().take(12).collect()
+}
+
+/// Makes a key in its two files, or finds the key that is there, and prints its public half; whether it is new.
+fn show_key(
+    cx: &Context,
+    files: (&str, &str),
+    purpose: Purpose,
+    plain: bool,
+    name: &str,
+) -> Result<(PublicKey, bool), Error> {
+    let (public, new) = cx.keys().find_or_make(files, purpose, plain, name)?;
+    let fingerprint = public.fingerprint();
+    let result =
+        serde_json::json!({ "public_key": public, "fingerprint": fingerprint, "new": new });
+    cx.output.result(&result, || {
+        format!("public key   {public}\nfingerprint  {fingerprint}")
+    })?;
+    Ok((public, new))
 }
 
 #[cfg(test)]

@@ -14,7 +14,7 @@ use casemate_trust::name::Name;
 use casemate_trust::statement::{EgressCeiling, KeySet, Statement as _, Tenant};
 use serde_json::json;
 
-use super::{tokens, write_once};
+use super::{show_key, tokens, write_once};
 use crate::args::{
     Ceilings, EgressLimits, Lifetime, TenantAdd, TenantHosts, TenantKey, TenantUpdate,
 };
@@ -28,15 +28,7 @@ use crate::session::{Context, Session};
 pub(super) fn key(cx: &Context, args: &TenantKey) -> Result<(), Error> {
     let _lock = cx.home.lock()?;
     let (files, plain) = ((TENANT, TENANT_PUBLIC), args.new_key.plain_keys);
-    let made = cx
-        .keys()
-        .find_or_make(files, Purpose::Tenant, plain, "tenant key");
-    let (public, new) = made?;
-    let fingerprint = public.fingerprint();
-    let result = json!({ "public_key": public, "fingerprint": fingerprint, "new": new });
-    cx.output.result(&result, || {
-        format!("public key   {public}\nfingerprint  {fingerprint}")
-    })?;
+    let (_, new) = show_key(cx, files, Purpose::Tenant, plain, "tenant key")?;
     if new {
         cx.output.hint(&format!(
             "Back up {}: who loses it needs the operator to go on.\n\
