@@ -78,13 +78,19 @@ pub enum Recorded {
 #[derive(Debug, Default)]
 struct Counts {
     of_pairs: HashMap<Pair, Count>,
-    /// When what was written down could not be read: every pair is stopped for an hour.
+    /// Since when every pair is stopped, because the tenant's record could not be read.
     unread_since_ms: Option<u64>,
 }
 
 impl Counts {
     fn prune(&mut self, now_ms: u64) {
         self.of_pairs.retain(|_, count| !count.has_ended(now_ms));
+    }
+
+    /// The same, while the hour has not passed.
+    fn unread_since_ms(&self, now_ms: u64) -> Option<u64> {
+        self.unread_since_ms
+            .filter(|since_ms| now_ms.saturating_sub(*since_ms) < WINDOW_MS)
     }
 }
 
@@ -155,14 +161,21 @@ impl Reflections {
         counted
     }
 
-    /// Takes in what an earlier run of the vault wrote down of a tenant. `None`: it cannot be read,
-    /// and every credential of the tenant is stopped for an hour.
-    pub fn restore(&mut self, tenant: TenantId, counted: Option<Vec<Counted>>, now_ms: u64) {
+    /// Since when every credential of a tenant is stopped, ms of the boot clock: see
+    /// [`Self::stop_tenant`]. To be written down with the counts.
+    pub fn tenant_stopped_since(&self, tenant: &TenantId, now_ms: u64) -> Option<u64> {
+        self.tenants.get(tenant)?.unread_since_ms(now_ms)
+    }
+
+    /// Stops every credential of a tenant for an hour, because the tenant's record cannot be read.
+    pub fn stop_tenant(&mut self, tenant: TenantId, since_ms: u64) {
         let counts = self.tenants.entry(tenant).or_default();
-        let Some(counted) = counted else {
-            counts.unread_since_ms = Some(now_ms);
-            return;
-        };
+        counts.unread_since_ms = counts.unread_since_ms.max(Some(since_ms));
+    }
+
+    /// Takes in what an earlier run of the vault wrote down of a tenant.
+    pub fn restore(&mut self, tenant: TenantId, counted: Vec<Counted>, now_ms: u64) {
+        let counts = self.tenants.entry(tenant).or_default();
         for counted in counted {
             let pair = Pair {
                 function: counted.function,
@@ -186,9 +199,8 @@ impl Reflections {
         now_ms: u64,
     ) -> Option<u64> {
         let counts = self.tenants.get(tenant)?;
-        let unread_until = counts.unread_since_ms.map(|since_ms| since_ms + WINDOW_MS);
-        if let Some(until_ms) = unread_until.filter(|until_ms| now_ms < *until_ms) {
-            return Some(until_ms);
+        if let Some(since_ms) = counts.unread_since_ms(now_ms) {
+            return Some(since_ms + WINDOW_MS);
         }
         let pair = Pair {
             function: function.clone(),
@@ -288,6 +300,7 @@ mod tests {
         let first = reflections.stopped_until(&TENANT, &web, &secret("K0"), 0);
         assert_eq!(first, None);
     }
+
     #[test]
     fn what_is_written_down_counts_on() {
         let (web, key) = (name("web"), secret("KEY"));
@@ -297,7 +310,7 @@ mod tests {
         let counted = before.counted(&TENANT, WINDOW_MS);
         assert_eq!(counted.len(), 1, "what has ended is not written down");
         let mut after = Reflections::default();
-        after.restore(TENANT, Some(counted), WINDOW_MS);
+        after.restore(TENANT, counted, WINDOW_MS);
         assert_eq!(after.stopped_until(&TENANT, &web, &key, WINDOW_MS), None);
         let recorded = after.record(TENANT, &web, &key, 1, WINDOW_MS);
         assert_eq!(recorded, Recorded::Stops);
@@ -310,9 +323,14 @@ mod tests {
             reflections.stopped_until(&TENANT, &web, &key, now_ms)
         };
         let mut reflections = Reflections::default();
-        reflections.restore(TENANT, None, 1000);
+        reflections.stop_tenant(TENANT, 1000);
+        reflections.stop_tenant(TENANT, 500);
         assert_eq!(until(&reflections, 2000), Some(1000 + WINDOW_MS));
+        let since = reflections.tenant_stopped_since(&TENANT, 2000);
+        assert_eq!(since, Some(1000));
         assert_eq!(until(&reflections, 1000 + WINDOW_MS), None);
+        let since = reflections.tenant_stopped_since(&TENANT, 1000 + WINDOW_MS);
+        assert_eq!(since, None);
         let mut reflections = Reflections::default();
         reflections.record(TENANT, &web, &key, 1, 0);
         reflections.stop(TENANT, &web, &key, 5);

@@ -83,7 +83,18 @@ pub struct SetAside {
     /// The whole record store, when it could not be opened or read to its end.
     pub records: Option<PathBuf>,
     /// Single records that did not open.
-    pub single: Vec<PathBuf>,
+    pub single: Vec<SetAsideRecord>,
+}
+
+/// A record that did not open, and the file that holds its bytes now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SetAsideRecord {
+    /// The record's kind.
+    pub kind: Kind,
+    /// The record's name within its kind.
+    pub name: String,
+    /// The file.
+    pub place: PathBuf,
 }
 
 impl SetAside {

@@ -16,7 +16,7 @@ use crate::files::{
     PRIVATE, failed, free_place, make_folder, replace_file, set_aside, sync_folder,
 };
 use crate::sealing::Sealer;
-use crate::{SetAside, StoreError};
+use crate::{SetAside, SetAsideRecord, StoreError};
 
 /// sled's cache, bytes: the judge holds what matters in memory anyway.
 const CACHE_BYTES: u64 = 8 * 1024 * 1024;
@@ -269,12 +269,13 @@ impl Records {
                 None => broken.push((key, sealed, name)),
             }
         }
-        for (key, sealed, name) in broken {
-            let place = free_place(folder, &name.replace('/', "-"))?;
+        for (key, sealed, record) in broken {
+            let place = free_place(folder, &record.replace('/', "-"))?;
             replace_file(&place, PRIVATE, &sealed)?;
             self.write(|db| db.remove(&key).map(drop))?;
-            tracing::error!(record = name, aside = %place.display(), "a record does not open; it is set aside");
-            aside.single.push(place);
+            tracing::error!(record, aside = %place.display(), "a record does not open; it is set aside");
+            let name = record[kind.prefix().len()..].to_owned();
+            aside.single.push(SetAsideRecord { kind, name, place });
         }
         Ok(opened)
     }

@@ -238,7 +238,7 @@ fn records_under_another_name_or_key_are_set_aside() {
     let (held, aside) = all(&store);
     assert_eq!(held.len(), 1);
     assert_eq!(aside.single.len(), 1);
-    assert!(aside.single[0].is_file());
+    assert!(aside.single[0].place.is_file());
     assert!(all(&store).1.is_empty(), "once");
     drop(store);
     let (store, _) = Store::open(folder.path(), &Zeroizing::new([8; KEY_BYTES])).unwrap();

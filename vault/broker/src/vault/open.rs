@@ -272,7 +272,8 @@ fn replay(store: &Store, state: &mut State, aside: &mut SetAside) -> Result<(), 
 
 /// Whether everything must be sent again, and why.
 fn refill(aside: &SetAside, judge: &Judge, lost: bool) -> Option<String> {
-    if let Some(place) = aside.records.as_ref().or(aside.single.first()) {
+    let first = aside.single.first().map(|record| &record.place);
+    if let Some(place) = aside.records.as_ref().or(first) {
         return Some(place.display().to_string());
     }
     let memory = judge.memory();

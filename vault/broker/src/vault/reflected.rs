@@ -61,6 +61,10 @@ struct StoredCounts {
     /// Of the boot whose clock the times are of.
     boot_id: String,
     counts: Vec<StoredCount>,
+    /// Since when all of the tenant's credentials are stopped, because an earlier record could not
+    /// be read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    unread_since_ms: Option<u64>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -80,52 +84,24 @@ impl Reflected {
         boot_id: String,
         aside: &mut SetAside,
     ) -> Result<Self, StoreError> {
-        let now_ms = clock::boot_ms();
-        let mut counts = Reflections::default();
-        let mut ended = Vec::new();
-        let mut of_earlier_boots = Vec::new();
-        for (name, bytes) in store.all(Kind::Reflections, aside)? {
-            let Ok(tenant) = name.parse::<TenantId>() else {
-                continue;
-            };
-            let stored = serde_json::from_slice::<StoredCounts>(&bytes);
-            let stored = stored.inspect_err(|error| {
-                tracing::error!(
-                    %tenant, %error,
-                    "what was counted of the tenant's credentials cannot be read; they are stopped for an hour"
-                );
-            });
-            let is_of_this_boot = stored
-                .as_ref()
-                .is_ok_and(|stored| !boot_id.is_empty() && stored.boot_id == boot_id);
-            let counted = stored.ok().map(|stored| {
-                let counted = stored.counts.into_iter().map(|count| Counted {
-                    function: count.function,
-                    secret: count.secret,
-                    matches: count.matches,
-                    since_ms: if is_of_this_boot {
-                        count.since_ms
-                    } else {
-                        now_ms
-                    },
-                });
-                counted.collect()
-            });
-            counts.restore(tenant, counted, now_ms);
-            if counts.counted(&tenant, now_ms).is_empty() {
-                ended.push(Write::Drop(Kind::Reflections, name));
-            } else if !is_of_this_boot {
-                of_earlier_boots.push(tenant);
-            }
-        }
+        let records = store.all(Kind::Reflections, aside)?;
+        let not_opened = aside.single.iter();
+        let not_opened = not_opened.filter(|record| record.kind == Kind::Reflections);
         let reflected = Self {
-            counts: Mutex::new(counts),
+            counts: Mutex::default(),
             store,
             boot_id,
             writing: tokio::sync::Mutex::default(),
         };
-        let rewritten = of_earlier_boots.iter().map(|tenant| reflected.row(tenant));
-        let writes: Vec<_> = rewritten.chain(ended).collect();
+        let mut writes = Vec::new();
+        let opened = records.iter().map(|(name, bytes)| (name, Some(bytes)));
+        for (name, bytes) in opened.chain(not_opened.map(|record| (&record.name, None))) {
+            let Ok(tenant) = name.parse::<TenantId>() else {
+                continue;
+            };
+            let bytes = bytes.map(|bytes| bytes.as_slice());
+            writes.extend(reflected.restore(tenant, bytes));
+        }
         // Without it, what was counted in an earlier boot counts for an hour from the next start too.
         if !writes.is_empty()
             && let Err(error) =
@@ -139,6 +115,50 @@ impl Reflected {
             );
         }
         Ok(reflected)
+    }
+
+    /// Takes in a tenant's record, `None` if it did not open, and returns what must be written in
+    /// its place. The credentials of a tenant whose record cannot be read are stopped.
+    fn restore(&self, tenant: TenantId, bytes: Option<&[u8]>) -> Option<Write> {
+        let now_ms = clock::boot_ms();
+        let stored = bytes
+            .ok_or_else(|| "the record does not open".to_owned())
+            .and_then(|bytes| {
+                serde_json::from_slice::<StoredCounts>(bytes).map_err(|error| error.to_string())
+            });
+        let mut counts = self.lock();
+        let is_current = match stored {
+            Ok(stored) => {
+                let is_of_this_boot = !self.boot_id.is_empty() && stored.boot_id == self.boot_id;
+                let since_ms = |since_ms| if is_of_this_boot { since_ms } else { now_ms };
+                if let Some(unread_since_ms) = stored.unread_since_ms {
+                    counts.stop_tenant(tenant, since_ms(unread_since_ms));
+                }
+                let counted = stored.counts.into_iter().map(|count| Counted {
+                    function: count.function,
+                    secret: count.secret,
+                    matches: count.matches,
+                    since_ms: since_ms(count.since_ms),
+                });
+                counts.restore(tenant, counted.collect(), now_ms);
+                is_of_this_boot
+            }
+            Err(error) => {
+                tracing::error!(
+                    %tenant, error,
+                    "the counts of the tenant's credentials in answers cannot be read; all of them are stopped for an hour"
+                );
+                counts.stop_tenant(tenant, now_ms);
+                false
+            }
+        };
+        let has_ended = counts.counted(&tenant, now_ms).is_empty()
+            && counts.tenant_stopped_since(&tenant, now_ms).is_none();
+        drop(counts);
+        if has_ended {
+            return Some(Write::Drop(Kind::Reflections, tenant.to_string()));
+        }
+        (!is_current).then(|| self.row(&tenant))
     }
 
     /// Until when a credential is stopped for a function, ms of the boot clock.
@@ -203,7 +223,11 @@ impl Reflected {
 
     /// The record of a tenant now.
     fn row(&self, tenant: &TenantId) -> Write {
-        let counted = self.lock().counted(tenant, clock::boot_ms());
+        let now_ms = clock::boot_ms();
+        let counts = self.lock();
+        let counted = counts.counted(tenant, now_ms);
+        let unread_since_ms = counts.tenant_stopped_since(tenant, now_ms);
+        drop(counts);
         let stored = StoredCounts {
             boot_id: self.boot_id.clone(),
             counts: counted
@@ -215,6 +239,7 @@ impl Reflected {
                     since_ms: counted.since_ms,
                 })
                 .collect(),
+            unread_since_ms,
         };
         let bytes = serde_json::to_vec(&stored).expect("names and numbers are JSON");
         Write::Put(Kind::Reflections, tenant.to_string(), bytes)
@@ -325,6 +350,23 @@ mod tests {
         store
             .commit(&[unreadable], None, Room::Free, &mut clock::random)
             .unwrap();
-        assert!(is_stopped(&reflected(store, "one")));
+        for boot_id in ["one", "one", "two"] {
+            assert!(is_stopped(&reflected(store.clone(), boot_id)), "{boot_id}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_record_that_does_not_open_stops_the_tenants_credentials() {
+        let folder = tempfile::tempdir().unwrap();
+        let counted = reflected(store(folder.path()), "one");
+        counted.record(owner(), 1).written().await;
+        drop(counted);
+        for boot_id in ["one", "one", "two"] {
+            let (store, _) = Store::open(folder.path(), &Zeroizing::new([2; 32])).unwrap();
+            assert!(
+                is_stopped(&reflected(Arc::new(store), boot_id)),
+                "{boot_id}"
+            );
+        }
     }
 }
