@@ -3,16 +3,17 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use casemate_channel::{RecvBody, SendBody, StreamError};
+use casemate_channel::{RecvBody, SendBody};
 use casemate_wire::control::Failure;
 use casemate_wire::control::worker::FromWorker;
-use casemate_wire::{RequestHead, ResponseHead};
+use casemate_wire::ResponseHead;
 use futures_util::FutureExt;
 use futures_util::future::{AbortHandle, Abortable, abortable};
 use hashbrown::HashMap;
 
 use crate::call_error::CallError;
-use crate::engine::ops::{Call, CallBody, Handle, Host, RequestId};
+use crate::calls::Early;
+use crate::engine::ops::{Call, Handle, Host, RequestId};
 use crate::engine::{self, Event, Piece, Pieces};
 use crate::fields;
 use crate::logs::cut;
@@ -24,10 +25,6 @@ const MAX_TIMERS: usize = 10_000;
 /// Pieces of a stream are joined until they have this size: more at a time would make more of every copy and of every piece that
 /// is decompressed.
 const JOINED_BYTES: usize = 32 * 1024;
-
-/// Field of a request's head, and of each call that the request makes: how many functions it has
-/// come through.
-const HOPS: &str = ":hops";
 
 /// No call can be made: see [`Host::fetch`].
 const NO_CALL: Handle = u32::MAX;
@@ -176,27 +173,15 @@ impl Host for Worker {
     }
 
     fn write(&self, handle: Handle, bytes: Bytes) {
-        let mut state = self.state.borrow_mut();
-        let body = state
-            .sending
-            .get_mut(&handle)
-            .and_then(|held| held.body.take());
-        let Some(mut body) = body else {
-            // Gone already: the writer hears it as it would have heard it later.
-            state.ready.push_back(Done::Unwanted(handle));
-            return;
-        };
-        let busy = state.start_abortable(async move {
-            let result = body.send(bytes).await;
-            Done::Written(handle, body, result)
-        });
-        if let Some(held) = state.sending.get_mut(&handle) {
-            held.busy = Some(busy);
-        }
+        self.state.borrow_mut().write(handle, bytes);
     }
 
     fn finish(&self, handle: Handle) {
         let mut state = self.state.borrow_mut();
+        if let Some(early) = state.early.get_mut(&handle) {
+            *early = Early::End;
+            return;
+        }
         let Some(mut held) = state.sending.remove(&handle) else {
             return;
         };
@@ -216,6 +201,7 @@ impl Host for Worker {
         let mut state = self.state.borrow_mut();
         state.receiving.remove(&handle);
         state.sending.remove(&handle);
+        state.early.remove(&handle);
         if let Some((_, call)) = state.calling.remove(&handle) {
             call.abort();
         }
@@ -298,64 +284,6 @@ impl State {
         Some(ResponseHead { status, fields })
     }
 
-    /// Opens a stream to the vault for a call.
-    fn call(
-        &mut self,
-        request: RequestId,
-        name: String,
-        handle: Handle,
-        call: Call<'_>,
-    ) -> Result<(), CallError> {
-        let vault = self
-            .vault
-            .as_ref()
-            .ok_or(CallError::lost(StreamError::Closed))?;
-        let mut fields = fields::from_script(call.headers)
-            .ok_or_else(|| CallError::new("the call has too many headers"))?;
-        fields.push(":request", name);
-        // How many functions the request came through. Without a count the vault assumes the most.
-        let caller = self.requests.get(&request);
-        if let Some(hops) = caller.and_then(|caller| caller.head.fields.get(HOPS)) {
-            fields.push(HOPS, hops);
-        }
-        if let Some(binding) = usize::try_from(call.binding)
-            .ok()
-            .and_then(|index| self.bindings.get(index))
-        {
-            fields.push(":binding", binding);
-        }
-        if let CallBody::Whole(bytes) = &call.body {
-            fields.push("content-length", bytes.len().to_string());
-        }
-        let target = call.url.split('#').next().unwrap_or_default().to_owned();
-        let head = RequestHead {
-            method: call.method.to_owned(),
-            target,
-            fields,
-        };
-        let exchange = vault
-            .open(head, matches!(call.body, CallBody::Empty))
-            .map_err(CallError::lost)?;
-        let mut body = exchange.body;
-        match call.body {
-            CallBody::Empty => body.finish(),
-            CallBody::Whole(bytes) => self.start(async move {
-                if body.send(bytes).await.is_ok() {
-                    body.finish();
-                }
-                None
-            }),
-            CallBody::Stream => {
-                self.sending.insert(handle, Held::new(request, body));
-            }
-        }
-        let response = exchange.response;
-        let busy =
-            self.start_abortable(async move { Done::Answered(handle, response.head().await) });
-        self.calling.insert(handle, (request, busy));
-        Ok(())
-    }
-
     /// Lets a future have a body that is being received.
     fn receive<F: Future<Output = Done> + 'static>(
         &mut self,
@@ -373,7 +301,7 @@ impl State {
     }
 
     /// Runs a future to its end. What is over at once never enters the set of those that wait.
-    fn start(&mut self, future: impl Future<Output = Option<Done>> + 'static) {
+    pub(crate) fn start(&mut self, future: impl Future<Output = Option<Done>> + 'static) {
         let mut future = future.boxed_local();
         match (&mut future).now_or_never() {
             Some(done) => self.ready.extend(done),
@@ -381,7 +309,9 @@ impl State {
         }
     }
 
-    fn start_abortable(&mut self, future: impl Future<Output = Done> + 'static) -> AbortHandle {
+    pub(crate) fn start_abortable(
+        &mut self,
+        future: impl Future<Output = Done> + 'static) -> AbortHandle {
         let (future, handle): (Abortable<_>, _) = abortable(future);
         self.start(future.map(Result::ok));
         handle
@@ -453,6 +383,7 @@ impl State {
         for handle in &handles {
             self.receiving.remove(handle);
             self.sending.remove(handle);
+            self.early.remove(handle);
             if let Some((_, call)) = self.calling.remove(handle) {
                 call.abort();
             }

@@ -7,6 +7,7 @@
 mod account;
 mod bundle;
 mod call_error;
+mod calls;
 mod engine;
 mod fields;
 mod host;

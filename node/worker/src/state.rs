@@ -9,7 +9,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use casemate_channel::{Incoming, Opener, RecvBody, Reply, SendBody, StreamError};
+use casemate_channel::{Exchange, Incoming, Opener, RecvBody, Reply, SendBody, StreamError};
 use casemate_wire::control::worker::{FromWorker, Outcome};
 use casemate_wire::control::{Failure, Limits};
 use casemate_wire::{RequestHead, ResponseHead};
@@ -21,7 +21,8 @@ use tokio::sync::mpsc;
 
 use crate::account::Nobody;
 use crate::call_error::{lost, refusal};
-use crate::engine::ops::{Handle, RequestId};
+use crate::calls::Early;
+use crate::engine::ops::{CallBody, Handle, RequestId};
 use crate::engine::{Event, Piece, limit_message};
 use crate::fields;
 use crate::logs::Logs;
@@ -55,6 +56,8 @@ pub(crate) struct State {
     pub(crate) receiving: HashMap<Handle, Held<RecvBody>>,
     pub(crate) sending: HashMap<Handle, Held<SendBody>>,
     pub(crate) calling: HashMap<Handle, (RequestId, AbortHandle)>,
+    /// Bodies that JavaScript sends in pieces, of calls that wait for their stream.
+    pub(crate) early: HashMap<Handle, Early>,
     pub(crate) last_handle: Handle,
     pub(crate) timers: HashMap<u32, (Instant, RequestId)>,
     pub(crate) due: BTreeSet<(Instant, u32)>,
@@ -119,6 +122,8 @@ pub(crate) enum Done {
     /// With the body, when there may be more of it.
     Pulled(Handle, Option<RecvBody>, Piece),
     Written(Handle, SendBody, Result<(), StreamError>),
+    /// A call that waited for its stream, with its body.
+    Opened(Handle, Result<Exchange, StreamError>, CallBody),
     Answered(Handle, Result<(ResponseHead, RecvBody), StreamError>),
     /// A response is over, or a promise of a request has settled.
     Responded(RequestId),
@@ -147,6 +152,7 @@ impl Worker {
             receiving: HashMap::new(),
             sending: HashMap::new(),
             calling: HashMap::new(),
+            early: HashMap::new(),
             last_handle: 0,
             timers: HashMap::new(),
             due: BTreeSet::new(),
@@ -435,6 +441,10 @@ impl Worker {
                     drop(state);
                     self.caller_left(request);
                 }
+            }
+            Done::Opened(call, opened, body) => {
+                drop(state);
+                self.call_opened(call, opened, body);
             }
             Done::Answered(call, result) => {
                 let Some((request, _)) = state.calling.remove(&call) else {
