@@ -5,6 +5,8 @@
 //! comes back as an [`Event`], in a turn of the request that began it; so CPU time is charged to whoever caused it.
 
 mod clock;
+#[cfg(test)]
+mod error_classes;
 mod extensions;
 mod functions;
 mod last_words;
