@@ -1,30 +1,29 @@
 //! What JavaScript asks for, done to the state. Called in the middle of a turn: nothing here waits or enters V8.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use casemate_channel::{RecvBody, SendBody};
-use casemate_wire::control::Failure;
-use casemate_wire::control::worker::FromWorker;
 use casemate_wire::ResponseHead;
+use casemate_wire::control::Failure;
 use futures_util::FutureExt;
 use futures_util::future::{AbortHandle, Abortable, abortable};
 use hashbrown::HashMap;
 
 use crate::call_error::CallError;
 use crate::calls::Early;
-use crate::engine::ops::{Call, Handle, Host, RequestId};
+use crate::engine::ops::{Call, Handle, Host, RequestId, TimerStart};
 use crate::engine::{self, Event, Piece, Pieces};
 use crate::fields;
 use crate::logs::cut;
 use crate::state::{Done, Held, State, Worker};
 
-/// Most timers at a time in a worker: each holds a closure of the function.
-const MAX_TIMERS: usize = 10_000;
-
 /// Pieces of a stream are joined until they have this size: more at a time would make more of every copy and of every piece that
 /// is decompressed.
 const JOINED_BYTES: usize = 32 * 1024;
+
+/// Level of a warning, as [`Host::log`] counts them.
+pub(crate) const WARN: u8 = 2;
 
 /// No call can be made: see [`Host::fetch`].
 const NO_CALL: Handle = u32::MAX;
@@ -167,6 +166,9 @@ impl Host for Worker {
 
     fn gather(&self, handle: Handle) {
         let mut state = self.state.borrow_mut();
+        if let Some(held) = state.receiving.get_mut(&handle) {
+            held.is_whole = true;
+        }
         state.receive(handle, async move |mut body| {
             Done::Pulled(handle, None, all_pieces(&mut body).await)
         });
@@ -207,25 +209,20 @@ impl Host for Worker {
         }
     }
 
-    fn timer(&self, request: RequestId, timer: u32, delay_ms: u32) -> bool {
+    fn timer(&self, request: RequestId, timer: u32, delay_ms: u32, repeats: bool) -> TimerStart {
         let at = self.now.get() + Duration::from_millis(delay_ms.into());
         let mut state = self.state.borrow_mut();
-        if state.timers.len() >= MAX_TIMERS {
-            return false;
+        if request != 0 && !state.requests.contains_key(&request) {
+            TimerStart::RequestEnded
+        } else if state.timers.start(timer, at, request, repeats) {
+            TimerStart::Started
+        } else {
+            TimerStart::TooMany
         }
-        // A timer of a request that is over would never be let go.
-        if request == 0 || state.requests.contains_key(&request) {
-            state.timers.insert(timer, (at, request));
-            state.due.insert((at, timer));
-        }
-        true
     }
 
     fn clear_timer(&self, timer: u32) {
-        let mut state = self.state.borrow_mut();
-        if let Some((at, _)) = state.timers.remove(&timer) {
-            state.due.remove(&(at, timer));
-        }
+        self.state.borrow_mut().timers.stop(timer);
     }
 
     fn pool_begin(&self, request: RequestId) {
@@ -246,17 +243,8 @@ impl Host for Worker {
 
     fn log(&self, request: RequestId, level: u8, message: &str) {
         let mut state = self.state.borrow_mut();
-        let name = state
-            .requests
-            .get(&request)
-            .map(|request| request.name.clone());
-        if let Some(line) = state
-            .logs
-            .line(std::time::Instant::now(), name, level, message)
-            && state.outbox.try_send(FromWorker::Log(line)).is_err()
-        {
-            state.logs.lost();
-        }
+        let name = state.name(request).map(str::to_owned);
+        state.say(name, level, message);
     }
 
     fn clock(&self) -> (u64, u64) {
@@ -311,7 +299,8 @@ impl State {
 
     pub(crate) fn start_abortable(
         &mut self,
-        future: impl Future<Output = Done> + 'static) -> AbortHandle {
+        future: impl Future<Output = Done> + 'static,
+    ) -> AbortHandle {
         let (future, handle): (Abortable<_>, _) = abortable(future);
         self.start(future.map(Result::ok));
         handle
@@ -324,10 +313,7 @@ impl State {
         };
         if request.answered {
             let name = Some(request.name.clone());
-            let text = format!("after the response: {message}");
-            if let Some(line) = self.logs.line(std::time::Instant::now(), name, 2, &text) {
-                let _ = self.outbox.try_send(FromWorker::Log(line));
-            }
+            self.say(name, WARN, &format!("after the response: {message}"));
             return;
         }
         request.answered = true;
@@ -368,13 +354,9 @@ impl State {
     }
 
     /// Lets go of everything that belongs to a request; returns the timers and handles that JavaScript may wait for.
-    pub(crate) fn let_go(&mut self, owner: RequestId) -> (Vec<u32>, Vec<Handle>) {
-        let timers: Vec<u32> = owned(&self.timers, |(_, request)| *request == owner);
-        for timer in &timers {
-            if let Some((at, _)) = self.timers.remove(timer) {
-                self.due.remove(&(at, *timer));
-            }
-        }
+    pub(crate) fn let_go(&mut self, owner: RequestId, now: Instant) -> (Vec<u32>, Vec<Handle>) {
+        let longest = Duration::from_millis(self.limits.wall_time_ms.into());
+        let timers = self.timers.end(owner, now, longest);
         let mut handles = owned(&self.receiving, |held| held.owner == owner);
         handles.extend(owned(&self.sending, |held: &Held<SendBody>| {
             held.owner == owner

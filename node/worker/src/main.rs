@@ -13,9 +13,11 @@ mod fields;
 mod host;
 mod logs;
 mod outcomes;
+mod past;
 mod serve;
 mod spare;
 mod state;
+mod timers;
 
 use std::process::ExitCode;
 use std::time::Duration;

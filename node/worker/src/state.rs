@@ -4,7 +4,7 @@
 //! end becomes an [`Event`] for the function's side. Only [`crate::serve`] runs turns.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::VecDeque;
 use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
@@ -23,9 +23,11 @@ use crate::account::Nobody;
 use crate::call_error::{lost, refusal};
 use crate::calls::Early;
 use crate::engine::ops::{CallBody, Handle, RequestId};
-use crate::engine::{Event, Piece, limit_message};
+use crate::engine::{Event, Piece};
 use crate::fields;
 use crate::logs::Logs;
+use crate::past::Past;
+use crate::timers::Timers;
 
 /// Answered requests that wait for promises given to `waitUntil`. They hold no place, or callers could fill all places
 /// with them; but each keeps its head, up to 48 KiB, and what the function keeps for it.
@@ -59,8 +61,8 @@ pub(crate) struct State {
     /// Bodies that JavaScript sends in pieces, of calls that wait for their stream.
     pub(crate) early: HashMap<Handle, Early>,
     pub(crate) last_handle: Handle,
-    pub(crate) timers: HashMap<u32, (Instant, RequestId)>,
-    pub(crate) due: BTreeSet<(Instant, u32)>,
+    pub(crate) timers: Timers,
+    pub(crate) past: Past,
     pub(crate) work: FuturesUnordered<LocalBoxFuture<'static, Option<Done>>>,
     pub(crate) ready: VecDeque<Done>,
     pub(crate) logs: Logs,
@@ -75,6 +77,8 @@ pub(crate) struct Held<T> {
     pub(crate) owner: RequestId,
     pub(crate) body: Option<T>,
     pub(crate) busy: Option<AbortHandle>,
+    /// All of it is asked for in one piece.
+    pub(crate) is_whole: bool,
 }
 
 impl<T> Held<T> {
@@ -83,6 +87,7 @@ impl<T> Held<T> {
             owner,
             body: Some(body),
             busy: None,
+            is_whole: false,
         }
     }
 }
@@ -154,8 +159,8 @@ impl Worker {
             calling: HashMap::new(),
             early: HashMap::new(),
             last_handle: 0,
-            timers: HashMap::new(),
-            due: BTreeSet::new(),
+            timers: Timers::default(),
+            past: Past::default(),
             work: FuturesUnordered::new(),
             ready: VecDeque::new(),
             logs: Logs::new(now),
@@ -256,7 +261,7 @@ impl Worker {
         let requests: Vec<RequestId> = state.requests.keys().copied().collect();
         for request in requests {
             state.requests.remove(&request);
-            state.let_go(request);
+            state.let_go(request, self.now.get());
         }
         state.work.clear();
         state.vault = None;
@@ -281,13 +286,8 @@ impl Worker {
         if state.outcomes_due.is_some_and(|due| due <= now) {
             state.say_outcomes();
         }
-        while let Some((at, timer)) = state.due.first().copied()
-            && at <= now
-        {
-            state.due.remove(&(at, timer));
-            if let Some((_, request)) = state.timers.remove(&timer) {
-                self.tell(Event::Fire { request, timer });
-            }
+        while let Some((request, timer)) = state.timers.take_due(now) {
+            self.tell(Event::Fire { request, timer });
         }
         let wall = Duration::from_millis(state.limits.wall_time_ms.into());
         let late = state
@@ -297,11 +297,8 @@ impl Worker {
         let late: Vec<RequestId> = late.map(|(id, _)| *id).collect();
         drop(state);
         for request in late {
-            self.abort(
-                request,
-                Failure::ExceededWall,
-                limit_message(Failure::ExceededWall),
-            );
+            let message = self.state.borrow().too_late(request);
+            self.abort(request, Failure::ExceededWall, &message);
         }
     }
 
@@ -322,7 +319,9 @@ impl Worker {
         let Some(request) = state.requests.remove(&id) else {
             return;
         };
-        let (timers, handles) = state.let_go(id);
+        state.say_given_up(&request, id);
+        let (timers, handles) = state.let_go(id, self.now.get());
+        state.past.add(id, request.name.clone());
         let limit = Duration::from_millis(state.limits.cpu_time_ms.into());
         state.nobody.inherit(limit.saturating_sub(request.cpu));
         let wall = request.began.elapsed();

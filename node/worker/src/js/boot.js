@@ -25,6 +25,7 @@ async function start() {
   new Date(0).toLocaleString();
   globalThis.performance.now();
   describe(new primordials.Error());
+  core.ops.op_casemate_describe_with(describe);
   const { crypto } = globalThis;
   crypto.randomUUID();
   crypto.getRandomValues(new primordials.Uint8Array(1));
@@ -77,7 +78,7 @@ function define(object, name, value) {
   });
 }
 
-// A request is over: what it still waits for will not come.
+// A request is over: what it still waits for will not come, and promises of it are rejected.
 function over(request, timers, handles) {
   settled(request);
   for (let i = 0; i < timers.length; i++) {
@@ -98,7 +99,7 @@ globalThis.__casemate = {
   load,
   dispatch,
   cancelled: byRequest(cancelled),
-  over,
+  over: (request, ...args) => within(request, () => over(request, ...args)),
   answered: inRequest(answered),
   refused: inRequest(refused),
   arrived: inRequest(arrived),

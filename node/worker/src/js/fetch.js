@@ -2,7 +2,7 @@
 
 import { core, internals, primordials } from "ext:core/mod.js";
 import { ArrivingBody, receive, send } from "ext:casemate/body.js";
-import { currentRequest, failure, flatten, unflatten } from "ext:casemate/calls.js";
+import { currentRequest, failure, flatten, requestEnded, unflatten } from "ext:casemate/calls.js";
 import { abortSignal, compression, fetchBody, request, response, url, webidl } from "ext:casemate/web.js";
 
 const { op_casemate_cancel, op_casemate_fetch } = core.ops;
@@ -31,6 +31,8 @@ const MAX_HOPS = 20;
 // What `op_casemate_fetch` answers instead of a handle.
 const TOO_MANY_CALLS = 0;
 const NO_CALL = 0xffffffff;
+// What `currentRequest` says outside of a request.
+const NO_REQUEST = 0;
 const NO_BODY = new Uint8Array();
 const BODY_HEADERS = { __proto__: null, "content-encoding": 1, "content-language": 1, "content-location": 1, "content-type": 1 };
 const CREDENTIAL_HEADERS = { __proto__: null, authorization: 1, cookie: 1, "proxy-authorization": 1 };
@@ -75,9 +77,11 @@ export function refused(handle, code, message, byVault) {
   call.resolve({ code, message, byVault });
 }
 
-// The program: nobody waits for this call any more.
+// The program: the request that made this call is over.
 export function abandoned(handle) {
+  const call = MapPrototypeGet(calls, handle);
   MapPrototypeDelete(calls, handle);
+  call?.reject(requestEnded("this outgoing call"));
 }
 
 // The body of a hop: [kind, bytes, stream].
@@ -100,6 +104,9 @@ function hop(inner, binding, signal) {
   );
   if (handle === TOO_MANY_CALLS) {
     throw failure("subrequest_limit", "this request has used up its outgoing calls");
+  }
+  if (handle === NO_CALL && currentRequest() !== NO_REQUEST) {
+    throw requestEnded("the code that makes this outgoing call");
   }
   if (handle === NO_CALL) {
     throw failure("no_request", "outgoing calls can be made only while a request is handled");
