@@ -8,6 +8,7 @@ import { abandoned, answered, capability, refused } from "ext:casemate/fetch.js"
 import { defineGlobals, removeGlobals } from "ext:casemate/globals.js";
 import { cancelled, describe, dispatch, install, settled } from "ext:casemate/incoming.js";
 import "ext:casemate/errors.js";
+import "ext:casemate/formdata.js";
 import "ext:casemate/subtle.js";
 import { fire, forget } from "ext:casemate/timers.js";
 import { stream } from "ext:casemate/wasm.js";

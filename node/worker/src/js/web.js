@@ -5,11 +5,11 @@ import { core } from "ext:core/mod.js";
 const load = core.loadExtScript;
 
 export const webidl = load("ext:deno_webidl/00_webidl.js");
-load("ext:deno_web/00_infra.js");
+export const infra = load("ext:deno_web/00_infra.js");
 export const url = load("ext:deno_web/00_url.js");
 export const console = load("ext:deno_web/01_console.js");
 export const domException = load("ext:deno_web/01_dom_exception.js");
-load("ext:deno_web/01_mimesniff.js");
+export const mimesniff = load("ext:deno_web/01_mimesniff.js");
 export const urlPattern = load("ext:deno_web/01_urlpattern.js");
 export const event = load("ext:deno_web/02_event.js");
 export const structuredClone = load("ext:deno_web/02_structured_clone.js");
