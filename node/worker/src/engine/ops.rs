@@ -359,7 +359,7 @@ deno_core::extension!(
     esm_entry_point = "ext:casemate/boot.js",
     esm = [
         dir "src/js",
-        "web.js", "errors.js", "calls.js", "formdata.js", "subtle.js", "body.js", "timers.js", "fetch.js", "incoming.js",
+        "web.js", "errors.js", "calls.js", "formdata.js", "subtle.js", "body.js", "timers.js", "local.js", "fetch.js", "incoming.js",
         "globals.js", "wasm.js", "boot.js"
     ],
     middleware = |op| match op.name {

@@ -3,6 +3,7 @@
 import { core, internals, primordials } from "ext:core/mod.js";
 import { ArrivingBody, receive, send } from "ext:casemate/body.js";
 import { currentRequest, failure, flatten, requestEnded, unflatten } from "ext:casemate/calls.js";
+import { isLocal, local } from "ext:casemate/local.js";
 import { abortSignal, compression, fetchBody, request, response, streams, url, webidl } from "ext:casemate/web.js";
 
 const { op_casemate_cancel, op_casemate_fetch } = core.ops;
@@ -296,6 +297,9 @@ function makeResponse(answer, inner, signal) {
 }
 
 async function run(inner, binding, signal) {
+  if (binding === null && isLocal(inner)) {
+    return local(inner, signal);
+  }
   let through = binding === null ? -1 : binding.index;
   while (true) {
     signal?.throwIfAborted();
