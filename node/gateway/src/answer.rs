@@ -154,6 +154,14 @@ fn failed(failure: Failure) -> (u16, &'static str, &'static str) {
         ),
         Failure::LoadFailed => (500, "the function could not be loaded"),
         Failure::Unavailable => (503, "the function cannot be served at the moment"),
+        Failure::LeaseExpired => (
+            503,
+            "the node has been without its control plane for too long to use the function's credentials; try again",
+        ),
+        Failure::CredentialUnusable => (
+            503,
+            "a credential that the function needs may not be used at the moment",
+        ),
     };
     (status, failure.code(), message)
 }
@@ -184,7 +192,7 @@ impl Refusal {
         fields.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
         if matches!(
             self.code,
-            Code::Failed(Failure::Unavailable) | Code::TooManyRequests
+            Code::Failed(Failure::Unavailable | Failure::LeaseExpired) | Code::TooManyRequests
         ) {
             fields.insert(RETRY_AFTER, HeaderValue::from_static("1"));
         }
@@ -199,7 +207,7 @@ impl Refusal {
 mod tests {
     use super::*;
 
-    const CODES: [Code; 21] = [
+    const CODES: [Code; 23] = [
         Code::BadHost,
         Code::BadPath,
         Code::BadBody,
@@ -220,6 +228,8 @@ mod tests {
         Code::Failed(Failure::ExceededCpu),
         Code::Failed(Failure::ExceededMemory),
         Code::Failed(Failure::Unavailable),
+        Code::Failed(Failure::LeaseExpired),
+        Code::Failed(Failure::CredentialUnusable),
         Code::Failed(Failure::ExceededWall),
     ];
 

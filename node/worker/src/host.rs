@@ -100,12 +100,8 @@ impl Host for Worker {
         handle
     }
 
-    fn fail(&self, request: RequestId, refused: bool, message: String) {
-        let failure = if refused {
-            Failure::EgressDenied
-        } else {
-            Failure::Exception
-        };
+    fn fail(&self, request: RequestId, uncaught: u16, message: String) {
+        let failure = Failure::from_reset(uncaught).unwrap_or(Failure::Exception);
         let mut state = self.state.borrow_mut();
         state.give_up(request, failure, &message);
         state.ready.push_back(Done::Responded(request));
@@ -144,14 +140,8 @@ impl Host for Worker {
         request.subrequests += 1;
         let name = request.name.clone();
         let handle = state.new_handle();
-        if let Err(CallError { code, message }) = state.call(id, name, handle, call) {
-            self.tell(Event::Refused {
-                request: id,
-                call: handle,
-                code: code.to_owned(),
-                message,
-                by_vault: false,
-            });
+        if let Err(error) = state.call(id, name, handle, call) {
+            self.tell(Event::failed(id, handle, error));
         }
         handle
     }

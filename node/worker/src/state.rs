@@ -450,9 +450,7 @@ impl Worker {
                     return;
                 };
                 let event = match result {
-                    Ok((head, body)) if head.status == REFUSED => {
-                        refusal(request, call, &head, &body)
-                    }
+                    Ok((head, _)) if head.status == REFUSED => refusal(request, call, &head),
                     Ok((head, body)) => {
                         let headers = fields::to_script(&head.fields);
                         let body = if body.is_end() {

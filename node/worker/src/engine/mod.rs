@@ -77,9 +77,9 @@ pub(crate) enum Event {
     Refused {
         request: RequestId,
         call: Handle,
-        code: String,
-        message: String,
-        by_vault: bool,
+        error: CallError,
+        /// How the request fails if the function does not catch the error.
+        uncaught: Failure,
     },
     /// A piece of a body.
     Arrived {
@@ -100,6 +100,16 @@ pub(crate) enum Event {
 }
 
 impl Event {
+    /// An outgoing call failed, for reasons that nobody denies.
+    pub(crate) fn failed(request: RequestId, call: Handle, error: CallError) -> Self {
+        Self::Refused {
+            request,
+            call,
+            error,
+            uncaught: Failure::Exception,
+        }
+    }
+
     /// More arrives than the function may have.
     fn is_too_much(&self) -> bool {
         matches!(

@@ -26,8 +26,8 @@ pub(crate) trait Host {
     fn respond(&self, request: RequestId, status: u16, headers: &[u8], body: Option<&[u8]>);
     /// The head of a response whose body follows on the returned handle.
     fn respond_stream(&self, request: RequestId, status: u16, headers: &[u8]) -> Handle;
-    /// The handler failed. `refused` says that an uncaught refusal of an outgoing call was the reason.
-    fn fail(&self, request: RequestId, refused: bool, message: String);
+    /// The handler failed; `uncaught` is what came with the outgoing call whose error it did not catch, or 0.
+    fn fail(&self, request: RequestId, uncaught: u16, message: String);
     /// Counts promises given to `waitUntil`: up when given, down when settled.
     fn wait_until(&self, request: RequestId, up: bool);
     /// JavaScript wants to hear when the caller of a request goes away.
@@ -156,8 +156,8 @@ fn op_casemate_respond_stream(
 }
 
 #[op2(fast)]
-fn op_casemate_fail(state: &OpState, request: u32, refused: bool, #[string] message: String) {
-    host(state).fail(request, refused, message);
+fn op_casemate_fail(state: &OpState, request: u32, uncaught: u16, #[string] message: String) {
+    host(state).fail(request, uncaught, message);
 }
 
 #[op2(fast)]

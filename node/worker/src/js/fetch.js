@@ -19,7 +19,7 @@ const {
   RegExpPrototypeTest,
   SafeMap,
   SafeRegExp,
-  SafeWeakSet,
+  SafeWeakMap,
   StringPrototypeSplit,
   StringPrototypeStartsWith,
   StringPrototypeToLowerCase,
@@ -28,8 +28,8 @@ const {
   TypedArrayPrototypeGetByteLength,
   TypedArrayPrototypeSubarray,
   Uint8Array,
-  WeakSetPrototypeAdd,
-  WeakSetPrototypeHas,
+  WeakMapPrototypeGet,
+  WeakMapPrototypeSet,
 } = primordials;
 
 // As browsers do.
@@ -58,18 +58,13 @@ const NO_WEIGHT = new SafeRegExp(/^q *= *0(\.0*)?$/);
 
 // Handle -> how to go on with the call that waits for its response.
 const calls = new SafeMap();
-// Errors that say that the vault refused: an uncaught one is told apart from an exception of the function.
-const refusals = new SafeWeakSet();
+// Error of a call -> how a request fails that does not catch it, as the program counts failures.
+const failures = new SafeWeakMap();
 
-export function isRefusal(error) {
-  return typeof error === "object" && error !== null && WeakSetPrototypeHas(refusals, error);
+// 0 for an error that is none of a call.
+export function failureOf(error) {
+  return typeof error === "object" && error !== null ? WeakMapPrototypeGet(failures, error) ?? 0 : 0;
 }
-
-// What the release and its secrets do not allow; an upstream that fails is none of that.
-const NOT_ALLOWED = {
-  __proto__: null, egress_denied: 1, address_denied: 1, release_withdrawn: 1, credential_withdrawn: 1, credential_expired: 1,
-  credential_lease_expired: 1, credential_stale: 1, credential_unopenable: 1,
-};
 
 // The program: the head of a response. `body` is 0 when there is none.
 export function answered(handle, status, headers, body) {
@@ -85,13 +80,13 @@ export function answered(handle, status, headers, body) {
 }
 
 // The program: there will be no response.
-export function refused(handle, code, message, byVault) {
+export function refused(handle, code, message, uncaught) {
   const call = MapPrototypeGet(calls, handle);
   if (call === undefined) {
     return;
   }
   MapPrototypeDelete(calls, handle);
-  call.resolve({ code, message, byVault });
+  call.resolve({ code, message, uncaught });
 }
 
 // The program: the request that made this call is over.
@@ -312,9 +307,7 @@ async function run(inner, binding, signal) {
     if (answer.code !== undefined) {
       // Made here, so that its stack leads to the function's code.
       const error = failure(answer.code, answer.message);
-      if (answer.byVault && NOT_ALLOWED[answer.code] === 1) {
-        WeakSetPrototypeAdd(refusals, error);
-      }
+      WeakMapPrototypeSet(failures, error, answer.uncaught);
       throw error;
     }
     const location = response.redirectStatus(answer.status) ? header(answer.headerList, "location") : null;
