@@ -15,6 +15,7 @@ mod logs;
 mod outcomes;
 mod past;
 mod serve;
+mod source_map;
 mod spare;
 mod state;
 mod timers;
