@@ -53,6 +53,33 @@ pub struct Refusal {
 }
 
 impl Code {
+    /// All codes, by status.
+    pub const ALL: &[Self] = &[
+        Self::BadHost,
+        Self::BadPath,
+        Self::BadBody,
+        Self::NoSuchHost,
+        Self::PerimeterPath,
+        Self::PerimeterMethod,
+        Self::BodyTimeout,
+        Self::BodyTooLarge,
+        Self::Misdirected,
+        Self::HeadTooLarge,
+        Self::NotSupported,
+        Self::TooManyRequests,
+        Self::LoopDetected,
+        Self::Failed(Failure::Exception),
+        Self::Failed(Failure::EgressDenied),
+        Self::Failed(Failure::LoadFailed),
+        Self::Failed(Failure::WorkerLost),
+        Self::Failed(Failure::ExceededCpu),
+        Self::Failed(Failure::ExceededMemory),
+        Self::Failed(Failure::Unavailable),
+        Self::Failed(Failure::LeaseExpired),
+        Self::Failed(Failure::CredentialUnusable),
+        Self::Failed(Failure::ExceededWall),
+    ];
+
     /// The name that callers see.
     pub fn name(self) -> &'static str {
         self.row().1
@@ -61,6 +88,11 @@ impl Code {
     /// The status.
     pub fn status(self) -> StatusCode {
         StatusCode::from_u16(self.row().0).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
+    }
+
+    /// What callers read, where nothing more is known.
+    pub fn message(self) -> &'static str {
+        self.row().2
     }
 
     /// The class for records, when the function is to blame or could not be had.
@@ -207,37 +239,11 @@ impl Refusal {
 mod tests {
     use super::*;
 
-    const CODES: [Code; 23] = [
-        Code::BadHost,
-        Code::BadPath,
-        Code::BadBody,
-        Code::NoSuchHost,
-        Code::PerimeterPath,
-        Code::PerimeterMethod,
-        Code::BodyTimeout,
-        Code::BodyTooLarge,
-        Code::Misdirected,
-        Code::HeadTooLarge,
-        Code::NotSupported,
-        Code::TooManyRequests,
-        Code::LoopDetected,
-        Code::Failed(Failure::Exception),
-        Code::Failed(Failure::EgressDenied),
-        Code::Failed(Failure::LoadFailed),
-        Code::Failed(Failure::WorkerLost),
-        Code::Failed(Failure::ExceededCpu),
-        Code::Failed(Failure::ExceededMemory),
-        Code::Failed(Failure::Unavailable),
-        Code::Failed(Failure::LeaseExpired),
-        Code::Failed(Failure::CredentialUnusable),
-        Code::Failed(Failure::ExceededWall),
-    ];
-
     /// What outsiders see: a change here is a change of the interface.
     #[test]
     fn the_table_is_the_golden_one() {
         let mut table = String::new();
-        for code in CODES {
+        for code in Code::ALL.iter().copied() {
             let response = Refusal::from(code).respond("r-1", None);
             let body = String::from_utf8(response.body().to_vec()).unwrap();
             table.push_str(&format!("{} {body}\n", response.status().as_u16()));
