@@ -15,6 +15,7 @@ use tokio::net::UnixStream;
 use tokio::sync::{Notify, SetOnce};
 
 use crate::StreamError;
+use crate::opening::Openings;
 
 /// Read at a time: a few of the largest frames.
 const READ_BYTES: usize = 128 * 1024;
@@ -52,6 +53,7 @@ pub(crate) struct State {
     pub(crate) closed: bool,
     /// Senders that wait for the output to drain.
     draining: Vec<Waker>,
+    pub(crate) openings: Openings,
 }
 
 /// What has arrived for one stream and was not yet asked for. Bounded by the channel's credit.
@@ -120,6 +122,7 @@ pub(crate) fn start(fd: OwnedFd, side: Side) -> io::Result<(Arc<Shared>, Arc<Ali
         accepting: None,
         closed: false,
         draining: Vec::new(),
+        openings: Openings::default(),
     };
     let shared = Arc::new(Shared {
         state: Mutex::new(state),
@@ -150,6 +153,8 @@ async fn drive(mut socket: UnixStream, side: Side, shared: Arc<Shared>) {
             written = 0;
             let mut state = shared.lock();
             std::mem::swap(&mut output, state.channel.output());
+            // Before the senders, which would fill the output again.
+            state.next_opening().into_iter().for_each(Waker::wake);
             state.draining.drain(..).for_each(Waker::wake);
             if is_deaf {
                 output.clear();
@@ -201,7 +206,9 @@ impl Shared {
         let mut state = self.lock();
         let result = change(&mut state);
         let bytes = state.channel.output().len();
+        let opening = state.next_opening();
         drop(state);
+        opening.into_iter().for_each(Waker::wake);
         if bytes > 0 {
             self.wake.notify_one();
         }
@@ -276,6 +283,7 @@ impl Shared {
             .into_iter()
             .chain(std::mem::take(&mut state.draining));
         let mut wakers: Vec<Waker> = wakers.collect();
+        wakers.extend(state.openings.drain());
         for stream in state.streams.values_mut() {
             wakers.extend(
                 stream
@@ -336,6 +344,7 @@ impl State {
                 self.wake_writer(id);
             }
             Event::Writable { id } => self.wake_writer(id),
+            // `with` wakes the first that waits, which finds that no stream will be opened any more.
             Event::GoAway => {}
         }
     }
@@ -345,6 +354,12 @@ impl State {
             change(stream);
             stream.reading.take().into_iter().for_each(Waker::wake);
         }
+    }
+
+    /// Ends a stream from our side. Whoever waits to send on it hears of that, and lets go of what it would have sent.
+    pub(crate) fn reset(&mut self, id: StreamId, code: u16) {
+        self.channel.reset(id, code);
+        self.wake_writer(id);
     }
 
     fn wake_writer(&mut self, id: StreamId) {
@@ -368,6 +383,15 @@ impl State {
     /// So much output waits that nothing is to be added.
     pub(crate) fn is_full(&mut self) -> bool {
         self.channel.output().len() >= MAX_OUTPUT_BYTES
+    }
+
+    /// The first that waits to open a stream, if the channel can carry one more or never will.
+    fn next_opening(&mut self) -> Option<Waker> {
+        let most = casemate_wire::channel::MAX_STREAMS;
+        if self.openings.is_empty() || self.is_full() || self.channel.streams() >= most {
+            return None;
+        }
+        self.openings.first()
     }
 
     /// Sends what there is credit for; ready when all is sent.

@@ -8,6 +8,7 @@ pub mod budget;
 pub mod control;
 mod driver;
 pub mod fair;
+mod opening;
 mod stream;
 
 use std::io;
@@ -18,6 +19,7 @@ use casemate_wire::{OpenError, RequestHead, Side};
 
 pub use control::{Control, ControlError, Skipped};
 use driver::Shared;
+pub use opening::Opening;
 pub use stream::{Exchange, Incoming, PendingResponse, RecvBody, Reply, SendBody};
 
 /// Why a stream ended before its end.
@@ -88,7 +90,13 @@ pub fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
 }
 
 impl Opener {
-    /// Opens a stream; with `end`, without a request body.
+    /// Opens a stream when the channel can carry one more, after all that asked before; with `end`, without a request
+    /// body.
+    pub fn open_in_turn(&self, head: RequestHead, end: bool) -> Opening {
+        Opening::new(&self.shared, &self._alive, head, end)
+    }
+
+    /// Opens a stream now or not at all; with `end`, without a request body.
     ///
     /// # Errors
     /// Too many streams, or the channel is closed.

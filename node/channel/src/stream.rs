@@ -156,7 +156,7 @@ impl Drop for PendingResponse {
     fn drop(&mut self) {
         if let Some(half) = &self.half {
             half.shared
-                .with(|state| state.channel.reset(half.id, RESET_CANCELLED));
+                .with(|state| state.reset(half.id, RESET_CANCELLED));
         }
     }
 }
@@ -180,7 +180,7 @@ impl Reply {
             .with(|state| match state.channel.respond(half.id, head, end) {
                 Ok(()) => !end,
                 Err(_) => {
-                    state.channel.reset(half.id, RESET_ABANDONED);
+                    state.reset(half.id, RESET_ABANDONED);
                     false
                 }
             });
@@ -194,7 +194,7 @@ impl Reply {
     /// Ends the stream with a code.
     pub fn reset(mut self, code: u16) {
         if let Some(half) = self.half.take() {
-            half.shared.with(|state| state.channel.reset(half.id, code));
+            half.shared.with(|state| state.reset(half.id, code));
         }
     }
 
@@ -210,7 +210,7 @@ impl Drop for Reply {
     fn drop(&mut self) {
         if let Some(half) = &self.half {
             half.shared
-                .with(|state| state.channel.reset(half.id, RESET_ABANDONED));
+                .with(|state| state.reset(half.id, RESET_ABANDONED));
         }
     }
 }
@@ -266,7 +266,7 @@ impl SendBody {
     pub fn reset(mut self, code: u16) {
         self.open = false;
         let Half { shared, id, .. } = &self.half;
-        shared.with(|state| state.channel.reset(*id, code));
+        shared.with(|state| state.reset(*id, code));
     }
 
     /// Waits until the stream is reset or the channel is over.
@@ -285,7 +285,7 @@ impl Drop for SendBody {
             };
             self.half
                 .shared
-                .with(|state| state.channel.reset(self.half.id, code));
+                .with(|state| state.reset(self.half.id, code));
         }
     }
 }
@@ -365,7 +365,7 @@ impl Drop for RecvBody {
     fn drop(&mut self) {
         let Half { shared, id, .. } = &self.half;
         if !self.done && self.opener {
-            shared.with(|state| state.channel.reset(*id, RESET_CANCELLED));
+            shared.with(|state| state.reset(*id, RESET_CANCELLED));
         } else if !self.done {
             shared.with(|state| state.channel.discard(*id));
         }

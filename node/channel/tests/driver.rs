@@ -316,3 +316,59 @@ async fn control_refuses_a_memfd_that_can_still_change() {
     );
     assert!(casemate_channel::control::read_sealed_memfd(&fd, 3).is_err());
 }
+
+#[tokio::test]
+async fn openers_wait_in_their_order_until_the_channel_has_room() {
+    let (opener, mut acceptor) = both();
+    let mut open = Vec::new();
+    while let Ok(exchange) = opener.open(request("/"), true) {
+        open.push(exchange);
+        // Heads go out, so that the streams are the limit.
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(open.len(), casemate_wire::channel::MAX_STREAMS);
+    let mut taken = Vec::new();
+    for _ in 0..open.len() {
+        taken.push(timeout(SOON, acceptor.accept()).await.unwrap().unwrap());
+    }
+    let wait = |path: &str| {
+        let opening = opener.open_in_turn(request(path), true);
+        tokio::spawn(async move { opening.await.map(|exchange| exchange.response) })
+    };
+    let first = wait("/first");
+    tokio::task::yield_now().await;
+    let (second, third) = (wait("/second"), wait("/third"));
+    tokio::task::yield_now().await;
+    assert!(!first.is_finished() && !second.is_finished());
+    // The second gives up; its turn goes to the third.
+    second.abort();
+    for path in ["/first", "/third"] {
+        let head = ResponseHead {
+            status: 204,
+            fields: Fields::default(),
+        };
+        taken.pop().unwrap().reply.send(&head, true);
+        let next = timeout(SOON, acceptor.accept()).await.unwrap().unwrap();
+        assert_eq!(next.head.target, request(path).target);
+        taken.insert(0, next);
+    }
+    let (first, third) = (first.await.unwrap(), third.await.unwrap());
+    assert!(first.is_ok() && third.is_ok());
+    let last = wait("/last");
+    tokio::task::yield_now().await;
+    drop((acceptor, taken));
+    let end = timeout(SOON, last).await.unwrap().unwrap().unwrap_err();
+    assert_eq!(end, StreamError::Closed);
+}
+
+#[tokio::test]
+async fn who_sends_on_a_stream_that_our_side_gives_up_hears_of_it() {
+    let (opener, _acceptor) = both();
+    let mut exchange = opener.open(request("/"), false).unwrap();
+    let large = vec![1; 2 * casemate_wire::channel::STREAM_WINDOW_BYTES as usize];
+    let sending = tokio::spawn(async move { exchange.body.send(large.into()).await });
+    tokio::task::yield_now().await;
+    drop(exchange.response);
+    let sent = timeout(SOON, sending).await.unwrap().unwrap();
+    assert!(sent.is_err(), "there is nobody who would take the rest");
+}

@@ -53,6 +53,33 @@ pub struct Refusal {
 }
 
 impl Code {
+    /// All codes, by status.
+    pub const ALL: &[Self] = &[
+        Self::BadHost,
+        Self::BadPath,
+        Self::BadBody,
+        Self::NoSuchHost,
+        Self::PerimeterPath,
+        Self::PerimeterMethod,
+        Self::BodyTimeout,
+        Self::BodyTooLarge,
+        Self::Misdirected,
+        Self::HeadTooLarge,
+        Self::NotSupported,
+        Self::TooManyRequests,
+        Self::LoopDetected,
+        Self::Failed(Failure::Exception),
+        Self::Failed(Failure::EgressDenied),
+        Self::Failed(Failure::LoadFailed),
+        Self::Failed(Failure::WorkerLost),
+        Self::Failed(Failure::ExceededCpu),
+        Self::Failed(Failure::ExceededMemory),
+        Self::Failed(Failure::Unavailable),
+        Self::Failed(Failure::LeaseExpired),
+        Self::Failed(Failure::CredentialUnusable),
+        Self::Failed(Failure::ExceededWall),
+    ];
+
     /// The name that callers see.
     pub fn name(self) -> &'static str {
         self.row().1
@@ -61,6 +88,11 @@ impl Code {
     /// The status.
     pub fn status(self) -> StatusCode {
         StatusCode::from_u16(self.row().0).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
+    }
+
+    /// What callers read, where nothing more is known.
+    pub fn message(self) -> &'static str {
+        self.row().2
     }
 
     /// The class for records, when the function is to blame or could not be had.
@@ -154,6 +186,14 @@ fn failed(failure: Failure) -> (u16, &'static str, &'static str) {
         ),
         Failure::LoadFailed => (500, "the function could not be loaded"),
         Failure::Unavailable => (503, "the function cannot be served at the moment"),
+        Failure::LeaseExpired => (
+            503,
+            "the node has been without its control plane for too long to use the function's credentials; try again",
+        ),
+        Failure::CredentialUnusable => (
+            503,
+            "a credential that the function needs may not be used at the moment",
+        ),
     };
     (status, failure.code(), message)
 }
@@ -184,7 +224,7 @@ impl Refusal {
         fields.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
         if matches!(
             self.code,
-            Code::Failed(Failure::Unavailable) | Code::TooManyRequests
+            Code::Failed(Failure::Unavailable | Failure::LeaseExpired) | Code::TooManyRequests
         ) {
             fields.insert(RETRY_AFTER, HeaderValue::from_static("1"));
         }
@@ -199,35 +239,11 @@ impl Refusal {
 mod tests {
     use super::*;
 
-    const CODES: [Code; 21] = [
-        Code::BadHost,
-        Code::BadPath,
-        Code::BadBody,
-        Code::NoSuchHost,
-        Code::PerimeterPath,
-        Code::PerimeterMethod,
-        Code::BodyTimeout,
-        Code::BodyTooLarge,
-        Code::Misdirected,
-        Code::HeadTooLarge,
-        Code::NotSupported,
-        Code::TooManyRequests,
-        Code::LoopDetected,
-        Code::Failed(Failure::Exception),
-        Code::Failed(Failure::EgressDenied),
-        Code::Failed(Failure::LoadFailed),
-        Code::Failed(Failure::WorkerLost),
-        Code::Failed(Failure::ExceededCpu),
-        Code::Failed(Failure::ExceededMemory),
-        Code::Failed(Failure::Unavailable),
-        Code::Failed(Failure::ExceededWall),
-    ];
-
     /// What outsiders see: a change here is a change of the interface.
     #[test]
     fn the_table_is_the_golden_one() {
         let mut table = String::new();
-        for code in CODES {
+        for code in Code::ALL.iter().copied() {
             let response = Refusal::from(code).respond("r-1", None);
             let body = String::from_utf8(response.body().to_vec()).unwrap();
             table.push_str(&format!("{} {body}\n", response.status().as_u16()));

@@ -9,6 +9,7 @@
 #![forbid(unsafe_code)]
 
 pub mod channel;
+pub mod code;
 pub mod control;
 mod error;
 mod fields;
@@ -16,6 +17,7 @@ pub mod frame;
 pub mod head;
 
 pub use channel::{Channel, Event, Side, StreamId};
+pub use code::CallCode;
 pub use error::{OpenError, Violation};
 pub use fields::Fields;
 pub use head::{RequestHead, ResponseHead};

@@ -120,7 +120,7 @@ impl Worker {
             .values()
             .map(|request| request.began + wall)
             .min();
-        let timer = state.due.first().map(|(at, _)| *at);
+        let timer = state.timers.next();
         [request, timer, state.outcomes_due]
             .into_iter()
             .flatten()

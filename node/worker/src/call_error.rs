@@ -1,54 +1,39 @@
 //! Why a call got no answer from its upstream, as the function reads it.
 
 use casemate_channel::{RecvBody, StreamError};
-use casemate_wire::ResponseHead;
+use casemate_wire::control::Failure;
+use casemate_wire::{CallCode, ResponseHead};
 
 use crate::engine::Event;
 use crate::engine::ops::{Handle, RequestId};
 
-/// The vault said no.
-pub(crate) fn refusal(
-    request: RequestId,
-    call: Handle,
-    head: &ResponseHead,
-    _: &RecvBody,
-) -> Event {
-    let code = head
-        .fields
-        .text(":error")
-        .unwrap_or("egress_denied")
-        .to_owned();
+/// The vault said no. A code that this worker does not know is told as a call that failed.
+pub(crate) fn refusal(request: RequestId, call: Handle, head: &ResponseHead) -> Event {
+    let code = head.fields.text(":error").and_then(CallCode::parse);
     let message = head
         .fields
         .text(":message")
-        .unwrap_or("the call was refused")
-        .to_owned();
+        .unwrap_or("the call was refused");
     Event::Refused {
         request,
         call,
-        code,
-        message,
-        by_vault: true,
+        error: CallError {
+            code: code.unwrap_or(CallCode::CallFailed),
+            message: message.to_owned(),
+        },
+        uncaught: code.map_or(Failure::Exception, CallCode::failure),
     }
 }
 
 /// The call broke off without an answer of the vault.
 pub(crate) fn lost(request: RequestId, call: Handle, error: StreamError) -> Event {
-    let CallError { code, message } = CallError::lost(error);
-    Event::Refused {
-        request,
-        call,
-        code: code.to_owned(),
-        message,
-        by_vault: false,
-    }
+    Event::failed(request, call, CallError::lost(error))
 }
 
-/// Why a call got no answer, other than by the vault's own word. The function reads code and
-/// message.
+/// Why a call got no answer. The function reads code and message.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct CallError {
-    pub(crate) code: &'static str,
+    pub(crate) code: CallCode,
     pub(crate) message: String,
 }
 
@@ -56,7 +41,7 @@ impl CallError {
     /// The call cannot be made as the function asked for it, or did not come to its end.
     pub(crate) fn new(message: &str) -> Self {
         Self {
-            code: "call_failed",
+            code: CallCode::CallFailed,
             message: message.to_owned(),
         }
     }
@@ -83,8 +68,37 @@ impl CallError {
     /// channel.
     fn vault_unavailable(consequence: &str) -> Self {
         Self {
-            code: "vault_unavailable",
+            code: CallCode::VaultUnavailable,
             message: format!("the node's vault ended and is being started again: {consequence}"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The scripts that make errors with codes of their own.
+    const SCRIPTS: &[&str] = &[
+        include_str!("js/calls.js"),
+        include_str!("js/fetch.js"),
+        include_str!("js/timers.js"),
+    ];
+
+    #[test]
+    fn the_scripts_name_codes_that_the_guide_has() {
+        let made = SCRIPTS
+            .iter()
+            .flat_map(|script| script.split("failure(\"").skip(1));
+        let codes: Vec<&str> = made.filter_map(|rest| rest.split('"').next()).collect();
+        for code in ["subrequest_limit", "no_request", "request_ended"] {
+            assert!(codes.contains(&code), "{code} is in none of {codes:?}");
+        }
+        for code in codes {
+            assert!(
+                CallCode::parse(code).is_some(),
+                "{code} is no code of a call"
+            );
         }
     }
 }

@@ -26,18 +26,44 @@ const USUAL_FIELDS: usize = 8;
 /// Of what we add, bytes: room is made for it.
 const ADDED_BYTES: usize = 64;
 
-/// Fields for JavaScript; ours stay out.
+/// The field whose values are no list with commas. A caller or an HTTP/2 upstream may send several, each with some of the
+/// cookies; whatever reads them as one field has them joined by [`BETWEEN_COOKIES`] (RFC 9113, section 8.2.3).
+/// `Set-Cookie`, the other such field, stays as many fields as it was everywhere.
+const COOKIE: &str = "cookie";
+const BETWEEN_COOKIES: &[u8] = b"; ";
+
+/// Fields for JavaScript; ours stay out. There is one `cookie` at most, where the first one stood.
 pub(crate) fn to_script(fields: &Fields) -> Vec<u8> {
     let mut text = Vec::with_capacity(512);
+    let mut had_cookies = false;
     for (name, value) in fields.iter().filter(|(name, _)| !name.starts_with(':')) {
+        let is_cookie = name == COOKIE;
+        if is_cookie && had_cookies {
+            continue;
+        }
         if !text.is_empty() {
             text.push(0);
         }
         text.extend_from_slice(name.as_bytes());
         text.push(0);
-        text.extend_from_slice(value);
+        if is_cookie {
+            had_cookies = true;
+            let values = fields.iter().filter(|(name, _)| *name == COOKIE);
+            values.for_each(|(_, value)| add_cookies(&mut text, value));
+        } else {
+            text.extend_from_slice(value);
+        }
     }
     text
+}
+
+/// Appends a value of `cookie` to what is there of that field.
+fn add_cookies(text: &mut Vec<u8>, value: &[u8]) {
+    // The end of the name, or of nothing.
+    if !matches!(text.last(), None | Some(0)) {
+        text.extend_from_slice(BETWEEN_COOKIES);
+    }
+    text.extend_from_slice(value);
 }
 
 /// Fields from JavaScript, without those of the connection; `None` when they are too many.
@@ -48,15 +74,21 @@ pub(crate) fn from_script(text: &[u8]) -> Option<Fields> {
         return None;
     }
     let mut fields = Fields::with_capacity(USUAL_FIELDS, text.len() + ADDED_BYTES);
+    let mut cookies = None::<Vec<u8>>;
     let mut parts = text.split(|byte| *byte == 0);
     while let (Some(name), Some(value)) = (parts.next(), parts.next()) {
         let name = lower(std::str::from_utf8(name).ok()?);
         if name.starts_with(':') || fields.len() == MAX_FIELDS {
             return None;
         }
-        if !OF_THE_CONNECTION.contains(&&*name) {
+        if &*name == COOKIE {
+            add_cookies(cookies.get_or_insert_default(), value);
+        } else if !OF_THE_CONNECTION.contains(&&*name) {
             fields.push(&name, value);
         }
+    }
+    if let Some(cookies) = cookies {
+        fields.push(COOKIE, cookies);
     }
     Some(fields)
 }
@@ -88,6 +120,25 @@ mod tests {
         let back = from_script(b"Accept\0*/*\0X-Latin\0caf\xe9\0Transfer-Encoding\0chunked\0Content-Length\x0099\0X-Empty\0").unwrap();
         assert_eq!(back, own);
         assert_eq!(from_script(b"").unwrap(), Fields::default());
+    }
+
+    #[test]
+    fn cookies_are_one_field_both_ways_and_answers_keep_theirs_apart() {
+        let crumbs = Fields::default()
+            .with("cookie", "a=1")
+            .with("x", "1")
+            .with("cookie", "b=2; c=3")
+            .with("x", "2")
+            .with("cookie", "d=4");
+        let whole = b"cookie\0a=1; b=2; c=3; d=4\0x\x001\0x\x002";
+        assert_eq!(to_script(&crumbs), whole);
+        let sent = from_script(b"cookie\0a=1\0x\x001\0Cookie\0b=2").unwrap();
+        let expected = Fields::default().with("x", "1").with("cookie", "a=1; b=2");
+        assert_eq!(sent, expected);
+        let set = Fields::default()
+            .with("set-cookie", "a=1; Path=/")
+            .with("set-cookie", "b=2; Expires=Mon, 30 Nov 2026 00:00:00 GMT");
+        assert_eq!(from_script(&to_script(&set)).unwrap(), set);
     }
 
     #[test]

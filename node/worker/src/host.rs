@@ -1,33 +1,29 @@
 //! What JavaScript asks for, done to the state. Called in the middle of a turn: nothing here waits or enters V8.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use casemate_channel::{RecvBody, SendBody, StreamError};
+use casemate_channel::{RecvBody, SendBody};
+use casemate_wire::ResponseHead;
 use casemate_wire::control::Failure;
-use casemate_wire::control::worker::FromWorker;
-use casemate_wire::{RequestHead, ResponseHead};
 use futures_util::FutureExt;
 use futures_util::future::{AbortHandle, Abortable, abortable};
 use hashbrown::HashMap;
 
 use crate::call_error::CallError;
-use crate::engine::ops::{Call, CallBody, Handle, Host, RequestId};
+use crate::calls::Early;
+use crate::engine::ops::{Call, Handle, Host, RequestId, TimerStart};
 use crate::engine::{self, Event, Piece, Pieces};
 use crate::fields;
 use crate::logs::cut;
 use crate::state::{Done, Held, State, Worker};
 
-/// Most timers at a time in a worker: each holds a closure of the function.
-const MAX_TIMERS: usize = 10_000;
-
 /// Pieces of a stream are joined until they have this size: more at a time would make more of every copy and of every piece that
 /// is decompressed.
 const JOINED_BYTES: usize = 32 * 1024;
 
-/// Field of a request's head, and of each call that the request makes: how many functions it has
-/// come through.
-const HOPS: &str = ":hops";
+/// Level of a warning, as [`Host::log`] counts them.
+pub(crate) const WARN: u8 = 2;
 
 /// No call can be made: see [`Host::fetch`].
 const NO_CALL: Handle = u32::MAX;
@@ -104,12 +100,8 @@ impl Host for Worker {
         handle
     }
 
-    fn fail(&self, request: RequestId, refused: bool, message: String) {
-        let failure = if refused {
-            Failure::EgressDenied
-        } else {
-            Failure::Exception
-        };
+    fn fail(&self, request: RequestId, uncaught: u16, message: String) {
+        let failure = Failure::from_reset(uncaught).unwrap_or(Failure::Exception);
         let mut state = self.state.borrow_mut();
         state.give_up(request, failure, &message);
         state.ready.push_back(Done::Responded(request));
@@ -148,14 +140,8 @@ impl Host for Worker {
         request.subrequests += 1;
         let name = request.name.clone();
         let handle = state.new_handle();
-        if let Err(CallError { code, message }) = state.call(id, name, handle, call) {
-            self.tell(Event::Refused {
-                request: id,
-                call: handle,
-                code: code.to_owned(),
-                message,
-                by_vault: false,
-            });
+        if let Err(error) = state.call(id, name, handle, call) {
+            self.tell(Event::failed(id, handle, error));
         }
         handle
     }
@@ -170,33 +156,24 @@ impl Host for Worker {
 
     fn gather(&self, handle: Handle) {
         let mut state = self.state.borrow_mut();
+        if let Some(held) = state.receiving.get_mut(&handle) {
+            held.is_whole = true;
+        }
         state.receive(handle, async move |mut body| {
             Done::Pulled(handle, None, all_pieces(&mut body).await)
         });
     }
 
     fn write(&self, handle: Handle, bytes: Bytes) {
-        let mut state = self.state.borrow_mut();
-        let body = state
-            .sending
-            .get_mut(&handle)
-            .and_then(|held| held.body.take());
-        let Some(mut body) = body else {
-            // Gone already: the writer hears it as it would have heard it later.
-            state.ready.push_back(Done::Unwanted(handle));
-            return;
-        };
-        let busy = state.start_abortable(async move {
-            let result = body.send(bytes).await;
-            Done::Written(handle, body, result)
-        });
-        if let Some(held) = state.sending.get_mut(&handle) {
-            held.busy = Some(busy);
-        }
+        self.state.borrow_mut().write(handle, bytes);
     }
 
     fn finish(&self, handle: Handle) {
         let mut state = self.state.borrow_mut();
+        if let Some(early) = state.early.get_mut(&handle) {
+            *early = Early::End;
+            return;
+        }
         let Some(mut held) = state.sending.remove(&handle) else {
             return;
         };
@@ -216,30 +193,26 @@ impl Host for Worker {
         let mut state = self.state.borrow_mut();
         state.receiving.remove(&handle);
         state.sending.remove(&handle);
+        state.early.remove(&handle);
         if let Some((_, call)) = state.calling.remove(&handle) {
             call.abort();
         }
     }
 
-    fn timer(&self, request: RequestId, timer: u32, delay_ms: u32) -> bool {
+    fn timer(&self, request: RequestId, timer: u32, delay_ms: u32, repeats: bool) -> TimerStart {
         let at = self.now.get() + Duration::from_millis(delay_ms.into());
         let mut state = self.state.borrow_mut();
-        if state.timers.len() >= MAX_TIMERS {
-            return false;
+        if request != 0 && !state.requests.contains_key(&request) {
+            TimerStart::RequestEnded
+        } else if state.timers.start(timer, at, request, repeats) {
+            TimerStart::Started
+        } else {
+            TimerStart::TooMany
         }
-        // A timer of a request that is over would never be let go.
-        if request == 0 || state.requests.contains_key(&request) {
-            state.timers.insert(timer, (at, request));
-            state.due.insert((at, timer));
-        }
-        true
     }
 
     fn clear_timer(&self, timer: u32) {
-        let mut state = self.state.borrow_mut();
-        if let Some((at, _)) = state.timers.remove(&timer) {
-            state.due.remove(&(at, timer));
-        }
+        self.state.borrow_mut().timers.stop(timer);
     }
 
     fn pool_begin(&self, request: RequestId) {
@@ -260,17 +233,8 @@ impl Host for Worker {
 
     fn log(&self, request: RequestId, level: u8, message: &str) {
         let mut state = self.state.borrow_mut();
-        let name = state
-            .requests
-            .get(&request)
-            .map(|request| request.name.clone());
-        if let Some(line) = state
-            .logs
-            .line(std::time::Instant::now(), name, level, message)
-            && state.outbox.try_send(FromWorker::Log(line)).is_err()
-        {
-            state.logs.lost();
-        }
+        let name = state.name(request).map(str::to_owned);
+        state.say(name, level, message);
     }
 
     fn clock(&self) -> (u64, u64) {
@@ -298,64 +262,6 @@ impl State {
         Some(ResponseHead { status, fields })
     }
 
-    /// Opens a stream to the vault for a call.
-    fn call(
-        &mut self,
-        request: RequestId,
-        name: String,
-        handle: Handle,
-        call: Call<'_>,
-    ) -> Result<(), CallError> {
-        let vault = self
-            .vault
-            .as_ref()
-            .ok_or(CallError::lost(StreamError::Closed))?;
-        let mut fields = fields::from_script(call.headers)
-            .ok_or_else(|| CallError::new("the call has too many headers"))?;
-        fields.push(":request", name);
-        // How many functions the request came through. Without a count the vault assumes the most.
-        let caller = self.requests.get(&request);
-        if let Some(hops) = caller.and_then(|caller| caller.head.fields.get(HOPS)) {
-            fields.push(HOPS, hops);
-        }
-        if let Some(binding) = usize::try_from(call.binding)
-            .ok()
-            .and_then(|index| self.bindings.get(index))
-        {
-            fields.push(":binding", binding);
-        }
-        if let CallBody::Whole(bytes) = &call.body {
-            fields.push("content-length", bytes.len().to_string());
-        }
-        let target = call.url.split('#').next().unwrap_or_default().to_owned();
-        let head = RequestHead {
-            method: call.method.to_owned(),
-            target,
-            fields,
-        };
-        let exchange = vault
-            .open(head, matches!(call.body, CallBody::Empty))
-            .map_err(CallError::lost)?;
-        let mut body = exchange.body;
-        match call.body {
-            CallBody::Empty => body.finish(),
-            CallBody::Whole(bytes) => self.start(async move {
-                if body.send(bytes).await.is_ok() {
-                    body.finish();
-                }
-                None
-            }),
-            CallBody::Stream => {
-                self.sending.insert(handle, Held::new(request, body));
-            }
-        }
-        let response = exchange.response;
-        let busy =
-            self.start_abortable(async move { Done::Answered(handle, response.head().await) });
-        self.calling.insert(handle, (request, busy));
-        Ok(())
-    }
-
     /// Lets a future have a body that is being received.
     fn receive<F: Future<Output = Done> + 'static>(
         &mut self,
@@ -373,7 +279,7 @@ impl State {
     }
 
     /// Runs a future to its end. What is over at once never enters the set of those that wait.
-    fn start(&mut self, future: impl Future<Output = Option<Done>> + 'static) {
+    pub(crate) fn start(&mut self, future: impl Future<Output = Option<Done>> + 'static) {
         let mut future = future.boxed_local();
         match (&mut future).now_or_never() {
             Some(done) => self.ready.extend(done),
@@ -381,7 +287,10 @@ impl State {
         }
     }
 
-    fn start_abortable(&mut self, future: impl Future<Output = Done> + 'static) -> AbortHandle {
+    pub(crate) fn start_abortable(
+        &mut self,
+        future: impl Future<Output = Done> + 'static,
+    ) -> AbortHandle {
         let (future, handle): (Abortable<_>, _) = abortable(future);
         self.start(future.map(Result::ok));
         handle
@@ -394,10 +303,7 @@ impl State {
         };
         if request.answered {
             let name = Some(request.name.clone());
-            let text = format!("after the response: {message}");
-            if let Some(line) = self.logs.line(std::time::Instant::now(), name, 2, &text) {
-                let _ = self.outbox.try_send(FromWorker::Log(line));
-            }
+            self.say(name, WARN, &format!("after the response: {message}"));
             return;
         }
         request.answered = true;
@@ -438,13 +344,9 @@ impl State {
     }
 
     /// Lets go of everything that belongs to a request; returns the timers and handles that JavaScript may wait for.
-    pub(crate) fn let_go(&mut self, owner: RequestId) -> (Vec<u32>, Vec<Handle>) {
-        let timers: Vec<u32> = owned(&self.timers, |(_, request)| *request == owner);
-        for timer in &timers {
-            if let Some((at, _)) = self.timers.remove(timer) {
-                self.due.remove(&(at, *timer));
-            }
-        }
+    pub(crate) fn let_go(&mut self, owner: RequestId, now: Instant) -> (Vec<u32>, Vec<Handle>) {
+        let longest = Duration::from_millis(self.limits.wall_time_ms.into());
+        let timers = self.timers.end(owner, now, longest);
         let mut handles = owned(&self.receiving, |held| held.owner == owner);
         handles.extend(owned(&self.sending, |held: &Held<SendBody>| {
             held.owner == owner
@@ -453,6 +355,7 @@ impl State {
         for handle in &handles {
             self.receiving.remove(handle);
             self.sending.remove(handle);
+            self.early.remove(handle);
             if let Some((_, call)) = self.calling.remove(handle) {
                 call.abort();
             }

@@ -2,7 +2,9 @@
 
 use std::time::Instant;
 
-use casemate_wire::control::worker::{Log, LogLevel};
+use casemate_wire::control::worker::{FromWorker, Log, LogLevel};
+
+use crate::state::State;
 
 /// Longest line, in bytes; the rest is cut.
 const MAX_LINE_BYTES: usize = 16 * 1024;
@@ -64,6 +66,18 @@ impl Logs {
     /// A line was lost on its way.
     pub(crate) fn lost(&mut self) {
         self.dropped = self.dropped.saturating_add(1);
+    }
+}
+
+impl State {
+    /// Sends a line of the log, as far as there is budget and room.
+    pub(crate) fn say(&mut self, request: Option<String>, level: u8, message: &str) {
+        let line = self.logs.line(Instant::now(), request, level, message);
+        if let Some(line) = line
+            && self.outbox.try_send(FromWorker::Log(line)).is_err()
+        {
+            self.logs.lost();
+        }
     }
 }
 

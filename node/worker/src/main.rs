@@ -7,14 +7,18 @@
 mod account;
 mod bundle;
 mod call_error;
+mod calls;
 mod engine;
 mod fields;
 mod host;
 mod logs;
 mod outcomes;
+mod past;
 mod serve;
+mod source_map;
 mod spare;
 mod state;
+mod timers;
 
 use std::process::ExitCode;
 use std::time::Duration;

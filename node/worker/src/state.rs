@@ -4,12 +4,12 @@
 //! end becomes an [`Event`] for the function's side. Only [`crate::serve`] runs turns.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::VecDeque;
 use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use casemate_channel::{Incoming, Opener, RecvBody, Reply, SendBody, StreamError};
+use casemate_channel::{Exchange, Incoming, Opener, RecvBody, Reply, SendBody, StreamError};
 use casemate_wire::control::worker::{FromWorker, Outcome};
 use casemate_wire::control::{Failure, Limits};
 use casemate_wire::{RequestHead, ResponseHead};
@@ -21,10 +21,13 @@ use tokio::sync::mpsc;
 
 use crate::account::Nobody;
 use crate::call_error::{lost, refusal};
-use crate::engine::ops::{Handle, RequestId};
-use crate::engine::{Event, Piece, limit_message};
+use crate::calls::Early;
+use crate::engine::ops::{CallBody, Handle, RequestId};
+use crate::engine::{Event, Piece};
 use crate::fields;
 use crate::logs::Logs;
+use crate::past::Past;
+use crate::timers::Timers;
 
 /// Answered requests that wait for promises given to `waitUntil`. They hold no place, or callers could fill all places
 /// with them; but each keeps its head, up to 48 KiB, and what the function keeps for it.
@@ -55,9 +58,11 @@ pub(crate) struct State {
     pub(crate) receiving: HashMap<Handle, Held<RecvBody>>,
     pub(crate) sending: HashMap<Handle, Held<SendBody>>,
     pub(crate) calling: HashMap<Handle, (RequestId, AbortHandle)>,
+    /// Bodies that JavaScript sends in pieces, of calls that wait for their stream.
+    pub(crate) early: HashMap<Handle, Early>,
     pub(crate) last_handle: Handle,
-    pub(crate) timers: HashMap<u32, (Instant, RequestId)>,
-    pub(crate) due: BTreeSet<(Instant, u32)>,
+    pub(crate) timers: Timers,
+    pub(crate) past: Past,
     pub(crate) work: FuturesUnordered<LocalBoxFuture<'static, Option<Done>>>,
     pub(crate) ready: VecDeque<Done>,
     pub(crate) logs: Logs,
@@ -72,6 +77,8 @@ pub(crate) struct Held<T> {
     pub(crate) owner: RequestId,
     pub(crate) body: Option<T>,
     pub(crate) busy: Option<AbortHandle>,
+    /// All of it is asked for in one piece.
+    pub(crate) is_whole: bool,
 }
 
 impl<T> Held<T> {
@@ -80,6 +87,7 @@ impl<T> Held<T> {
             owner,
             body: Some(body),
             busy: None,
+            is_whole: false,
         }
     }
 }
@@ -119,6 +127,8 @@ pub(crate) enum Done {
     /// With the body, when there may be more of it.
     Pulled(Handle, Option<RecvBody>, Piece),
     Written(Handle, SendBody, Result<(), StreamError>),
+    /// A call that waited for its stream, with its body.
+    Opened(Handle, Result<Exchange, StreamError>, CallBody),
     Answered(Handle, Result<(ResponseHead, RecvBody), StreamError>),
     /// A response is over, or a promise of a request has settled.
     Responded(RequestId),
@@ -147,9 +157,10 @@ impl Worker {
             receiving: HashMap::new(),
             sending: HashMap::new(),
             calling: HashMap::new(),
+            early: HashMap::new(),
             last_handle: 0,
-            timers: HashMap::new(),
-            due: BTreeSet::new(),
+            timers: Timers::default(),
+            past: Past::default(),
             work: FuturesUnordered::new(),
             ready: VecDeque::new(),
             logs: Logs::new(now),
@@ -250,7 +261,7 @@ impl Worker {
         let requests: Vec<RequestId> = state.requests.keys().copied().collect();
         for request in requests {
             state.requests.remove(&request);
-            state.let_go(request);
+            state.let_go(request, self.now.get());
         }
         state.work.clear();
         state.vault = None;
@@ -275,13 +286,8 @@ impl Worker {
         if state.outcomes_due.is_some_and(|due| due <= now) {
             state.say_outcomes();
         }
-        while let Some((at, timer)) = state.due.first().copied()
-            && at <= now
-        {
-            state.due.remove(&(at, timer));
-            if let Some((_, request)) = state.timers.remove(&timer) {
-                self.tell(Event::Fire { request, timer });
-            }
+        while let Some((request, timer)) = state.timers.take_due(now) {
+            self.tell(Event::Fire { request, timer });
         }
         let wall = Duration::from_millis(state.limits.wall_time_ms.into());
         let late = state
@@ -291,11 +297,8 @@ impl Worker {
         let late: Vec<RequestId> = late.map(|(id, _)| *id).collect();
         drop(state);
         for request in late {
-            self.abort(
-                request,
-                Failure::ExceededWall,
-                limit_message(Failure::ExceededWall),
-            );
+            let message = self.state.borrow().too_late(request);
+            self.abort(request, Failure::ExceededWall, &message);
         }
     }
 
@@ -316,7 +319,9 @@ impl Worker {
         let Some(request) = state.requests.remove(&id) else {
             return;
         };
-        let (timers, handles) = state.let_go(id);
+        state.say_given_up(&request, id);
+        let (timers, handles) = state.let_go(id, self.now.get());
+        state.past.add(id, request.name.clone());
         let limit = Duration::from_millis(state.limits.cpu_time_ms.into());
         state.nobody.inherit(limit.saturating_sub(request.cpu));
         let wall = request.began.elapsed();
@@ -436,14 +441,16 @@ impl Worker {
                     self.caller_left(request);
                 }
             }
+            Done::Opened(call, opened, body) => {
+                drop(state);
+                self.call_opened(call, opened, body);
+            }
             Done::Answered(call, result) => {
                 let Some((request, _)) = state.calling.remove(&call) else {
                     return;
                 };
                 let event = match result {
-                    Ok((head, body)) if head.status == REFUSED => {
-                        refusal(request, call, &head, &body)
-                    }
+                    Ok((head, _)) if head.status == REFUSED => refusal(request, call, &head),
                     Ok((head, body)) => {
                         let headers = fields::to_script(&head.fields);
                         let body = if body.is_end() {

@@ -491,3 +491,44 @@ async fn a_worker_whose_supervisor_is_gone_ends() {
     drop(control);
     assert_eq!(child.wait().await.unwrap().code(), Some(0));
 }
+
+#[tokio::test]
+async fn cookies_that_came_in_crumbs_are_joined_as_cookies_are() {
+    let mut worker = function(
+        r#"export default {
+            async fetch(request) {
+                await fetch("https://api.test/", { headers: [["cookie", "a=1"], ["cookie", "b=2"]] });
+                const { headers } = request;
+                const answer = new Response(JSON.stringify([headers.get("cookie"), [...headers].length]));
+                answer.headers.append("set-cookie", "x=1, y");
+                answer.headers.append("set-cookie", "z=2");
+                return answer;
+            },
+        };"#,
+    )
+    .await;
+    let mut crumbs = head("GET", "https://fn.test/");
+    for crumb in ["a=1", "b=2", "c=3"] {
+        crumbs.fields.push("cookie", crumb);
+    }
+    let exchange = worker.open(crumbs, true);
+    let call = worker.vault.accept().await.unwrap();
+    let sent: Vec<_> = call
+        .head
+        .fields
+        .iter()
+        .filter(|(name, _)| *name == "cookie")
+        .collect();
+    assert_eq!(sent, [("cookie", &b"a=1; b=2"[..])]);
+    harness::answer(call, 204, &[], "").await;
+    let (answer, mut body) = exchange.response.head().await.unwrap();
+    assert_eq!(whole(&mut body).await.unwrap(), r#"["a=1; b=2; c=3",2]"#);
+    let set = answer
+        .fields
+        .iter()
+        .filter(|(name, _)| *name == "set-cookie");
+    assert_eq!(
+        set.map(|(_, value)| value).collect::<Vec<_>>(),
+        [&b"x=1, y"[..], b"z=2"]
+    );
+}

@@ -74,7 +74,7 @@ pub enum Failure {
     ExceededWall,
     /// The handler threw, or answered with something that is no response.
     Exception,
-    /// An uncaught refusal of an outgoing call.
+    /// An uncaught refusal of an outgoing call that the release does not allow.
     EgressDenied,
     /// The worker's process ended without saying why.
     WorkerLost,
@@ -82,6 +82,10 @@ pub enum Failure {
     LoadFailed,
     /// No worker can be had: the node is at its limit or draining.
     Unavailable,
+    /// An uncaught refusal of an outgoing call: the node's lease is over, so it uses no credentials.
+    LeaseExpired,
+    /// An uncaught refusal of an outgoing call: the credential that it needs may not be used now.
+    CredentialUnusable,
 }
 
 /// State of one layer of a program's sandbox, for status and logs.
@@ -99,7 +103,7 @@ pub struct LayerReport {
 const FIRST_FAILURE_CODE: u16 = 16;
 
 impl Failure {
-    const ALL: [Self; 8] = [
+    const ALL: [Self; 10] = [
         Self::ExceededCpu,
         Self::ExceededMemory,
         Self::ExceededWall,
@@ -108,6 +112,8 @@ impl Failure {
         Self::WorkerLost,
         Self::LoadFailed,
         Self::Unavailable,
+        Self::LeaseExpired,
+        Self::CredentialUnusable,
     ];
 
     /// The snake-case name that outsiders see.
@@ -121,6 +127,8 @@ impl Failure {
             Self::WorkerLost => "worker_lost",
             Self::LoadFailed => "load_failed",
             Self::Unavailable => "unavailable",
+            Self::LeaseExpired => "credential_lease_expired",
+            Self::CredentialUnusable => "credential_unusable",
         }
     }
 

@@ -205,16 +205,15 @@ impl Functions {
             Event::Refused {
                 request,
                 call: handle,
-                code,
-                message,
-                by_vault,
+                error: CallError { code, message },
+                uncaught,
             } => {
                 let arguments = [
                     number(scope, *request),
                     number(scope, *handle),
-                    text(scope, code),
+                    text(scope, code.name()),
                     text(scope, message),
-                    v8::Boolean::new(scope, *by_vault).into(),
+                    number(scope, u32::from(uncaught.to_reset())),
                 ];
                 call(scope, &self.refused, &arguments);
             }
@@ -235,7 +234,7 @@ impl Functions {
                         call(scope, &self.arrived, &[request, body, piece]);
                     }
                     Piece::Cut(Some(CallError { code, message })) => {
-                        let (code, message) = (text(scope, code), text(scope, message));
+                        let (code, message) = (text(scope, code.name()), text(scope, message));
                         let arguments = [request, body, undefined, code, message];
                         call(scope, &self.arrived, &arguments);
                     }

@@ -5,6 +5,8 @@
 //! comes back as an [`Event`], in a turn of the request that began it; so CPU time is charged to whoever caused it.
 
 mod clock;
+#[cfg(test)]
+mod error_classes;
 mod extensions;
 mod functions;
 mod last_words;
@@ -14,6 +16,7 @@ mod modules;
 pub(crate) mod ops;
 mod pieces;
 pub(crate) mod pool;
+mod stacks;
 mod wasm_memory;
 mod watch;
 
@@ -24,6 +27,7 @@ use std::time::Duration;
 
 use casemate_wire::control::worker::Load;
 use casemate_wire::control::{Failure, Limits};
+use deno_core::error::{CoreError, CoreErrorKind};
 use deno_core::{JsRuntime, PollEventLoopOptions, RuntimeOptions, v8};
 
 use crate::bundle::Bundle;
@@ -75,9 +79,9 @@ pub(crate) enum Event {
     Refused {
         request: RequestId,
         call: Handle,
-        code: String,
-        message: String,
-        by_vault: bool,
+        error: CallError,
+        /// How the request fails if the function does not catch the error.
+        uncaught: Failure,
     },
     /// A piece of a body.
     Arrived {
@@ -98,6 +102,16 @@ pub(crate) enum Event {
 }
 
 impl Event {
+    /// An outgoing call failed, for reasons that nobody denies.
+    pub(crate) fn failed(request: RequestId, call: Handle, error: CallError) -> Self {
+        Self::Refused {
+            request,
+            call,
+            error,
+            uncaught: Failure::Exception,
+        }
+    }
+
     /// More arrives than the function may have.
     fn is_too_much(&self) -> bool {
         matches!(
@@ -223,6 +237,9 @@ impl Engine {
         runtime
             .v8_isolate()
             .set_oom_error_handler(memory::out_of_memory);
+        runtime
+            .v8_isolate()
+            .set_prepare_stack_trace_callback(stacks::prepare);
         memory::limit_heap(&mut runtime, memory::SPARE_HEAP_BYTES, &WATCH);
         let context = runtime.main_context();
         watch::start(runtime.v8_isolate().thread_safe_handle(), context)?;
@@ -360,9 +377,7 @@ fn has_room(event: &Event) -> bool {
 }
 
 /// Polls `future` in turns with the budget for loading.
-async fn watched<T>(
-    future: impl Future<Output = Result<T, deno_core::error::CoreError>>,
-) -> Result<T, LoadError> {
+async fn watched<T>(future: impl Future<Output = Result<T, CoreError>>) -> Result<T, LoadError> {
     let mut future = std::pin::pin!(future);
     let mut used = Duration::ZERO;
     std::future::poll_fn(|context| {
@@ -374,10 +389,21 @@ async fn watched<T>(
         used += cpu;
         match stopped {
             Some(failure) => std::task::Poll::Ready(Err(LoadError::Stopped(failure))),
-            None => polled.map_err(|error| LoadError::Function(error.to_string())),
+            None => polled.map_err(|error| LoadError::Function(told(&error))),
         }
     })
     .await
+}
+
+/// An error of loading as the tenant reads it, with its stack where it has one.
+fn told(error: &CoreError) -> String {
+    let CoreErrorKind::Js(error) = error.as_kind() else {
+        return error.to_string();
+    };
+    match &error.stack {
+        Some(stack) if error.frames.len() > 1 => format!("Uncaught {stack}"),
+        _ => error.to_string(),
+    }
 }
 
 /// What the visible clock shows: microseconds since the Unix epoch and since the start.

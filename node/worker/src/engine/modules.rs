@@ -14,11 +14,14 @@ use deno_core::{
 use deno_error::JsErrorBox;
 
 use crate::bundle::{Bundle, Kind, Module};
+use crate::source_map;
 
 /// Import attribute of assets.
 const ASSET: &str = "casemate-asset";
 /// What module URLs begin with.
 const ROOT: &str = "file:///";
+/// What follows the name of a module in the name of its source map.
+const MAP_ENDING: &str = ".map";
 
 /// The loader of the isolate; empty until the function is known.
 #[derive(Default)]
@@ -32,6 +35,15 @@ impl Modules {
     /// URL of a module of the bundle.
     pub(crate) fn specifier(entry: &str) -> Result<ModuleSpecifier, JsErrorBox> {
         ModuleSpecifier::parse(&format!("{ROOT}{entry}")).map_err(JsErrorBox::from_err)
+    }
+
+    /// The source map at this URL, as far as stacks need it.
+    fn source_map(&self, url: &str) -> Option<Cow<'static, [u8]>> {
+        let bundle = self.0.borrow();
+        let map = bundle.as_ref()?.get(url.strip_prefix(ROOT)?)?;
+        let is_map = map.kind == Kind::SourceMap;
+        let reduced = is_map.then(|| source_map::reduced(&map.bytes)).flatten();
+        reduced.map(Cow::Owned)
     }
 
     fn source(
@@ -118,6 +130,19 @@ impl ModuleLoader for Modules {
         options: ModuleLoadOptions,
     ) -> ModuleLoadResponse {
         ModuleLoadResponse::Sync(self.source(specifier, &options.requested_module_type))
+    }
+
+    fn get_source_map(&self, module: &str) -> Option<Cow<'_, [u8]>> {
+        self.source_map(&format!("{module}{MAP_ENDING}"))
+    }
+
+    fn load_external_source_map(&self, url: &str) -> Option<Cow<'_, [u8]>> {
+        self.source_map(url)
+    }
+
+    /// Sources are not in the bundle: their names are what a stack is to show.
+    fn source_map_source_exists(&self, _: &str) -> Option<bool> {
+        Some(true)
     }
 }
 

@@ -4,6 +4,7 @@
 //! names nothing but `deno_core` and `bytes`.
 
 use std::borrow::Cow;
+use std::cell::RefCell;
 use std::rc::Rc;
 
 use bytes::Bytes;
@@ -25,8 +26,8 @@ pub(crate) trait Host {
     fn respond(&self, request: RequestId, status: u16, headers: &[u8], body: Option<&[u8]>);
     /// The head of a response whose body follows on the returned handle.
     fn respond_stream(&self, request: RequestId, status: u16, headers: &[u8]) -> Handle;
-    /// The handler failed. `refused` says that an uncaught refusal of an outgoing call was the reason.
-    fn fail(&self, request: RequestId, refused: bool, message: String);
+    /// The handler failed; `uncaught` is what came with the outgoing call whose error it did not catch, or 0.
+    fn fail(&self, request: RequestId, uncaught: u16, message: String);
     /// Counts promises given to `waitUntil`: up when given, down when settled.
     fn wait_until(&self, request: RequestId, up: bool);
     /// JavaScript wants to hear when the caller of a request goes away.
@@ -43,8 +44,8 @@ pub(crate) trait Host {
     fn finish(&self, body: Handle);
     /// Gives up a body or a call.
     fn cancel(&self, handle: Handle);
-    /// Starts a timer; false when there are too many.
-    fn timer(&self, request: RequestId, timer: u32, delay_ms: u32) -> bool;
+    /// Starts a timer, which may fire again and again: JavaScript then starts it anew each time.
+    fn timer(&self, request: RequestId, timer: u32, delay_ms: u32, repeats: bool) -> TimerStart;
     /// Stops a timer.
     fn clear_timer(&self, timer: u32);
     /// The next work for the pool's thread is of this request.
@@ -58,6 +59,18 @@ pub(crate) trait Host {
     fn log(&self, request: RequestId, level: u8, message: &str);
     /// What the clock shows: microseconds since the Unix epoch and since the worker started.
     fn clock(&self) -> (u64, u64);
+}
+
+/// What became of a timer that was asked for. JavaScript knows the numbers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum TimerStart {
+    /// It will fire.
+    Started = 0,
+    /// There are too many.
+    TooMany = 1,
+    /// Its request has ended.
+    RequestEnded = 2,
 }
 
 /// An outgoing call as JavaScript gives it.
@@ -143,8 +156,8 @@ fn op_casemate_respond_stream(
 }
 
 #[op2(fast)]
-fn op_casemate_fail(state: &OpState, request: u32, refused: bool, #[string] message: String) {
-    host(state).fail(request, refused, message);
+fn op_casemate_fail(state: &OpState, request: u32, uncaught: u16, #[string] message: String) {
+    host(state).fail(request, uncaught, message);
 }
 
 #[op2(fast)]
@@ -212,8 +225,14 @@ fn op_casemate_cancel(state: &OpState, handle: u32) {
 }
 
 #[op2(fast)]
-fn op_casemate_timer(state: &OpState, request: u32, timer: u32, delay_ms: u32) -> bool {
-    host(state).timer(request, timer, delay_ms)
+fn op_casemate_timer(
+    state: &OpState,
+    request: u32,
+    timer: u32,
+    delay_ms: u32,
+    repeats: bool,
+) -> u8 {
+    host(state).timer(request, timer, delay_ms, repeats) as u8
 }
 
 #[op2(fast)]
@@ -265,16 +284,46 @@ fn expose(time_us: u64, out: &mut [u8]) {
     }
 }
 
-/// Takes the place of deno_core's reporting, which would end the event loop: an uncaught error is a line in the log.
-#[op2(fast, reentrant)]
+/// Shows an error as the tenant reads it: a function of `boot.js`.
+struct Describe(v8::Global<v8::Function>);
+
+/// Takes the function that shows errors.
+#[op2(fast)]
+fn op_casemate_describe_with(
+    scope: &mut v8::PinScope<'_, '_>,
+    state: &mut OpState,
+    describe: v8::Local<'_, v8::Function>,
+) {
+    state.put(Describe(v8::Global::new(scope, describe)));
+}
+
+/// Takes the place of deno_core's reporting, which would end the event loop: an uncaught error is a line in the log of
+/// the request whose code threw it. Looking at the error may run code of the function, which may call any operation.
+#[op2(nofast, reentrant)]
 fn op_casemate_uncaught(
     scope: &mut v8::PinScope<'_, '_>,
-    state: &OpState,
+    state: Rc<RefCell<OpState>>,
     error: v8::Local<'_, v8::Value>,
     _in_promise: bool,
 ) {
-    let message = error.to_rust_string_lossy(scope);
-    host(state).log(0, 3, &format!("Uncaught {message}"));
+    let (host, describe) = {
+        let state = state.borrow();
+        let describe = state.try_borrow::<Describe>();
+        (
+            host(&state),
+            describe.map(|Describe(function)| function.clone()),
+        )
+    };
+    let request = scope.get_continuation_preserved_embedder_data();
+    let request = request.uint32_value(scope).unwrap_or_default();
+    v8::tc_scope!(let scope, scope);
+    let shown = describe.and_then(|describe| {
+        let this = v8::undefined(scope).into();
+        v8::Local::new(scope, describe).call(scope, this, &[error])
+    });
+    let shown = shown.map(|shown| shown.to_rust_string_lossy(scope));
+    let shown = shown.unwrap_or_else(|| "an error that cannot be shown".to_owned());
+    host.log(request, 3, &format!("Uncaught {shown}"));
 }
 
 deno_core::extension!(
@@ -302,6 +351,7 @@ deno_core::extension!(
         op_casemate_pool_end,
         op_casemate_put_off,
         op_casemate_log,
+        op_casemate_describe_with,
         op_casemate_now,
         op_casemate_time_origin,
         op_casemate_uncaught,
@@ -309,7 +359,7 @@ deno_core::extension!(
     esm_entry_point = "ext:casemate/boot.js",
     esm = [
         dir "src/js",
-        "web.js", "calls.js", "subtle.js", "body.js", "timers.js", "fetch.js", "incoming.js",
+        "web.js", "errors.js", "calls.js", "formdata.js", "subtle.js", "body.js", "timers.js", "local.js", "fetch.js", "incoming.js",
         "globals.js", "wasm.js", "boot.js"
     ],
     middleware = |op| match op.name {

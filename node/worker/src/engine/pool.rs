@@ -190,6 +190,14 @@ pub(crate) fn is_active() -> bool {
         .is_some_and(|accounts| accounts.is_active)
 }
 
+/// Whether work of a request is under way.
+pub(crate) fn is_busy(request: RequestId) -> bool {
+    accounts()
+        .as_ref()
+        .and_then(|accounts| accounts.entries.get(&request))
+        .is_some_and(|entry| entry.under_way > 0)
+}
+
 /// How long to wait for work of the pool before its account must be settled; `None` while there is
 /// no work.
 pub(crate) fn settle_within() -> Option<Duration> {

@@ -1,7 +1,7 @@
 // Bodies: a handle of the program as a stream, and a stream into a handle of the program.
 
 import { core, primordials } from "ext:core/mod.js";
-import { failure } from "ext:casemate/calls.js";
+import { failure, requestEnded } from "ext:casemate/calls.js";
 import { fetchBody, streams } from "ext:casemate/web.js";
 
 const { op_casemate_cancel, op_casemate_finish, op_casemate_gather, op_casemate_pull, op_casemate_write } = core.ops;
@@ -178,11 +178,15 @@ function write(handle, piece) {
   });
 }
 
-// The program: nobody waits on `handle` any more.
+// The program: the request that has this body is over.
 export function dropped(handle) {
+  const pull = MapPrototypeGet(pulls, handle);
+  const write = MapPrototypeGet(writes, handle);
   MapPrototypeDelete(pulls, handle);
   MapPrototypeDelete(writes, handle);
   MapPrototypeDelete(readers, handle);
+  pull?.reject(requestEnded("to read this body"));
+  write?.reject(requestEnded("to send this body"));
 }
 
 // Sends all of `stream` on `handle`, piece by piece as the other end takes it. Rejects with what

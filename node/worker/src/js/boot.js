@@ -7,6 +7,8 @@ import { resume, within } from "ext:casemate/calls.js";
 import { abandoned, answered, capability, refused } from "ext:casemate/fetch.js";
 import { defineGlobals, removeGlobals } from "ext:casemate/globals.js";
 import { cancelled, describe, dispatch, install, settled } from "ext:casemate/incoming.js";
+import "ext:casemate/errors.js";
+import "ext:casemate/formdata.js";
 import "ext:casemate/subtle.js";
 import { fire, forget } from "ext:casemate/timers.js";
 import { stream } from "ext:casemate/wasm.js";
@@ -24,6 +26,7 @@ async function start() {
   new Date(0).toLocaleString();
   globalThis.performance.now();
   describe(new primordials.Error());
+  core.ops.op_casemate_describe_with(describe);
   const { crypto } = globalThis;
   crypto.randomUUID();
   crypto.getRandomValues(new primordials.Uint8Array(1));
@@ -76,7 +79,7 @@ function define(object, name, value) {
   });
 }
 
-// A request is over: what it still waits for will not come.
+// A request is over: what it still waits for will not come, and promises of it are rejected.
 function over(request, timers, handles) {
   settled(request);
   for (let i = 0; i < timers.length; i++) {
@@ -97,7 +100,7 @@ globalThis.__casemate = {
   load,
   dispatch,
   cancelled: byRequest(cancelled),
-  over,
+  over: (request, ...args) => within(request, () => over(request, ...args)),
   answered: inRequest(answered),
   refused: inRequest(refused),
   arrived: inRequest(arrived),

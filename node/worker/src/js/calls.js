@@ -14,8 +14,11 @@ const {
   MapPrototypeSet,
   ObjectDefineProperty,
   SafeMap,
+  SafeWeakSet,
   StringPrototypeSplit,
   TypeError,
+  WeakSetPrototypeAdd,
+  WeakSetPrototypeHas,
 } = primordials;
 const { getAsyncContext, setAsyncContext } = core;
 
@@ -84,4 +87,19 @@ export function failure(code, message) {
   const error = new TypeError(message);
   ObjectDefineProperty(error, "code", { __proto__: null, value: code, enumerable: true, configurable: true, writable: true });
   return error;
+}
+
+// Errors of calls and bodies whose request has ended. The log of that request has a line about them.
+const ended = new SafeWeakSet();
+
+// What belongs to a request ends with it. Whoever waits for it, this request or a later one, hears of that.
+export function requestEnded(what) {
+  const remedy = "ctx.waitUntil keeps a request until a promise has settled";
+  const error = failure("request_ended", `the request that began ${what} has ended; ${remedy}`);
+  WeakSetPrototypeAdd(ended, error);
+  return error;
+}
+
+export function saysRequestEnded(error) {
+  return typeof error === "object" && error !== null && WeakSetPrototypeHas(ended, error);
 }

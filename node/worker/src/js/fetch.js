@@ -2,8 +2,9 @@
 
 import { core, internals, primordials } from "ext:core/mod.js";
 import { ArrivingBody, receive, send } from "ext:casemate/body.js";
-import { currentRequest, failure, flatten, unflatten } from "ext:casemate/calls.js";
-import { abortSignal, compression, fetchBody, request, response, url, webidl } from "ext:casemate/web.js";
+import { currentRequest, failure, flatten, requestEnded, unflatten } from "ext:casemate/calls.js";
+import { isLocal, local } from "ext:casemate/local.js";
+import { abortSignal, compression, fetchBody, request, response, streams, url, webidl } from "ext:casemate/web.js";
 
 const { op_casemate_cancel, op_casemate_fetch } = core.ops;
 const {
@@ -15,15 +16,20 @@ const {
   ObjectPrototypeIsPrototypeOf,
   Promise,
   PromisePrototypeThen,
+  RegExpPrototypeTest,
   SafeMap,
-  SafeWeakSet,
+  SafeRegExp,
+  SafeWeakMap,
+  StringPrototypeSplit,
   StringPrototypeStartsWith,
   StringPrototypeToLowerCase,
   StringPrototypeTrim,
   TypeError,
+  TypedArrayPrototypeGetByteLength,
+  TypedArrayPrototypeSubarray,
   Uint8Array,
-  WeakSetPrototypeAdd,
-  WeakSetPrototypeHas,
+  WeakMapPrototypeGet,
+  WeakMapPrototypeSet,
 } = primordials;
 
 // As browsers do.
@@ -31,26 +37,34 @@ const MAX_HOPS = 20;
 // What `op_casemate_fetch` answers instead of a handle.
 const TOO_MANY_CALLS = 0;
 const NO_CALL = 0xffffffff;
+// What `currentRequest` says outside of a request.
+const NO_REQUEST = 0;
 const NO_BODY = new Uint8Array();
 const BODY_HEADERS = { __proto__: null, "content-encoding": 1, "content-language": 1, "content-location": 1, "content-type": 1 };
 const CREDENTIAL_HEADERS = { __proto__: null, authorization: 1, cookie: 1, "proxy-authorization": 1 };
-// `Content-Encoding` -> format of a DecompressionStream.
-const FORMATS = { __proto__: null, gzip: "gzip", "x-gzip": "gzip", deflate: "deflate" };
+// Content coding -> format of a DecompressionStream. Only gzip is asked for; upstreams send others all the same.
+const FORMATS = { __proto__: null, gzip: "gzip", "x-gzip": "gzip", deflate: "deflate", br: "brotli" };
+// The most codings on top of each other that are undone: each may make a body a thousand times as large.
+const MAX_CODINGS = 2;
+// What one coding gives the next at a time, in bytes.
+const DECODED_PIECE = 16 * 1024;
+// Fields of an answer that are about its encoded body.
+const ENCODED_HEADERS = {
+  __proto__: null, "content-encoding": 1, "content-length": 1, "content-digest": 1, "content-md5": 1, digest: 1, "repr-digest": 1,
+};
+const PARTIAL_CONTENT = 206;
+// The weight of a coding that is not accepted.
+const NO_WEIGHT = new SafeRegExp(/^q *= *0(\.0*)?$/);
 
 // Handle -> how to go on with the call that waits for its response.
 const calls = new SafeMap();
-// Errors that say that the vault refused: an uncaught one is told apart from an exception of the function.
-const refusals = new SafeWeakSet();
+// Error of a call -> how a request fails that does not catch it, as the program counts failures.
+const failures = new SafeWeakMap();
 
-export function isRefusal(error) {
-  return typeof error === "object" && error !== null && WeakSetPrototypeHas(refusals, error);
+// 0 for an error that is none of a call.
+export function failureOf(error) {
+  return typeof error === "object" && error !== null ? WeakMapPrototypeGet(failures, error) ?? 0 : 0;
 }
-
-// What the release and its secrets do not allow; an upstream that fails is none of that.
-const NOT_ALLOWED = {
-  __proto__: null, egress_denied: 1, address_denied: 1, release_withdrawn: 1, credential_withdrawn: 1, credential_expired: 1,
-  credential_lease_expired: 1, credential_stale: 1, credential_unopenable: 1,
-};
 
 // The program: the head of a response. `body` is 0 when there is none.
 export function answered(handle, status, headers, body) {
@@ -66,18 +80,20 @@ export function answered(handle, status, headers, body) {
 }
 
 // The program: there will be no response.
-export function refused(handle, code, message, byVault) {
+export function refused(handle, code, message, uncaught) {
   const call = MapPrototypeGet(calls, handle);
   if (call === undefined) {
     return;
   }
   MapPrototypeDelete(calls, handle);
-  call.resolve({ code, message, byVault });
+  call.resolve({ code, message, uncaught });
 }
 
-// The program: nobody waits for this call any more.
+// The program: the request that made this call is over.
 export function abandoned(handle) {
+  const call = MapPrototypeGet(calls, handle);
   MapPrototypeDelete(calls, handle);
+  call?.reject(requestEnded("this outgoing call"));
 }
 
 // The body of a hop: [kind, bytes, stream].
@@ -96,10 +112,13 @@ function bodyOf(inner) {
 function hop(inner, binding, signal) {
   const [kind, bytes, stream] = bodyOf(inner);
   const handle = op_casemate_fetch(
-    currentRequest(), binding, inner.method, inner.currentUrl(), flatten(inner.headerList), kind, bytes,
+    currentRequest(), binding, inner.method, inner.currentUrl(), flatten(fieldsOf(inner)), kind, bytes,
   );
   if (handle === TOO_MANY_CALLS) {
     throw failure("subrequest_limit", "this request has used up its outgoing calls");
+  }
+  if (handle === NO_CALL && currentRequest() !== NO_REQUEST) {
+    throw requestEnded("the code that makes this outgoing call");
   }
   if (handle === NO_CALL) {
     throw failure("no_request", "outgoing calls can be made only while a request is handled");
@@ -160,10 +179,93 @@ function redirect(inner, status, from, to) {
   inner.redirectCount++;
 }
 
-// What the body has to be decompressed from, if it has to.
-function formatOf(headerList) {
-  const coding = header(headerList, "content-encoding");
-  return coding === null ? undefined : FORMATS[StringPrototypeToLowerCase(StringPrototypeTrim(coding))];
+// The items of a field that is a list, in lower case.
+function items(list, name) {
+  const all = [];
+  for (let i = 0; i < list.length; i++) {
+    if (StringPrototypeToLowerCase(list[i][0]) === name) {
+      const parts = StringPrototypeSplit(StringPrototypeToLowerCase(list[i][1]), ",");
+      for (let j = 0; j < parts.length; j++) {
+        ArrayPrototypePush(all, StringPrototypeTrim(parts[j]));
+      }
+    }
+  }
+  return all;
+}
+
+// The fields of a call. What the function accepts is often what its caller accepts, who does not read this answer: of
+// the codings, gzip is asked for where it is accepted, and otherwise none.
+function fieldsOf(inner) {
+  const accepted = items(inner.headerList, "accept-encoding");
+  if (accepted.length === 0) {
+    return inner.headerList;
+  }
+  let asked = "identity";
+  for (let i = 0; i < accepted.length; i++) {
+    const [coding, ...parameters] = StringPrototypeSplit(accepted[i], ";");
+    const name = StringPrototypeTrim(coding);
+    const weight = StringPrototypeTrim(parameters[0] ?? "");
+    const isRefused = RegExpPrototypeTest(NO_WEIGHT, weight);
+    if ((name === "gzip" || name === "x-gzip" || name === "*") && !isRefused) {
+      asked = "gzip";
+    }
+  }
+  const list = without(inner.headerList, { __proto__: null, "accept-encoding": 1 });
+  ArrayPrototypePush(list, ["accept-encoding", asked]);
+  return list;
+}
+
+// The codings to undo, the last one first; none when there is one among them that cannot be undone, or when the body is
+// a part of an encoded one.
+function formatsOf(answer) {
+  const formats = [];
+  const codings = answer.status === PARTIAL_CONTENT ? [] : items(answer.headerList, "content-encoding");
+  for (let i = codings.length - 1; i >= 0; i--) {
+    if (codings[i] === "identity" || codings[i] === "") {
+      continue;
+    }
+    const format = FORMATS[codings[i]];
+    if (format === undefined || formats.length === MAX_CODINGS) {
+      return [];
+    }
+    ArrayPrototypePush(formats, format);
+  }
+  return formats;
+}
+
+// Cuts what one decoder gives into pieces that the next one can take.
+function cutter() {
+  return new streams.TransformStream({
+    transform(chunk, controller) {
+      const length = TypedArrayPrototypeGetByteLength(chunk);
+      for (let from = 0; from < length; from += DECODED_PIECE) {
+        controller.enqueue(TypedArrayPrototypeSubarray(chunk, from, from + DECODED_PIECE));
+      }
+    },
+  });
+}
+
+function decoded(stream, formats) {
+  for (let i = 0; i < formats.length; i++) {
+    if (i > 0) {
+      stream = stream.pipeThrough(cutter());
+    }
+    stream = stream.pipeThrough(new compression.DecompressionStream(formats[i]));
+  }
+  return stream;
+}
+
+// The fields of an answer whose body was decoded: they are about the body that the function reads, so that the two can
+// be handed on, together or each alone. An entity tag of the encoded body becomes a weak one (RFC 9110, section 8.8.1).
+function decodedFields(headerList) {
+  const list = without(headerList, ENCODED_HEADERS);
+  for (let i = 0; i < list.length; i++) {
+    const [name, value] = list[i];
+    if (StringPrototypeToLowerCase(name) === "etag" && StringPrototypeStartsWith(value, '"')) {
+      list[i] = [name, `W/${value}`];
+    }
+  }
+  return list;
 }
 
 function makeResponse(answer, inner, signal) {
@@ -172,11 +274,13 @@ function makeResponse(answer, inner, signal) {
   made.type = "basic";
   made.urlList = inner.urlListProcessed;
   if (answer.body !== 0 && !response.nullBodyStatus(answer.status)) {
-    const format = formatOf(answer.headerList);
-    made.bodyDecoded = format !== undefined;
-    made.body = format === undefined
-      ? new ArrivingBody(answer.body)
-      : new fetchBody.InnerBody(receive(answer.body).pipeThrough(new compression.DecompressionStream(format)));
+    const formats = formatsOf(answer);
+    if (formats.length === 0) {
+      made.body = new ArrivingBody(answer.body);
+    } else {
+      made.body = new fetchBody.InnerBody(decoded(receive(answer.body), formats));
+      made.headerList = decodedFields(answer.headerList);
+    }
     signal?.[abortSignal.add](() => {
       op_casemate_cancel(answer.body);
       made.body.error(signal.reason);
@@ -188,6 +292,9 @@ function makeResponse(answer, inner, signal) {
 }
 
 async function run(inner, binding, signal) {
+  if (binding === null && isLocal(inner)) {
+    return local(inner, signal);
+  }
   let through = binding === null ? -1 : binding.index;
   while (true) {
     signal?.throwIfAborted();
@@ -200,9 +307,7 @@ async function run(inner, binding, signal) {
     if (answer.code !== undefined) {
       // Made here, so that its stack leads to the function's code.
       const error = failure(answer.code, answer.message);
-      if (answer.byVault && NOT_ALLOWED[answer.code] === 1) {
-        WeakSetPrototypeAdd(refusals, error);
-      }
+      WeakMapPrototypeSet(failures, error, answer.uncaught);
       throw error;
     }
     const location = response.redirectStatus(answer.status) ? header(answer.headerList, "location") : null;

@@ -1,7 +1,7 @@
 // The global object: WinterTC's minimum common API and nothing of the machinery below it.
 
 import { core, primordials } from "ext:core/mod.js";
-import { currentRequest, inTurn } from "ext:casemate/calls.js";
+import { currentRequest, inTurn, saysRequestEnded } from "ext:casemate/calls.js";
 import { fetch } from "ext:casemate/fetch.js";
 import { describe } from "ext:casemate/incoming.js";
 import * as timers from "ext:casemate/timers.js";
@@ -90,6 +90,9 @@ class Navigator {
 // goes on. Listeners, and getters of the error, are the function's code: they run in a turn of the
 // request that the rejection belongs to.
 function unhandledRejection(promise, reason) {
+  if (saysRequestEnded(reason)) {
+    return true;
+  }
   const request = currentRequest();
   inTurn(request, () => {
     const init = { promise, reason, cancelable: true };

@@ -3,7 +3,7 @@
 import { core, primordials } from "ext:core/mod.js";
 import { ArrivingBody, send } from "ext:casemate/body.js";
 import { flatten, unflatten, within } from "ext:casemate/calls.js";
-import { isRefusal } from "ext:casemate/fetch.js";
+import { failureOf } from "ext:casemate/fetch.js";
 import { console as inspection, request, response, webidl } from "ext:casemate/web.js";
 
 const {
@@ -117,7 +117,7 @@ export function describe(error) {
 }
 
 function fail(id, error) {
-  op_casemate_fail(id, isRefusal(error), describe(error));
+  op_casemate_fail(id, failureOf(error), describe(error));
 }
 
 function respond(id, value) {

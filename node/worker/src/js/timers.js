@@ -1,7 +1,7 @@
-// Timers of the function. The program counts the time, so a timer belongs to its request and ends with it.
+// Timers of the function. The program counts the time and knows whose timer it is: see `timers.rs`.
 
 import { core, primordials } from "ext:core/mod.js";
-import { currentRequest } from "ext:casemate/calls.js";
+import { currentRequest, failure } from "ext:casemate/calls.js";
 import { abortSignal, domException, event, webidl } from "ext:casemate/web.js";
 
 const { op_casemate_clear_timer, op_casemate_timer } = core.ops;
@@ -15,6 +15,11 @@ const {
   SafeMap,
   TypeError,
 } = primordials;
+
+// What `op_casemate_timer` answers.
+const STARTED = 0;
+const TOO_MANY = 1;
+const REQUEST_ENDED = 2;
 
 // The longest delay of a timer, in ms: 24 days, more than any request lasts.
 const MAX_DELAY = 0x7fffffff;
@@ -30,15 +35,25 @@ function start(callback, delay, args, repeat) {
   last = (last + 1) & 0x7fffffff || 1;
   const converted = webidl.converters.long(delay ?? 0);
   const timer = { callback, args, request: currentRequest(), delay: converted > 1 ? converted : 1, repeat };
-  arm(last, timer);
-  return last;
+  const number = last;
+  switch (arm(number, timer)) {
+    case TOO_MANY:
+      throw new RangeError("too many timers");
+    case REQUEST_ENDED:
+      throw failure("request_ended", "the request has ended: no timers can be set for it any more");
+  }
+  return number;
 }
 
+// Says what became of it, as `op_casemate_timer` does.
 function arm(number, timer) {
-  if (!op_casemate_timer(timer.request, number, timer.delay)) {
-    throw new RangeError("too many timers");
+  const outcome = op_casemate_timer(timer.request, number, timer.delay, timer.repeat);
+  if (outcome === STARTED) {
+    MapPrototypeSet(timers, number, timer);
+  } else {
+    MapPrototypeDelete(timers, number);
   }
-  MapPrototypeSet(timers, number, timer);
+  return outcome;
 }
 
 function clear(number) {
@@ -102,7 +117,7 @@ export function fire(number) {
   }
 }
 
-// The program: the timer's request is over.
+// The program: the timer will not fire, since its request is over.
 export function forget(number) {
   MapPrototypeDelete(timers, number);
 }

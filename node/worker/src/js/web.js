@@ -1,15 +1,15 @@
 // The web platform's scripts. A script that nobody loads here is not in the snapshot and can never be loaded later.
 
-import { core, primordials } from "ext:core/mod.js";
+import { core } from "ext:core/mod.js";
 
 const load = core.loadExtScript;
 
 export const webidl = load("ext:deno_webidl/00_webidl.js");
-load("ext:deno_web/00_infra.js");
+export const infra = load("ext:deno_web/00_infra.js");
 export const url = load("ext:deno_web/00_url.js");
 export const console = load("ext:deno_web/01_console.js");
 export const domException = load("ext:deno_web/01_dom_exception.js");
-load("ext:deno_web/01_mimesniff.js");
+export const mimesniff = load("ext:deno_web/01_mimesniff.js");
 export const urlPattern = load("ext:deno_web/01_urlpattern.js");
 export const event = load("ext:deno_web/02_event.js");
 export const structuredClone = load("ext:deno_web/02_structured_clone.js");
@@ -31,21 +31,3 @@ export const fetchBody = load("ext:deno_fetch/22_body.js");
 export const request = load("ext:deno_fetch/23_request.js");
 export const response = load("ext:deno_fetch/23_response.js");
 export const crypto = load("ext:deno_crypto/00_crypto.js");
-
-// Operations name their errors `DOMException` and a name of this list:
-// https://webidl.spec.whatwg.org/#idl-DOMException-error-names. Without a builder for the name the
-// function would be thrown `undefined`.
-const DOM_EXCEPTION_NAMES = [
-  "IndexSizeError", "HierarchyRequestError", "WrongDocumentError", "InvalidCharacterError",
-  "NoModificationAllowedError", "NotFoundError", "NotSupportedError", "InUseAttributeError",
-  "InvalidStateError", "SyntaxError", "InvalidModificationError", "NamespaceError",
-  "InvalidAccessError", "TypeMismatchError", "SecurityError", "NetworkError", "AbortError",
-  "URLMismatchError", "QuotaExceededError", "TimeoutError", "InvalidNodeTypeError",
-  "DataCloneError", "EncodingError", "NotReadableError", "UnknownError", "ConstraintError",
-  "DataError", "TransactionInactiveError", "ReadOnlyError", "VersionError", "OperationError",
-  "NotAllowedError", "OptOutError",
-];
-
-primordials.ArrayPrototypeForEach(DOM_EXCEPTION_NAMES, (name) => {
-  core.registerErrorBuilder(`DOMException${name}`, (message) => new domException.DOMException(message, name));
-});

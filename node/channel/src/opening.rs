@@ -1,0 +1,153 @@
+//! Opening a stream when the channel can carry one more.
+//!
+//! Callers that find the channel full wait in one queue and open in the order in which they came. A channel is full
+//! while too much output waits to be written, or while as many streams as allowed are open; both pass.
+
+use std::collections::VecDeque;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+
+use casemate_wire::{OpenError, RequestHead, StreamId};
+
+use crate::driver::{Alive, Shared, State};
+use crate::{Exchange, StreamError, stream};
+
+/// Names a caller in the queue.
+type Ticket = u64;
+
+/// Callers that wait to open a stream, the first one first. Each holds its own head, so the queue needs no bound
+/// beyond that of whoever holds the futures.
+#[derive(Debug, Default)]
+pub(crate) struct Openings {
+    waiting: VecDeque<(Ticket, Waker)>,
+    last: Ticket,
+}
+
+impl Openings {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.waiting.is_empty()
+    }
+
+    /// Who is to try next.
+    pub(crate) fn first(&self) -> Option<Waker> {
+        self.waiting.front().map(|(_, waker)| waker.clone())
+    }
+
+    /// Everybody, to hear that the channel is over.
+    pub(crate) fn drain(&mut self) -> impl Iterator<Item = Waker> + '_ {
+        self.waiting.drain(..).map(|(_, waker)| waker)
+    }
+
+    /// Whether nobody came before the holder of this ticket, or before a caller without one.
+    fn is_first(&self, ticket: Option<Ticket>) -> bool {
+        self.waiting
+            .front()
+            .is_none_or(|(first, _)| Some(*first) == ticket)
+    }
+
+    fn wait(&mut self, ticket: &mut Option<Ticket>, waker: &Waker) {
+        let place = ticket.and_then(|ticket| self.waiting.iter_mut().find(|(id, _)| *id == ticket));
+        match place {
+            Some((_, old)) => old.clone_from(waker),
+            None => {
+                self.last += 1;
+                *ticket = Some(self.last);
+                self.waiting.push_back((self.last, waker.clone()));
+            }
+        }
+    }
+
+    fn leave(&mut self, ticket: Option<Ticket>) {
+        if let Some(ticket) = ticket {
+            self.waiting.retain(|(id, _)| *id != ticket);
+        }
+    }
+}
+
+impl State {
+    fn poll_open(
+        &mut self,
+        opening: &mut Waiting,
+        context: &Context<'_>,
+    ) -> Poll<Result<StreamId, StreamError>> {
+        let opened = if self.closed {
+            Err(StreamError::Closed)
+        } else if self.openings.is_first(opening.ticket) {
+            let opened = self.channel.open(&opening.head, opening.end);
+            opened.map_err(StreamError::from)
+        } else {
+            Err(OpenError::Stalled.into())
+        };
+        if let Err(StreamError::Open(OpenError::Stalled | OpenError::TooManyStreams)) = opened {
+            self.openings.wait(&mut opening.ticket, context.waker());
+            return Poll::Pending;
+        }
+        self.openings.leave(opening.ticket.take());
+        if let Ok(id) = opened {
+            self.streams.entry(id).or_default().handles = 2;
+        }
+        Poll::Ready(opened)
+    }
+}
+
+/// What a caller in the queue has to say.
+#[derive(Debug)]
+struct Waiting {
+    head: RequestHead,
+    end: bool,
+    ticket: Option<Ticket>,
+}
+
+/// A stream being opened: resolves when the channel can carry it and those who came before have opened theirs. Dropping
+/// it gives the turn to the next.
+#[derive(Debug)]
+#[must_use = "a stream is opened by polling"]
+pub struct Opening {
+    shared: Arc<Shared>,
+    alive: Arc<Alive>,
+    waiting: Waiting,
+}
+
+impl Opening {
+    pub(crate) fn new(
+        shared: &Arc<Shared>,
+        alive: &Arc<Alive>,
+        head: RequestHead,
+        end: bool,
+    ) -> Self {
+        Self {
+            shared: shared.clone(),
+            alive: alive.clone(),
+            waiting: Waiting {
+                head,
+                end,
+                ticket: None,
+            },
+        }
+    }
+}
+
+impl Future for Opening {
+    type Output = Result<Exchange, StreamError>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let Self {
+            shared,
+            alive,
+            waiting,
+        } = &mut *self;
+        shared
+            .with(|state| state.poll_open(waiting, context))
+            .map_ok(|id| stream::exchange(shared, alive, id, waiting.end))
+    }
+}
+
+impl Drop for Opening {
+    fn drop(&mut self) {
+        let ticket = self.waiting.ticket.take();
+        if ticket.is_some() {
+            self.shared.with(|state| state.openings.leave(ticket));
+        }
+    }
+}

@@ -1,0 +1,37 @@
+// What an operation of the platform fails with is an error, whatever class the operation names.
+//
+// An operation names the class of its error by a string, and deno_core asks a builder for that name. Without one it
+// would throw `undefined`. The names are open: any dependency may add one. So a name without a builder is built here.
+
+import { core, primordials } from "ext:core/mod.js";
+import { domException } from "ext:casemate/web.js";
+
+const { Error, ObjectDefineProperty, ObjectFreeze, StringPrototypeSlice, StringPrototypeStartsWith } = primordials;
+
+// What operations put in front of a name of https://webidl.spec.whatwg.org/#idl-DOMException-error-names.
+const DOM_EXCEPTION = "DOMException";
+
+function build(className, message) {
+  if (StringPrototypeStartsWith(className, DOM_EXCEPTION)) {
+    const name = StringPrototypeSlice(className, DOM_EXCEPTION.length);
+    return new domException.DOMException(message, name);
+  }
+  const error = new Error(message);
+  ObjectDefineProperty(error, "name", {
+    __proto__: null,
+    value: className,
+    enumerable: false,
+    configurable: true,
+    writable: true,
+  });
+  return error;
+}
+
+const { buildCustomError } = core;
+
+// The program takes this function when it starts. `core` is frozen; the program looks at `Deno.core`.
+globalThis.Deno.core = ObjectFreeze({
+  __proto__: core,
+  buildCustomError: (className, message, properties) =>
+    buildCustomError(className, message, properties) ?? build(className, message),
+});
