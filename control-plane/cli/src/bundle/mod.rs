@@ -2,9 +2,11 @@
 
 mod archive;
 mod diagnose;
+mod grammar;
+mod tsconfig;
 mod walls;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use ring::digest::{SHA256, digest};
@@ -43,7 +45,7 @@ pub struct Bundle {
 /// of the project.
 ///
 /// # Errors
-/// An import of what lies outside; a syntax error or an import that cannot be resolved, with file, line, column and the line
+/// An import of what lies outside; a `tsconfig.json` that cannot be read; syntax that V8 cannot parse, or an import that cannot be resolved, with file, line, column and the line
 /// itself; an entry without default export; a bundle over [`MAX_BUNDLE_BYTES`], with its largest modules.
 pub async fn bundle(folder: &Path, main: &str, home: &Path) -> Result<Bundle, Error> {
     let folder = folder.canonicalize().map_err(|error| {
@@ -57,9 +59,12 @@ pub async fn bundle(folder: &Path, main: &str, home: &Path) -> Result<Bundle, Er
     })?;
     let frames = diagnose::Frames::new(&folder);
     let walls = Arc::new(Walls::new(&folder, home));
-    let mut bundler =
-        rolldown::Bundler::with_plugins(options(&folder, main), vec![Arc::clone(&walls) as _])
-            .map_err(|errors| frames.failed(errors.iter()))?;
+    let config = tsconfig::find(&folder, main, &walls)?;
+    let mut bundler = rolldown::Bundler::with_plugins(
+        options(&folder, main, config),
+        vec![Arc::clone(&walls) as _],
+    )
+    .map_err(|errors| frames.failed(errors.iter()))?;
     let output = bundler.generate().await.map_err(|errors| {
         let refusal = walls.refusal();
         refusal.unwrap_or_else(|| frames.failed(errors.iter()))
@@ -67,6 +72,9 @@ pub async fn bundle(folder: &Path, main: &str, home: &Path) -> Result<Bundle, Er
     walls.check_copied(&folder, &output.assets)?;
     let warnings = frames.warnings(&output.warnings)?;
     let (files, chunks) = collect(output.assets)?;
+    for chunk in &chunks {
+        grammar::check(chunk)?;
+    }
     must_export_default(&chunks, main)?;
     let bytes = pack(&files)?;
     if bytes.len() > MAX_BUNDLE_BYTES {
@@ -82,7 +90,7 @@ pub async fn bundle(folder: &Path, main: &str, home: &Path) -> Result<Bundle, Er
     })
 }
 
-fn options(folder: &Path, main: &str) -> BundlerOptions {
+fn options(folder: &Path, main: &str, tsconfig: Option<PathBuf>) -> BundlerOptions {
     BundlerOptions {
         // Rolldown takes a bare name for a package.
         input: Some(vec![InputItem {
@@ -103,8 +111,8 @@ fn options(folder: &Path, main: &str) -> BundlerOptions {
             condition_names: Some(vec!["worker".to_owned()]),
             ..ResolveOptions::default()
         }),
-        // A project's bundle must not depend on files above its folder.
-        tsconfig: Some(TsConfig::Auto(false)),
+        // Found by ourselves: the bundler would look in every folder up to the root of the disk.
+        tsconfig: Some(tsconfig.map_or(TsConfig::Auto(false), TsConfig::Manual)),
         module_types: Some(
             [
                 (".wasm", ModuleType::Copy),

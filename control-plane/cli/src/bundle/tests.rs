@@ -322,3 +322,5 @@ async fn a_bundle_over_its_size_names_the_largest_modules() {
     assert!(first.starts_with("error: the bundle has 1"), "{first}");
     insta::assert_snapshot!(rest);
 }
+
+mod typescript;

@@ -33,8 +33,17 @@ impl Walls {
         }
     }
 
+    /// Around nothing.
+    pub(super) fn closed() -> Self {
+        Self {
+            inside: Vec::new(),
+            home: None,
+            refused: Mutex::default(),
+        }
+    }
+
     /// Whether a file lies inside, wherever links lead to it from.
-    fn hold(&self, path: &Path) -> std::io::Result<bool> {
+    pub(super) fn hold(&self, path: &Path) -> std::io::Result<bool> {
         let real = path.canonicalize()?;
         let is_home = self
             .home
@@ -86,10 +95,10 @@ impl Plugin for Walls {
     }
 }
 
-fn outside(path: &Path) -> Error {
+pub(super) fn outside(path: &Path) -> Error {
     Error::new(
         Code::Bundle,
-        "a module imports a file that is not the project's",
+        "the function reaches for a file that is not the project's",
         "import only what lies in the project's folder or is installed in a node_modules; if a package did this on its own, \
          find out why before you use it. To use files beside the project, make the folder above both of them the project",
     )
