@@ -10,13 +10,13 @@ use oxc_resolver::{
     TsconfigDiscovery, TsconfigOptions, TsconfigReferences,
 };
 
-use super::walls::{Walls, outside};
+use super::walls::Walls;
 use crate::error::{Code, Error};
 
 /// Name of the file.
 const NAME: &str = "tsconfig.json";
 
-/// The nearest `tsconfig.json`, from the main module's folder up to the project's.
+/// The nearest `tsconfig.json`, from the main module's folder up to the project's or, where it is part of one, its workspace's.
 ///
 /// # Errors
 /// The file, or one that it extends or refers to, is damaged or lies outside.
@@ -29,7 +29,7 @@ pub(super) fn find(
     let found = main
         .ancestors()
         .skip(1)
-        .take_while(|up| up.starts_with(folder))
+        .take_while(|up| up.starts_with(walls.top()))
         .map(|up| up.join(NAME))
         .find(|path| path.is_file());
     if let Some(path) = &found {
@@ -61,7 +61,7 @@ fn check(path: &Path, walls: &Arc<Walls>) -> Result<(), Error> {
         .take();
     if let Some(refused) = refused {
         let path: PathBuf = refused;
-        return Err(outside(&path));
+        return Err(walls.outside(&path));
     }
     read.map(drop).map_err(|error| damaged(path, &error))
 }
@@ -98,7 +98,7 @@ struct Walled {
 
 impl Walled {
     fn may_read(&self, path: &Path) -> io::Result<()> {
-        if self.walls.hold(path)? {
+        if self.walls.may_configure(path)? {
             return Ok(());
         }
         // Folders above have manifests of their own, which resolution looks into on its way to `node_modules`.

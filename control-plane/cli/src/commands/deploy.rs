@@ -20,8 +20,9 @@ use crate::tenancy::{Tenancy, Until, egress_not_given, host_not_given};
 pub(super) async fn deploy(cx: &Context, args: &Deploy) -> Result<(), Error> {
     let project = Project::load(&args.project.project)?;
     let progress = cx.output.progress(format!("bundling {}", project.main));
-    let bundle = bundle(&project.folder, &project.main, cx.home.path()).await?;
+    let bundle = bundle(project.sources(cx.home.path())).await?;
     drop(progress);
+    tell_beside(cx, &bundle);
     for warning in &bundle.warnings {
         cx.output.warn(warning);
     }
@@ -81,6 +82,7 @@ pub(super) async fn deploy(cx: &Context, args: &Deploy) -> Result<(), Error> {
         "function": project.name(),
         "release": name,
         "bundle": digest,
+        "beside": bundle.beside,
         "manifest": version,
         "hosts": project.hosts(),
         "nodes": { "current": current, "total": total },
@@ -96,6 +98,17 @@ pub(super) async fn deploy(cx: &Context, args: &Deploy) -> Result<(), Error> {
     })
 }
 
+/// Names every folder beside the project that something was packed from.
+fn tell_beside(cx: &Context, bundle: &Bundle) {
+    for beside in &bundle.beside {
+        let plural = if beside.files == 1 { "" } else { "s" };
+        cx.output.done(&format!(
+            "packed {} file{plural} from {}, beside the project",
+            beside.files, beside.folder
+        ));
+    }
+}
+
 fn dry(cx: &Context, project: &Project, bundle: &Bundle, checked: bool) -> Result<(), Error> {
     let digest = Digest(bundle.digest);
     let result = json!({
@@ -103,6 +116,7 @@ fn dry(cx: &Context, project: &Project, bundle: &Bundle, checked: bool) -> Resul
         "bundle": digest,
         "bytes": bundle.bytes.len(),
         "modules": bundle.modules,
+        "beside": bundle.beside,
         "checked_against_tenant": checked,
         "dry_run": true,
     });

@@ -15,7 +15,7 @@ use casemate_trust::release::{
 use casemate_trust::statement::MAX_POOLS;
 use toml::de::{DeTable, DeValue};
 
-use crate::bundle::{Bundle, ENTRY};
+use crate::bundle::{Bundle, ENTRY, Sources};
 use crate::endpoint::Endpoint;
 use crate::error::{Code, Error};
 use reader::{Mistakes, Section};
@@ -24,6 +24,8 @@ use reader::{Mistakes, Section};
 pub const FILE: &str = "casemate.toml";
 /// Largest project file, bytes: a hundred rules of a hundred paths fit.
 const MAX_FILE_BYTES: u64 = 1024 * 1024;
+/// Most folders beside the project that one may name.
+const MAX_INCLUDED: usize = 16;
 /// The pool of those who name none.
 pub const DEFAULT_POOL: &str = "main";
 
@@ -36,6 +38,8 @@ pub struct Project {
     pub main: String,
     /// Pools that it runs in.
     pub pools: Vec<Name>,
+    /// Folders beside the project that its modules may be imported from.
+    include: Vec<PathBuf>,
     /// Everything else, with placeholders for what only signing knows.
     release: Release,
 }
@@ -87,6 +91,16 @@ impl Project {
         match project {
             Some(project) if mistakes.is_empty() => Ok(project),
             _ => Err(mistakes.lines(text)),
+        }
+    }
+
+    /// What the bundle is made of; `home` is the folder with keys and tokens.
+    pub fn sources<'a>(&'a self, home: &'a Path) -> Sources<'a> {
+        Sources {
+            folder: &self.folder,
+            main: &self.main,
+            include: &self.include,
+            home,
         }
     }
 
@@ -144,6 +158,7 @@ fn read_project(folder: &Path, mut file: Section<'_>) -> Option<Project> {
             "`main`: expected a path inside of the project's folder",
         );
     }
+    let include = read_include(folder, &mut file);
     let owner = file.text("owner").unwrap_or_default();
     let hosts = file.list::<HostName>("hosts");
     if hosts.as_ref().is_some_and(Vec::is_empty) {
@@ -206,8 +221,29 @@ fn read_project(folder: &Path, mut file: Section<'_>) -> Option<Project> {
         folder: folder.to_path_buf(),
         main: main?,
         pools,
+        include,
         release,
     })
+}
+
+/// Folders beside the project, which must be there: a misspelt one would only show as an import that is refused.
+fn read_include(folder: &Path, file: &mut Section<'_>) -> Vec<PathBuf> {
+    let named = file.list::<String>("include").unwrap_or_default();
+    if named.len() > MAX_INCLUDED {
+        file.wrong(
+            "include",
+            format!("`include`: expected at most {MAX_INCLUDED} folders"),
+        );
+    }
+    let mut folders = Vec::new();
+    for name in named {
+        let path = folder.join(&name);
+        if !path.is_dir() {
+            file.wrong("include", format!("`include`: there is no folder {name:?}"));
+        }
+        folders.push(path);
+    }
+    folders
 }
 
 /// Whether a path leads nowhere above its folder.

@@ -5,7 +5,7 @@ use super::*;
 /// The text of the bundle's main module.
 async fn bundled(files: &[(&str, &str)]) -> String {
     let dir = project(files);
-    let bundle = bundle(dir.path(), "src/index.ts", Path::new(""))
+    let bundle = make(dir.path(), Path::new(""))
         .await
         .unwrap_or_else(|error| panic!("{}", error.to_text()));
     String::from_utf8(unpack(&bundle)[ENTRY].clone()).unwrap()
