@@ -8,19 +8,31 @@ MAKEFLAGS += --no-print-directory
 # `node/worker/v8/find` says on stderr which V8 is used and prints its path, or nothing for the crate's own download.
 V8 = archive=$$(node/worker/v8/find); if [ -n "$$archive" ]; then export RUSTY_V8_ARCHIVE="$$archive"; fi
 ONCE ?=
+KEEP ?=
+DEMO = target/debug/casemate-demo $(if $(ONCE),--once) $(if $(KEEP),--keep)
 
 .PHONY: help
 help: ## Show this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 .PHONY: demo
-demo: build ## Run the whole path for real and leave it running (ONCE=1: end by itself)
-	@target/debug/casemate-demo $(if $(ONCE),--once)
+demo: build-told ## Run the whole path for real and leave it running (ONCE=1: end by itself; KEEP=1: keep its folder)
+	@$(DEMO)
 
 .PHONY: demo-image
-demo-image: build ## The same with a node that an emulator boots from an image
+demo-image: build-told ## The same with a node that an emulator boots from an image
 	@scripts/setup test
-	@target/debug/casemate-demo --image $(if $(ONCE),--once)
+	@$(DEMO) --image
+
+.PHONY: build-told
+build-told:
+	@took=$$(cat target/build-secs 2>/dev/null || true)
+	echo "demo: building every program with cargo, without optimisation: $$(grep -c '^\[\[package\]\]' Cargo.lock) crates and V8 the first"
+	echo "      time, which takes minutes; then only what has changed. $${took:+The last build took $$took s. }The demo itself takes about a minute."
+	start=$$SECONDS
+	$(MAKE) build
+	echo $$((SECONDS - start)) > target/build-secs
+	echo "demo: built in $$((SECONDS - start)) s"
 
 .PHONY: build
 build: ## Install what is missing and build every program
