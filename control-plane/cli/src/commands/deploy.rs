@@ -14,7 +14,7 @@ use crate::error::{Code, Error};
 use crate::machine::{date, now};
 use crate::project::Project;
 use crate::session::{Connection, Context};
-use crate::tenancy::{Tenancy, Until, egress_not_given, host_not_given};
+use crate::tenancy::{Draft, Tenancy, Until, egress_not_given, hosts_not_given};
 
 /// `casemate deploy`
 pub(super) async fn deploy(cx: &Context, args: &Deploy) -> Result<(), Error> {
@@ -42,9 +42,6 @@ pub(super) async fn deploy(cx: &Context, args: &Deploy) -> Result<(), Error> {
     tenancy.session.read_pools().await?;
     let release = project.release(tenancy.session.fleet(), tenancy.id, &bundle);
     check(&tenancy, &project, &release)?;
-    if args.dry_run {
-        return dry(cx, &project, &bundle, true);
-    }
     let bytes = release.to_bytes();
     if bytes.len() > MAX_RELEASE_BYTES {
         let what = format!(
@@ -58,11 +55,18 @@ pub(super) async fn deploy(cx: &Context, args: &Deploy) -> Result<(), Error> {
         ));
     }
     let name = Digest::of(&bytes);
+    let put = |draft: &mut Draft| {
+        draft.run(project.name(), name, &project.pools);
+        draft.objects.insert(name, bytes.clone());
+    };
+    if args.dry_run {
+        tenancy.rehearse(put)?;
+        return dry(cx, &project, &bundle, true);
+    }
     let progress = cx.output.progress("signing and uploading");
     let version = tenancy
         .change(&args.signing, |_, draft| {
-            draft.run(project.name(), name, &project.pools);
-            draft.objects.insert(name, bytes.clone());
+            put(draft);
             draft.bundles.insert(digest, bundle.bytes.clone().into());
             Ok(())
         })
@@ -136,13 +140,13 @@ fn dry(cx: &Context, project: &Project, bundle: &Bundle, checked: bool) -> Resul
 /// What can be said before anything is signed.
 fn check(tenancy: &Tenancy<'_>, project: &Project, release: &Release) -> Result<(), Error> {
     let tenant = &tenancy.tenant;
-    if let Some(host) = release.host_outside(tenant) {
-        return Err(host_not_given(tenant, &release.function, host.as_str()));
+    if let Some(error) = hosts_not_given(tenant, release) {
+        return Err(error);
     }
     if let Some(ceiling) = &tenant.egress
-        && let Some(target) = release.egress_outside(ceiling)
+        && let Some(error) = egress_not_given(tenant, ceiling, release)
     {
-        return Err(egress_not_given(tenant, ceiling, &release.function, target));
+        return Err(error);
     }
     let judge = tenancy.session.known.judge();
     let output = tenancy.session.cx.output;

@@ -29,7 +29,7 @@ use crate::session::{Context, Session};
 /// How often somebody else may be faster before we give up.
 const MAX_TRIES: u32 = 5;
 
-pub use draft::{Draft, egress_not_given, host_not_given};
+pub use draft::{Draft, egress_not_given, hosts_not_given};
 pub use follow::{Reach, Until};
 pub use freshness::{Renewed, undemanded};
 
@@ -277,6 +277,21 @@ impl<'a> Tenancy<'a> {
             format!("the manifest was changed elsewhere during each of {MAX_TRIES} tries"),
             "wait until the other deployments are through and run the command again",
         ))
+    }
+
+    /// Make the next manifest as far as that needs no key: what `change` would refuse of it is refused.
+    ///
+    /// # Errors
+    /// Something that is to run does not fit what tenant and secrets allow.
+    pub fn rehearse(&self, edit: impl FnOnce(&mut Draft)) -> Result<(), Error> {
+        let mut draft = self.draft();
+        edit(&mut draft);
+        let mut all = self.objects.clone();
+        all.extend(draft.objects.clone());
+        for warning in draft.fit(&self.tenant, &all)? {
+            self.session.cx.output.warn(&warning);
+        }
+        Ok(())
     }
 
     fn draft(&self) -> Draft {
