@@ -6,6 +6,7 @@ mod tenant;
 
 use std::path::PathBuf;
 
+use casemate_trust::name::Name;
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
 
 pub use freshness::{Freshness, FreshnessKey, FreshnessOff, FreshnessRenew, FreshnessRequire};
@@ -75,6 +76,9 @@ pub struct Global {
         hide_env_values = true
     )]
     pub home: Option<PathBuf>,
+    /// An environment of casemate.toml: [env.NAME]
+    #[arg(long, global = true, value_name = "NAME")]
+    pub env: Option<Name>,
     /// Results as JSON on standard output, errors as JSON on standard error
     #[arg(long, global = true)]
     pub json: bool,

@@ -35,8 +35,9 @@ pub enum Template {
 /// `casemate login`
 #[derive(Debug, Args)]
 pub struct Login {
-    /// https://HOST:PORT#FINGERPRINT, got from the operator and not from the network
-    pub address: String,
+    /// https://HOST:PORT#FINGERPRINT, got from the operator and not from the network [default: `control` of the environment]
+    #[arg(required_unless_present = "env")]
+    pub address: Option<String>,
     /// The API token; other users of this machine see it in the list of processes, so rather use a file
     #[arg(
         long,

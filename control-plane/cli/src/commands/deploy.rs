@@ -18,7 +18,7 @@ use crate::tenancy::{Draft, Tenancy, Until, egress_not_given, hosts_not_given};
 
 /// `casemate deploy`
 pub(super) async fn deploy(cx: &Context, args: &Deploy) -> Result<(), Error> {
-    let project = Project::load(&args.project.project)?;
+    let project = cx.project(&args.project.project)?;
     let progress = cx.output.progress(format!("bundling {}", project.main));
     let bundle = bundle(project.sources(cx.home.path())).await?;
     drop(progress);
@@ -84,6 +84,7 @@ pub(super) async fn deploy(cx: &Context, args: &Deploy) -> Result<(), Error> {
     let (current, total) = reach.map_or((0, 0), |reach| (reach.current, reach.total));
     let result = json!({
         "function": project.name(),
+        "environment": project.environment.as_ref().map(|environment| &environment.name),
         "release": name,
         "bundle": digest,
         "beside": bundle.beside,

@@ -89,7 +89,7 @@ mod tests {
             )
             .unwrap();
             std::fs::write(dir.path().join(main), source.replace("@NAME@", "shop")).unwrap();
-            let project = Project::load(dir.path()).unwrap();
+            let project = Project::load(dir.path(), None).unwrap();
             assert_eq!(project.name().as_str(), "shop");
             let bundle = bundle(project.sources(Path::new(""))).await.unwrap();
             assert_eq!(bundle.warnings, Vec::<String>::new());

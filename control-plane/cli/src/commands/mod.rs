@@ -2,6 +2,7 @@
 
 mod compare;
 mod deploy;
+mod environment;
 mod fleet;
 mod freshness;
 mod image;
@@ -32,6 +33,7 @@ use crate::error::{Code, Error};
 use crate::home::{Home, write_private};
 use crate::keys::Passphrases;
 use crate::output::Output;
+use crate::project::Project;
 use crate::session::Context;
 
 /// Run what was typed; the exit code.
@@ -170,12 +172,24 @@ async fn dispatch(cli: Cli, output: Output) -> Result<(), Error> {
         clap_complete::generate(shell, &mut args::command(), "casemate", &mut text);
         return output.text(&String::from_utf8_lossy(&text));
     }
+    let mut command = cli.command;
+    let environment = match &cli.global.env {
+        Some(name) => Project::load(environment::folder(&command), Some(name))?.environment,
+        None => None,
+    };
+    if let Some(environment) = &environment {
+        environment::translate(&mut command, environment);
+    }
+    let profile = environment
+        .as_ref()
+        .and_then(|environment| environment.profile.as_ref());
     let cx = Context {
-        home: Home::locate(cli.global.home)?,
+        home: Home::of_profile(cli.global.home, profile)?,
         output,
         passphrases: Passphrases::new(cli.global.passphrase_file),
+        environment,
     };
-    match cli.command {
+    match command {
         Command::Init(args) => init::init(&cx, &args),
         Command::Deploy(args) => deploy::deploy(&cx, &args).await,
         Command::Rollback(args) => deploy::rollback(&cx, &args).await,

@@ -35,7 +35,7 @@ pub(super) async fn put(cx: &Context, args: &SecretPut) -> Result<(), Error> {
     check_length(cx, args, &value)?;
     // A project with mistakes must not decide where a secret goes.
     let project = if args.project.project.join(FILE).exists() {
-        Some(Project::load(&args.project.project)?)
+        Some(cx.project(&args.project.project)?)
     } else {
         None
     };
