@@ -109,9 +109,18 @@ pub enum Secret {
 #[derive(Debug, Args)]
 pub struct SecretPut {
     /// Name of the secret, such as STRIPE_KEY
-    pub name: Identifier,
+    #[arg(required_unless_present = "env_file")]
+    pub name: Option<Identifier>,
+    /// Seal every NAME=value of FILE, in the grammar of dotenv (- for standard input), in one manifest
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["name", "from_file"])]
+    pub env_file: Option<PathBuf>,
     /// A host that it may be sent to, such as api.example.com, or with its port api.example.com:8443; once for each
-    #[arg(long = "host", value_name = "HOST[:PORT]", required = true)]
+    /// [default with `--env-file`: the hosts of the credentials in casemate.toml that use the secret]
+    #[arg(
+        long = "host",
+        value_name = "HOST[:PORT]",
+        required_unless_present = "env_file"
+    )]
     pub hosts: Vec<Endpoint>,
     /// A port of the hosts, in place of one behind each host [default: 443]; once for each
     #[arg(long = "port", value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]

@@ -29,7 +29,7 @@ pub(super) fn translate(command: &mut Command, environment: &Environment) {
                 .as_ref()
                 .map(|name| environment.function(name));
         }
-        Command::Secret(Secret::Put(args)) => secret(&mut args.name),
+        Command::Secret(Secret::Put(args)) => args.name.iter_mut().for_each(secret),
         Command::Secret(Secret::Rm(args)) => secret(&mut args.name),
         _ => {}
     }

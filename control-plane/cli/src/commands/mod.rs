@@ -321,7 +321,7 @@ mod tests {
         for (line, named) in [
             (
                 "casemate secret put KEY=hunter2 --host a.test",
-                "<NAME>: not what is expected (Name of the secret, such as STRIPE_KEY)",
+                "[NAME]: not what is expected (Name of the secret, such as STRIPE_KEY)",
             ),
             ("casemate secret put KEY", "Usage: casemate secret put"),
             ("casemate secret get KEY", "commands: put, list, rm"),
