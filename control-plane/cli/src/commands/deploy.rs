@@ -14,7 +14,7 @@ use crate::error::{Code, Error};
 use crate::machine::{date, now};
 use crate::project::Project;
 use crate::session::{Connection, Context};
-use crate::tenancy::{Draft, Tenancy, Until, egress_not_given, hosts_not_given};
+use crate::tenancy::{Draft, Reach, Tenancy, Until, broken, egress_not_given, hosts_not_given};
 
 /// `casemate deploy`
 pub(super) async fn deploy(cx: &Context, args: &Deploy) -> Result<(), Error> {
@@ -78,10 +78,13 @@ pub(super) async fn deploy(cx: &Context, args: &Deploy) -> Result<(), Error> {
     ));
     let reach = tenancy.wait(&args.signing, Until::Runs).await?;
     if reach.is_some() {
-        let status = tenancy.status().await?;
+        let status = tenancy.status().await;
+        let status = status.map_err(|error| broken(version, &error))?;
         warn_of_lost_hosts(&tenancy, &status);
     }
-    let (current, total) = reach.map_or((0, 0), |reach| (reach.current, reach.total));
+    let is_followed = reach.is_some();
+    let reach = reach.unwrap_or_default();
+    let Reach { current, total, .. } = reach;
     let result = json!({
         "function": project.name(),
         "environment": project.environment.as_ref().map(|environment| &environment.name),
@@ -90,17 +93,18 @@ pub(super) async fn deploy(cx: &Context, args: &Deploy) -> Result<(), Error> {
         "beside": bundle.beside,
         "manifest": version,
         "hosts": project.hosts(),
-        "nodes": { "current": current, "total": total },
+        "nodes": { "current": current, "total": total, "away": reach.away },
     });
     cx.output.result(&result, || {
         let hosts: Vec<_> = project.hosts().iter().map(ToString::to_string).collect();
-        let runs = match (reach, total) {
-            (None, _) => "is on its way to the nodes".to_owned(),
-            (_, 0) => "waits for the first node".to_owned(),
+        let runs = match total {
+            _ if !is_followed => "is on its way to the nodes".to_owned(),
+            0 => "waits for the first node".to_owned(),
             _ => format!("runs on {current} of {total} nodes"),
         };
         format!("{} {runs}: {}", project.name(), hosts.join(", "))
-    })
+    })?;
+    reach.must_be_everywhere(version)
 }
 
 /// Names every folder beside the project that something was packed from.
@@ -365,13 +369,15 @@ async fn finish_when(
     let output = tenancy.session.cx.output;
     output.done(&format!("manifest {version} is signed and stored"));
     let reach = tenancy.wait(signing, until).await?;
-    let (current, total) = reach.map_or((0, 0), |reach| (reach.current, reach.total));
+    let reach = reach.unwrap_or_default();
+    let Reach { current, total, .. } = reach;
     result["manifest"] = json!(version);
-    result["nodes"] = json!({ "current": current, "total": total });
+    result["nodes"] = json!({ "current": current, "total": total, "away": reach.away });
     output.result(&result, || match total {
         0 => told.to_owned(),
         _ => format!("{told} ({current} of {total} nodes)"),
-    })
+    })?;
+    reach.must_be_everywhere(version)
 }
 
 #[cfg(test)]

@@ -30,7 +30,7 @@ use crate::session::{Context, Session};
 const MAX_TRIES: u32 = 5;
 
 pub use draft::{Draft, egress_not_given, hosts_not_given};
-pub use follow::{Reach, Until};
+pub use follow::{Reach, Until, broken};
 pub use freshness::{Renewed, undemanded};
 
 /// See the module.

@@ -7,5 +7,6 @@ mod freshness;
 mod hostile;
 mod input;
 mod journey;
+mod outcomes;
 mod records;
 mod world;
