@@ -16,8 +16,8 @@ pub use operator::{
     TenantAdd, TenantHosts, TenantKey, TenantUpdate, Token, TokenCreate, TokenScope,
 };
 pub use tenant::{
-    Deploy, Init, Login, Logs, Prune, Reflection, Remove, Renew, Rollback, Secret, SecretPut,
-    SecretRemove, Signing, SlotKind, Template, Whose,
+    Deploy, Doctor, Init, Login, Logs, Prune, Reflection, Remove, Renew, Rollback, Secret,
+    SecretPut, SecretRemove, Signing, SlotKind, Template, Versions, Whose,
 };
 
 /// Who a command is for, in the order of the help text. Every command is in one group: a test says so.
@@ -29,6 +29,7 @@ const GROUPS: &[(&str, &[&str])] = &[
             "deploy",
             "secret",
             "status",
+            "versions",
             "logs",
             "rollback",
             "renew",
@@ -41,7 +42,10 @@ const GROUPS: &[(&str, &[&str])] = &[
         "The fleet (operator)",
         &["fleet", "pool", "tenant", "node", "image", "token", "audit"],
     ),
-    ("Both", &["login", "fingerprint", "completions"]),
+    (
+        "Both",
+        &["login", "whoami", "doctor", "fingerprint", "completions"],
+    ),
 ];
 
 /// Everything on the command line.
@@ -108,6 +112,8 @@ pub enum Command {
     Secret(Secret),
     /// What is signed, what the nodes run, and what expires when
     Status(Whose),
+    /// The releases of each function: when, by whom, what for, and which nodes run them
+    Versions(Versions),
     /// Show the functions' logs
     Logs(Logs),
     /// Go back to an earlier release
@@ -143,6 +149,10 @@ pub enum Command {
     Audit(Audit),
     /// Connect this home to a control plane that you know by its fingerprint
     Login(Login),
+    /// Who this home is: fleet, control plane, tenant and keys
+    Whoami(Whose),
+    /// Look for what would keep commands from working, with a next step for each
+    Doctor(Doctor),
     /// The fleet's fingerprint and the address to hand to tenants
     Fingerprint,
     /// Completions for a shell, on standard output

@@ -86,6 +86,10 @@ pub struct Deploy {
     /// Bundle and check everything, but sign and upload nothing
     #[arg(long)]
     pub dry_run: bool,
+    /// What the release is for, as `casemate versions` shows it [default: the last commit of git, and its author; with an
+    /// empty TEXT nothing is noted]
+    #[arg(long, value_name = "TEXT")]
+    pub message: Option<String>,
     /// Where casemate.toml is
     #[command(flatten)]
     pub project: ProjectFolder,
@@ -208,6 +212,27 @@ pub struct Rollback {
     /// How it is signed
     #[command(flatten)]
     pub signing: Signing,
+}
+
+/// `casemate versions`
+#[derive(Debug, Args)]
+pub struct Versions {
+    /// Only this function
+    pub function: Option<Name>,
+    /// For whom
+    #[command(flatten)]
+    pub whose: Whose,
+}
+
+/// `casemate doctor`
+#[derive(Debug, Args)]
+pub struct Doctor {
+    /// Where casemate.toml is, if this is about a project
+    #[command(flatten)]
+    pub project: ProjectFolder,
+    /// For whom
+    #[command(flatten)]
+    pub whose: Whose,
 }
 
 /// `casemate renew`

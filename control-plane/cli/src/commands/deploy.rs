@@ -5,8 +5,8 @@ use casemate_trust::name::Name;
 use casemate_trust::release::{Credential, MAX_RELEASE_BYTES, Release};
 use serde_json::json;
 
-use super::short;
 use super::status::warn_of_lost_hosts;
+use super::{origin, short};
 use crate::args::{Deploy, Prune, Remove, Renew, Rollback, Signing};
 use crate::bundle::{Bundle, bundle};
 use crate::endpoint::authority;
@@ -63,9 +63,11 @@ pub(super) async fn deploy(cx: &Context, args: &Deploy) -> Result<(), Error> {
         tenancy.rehearse(put)?;
         return dry(cx, &project, &bundle, true);
     }
+    let note = origin::note(&project.folder, args.message.as_deref());
     let progress = cx.output.progress("signing and uploading");
     let version = tenancy
         .change(&args.signing, |_, draft| {
+            draft.notes.extend(note.clone().map(|note| (name, note)));
             put(draft);
             draft.bundles.insert(digest, bundle.bytes.clone().into());
             Ok(())
@@ -205,7 +207,7 @@ pub(crate) fn put_command(slot: &Credential) -> String {
     format!("casemate secret put {} --host {host}{ca}", slot.secret)
 }
 
-fn no_function(tenancy: &Tenancy<'_>, name: &Name) -> Error {
+pub(super) fn no_function(tenancy: &Tenancy<'_>, name: &Name) -> Error {
     let known: Vec<_> = tenancy
         .manifest()
         .map(|manifest| manifest.functions.keys().map(ToString::to_string).collect())

@@ -11,6 +11,7 @@ use crate::project::Environment;
 pub(super) fn folder(command: &Command) -> &Path {
     match command {
         Command::Deploy(args) => &args.project.project,
+        Command::Doctor(args) => &args.project.project,
         Command::Secret(Secret::Put(args)) => &args.project.project,
         _ => Path::new("."),
     }
@@ -23,6 +24,12 @@ pub(super) fn translate(command: &mut Command, environment: &Environment) {
         Command::Rollback(args) => args.function = environment.function(&args.function),
         Command::Prune(args) => args.function = environment.function(&args.function),
         Command::Remove(args) => args.function = environment.function(&args.function),
+        Command::Versions(args) => {
+            args.function = args
+                .function
+                .as_ref()
+                .map(|name| environment.function(name));
+        }
         Command::Logs(args) => {
             args.function = args
                 .function

@@ -2,6 +2,7 @@
 
 mod compare;
 mod deploy;
+mod doctor;
 mod environment;
 mod fleet;
 mod freshness;
@@ -11,12 +12,15 @@ mod init;
 mod login;
 mod logs;
 mod nodes;
+mod origin;
 mod pools;
 mod secrets;
 mod status;
 mod stopped;
 mod tenants;
 mod tokens;
+mod versions;
+mod whoami;
 
 use std::ffi::OsString;
 use std::path::Path;
@@ -205,6 +209,9 @@ async fn dispatch(cli: Cli, output: Output) -> Result<(), Error> {
         Command::Secret(args::Secret::List(whose)) => secrets::list(&cx, &whose).await,
         Command::Secret(args::Secret::Rm(args)) => secrets::remove(&cx, &args).await,
         Command::Status(whose) => status::status(&cx, &whose).await,
+        Command::Versions(args) => versions::versions(&cx, &args).await,
+        Command::Whoami(whose) => whoami::whoami(&cx, &whose).await,
+        Command::Doctor(args) => doctor::doctor(&cx, &args).await,
         Command::Logs(args) => logs::logs(&cx, &args).await,
         Command::Fleet(args::Fleet::Init(args)) => fleet::init(&cx, &args),
         Command::Fleet(args::Fleet::Online(args)) => fleet::online(&cx, &args),

@@ -6,6 +6,7 @@ use bytes::Bytes;
 use casemate_trust::freshness::FreshnessDemand;
 use casemate_trust::id::Digest;
 use casemate_trust::name::{Identifier, Name};
+use casemate_trust::note::Note;
 use casemate_trust::release::Release;
 use casemate_trust::secret::Secret;
 use casemate_trust::statement::{EgressCeiling, MAX_FALLBACKS, Tenant, Wanted};
@@ -24,6 +25,8 @@ pub struct Draft {
     pub secrets: BTreeMap<Identifier, BTreeMap<Name, Digest>>,
     /// How long the manifest's credentials are used without a renewal.
     pub freshness: Option<FreshnessDemand>,
+    /// Where the releases come from.
+    pub notes: BTreeMap<Digest, Note>,
     /// Objects that are new.
     pub objects: ObjectMap,
     /// Bundles that are new.

@@ -14,6 +14,7 @@ use casemate_trust::judge::Refusal;
 use casemate_trust::key::SigningKey;
 use casemate_trust::keyfile::Purpose;
 use casemate_trust::name::Name;
+use casemate_trust::note;
 use casemate_trust::release::Release;
 use casemate_trust::secret::Secret;
 use casemate_trust::statement::{MAX_VERSION, Manifest, Statement as _, Tenant};
@@ -300,6 +301,7 @@ impl<'a> Tenancy<'a> {
                 functions: manifest.functions.clone(),
                 secrets: manifest.secrets.clone(),
                 freshness: manifest.freshness.clone(),
+                notes: manifest.notes.clone(),
                 ..Draft::default()
             })
     }
@@ -310,6 +312,12 @@ impl<'a> Tenancy<'a> {
         if version > MAX_VERSION {
             return Err(Error::internal("no more manifests can be counted"));
         }
+        let mut notes = draft.notes.clone();
+        let releases = draft.functions.values();
+        let listed: BTreeSet<&Digest> = releases
+            .flat_map(|wanted| std::iter::once(&wanted.release).chain(&wanted.fallbacks))
+            .collect();
+        note::trim(&mut notes, |release| listed.contains(release));
         Ok(Manifest {
             fleet: self.session.fleet(),
             tenant: self.id,
@@ -318,6 +326,7 @@ impl<'a> Tenancy<'a> {
             functions: draft.functions.clone(),
             secrets: draft.secrets.clone(),
             freshness: draft.freshness.clone(),
+            notes,
             issued: now,
             expires: now + u64::from(signing.lifetime.expires_days) * DAY,
         })

@@ -1,6 +1,8 @@
 //! The program itself, against a control plane that may lie.
 #![allow(clippy::unwrap_used, reason = "a test that fails says where")]
 
+mod daily;
+mod environments;
 mod fake;
 mod fleet;
 mod freshness;
