@@ -1,6 +1,7 @@
 //! The program itself, against a control plane that may lie.
 #![allow(clippy::unwrap_used, reason = "a test that fails says where")]
 
+mod ci;
 mod daily;
 mod environments;
 mod fake;
