@@ -155,7 +155,10 @@ pub enum Command {
     Doctor(Doctor),
     /// The fleet's fingerprint and the address to hand to tenants
     Fingerprint,
-    /// Completions for a shell, on standard output
+    /// Completions for a shell, on standard output: names of functions, secrets, nodes and environments too
+    ///
+    /// bash: source <(casemate completions bash); zsh: source <(casemate completions zsh); fish: casemate completions fish | source.
+    /// Put the line into the shell's startup file, so that the script is of the same version as the program.
     Completions {
         /// Which shell
         shell: clap_complete::Shell,

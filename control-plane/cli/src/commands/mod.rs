@@ -33,6 +33,7 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 pub(crate) use deploy::put_command;
 
 use crate::args::{self, Cli, Command};
+use crate::complete;
 use crate::error::{Code, Error};
 use crate::home::{Home, write_private};
 use crate::keys::Passphrases;
@@ -172,9 +173,7 @@ fn usage(error: &clap::Error) -> Error {
 
 async fn dispatch(cli: Cli, output: Output) -> Result<(), Error> {
     if let Command::Completions { shell } = cli.command {
-        let mut text = Vec::new();
-        clap_complete::generate(shell, &mut args::command(), "casemate", &mut text);
-        return output.text(&String::from_utf8_lossy(&text));
+        return output.text(&complete::script(shell)?);
     }
     let mut command = cli.command;
     let environment = match &cli.global.env {
@@ -264,7 +263,7 @@ fn write_once(out: Option<&Path>, text: &str) -> Result<bool, Error> {
 }
 
 /// The beginning of a digest, for people.
-fn short(digest: &impl std::fmt::Display) -> String {
+pub(crate) fn short(digest: &impl std::fmt::Display) -> String {
     digest.to_string().chars().take(12).collect()
 }
 

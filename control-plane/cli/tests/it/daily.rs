@@ -248,3 +248,81 @@ async fn a_file_of_secrets_is_one_manifest_and_no_error_shows_a_value() {
     assert!(ran.code == 64 && ran.err.contains("--host"), "{}", ran.err);
     assert!(!String::from_utf8_lossy(&fake.given().heard).contains("hunter2"));
 }
+
+/// What a shell is told when a line is completed at its last word.
+fn completed(person: &Person, shell: &str, line: &[&str]) -> Vec<String> {
+    let home = person.home.to_str().unwrap();
+    let words: Vec<&str> = ["casemate", "--home", home]
+        .into_iter()
+        .chain(line.iter().copied())
+        .collect();
+    let ran = std::process::Command::new(env!("CARGO_BIN_EXE_casemate"))
+        .arg("--")
+        .args(&words)
+        .env("CASEMATE_COMPLETE", shell)
+        .env("_CLAP_COMPLETE_INDEX", (words.len() - 1).to_string())
+        .env("_CLAP_IFS", "\n")
+        .current_dir(person.folder.join("web"))
+        .output()
+        .unwrap();
+    assert!(ran.status.success(), "{ran:?}");
+    let text = String::from_utf8(ran.stdout).unwrap();
+    text.lines().map(ToOwned::to_owned).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn shells_complete_names_without_a_control_plane() {
+    let World {
+        tenant,
+        operator,
+        _dir,
+        fake,
+        ..
+    } = world().await;
+    let project = tenant.project(
+        "web",
+        "web.shop.test",
+        &format!("{SLOTS}[env.staging]\n[env.prod]\n"),
+    );
+    tenant.json_with(
+        &["secret", "put", "SIGN_KEY", "--host", "a.test"],
+        "a value of sixteen bytes",
+    );
+    let first = tenant.json(&["deploy", "--project", &project, "--message", "the first"]);
+    tenant.source("web", 2);
+    tenant.json(&["deploy", "--project", &project]);
+    operator.json(&["node", "token", "edge-1"]);
+    drop(fake);
+    let release = &first["release"].as_str().unwrap()[..12];
+    for shell in ["bash", "zsh", "fish"] {
+        let all = |line: &[&str]| completed(&tenant, shell, line).join(" ");
+        assert!(all(&["rollback", ""]).contains("web"));
+        assert!(all(&["rollback", "web", "--to", ""]).contains(release));
+        let secrets = all(&["secret", "rm", ""]);
+        assert!(
+            ["PAY_KEY", "MAIL_KEY", "SIGN_KEY"]
+                .iter()
+                .all(|name| secrets.contains(name)),
+            "{secrets}"
+        );
+        let environments = all(&["deploy", "--env", ""]);
+        assert!(
+            environments.contains("staging") && environments.contains("prod"),
+            "{environments}"
+        );
+        assert!(all(&["status", "--tenant", ""]).contains("shop"));
+        assert!(all(&["ver"]).contains("versions"));
+    }
+    // The message is there where a shell can show it.
+    let told = completed(&tenant, "fish", &["rollback", "web", "--to", ""]).join("\n");
+    assert!(told.contains("the first"), "{told}");
+    std::fs::create_dir_all(operator.folder.join("web")).unwrap();
+    assert!(completed(&operator, "bash", &["node", "show", ""]).contains(&"edge-1".to_owned()));
+    let nobody = Person::new(_dir.path(), "nobody");
+    std::fs::create_dir_all(nobody.folder.join("web")).unwrap();
+    assert!(
+        completed(&nobody, "bash", &["deploy", "--w"])
+            .iter()
+            .all(|word| word.starts_with("--w"))
+    );
+}
