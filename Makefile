@@ -96,6 +96,49 @@ bench-%:
 	cargo build --release --locked $(addprefix -p ,$(BENCH_PROGRAMS))
 	PATH="$$PWD/target/bench-tools/bin:$$PATH" target/release/casemate-bench $(filter-out all,$*) --rounds $(ROUNDS) --secs $(SECS)
 
+PREFIX ?= /usr/local
+SYSCONFDIR ?= /etc
+DESTDIR ?=
+INSTALL_FROM ?= target/release
+PROGRAMS = casemate casemate-control casemate-launch casemate-node casemate-vault casemate-gateway casemate-worker
+FILL = sed -e 's|@PREFIX@|$(PREFIX)|g' -e 's|@SYSCONFDIR@|$(SYSCONFDIR)|g'
+
+.PHONY: install
+install: ## Build for release and install programs, units and guides (PREFIX=/usr/local, DESTDIR=): docs/operate/install.md
+	@scripts/setup build
+	$(V8)
+	cargo build --release --locked -p casemate -p casemate-control -p casemate-sandbox -p casemate-node -p casemate-vault -p casemate-gateway -p casemate-worker
+	$(MAKE) install-files
+
+.PHONY: install-files
+install-files: ## Install what is built already, from INSTALL_FROM=target/release
+	@root='$(DESTDIR)'
+	put() { install -D -m "$$1" "$$2" "$$root$$3"; }
+	fill() { install -d "$$(dirname "$$root$$2")"; $(FILL) "$$1" > "$$root$$2"; chmod 644 "$$root$$2"; }
+	for program in $(PROGRAMS); do
+	    put 755 '$(INSTALL_FROM)'/$$program '$(PREFIX)'/bin/$$program
+	done
+	for unit in casemate-control casemate-node; do
+	    fill install/systemd/$$unit.service '$(PREFIX)'/lib/systemd/system/$$unit.service
+	done
+	fill install/sysusers.d/casemate.conf '$(PREFIX)'/lib/sysusers.d/casemate.conf
+	fill install/tmpfiles.d/casemate.conf '$(PREFIX)'/lib/tmpfiles.d/casemate.conf
+	for guide in operate/install.md operate/README.md tenants/README.md; do
+	    put 644 docs/$$guide '$(PREFIX)'/share/doc/casemate/$$guide
+	done
+	# What somebody has written there stays.
+	for config in control.toml node.toml vault.toml; do
+	    [ -e "$$root$(SYSCONFDIR)/casemate/$$config" ] || put 640 install/etc/$$config '$(SYSCONFDIR)'/casemate/$$config
+	done
+
+.PHONY: uninstall
+uninstall: ## Remove what was installed; configurations and state stay
+	@root='$(DESTDIR)'
+	for program in $(PROGRAMS); do rm -f "$$root$(PREFIX)/bin/$$program"; done
+	rm -f "$$root$(PREFIX)"/lib/systemd/system/casemate-{control,node}.service
+	rm -f "$$root$(PREFIX)"/lib/{sysusers.d,tmpfiles.d}/casemate.conf
+	rm -rf "$$root$(PREFIX)/share/doc/casemate"
+
 .PHONY: fmt
 fmt: ## Format
 	@cargo fmt --all
