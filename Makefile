@@ -8,19 +8,31 @@ MAKEFLAGS += --no-print-directory
 # `node/worker/v8/find` says on stderr which V8 is used and prints its path, or nothing for the crate's own download.
 V8 = archive=$$(node/worker/v8/find); if [ -n "$$archive" ]; then export RUSTY_V8_ARCHIVE="$$archive"; fi
 ONCE ?=
+KEEP ?=
+DEMO = target/debug/casemate-demo $(if $(ONCE),--once) $(if $(KEEP),--keep)
 
 .PHONY: help
 help: ## Show this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 .PHONY: demo
-demo: build ## Run the whole path for real and leave it running (ONCE=1: end by itself)
-	@target/debug/casemate-demo $(if $(ONCE),--once)
+demo: build-told ## Run the whole path for real and leave it running (ONCE=1: end by itself; KEEP=1: keep its folder)
+	@$(DEMO)
 
 .PHONY: demo-image
-demo-image: build ## The same with a node that an emulator boots from an image
+demo-image: build-told ## The same with a node that an emulator boots from an image
 	@scripts/setup test
-	@target/debug/casemate-demo --image $(if $(ONCE),--once)
+	@$(DEMO) --image
+
+.PHONY: build-told
+build-told:
+	@took=$$(cat target/build-secs 2>/dev/null || true)
+	echo "demo: building every program with cargo, without optimisation: $$(grep -c '^\[\[package\]\]' Cargo.lock) crates and V8 the first"
+	echo "      time, which takes minutes; then only what has changed. $${took:+The last build took $$took s. }The demo itself takes about a minute."
+	start=$$SECONDS
+	$(MAKE) build
+	echo $$((SECONDS - start)) > target/build-secs
+	echo "demo: built in $$((SECONDS - start)) s"
 
 .PHONY: build
 build: ## Install what is missing and build every program
@@ -83,6 +95,49 @@ bench-%:
 	$(V8)
 	cargo build --release --locked $(addprefix -p ,$(BENCH_PROGRAMS))
 	PATH="$$PWD/target/bench-tools/bin:$$PATH" target/release/casemate-bench $(filter-out all,$*) --rounds $(ROUNDS) --secs $(SECS)
+
+PREFIX ?= /usr/local
+SYSCONFDIR ?= /etc
+DESTDIR ?=
+INSTALL_FROM ?= target/release
+PROGRAMS = casemate casemate-control casemate-launch casemate-node casemate-vault casemate-gateway casemate-worker
+FILL = sed -e 's|@PREFIX@|$(PREFIX)|g' -e 's|@SYSCONFDIR@|$(SYSCONFDIR)|g'
+
+.PHONY: install
+install: ## Build for release and install programs, units and guides (PREFIX=/usr/local, DESTDIR=): docs/operate/install.md
+	@scripts/setup build
+	$(V8)
+	cargo build --release --locked -p casemate -p casemate-control -p casemate-sandbox -p casemate-node -p casemate-vault -p casemate-gateway -p casemate-worker
+	$(MAKE) install-files
+
+.PHONY: install-files
+install-files: ## Install what is built already, from INSTALL_FROM=target/release
+	@root='$(DESTDIR)'
+	put() { install -D -m "$$1" "$$2" "$$root$$3"; }
+	fill() { install -d "$$(dirname "$$root$$2")"; $(FILL) "$$1" > "$$root$$2"; chmod 644 "$$root$$2"; }
+	for program in $(PROGRAMS); do
+	    put 755 '$(INSTALL_FROM)'/$$program '$(PREFIX)'/bin/$$program
+	done
+	for unit in casemate-control casemate-node; do
+	    fill install/systemd/$$unit.service '$(PREFIX)'/lib/systemd/system/$$unit.service
+	done
+	fill install/sysusers.d/casemate.conf '$(PREFIX)'/lib/sysusers.d/casemate.conf
+	fill install/tmpfiles.d/casemate.conf '$(PREFIX)'/lib/tmpfiles.d/casemate.conf
+	for guide in operate/install.md operate/README.md tenants/README.md; do
+	    put 644 docs/$$guide '$(PREFIX)'/share/doc/casemate/$$guide
+	done
+	# What somebody has written there stays.
+	for config in control.toml node.toml vault.toml; do
+	    [ -e "$$root$(SYSCONFDIR)/casemate/$$config" ] || put 640 install/etc/$$config '$(SYSCONFDIR)'/casemate/$$config
+	done
+
+.PHONY: uninstall
+uninstall: ## Remove what was installed; configurations and state stay
+	@root='$(DESTDIR)'
+	for program in $(PROGRAMS); do rm -f "$$root$(PREFIX)/bin/$$program"; done
+	rm -f "$$root$(PREFIX)"/lib/systemd/system/casemate-{control,node}.service
+	rm -f "$$root$(PREFIX)"/lib/{sysusers.d,tmpfiles.d}/casemate.conf
+	rm -rf "$$root$(PREFIX)/share/doc/casemate"
 
 .PHONY: fmt
 fmt: ## Format

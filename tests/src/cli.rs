@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::programs::program;
+use crate::programs::{about_to_run, program};
 
 /// One person's command line.
 #[derive(Debug, Clone)]
@@ -54,6 +54,7 @@ impl Cli {
     /// Runs `casemate ARGS` in `folder` with `stdin`.
     pub fn run_in(&self, folder: &Path, args: &[&str], stdin: &[u8]) -> Result<Ran> {
         let mut command = self.command(folder, args)?;
+        about_to_run(&command);
         let mut child = command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::programs::{Running, program, wait_until};
+use crate::programs::{Running, about_to_run, program, wait_until};
 
 /// Until it listens.
 const START_TIMEOUT: Duration = Duration::from_secs(60);
@@ -32,11 +32,9 @@ impl Control {
     pub fn start(folder: &Path, seen_as: Option<&str>) -> Result<Self> {
         std::fs::create_dir_all(folder)?;
         let mut init = Command::new(program("casemate-control")?);
-        let made = init
-            .arg("init")
-            .arg("--state")
-            .arg(folder.join("state"))
-            .output()?;
+        init.arg("init").arg("--state").arg(folder.join("state"));
+        about_to_run(&init);
+        let made = init.output()?;
         if !made.status.success() {
             bail!(
                 "casemate-control init ended with {}:\n{}",
@@ -100,6 +98,7 @@ impl Control {
         let _removed = std::fs::remove_file(&addresses);
         let mut command = Command::new(program("casemate-control")?);
         command.arg("serve").arg("--config").arg(&config);
+        about_to_run(&command);
         let mut running = Running::start("casemate-control", command, &self.folder.join("log"))?;
         let found = wait_until(START_TIMEOUT, || {
             if let Some(status) = running.ended()? {

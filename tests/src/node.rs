@@ -12,7 +12,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail};
 use serde_json::Value;
 
-use crate::programs::{Running, program, wait_until};
+use crate::programs::{Running, about_to_run, program, wait_until};
 
 /// Until it listens: V8 starts slowly in a debug build on a busy machine.
 const START_TIMEOUT: Duration = Duration::from_secs(120);
@@ -138,6 +138,7 @@ impl Node {
         if let Some(user) = self.user {
             command.uid(user).gid(user);
         }
+        about_to_run(&command);
         // A socket of an earlier run would answer for nobody.
         let _removed = std::fs::remove_file(self.admin_socket());
         let mut running = Running::start("casemate-launch", command, &self.folder.join("log"))?;

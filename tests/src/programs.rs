@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
@@ -11,6 +12,36 @@ use anyhow::{Context as _, Result, bail};
 const STOP_TIMEOUT: Duration = Duration::from_secs(20);
 /// Between two looks at something that is awaited.
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
+
+/// Who is told of each command that a person would type.
+static LISTENER: OnceLock<fn(&str)> = OnceLock::new();
+
+/// From now on `listener` is told of each command that a person would type, as a shell takes it.
+pub fn tell_commands(listener: fn(&str)) {
+    // A second listener would hear half.
+    let _first = LISTENER.set(listener);
+}
+
+/// Tells the listener of a command that is about to run.
+pub fn about_to_run(command: &Command) {
+    let Some(listener) = LISTENER.get() else {
+        return;
+    };
+    let program = Path::new(command.get_program());
+    let name = program.file_name().unwrap_or(program.as_os_str());
+    let words = std::iter::once(name).chain(command.get_args());
+    let words: Vec<_> = words.map(|word| quoted(&word.to_string_lossy())).collect();
+    listener(&words.join(" "));
+}
+
+/// A word as a shell takes it.
+fn quoted(word: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=@%+,".contains(c);
+    if !word.is_empty() && word.chars().all(plain) {
+        return word.to_owned();
+    }
+    format!("'{}'", word.replace('\'', r"'\''"))
+}
 
 /// Path of one of our programs, built into the same folder as this one.
 pub fn program(name: &str) -> Result<PathBuf> {
@@ -153,5 +184,36 @@ pub fn wait_until<T>(within: Duration, mut probe: impl FnMut() -> Result<Option<
             bail!("waited {} s in vain", within.as_secs());
         }
         std::thread::sleep(POLL_INTERVAL);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_are_quoted_for_a_shell() {
+        let plain = [
+            "deploy",
+            "--project",
+            "/tmp/a-b_c.d",
+            "https://a:1%2",
+            "a=b",
+        ];
+        assert!(plain.iter().all(|word| quoted(word) == *word));
+        for word in [
+            "",
+            "a b",
+            "*.demo.test",
+            "#x",
+            "$HOME",
+            "it's",
+            "a\nb",
+            "(x)",
+        ] {
+            let script = format!("printf %s {}", quoted(word));
+            let ran = Command::new("sh").arg("-c").arg(script).output().unwrap();
+            assert_eq!(String::from_utf8(ran.stdout).unwrap(), word);
+        }
     }
 }

@@ -60,13 +60,18 @@ fn split(text: &str) -> (&str, Option<&str>) {
 
 /// A host and a port as a URL's authority writes them; the port only where it is not 443.
 pub fn authority(host: &HostName, port: u16) -> String {
-    let host = match host.as_ip() {
-        Some(std::net::IpAddr::V6(address)) => format!("[{address}]"),
-        _ => host.to_string(),
-    };
+    let host = bracketed(host);
     match port {
         443 => host,
         _ => format!("{host}:{port}"),
+    }
+}
+
+/// A host as it stands before a port.
+pub fn bracketed(host: &HostName) -> String {
+    match host.as_ip() {
+        Some(std::net::IpAddr::V6(address)) => format!("[{address}]"),
+        _ => host.to_string(),
     }
 }
 

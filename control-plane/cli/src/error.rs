@@ -43,10 +43,14 @@ pub enum Code {
     Conflict,
     /// Another `casemate` works with the same home folder.
     Busy,
-    /// Nodes have not acknowledged in time.
-    NotAcknowledged,
-    /// A node refused what was pushed to it.
+    /// A manifest is signed and stored, and nodes that are not connected take it when they are back.
+    NodesAway,
+    /// A manifest is signed and stored, and a node refused it.
     NodeRefused,
+    /// A manifest is signed and stored, and nodes that are connected have not taken it in time.
+    NotAcknowledged,
+    /// A manifest is signed and stored, and what the nodes made of it could not be found out.
+    WaitBroken,
     /// A file could not be written.
     CannotCreate,
     /// Reading or writing failed.
@@ -58,6 +62,35 @@ pub enum Code {
 }
 
 impl Code {
+    /// Every kind, for the table in the tenants' guide.
+    pub const ALL: &[Self] = &[
+        Self::Usage,
+        Self::Project,
+        Self::Input,
+        Self::Bundle,
+        Self::SecretValue,
+        Self::NotLoggedIn,
+        Self::NoKey,
+        Self::Passphrase,
+        Self::Exists,
+        Self::NotFound,
+        Self::Unreachable,
+        Self::NotTheControlPlane,
+        Self::Forbidden,
+        Self::Api,
+        Self::Refused,
+        Self::Conflict,
+        Self::Busy,
+        Self::NodesAway,
+        Self::NodeRefused,
+        Self::NotAcknowledged,
+        Self::WaitBroken,
+        Self::CannotCreate,
+        Self::Io,
+        Self::Closed,
+        Self::Internal,
+    ];
+
     /// The name in JSON.
     pub fn name(self) -> &'static str {
         match self {
@@ -78,8 +111,10 @@ impl Code {
             Self::Refused => "refused",
             Self::Conflict => "conflict",
             Self::Busy => "busy",
-            Self::NotAcknowledged => "not_acknowledged",
+            Self::NodesAway => "nodes_away",
             Self::NodeRefused => "refused_by_node",
+            Self::NotAcknowledged => "not_acknowledged",
+            Self::WaitBroken => "wait_broken",
             Self::CannotCreate => "cannot_create",
             Self::Io => "io",
             Self::Closed => "closed",
@@ -87,7 +122,7 @@ impl Code {
         }
     }
 
-    /// The exit code, after BSD's `sysexits`.
+    /// The exit code, after BSD's `sysexits`; from 80 on a manifest is signed and stored, and not everywhere yet.
     pub fn exit(self) -> u8 {
         match self {
             Self::Closed => 0,
@@ -98,10 +133,14 @@ impl Code {
             Self::Internal => 70,
             Self::CannotCreate | Self::Exists => 73,
             Self::Io => 74,
-            Self::Conflict | Self::Busy | Self::NotAcknowledged => 75,
-            Self::Refused | Self::NotTheControlPlane | Self::NodeRefused | Self::Api => 76,
+            Self::Conflict | Self::Busy => 75,
+            Self::Refused | Self::NotTheControlPlane | Self::Api => 76,
             Self::Forbidden | Self::Passphrase => 77,
             Self::NotLoggedIn | Self::NoKey => 78,
+            Self::NodesAway => 80,
+            Self::NodeRefused => 82,
+            Self::NotAcknowledged => 83,
+            Self::WaitBroken => 84,
         }
     }
 }
@@ -185,6 +224,25 @@ impl Error {
         self.0.code
     }
 
+    /// What was wrong and where, in one line.
+    pub fn summary(&self) -> String {
+        let place = self.0.place.as_ref();
+        let mut text = place.map_or_else(
+            || self.0.what.clone(),
+            |place| format!("{} ({place})", self.0.what),
+        );
+        let particulars = self.0.lines.iter().cloned().chain(self.causes());
+        for line in particulars.filter(|line| !line.is_empty()).take(1) {
+            text += &format!(": {line}");
+        }
+        text
+    }
+
+    /// What to do about it.
+    pub fn next_step(&self) -> &str {
+        &self.0.next
+    }
+
     /// For `--json`.
     pub fn to_json(&self) -> Value {
         json!({ "error": {
@@ -235,6 +293,77 @@ impl Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A kind that [`Code::ALL`] lacks does not compile here; its place in the list is the number.
+    fn place(code: Code) -> usize {
+        match code {
+            Code::Usage => 0,
+            Code::Project => 1,
+            Code::Input => 2,
+            Code::Bundle => 3,
+            Code::SecretValue => 4,
+            Code::NotLoggedIn => 5,
+            Code::NoKey => 6,
+            Code::Passphrase => 7,
+            Code::Exists => 8,
+            Code::NotFound => 9,
+            Code::Unreachable => 10,
+            Code::NotTheControlPlane => 11,
+            Code::Forbidden => 12,
+            Code::Api => 13,
+            Code::Refused => 14,
+            Code::Conflict => 15,
+            Code::Busy => 16,
+            Code::NodesAway => 17,
+            Code::NodeRefused => 18,
+            Code::NotAcknowledged => 19,
+            Code::WaitBroken => 20,
+            Code::CannotCreate => 21,
+            Code::Io => 22,
+            Code::Closed => 23,
+            Code::Internal => 24,
+        }
+    }
+
+    #[test]
+    fn the_guide_has_every_exit_code_with_the_names_that_end_with_it() {
+        assert!(
+            Code::ALL
+                .iter()
+                .enumerate()
+                .all(|(at, code)| place(*code) == at)
+        );
+        let guide = include_str!("../../../docs/tenants/README.md");
+        let (_, table) = guide
+            .split_once("| exit code | names | meaning |\n|---|---|---|\n")
+            .unwrap();
+        let written: std::collections::BTreeMap<u8, Vec<String>> = table
+            .lines()
+            .take_while(|line| line.starts_with("| "))
+            .map(|line| {
+                let mut cells = line.split('|').skip(1).map(str::trim);
+                let exit = cells.next().unwrap().parse().unwrap();
+                let names = cells
+                    .next()
+                    .unwrap()
+                    .split(", ")
+                    .filter(|name| !name.is_empty());
+                (
+                    exit,
+                    names
+                        .map(|name| name.trim_matches('`').to_owned())
+                        .collect(),
+                )
+            })
+            .collect();
+        let mut real: std::collections::BTreeMap<u8, Vec<String>> = [(0, Vec::new())].into();
+        for code in Code::ALL.iter().filter(|code| **code != Code::Closed) {
+            real.entry(code.exit())
+                .or_default()
+                .push(code.name().to_owned());
+        }
+        assert_eq!(written, real);
+    }
 
     #[test]
     fn an_error_says_what_where_why_and_what_next() {

@@ -19,6 +19,7 @@ use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use casemate_trust::name::Name;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -49,6 +50,14 @@ impl Home {
     /// # Errors
     /// Neither `XDG_CONFIG_HOME` nor `HOME` says where that is.
     pub fn locate(given: Option<PathBuf>) -> Result<Self, Error> {
+        Self::of_profile(given, None)
+    }
+
+    /// The same, with `casemate-PROFILE` in place of `casemate`.
+    ///
+    /// # Errors
+    /// See [`Home::locate`].
+    pub fn of_profile(given: Option<PathBuf>, profile: Option<&Name>) -> Result<Self, Error> {
         if let Some(path) = given {
             return Ok(Self { path });
         }
@@ -61,7 +70,9 @@ impl Home {
             .or_else(|| absolute("HOME").map(|home| home.join(".config")));
         config
             .map(|config| Self {
-                path: config.join("casemate"),
+                path: config.join(profile.map_or("casemate".to_owned(), |profile| {
+                    format!("casemate-{profile}")
+                })),
             })
             .ok_or_else(|| {
                 Error::new(

@@ -227,6 +227,15 @@ impl<'a> Keys<'a> {
         Ok((Zeroizing::new(text), path))
     }
 
+    /// Whether a key file is protected by a passphrase.
+    ///
+    /// # Errors
+    /// There is no such file, others may read it, or it is damaged.
+    pub fn is_encrypted(&self, file: &str) -> Result<bool, Error> {
+        let (text, path) = self.text(file)?;
+        keyfile::is_encrypted(&text).map_err(|error| damaged(&path, error))
+    }
+
     /// The seed in a key file.
     ///
     /// # Errors

@@ -5,6 +5,7 @@ pub mod args;
 pub mod bundle;
 pub mod client;
 pub mod commands;
+pub mod complete;
 pub mod endpoint;
 pub mod error;
 pub mod home;

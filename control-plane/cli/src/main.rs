@@ -1,13 +1,19 @@
 //! casemate: the command line for operators and tenants.
 #![forbid(unsafe_code)]
 
+use std::io::Write as _;
 use std::process::ExitCode;
 
 use casemate::error::{Code, Error};
 use casemate::output::Output;
 
 fn main() -> ExitCode {
-    let typed = std::env::args_os().collect();
+    let typed: Vec<_> = std::env::args_os().collect();
+    if let Some(text) = casemate::complete::answer(&typed) {
+        // A shell that has gone away completes nothing.
+        let _ = std::io::stdout().write_all(&text);
+        return ExitCode::SUCCESS;
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build();

@@ -413,6 +413,7 @@ mod tests {
             functions: BTreeMap::new(),
             secrets: BTreeMap::new(),
             freshness: None,
+            notes: [].into(),
             issued,
             expires: 5000,
         }

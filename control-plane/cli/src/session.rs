@@ -1,12 +1,14 @@
 //! A command's way to the control plane: what this home knows, whom it talks to, and that these two fit.
 
+use std::path::Path;
+
 use casemate_api::fleet::{FleetView, PoolList, StatementAnswer};
 use casemate_api::tenant::{TenantList, TenantSummary, TenantView};
 use casemate_trust::dsse::Envelope;
 use casemate_trust::id::{FleetId, TenantId};
 use casemate_trust::judge::Refusal;
 use casemate_trust::keyfile::Purpose;
-use casemate_trust::name::Name;
+use casemate_trust::name::{Identifier, Name};
 use casemate_trust::statement::Tenant;
 use http::Method;
 use serde::{Deserialize, Serialize};
@@ -19,6 +21,7 @@ use crate::keys::{self, Keys, Passphrases};
 use crate::machine::{DAY, date, now};
 use crate::memory::{Known, refused};
 use crate::output::Output;
+use crate::project::{Environment, Project};
 
 /// From when on an expiry is warned of.
 pub const WARN_BEFORE: u64 = 30 * DAY;
@@ -34,12 +37,52 @@ pub struct Context {
     pub output: Output,
     /// Where passphrases come from.
     pub passphrases: Passphrases,
+    /// The environment of the project that `--env` names.
+    pub environment: Option<Environment>,
 }
 
 impl Context {
     /// The home's key files.
     pub fn keys(&self) -> Keys<'_> {
         Keys::new(&self.home, &self.passphrases)
+    }
+
+    /// The project in a folder, as it is in the environment.
+    ///
+    /// # Errors
+    /// There is none, or it has mistakes.
+    pub fn project(&self, folder: &Path) -> Result<Project, Error> {
+        let environment = self.environment.as_ref();
+        Project::load(folder, environment.map(|environment| &environment.name))
+    }
+
+    /// The name of a secret in the environment.
+    pub fn secret(&self, name: &Identifier) -> Identifier {
+        let environment = self.environment.as_ref();
+        environment.map_or_else(|| name.clone(), |environment| environment.secret(name))
+    }
+
+    /// Refuses a home that belongs to another fleet than the environment names.
+    fn must_be_of_environment(&self, fleet: FleetId) -> Result<(), Error> {
+        let Some(environment) = &self.environment else {
+            return Ok(());
+        };
+        match &environment.control {
+            Some(control) if control.fleet != fleet => Err(Error::new(
+                Code::Refused,
+                format!(
+                    "the environment {} is for another control plane than this home: nothing was done",
+                    environment.name
+                ),
+                format!(
+                    "give the environment a `profile` of its own in casemate.toml, or another home with `--home DIR`, and log in \
+                     there: `casemate login {}`",
+                    control.text
+                ),
+            )
+            .at(self.home.path().display())),
+            _ => Ok(()),
+        }
     }
 
     /// Whether this home can sign for the fleet.
@@ -124,6 +167,7 @@ impl<'a> Session<'a> {
                 "log in again with the fingerprint that the operator gave you",
             )
         })?;
+        cx.must_be_of_environment(known.fleet())?;
         Self::meet(cx, lock, known, connection).await
     }
 
@@ -158,6 +202,7 @@ impl<'a> Session<'a> {
             }
         };
         let token = token.map(|token| token.to_string());
+        cx.must_be_of_environment(known.fleet())?;
         // Another token may be another tenant's.
         let earlier = Connection::load(&cx.home)
             .ok()
@@ -393,7 +438,9 @@ impl<'a> Session<'a> {
     /// # Errors
     /// None, or several.
     pub async fn own_tenant(&mut self, name: Option<&Name>) -> Result<TenantId, Error> {
-        if let Some(name) = name {
+        let environment = self.cx.environment.as_ref();
+        if let Some(name) = name.or(environment.and_then(|environment| environment.tenant.as_ref()))
+        {
             return self.tenant_id(name).await;
         }
         if let Some(id) = self.connection.tenant {

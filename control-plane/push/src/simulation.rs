@@ -144,6 +144,7 @@ impl World {
             functions: functions.collect(),
             secrets: BTreeMap::new(),
             freshness: None,
+            notes: [].into(),
             issued: 1,
             // Two worlds that part from one backup differ in their manifests of the same version.
             expires: 2 + u64::from(self.store.0[0]) + self.revision + dice.roll(1 << 20),

@@ -134,6 +134,7 @@ impl Fleet {
             functions: [(name("web"), wanted)].into(),
             secrets: secrets.into_iter().collect(),
             freshness: None,
+            notes: [].into(),
             issued: 1,
             expires: LATER,
         }

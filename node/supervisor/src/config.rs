@@ -76,7 +76,45 @@ struct Gateway {
     requests_per_tenant: Option<u32>,
 }
 
+/// A number that is not what it may be, in the words that every section has for it.
+fn out_of_range(section: &str, key: &str, may_be: &str, got: impl std::fmt::Display) -> String {
+    format!("{section}: expected `{key}` {may_be}, got {got}")
+}
+
 impl Gateway {
+    /// What is wrong with its numbers.
+    fn numbers(&self) -> Vec<String> {
+        let wrong = |key, may_be, got| out_of_range("gateway", key, may_be, got);
+        let above_zero = [
+            ("max_connections", Some(self.max_connections)),
+            ("header_timeout_ms", Some(self.header_timeout_ms)),
+            ("idle_timeout_ms", Some(self.idle_timeout_ms)),
+            ("max_requests", Some(self.max_requests)),
+            ("connections_per_network", self.connections_per_network),
+            ("requests_per_tenant", self.requests_per_tenant),
+        ];
+        let zeros = above_zero
+            .into_iter()
+            .filter(|(_, number)| *number == Some(0));
+        let mut mistakes: Vec<_> = zeros
+            .map(|(key, _)| wrong(key, "above zero", 0_u32))
+            .collect();
+        for (key, bits, most, may_be) in [
+            ("network_prefix_v4", self.network_prefix_v4, 32, "up to 32"),
+            (
+                "network_prefix_v6",
+                self.network_prefix_v6,
+                128,
+                "up to 128",
+            ),
+        ] {
+            if bits > most {
+                mistakes.push(wrong(key, may_be, u32::from(bits)));
+            }
+        }
+        mistakes
+    }
+
     fn shares(&self) -> Shares {
         let quarter = |most: u32| (most / 4).max(1);
         Shares {
@@ -109,6 +147,26 @@ struct Workers {
     idle_secs: u64,
 }
 
+impl Workers {
+    /// What is wrong with its numbers.
+    fn numbers(&self) -> Vec<String> {
+        let wrong = |key, may_be: String, got| out_of_range("workers", key, &may_be, got);
+        let mut mistakes = Vec::new();
+        if !(1..=MAX_WORKERS).contains(&self.max) {
+            mistakes.push(wrong("max", format!("from 1 to {MAX_WORKERS}"), self.max));
+        }
+        if self.spares > self.max {
+            let may_be = format!("of at most `max` ({})", self.max);
+            mistakes.push(wrong("spares", may_be, self.spares));
+        }
+        if !(1..=MAX_OVERCOMMIT).contains(&self.overcommit) {
+            let may_be = format!("from 1 to {MAX_OVERCOMMIT}");
+            mistakes.push(wrong("overcommit", may_be, self.overcommit as usize));
+        }
+        mistakes
+    }
+}
+
 impl Default for Workers {
     fn default() -> Self {
         Self {
@@ -133,6 +191,25 @@ struct Bundles {
 
 impl Bundles {
     const LEAST_MIB: u64 = MAX_BUNDLE_BYTES >> 20;
+
+    /// What is wrong with its numbers.
+    fn numbers(&self) -> Vec<String> {
+        let wrong = |key, may_be: String, got| out_of_range("bundles", key, &may_be, got);
+        let mut mistakes = Vec::new();
+        for (key, mib) in [("max_mib", self.max_mib), ("tenant_mib", self.tenant_mib)] {
+            if let Some(mib) = mib.filter(|mib| *mib < Self::LEAST_MIB) {
+                let may_be = format!("of at least {}", Self::LEAST_MIB);
+                mistakes.push(wrong(key, may_be, mib));
+            }
+        }
+        if let (Some(most), Some(tenant)) = (self.max_mib, self.tenant_mib)
+            && tenant > most
+        {
+            let may_be = format!("of at most `max_mib` ({most})");
+            mistakes.push(wrong("tenant_mib", may_be, tenant));
+        }
+        mistakes
+    }
 
     fn room(&self, state: &Path) -> Room {
         let bytes = |mib: u64| mib.saturating_mul(1 << 20);
@@ -209,44 +286,12 @@ impl Config {
                     .into(),
             );
         }
-        if gateway.max_connections == 0
-            || gateway.header_timeout_ms == 0
-            || gateway.idle_timeout_ms == 0
-            || gateway.max_requests == 0
-            || gateway.connections_per_network == Some(0)
-            || gateway.requests_per_tenant == Some(0)
-        {
-            mistake("gateway: expected limits above zero".into());
-        }
-        if gateway.network_prefix_v4 > 32 || gateway.network_prefix_v6 > 128 {
-            mistake(
-                "gateway: expected `network_prefix_v4` up to 32 and `network_prefix_v6` up to 128"
-                    .into(),
-            );
-        }
-        if !(1..=MAX_WORKERS).contains(&read.workers.max) || read.workers.spares > read.workers.max
-        {
-            mistake(format!(
-                "workers: expected `max` from 1 to {MAX_WORKERS} and no more `spares` than that"
-            ));
-        }
-        if !(1..=MAX_OVERCOMMIT).contains(&read.workers.overcommit) {
-            mistake(format!(
-                "workers: expected `overcommit` from 1 to {MAX_OVERCOMMIT}"
-            ));
-        }
-        let (most, tenant) = (read.bundles.max_mib, read.bundles.tenant_mib);
-        if [most, tenant]
-            .iter()
-            .flatten()
-            .any(|mib| *mib < Bundles::LEAST_MIB)
-            || most.zip(tenant).is_some_and(|(most, tenant)| most < tenant)
-        {
-            let least = Bundles::LEAST_MIB;
-            mistake(format!(
-                "bundles: expected `max_mib` and `tenant_mib` of at least {least}, and no more for a tenant than in all"
-            ));
-        }
+        let numbers = [
+            gateway.numbers(),
+            read.workers.numbers(),
+            read.bundles.numbers(),
+        ];
+        numbers.concat().into_iter().for_each(&mut mistake);
         if let Err(unknown) = casemate_sandbox::missing(&read.require, &[]) {
             mistake(format!("require: {unknown}"));
         }
@@ -405,7 +450,13 @@ mod tests {
             "requests_per_tenant = 0",
         ] {
             let text = shares(mistake).unwrap_err().to_string();
-            assert!(text.contains("gateway: expected"), "{mistake}: {text}");
+            let (key, value) = mistake.split_once(" = ").unwrap();
+            let told = format!("gateway: expected `{key}` ");
+            let got = format!(", got {value}");
+            assert!(
+                text.contains(&told) && text.contains(&got),
+                "{mistake}: {text}"
+            );
         }
     }
 
@@ -426,13 +477,17 @@ mod tests {
         assert_eq!((said.all_bytes, said.tenant_bytes), (400 * MIB, 100 * MIB));
         let said = room("max_mib = 400\ntenant_mib = 300").unwrap();
         assert_eq!(said.tenant_bytes, 300 * MIB);
-        for mistake in [
-            "max_mib = 9",
-            "tenant_mib = 0",
-            "max_mib = 20\ntenant_mib = 21",
+        for (mistake, told) in [
+            ("max_mib = 9", "`max_mib` of at least 10, got 9"),
+            ("tenant_mib = 0", "`tenant_mib` of at least 10, got 0"),
+            (
+                "max_mib = 20\ntenant_mib = 21",
+                "`tenant_mib` of at most `max_mib` (20), got 21",
+            ),
         ] {
             let text = room(mistake).unwrap_err().to_string();
-            assert!(text.contains("bundles: expected"), "{mistake}: {text}");
+            let told = format!("bundles: expected {told}");
+            assert!(text.contains(&told), "{mistake}: {text}");
         }
         let small = Room::of(0, None);
         assert_eq!((small.all_bytes, small.tenant_bytes), (10 * MIB, 10 * MIB));

@@ -1,6 +1,6 @@
 //! The main job, for a person to watch: a fleet, a node behind its walls, a tenant, a sealed key, a function, its callers.
 //! `casemate-demo` leaves everything running until Ctrl-C; `casemate-demo --once` ends by itself. With `--image` the node is a
-//! machine that an emulator boots from an image.
+//! machine that an emulator boots from an image. With `--keep` the folder with everything in it stays.
 #![forbid(unsafe_code)]
 
 use std::io::Write as _;
@@ -16,11 +16,21 @@ use anyhow::{Context as _, Result, bail, ensure};
 use casemate_tests::caller;
 use casemate_tests::fleet::{FUNCTION_HOST, Fleet, SOON, UPSTREAM_HOST, UPSTREAM_KEY};
 use casemate_tests::machine::{self, Hardware, Machine};
+use casemate_tests::programs;
 use casemate_tests::upstream::Upstream;
 use tokio::task::block_in_place;
 
 /// Between two calls of the caller that goes on while versions change.
 const CALL_INTERVAL: Duration = Duration::from_millis(20);
+
+/// How the project's npm packages are installed: as its lock file says, without any script of theirs.
+const INSTALL: [&str; 5] = [
+    "ci",
+    "--ignore-scripts",
+    "--no-audit",
+    "--no-fund",
+    "--silent",
+];
 
 /// What the demo's project allows itself.
 const DEMO_CPU_TIME_MS: u32 = 50;
@@ -47,6 +57,11 @@ impl Story {
         ));
     }
 
+    /// A command that stands behind a step, as one would type it.
+    fn command(&self, text: &str) {
+        self.line(&format!("    $ {text}"));
+    }
+
     fn shown(&self, what: &str, text: &str) {
         self.line(&format!("    {what}:"));
         text.trim_end()
@@ -55,9 +70,29 @@ impl Story {
     }
 }
 
+/// What the command line asks for.
+#[derive(Debug, Clone, Copy)]
+struct Asked {
+    /// End by itself.
+    once: bool,
+    /// A node that boots from an image.
+    image: bool,
+    /// Leave the folder where it is.
+    keep: bool,
+}
+
 fn main() -> ExitCode {
     let asks = |option: &str| std::env::args().any(|argument| argument == option);
-    let (once, image) = (asks("--once"), asks("--image"));
+    let asked = Asked {
+        once: asks("--once"),
+        image: asks("--image"),
+        keep: asks("--keep"),
+    };
+    // The commands of the fleet come from where they are run.
+    programs::tell_commands(|text| {
+        let mut out = std::io::stdout().lock();
+        let _written = writeln!(out, "    $ {text}").and_then(|()| out.flush());
+    });
     let mut story = Story {
         started: Instant::now(),
         number: 0,
@@ -69,7 +104,7 @@ fn main() -> ExitCode {
             return ExitCode::from(70);
         }
     };
-    match runtime.block_on(run(once, image, &mut story)) {
+    match runtime.block_on(run(asked, &mut story)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             story.line(&format!("\nthe demo failed: {error:#}"));
@@ -78,21 +113,51 @@ fn main() -> ExitCode {
     }
 }
 
-async fn run(once: bool, image: bool, story: &mut Story) -> Result<()> {
+async fn run(asked: Asked, story: &mut Story) -> Result<()> {
     let temporary = tempfile::Builder::new()
         .prefix("casemate-demo-")
+        .disable_cleanup(asked.keep)
         .tempdir()?;
     let folder = temporary.path();
     std::fs::set_permissions(folder, std::fs::Permissions::from_mode(0o755))?;
     story.line("Casemate: a function uses a key that it never sees, on a node that trusts nobody.");
     story.line(&format!("Everything lies in {}", folder.display()));
+    let programs = programs::programs_folder()?;
+    story.line(&format!(
+        "Each step shows its commands behind `$`; the programs are in {}",
+        programs.display()
+    ));
+    let told = tell(asked, story, folder).await;
+    if asked.keep {
+        story.line(&kept(folder));
+    }
+    told
+}
 
+/// What is left to look at.
+fn kept(folder: &Path) -> String {
+    let shown = folder.display();
+    format!(
+        "\nEverything is kept, and nothing of it runs any more:\n  \
+         {shown}/control     the control plane: control.toml, its state and its log\n  \
+         {shown}/node        the node: node.toml, vault.toml, its state and its log\n  \
+         {shown}/operator    the operator's home, with the fleet's root key\n  \
+         {shown}/tenant      the tenant's home\n  \
+         {shown}/hello       the function's project\n\
+         Start the control plane again with `casemate-control serve --config {shown}/control/control.toml`.\n\
+         Remove it all with: rm -rf {shown}"
+    )
+}
+
+/// The story itself, in a folder.
+async fn tell(asked: Asked, story: &mut Story, folder: &Path) -> Result<()> {
+    let image = asked.image;
     story.step("an upstream starts: over TLS, and 401 for whoever comes without the key");
     let upstream = Upstream::start(UPSTREAM_HOST, UPSTREAM_KEY).await?;
     if !image {
         let mut fleet = block_in_place(|| Fleet::start_in(folder, &mut |text| story.step(text)))?;
         let gateway = fleet.node.gateway;
-        play(once, story, &fleet, gateway, &upstream, 1).await?;
+        play(asked, story, &fleet, gateway, &upstream, 1).await?;
         story.step("everything ends");
         block_in_place(|| fleet.node.stop())?;
         return Ok(());
@@ -121,14 +186,14 @@ async fn run(once: bool, image: bool, story: &mut Story) -> Result<()> {
     story.shown("the machine's console", &fleet.node.said());
     let gateway = fleet.node.gateway;
     // An emulated processor is twenty times slower.
-    play(once, story, &fleet, gateway, &upstream, 20).await?;
+    play(asked, story, &fleet, gateway, &upstream, 20).await?;
     story.step("the power is cut");
     block_in_place(|| fleet.node.cut_power())
 }
 
 /// Everything from the function's source to its callers, the same on every node.
 async fn play<N>(
-    once: bool,
+    asked: Asked,
     story: &mut Story,
     fleet: &Fleet<N>,
     gateway: SocketAddr,
@@ -142,6 +207,11 @@ async fn play<N>(
     let text = text.replace(&format!("cpu_time_ms = {DEMO_CPU_TIME_MS}"), &time);
     std::fs::write(&config, text)?;
     story.step("the tenant's function: TypeScript, several files, and hono from npm");
+    story.command(&format!(
+        "cd {} && npm {}",
+        project.display(),
+        INSTALL.join(" ")
+    ));
     block_in_place(|| install(&project))?;
     story.step(
         "the tenant seals the upstream's key: from here on only the nodes' vaults can open it",
@@ -151,6 +221,9 @@ async fn play<N>(
     block_in_place(|| fleet.deploy(&project))?;
 
     story.step("a caller asks");
+    story.command(&format!(
+        "curl -H 'Host: {FUNCTION_HOST}' http://{gateway}/"
+    ));
     story.shown(
         &format!("GET http://{FUNCTION_HOST}/"),
         &until_version(gateway, "1").await?,
@@ -173,6 +246,9 @@ async fn play<N>(
     story.line("    The upstream saw the right key: the vault set it on the way out.");
 
     story.step("what the function itself can see");
+    story.command(&format!(
+        "curl -H 'Host: {FUNCTION_HOST}' http://{gateway}/environment"
+    ));
     let environment = caller::get(gateway, FUNCTION_HOST, "/environment")
         .await?
         .text();
@@ -201,22 +277,16 @@ async fn play<N>(
         "    {calls} requests went on meanwhile, none failed."
     ));
 
-    if !once {
-        linger(story, fleet, gateway, &project).await?;
+    if !asked.once {
+        linger(story, fleet, gateway, &project, asked.keep).await?;
     }
     Ok(())
 }
 
-/// Installs the project's npm packages, as its lock file says.
+/// Installs the project's npm packages.
 fn install(project: &Path) -> Result<()> {
     let ran = Command::new("npm")
-        .args([
-            "ci",
-            "--ignore-scripts",
-            "--no-audit",
-            "--no-fund",
-            "--silent",
-        ])
+        .args(INSTALL)
         .current_dir(project)
         .output();
     let ran = ran.context("running npm")?;
@@ -291,8 +361,9 @@ async fn linger<N>(
     fleet: &Fleet<N>,
     gateway: SocketAddr,
     project: &Path,
+    keep: bool,
 ) -> Result<()> {
-    let casemate = casemate_tests::programs::program("casemate")?;
+    let casemate = programs::program("casemate")?;
     let casemate = casemate.display();
     let (operator, tenant) = (
         fleet.operator.home().display(),
@@ -313,6 +384,10 @@ async fn linger<N>(
         "  edit {}/src/main.ts, then: {casemate} --home {tenant} deploy",
         project.display()
     ));
-    story.line("\nCtrl-C ends it and removes everything.");
+    let then = match keep {
+        true => "keeps its folder",
+        false => "removes everything (KEEP=1 keeps it)",
+    };
+    story.line(&format!("\nCtrl-C ends it and {then}."));
     tokio::signal::ctrl_c().await.context("waiting for Ctrl-C")
 }

@@ -392,6 +392,7 @@ mod tests {
                 max_age_secs: MAX_MAX_AGE_SECS,
                 key: Some(key),
             }),
+            notes: [].into(),
             issued: 0,
             expires: u64::MAX,
         };

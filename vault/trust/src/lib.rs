@@ -9,6 +9,7 @@
 //! | [`id`], [`key`], [`keyfile`] | digests, public and private keys, key files |
 //! | [`dsse`] | signed envelopes |
 //! | [`statement`] | what the root and the tenants say |
+//! | [`note`] | who deployed a release, when, and what for |
 //! | [`freshness`] | how long a manifest's credentials are used without its tenant's renewal |
 //! | [`image`] | versions of machine images, and the root's word on one |
 //! | [`ceiling`] | what a tenant may use and reach at most |
@@ -34,6 +35,7 @@ pub mod key;
 pub mod keyfile;
 pub mod lease;
 pub mod name;
+pub mod note;
 pub mod path;
 pub mod release;
 pub mod revocation;

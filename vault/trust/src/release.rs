@@ -300,25 +300,31 @@ impl Release {
         self.credentials.iter().find_map(Credential::flaw)
     }
 
-    /// A host that the tenant was not given, if there is one.
-    pub fn host_outside(&self, tenant: &Tenant) -> Option<&HostName> {
+    /// The hosts that the tenant was not given.
+    pub fn hosts_outside<'a>(&'a self, tenant: &'a Tenant) -> impl Iterator<Item = &'a HostName> {
         self.hosts
             .iter()
-            .find(|host| !tenant.hosts.iter().any(|pattern| pattern.covers(host)))
+            .filter(|host| !tenant.hosts.iter().any(|pattern| pattern.covers(host)))
     }
 
-    /// A host and port that the release declares, in a rule or a credential slot, and that the tenant's egress ceiling does
-    /// not allow. Whether a host's addresses are in a private network shows only when a call resolves it.
-    pub fn egress_outside(&self, ceiling: &EgressCeiling) -> Option<(&HostName, u16)> {
+    /// The hosts and ports that the release declares, in a rule or a credential slot, and that the tenant's egress ceiling
+    /// does not allow. Whether a host's addresses are in a private network shows only when a call resolves it.
+    pub fn egress_outside<'a>(
+        &'a self,
+        ceiling: &'a EgressCeiling,
+    ) -> impl Iterator<Item = (&'a HostName, u16)> {
         let rules = self.egress.iter().map(|rule| (&rule.host, rule.port));
         let slots = self.credentials.iter().map(|slot| (&slot.host, slot.port));
         rules
             .chain(slots)
-            .find(|(host, port)| !ceiling.allows(host, *port))
+            .filter(|(host, port)| !ceiling.allows(host, *port))
     }
 
-    /// A limit over the tenant's ceiling, if there is one: its name, what is asked, what is allowed.
-    pub fn limit_over(&self, ceilings: &Ceilings) -> Option<(&'static str, u32, u32)> {
+    /// The limits over the tenant's ceilings: the name of each, what is asked, what is allowed.
+    pub fn limits_over(
+        &self,
+        ceilings: &Ceilings,
+    ) -> impl Iterator<Item = (&'static str, u32, u32)> + use<> {
         let limits = [
             ("cpu_time_ms", self.limits.cpu_time_ms, ceilings.cpu_time_ms),
             (
@@ -337,6 +343,6 @@ impl Release {
         ];
         limits
             .into_iter()
-            .find(|(_, asked, allowed)| asked > allowed)
+            .filter(|(_, asked, allowed)| asked > allowed)
     }
 }

@@ -12,6 +12,7 @@ use crate::host::HostPattern;
 use crate::id::{Digest, FleetId, TenantId};
 use crate::key::{PublicKey, SealingKey, SigningKey};
 use crate::name::{Identifier, Name};
+use crate::note::{self, Note};
 
 pub use crate::ceiling::{Ceilings, EgressCeiling, MIN_MEMORY_MIB};
 
@@ -183,6 +184,9 @@ pub struct Manifest {
     /// How long its credentials are used without a renewal; without a demand, until it expires.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub freshness: Option<FreshnessDemand>,
+    /// Where the releases that it lists come from.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub notes: BTreeMap<Digest, Note>,
     /// When it was signed.
     pub issued: Seconds,
     /// Until when its credentials are used.
@@ -387,6 +391,7 @@ impl Statement for Manifest {
         version_flaw(self.version)
             .or_else(|| version_flaw(self.tenant_version))
             .or(freshness)
+            .or_else(|| note::flaw(&self.notes))
             .or_else(|| span_flaw(self.issued, self.expires))
     }
 }

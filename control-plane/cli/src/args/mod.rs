@@ -6,6 +6,7 @@ mod tenant;
 
 use std::path::PathBuf;
 
+use casemate_trust::name::Name;
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
 
 pub use freshness::{Freshness, FreshnessKey, FreshnessOff, FreshnessRenew, FreshnessRequire};
@@ -15,8 +16,8 @@ pub use operator::{
     TenantAdd, TenantHosts, TenantKey, TenantUpdate, Token, TokenCreate, TokenScope,
 };
 pub use tenant::{
-    Deploy, Init, Login, Logs, Prune, Reflection, Remove, Renew, Rollback, Secret, SecretPut,
-    SecretRemove, Signing, SlotKind, Template, Whose,
+    Deploy, Doctor, Init, Login, Logs, Prune, Reflection, Remove, Renew, Rollback, Secret,
+    SecretPut, SecretRemove, Signing, SlotKind, Template, Versions, Whose,
 };
 
 /// Who a command is for, in the order of the help text. Every command is in one group: a test says so.
@@ -28,6 +29,7 @@ const GROUPS: &[(&str, &[&str])] = &[
             "deploy",
             "secret",
             "status",
+            "versions",
             "logs",
             "rollback",
             "renew",
@@ -40,7 +42,10 @@ const GROUPS: &[(&str, &[&str])] = &[
         "The fleet (operator)",
         &["fleet", "pool", "tenant", "node", "image", "token", "audit"],
     ),
-    ("Both", &["login", "fingerprint", "completions"]),
+    (
+        "Both",
+        &["login", "whoami", "doctor", "fingerprint", "completions"],
+    ),
 ];
 
 /// Everything on the command line.
@@ -75,6 +80,9 @@ pub struct Global {
         hide_env_values = true
     )]
     pub home: Option<PathBuf>,
+    /// An environment of casemate.toml: [env.NAME]
+    #[arg(long, global = true, value_name = "NAME")]
+    pub env: Option<Name>,
     /// Results as JSON on standard output, errors as JSON on standard error
     #[arg(long, global = true)]
     pub json: bool,
@@ -104,6 +112,8 @@ pub enum Command {
     Secret(Secret),
     /// What is signed, what the nodes run, and what expires when
     Status(Whose),
+    /// The releases of each function: when, by whom, what for, and which nodes run them
+    Versions(Versions),
     /// Show the functions' logs
     Logs(Logs),
     /// Go back to an earlier release
@@ -139,9 +149,16 @@ pub enum Command {
     Audit(Audit),
     /// Connect this home to a control plane that you know by its fingerprint
     Login(Login),
+    /// Who this home is: fleet, control plane, tenant and keys
+    Whoami(Whose),
+    /// Look for what would keep commands from working, with a next step for each
+    Doctor(Doctor),
     /// The fleet's fingerprint and the address to hand to tenants
     Fingerprint,
-    /// Completions for a shell, on standard output
+    /// Completions for a shell, on standard output: names of functions, secrets, nodes and environments too
+    ///
+    /// bash: source <(casemate completions bash); zsh: source <(casemate completions zsh); fish: casemate completions fish | source.
+    /// Put the line into the shell's startup file, so that the script is of the same version as the program.
     Completions {
         /// Which shell
         shell: clap_complete::Shell,

@@ -35,8 +35,9 @@ pub enum Template {
 /// `casemate login`
 #[derive(Debug, Args)]
 pub struct Login {
-    /// https://HOST:PORT#FINGERPRINT, got from the operator and not from the network
-    pub address: String,
+    /// https://HOST:PORT#FINGERPRINT, got from the operator and not from the network [default: `control` of the environment]
+    #[arg(required_unless_present = "env")]
+    pub address: Option<String>,
     /// The API token; other users of this machine see it in the list of processes, so rather use a file
     #[arg(
         long,
@@ -85,6 +86,10 @@ pub struct Deploy {
     /// Bundle and check everything, but sign and upload nothing
     #[arg(long)]
     pub dry_run: bool,
+    /// What the release is for, as `casemate versions` shows it [default: the last commit of git, and its author; with an
+    /// empty TEXT nothing is noted]
+    #[arg(long, value_name = "TEXT")]
+    pub message: Option<String>,
     /// Where casemate.toml is
     #[command(flatten)]
     pub project: ProjectFolder,
@@ -108,9 +113,18 @@ pub enum Secret {
 #[derive(Debug, Args)]
 pub struct SecretPut {
     /// Name of the secret, such as STRIPE_KEY
-    pub name: Identifier,
+    #[arg(required_unless_present = "env_file")]
+    pub name: Option<Identifier>,
+    /// Seal every NAME=value of FILE, in the grammar of dotenv (- for standard input), in one manifest
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["name", "from_file"])]
+    pub env_file: Option<PathBuf>,
     /// A host that it may be sent to, such as api.example.com, or with its port api.example.com:8443; once for each
-    #[arg(long = "host", value_name = "HOST[:PORT]", required = true)]
+    /// [default with `--env-file`: the hosts of the credentials in casemate.toml that use the secret]
+    #[arg(
+        long = "host",
+        value_name = "HOST[:PORT]",
+        required_unless_present = "env_file"
+    )]
     pub hosts: Vec<Endpoint>,
     /// A port of the hosts, in place of one behind each host [default: 443]; once for each
     #[arg(long = "port", value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
@@ -198,6 +212,27 @@ pub struct Rollback {
     /// How it is signed
     #[command(flatten)]
     pub signing: Signing,
+}
+
+/// `casemate versions`
+#[derive(Debug, Args)]
+pub struct Versions {
+    /// Only this function
+    pub function: Option<Name>,
+    /// For whom
+    #[command(flatten)]
+    pub whose: Whose,
+}
+
+/// `casemate doctor`
+#[derive(Debug, Args)]
+pub struct Doctor {
+    /// Where casemate.toml is, if this is about a project
+    #[command(flatten)]
+    pub project: ProjectFolder,
+    /// For whom
+    #[command(flatten)]
+    pub whose: Whose,
 }
 
 /// `casemate renew`

@@ -99,7 +99,9 @@ impl Frames {
             Some(Missing::NodeBuiltIn(name)) => {
                 format!("`{name}` is part of Node.js; functions run without Node.js")
             }
-            Some(Missing::Package(package)) => format!("the package `{package}` is not installed"),
+            Some(Missing::Package(package) | Missing::Jsx(package)) => {
+                format!("the package `{package}` is not installed")
+            }
             Some(Missing::File(name)) => format!("there is no file `{name}`"),
             None => message,
         }
@@ -113,7 +115,14 @@ impl Frames {
                  workers"
                     .to_owned()
             }
-            Some(Missing::Package(package)) => format!("run `npm install {package}` in {folder}"),
+            Some(Missing::Jsx(package)) => format!(
+                "JSX calls that package: run `npm install {package}` in {folder}, or name the library that you use as \
+                 `jsxImportSource` under `compilerOptions` in tsconfig.json"
+            ),
+            Some(Missing::Package(package)) => format!(
+                "run `npm install {package}` in {folder}; if it is a name of your own, define it as `paths` under \
+                 `compilerOptions` in tsconfig.json"
+            ),
             Some(Missing::File(_)) => "correct the path of the import, relative to the file that it is in".to_owned(),
             None if matches!(complaint.kind(), EventKind::UnresolvedEntry) => {
                 "correct `main` in casemate.toml: a path relative to the project's folder".to_owned()
@@ -126,6 +135,8 @@ impl Frames {
 /// An import that leads nowhere.
 enum Missing {
     NodeBuiltIn(String),
+    /// That of the library whose functions JSX becomes calls of.
+    Jsx(String),
     Package(String),
     File(String),
 }
@@ -150,5 +161,9 @@ fn missing_import(complaint: &BuildDiagnostic) -> Option<Missing> {
         (true, Some(second)) => format!("{first}/{second}"),
         _ => first.to_owned(),
     };
-    Some(Missing::Package(package))
+    let rest = specifier.strip_prefix(&package);
+    Some(match rest {
+        Some("/jsx-runtime" | "/jsx-dev-runtime") => Missing::Jsx(package),
+        _ => Missing::Package(package),
+    })
 }

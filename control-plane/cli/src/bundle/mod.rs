@@ -2,9 +2,12 @@
 
 mod archive;
 mod diagnose;
+mod grammar;
+mod tsconfig;
 mod walls;
+mod workspace;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use ring::digest::{SHA256, digest};
@@ -13,6 +16,7 @@ use rolldown::{
     SourceMapType, TsConfig,
 };
 use rolldown_common::{Output, OutputChunk};
+use serde::Serialize;
 
 pub use archive::{Files, pack};
 
@@ -35,38 +39,71 @@ pub struct Bundle {
     pub digest: [u8; 32],
     /// Modules that went in, npm packages included.
     pub modules: usize,
+    /// What was packed from folders beside the project.
+    pub beside: Vec<Beside>,
     /// What the author should know, each with file, line and column.
     pub warnings: Vec<String>,
 }
 
-/// Bundle the module `main`, a path relative to `folder`. Nothing of `home` becomes part of it, nor of anything else outside
-/// of the project.
+/// What a function is made of.
+#[derive(Debug, Clone, Copy)]
+pub struct Sources<'a> {
+    /// The project's folder.
+    pub folder: &'a Path,
+    /// The main module, a path relative to `folder`.
+    pub main: &'a str,
+    /// Folders beside the project that its modules may be imported from.
+    pub include: &'a [PathBuf],
+    /// The home folder: nothing of it becomes part of a bundle.
+    pub home: &'a Path,
+}
+
+/// Files that were packed from a folder beside the project.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Beside {
+    /// The package's folder, relative to the project's.
+    pub folder: String,
+    /// How many files.
+    pub files: usize,
+}
+
+/// Bundle a function. Nothing becomes part of it but the project, installed packages, linked packages of the project's
+/// workspace, and the folders that `include` names.
 ///
 /// # Errors
-/// An import of what lies outside; a syntax error or an import that cannot be resolved, with file, line, column and the line
-/// itself; an entry without default export; a bundle over [`MAX_BUNDLE_BYTES`], with its largest modules.
-pub async fn bundle(folder: &Path, main: &str, home: &Path) -> Result<Bundle, Error> {
-    let folder = folder.canonicalize().map_err(|error| {
+/// An import of what lies outside; a `tsconfig.json` that cannot be read; syntax that V8 cannot parse, or an import that cannot
+/// be resolved, with file, line, column and the line itself; an entry without default export; a bundle over
+/// [`MAX_BUNDLE_BYTES`], with its largest modules.
+pub async fn bundle(sources: Sources<'_>) -> Result<Bundle, Error> {
+    let main = sources.main;
+    let folder = sources.folder.canonicalize().map_err(|error| {
         Error::new(
             Code::Input,
             "cannot open the project's folder",
             "check the path",
         )
-        .at(folder.display())
+        .at(sources.folder.display())
         .source(error)
     })?;
     let frames = diagnose::Frames::new(&folder);
-    let walls = Arc::new(Walls::new(&folder, home));
-    let mut bundler =
-        rolldown::Bundler::with_plugins(options(&folder, main), vec![Arc::clone(&walls) as _])
-            .map_err(|errors| frames.failed(errors.iter()))?;
+    let walls = Arc::new(Walls::new(&folder, &sources));
+    let config = tsconfig::find(&folder, main, &walls)?;
+    let mut bundler = rolldown::Bundler::with_plugins(
+        options(&folder, main, config),
+        vec![Arc::clone(&walls) as _],
+    )
+    .map_err(|errors| frames.failed(errors.iter()))?;
     let output = bundler.generate().await.map_err(|errors| {
         let refusal = walls.refusal();
         refusal.unwrap_or_else(|| frames.failed(errors.iter()))
     })?;
-    walls.check_copied(&folder, &output.assets)?;
+    walls.check_copied(&output.assets)?;
+    let beside = walls.packed_from_beside(&output.assets);
     let warnings = frames.warnings(&output.warnings)?;
     let (files, chunks) = collect(output.assets)?;
+    for chunk in &chunks {
+        grammar::check(chunk)?;
+    }
     must_export_default(&chunks, main)?;
     let bytes = pack(&files)?;
     if bytes.len() > MAX_BUNDLE_BYTES {
@@ -78,11 +115,12 @@ pub async fn bundle(folder: &Path, main: &str, home: &Path) -> Result<Bundle, Er
         bytes,
         digest: hash,
         modules: chunks.iter().map(|chunk| chunk.module_ids.len()).sum(),
+        beside,
         warnings,
     })
 }
 
-fn options(folder: &Path, main: &str) -> BundlerOptions {
+fn options(folder: &Path, main: &str, tsconfig: Option<PathBuf>) -> BundlerOptions {
     BundlerOptions {
         // Rolldown takes a bare name for a package.
         input: Some(vec![InputItem {
@@ -103,8 +141,8 @@ fn options(folder: &Path, main: &str) -> BundlerOptions {
             condition_names: Some(vec!["worker".to_owned()]),
             ..ResolveOptions::default()
         }),
-        // A project's bundle must not depend on files above its folder.
-        tsconfig: Some(TsConfig::Auto(false)),
+        // Found by ourselves: the bundler would look in every folder up to the root of the disk.
+        tsconfig: Some(tsconfig.map_or(TsConfig::Auto(false), TsConfig::Manual)),
         module_types: Some(
             [
                 (".wasm", ModuleType::Copy),

@@ -69,6 +69,16 @@ fn write(folder: &Path, files: &[(&str, &str)]) {
     }
 }
 
+async fn make(folder: &Path, home: &Path) -> Result<Bundle, Error> {
+    let sources = Sources {
+        folder,
+        main: "src/index.ts",
+        include: &[],
+        home,
+    };
+    bundle(sources).await
+}
+
 fn unpack(bundle: &Bundle) -> Files {
     let mut archive = tar::Archive::new(bundle.bytes.as_slice());
     let entries = archive.entries().unwrap().map(|entry| {
@@ -86,19 +96,14 @@ fn unpack(bundle: &Bundle) -> Files {
 async fn failure(files: &[(&str, &str)]) -> String {
     let dir = project(files);
     let folder = dir.path().canonicalize().unwrap();
-    let text = bundle(dir.path(), "src/index.ts", Path::new(""))
-        .await
-        .unwrap_err()
-        .to_text();
+    let text = make(dir.path(), Path::new("")).await.unwrap_err().to_text();
     text.replace(&folder.display().to_string(), "<project>")
 }
 
 #[tokio::test]
 async fn typescript_of_several_files_and_an_npm_package_become_modules() {
     let dir = project(PROJECT);
-    let bundle = bundle(dir.path(), "src/index.ts", Path::new(""))
-        .await
-        .unwrap();
+    let bundle = make(dir.path(), Path::new("")).await.unwrap();
     let files = unpack(&bundle);
     let main = String::from_utf8(files[ENTRY].clone()).unwrap();
     for gone in [
@@ -146,24 +151,12 @@ async fn the_same_sources_in_another_folder_give_the_same_digest() {
     let (one, two) = (project(PROJECT), project(PROJECT));
     let nested = two.path().join("somewhere/else");
     write(&nested, PROJECT);
-    let digest = bundle(one.path(), "src/index.ts", Path::new(""))
-        .await
-        .unwrap()
-        .digest;
+    let digest = make(one.path(), Path::new("")).await.unwrap().digest;
     assert_eq!(
         digest,
-        bundle(one.path(), "src/index.ts", Path::new(""))
-            .await
-            .unwrap()
-            .digest
+        make(one.path(), Path::new("")).await.unwrap().digest
     );
-    assert_eq!(
-        digest,
-        bundle(&nested, "src/index.ts", Path::new(""))
-            .await
-            .unwrap()
-            .digest
-    );
+    assert_eq!(digest, make(&nested, Path::new("")).await.unwrap().digest);
 }
 
 #[tokio::test]
@@ -176,14 +169,8 @@ async fn files_above_the_project_change_nothing() {
     write(&nested, PROJECT);
     let alone = project(PROJECT);
     assert_eq!(
-        bundle(&nested, "src/index.ts", Path::new(""))
-            .await
-            .unwrap()
-            .digest,
-        bundle(alone.path(), "src/index.ts", Path::new(""))
-            .await
-            .unwrap()
-            .digest
+        make(&nested, Path::new("")).await.unwrap().digest,
+        make(alone.path(), Path::new("")).await.unwrap().digest
     );
 }
 
@@ -213,7 +200,7 @@ fn beside_private(import: &str) -> (tempfile::TempDir, PathBuf) {
 }
 
 async fn must_be_outside(folder: &Path, home: &Path, named: &str) {
-    let error = bundle(folder, "src/index.ts", home).await.unwrap_err();
+    let error = make(folder, home).await.unwrap_err();
     let text = error.to_text();
     assert_eq!(error.code(), Code::Bundle);
     assert!(text.contains("not the project's"), "{text}");
@@ -249,18 +236,14 @@ async fn no_file_outside_of_the_project_is_bundled() {
 async fn the_home_is_never_bundled_and_packages_above_are() {
     let (_dir, folder) = beside_private("../../.home/connection.json");
     write(&folder, &[(".home/connection.json", "\"hunter2\"")]);
-    let inside = bundle(&folder, "src/index.ts", Path::new(""))
-        .await
-        .unwrap();
+    let inside = make(&folder, Path::new("")).await.unwrap();
     assert!(String::from_utf8_lossy(&inside.bytes).contains("hunter2"));
     must_be_outside(&folder, &folder.join(".home"), "connection.json").await;
     // Where npm puts what several projects share.
     let (dir, folder) = beside_private("./data.json");
     fs::write(folder.join("node_modules/dep/data.json"), "\"shared\"").unwrap();
     fs::rename(folder.join("node_modules"), dir.path().join("node_modules")).unwrap();
-    let above = bundle(&folder, "src/index.ts", Path::new(""))
-        .await
-        .unwrap();
+    let above = make(&folder, Path::new("")).await.unwrap();
     assert!(String::from_utf8_lossy(&above.bytes).contains("shared"));
 }
 
@@ -322,3 +305,6 @@ async fn a_bundle_over_its_size_names_the_largest_modules() {
     assert!(first.starts_with("error: the bundle has 1"), "{first}");
     insta::assert_snapshot!(rest);
 }
+
+mod typescript;
+mod workspaces;

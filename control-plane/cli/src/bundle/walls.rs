@@ -2,19 +2,27 @@
 //! whatever the machine holds, to where the control plane reads it and the function's code has it at run time.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use rolldown::plugin::{HookLoadArgs, HookLoadReturn, HookUsage, Plugin, SharedLoadPluginContext};
 use rolldown_common::Output;
 
+use super::workspace;
+use super::{Beside, Sources};
 use crate::error::{Code, Error};
 
 /// See the module. Asked before a module is read, so that not even the frame of a syntax error shows what lies outside.
 #[derive(Debug)]
 pub(super) struct Walls {
-    /// The project, and each `node_modules` that Node.js would look into from there.
-    inside: Vec<PathBuf>,
+    folder: PathBuf,
+    /// The workspace that the project is a part of.
+    workspace: Option<PathBuf>,
+    /// Each `node_modules` that Node.js would look into from there.
+    installed: Vec<PathBuf>,
+    /// Folders beside the project: packages of the workspace, and what `casemate.toml` names.
+    beside: Vec<PathBuf>,
     /// The home folder, with keys and tokens: never, also where it lies in the project.
     home: Option<PathBuf>,
     /// The first file that was refused.
@@ -22,47 +30,158 @@ pub(super) struct Walls {
 }
 
 impl Walls {
-    /// Around a project, whose path has no symbolic links in it.
-    pub(super) fn new(folder: &Path, home: &Path) -> Self {
-        let packages = folder.ancestors().map(|up| up.join("node_modules"));
-        let packages = packages.filter_map(|packages| packages.canonicalize().ok());
+    /// Around a project, whose path `folder` has no symbolic links in it.
+    pub(super) fn new(folder: &Path, sources: &Sources<'_>) -> Self {
+        let installed = folder.ancestors().map(|up| up.join("node_modules"));
+        let workspace = workspace::root(folder);
+        let linked = workspace
+            .iter()
+            .flat_map(|root| workspace::linked(root, folder));
+        let named = sources.include.iter();
+        let beside = linked.chain(named.filter_map(|path| path.canonicalize().ok()));
         Self {
-            inside: packages.chain([folder.to_owned()]).collect(),
-            home: home.canonicalize().ok(),
+            folder: folder.to_owned(),
+            installed: installed
+                .filter_map(|packages| packages.canonicalize().ok())
+                .collect(),
+            beside: beside.collect(),
+            home: sources.home.canonicalize().ok(),
+            workspace,
             refused: Mutex::default(),
         }
+    }
+
+    /// Around nothing.
+    pub(super) fn closed() -> Self {
+        Self {
+            // No path begins with it.
+            folder: PathBuf::from("-"),
+            workspace: None,
+            installed: Vec::new(),
+            beside: Vec::new(),
+            home: None,
+            refused: Mutex::default(),
+        }
+    }
+
+    /// The folder up to which manifests and configurations count.
+    pub(super) fn top(&self) -> &Path {
+        self.workspace.as_deref().unwrap_or(&self.folder)
     }
 
     /// Whether a file lies inside, wherever links lead to it from.
     fn hold(&self, path: &Path) -> std::io::Result<bool> {
         let real = path.canonicalize()?;
-        let is_home = self
-            .home
+        let mut inside = self
+            .installed
+            .iter()
+            .chain(&self.beside)
+            .chain([&self.folder]);
+        Ok(!self.is_home(&real) && inside.any(|folder| real.starts_with(folder)))
+    }
+
+    /// Whether a file may say how the project is compiled: a workspace has its shared configurations anywhere in it.
+    pub(super) fn may_configure(&self, path: &Path) -> std::io::Result<bool> {
+        let real = path.canonicalize()?;
+        let is_shared = real.starts_with(self.top()) && !self.is_home(&real);
+        Ok(is_shared || self.hold(&real)?)
+    }
+
+    fn is_home(&self, real: &Path) -> bool {
+        self.home
             .as_ref()
-            .is_some_and(|home| real.starts_with(home));
-        Ok(!is_home && self.inside.iter().any(|folder| real.starts_with(folder)))
+            .is_some_and(|home| real.starts_with(home))
     }
 
     /// What the bundler copies it reads without asking: looked at before anything is made of it.
-    pub(super) fn check_copied(&self, folder: &Path, outputs: &[Output]) -> Result<(), Error> {
-        let assets = outputs.iter().filter_map(|output| match output {
-            Output::Asset(asset) if !asset.filename.ends_with(".map") => Some(asset),
-            _ => None,
-        });
-        for name in assets.flat_map(|asset| &asset.original_file_names) {
-            let path = folder.join(name);
+    pub(super) fn check_copied(&self, outputs: &[Output]) -> Result<(), Error> {
+        for path in self.copied(outputs) {
             if !self.hold(&path).unwrap_or(false) {
-                return Err(outside(&path));
+                return Err(self.outside(&path));
             }
         }
         Ok(())
     }
 
+    fn copied(&self, outputs: &[Output]) -> impl Iterator<Item = PathBuf> {
+        let assets = outputs.iter().filter_map(|output| match output {
+            Output::Asset(asset) if !asset.filename.ends_with(".map") => Some(asset),
+            _ => None,
+        });
+        assets
+            .flat_map(|asset| &asset.original_file_names)
+            .map(|name| self.folder.join(name))
+    }
+
+    /// What was packed from beside the project, by folder.
+    pub(super) fn packed_from_beside(&self, outputs: &[Output]) -> Vec<Beside> {
+        let modules = outputs.iter().filter_map(|output| match output {
+            Output::Chunk(chunk) => Some(&chunk.module_ids),
+            Output::Asset(_) => None,
+        });
+        let modules = modules.flatten().map(|id| PathBuf::from(id.as_str()));
+        let mut files: BTreeMap<String, usize> = BTreeMap::new();
+        for path in modules.chain(self.copied(outputs)) {
+            let real = path.canonicalize().unwrap_or(path);
+            if real.starts_with(&self.folder) || workspace::is_installed(&real) {
+                continue;
+            }
+            let holding = self.beside.iter().filter(|folder| real.starts_with(folder));
+            // The innermost is the package.
+            if let Some(folder) = holding.max_by_key(|folder| folder.as_os_str().len()) {
+                *files.entry(relative(&self.folder, folder)).or_default() += 1;
+            }
+        }
+        let beside = files.into_iter();
+        beside
+            .map(|(folder, files)| Beside { folder, files })
+            .collect()
+    }
+
     /// The error for the file that was refused, if that is what stopped the bundler.
     pub(super) fn refusal(&self) -> Option<Error> {
         let refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
-        refused.as_deref().map(outside)
+        refused.as_deref().map(|path| self.outside(path))
     }
+
+    /// The error for a file that lies outside.
+    pub(super) fn outside(&self, path: &Path) -> Error {
+        let scope = match &self.workspace {
+            Some(root) => format!(
+                "the project is a part of the workspace {}: its packages may be used that a node_modules links to",
+                root.display()
+            ),
+            None => "the project is no part of a workspace: no folder above it has a pnpm-workspace.yaml or a package.json \
+                     with `workspaces`"
+                .to_owned(),
+        };
+        Error::new(
+            Code::Bundle,
+            "the function reaches for a file that is not the project's",
+            "if a package did this on its own, find out why before you use it. To use a folder beside the project, make it a \
+             package of the workspace, name it in package.json and install it, or name it in casemate.toml: \
+             include = [\"../shared\"]",
+        )
+        .at(path.display())
+        .lines([scope])
+    }
+}
+
+/// `to` as it is written in a file of the folder `from`; both are real paths.
+fn relative(from: &Path, to: &Path) -> String {
+    let shared = from
+        .components()
+        .zip(to.components())
+        .take_while(|(a, b)| a == b)
+        .count();
+    let up = from.components().skip(shared).map(|_| "..".into());
+    let down = to.components().skip(shared);
+    let path: PathBuf = up
+        .chain(down.map(|part| part.as_os_str().to_owned()))
+        .collect::<Vec<std::ffi::OsString>>()
+        .iter()
+        .collect();
+    path.display().to_string()
 }
 
 impl Plugin for Walls {
@@ -84,14 +203,4 @@ impl Plugin for Walls {
         refused.get_or_insert_with(|| path.to_owned());
         Err(std::io::Error::other("a file outside of the project").into())
     }
-}
-
-fn outside(path: &Path) -> Error {
-    Error::new(
-        Code::Bundle,
-        "a module imports a file that is not the project's",
-        "import only what lies in the project's folder or is installed in a node_modules; if a package did this on its own, \
-         find out why before you use it. To use files beside the project, make the folder above both of them the project",
-    )
-    .at(path.display())
 }

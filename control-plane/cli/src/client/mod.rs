@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use casemate_api::error::{ErrorBody, ErrorDetail, code};
+use casemate_trust::Seconds;
 use casemate_trust::key::PublicKey;
 use http::{Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt as _, Full, Limited};
@@ -87,6 +88,8 @@ pub struct Api {
     pin: Option<PublicKey>,
     token: Option<Zeroizing<String>>,
     connection: Option<SendRequest<Full<Bytes>>>,
+    /// The time by the other end's clock when it last answered.
+    clock: Option<Seconds>,
 }
 
 impl std::fmt::Debug for Api {
@@ -106,6 +109,7 @@ impl Api {
             pin: None,
             token: None,
             connection: None,
+            clock: None,
         };
         let key = api.connect().await?;
         Ok((api, key))
@@ -115,6 +119,11 @@ impl Api {
     pub fn trust(&mut self, key: PublicKey, token: Option<Zeroizing<String>>) {
         self.pin = Some(key);
         self.token = token;
+    }
+
+    /// The time by the control plane's clock when it last answered, unix seconds.
+    pub fn clock(&self) -> Option<Seconds> {
+        self.clock
     }
 
     /// Where it is.
@@ -221,6 +230,7 @@ impl Api {
             self.connection = None;
             self.broken(error)
         })?;
+        self.clock = clock_of(&response).or(self.clock);
         if response.status().is_success() {
             return Ok(response);
         }
@@ -347,6 +357,13 @@ impl Api {
             .await?;
         Ok(())
     }
+}
+
+/// The time that an answer says it was made at.
+fn clock_of<B>(response: &Response<B>) -> Option<Seconds> {
+    let text = response.headers().get(header::DATE)?.to_str().ok()?;
+    let time = jiff::fmt::rfc2822::parse(text).ok()?;
+    u64::try_from(time.timestamp().as_second()).ok()
 }
 
 async fn in_time<T>(

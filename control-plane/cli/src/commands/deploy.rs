@@ -5,8 +5,8 @@ use casemate_trust::name::Name;
 use casemate_trust::release::{Credential, MAX_RELEASE_BYTES, Release};
 use serde_json::json;
 
-use super::short;
 use super::status::warn_of_lost_hosts;
+use super::{origin, short};
 use crate::args::{Deploy, Prune, Remove, Renew, Rollback, Signing};
 use crate::bundle::{Bundle, bundle};
 use crate::endpoint::authority;
@@ -14,14 +14,15 @@ use crate::error::{Code, Error};
 use crate::machine::{date, now};
 use crate::project::Project;
 use crate::session::{Connection, Context};
-use crate::tenancy::{Tenancy, Until, egress_not_given, host_not_given};
+use crate::tenancy::{Draft, Reach, Tenancy, Until, broken, egress_not_given, hosts_not_given};
 
 /// `casemate deploy`
 pub(super) async fn deploy(cx: &Context, args: &Deploy) -> Result<(), Error> {
-    let project = Project::load(&args.project.project)?;
+    let project = cx.project(&args.project.project)?;
     let progress = cx.output.progress(format!("bundling {}", project.main));
-    let bundle = bundle(&project.folder, &project.main, cx.home.path()).await?;
+    let bundle = bundle(project.sources(cx.home.path())).await?;
     drop(progress);
+    tell_beside(cx, &bundle);
     for warning in &bundle.warnings {
         cx.output.warn(warning);
     }
@@ -41,9 +42,6 @@ pub(super) async fn deploy(cx: &Context, args: &Deploy) -> Result<(), Error> {
     tenancy.session.read_pools().await?;
     let release = project.release(tenancy.session.fleet(), tenancy.id, &bundle);
     check(&tenancy, &project, &release)?;
-    if args.dry_run {
-        return dry(cx, &project, &bundle, true);
-    }
     let bytes = release.to_bytes();
     if bytes.len() > MAX_RELEASE_BYTES {
         let what = format!(
@@ -57,11 +55,20 @@ pub(super) async fn deploy(cx: &Context, args: &Deploy) -> Result<(), Error> {
         ));
     }
     let name = Digest::of(&bytes);
+    let put = |draft: &mut Draft| {
+        draft.run(project.name(), name, &project.pools);
+        draft.objects.insert(name, bytes.clone());
+    };
+    if args.dry_run {
+        tenancy.rehearse(put)?;
+        return dry(cx, &project, &bundle, true);
+    }
+    let note = origin::note(&project.folder, args.message.as_deref());
     let progress = cx.output.progress("signing and uploading");
     let version = tenancy
         .change(&args.signing, |_, draft| {
-            draft.run(project.name(), name, &project.pools);
-            draft.objects.insert(name, bytes.clone());
+            draft.notes.extend(note.clone().map(|note| (name, note)));
+            put(draft);
             draft.bundles.insert(digest, bundle.bytes.clone().into());
             Ok(())
         })
@@ -73,27 +80,44 @@ pub(super) async fn deploy(cx: &Context, args: &Deploy) -> Result<(), Error> {
     ));
     let reach = tenancy.wait(&args.signing, Until::Runs).await?;
     if reach.is_some() {
-        let status = tenancy.status().await?;
+        let status = tenancy.status().await;
+        let status = status.map_err(|error| broken(version, &error))?;
         warn_of_lost_hosts(&tenancy, &status);
     }
-    let (current, total) = reach.map_or((0, 0), |reach| (reach.current, reach.total));
+    let is_followed = reach.is_some();
+    let reach = reach.unwrap_or_default();
+    let Reach { current, total, .. } = reach;
     let result = json!({
         "function": project.name(),
+        "environment": project.environment.as_ref().map(|environment| &environment.name),
         "release": name,
         "bundle": digest,
+        "beside": bundle.beside,
         "manifest": version,
         "hosts": project.hosts(),
-        "nodes": { "current": current, "total": total },
+        "nodes": { "current": current, "total": total, "away": reach.away },
     });
     cx.output.result(&result, || {
         let hosts: Vec<_> = project.hosts().iter().map(ToString::to_string).collect();
-        let runs = match (reach, total) {
-            (None, _) => "is on its way to the nodes".to_owned(),
-            (_, 0) => "waits for the first node".to_owned(),
+        let runs = match total {
+            _ if !is_followed => "is on its way to the nodes".to_owned(),
+            0 => "waits for the first node".to_owned(),
             _ => format!("runs on {current} of {total} nodes"),
         };
         format!("{} {runs}: {}", project.name(), hosts.join(", "))
-    })
+    })?;
+    reach.must_be_everywhere(version)
+}
+
+/// Names every folder beside the project that something was packed from.
+fn tell_beside(cx: &Context, bundle: &Bundle) {
+    for beside in &bundle.beside {
+        let plural = if beside.files == 1 { "" } else { "s" };
+        cx.output.done(&format!(
+            "packed {} file{plural} from {}, beside the project",
+            beside.files, beside.folder
+        ));
+    }
 }
 
 fn dry(cx: &Context, project: &Project, bundle: &Bundle, checked: bool) -> Result<(), Error> {
@@ -103,6 +127,7 @@ fn dry(cx: &Context, project: &Project, bundle: &Bundle, checked: bool) -> Resul
         "bundle": digest,
         "bytes": bundle.bytes.len(),
         "modules": bundle.modules,
+        "beside": bundle.beside,
         "checked_against_tenant": checked,
         "dry_run": true,
     });
@@ -122,13 +147,13 @@ fn dry(cx: &Context, project: &Project, bundle: &Bundle, checked: bool) -> Resul
 /// What can be said before anything is signed.
 fn check(tenancy: &Tenancy<'_>, project: &Project, release: &Release) -> Result<(), Error> {
     let tenant = &tenancy.tenant;
-    if let Some(host) = release.host_outside(tenant) {
-        return Err(host_not_given(tenant, &release.function, host.as_str()));
+    if let Some(error) = hosts_not_given(tenant, release) {
+        return Err(error);
     }
     if let Some(ceiling) = &tenant.egress
-        && let Some(target) = release.egress_outside(ceiling)
+        && let Some(error) = egress_not_given(tenant, ceiling, release)
     {
-        return Err(egress_not_given(tenant, ceiling, &release.function, target));
+        return Err(error);
     }
     let judge = tenancy.session.known.judge();
     let output = tenancy.session.cx.output;
@@ -182,7 +207,7 @@ pub(crate) fn put_command(slot: &Credential) -> String {
     format!("casemate secret put {} --host {host}{ca}", slot.secret)
 }
 
-fn no_function(tenancy: &Tenancy<'_>, name: &Name) -> Error {
+pub(super) fn no_function(tenancy: &Tenancy<'_>, name: &Name) -> Error {
     let known: Vec<_> = tenancy
         .manifest()
         .map(|manifest| manifest.functions.keys().map(ToString::to_string).collect())
@@ -346,13 +371,15 @@ async fn finish_when(
     let output = tenancy.session.cx.output;
     output.done(&format!("manifest {version} is signed and stored"));
     let reach = tenancy.wait(signing, until).await?;
-    let (current, total) = reach.map_or((0, 0), |reach| (reach.current, reach.total));
+    let reach = reach.unwrap_or_default();
+    let Reach { current, total, .. } = reach;
     result["manifest"] = json!(version);
-    result["nodes"] = json!({ "current": current, "total": total });
+    result["nodes"] = json!({ "current": current, "total": total, "away": reach.away });
     output.result(&result, || match total {
         0 => told.to_owned(),
         _ => format!("{told} ({current} of {total} nodes)"),
-    })
+    })?;
+    reach.must_be_everywhere(version)
 }
 
 #[cfg(test)]

@@ -89,11 +89,9 @@ mod tests {
             )
             .unwrap();
             std::fs::write(dir.path().join(main), source.replace("@NAME@", "shop")).unwrap();
-            let project = Project::load(dir.path()).unwrap();
+            let project = Project::load(dir.path(), None).unwrap();
             assert_eq!(project.name().as_str(), "shop");
-            let bundle = bundle(dir.path(), &project.main, Path::new(""))
-                .await
-                .unwrap();
+            let bundle = bundle(project.sources(Path::new(""))).await.unwrap();
             assert_eq!(bundle.warnings, Vec::<String>::new());
         }
     }

@@ -17,12 +17,22 @@ const MAX_TOKEN_BYTES: u64 = 4096;
 
 /// `casemate login`
 pub(super) async fn login(cx: &Context, args: &Login) -> Result<(), Error> {
-    let (url, fragment) = args
+    let environment = cx.environment.as_ref();
+    let control = environment.and_then(|environment| environment.control.as_ref());
+    let given = args
         .address
+        .as_deref()
+        .or(control.map(|control| control.text.as_str()));
+    let given = given.ok_or_else(|| {
+        Error::new(
+            Code::Usage,
+            "no control plane is named",
+            "give its address, or write it as `control` into the environment's table in casemate.toml",
+        )
+    })?;
+    let (url, fragment) = given
         .split_once('#')
-        .map_or((args.address.as_str(), None), |(url, fragment)| {
-            (url, Some(fragment))
-        });
+        .map_or((given, None), |(url, fragment)| (url, Some(fragment)));
     let address = Address::parse(url)?;
     let fleet = fragment.map(fingerprint).transpose()?;
     if args.operator && !cx.is_operator() {

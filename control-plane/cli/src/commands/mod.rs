@@ -2,6 +2,8 @@
 
 mod compare;
 mod deploy;
+mod doctor;
+mod environment;
 mod fleet;
 mod freshness;
 mod image;
@@ -10,12 +12,15 @@ mod init;
 mod login;
 mod logs;
 mod nodes;
+mod origin;
 mod pools;
 mod secrets;
 mod status;
 mod stopped;
 mod tenants;
 mod tokens;
+mod versions;
+mod whoami;
 
 use std::ffi::OsString;
 use std::path::Path;
@@ -28,10 +33,12 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 pub(crate) use deploy::put_command;
 
 use crate::args::{self, Cli, Command};
+use crate::complete;
 use crate::error::{Code, Error};
 use crate::home::{Home, write_private};
 use crate::keys::Passphrases;
 use crate::output::Output;
+use crate::project::Project;
 use crate::session::Context;
 
 /// Run what was typed; the exit code.
@@ -166,16 +173,26 @@ fn usage(error: &clap::Error) -> Error {
 
 async fn dispatch(cli: Cli, output: Output) -> Result<(), Error> {
     if let Command::Completions { shell } = cli.command {
-        let mut text = Vec::new();
-        clap_complete::generate(shell, &mut args::command(), "casemate", &mut text);
-        return output.text(&String::from_utf8_lossy(&text));
+        return output.text(&complete::script(shell)?);
     }
+    let mut command = cli.command;
+    let environment = match &cli.global.env {
+        Some(name) => Project::load(environment::folder(&command), Some(name))?.environment,
+        None => None,
+    };
+    if let Some(environment) = &environment {
+        environment::translate(&mut command, environment);
+    }
+    let profile = environment
+        .as_ref()
+        .and_then(|environment| environment.profile.as_ref());
     let cx = Context {
-        home: Home::locate(cli.global.home)?,
+        home: Home::of_profile(cli.global.home, profile)?,
         output,
         passphrases: Passphrases::new(cli.global.passphrase_file),
+        environment,
     };
-    match cli.command {
+    match command {
         Command::Init(args) => init::init(&cx, &args),
         Command::Deploy(args) => deploy::deploy(&cx, &args).await,
         Command::Rollback(args) => deploy::rollback(&cx, &args).await,
@@ -191,6 +208,9 @@ async fn dispatch(cli: Cli, output: Output) -> Result<(), Error> {
         Command::Secret(args::Secret::List(whose)) => secrets::list(&cx, &whose).await,
         Command::Secret(args::Secret::Rm(args)) => secrets::remove(&cx, &args).await,
         Command::Status(whose) => status::status(&cx, &whose).await,
+        Command::Versions(args) => versions::versions(&cx, &args).await,
+        Command::Whoami(whose) => whoami::whoami(&cx, &whose).await,
+        Command::Doctor(args) => doctor::doctor(&cx, &args).await,
         Command::Logs(args) => logs::logs(&cx, &args).await,
         Command::Fleet(args::Fleet::Init(args)) => fleet::init(&cx, &args),
         Command::Fleet(args::Fleet::Online(args)) => fleet::online(&cx, &args),
@@ -243,7 +263,7 @@ fn write_once(out: Option<&Path>, text: &str) -> Result<bool, Error> {
 }
 
 /// The beginning of a digest, for people.
-fn short(digest: &impl std::fmt::Display) -> String {
+pub(crate) fn short(digest: &impl std::fmt::Display) -> String {
     digest.to_string().chars().take(12).collect()
 }
 
@@ -307,7 +327,7 @@ mod tests {
         for (line, named) in [
             (
                 "casemate secret put KEY=hunter2 --host a.test",
-                "<NAME>: not what is expected (Name of the secret, such as STRIPE_KEY)",
+                "[NAME]: not what is expected (Name of the secret, such as STRIPE_KEY)",
             ),
             ("casemate secret put KEY", "Usage: casemate secret put"),
             ("casemate secret get KEY", "commands: put, list, rm"),

@@ -1,5 +1,6 @@
 //! `casemate.toml`: what a project is, and the release that it makes.
 
+mod environment;
 mod reader;
 
 use std::path::{Path, PathBuf};
@@ -15,15 +16,18 @@ use casemate_trust::release::{
 use casemate_trust::statement::MAX_POOLS;
 use toml::de::{DeTable, DeValue};
 
-use crate::bundle::{Bundle, ENTRY};
+use crate::bundle::{Bundle, ENTRY, Sources};
 use crate::endpoint::Endpoint;
 use crate::error::{Code, Error};
+pub use environment::{Control, Environment};
 use reader::{Mistakes, Section};
 
 /// Name of the file in every project.
 pub const FILE: &str = "casemate.toml";
 /// Largest project file, bytes: a hundred rules of a hundred paths fit.
 const MAX_FILE_BYTES: u64 = 1024 * 1024;
+/// Most folders beside the project that one may name.
+const MAX_INCLUDED: usize = 16;
 /// The pool of those who name none.
 pub const DEFAULT_POOL: &str = "main";
 
@@ -36,16 +40,20 @@ pub struct Project {
     pub main: String,
     /// Pools that it runs in.
     pub pools: Vec<Name>,
+    /// The environment that it is for, if not the one without a name.
+    pub environment: Option<Environment>,
+    /// Folders beside the project that its modules may be imported from.
+    include: Vec<PathBuf>,
     /// Everything else, with placeholders for what only signing knows.
     release: Release,
 }
 
 impl Project {
-    /// Read the project in `folder`.
+    /// Read the project in `folder`, as it is in an environment.
     ///
     /// # Errors
-    /// There is no such file, or it has mistakes: all of them, with their lines.
-    pub fn load(folder: &Path) -> Result<Self, Error> {
+    /// There is no such file or environment, or the file has mistakes: all of them, with their lines.
+    pub fn load(folder: &Path, environment: Option<&Name>) -> Result<Self, Error> {
         let path = folder.join(FILE);
         let text = read(&path, MAX_FILE_BYTES).map_err(|error| {
             if error.kind() == std::io::ErrorKind::NotFound {
@@ -58,7 +66,7 @@ impl Project {
                     .source(error)
             }
         })?;
-        Self::parse(folder, &text).map_err(|mistakes| {
+        let parsed = Self::parse(folder, &text).map_err(|mistakes| {
             let many = match mistakes.len() {
                 1 => "a mistake".to_owned(),
                 count => format!("{count} mistakes"),
@@ -70,10 +78,43 @@ impl Project {
             )
             .at(path.display())
             .lines(mistakes)
-        })
+        });
+        let (project, environments) = parsed?;
+        match environment {
+            Some(name) => project
+                .within(name, environments)
+                .map_err(|error| error.at(path.display())),
+            None => Ok(project),
+        }
     }
 
-    fn parse(folder: &Path, text: &str) -> Result<Self, Vec<String>> {
+    /// The same project in one of its environments.
+    fn within(mut self, name: &Name, environments: Vec<Environment>) -> Result<Self, Error> {
+        let known: Vec<_> = environments
+            .iter()
+            .map(|known| known.name.to_string())
+            .collect();
+        let Some(environment) = environments.into_iter().find(|known| known.name == *name) else {
+            let next = if known.is_empty() {
+                format!("make one: a table [env.{name}]")
+            } else {
+                format!(
+                    "there are {}; make another with a table [env.{name}]",
+                    known.join(", ")
+                )
+            };
+            let what = format!("casemate.toml has no environment {name}");
+            return Err(Error::new(Code::Project, what, next));
+        };
+        environment.apply(&mut self.release);
+        if let Some(pools) = &environment.pools {
+            self.pools.clone_from(pools);
+        }
+        self.environment = Some(environment);
+        Ok(self)
+    }
+
+    fn parse(folder: &Path, text: &str) -> Result<(Self, Vec<Environment>), Vec<String>> {
         let mistakes = Mistakes::default();
         let (file, errors) = DeTable::parse_recoverable(text);
         for error in &errors {
@@ -83,10 +124,20 @@ impl Project {
         if !errors.is_empty() {
             return Err(mistakes.lines(text));
         }
-        let project = read_project(folder, Section::new(&file, &mistakes));
-        match project {
-            Some(project) if mistakes.is_empty() => Ok(project),
+        let read = read_project(folder, Section::new(&file, &mistakes));
+        match read {
+            Some(read) if mistakes.is_empty() => Ok(read),
             _ => Err(mistakes.lines(text)),
+        }
+    }
+
+    /// What the bundle is made of; `home` is the folder with keys and tokens.
+    pub fn sources<'a>(&'a self, home: &'a Path) -> Sources<'a> {
+        Sources {
+            folder: &self.folder,
+            main: &self.main,
+            include: &self.include,
+            home,
         }
     }
 
@@ -132,7 +183,7 @@ fn read(path: &Path, most: u64) -> std::io::Result<String> {
     Ok(text)
 }
 
-fn read_project(folder: &Path, mut file: Section<'_>) -> Option<Project> {
+fn read_project(folder: &Path, mut file: Section<'_>) -> Option<(Project, Vec<Environment>)> {
     file.must_have("name", "\"shop\"");
     file.must_have("main", "\"src/main.ts\"");
     file.must_have("hosts", "[\"shop.example.com\"]");
@@ -144,20 +195,18 @@ fn read_project(folder: &Path, mut file: Section<'_>) -> Option<Project> {
             "`main`: expected a path inside of the project's folder",
         );
     }
+    let include = read_include(folder, &mut file);
     let owner = file.text("owner").unwrap_or_default();
     let hosts = file.list::<HostName>("hosts");
     if hosts.as_ref().is_some_and(Vec::is_empty) {
         file.wrong("hosts", "`hosts`: expected at least one host name");
     }
-    let pools = file.list::<Name>("pools").unwrap_or_else(|| {
+    let pools = read_pools(&mut file).unwrap_or_else(|| {
         DEFAULT_POOL
             .parse()
             .map(|name| vec![name])
             .unwrap_or_default()
     });
-    if !(1..=MAX_POOLS).contains(&pools.len()) {
-        file.wrong("pools", format!("`pools`: expected 1 to {MAX_POOLS} pools"));
-    }
     let dynamic_code = file.flag("dynamic_code").unwrap_or(false);
     let perimeter = file.section("perimeter").map(read_perimeter);
     let limits = file.section("limits").map(read_limits);
@@ -171,10 +220,12 @@ fn read_project(folder: &Path, mut file: Section<'_>) -> Option<Project> {
         let at = section.place("binding");
         credentials.extend(read_credential(folder, section).map(|slot| (slot, at)));
     }
+    let name = name?;
+    let environments = environment::read(&mut file, &name);
     let mut release = Release {
         fleet: FleetId([0; 32]),
         tenant: TenantId([0; 32]),
-        function: name?,
+        function: name,
         bundle: BundleRef {
             digest: Digest([0; 32]),
             bytes: 0,
@@ -201,13 +252,55 @@ fn read_project(folder: &Path, mut file: Section<'_>) -> Option<Project> {
             }
         }
     }
+    for (environment, at) in &environments {
+        let mut within = release.clone();
+        environment.apply(&mut within);
+        if let Some(flaw) = within.flaw() {
+            file.wrong_at(
+                at.clone(),
+                format!("environment {}: {flaw}", environment.name),
+            );
+        }
+    }
     file.finish();
-    Some(Project {
+    let project = Project {
         folder: folder.to_path_buf(),
         main: main?,
         pools,
+        environment: None,
+        include,
         release,
-    })
+    };
+    let environments = environments.into_iter().map(|(environment, _)| environment);
+    Some((project, environments.collect()))
+}
+
+fn read_pools(section: &mut Section<'_>) -> Option<Vec<Name>> {
+    let pools = section.list::<Name>("pools")?;
+    if !(1..=MAX_POOLS).contains(&pools.len()) {
+        section.wrong("pools", format!("`pools`: expected 1 to {MAX_POOLS} pools"));
+    }
+    Some(pools)
+}
+
+/// Folders beside the project, which must be there: a misspelt one would only show as an import that is refused.
+fn read_include(folder: &Path, file: &mut Section<'_>) -> Vec<PathBuf> {
+    let named = file.list::<String>("include").unwrap_or_default();
+    if named.len() > MAX_INCLUDED {
+        file.wrong(
+            "include",
+            format!("`include`: expected at most {MAX_INCLUDED} folders"),
+        );
+    }
+    let mut folders = Vec::new();
+    for name in named {
+        let path = folder.join(&name);
+        if !path.is_dir() {
+            file.wrong("include", format!("`include`: there is no folder {name:?}"));
+        }
+        folders.push(path);
+    }
+    folders
 }
 
 /// Whether a path leads nowhere above its folder.

@@ -224,6 +224,20 @@ impl<'t> Section<'t> {
         None
     }
 
+    /// A value of this section, whose keys are the author's, as a table of its own.
+    pub(super) fn inner(
+        &self,
+        title: &'static str,
+        key: &str,
+        value: &'t Spanned<DeValue<'t>>,
+    ) -> Option<Self> {
+        if let DeValue::Table(table) = value.get_ref() {
+            return Some(Self::of(title, table, value.span(), self.mistakes));
+        }
+        self.expected(key, "a table", value);
+        None
+    }
+
     /// A list of tables below this one.
     pub(super) fn sections(&mut self, key: &'static str) -> Vec<Self> {
         let Some(value) = self.value(key) else {

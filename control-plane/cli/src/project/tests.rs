@@ -1,7 +1,7 @@
 use super::*;
 
 fn parse(text: &str) -> Result<Project, Vec<String>> {
-    Project::parse(Path::new("/nowhere"), text)
+    Project::parse(Path::new("/nowhere"), text).map(|(project, _)| project)
 }
 
 const FULL: &str = r#"
@@ -179,7 +179,7 @@ fn a_file_of_any_size_and_bytes_makes_no_panic() {
 #[test]
 fn a_project_that_is_not_there_is_said_so() {
     let dir = tempfile::tempdir().unwrap();
-    let error = Project::load(dir.path()).unwrap_err();
+    let error = Project::load(dir.path(), None).unwrap_err();
     assert_eq!(error.code(), Code::Input);
     assert!(error.to_text().contains("casemate init"));
 }
@@ -192,4 +192,129 @@ fn a_private_key_is_no_certificate_authority() {
     let text = "name = \"a\"\nmain = \"m.js\"\nhosts = [\"a.test\"]\n[[egress]]\nhost = \"b.test\"\nca = \"ca.pem\"\n";
     let found = Project::parse(dir.path(), text).unwrap_err().join("\n");
     assert!(found.contains("and no key"), "{found}");
+}
+
+const ENVIRONMENTS: &str = r#"
+[env.staging]
+name = "shop-staging"
+hosts = ["staging.example.com"]
+pools = ["test"]
+profile = "staging"
+control = "https://control.staging.example.com:8700#9F2C000000000000000000000000000000000000000000000000000000000001"
+tenant = "shop-test"
+
+[env.staging.vars]
+GREETING = "hello, tester"
+EXTRA = "1"
+
+[env.staging.secrets]
+PAYMENTS_KEY = "STAGING_PAYMENTS_KEY"
+
+[env.empty]
+"#;
+
+fn within(name: &str) -> Result<Project, Error> {
+    let text = format!("{FULL}{ENVIRONMENTS}");
+    let (project, environments) = Project::parse(Path::new("/nowhere"), &text).unwrap();
+    project.within(&name.parse().unwrap(), environments)
+}
+
+#[test]
+fn an_environment_replaces_what_it_names_and_nothing_else() {
+    let base = parse(&format!("{FULL}{ENVIRONMENTS}")).unwrap();
+    assert_eq!(base.release, parse(FULL).unwrap().release);
+    let staging = within("staging").unwrap();
+    let release = &staging.release;
+    assert_eq!(release.function.as_str(), "shop-staging");
+    assert_eq!(release.hosts, ["staging.example.com".parse().unwrap()]);
+    let vars: Vec<_> = release
+        .vars
+        .iter()
+        .map(|var| (var.name.as_str(), var.value.as_str()))
+        .collect();
+    assert_eq!(vars, [("GREETING", "hello, tester"), ("EXTRA", "1")]);
+    let secrets: Vec<_> = release
+        .credentials
+        .iter()
+        .map(|slot| slot.secret.as_str())
+        .collect();
+    assert_eq!(
+        secrets,
+        [
+            "STAGING_PAYMENTS_KEY",
+            "MAPS_KEY",
+            "MAIL_KEY",
+            "WEATHER_KEY"
+        ]
+    );
+    assert_eq!(staging.pools, ["test".parse().unwrap()]);
+    let environment = staging.environment.unwrap();
+    assert_eq!(
+        environment.function(&"shop".parse().unwrap()).as_str(),
+        "shop-staging"
+    );
+    assert_eq!(
+        environment.function(&"other".parse().unwrap()).as_str(),
+        "other"
+    );
+    assert_eq!(environment.profile.unwrap().as_str(), "staging");
+    assert_eq!(release.egress, base.release.egress);
+    assert_eq!(within("empty").unwrap().release, base.release);
+    let unknown = within("prod").unwrap_err().to_text();
+    assert!(unknown.contains("there are empty, staging"), "{unknown}");
+}
+
+#[test]
+fn mistakes_in_any_environment_are_shown_with_their_lines() {
+    let large = format!("[env.a.vars]\nX = \"{}\"\n", "x".repeat(33 * 1024));
+    for (wrong, told) in [
+        (
+            "[env.a]\nhost = []\n",
+            "`host` is no key of an environment; did you mean `hosts`?",
+        ),
+        ("[env.a]\nhosts = []\n", "`hosts`: expected at least one"),
+        (&large, "environment a: "),
+        ("[env]\na = 1\n", "`a`: expected a table"),
+        ("[env.\"A B\"]\n", "environment: "),
+        (
+            "[env.a]\ncontrol = \"https://control.example.com\"\n",
+            "https://HOST:PORT#FINGERPRINT",
+        ),
+        (
+            "[env.a.secrets]\nPAYMENTS_KEY = 1\n",
+            "secret: expected the name",
+        ),
+        ("[env.a.vars]\nX = 1\n", "variable `X`: expected a string"),
+    ] {
+        let mistakes = parse(&format!("{FULL}\n{wrong}")).unwrap_err();
+        let lines = FULL.matches('\n').count();
+        assert!(
+            mistakes.iter().any(|mistake| {
+                let line = mistake["line ".len()..].split(',').next().unwrap();
+                mistake.contains(told) && line.parse::<usize>().unwrap() > lines
+            }),
+            "{wrong}: {mistakes:?}"
+        );
+    }
+}
+
+#[test]
+fn folders_beside_the_project_must_be_there() {
+    let dir = tempfile::tempdir().unwrap();
+    let (folder, text) = (
+        dir.path().join("web"),
+        FULL.replacen('\n', "\ninclude = [\"../shared\"]\n", 1),
+    );
+    std::fs::create_dir(&folder).unwrap();
+    let mistakes = Project::parse(&folder, &text).unwrap_err();
+    assert!(
+        mistakes[0].contains("line 2") && mistakes[0].contains("../shared"),
+        "{mistakes:?}"
+    );
+    std::fs::create_dir(dir.path().join("shared")).unwrap();
+    let (project, _) = Project::parse(&folder, &text).unwrap();
+    assert_eq!(
+        project.sources(Path::new("")).include,
+        [folder.join("../shared")]
+    );
 }

@@ -4,14 +4,15 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use casemate_trust::freshness::FreshnessDemand;
-use casemate_trust::host::HostName;
 use casemate_trust::id::Digest;
 use casemate_trust::name::{Identifier, Name};
+use casemate_trust::note::Note;
 use casemate_trust::release::Release;
 use casemate_trust::secret::Secret;
 use casemate_trust::statement::{EgressCeiling, MAX_FALLBACKS, Tenant, Wanted};
 
 use crate::commands::put_command;
+use crate::endpoint::bracketed;
 use crate::error::{Code, Error};
 use crate::memory::ObjectMap;
 
@@ -24,37 +25,61 @@ pub struct Draft {
     pub secrets: BTreeMap<Identifier, BTreeMap<Name, Digest>>,
     /// How long the manifest's credentials are used without a renewal.
     pub freshness: Option<FreshnessDemand>,
+    /// Where the releases come from.
+    pub notes: BTreeMap<Digest, Note>,
     /// Objects that are new.
     pub objects: ObjectMap,
     /// Bundles that are new.
     pub bundles: BTreeMap<Digest, Bytes>,
 }
 
-/// The error for a host that the tenant was not given.
-pub fn host_not_given(tenant: &Tenant, function: &Name, host: &str) -> Error {
+/// The error for hosts that the tenant was not given.
+pub fn hosts_not_given(tenant: &Tenant, release: &Release) -> Option<Error> {
+    let asked: Vec<_> = release
+        .hosts_outside(tenant)
+        .map(ToString::to_string)
+        .collect();
+    if asked.is_empty() {
+        return None;
+    }
     let allowed: Vec<_> = tenant.hosts.iter().map(ToString::to_string).collect();
+    let add: String = asked.iter().map(|host| format!(" --add {host}")).collect();
     let next = format!(
-        "use one of {} in `hosts`, or ask the operator: `casemate tenant hosts {} --add {host}`",
+        "use one of {} in `hosts`, or ask the operator: `casemate tenant hosts {}{add}`",
         allowed.join(", "),
         tenant.name
     );
-    let what = format!(
-        "{function} asks for host {host}, which the tenant {} was not given",
-        tenant.name
-    );
-    Error::new(Code::Project, what, next)
-        .lines(allowed.iter().map(|host| format!("allowed: {host}")))
+    let (function, name) = (&release.function, &tenant.name);
+    let what = match asked.as_slice() {
+        [host] => format!("{function} asks for host {host}, which the tenant {name} was not given"),
+        hosts => format!(
+            "{function} asks for hosts that the tenant {name} was not given: {}",
+            hosts.join(", ")
+        ),
+    };
+    let lines = allowed.iter().map(|host| format!("allowed: {host}"));
+    Some(Error::new(Code::Project, what, next).lines(lines))
 }
 
 /// The error for calls that a release declares beyond the operator's egress ceiling.
 pub fn egress_not_given(
     tenant: &Tenant,
     ceiling: &EgressCeiling,
-    function: &Name,
-    (host, port): (&HostName, u16),
-) -> Error {
+    release: &Release,
+) -> Option<Error> {
+    let outside = release.egress_outside(ceiling);
+    let mut asked: Vec<_> = outside
+        .map(|(host, port)| format!("{}:{port}", bracketed(host)))
+        .collect();
+    asked.sort();
+    asked.dedup();
+    if asked.is_empty() {
+        return None;
+    }
     let what = format!(
-        "{function} declares calls to {host}:{port}, which the tenant {} may not make",
+        "{} declares calls to {}, which the tenant {} may not make",
+        release.function,
+        asked.join(", "),
         tenant.name
     );
     let next = format!(
@@ -62,7 +87,29 @@ pub fn egress_not_given(
          `--egress-host` for hosts, `--egress-port` for ports",
         tenant.name
     );
-    Error::new(Code::Project, what, next).lines([format!("allowed: {ceiling}")])
+    Some(Error::new(Code::Project, what, next).lines([format!("allowed: {ceiling}")]))
+}
+
+/// The error for limits over the tenant's ceilings.
+fn limits_not_given(tenant: &Tenant, release: &Release) -> Option<Error> {
+    let over: Vec<_> = release
+        .limits_over(&tenant.ceilings)
+        .map(|(limit, asked, allowed)| {
+            format!("{limit} = {asked}; the tenant's ceiling is {allowed}")
+        })
+        .collect();
+    let what = match over.as_slice() {
+        [] => return None,
+        [one] => format!("{} asks for {one}", release.function),
+        many => format!(
+            "{} asks for more than {} ceilings allow",
+            release.function,
+            many.len()
+        ),
+    };
+    let lines = over.iter().filter(|_| over.len() > 1).cloned();
+    let next = "lower it in casemate.toml, or ask the operator for more";
+    Some(Error::new(Code::Project, what, next).lines(lines))
 }
 
 impl Draft {
@@ -97,19 +144,11 @@ impl Draft {
         let secret = |digest: &Digest| Secret::parse(objects.get(digest)?).ok();
         let secrets = &self.secrets;
         let misfit = |release: &Release| {
-            if let Some(host) = release.host_outside(tenant) {
-                return Some(host_not_given(tenant, &release.function, host.as_str()));
+            if let Some(error) = hosts_not_given(tenant, release) {
+                return Some(error);
             }
-            if let Some((limit, asked, allowed)) = release.limit_over(&tenant.ceilings) {
-                let what = format!(
-                    "{} asks for {limit} = {asked}; the tenant's ceiling is {allowed}",
-                    release.function
-                );
-                return Some(Error::new(
-                    Code::Project,
-                    what,
-                    "lower it in casemate.toml, or ask the operator for more",
-                ));
+            if let Some(error) = limits_not_given(tenant, release) {
+                return Some(error);
             }
             for slot in &release.credentials {
                 let sealed = secrets

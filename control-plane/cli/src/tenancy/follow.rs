@@ -5,6 +5,7 @@ use std::time::Duration;
 use casemate_api::tenant::{NodeProgress, Refused, TenantStatus};
 use casemate_push::StatementId;
 use casemate_trust::judge::Seen;
+use casemate_trust::name::Name;
 
 use super::Tenancy;
 use crate::args::Signing;
@@ -14,12 +15,37 @@ use crate::error::{Code, Error};
 const LOOK_INTERVAL: Duration = Duration::from_millis(200);
 
 /// How far a manifest has come.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Reach {
     /// Nodes that run it, or what was signed on top of it.
     pub current: usize,
     /// Nodes in its pools.
     pub total: usize,
+    /// Those that are not connected and take it when they are back.
+    pub away: Vec<Name>,
+}
+
+impl Reach {
+    /// Refuses that a manifest has not come everywhere.
+    ///
+    /// # Errors
+    /// Nodes are away: which.
+    pub fn must_be_everywhere(&self, version: u64) -> Result<(), Error> {
+        if self.away.is_empty() {
+            return Ok(());
+        }
+        let what = format!(
+            "manifest {version} is signed and stored, and {} of {} nodes are away",
+            self.away.len(),
+            self.total
+        );
+        let next = "they take it when they are back, by themselves; `casemate status` shows whether they have";
+        let lines = self
+            .away
+            .iter()
+            .map(|node| format!("node {node} is not connected"));
+        Err(Error::new(Code::NodesAway, what, next).lines(lines))
+    }
 }
 
 /// What a node is to have come to.
@@ -105,7 +131,7 @@ impl Tenancy<'_> {
                     tokio::time::sleep(LOOK_INTERVAL).await;
                     continue;
                 }
-                Err(error) => return Err(error),
+                Err(error) => return Err(broken(version, &error)),
             };
             let total = status.nodes.len();
             if total == 0 {
@@ -113,7 +139,7 @@ impl Tenancy<'_> {
                 if !status.functions.is_empty() {
                     output.warn("no node of these pools has been admitted yet; the first that joins will run it");
                 }
-                return Ok(Some(Reach { current: 0, total }));
+                return Ok(Some(Reach::default()));
             }
             let mut late = Vec::new();
             for node in &status.nodes {
@@ -128,22 +154,32 @@ impl Tenancy<'_> {
             progress.say(format!(
                 "manifest {version}: {current} of {total} nodes run it"
             ));
-            if current > 0 && !late.iter().any(|node| node.connected) {
-                drop(progress);
-                for node in late {
-                    output.warn(&format!(
-                        "node {} is not connected; it takes manifest {version} when it is back",
-                        node.node
-                    ));
-                }
-                return Ok(Some(Reach { current, total }));
+            let is_over = tokio::time::Instant::now() >= until;
+            let all_away = !late.iter().any(|node| node.connected);
+            // Nodes that all are away together may be coming back after a restart of the control plane.
+            if all_away && (current > 0 || is_over) {
+                let away = late.iter().map(|node| node.node.clone()).collect();
+                return Ok(Some(Reach {
+                    current,
+                    total,
+                    away,
+                }));
             }
-            if tokio::time::Instant::now() >= until {
+            if is_over {
                 return Err(not_in_time(&late, version, signing.wait));
             }
             tokio::time::sleep(LOOK_INTERVAL).await;
         }
     }
+}
+
+/// The error for a wait that could not go on.
+pub fn broken(version: u64, error: &Error) -> Error {
+    let what = format!(
+        "manifest {version} is signed and stored, and what the nodes made of it could not be found out"
+    );
+    let next = "nothing is lost, and there is nothing to repeat: look with `casemate status` when the control plane answers";
+    Error::new(Code::WaitBroken, what, next).lines([error.summary()])
 }
 
 fn refuses(node: &NodeProgress, version: u64, refused: &Refused) -> Error {

@@ -14,6 +14,7 @@ use casemate_trust::judge::Refusal;
 use casemate_trust::key::SigningKey;
 use casemate_trust::keyfile::Purpose;
 use casemate_trust::name::Name;
+use casemate_trust::note;
 use casemate_trust::release::Release;
 use casemate_trust::secret::Secret;
 use casemate_trust::statement::{MAX_VERSION, Manifest, Statement as _, Tenant};
@@ -29,8 +30,8 @@ use crate::session::{Context, Session};
 /// How often somebody else may be faster before we give up.
 const MAX_TRIES: u32 = 5;
 
-pub use draft::{Draft, egress_not_given, host_not_given};
-pub use follow::{Reach, Until};
+pub use draft::{Draft, egress_not_given, hosts_not_given};
+pub use follow::{Reach, Until, broken};
 pub use freshness::{Renewed, undemanded};
 
 /// See the module.
@@ -279,12 +280,28 @@ impl<'a> Tenancy<'a> {
         ))
     }
 
+    /// Make the next manifest as far as that needs no key: what `change` would refuse of it is refused.
+    ///
+    /// # Errors
+    /// Something that is to run does not fit what tenant and secrets allow.
+    pub fn rehearse(&self, edit: impl FnOnce(&mut Draft)) -> Result<(), Error> {
+        let mut draft = self.draft();
+        edit(&mut draft);
+        let mut all = self.objects.clone();
+        all.extend(draft.objects.clone());
+        for warning in draft.fit(&self.tenant, &all)? {
+            self.session.cx.output.warn(&warning);
+        }
+        Ok(())
+    }
+
     fn draft(&self) -> Draft {
         self.manifest()
             .map_or_else(Draft::default, |manifest| Draft {
                 functions: manifest.functions.clone(),
                 secrets: manifest.secrets.clone(),
                 freshness: manifest.freshness.clone(),
+                notes: manifest.notes.clone(),
                 ..Draft::default()
             })
     }
@@ -295,6 +312,12 @@ impl<'a> Tenancy<'a> {
         if version > MAX_VERSION {
             return Err(Error::internal("no more manifests can be counted"));
         }
+        let mut notes = draft.notes.clone();
+        let releases = draft.functions.values();
+        let listed: BTreeSet<&Digest> = releases
+            .flat_map(|wanted| std::iter::once(&wanted.release).chain(&wanted.fallbacks))
+            .collect();
+        note::trim(&mut notes, |release| listed.contains(release));
         Ok(Manifest {
             fleet: self.session.fleet(),
             tenant: self.id,
@@ -303,6 +326,7 @@ impl<'a> Tenancy<'a> {
             functions: draft.functions.clone(),
             secrets: draft.secrets.clone(),
             freshness: draft.freshness.clone(),
+            notes,
             issued: now,
             expires: now + u64::from(signing.lifetime.expires_days) * DAY,
         })

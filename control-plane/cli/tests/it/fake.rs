@@ -69,6 +69,10 @@ pub(crate) struct Given {
     /// Nodes that acknowledge everything at once, and one that refuses.
     pub(crate) nodes: Vec<&'static str>,
     pub(crate) refuses: Option<&'static str>,
+    /// One of them that is not connected and holds nothing.
+    pub(crate) away: Option<&'static str>,
+    /// Nothing is said of what the nodes made of a manifest.
+    pub(crate) silent: bool,
     /// Credentials that nodes have stopped.
     pub(crate) stopped: Vec<StoppedCredential>,
     /// What the nodes hold, whatever was handed in.
@@ -399,13 +403,19 @@ fn refusal(what: &str, code: &str, message: &str) -> Refused {
 
 async fn status(State(given): State<Shared>, Path(id): Path<TenantId>) -> Response {
     let given = given.lock().unwrap();
+    if given.silent {
+        return no(StatusCode::INTERNAL_SERVER_ERROR, code::INTERNAL);
+    }
     let newest = given.manifests.get(&id).and_then(|held| held.last());
     let manifest = newest.map(|held| Manifest::read(held).unwrap());
     let version = manifest.as_ref().map(|manifest| manifest.version);
     let digest = newest.map(Envelope::payload_digest);
     let progress = |node: &&str| {
         let refuses = given.refuses == Some(*node);
-        let held = given.hold.or(version.zip(digest).filter(|_| !refuses));
+        let away = given.away == Some(*node);
+        let held = given
+            .hold
+            .or(version.zip(digest).filter(|_| !refuses && !away));
         let refused = StatementId::Manifest {
             tenant: id,
             version: version.unwrap_or_default(),
@@ -413,7 +423,7 @@ async fn status(State(given): State<Shared>, Path(id): Path<TenantId>) -> Respon
         NodeProgress {
             node: node.parse().unwrap(),
             pool: "main".parse().unwrap(),
-            connected: true,
+            connected: !away,
             manifest_version: held.map(|(version, _)| version),
             manifest_digest: held.map(|(_, digest)| digest),
             acknowledged: Some(1),

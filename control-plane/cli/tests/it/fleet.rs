@@ -185,7 +185,7 @@ async fn listings_are_json_and_tables() {
         (&["tenant", "list"], "shop"),
         (&["tenant", "show", "shop"], "host       *.shop.test"),
         (&["token", "list"], "t1     operator  never    first"),
-        (&["completions", "bash"], "complete -F"),
+        (&["completions", "bash"], "-F _clap_complete_casemate"),
     ] {
         let ran = operator.run(args);
         assert!(

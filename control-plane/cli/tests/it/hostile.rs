@@ -311,7 +311,7 @@ async fn a_node_that_refuses_is_named() {
     fake.given().refuses = Some("edge-2");
     let project = tenant.project("web", "web.shop.test", "");
     let ran = tenant.run(&["deploy", "--project", &project]);
-    assert_eq!(ran.code, 76, "{}", ran.err);
+    assert_eq!(ran.code, 82, "{}", ran.err);
     assert!(
         ran.err
             .contains("node edge-2 refuses manifest 1 (release_malformed)"),
@@ -330,17 +330,17 @@ async fn nodes_that_hold_another_manifest_do_not_run_ours() {
     // A backup was restored: the nodes hold what neither this control plane nor this home has seen.
     fake.given().hold = Some((7, Digest([7; 32])));
     let ran = tenant.run(&["deploy", "--project", &project]);
-    assert_eq!(ran.code, 76, "{}{}", ran.out, ran.err);
+    assert_eq!(ran.code, 82, "{}{}", ran.out, ran.err);
     assert!(ran.err.contains("edge-1 holds manifest 7"), "{}", ran.err);
     assert!(ran.err.contains("renew --from-memory"), "{}", ran.err);
     // The same number is not the same manifest.
     fake.given().hold = Some((2, Digest([7; 32])));
     let ran = tenant.run(&["renew", "--wait", "1"]);
-    assert_eq!(ran.code, 75, "{}{}", ran.out, ran.err);
+    assert_eq!(ran.code, 83, "{}{}", ran.out, ran.err);
     fake.given().refuses = Some("edge-1");
     fake.given().hold = Some((3, Digest([7; 32])));
     let ran = tenant.run(&["renew"]);
-    assert_eq!(ran.code, 76, "{}{}", ran.out, ran.err);
+    assert_eq!(ran.code, 82, "{}{}", ran.out, ran.err);
     assert!(
         ran.err.contains("refuses manifest 3 (release_malformed)"),
         "{}",
@@ -401,7 +401,7 @@ async fn nothing_that_a_terminal_obeys_comes_from_others() {
         (&operator, &["node", "revoke", "edge-1"], 77),
         (&operator, &["token", "list"], 0),
         (&operator, &["token", "create", "--scope", "operator"], 76),
-        (&tenant, &["deploy", "--project", &project], 76),
+        (&tenant, &["deploy", "--project", &project], 82),
         (&tenant, &["status"], 0),
     ];
     for (person, args, code) in cases {

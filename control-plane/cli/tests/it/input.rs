@@ -181,7 +181,7 @@ async fn bad_input_has_an_exit_code_and_a_next_step() {
             &["secret", "put", "K=hush", "--host", "a.test"],
             "",
             64,
-            "<NAME>",
+            "[NAME]",
         ),
         (
             &["secret", "--quiet", "put", "K", "hush"],

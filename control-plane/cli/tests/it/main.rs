@@ -1,11 +1,15 @@
 //! The program itself, against a control plane that may lie.
 #![allow(clippy::unwrap_used, reason = "a test that fails says where")]
 
+mod ci;
+mod daily;
+mod environments;
 mod fake;
 mod fleet;
 mod freshness;
 mod hostile;
 mod input;
 mod journey;
+mod outcomes;
 mod records;
 mod world;

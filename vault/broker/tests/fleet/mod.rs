@@ -555,6 +555,7 @@ impl Fleet {
             )]
             .into(),
             freshness: None,
+            notes: [].into(),
             issued: 1,
             expires: FAR,
         }

@@ -317,13 +317,13 @@ pub(crate) fn release_must_fit(
     function: &Name,
     release: &Release,
 ) -> Result<(), Refusal> {
-    if let Some(host) = release.host_outside(tenant) {
+    if let Some(host) = release.hosts_outside(tenant).next() {
         return Err(Refusal::ReleaseHost {
             function: function.clone(),
             host: host.clone(),
         });
     }
-    if let Some((limit, asked, allowed)) = release.limit_over(&tenant.ceilings) {
+    if let Some((limit, asked, allowed)) = release.limits_over(&tenant.ceilings).next() {
         return Err(Refusal::ReleaseOverCeiling {
             function: function.clone(),
             limit,
@@ -415,7 +415,7 @@ impl TenantState {
         let Some(ceiling) = &self.tenant.egress else {
             return Ok(());
         };
-        match release.egress_outside(ceiling) {
+        match release.egress_outside(ceiling).next() {
             None => Ok(()),
             Some((host, port)) => Err(Refusal::ReleaseEgress {
                 function: release.function.clone(),

@@ -148,6 +148,7 @@ impl World {
             )]
             .into(),
             freshness: None,
+            notes: [].into(),
             issued: 1,
             expires: LATER,
         }

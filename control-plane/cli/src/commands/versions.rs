@@ -1,0 +1,169 @@
+//! `casemate versions`: the releases of each function, and what the nodes run.
+
+use casemate_api::tenant::{NodeProgress, TenantStatus};
+use casemate_trust::id::Digest;
+use casemate_trust::name::Name;
+use serde::Serialize;
+
+use super::deploy::no_function;
+use super::short;
+use crate::args::Versions;
+use crate::error::Error;
+use crate::machine::{date, printable};
+use crate::output::table;
+use crate::session::Context;
+use crate::tenancy::Tenancy;
+
+/// One function.
+#[derive(Debug, Serialize)]
+struct Function {
+    name: Name,
+    /// The wanted release, then the earlier ones that one can go back to, newest first.
+    versions: Vec<Version>,
+}
+
+/// One release.
+#[derive(Debug, Serialize)]
+struct Version {
+    release: Digest,
+    wanted: bool,
+    /// Unix time of the deployment; unknown for releases that were deployed before notes existed.
+    deployed: Option<u64>,
+    author: Option<String>,
+    message: Option<String>,
+    /// Nodes that run it for certain.
+    nodes: Vec<Name>,
+}
+
+/// A node that does not have the newest manifest yet, and runs what an earlier one named.
+#[derive(Debug, Serialize)]
+struct Behind {
+    node: Name,
+    connected: bool,
+    manifest: Option<u64>,
+}
+
+/// `casemate versions`
+pub(super) async fn versions(cx: &Context, args: &Versions) -> Result<(), Error> {
+    let mut tenancy = Tenancy::open(cx, args.whose.tenant.as_ref()).await?;
+    let status = tenancy.status().await?;
+    let functions = functions(&tenancy, &status, args.function.as_ref());
+    if let Some(name) = args.function.as_ref().filter(|_| functions.is_empty()) {
+        return Err(no_function(&tenancy, name));
+    }
+    let behind: Vec<_> = status
+        .nodes
+        .iter()
+        .filter(|node| !runs_newest(node, &status))
+        .map(|node| Behind {
+            node: node.node.clone(),
+            connected: node.connected,
+            manifest: node.manifest_version,
+        })
+        .collect();
+    let result = serde_json::json!({
+        "manifest": status.manifest_version,
+        "functions": functions,
+        "nodes_behind": behind,
+    });
+    cx.output.result(&result, || {
+        if functions.is_empty() {
+            return "nothing is deployed yet".to_owned();
+        }
+        let mut parts = vec![shown(&functions, &status)];
+        parts.extend(behind.iter().map(|behind| {
+            let state = if behind.connected {
+                "connected"
+            } else {
+                "away"
+            };
+            let held = behind
+                .manifest
+                .map_or("none".to_owned(), |version| version.to_string());
+            format!(
+                "node {} ({state}) has manifest {held} and runs what that names",
+                behind.node
+            )
+        }));
+        parts.join("\n")
+    })
+}
+
+/// Whether a node holds the newest manifest with all that it needs.
+fn runs_newest(node: &NodeProgress, status: &TenantStatus) -> bool {
+    let newest = status.manifest_version.zip(status.manifest_digest);
+    newest.is_some() && node.manifest_version.zip(node.manifest_digest) == newest && node.is_stored
+}
+
+fn functions(tenancy: &Tenancy<'_>, status: &TenantStatus, only: Option<&Name>) -> Vec<Function> {
+    let Some(manifest) = tenancy.manifest() else {
+        return Vec::new();
+    };
+    let wanted = manifest
+        .functions
+        .iter()
+        .filter(|(name, _)| only.is_none_or(|only| only == *name));
+    wanted
+        .map(|(name, wanted)| {
+            let releases = std::iter::once(&wanted.release).chain(&wanted.fallbacks);
+            let version = |release: &Digest| {
+                let note = manifest.notes.get(release);
+                let text = |text: &String| Some(text.clone()).filter(|text| !text.is_empty());
+                let is_wanted = *release == wanted.release;
+                let runs = |node: &&NodeProgress| {
+                    is_wanted && wanted.pools.contains(&node.pool) && runs_newest(node, status)
+                };
+                Version {
+                    release: *release,
+                    wanted: is_wanted,
+                    deployed: note.map(|note| note.at),
+                    author: note.and_then(|note| text(&note.author)),
+                    message: note.and_then(|note| text(&note.message)),
+                    nodes: status
+                        .nodes
+                        .iter()
+                        .filter(runs)
+                        .map(|node| node.node.clone())
+                        .collect(),
+                }
+            };
+            Function {
+                name: name.clone(),
+                versions: releases.map(version).collect(),
+            }
+        })
+        .collect()
+}
+
+fn shown(functions: &[Function], status: &TenantStatus) -> String {
+    let or_dash = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
+    let rows: Vec<_> = functions
+        .iter()
+        .flat_map(|function| {
+            function.versions.iter().map(move |version| {
+                let total = status
+                    .functions
+                    .get(&function.name)
+                    .map_or(0, |function| function.nodes_total);
+                let runs = match version.wanted {
+                    true => format!("{} of {total}", version.nodes.len()),
+                    false => "earlier".to_owned(),
+                };
+                vec![
+                    function.name.to_string(),
+                    short(&version.release),
+                    runs,
+                    or_dash(version.deployed.map(date)),
+                    or_dash(version.author.as_deref().map(printable)),
+                    or_dash(version.message.as_deref().map(printable)),
+                ]
+            })
+        })
+        .collect();
+    table(
+        &[
+            "FUNCTION", "RELEASE", "NODES", "DEPLOYED", "AUTHOR", "MESSAGE",
+        ],
+        &rows,
+    )
+}
