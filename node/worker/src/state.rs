@@ -180,7 +180,9 @@ impl Worker {
 
     /// Takes a request in; over the limit it is sent back. Among too many that wait, the one that came first ends.
     pub(crate) fn accept(&self, incoming: Incoming) {
-        let Incoming { head, body, reply } = incoming;
+        let Incoming {
+            head, body, reply, ..
+        } = incoming;
         let mut state = self.state.borrow_mut();
         if state.unanswered() >= state.limits.concurrency as usize {
             reply.reset(Failure::Unavailable.to_reset());
