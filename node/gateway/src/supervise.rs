@@ -49,6 +49,7 @@ pub fn obey(gateway: &Arc<Gateway>, message: ToGateway, fds: Vec<OwnedFd>) -> Op
             ),
         },
         ToGateway::Retire { worker } => gateway.registry.retire(worker),
+        ToGateway::Dying { worker, begun } => gateway.registry.dying(worker, begun),
         ToGateway::Gone { worker, failure } => gateway.registry.gone(worker, failure),
         ToGateway::Refuse {
             key,

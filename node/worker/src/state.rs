@@ -240,6 +240,19 @@ impl Worker {
         event
     }
 
+    /// Sends requests back of which the function has not heard yet: the worker ends, and another one may take them.
+    pub(crate) fn refuse_undispatched(&self) {
+        let mut state = self.state.borrow_mut();
+        for event in self.events.borrow_mut().drain(..) {
+            if let Event::Dispatch { request, .. } = event
+                && let Some(mut taken) = state.requests.remove(&request)
+            {
+                state.let_go(request);
+                taken.reply.take().into_iter().for_each(Reply::refuse);
+            }
+        }
+    }
+
     /// Whether there is something to tell.
     pub(crate) fn has_events(&self) -> bool {
         !self.events.borrow().is_empty() || !self.state.borrow().ready.is_empty()

@@ -171,6 +171,16 @@ impl Node {
     }
 
     pub async fn worker(&self, function: &str, id: u64, concurrency: u32) -> Acceptor {
+        self.worker_and_socket(function, id, concurrency).await.0
+    }
+
+    /// With the channel's socket, for an end without last words.
+    pub async fn worker_and_socket(
+        &self,
+        function: &str,
+        id: u64,
+        concurrency: u32,
+    ) -> (Acceptor, OwnedFd) {
         let (ours, theirs) = casemate_channel::pair().unwrap();
         let message = ToGateway::Channel {
             key: key(function),
@@ -183,7 +193,8 @@ impl Node {
             .send(&message, &[theirs.as_fd()])
             .await
             .unwrap();
-        casemate_channel::acceptor(ours).unwrap()
+        let socket = ours.try_clone().unwrap();
+        (casemate_channel::acceptor(ours).unwrap(), socket)
     }
 
     /// The next message that `wanted` takes; others are kept.

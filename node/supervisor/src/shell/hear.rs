@@ -3,7 +3,7 @@
 use std::io;
 
 use casemate_push::{LogLevel, NodeEvent};
-use casemate_wire::control::gateway::FromGateway;
+use casemate_wire::control::gateway::{FromGateway, ToGateway};
 use casemate_wire::control::parts::PartError;
 use casemate_wire::control::vault::{FromVault, ToVault};
 use casemate_wire::control::worker::{self, FromWorker};
@@ -186,7 +186,14 @@ impl Shell {
                     }
                 }
             }
-            FromWorker::Fatal { failure, message } => {
+            FromWorker::Fatal {
+                failure,
+                message,
+                begun,
+            } => {
+                // First of all: until the gateway knows, it gives the worker requests.
+                let begun = u32::from_le_bytes(begun);
+                self.tell_gateway(ToGateway::Dying { worker, begun });
                 self.log(id, None, LogLevel::Error, &message, Some(failure.code()));
                 self.input(Input::Fatal { worker, failure }).await?;
             }

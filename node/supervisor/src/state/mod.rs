@@ -48,6 +48,8 @@ const BACKOFF_MAX_MS: Millis = 10_000;
 const WELL_AFTER_MS: Millis = 60_000;
 /// Until a worker that was told to stop is killed.
 const STOP_GRACE_MS: u32 = 10_000;
+/// From a worker's last words to its end, at most.
+const FATAL_GRACE_MS: Millis = 5000;
 /// Until a worker that said nothing after being started or loaded is killed.
 const SILENCE_MS: Millis = 30_000;
 /// Workers that start at a time. Each start uses a processor for tens of milliseconds: one tenant's
@@ -391,6 +393,10 @@ impl Supervision {
             Input::Fatal { worker, failure } => {
                 if let Some(worker) = self.workers.get_mut(&worker) {
                     worker.fatal = Some(failure);
+                    // It gets no more requests; one that goes on all the same only takes a place.
+                    let end_ms = now_ms + FATAL_GRACE_MS;
+                    worker.deadline_ms =
+                        Some(worker.deadline_ms.map_or(end_ms, |at| at.min(end_ms)));
                 }
             }
             Input::Drain => self.drain(now_ms),
@@ -431,8 +437,22 @@ impl Supervision {
         {
             worker.cpu = None;
             worker.fatal.get_or_insert(Failure::ExceededCpu);
-            self.effects.push(Effect::Kill { child: id.0 });
+            self.kill_worker(id);
         }
+    }
+
+    /// Ends a worker. The gateway is told first, or it would give the worker requests until the end is noticed.
+    fn kill_worker(&mut self, worker: WorkerId) {
+        if self.gateway.up
+            && self
+                .workers
+                .get(&worker)
+                .is_some_and(|one| one.release().is_some())
+        {
+            let retire = ToGateway::Retire { worker };
+            self.effects.push(Effect::Gateway(retire));
+        }
+        self.effects.push(Effect::Kill { child: worker.0 });
     }
 
     /// Starts what should run and does not, kills what is over its time, serves who waits.
@@ -451,7 +471,7 @@ impl Supervision {
             if let Some(worker) = self.workers.get_mut(&id) {
                 // Once; if launch is slow, so be it.
                 worker.deadline_ms = None;
-                self.effects.push(Effect::Kill { child: id.0 });
+                self.kill_worker(id);
             }
         }
         if self.draining {

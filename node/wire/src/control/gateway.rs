@@ -32,6 +32,14 @@ pub enum ToGateway {
         /// The worker.
         worker: WorkerId,
     },
+    /// The worker is about to end. Requests on its channel above `begun` were not begun by it: they go to another worker,
+    /// and so do all that come. `Gone` follows.
+    Dying {
+        /// The worker.
+        worker: WorkerId,
+        /// The last stream that it has begun.
+        begun: u32,
+    },
     /// The worker's process has ended. What its callers are told depends on `failure`.
     Gone {
         /// The worker.
