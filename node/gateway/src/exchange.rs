@@ -279,7 +279,7 @@ fn fits(head: &Parts) -> bool {
         .uri
         .path_and_query()
         .map_or(0, |rest| rest.as_str().len());
-    head.headers.len() <= fields::MAX_REQUEST_FIELDS
+    fields::count(&head.headers) <= fields::MAX_REQUEST_FIELDS
         && target + lines.sum::<usize>() <= fields::MAX_HEAD_BYTES
 }
 
