@@ -1,10 +1,10 @@
 //! The gateway: callers' HTTP comes in, channels to workers go out.
 //!
 //! It reads hostile bytes from the internet, so what it decides stands apart from what it does: [`strict`], [`frames`],
-//! [`host`], [`target`], [`route`], [`hops`], [`fields`], [`cookies`], [`places`], [`requests`], [`pool`] and [`answer`]
+//! [`expiry`], [`host`], [`target`], [`route`], [`hops`], [`fields`], [`cookies`], [`places`], [`requests`], [`pool`] and [`answer`]
 //! know no socket and no clock. Around them: [`start`] (bind, read, wall in), [`admission`] (places for connections),
 //! [`watched`] (bytes), [`serve`] (connections), [`exchange`] (one request), [`upload`] and [`body`] (bodies),
-//! [`supervise`] (the control channel), [`run`] (all of it).
+//! [`renew`] (certificates), [`supervise`] (the control channel), [`run`] (all of it).
 //!
 //! A connection passes: a place for its network. A request passes: a framing with one reading, which host is it, is there
 //! a route, the perimeter (method, path, size), hops, a place for its tenant, a worker with room, its channel.
@@ -21,12 +21,14 @@ pub mod body;
 pub mod connection;
 pub mod cookies;
 pub mod exchange;
+pub mod expiry;
 pub mod fields;
 pub mod frames;
 pub mod hops;
 pub mod host;
 pub mod places;
 pub mod pool;
+pub mod renew;
 pub mod requests;
 pub mod route;
 pub mod run;

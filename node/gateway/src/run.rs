@@ -11,6 +11,7 @@ use tokio_rustls::TlsAcceptor;
 
 use crate::connection::Patience;
 use crate::exchange::RequestIds;
+use crate::renew::Renewal;
 use crate::serve::{self, Gateway};
 use crate::start::{Prepared, Supervisor};
 use crate::supervise;
@@ -66,12 +67,16 @@ pub async fn run(prepared: Prepared) -> Result<(), RunError> {
         .map(Certificates::config)
         .transpose()?
         .map(TlsAcceptor::from);
+    let renewal = certificates
+        .clone()
+        .map(|certificates| Renewal::new(certificates, start.certificates.clone()));
     let gateway = Gateway::new(
         ids,
         patience,
         start.max_connections,
         start.shares,
         certificates,
+        renewal.clone(),
     );
     for (listener, speaks_tls) in listeners {
         let listener = tokio::net::TcpListener::from_std(listener)?;
@@ -86,6 +91,11 @@ pub async fn run(prepared: Prepared) -> Result<(), RunError> {
     supervisor
         .send(&FromGateway::Ready { addresses, layers }, &[])
         .await?;
+
+    if let Some(renewal) = renewal {
+        // Ends with the process, or with the control channel, which ends the process.
+        tokio::spawn(renewal.keep(supervisor.clone()));
+    }
 
     let (stop, stopped) = oneshot::channel();
     let mut speaking = tokio::spawn(supervise::speak(

@@ -28,6 +28,7 @@ use crate::body::Body;
 use crate::connection::{Connection, Patience, Verdict};
 use crate::exchange::{self, RequestIds};
 use crate::fields::MAX_HEAD_BYTES;
+use crate::renew::Renewal;
 use crate::route::Table;
 use crate::tls::Certificates;
 use crate::watched::Watched;
@@ -73,6 +74,8 @@ pub struct Gateway {
     /// How long callers may take.
     pub patience: Patience,
     certificates: Option<Arc<Certificates>>,
+    /// Of the certificates.
+    pub renewal: Option<Arc<Renewal>>,
     admissions: Arc<Admissions>,
     connections: TaskTracker,
     records: fair::Queue<FunctionKey, Access>,
@@ -87,6 +90,7 @@ impl Gateway {
         max_connections: u32,
         shares: Shares,
         certificates: Option<Arc<Certificates>>,
+        renewal: Option<Arc<Renewal>>,
     ) -> Arc<Self> {
         Arc::new(Self {
             table: ArcSwap::default(),
@@ -94,6 +98,7 @@ impl Gateway {
             ids,
             patience,
             certificates,
+            renewal,
             admissions: Admissions::new(max_connections, shares),
             connections: TaskTracker::new(),
             records: fair::Queue::new(MAX_RECORDS),
@@ -365,7 +370,7 @@ mod tests {
             header: Duration::from_secs(1),
             idle: Duration::from_secs(1),
         };
-        let gateway = Gateway::new(RequestIds::new(1, 0), patience, 1, SHARES, None);
+        let gateway = Gateway::new(RequestIds::new(1, 0), patience, 1, SHARES, None, None);
         (0..3 * MAX_RECORDS).for_each(|_| gateway.record(access("flood")));
         (0..MAX_RECORDS / 4).for_each(|_| gateway.record(access("quiet")));
         (0..MAX_RECORDS).for_each(|_| gateway.record(access("flood")));

@@ -5,10 +5,11 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::Arc;
 
 use casemate_channel::{Control, ControlError};
-use casemate_sandbox::{LayerReport, Profile};
+use casemate_sandbox::{Access, LayerReport, Profile};
 use casemate_wire::control::gateway::{FromGateway, Listener, Start, ToGateway};
 use socket2::{Domain, Protocol, Socket, Type};
 
+use crate::renew;
 use crate::tls::{Certificates, TlsError};
 
 /// The control channel.
@@ -150,7 +151,13 @@ fn open(mut start: Start, control: OwnedFd) -> Result<Prepared, StartError> {
         start.max_connections,
         casemate_sandbox::raise_descriptors()?,
     );
-    let layers = casemate_sandbox::close(Profile::Gateway)?;
+    // Renewed certificates are read from where these were.
+    let folders = renew::folders(&start.certificates);
+    let folders: Vec<_> = folders
+        .iter()
+        .map(|folder| (folder.as_path(), Access::Read))
+        .collect();
+    let layers = casemate_sandbox::close_with(Profile::Gateway, &folders)?;
     let certificates = (!start.certificates.is_empty()).then(|| Arc::new(certificates));
     Ok(Prepared {
         start,

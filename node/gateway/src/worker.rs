@@ -90,7 +90,7 @@ impl Worker {
     pub async fn verdict(&self, stream: StreamId) -> Option<Failure> {
         let not_begun = async {
             if *self.begun.wait().await >= stream {
-                std::future::pending().await
+                std::future::pending::<()>().await;
             }
         };
         let told = tokio::time::timeout(VERDICT_WAIT, async {

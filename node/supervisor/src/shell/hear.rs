@@ -114,6 +114,7 @@ impl Shell {
                 tracing::warn!(worker = worker.0, ?fault, "the gateway gave a worker up");
                 self.input(Input::Unusable { worker, fault }).await?;
             }
+            FromGateway::Certificates(certificates) => self.certificates = certificates,
             FromGateway::Access(records) => {
                 records
                     .into_iter()

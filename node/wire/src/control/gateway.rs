@@ -56,6 +56,8 @@ pub enum ToGateway {
         /// What the caller may read.
         message: String,
     },
+    /// Look at the certificate files now, changed or not.
+    Reload,
     /// Stop accepting, finish what is under way, then say `Stopped` and exit 0.
     Drain {
         /// How long at most, milliseconds.
@@ -197,11 +199,29 @@ pub enum FromGateway {
         /// What the gateway observed.
         fault: WorkerFault,
     },
+    /// The certificates that are served: sent after `Ready` and whenever one has changed.
+    Certificates(Vec<Certificate>),
     /// Access records, for the tenants' logs: many at a time, or each would wake the supervisor.
     Access(Vec<Access>),
     /// Drained; exiting.
     Stopped,
 }
+
+/// A certificate that the gateway serves.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Certificate {
+    /// The file of its chain.
+    pub chain: String,
+    /// When it expires, seconds since 1970; `None` where that cannot be read.
+    pub expires: Option<u64>,
+    /// Why the files are not what is served, where they are not: what is wrong with them.
+    pub refused: Option<String>,
+}
+
+/// Certificates that are reported at most; those that expire first.
+pub const MAX_CERTIFICATES: usize = 16;
+/// Longest text in such a report, bytes.
+pub const MAX_CERTIFICATE_TEXT_BYTES: usize = 400;
 
 /// Why the gateway has given a worker up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
