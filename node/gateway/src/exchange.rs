@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use casemate_channel::{Exchange, RecvBody, SendBody, StreamError};
 use casemate_wire::control::Failure;
-use casemate_wire::control::gateway::Access;
+use casemate_wire::control::gateway::{Access, Standing};
 use casemate_wire::{OpenError, RESET_REFUSED, RequestHead, ResponseHead, StreamId};
 use http::header::{CONNECTION, CONTENT_LENGTH, EXPECT, HOST, UPGRADE};
 use http::request::Parts;
@@ -201,12 +201,8 @@ async fn forward(
     if gateway.is_misdirected(&connection, &host.name) {
         return Err(Code::Misdirected.into());
     }
-    let route = gateway
-        .table
-        .load()
-        .find(&host.name)
-        .cloned()
-        .ok_or(Code::NoSuchHost)?;
+    let route = gateway.table.load().find(&host.name).cloned();
+    let route = route.ok_or_else(|| no_route(gateway, &host.name))?;
     let route = progress.route.insert(route);
     if !fits(head) {
         return Err(Code::HeadTooLarge.into());
@@ -261,6 +257,28 @@ fn go_on(
         drop(uploading);
     });
     true
+}
+
+/// No function answers for a host, which is for certain only once all plans are known.
+fn no_route(gateway: &Gateway, host: &str) -> Refusal {
+    let standing = gateway.standing.load();
+    let is_expected = |standing: &Standing| {
+        let found = standing
+            .expected
+            .binary_search_by(|one| one.as_str().cmp(host));
+        found.is_ok()
+    };
+    let message = if !standing.is_loaded {
+        "the node has not loaded its routes yet; try again"
+    } else if is_expected(&standing) {
+        "the function for this host is not ready on this node yet; try again"
+    } else {
+        return Code::NoSuchHost.into();
+    };
+    Refusal {
+        code: Code::Failed(Failure::Unavailable),
+        message: message.into(),
+    }
 }
 
 fn read_host(head: &Parts) -> Result<Host<'_>, Code> {

@@ -4,7 +4,7 @@
 //! [`expiry`], [`host`], [`target`], [`route`], [`hops`], [`fields`], [`cookies`], [`places`], [`requests`], [`pool`] and [`answer`]
 //! know no socket and no clock. Around them: [`start`] (bind, read, wall in), [`admission`] (places for connections),
 //! [`watched`] (bytes), [`serve`] (connections), [`exchange`] (one request), [`upload`] and [`body`] (bodies),
-//! [`renew`] (certificates), [`supervise`] (the control channel), [`run`] (all of it).
+//! [`renew`] (certificates), [`health`] (probes), [`supervise`] (the control channel), [`run`] (all of it).
 //!
 //! A connection passes: a place for its network. A request passes: a framing with one reading, which host is it, is there
 //! a route, the perimeter (method, path, size), hops, a place for its tenant, a worker with room, its channel.
@@ -24,6 +24,7 @@ pub mod exchange;
 pub mod expiry;
 pub mod fields;
 pub mod frames;
+pub mod health;
 pub mod hops;
 pub mod host;
 pub mod places;

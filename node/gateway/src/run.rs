@@ -11,6 +11,7 @@ use tokio_rustls::TlsAcceptor;
 
 use crate::connection::Patience;
 use crate::exchange::RequestIds;
+use crate::health;
 use crate::renew::Renewal;
 use crate::serve::{self, Gateway};
 use crate::start::{Prepared, Supervisor};
@@ -48,6 +49,7 @@ pub async fn run(prepared: Prepared) -> Result<(), RunError> {
     let Prepared {
         start,
         listeners,
+        health,
         addresses,
         certificates,
         layers,
@@ -85,6 +87,10 @@ pub async fn run(prepared: Prepared) -> Result<(), RunError> {
             listener,
             tls.clone().filter(|_| speaks_tls),
         ));
+    }
+    for listener in health {
+        let listener = tokio::net::TcpListener::from_std(listener)?;
+        tokio::spawn(health::listen(gateway.clone(), listener));
     }
     let supervisor = Arc::new(Supervisor::new(control)?);
     tracing::info!(?addresses, "listening");

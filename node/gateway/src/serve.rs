@@ -11,7 +11,7 @@ use arc_swap::ArcSwap;
 use bytes::Bytes;
 use casemate_channel::fair;
 use casemate_wire::control::FunctionKey;
-use casemate_wire::control::gateway::{Access, Shares};
+use casemate_wire::control::gateway::{Access, Shares, Standing};
 use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -28,6 +28,7 @@ use crate::body::Body;
 use crate::connection::{Connection, Patience, Verdict};
 use crate::exchange::{self, RequestIds};
 use crate::fields::MAX_HEAD_BYTES;
+use crate::health::Unready;
 use crate::renew::Renewal;
 use crate::route::Table;
 use crate::tls::Certificates;
@@ -67,6 +68,8 @@ const RECORD_BYTES: usize = 128;
 pub struct Gateway {
     /// Hosts to functions.
     pub table: ArcSwap<Table<Arc<Function>>>,
+    /// Whether the node should get callers, as the supervisor says.
+    pub standing: ArcSwap<Standing>,
     /// Functions and workers.
     pub registry: Arc<Registry>,
     /// Request ids.
@@ -94,6 +97,7 @@ impl Gateway {
     ) -> Arc<Self> {
         Arc::new(Self {
             table: ArcSwap::default(),
+            standing: ArcSwap::default(),
             registry: Arc::new(Registry::new(&shares)),
             ids,
             patience,
@@ -104,6 +108,18 @@ impl Gateway {
             records: fair::Queue::new(MAX_RECORDS),
             draining: watch::Sender::new(false),
         })
+    }
+
+    /// Why the node should get no callers, if so.
+    pub fn unready(&self) -> Option<Unready> {
+        let standing = self.standing.load();
+        if *self.draining.borrow() {
+            Some(Unready::Draining)
+        } else if !standing.is_loaded {
+            Some(Unready::Loading)
+        } else {
+            (!standing.can_start).then_some(Unready::NoWorker)
+        }
     }
 
     /// Hands an access record on. What is dropped instead, the function's next record counts.

@@ -73,7 +73,7 @@ impl Certificates {
     pub fn read(files: &[CertificateFiles]) -> Result<Self, TlsError> {
         files
             .iter()
-            .map(|files| read(files).map(|key| ArcSwap::from_pointee(key)))
+            .map(|files| read(files).map(ArcSwap::from_pointee))
             .collect::<Result<_, _>>()
             .map(Self)
     }

@@ -42,6 +42,8 @@ struct File {
     #[serde(default)]
     bundles: Bundles,
     #[serde(default)]
+    health: Health,
+    #[serde(default)]
     require: Vec<String>,
     #[serde(default)]
     admin_socket: Option<PathBuf>,
@@ -74,6 +76,13 @@ struct Gateway {
     /// A quarter of `max_requests` where the file names none.
     #[serde(default)]
     requests_per_tenant: Option<u32>,
+}
+
+/// What balancers ask.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Health {
+    listen: Vec<SocketAddr>,
 }
 
 impl Gateway {
@@ -281,6 +290,7 @@ impl Config {
             state: state.to_owned(),
             gateway: Start {
                 listeners,
+                health: read.health.listen.iter().map(ToString::to_string).collect(),
                 certificates,
                 max_connections: gateway.max_connections,
                 header_timeout_ms: gateway.header_timeout_ms,

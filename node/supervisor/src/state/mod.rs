@@ -23,7 +23,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::num::NonZeroU32;
 
 use casemate_trust::statement::{MAX_FALLBACKS, MAX_FUNCTIONS};
-use casemate_wire::control::gateway::{ToGateway, WorkerFault};
+use casemate_wire::control::gateway::{Standing, ToGateway, WorkerFault};
 use casemate_wire::control::parts::{Arriving, Part, PartError};
 use casemate_wire::control::vault::{FunctionPlan, Plan};
 use casemate_wire::control::worker::Peer;
@@ -48,8 +48,6 @@ const BACKOFF_MAX_MS: Millis = 10_000;
 const WELL_AFTER_MS: Millis = 60_000;
 /// Until a worker that was told to stop is killed.
 const STOP_GRACE_MS: u32 = 10_000;
-/// From a worker's last words to its end, at most.
-const FATAL_GRACE_MS: Millis = 5000;
 /// Until a worker that said nothing after being started or loaded is killed.
 const SILENCE_MS: Millis = 30_000;
 /// Workers that start at a time. Each start uses a processor for tens of milliseconds: one tenant's
@@ -298,6 +296,10 @@ pub(crate) struct Supervision {
     waiting: VecDeque<FunctionKey>,
     /// Workers that each tenant was given lately.
     charges: Charges,
+    /// Hosts of plans whose functions are not ready here.
+    expected: BTreeSet<String>,
+    /// What the gateway was last told of the node.
+    standing: Option<Standing>,
     /// Pace of starting workers that fail.
     spare_failures: u32,
     spare_again_ms: Millis,
@@ -329,6 +331,8 @@ impl Supervision {
             plans: Arriving::new((MAX_FUNCTIONS * (1 + MAX_FALLBACKS)) as u32),
             waiting: VecDeque::new(),
             charges: Charges::default(),
+            expected: BTreeSet::new(),
+            standing: None,
             spare_failures: 0,
             spare_again_ms: 0,
             draining: false,
@@ -338,6 +342,14 @@ impl Supervision {
 
     /// Takes an event; gives what is to be done, in order.
     pub(crate) fn handle(&mut self, input: Input, now_ms: Millis) -> Vec<Effect> {
+        let concerns_hosts = matches!(
+            input,
+            Input::Plan(_)
+                | Input::Told
+                | Input::BundleHere(_)
+                | Input::BundleAbsent(_)
+                | Input::BundleNotStored(_)
+        );
         match input {
             Input::Tick => {}
             Input::NotStarted { child } => self.ended(child, Failure::Unavailable, now_ms),
@@ -390,18 +402,11 @@ impl Supervision {
             Input::Ready { worker } => self.ready(worker, now_ms),
             Input::Loaded { worker } => self.loaded(worker, now_ms),
             Input::LoadFailed { worker, message } => self.load_failed(worker, message, now_ms),
-            Input::Fatal { worker, failure } => {
-                if let Some(worker) = self.workers.get_mut(&worker) {
-                    worker.fatal = Some(failure);
-                    // It gets no more requests; one that goes on all the same only takes a place.
-                    let end_ms = now_ms + FATAL_GRACE_MS;
-                    worker.deadline_ms =
-                        Some(worker.deadline_ms.map_or(end_ms, |at| at.min(end_ms)));
-                }
-            }
+            Input::Fatal { worker, failure } => self.last_words(worker, failure, now_ms),
             Input::Drain => self.drain(now_ms),
         }
         self.keep_running(now_ms);
+        self.tell_standing(concerns_hosts);
         std::mem::take(&mut self.effects)
     }
 
@@ -439,20 +444,6 @@ impl Supervision {
             worker.fatal.get_or_insert(Failure::ExceededCpu);
             self.kill_worker(id);
         }
-    }
-
-    /// Ends a worker. The gateway is told first, or it would give the worker requests until the end is noticed.
-    fn kill_worker(&mut self, worker: WorkerId) {
-        if self.gateway.up
-            && self
-                .workers
-                .get(&worker)
-                .is_some_and(|one| one.release().is_some())
-        {
-            let retire = ToGateway::Retire { worker };
-            self.effects.push(Effect::Gateway(retire));
-        }
-        self.effects.push(Effect::Kill { child: worker.0 });
     }
 
     /// Starts what should run and does not, kills what is over its time, serves who waits.

@@ -56,6 +56,8 @@ pub enum ToGateway {
         /// What the caller may read.
         message: String,
     },
+    /// Whether the node should get callers. Sent after all routes when the gateway has started, and on each change.
+    Standing(Standing),
     /// Look at the certificate files now, changed or not.
     Reload,
     /// Stop accepting, finish what is under way, then say `Stopped` and exit 0.
@@ -80,6 +82,8 @@ impl Message for FromGateway {
 pub struct Start {
     /// Sockets to open.
     pub listeners: Vec<Listener>,
+    /// `address:port` of sockets on which only the node's health is answered.
+    pub health: Vec<String>,
     /// PEM files; the names in each certificate choose it by SNI, the first is the default.
     pub certificates: Vec<CertificateFiles>,
     /// Connections at a time, over all listeners.
@@ -91,6 +95,20 @@ pub struct Start {
     /// How connections and requests are divided.
     pub shares: Shares,
 }
+
+/// Whether the node should get callers.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Standing {
+    /// All plans of the vault are known: a host without a route then has no function, unless it is in `expected`.
+    pub is_loaded: bool,
+    /// Hosts of plans whose functions are not ready here, such as for want of their bundles; at most [`MAX_EXPECTED`].
+    pub expected: Vec<String>,
+    /// Whether a worker can be had: starting workers does not fail again and again, or there is one.
+    pub can_start: bool,
+}
+
+/// Hosts in [`Standing`] at most: what fits into a message.
+pub const MAX_EXPECTED: usize = 2000;
 
 /// How much of the gateway one source network, and one tenant, may have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -154,7 +172,7 @@ pub struct Perimeter {
 pub enum FromGateway {
     /// Listening, walls closed.
     Ready {
-        /// The addresses in the order of `Start::listeners`, with real ports.
+        /// The addresses in the order of `Start::listeners`, then of `Start::health`, with real ports.
         addresses: Vec<String>,
         /// Layers of its sandbox.
         layers: Vec<LayerReport>,
