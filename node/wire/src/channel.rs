@@ -9,6 +9,8 @@ use crate::error::{OpenError, Violation};
 use crate::fields::Fields;
 use crate::frame::{self, FLAG_ACK, FLAG_ASK, FLAG_END, HEADER_BYTES, Header, Kind};
 use crate::head::{HeadError, RequestHead, ResponseHead};
+pub use crate::stream::Event;
+use crate::stream::Stream;
 use crate::{RESET_REFUSED, RESET_UNREAD};
 
 /// Body bytes that the other end may send on one stream before we have used them.
@@ -37,79 +39,6 @@ pub enum Side {
     Opener,
     /// Accepts streams.
     Acceptor,
-}
-
-/// What happened.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Event {
-    /// A stream was opened by the other end.
-    Request {
-        /// The stream.
-        id: StreamId,
-        /// Its head.
-        head: RequestHead,
-        /// No body follows.
-        end: bool,
-    },
-    /// The answer to a stream that we opened.
-    Response {
-        /// The stream.
-        id: StreamId,
-        /// Its head.
-        head: ResponseHead,
-        /// No body follows.
-        end: bool,
-    },
-    /// A piece of a body. Say [`Channel::consumed`] when it is used.
-    Data {
-        /// The stream.
-        id: StreamId,
-        /// The bytes.
-        bytes: Bytes,
-    },
-    /// The other end's direction has ended.
-    End {
-        /// The stream.
-        id: StreamId,
-        /// Trailers, often none.
-        trailers: Fields,
-    },
-    /// The stream is over, both ways.
-    Reset {
-        /// The stream.
-        id: StreamId,
-        /// The code.
-        code: u16,
-    },
-    /// There is credit for this stream again.
-    Writable {
-        /// The stream.
-        id: StreamId,
-    },
-    /// The other end opens and takes no new streams.
-    GoAway,
-}
-
-#[derive(Debug)]
-struct Stream {
-    /// Our direction: whether our head is sent, and whether we have ended.
-    head_sent: bool,
-    send_open: bool,
-    /// Their direction.
-    head_received: bool,
-    receive_open: bool,
-    send_credit: u32,
-    /// Whether a sender was turned away for want of credit and is to be told.
-    blocked: bool,
-    receive_credit: u32,
-    /// Used but not yet given back.
-    used: u32,
-    /// Received and not yet used.
-    held: u32,
-    /// Nobody reads: what comes is used at once.
-    discard: bool,
-    /// The end that accepts has not asked for the body yet.
-    unasked: bool,
 }
 
 /// One end of a channel.
@@ -196,7 +125,7 @@ impl Channel {
             head_sent: true,
             send_open: flags & FLAG_END == 0,
             unasked,
-            send_credit: first_window(unasked),
+            send_credit: Stream::first_window(unasked),
             ..Stream::new()
         };
         self.streams.insert(id, stream);
@@ -475,7 +404,7 @@ impl Channel {
                 head_received: true,
                 receive_open: !end,
                 unasked,
-                receive_credit: first_window(unasked),
+                receive_credit: Stream::first_window(unasked),
                 ..Stream::new()
             },
         );
@@ -624,33 +553,6 @@ impl Channel {
     }
 }
 
-/// What may be sent on a stream at first.
-fn first_window(unasked: bool) -> u32 {
-    if unasked {
-        EARLY_BYTES
-    } else {
-        STREAM_WINDOW_BYTES
-    }
-}
-
 fn end_flag(end: bool) -> u8 {
     if end { FLAG_END } else { 0 }
-}
-
-impl Stream {
-    fn new() -> Self {
-        Self {
-            head_sent: false,
-            send_open: true,
-            head_received: false,
-            receive_open: true,
-            send_credit: STREAM_WINDOW_BYTES,
-            blocked: false,
-            receive_credit: STREAM_WINDOW_BYTES,
-            used: 0,
-            held: 0,
-            discard: false,
-            unasked: false,
-        }
-    }
 }

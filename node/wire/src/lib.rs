@@ -14,6 +14,7 @@ mod error;
 mod fields;
 pub mod frame;
 pub mod head;
+mod stream;
 
 pub use channel::{Channel, Event, Side, StreamId};
 pub use error::{OpenError, Violation};
