@@ -3,7 +3,7 @@
 
 use casemate_trust::host::{HostName, HostPattern};
 use casemate_trust::name::{Identifier, Name};
-use casemate_trust::path::{Method, PathPattern, is_canonical_path};
+use casemate_trust::path::{CanonicalPath, Method, PathPattern};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|text: &str| {
@@ -15,8 +15,11 @@ fuzz_target!(|text: &str| {
     if let Ok(pattern) = text.parse::<PathPattern>() {
         assert!(pattern.covers(&pattern));
     }
-    if is_canonical_path(text) {
-        assert!(text.starts_with('/') && !text.contains("//") && !text.split('/').any(|segment| segment == ".." || segment == "."));
+    if let Ok(path) = CanonicalPath::new(text) {
+        let canonical = path.as_str();
+        assert!(canonical.starts_with('/') && !canonical.contains("//"));
+        assert!(!canonical.split('/').any(|segment| segment == ".." || segment == "."));
+        assert_eq!(CanonicalPath::new(canonical), Ok(path.clone()));
     }
     let _rest = (text.parse::<Name>(), text.parse::<Identifier>(), text.parse::<Method>(), text.parse::<HostPattern>());
 });

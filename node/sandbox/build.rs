@@ -41,6 +41,10 @@ const SYMBOLS: &[(&str, i64)] = &[
     ("F_SETLK", libc::F_SETLK as i64),
     ("MSG_NOSIGNAL", libc::MSG_NOSIGNAL as i64),
     ("NO_FLAG", 0),
+    (
+        "O_RDONLY_CLOEXEC",
+        (libc::O_RDONLY | libc::O_CLOEXEC) as i64,
+    ),
     ("PR_GET_AUXV", 0x4155_5856),
     ("PR_SET_NAME", libc::PR_SET_NAME as i64),
     ("SELF", 0),

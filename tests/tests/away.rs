@@ -76,8 +76,9 @@ async fn a_node_comes_up_without_its_control_plane_and_says_so() {
         }
     }
     let answer = caller::get(node.gateway, "nobody.test", "/").await.unwrap();
-    assert_eq!(answer.status, 404);
-    assert!(answer.text().contains("no_such_host"), "{}", answer.text());
+    // A node without plans does not know that nobody has the host.
+    assert_eq!(answer.status, 503);
+    assert!(answer.text().contains("unavailable"), "{}", answer.text());
     assert!(node.stop().unwrap().success());
 }
 

@@ -14,6 +14,7 @@ const CANNOT_OPEN: &[&str] = &[
     "casemate-wire",
     "casemate-channel",
     "casemate-sandbox",
+    "casemate-path",
     "casemate-trust",
     "casemate-api",
     "casemate-push",
@@ -24,6 +25,7 @@ const CANNOT_OPEN: &[&str] = &[
 
 /// Decide only: no IO, no clock, no randomness.
 const PURE: &[(&str, &str)] = &[
+    ("casemate-path", "vault/path/src"),
     ("casemate-trust", "vault/trust/src"),
     ("casemate-vault-core", "vault/core/src"),
     ("casemate-wire", "node/wire/src"),

@@ -8,7 +8,7 @@ use std::task::{Context, Poll, Waker};
 
 use bytes::{Buf as _, Bytes, BytesMut};
 use casemate_wire::channel::MAX_OUTPUT_BYTES;
-use casemate_wire::{Channel, Event, Fields, RequestHead, ResponseHead, Side, StreamId};
+use casemate_wire::{Channel, Event, Fields, OpenError, RequestHead, ResponseHead, Side, StreamId};
 use hashbrown::HashMap;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
@@ -39,6 +39,8 @@ pub(crate) struct Shared {
     full: Notify,
     /// Tells everybody that the channel is over.
     over: Notify,
+    /// Set when the other end takes no new streams.
+    going_away: SetOnce<()>,
     /// Set when the driver has ended.
     ended: SetOnce<()>,
 }
@@ -49,6 +51,8 @@ pub(crate) struct State {
     pub(crate) channel: Channel,
     pub(crate) streams: HashMap<StreamId, Arrived>,
     requests: VecDeque<(StreamId, RequestHead, bool)>,
+    /// The last request that was accepted.
+    last_accepted: StreamId,
     accepting: Option<Waker>,
     pub(crate) closed: bool,
     /// Senders that wait for the output to drain.
@@ -119,6 +123,7 @@ pub(crate) fn start(fd: OwnedFd, side: Side) -> io::Result<(Arc<Shared>, Arc<Ali
         channel: Channel::new(side),
         streams: HashMap::new(),
         requests: VecDeque::new(),
+        last_accepted: 0,
         accepting: None,
         closed: false,
         draining: Vec::new(),
@@ -129,6 +134,7 @@ pub(crate) fn start(fd: OwnedFd, side: Side) -> io::Result<(Arc<Shared>, Arc<Ali
         wake: Notify::new(),
         full: Notify::new(),
         over: Notify::new(),
+        going_away: SetOnce::new(),
         ended: SetOnce::new(),
     });
     tokio::spawn(drive(socket, side, shared.clone()));
@@ -219,11 +225,18 @@ impl Shared {
     }
 
     pub(crate) fn open(&self, head: &RequestHead, end: bool) -> Result<StreamId, StreamError> {
+        self.open_by(|channel| channel.open(head, end))
+    }
+
+    pub(crate) fn open_by(
+        &self,
+        open: impl FnOnce(&mut Channel) -> Result<StreamId, OpenError>,
+    ) -> Result<StreamId, StreamError> {
         self.with(|state| {
             if state.closed {
                 return Err(StreamError::Closed);
             }
-            let id = state.channel.open(head, end)?;
+            let id = open(&mut state.channel)?;
             state.streams.insert(
                 id,
                 Arrived {
@@ -245,6 +258,7 @@ impl Shared {
             }
             match state.requests.pop_front() {
                 Some((id, head, end)) => {
+                    state.last_accepted = id;
                     state.streams.entry(id).or_default().handles = 2;
                     Poll::Ready(Some((id, head, end)))
                 }
@@ -267,6 +281,34 @@ impl Shared {
                 return;
             }
             over.await;
+        }
+    }
+
+    /// Takes no more requests. Those that nobody has accepted yet are not begun.
+    pub(crate) fn go_away(&self) {
+        self.with(|state| {
+            for (id, ..) in std::mem::take(&mut state.requests) {
+                state.streams.remove(&id);
+            }
+            state.channel.go_away(state.last_accepted);
+        });
+    }
+
+    /// The streams above this one were not begun: they end as if the other end had said so.
+    pub(crate) fn refuse_above(&self, last: StreamId) {
+        self.with(|state| {
+            for id in state.channel.remove_above(last) {
+                let code = casemate_wire::RESET_REFUSED;
+                state.arrive(Event::Reset { id, code });
+            }
+        });
+    }
+
+    /// Ends when the other end takes no new streams, or the channel is over.
+    pub(crate) async fn goes_away(&self) {
+        tokio::select! {
+            _ = self.going_away.wait() => {}
+            () = self.closed() => {}
         }
     }
 
@@ -303,6 +345,10 @@ impl Shared {
         self.with(|state| {
             let result = state.channel.receive(bytes);
             while let Some(event) = state.channel.event() {
+                if event == Event::GoAway {
+                    // Again and again is no news.
+                    let _ = self.going_away.set(());
+                }
                 state.arrive(event);
             }
             result
@@ -419,6 +465,27 @@ impl State {
             stream.writing = Some(context.waker().clone());
         }
         Poll::Pending
+    }
+
+    /// Ready when the other end has asked for the body of this stream.
+    pub(crate) fn poll_asked(
+        &mut self,
+        id: StreamId,
+        context: &Context<'_>,
+    ) -> Poll<Result<(), StreamError>> {
+        if let Some(failure) = self.failure(id) {
+            return Poll::Ready(Err(failure));
+        }
+        match self.channel.is_asked(id) {
+            Some(true) => Poll::Ready(Ok(())),
+            Some(false) => {
+                if let Some(stream) = self.streams.get_mut(&id) {
+                    stream.writing = Some(context.waker().clone());
+                }
+                Poll::Pending
+            }
+            None => Poll::Ready(Err(StreamError::Reset(casemate_wire::RESET_CANCELLED))),
+        }
     }
 
     /// The next piece that has come for a stream; the other end may then send as much more.

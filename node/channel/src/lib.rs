@@ -105,6 +105,16 @@ impl Opener {
         Ok(stream::exchange(&self.shared, &self._alive, id, end))
     }
 
+    /// Opens a stream of whose body only the beginning goes before the other end asks for the rest: see
+    /// [`SendBody::asked`] and [`casemate_wire::channel::EARLY_BYTES`].
+    ///
+    /// # Errors
+    /// As for [`Opener::open`].
+    pub fn open_to_ask(&self, head: RequestHead) -> Result<Exchange, StreamError> {
+        let id = self.shared.open_by(|channel| channel.open_to_ask(&head))?;
+        Ok(stream::exchange(&self.shared, &self._alive, id, false))
+    }
+
     /// Streams that are open.
     pub fn streams(&self) -> usize {
         self.shared.lock().channel.streams()
@@ -118,6 +128,17 @@ impl Opener {
     /// Waits until the channel is over.
     pub async fn closed(&self) {
         self.shared.closed().await;
+    }
+
+    /// The other end has begun none of the streams above this one, as somebody else says: they end with
+    /// [`casemate_wire::RESET_REFUSED`].
+    pub fn refuse_above(&self, last: casemate_wire::StreamId) {
+        self.shared.refuse_above(last);
+    }
+
+    /// Waits until the other end takes no new streams, or the channel is over.
+    pub async fn goes_away(&self) {
+        self.shared.goes_away().await;
     }
 }
 
@@ -135,8 +156,9 @@ impl Acceptor {
         async move { shared.ended().await }
     }
 
-    /// Tells the other end to open no more streams; those under way go on.
+    /// Tells the other end to open no more streams. Those that were accepted go on; the others end as not begun, and the
+    /// other end may send their requests elsewhere.
     pub fn go_away(&self) {
-        self.shared.with(|state| state.channel.go_away());
+        self.shared.go_away();
     }
 }

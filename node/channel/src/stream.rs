@@ -5,7 +5,7 @@ use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use casemate_wire::{
-    Fields, RESET_ABANDONED, RESET_CANCELLED, RequestHead, ResponseHead, StreamId,
+    Fields, RESET_ABANDONED, RESET_CANCELLED, RESET_REFUSED, RequestHead, ResponseHead, StreamId,
 };
 
 use crate::StreamError;
@@ -14,6 +14,8 @@ use crate::driver::{Alive, Shared};
 /// A stream that we opened.
 #[derive(Debug)]
 pub struct Exchange {
+    /// Which: later streams have higher numbers.
+    pub id: StreamId,
     /// The request's body.
     pub body: SendBody,
     /// The response.
@@ -23,6 +25,8 @@ pub struct Exchange {
 /// A stream that the other end opened.
 #[derive(Debug)]
 pub struct Incoming {
+    /// Which: later streams have higher numbers.
+    pub id: StreamId,
     /// The request's head.
     pub head: RequestHead,
     /// The request's body.
@@ -82,6 +86,7 @@ pub(crate) fn exchange(
         opener: true,
     };
     Exchange {
+        id,
         body,
         response: PendingResponse {
             half: Some(Half::new(shared, alive, id)),
@@ -100,9 +105,11 @@ pub(crate) fn incoming(
         half: Half::new(shared, alive, id),
         done: end,
         opener: false,
+        is_unasked: !end,
         trailers: None,
     };
     Incoming {
+        id,
         head,
         body,
         reply: Reply {
@@ -146,6 +153,7 @@ impl PendingResponse {
                 half,
                 done: end,
                 opener: true,
+                is_unasked: false,
                 trailers: None,
             },
         ))
@@ -198,6 +206,11 @@ impl Reply {
         }
     }
 
+    /// Ends the stream as not begun: the other end may send the request elsewhere.
+    pub fn refuse(self) {
+        self.reset(RESET_REFUSED);
+    }
+
     /// Waits until nobody wants the answer any more.
     pub async fn cancelled(&mut self) {
         if let Some(half) = &self.half {
@@ -229,11 +242,31 @@ impl SendBody {
     /// # Errors
     /// The stream was reset or the channel is over.
     pub async fn send(&mut self, mut bytes: Bytes) -> Result<(), StreamError> {
+        self.send_from(&mut bytes).await
+    }
+
+    /// As [`SendBody::send`]; what was not sent stays in `bytes`, also when this is dropped.
+    ///
+    /// # Errors
+    /// As for [`SendBody::send`].
+    pub async fn send_from(&mut self, bytes: &mut Bytes) -> Result<(), StreamError> {
         let Half { shared, id, .. } = &self.half;
-        std::future::poll_fn(|context| {
-            shared.with(|state| state.poll_send(*id, &mut bytes, context))
-        })
-        .await
+        std::future::poll_fn(|context| shared.with(|state| state.poll_send(*id, bytes, context)))
+            .await
+    }
+
+    /// Waits until the other end has asked for the body: see [`crate::Opener::open_to_ask`].
+    ///
+    /// # Errors
+    /// The stream was reset or the channel is over.
+    pub async fn asked(&mut self) -> Result<(), StreamError> {
+        let Half { shared, id, .. } = &self.half;
+        std::future::poll_fn(|context| shared.with(|state| state.poll_asked(*id, context))).await
+    }
+
+    /// Whether nothing can be sent any more.
+    pub fn is_over(&self) -> bool {
+        self.half.shared.lock().failure(self.half.id).is_some()
     }
 
     /// Sends the beginning of these bytes that can go at once, without a copy in between, and says how long it is. What is left
@@ -297,6 +330,8 @@ pub struct RecvBody {
     half: Half,
     done: bool,
     opener: bool,
+    /// The other end waits to be asked for it, perhaps.
+    is_unasked: bool,
     trailers: Option<Fields>,
 }
 
@@ -320,7 +355,11 @@ impl RecvBody {
             return Poll::Ready(None);
         }
         let Half { shared, id, .. } = &self.half;
+        let is_unasked = std::mem::take(&mut self.is_unasked);
         let piece = shared.with(|state| {
+            if is_unasked {
+                state.channel.ask(*id);
+            }
             if let Some(bytes) = state.take(*id) {
                 return Poll::Ready(Some(Ok(bytes)));
             }

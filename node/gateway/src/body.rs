@@ -1,4 +1,4 @@
-//! Bodies: a caller's to a worker, a worker's to a caller.
+//! The bodies of responses: a worker's to a caller.
 
 use std::future::Future as _;
 use std::pin::{Pin, pin};
@@ -8,67 +8,13 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use bytes::Bytes;
-use casemate_channel::{RecvBody, SendBody, StreamError};
+use casemate_channel::{RecvBody, StreamError};
 use futures_util::FutureExt as _;
-use http_body::{Body as _, Frame, SizeHint};
-use hyper::body::Incoming;
-use tokio::task::AbortHandle;
+use http_body::{Frame, SizeHint};
 
 use crate::connection::InFlight;
 use crate::fields;
 use crate::workers::{Lease, now_ms};
-
-/// Why a request's body did not reach the worker whole.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum PumpError {
-    /// Larger than the perimeter lets through.
-    TooLarge,
-    /// Nothing came for too long.
-    Slow,
-    /// It broke off or is no HTTP.
-    Caller,
-    /// The worker's side is over; the response says why.
-    Worker,
-}
-
-/// Sends a caller's body to a worker, at the pace of the slower one.
-///
-/// # Errors
-/// See [`PumpError`]; the worker's stream is reset.
-pub async fn pump(
-    mut from: Incoming,
-    mut to: SendBody,
-    max_bytes: u64,
-    idle: Duration,
-) -> Result<(), PumpError> {
-    let mut left = max_bytes;
-    loop {
-        let frame = std::future::poll_fn(|context| Pin::new(&mut from).poll_frame(context));
-        let frame = match tokio::time::timeout(idle, frame).await {
-            Err(_) => return Err(PumpError::Slow),
-            Ok(None) => {
-                to.finish();
-                return Ok(());
-            }
-            Ok(Some(Err(_))) => return Err(PumpError::Caller),
-            Ok(Some(Ok(frame))) => frame,
-        };
-        match frame.into_data() {
-            Ok(bytes) => {
-                left = left
-                    .checked_sub(bytes.len() as u64)
-                    .ok_or(PumpError::TooLarge)?;
-                to.send(bytes).await.map_err(|_| PumpError::Worker)?;
-            }
-            Err(frame) => {
-                if let Ok(trailers) = frame.into_trailers() {
-                    to.finish_with(&fields::trailers_to_worker(&trailers));
-                    return Ok(());
-                }
-            }
-        }
-    }
-}
 
 /// A response's body broke off: the caller's connection, or stream, is cut, so that it cannot be taken for whole.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -110,7 +56,6 @@ struct Flow {
     left: Option<u64>,
     first: Option<Bytes>,
     over: bool,
-    pump: Option<AbortHandle>,
 }
 
 /// Seen by the connection too, which cuts a body that does not move: hyper does not even ask for the next piece while
@@ -220,13 +165,12 @@ impl Body {
         }
     }
 
-    /// From a worker. `length`: as declared. `pump`: what still sends the request's body, ended with this one.
+    /// From a worker. `length`: as declared.
     pub fn flow(
         first: Option<Bytes>,
         rest: RecvBody,
         lease: Lease,
         length: Option<u64>,
-        pump: Option<AbortHandle>,
         flight: InFlight,
     ) -> Self {
         let shared = SharedFlow::new(Some((rest, lease)));
@@ -236,7 +180,6 @@ impl Body {
             left: length,
             first,
             over: false,
-            pump,
         };
         Self {
             inner: Inner::Flow(flow),
@@ -300,14 +243,6 @@ impl Flow {
                 .map(Frame::trailers)
                 .map_err(|_| Cut::Worker),
         )
-    }
-}
-
-impl Drop for Flow {
-    fn drop(&mut self) {
-        if let Some(pump) = &self.pump {
-            pump.abort();
-        }
     }
 }
 

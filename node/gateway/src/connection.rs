@@ -123,6 +123,18 @@ impl Connection {
         }
     }
 
+    /// The body of a request goes on after its answer: until this is dropped the connection does not rest.
+    pub fn uploads(self: &Arc<Self>) -> Uploading {
+        self.flight.fetch_add(1, Ordering::Relaxed);
+        Uploading(self.clone())
+    }
+
+    fn ends_one(&self) {
+        if self.flight.fetch_sub(1, Ordering::Relaxed) == 1 {
+            self.rest_ms.store(some_ms(now_ms()), Ordering::Relaxed);
+        }
+    }
+
     /// A body that goes on after its head: to be watched.
     fn watch(&self, flow: &Arc<SharedFlow>) {
         let mut flows = self.flows.lock().unwrap_or_else(PoisonError::into_inner);
@@ -235,6 +247,16 @@ fn some_ms(now_ms: u64) -> u64 {
     now_ms.max(1)
 }
 
+/// The body of an answered request that still comes.
+#[derive(Debug)]
+pub struct Uploading(Arc<Connection>);
+
+impl Drop for Uploading {
+    fn drop(&mut self) {
+        self.0.ends_one();
+    }
+}
+
 /// A request that is under way; ends when it is dropped.
 #[derive(Debug)]
 pub struct InFlight {
@@ -272,11 +294,7 @@ impl InFlight {
 
 impl Drop for InFlight {
     fn drop(&mut self) {
-        if self.connection.flight.fetch_sub(1, Ordering::Relaxed) == 1 {
-            self.connection
-                .rest_ms
-                .store(some_ms(now_ms()), Ordering::Relaxed);
-        }
+        self.connection.ends_one();
         self.connection.done.fetch_add(1, Ordering::Relaxed);
         self.connection.reader.wake();
         if !self.answered {

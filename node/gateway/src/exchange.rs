@@ -6,19 +6,18 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use casemate_channel::{Exchange, RecvBody, StreamError};
+use casemate_channel::{Exchange, RecvBody, SendBody, StreamError};
 use casemate_wire::control::Failure;
-use casemate_wire::control::gateway::Access;
-use casemate_wire::{OpenError, RequestHead, ResponseHead};
-use http::header::{CONTENT_LENGTH, HOST, UPGRADE};
+use casemate_wire::control::gateway::{Access, Standing};
+use casemate_wire::{OpenError, RESET_REFUSED, RequestHead, ResponseHead, StreamId};
+use http::header::{CONNECTION, CONTENT_LENGTH, EXPECT, HOST, UPGRADE};
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version};
 use http_body::Body as _;
 use hyper::body::Incoming;
-use tokio::task::AbortHandle;
 
 use crate::answer::{Code, REQUEST_FIELD, Refusal};
-use crate::body::{self, Body, Known, PumpError};
+use crate::body::{self, Body, Known};
 use crate::connection::{Connection, InFlight};
 use crate::fields::{self, Outgoing};
 use crate::hops;
@@ -26,9 +25,10 @@ use crate::host::Host;
 use crate::route::Site;
 use crate::serve::Gateway;
 use crate::target::Target;
+use crate::upload::{Bounds, Upload, UploadError};
 use crate::workers::{Function, Lease};
 
-/// Workers tried for one request whose channels turn out closed. The request was sent to none of them.
+/// Workers tried for one request that end before they begin it.
 const MAX_WORKERS_TRIED: usize = 4;
 /// Longest path, and longest method, in an access record, bytes.
 const MAX_RECORDED_BYTES: usize = 2048;
@@ -76,8 +76,40 @@ enum Content {
         rest: RecvBody,
         lease: Lease,
         length: Option<u64>,
-        pump: Option<AbortHandle>,
     },
+}
+
+/// What is known of a request while it is answered.
+#[derive(Default)]
+struct Progress {
+    route: Option<Route>,
+    /// Not all of its body has come, and nobody will read the rest: an HTTP/1 connection ends with the answer.
+    is_unread: bool,
+}
+
+/// Why a worker did not answer.
+enum Trouble {
+    /// It has not begun the request: another worker may.
+    NotBegun,
+    Refused(Refusal),
+}
+
+impl From<Refusal> for Trouble {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refused(refusal)
+    }
+}
+
+impl From<Failure> for Trouble {
+    fn from(failure: Failure) -> Self {
+        Self::Refused(failure.into())
+    }
+}
+
+impl From<Code> for Trouble {
+    fn from(code: Code) -> Self {
+        Self::Refused(code.into())
+    }
 }
 
 /// Answers a request, in the worker's words or in ours.
@@ -90,8 +122,9 @@ pub async fn answer(
     let mut flight = connection.begin(request.version() == Version::HTTP_2);
     let id = gateway.ids.next();
     let (head, body) = request.into_parts();
-    let mut route = None;
-    let forwarded = forward(gateway, &mut flight, &head, body, &id, &mut route).await;
+    let mut progress = Progress::default();
+    let forwarded = forward(gateway, &mut flight, &head, body, &id, &mut progress).await;
+    let Progress { route, is_unread } = progress;
     flight.answered();
     let failure = forwarded
         .as_ref()
@@ -106,8 +139,7 @@ pub async fn answer(
                     rest,
                     lease,
                     length,
-                    pump,
-                } => Body::flow(first, rest, lease, length, pump, flight),
+                } => Body::flow(first, rest, lease, length, flight),
             };
             let mut response = Response::new(body);
             (*response.status_mut(), *response.headers_mut()) = (answer.status, answer.fields);
@@ -121,6 +153,10 @@ pub async fn answer(
                 .map(|bytes| Body::whole(bytes, flight))
         }
     };
+    if is_unread && head.version < Version::HTTP_2 {
+        let close = HeaderValue::from_static("close");
+        response.headers_mut().insert(CONNECTION, close);
+    }
     if let Ok(value) = HeaderValue::from_str(&id) {
         response.headers_mut().insert(REQUEST_FIELD, value);
     }
@@ -157,20 +193,17 @@ async fn forward(
     head: &Parts,
     body: Incoming,
     id: &str,
-    found: &mut Option<Route>,
+    progress: &mut Progress,
 ) -> Result<Answer, Refusal> {
+    progress.is_unread = !body.is_end_stream();
     let connection = flight.connection().clone();
     let host = read_host(head)?;
     if gateway.is_misdirected(&connection, &host.name) {
         return Err(Code::Misdirected.into());
     }
-    let route = gateway
-        .table
-        .load()
-        .find(&host.name)
-        .cloned()
-        .ok_or(Code::NoSuchHost)?;
-    let route = found.insert(route);
+    let route = gateway.table.load().find(&host.name).cloned();
+    let route = route.ok_or_else(|| no_route(gateway, &host.name))?;
+    let route = progress.route.insert(route);
     if !fits(head) {
         return Err(Code::HeadTooLarge.into());
     }
@@ -188,11 +221,64 @@ async fn forward(
     let place = route.function.tenant.begin();
     flight.keep(place.ok_or(Code::TooManyRequests)?);
     let make_head = || to_worker(&connection, head, &host, &target, id, hops);
-    let (lease, exchange) = open(&route.function, make_head, body.is_end_stream()).await?;
-    let limits = (route.gate.max_body_bytes, gateway.patience.idle);
-    let conversation = converse(exchange, body, limits, &lease);
-    let (response, rest, pump) = lease.hold_to_wall(conversation).await?;
-    to_caller((&head.method, &host.name), response, rest, pump, lease).await
+    let bounds = Bounds {
+        max_bytes: route.gate.max_body_bytes,
+        idle: gateway.patience.idle,
+    };
+    let mut upload = Upload::new(body, bounds, expects_continue(&head.headers));
+    let conversed = by_a_worker(&route.function, make_head, &mut upload).await;
+    progress.is_unread = !upload.has_come();
+    let (lease, conversation) = conversed?;
+    if let Some(to) = conversation.to {
+        progress.is_unread &= !go_on(upload, to, &connection, lease.worker.head_wait());
+    }
+    let (response, rest) = (conversation.head, conversation.rest);
+    to_caller((&head.method, &host.name), response, rest, lease).await
+}
+
+/// Sends the rest of a body beside and after the answer, for as long as the worker has the request: what a function gave
+/// to `waitUntil` may read it. Not where nobody reads it, and not where the caller waits for `100 Continue`, which cannot
+/// come after the answer. Whether it does.
+fn go_on(
+    mut upload: Upload,
+    mut to: SendBody,
+    connection: &Arc<Connection>,
+    wait: Duration,
+) -> bool {
+    if to.is_over() || upload.is_held_back() {
+        return false;
+    }
+    let uploading = connection.uploads();
+    tokio::spawn(async move {
+        let pumped = tokio::time::timeout(wait, upload.pump(&mut to)).await;
+        if let Ok(Ok(trailers)) = pumped {
+            to.finish_with(&trailers);
+        }
+        drop(uploading);
+    });
+    true
+}
+
+/// No function answers for a host, which is for certain only once all plans are known.
+fn no_route(gateway: &Gateway, host: &str) -> Refusal {
+    let standing = gateway.standing.load();
+    let is_expected = |standing: &Standing| {
+        let found = standing
+            .expected
+            .binary_search_by(|one| one.as_str().cmp(host));
+        found.is_ok()
+    };
+    let message = if !standing.is_loaded {
+        "the node has not loaded its routes yet; try again"
+    } else if is_expected(&standing) {
+        "the function for this host is not ready on this node yet; try again"
+    } else {
+        return Code::NoSuchHost.into();
+    };
+    Refusal {
+        code: Code::Failed(Failure::Unavailable),
+        message: message.into(),
+    }
 }
 
 fn read_host(head: &Parts) -> Result<Host<'_>, Code> {
@@ -211,7 +297,7 @@ fn fits(head: &Parts) -> bool {
         .uri
         .path_and_query()
         .map_or(0, |rest| rest.as_str().len());
-    head.headers.len() <= fields::MAX_REQUEST_FIELDS
+    fields::count(&head.headers) <= fields::MAX_REQUEST_FIELDS
         && target + lines.sum::<usize>() <= fields::MAX_HEAD_BYTES
 }
 
@@ -221,6 +307,11 @@ fn wants_websocket(fields: &HeaderMap) -> bool {
         .iter()
         .flat_map(|value| value.as_bytes().split(|byte| *byte == b','));
     upgrades.any(|protocol| protocol.trim_ascii().eq_ignore_ascii_case(b"websocket"))
+}
+
+fn expects_continue(fields: &HeaderMap) -> bool {
+    let mut expectations = fields.get_all(EXPECT).iter();
+    expectations.any(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"))
 }
 
 fn to_worker(
@@ -246,69 +337,101 @@ fn to_worker(
     }
 }
 
-/// A stream in a worker with room. A worker whose channel is closed when we turn to it gets nothing, and another is
-/// found; from the moment that a stream is open, there is no second try.
-async fn open(
+/// The answer of a worker with room. A worker that ends before it has begun the request gets nothing more, and another is
+/// found; from the moment that a worker has begun the request, there is no second try.
+async fn by_a_worker(
     function: &Arc<Function>,
     make_head: impl Fn() -> RequestHead,
-    end: bool,
-) -> Result<(Lease, Exchange), Refusal> {
+    upload: &mut Upload,
+) -> Result<(Lease, Conversation), Refusal> {
     for _ in 0..MAX_WORKERS_TRIED {
         let lease = function.lease().await?;
-        match lease.worker.opener.open(make_head(), end) {
-            Ok(exchange) => return Ok((lease, exchange)),
+        let opener = &lease.worker.opener;
+        let opened = if upload.is_empty() {
+            opener.open(make_head(), true)
+        } else {
+            opener.open_to_ask(make_head())
+        };
+        let exchange = match opened {
+            Ok(exchange) => exchange,
             Err(StreamError::Open(OpenError::Head(_))) => return Err(Code::HeadTooLarge.into()),
-            Err(_) => function.pass_over(lease),
+            Err(_) => {
+                function.pass_over(lease);
+                continue;
+            }
+        };
+        let conversation = converse(exchange, upload, &lease);
+        match lease.hold_to_wall(conversation).await {
+            Ok(conversation) => return Ok((lease, conversation)),
+            Err(Trouble::Refused(refusal)) => return Err(refusal),
+            Err(Trouble::NotBegun) if upload.rewind() => function.pass_over(lease),
+            Err(Trouble::NotBegun) => break,
         }
     }
     Err(Failure::Unavailable.into())
 }
 
-type Conversation = (ResponseHead, RecvBody, Option<AbortHandle>);
+/// The head of a worker's answer has come.
+struct Conversation {
+    head: ResponseHead,
+    rest: RecvBody,
+    /// Where the rest of the request's body goes, if there is some.
+    to: Option<SendBody>,
+}
 
-/// Sends the body until the head of the response comes. What is then left of the body goes on beside it.
+/// Sends the body until the head of the response comes.
 async fn converse(
     exchange: Exchange,
-    body: Incoming,
-    limits: (u64, Duration),
+    upload: &mut Upload,
     lease: &Lease,
-) -> Result<Conversation, Refusal> {
-    let Exchange { body: to, response } = exchange;
-    if body.is_end_stream() {
-        drop(to);
-        return match response.head().await {
-            Ok((head, rest)) => Ok((head, rest, None)),
-            Err(error) => Err(explain(error, lease).await),
-        };
-    }
+) -> Result<Conversation, Trouble> {
+    let Exchange {
+        id,
+        body: mut to,
+        response,
+    } = exchange;
     let mut response = pin!(response.head());
-    let mut sending = Box::pin(body::pump(body, to, limits.0, limits.1));
-    let (came, pump) = tokio::select! {
-        biased;
-        came = &mut response => (came, Some(sending)),
-        sent = &mut sending => match sent {
-            Ok(()) | Err(PumpError::Worker) => (response.await, None),
-            Err(PumpError::TooLarge) => return Err(Code::BodyTooLarge.into()),
-            Err(PumpError::Slow) => return Err(Code::BodyTimeout.into()),
-            Err(PumpError::Caller) => return Err(Code::BadBody.into()),
-        },
+    let to = if upload.is_empty() {
+        None
+    } else {
+        let sent = tokio::select! {
+            biased;
+            came = &mut response => return conversation(came, Some(to), id, lease).await,
+            sent = upload.pump(&mut to) => sent,
+        };
+        match sent {
+            Ok(trailers) => {
+                to.finish_with(&trailers);
+                None
+            }
+            Err(UploadError::Worker) => Some(to),
+            Err(UploadError::TooLarge) => return Err(Code::BodyTooLarge.into()),
+            Err(UploadError::Slow) => return Err(Code::BodyTimeout.into()),
+            Err(UploadError::Caller) => return Err(Code::BadBody.into()),
+        }
     };
+    conversation(response.await, to, id, lease).await
+}
+
+async fn conversation(
+    came: Result<(ResponseHead, RecvBody), StreamError>,
+    to: Option<SendBody>,
+    stream: StreamId,
+    lease: &Lease,
+) -> Result<Conversation, Trouble> {
     match came {
-        Ok((head, rest)) => Ok((
-            head,
-            rest,
-            pump.map(|pump| tokio::spawn(pump).abort_handle()),
-        )),
-        Err(error) => Err(explain(error, lease).await),
+        Ok((head, rest)) => Ok(Conversation { head, rest, to }),
+        Err(error) => Err(explain(error, stream, lease).await),
     }
 }
 
-async fn explain(error: StreamError, lease: &Lease) -> Refusal {
+async fn explain(error: StreamError, stream: StreamId, lease: &Lease) -> Trouble {
     let failure = match error {
-        StreamError::Reset(code) => Failure::from_reset(code).unwrap_or(Failure::WorkerLost),
-        StreamError::Closed | StreamError::Open(_) => lease.worker.failure().await,
+        StreamError::Reset(RESET_REFUSED) => None,
+        StreamError::Reset(code) => Some(Failure::from_reset(code).unwrap_or(Failure::WorkerLost)),
+        StreamError::Closed | StreamError::Open(_) => lease.worker.verdict(stream).await,
     };
-    failure.into()
+    failure.map_or(Trouble::NotBegun, Trouble::from)
 }
 
 /// A worker's answer as HTTP, or 500 `exception` where it is none.
@@ -316,7 +439,6 @@ async fn to_caller(
     (method, host): (&Method, &str),
     head: ResponseHead,
     rest: RecvBody,
-    pump: Option<AbortHandle>,
     lease: Lease,
 ) -> Result<Answer, Refusal> {
     let broken = |_| Refusal::from(Failure::Exception);
@@ -330,10 +452,8 @@ async fn to_caller(
         wide_cookies,
     } = fields::to_caller(&head.fields, host).map_err(|_| broken(()))?;
     lease.function().dropped_cookies(wide_cookies);
-    let stop = |pump: Option<AbortHandle>| pump.into_iter().for_each(|pump| pump.abort());
     if method == Method::HEAD || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED)
     {
-        stop(pump);
         if let Some(length) = length.filter(|_| method == Method::HEAD) {
             fields.insert(CONTENT_LENGTH, length.into());
         }
@@ -345,7 +465,6 @@ async fn to_caller(
     }
     let content = match body::known(rest) {
         Known::Whole(bytes) if length.is_none_or(|length| length == bytes.len() as u64) => {
-            stop(pump);
             Content::Whole(bytes)
         }
         Known::Whole(_) => return Err(broken(())),
@@ -354,9 +473,12 @@ async fn to_caller(
             rest,
             lease,
             length,
-            pump,
         },
-        Known::Broken(error) => return Err(explain(error, &lease).await),
+        // The head has come: the request was begun.
+        Known::Broken(error) => match explain(error, StreamId::MIN, &lease).await {
+            Trouble::Refused(refusal) => return Err(refusal),
+            Trouble::NotBegun => return Err(Failure::WorkerLost.into()),
+        },
     };
     Ok(Answer {
         status,

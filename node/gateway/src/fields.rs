@@ -1,12 +1,14 @@
 //! Header fields between HTTP and a channel. What belongs to one hop stays on it (RFC 9110, section 7.6.1).
 
+use std::borrow::Cow;
+
 use casemate_wire::Fields;
-use http::header::{CONNECTION, CONTENT_LENGTH, DATE};
+use http::header::{CONNECTION, CONTENT_LENGTH, COOKIE, DATE};
 use http::{HeaderMap, HeaderName, HeaderValue};
 
 use crate::cookies;
 
-/// Fields in a request's head at most; HTTP/1 is held to the same number by its parser.
+/// Fields in a request's head at most, cookies counted as one; HTTP/1 is held to the same number by its parser.
 pub const MAX_REQUEST_FIELDS: usize = 100;
 
 /// Bytes of a request's head at most.
@@ -66,9 +68,29 @@ pub fn to_worker(fields: &HeaderMap) -> Fields {
         if name != CONTENT_LENGTH && options.as_ref().is_some_and(is_listed) {
             continue;
         }
-        out.push(text, value);
+        if name != COOKIE {
+            out.push(text, value);
+        } else if out.get(text).is_none() {
+            out.push(text, joined_cookies(fields));
+        }
     }
     out
+}
+
+/// A caller may send its cookies in several fields, and HTTP/2 clients do; together they are one (RFC 9113, section
+/// 8.2.3).
+fn joined_cookies(fields: &HeaderMap) -> Cow<'_, [u8]> {
+    let mut cookies = fields.get_all(COOKIE).iter().map(HeaderValue::as_bytes);
+    let first = cookies.next().unwrap_or_default();
+    cookies.fold(Cow::Borrowed(first), |joined, cookie| {
+        Cow::Owned([joined.as_ref(), cookie].join(&b"; "[..]))
+    })
+}
+
+/// Fields of a caller's head as they are counted: cookies are one.
+pub fn count(fields: &HeaderMap) -> usize {
+    let cookies = fields.get_all(COOKIE).iter().count();
+    fields.len() - cookies.saturating_sub(1)
 }
 
 /// A caller's trailers as they go to a worker: without what belongs into a head (RFC 9110, section 6.5.1).
@@ -214,7 +236,7 @@ mod tests {
         ];
         assert_eq!(
             names(&to_worker(&map(&fields))),
-            ["content-length", "cookie", "cookie"]
+            ["content-length", "cookie"]
         );
         let trailers = trailers_to_worker(&map(&[
             ("host", "b.test"),
@@ -223,6 +245,25 @@ mod tests {
             ("content-length", "9"),
         ]));
         assert_eq!(names(&trailers), ["checksum"]);
+    }
+
+    #[test]
+    fn the_crumbs_of_a_cookie_are_one_field() {
+        for (crumbs, whole) in [
+            (&["a=1"][..], "a=1"),
+            (&["a=1", "b=2", "c=3; d=4"], "a=1; b=2; c=3; d=4"),
+        ] {
+            let mut fields = map(&[("x-before", "1")]);
+            let crumbs = crumbs.iter().map(|crumb| HeaderValue::from_static(crumb));
+            for crumb in crumbs {
+                fields.append(COOKIE, crumb);
+            }
+            fields.insert("x-after", HeaderValue::from_static("2"));
+            let out = to_worker(&fields);
+            assert_eq!((out.len(), count(&fields)), (3, 3));
+            assert_eq!(out.get("cookie"), Some(whole.as_bytes()));
+        }
+        assert_eq!(count(&HeaderMap::new()), 0);
     }
 
     #[test]

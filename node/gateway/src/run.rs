@@ -11,6 +11,8 @@ use tokio_rustls::TlsAcceptor;
 
 use crate::connection::Patience;
 use crate::exchange::RequestIds;
+use crate::health;
+use crate::renew::Renewal;
 use crate::serve::{self, Gateway};
 use crate::start::{Prepared, Supervisor};
 use crate::supervise;
@@ -47,6 +49,7 @@ pub async fn run(prepared: Prepared) -> Result<(), RunError> {
     let Prepared {
         start,
         listeners,
+        health,
         addresses,
         certificates,
         layers,
@@ -66,12 +69,16 @@ pub async fn run(prepared: Prepared) -> Result<(), RunError> {
         .map(Certificates::config)
         .transpose()?
         .map(TlsAcceptor::from);
+    let renewal = certificates
+        .clone()
+        .map(|certificates| Renewal::new(certificates, start.certificates.clone()));
     let gateway = Gateway::new(
         ids,
         patience,
         start.max_connections,
         start.shares,
         certificates,
+        renewal.clone(),
     );
     for (listener, speaks_tls) in listeners {
         let listener = tokio::net::TcpListener::from_std(listener)?;
@@ -81,11 +88,20 @@ pub async fn run(prepared: Prepared) -> Result<(), RunError> {
             tls.clone().filter(|_| speaks_tls),
         ));
     }
+    for listener in health {
+        let listener = tokio::net::TcpListener::from_std(listener)?;
+        tokio::spawn(health::listen(gateway.clone(), listener));
+    }
     let supervisor = Arc::new(Supervisor::new(control)?);
     tracing::info!(?addresses, "listening");
     supervisor
         .send(&FromGateway::Ready { addresses, layers }, &[])
         .await?;
+
+    if let Some(renewal) = renewal {
+        // Ends with the process, or with the control channel, which ends the process.
+        tokio::spawn(renewal.keep(supervisor.clone()));
+    }
 
     let (stop, stopped) = oneshot::channel();
     let mut speaking = tokio::spawn(supervise::speak(

@@ -11,7 +11,7 @@ use arc_swap::ArcSwap;
 use bytes::Bytes;
 use casemate_channel::fair;
 use casemate_wire::control::FunctionKey;
-use casemate_wire::control::gateway::{Access, Shares};
+use casemate_wire::control::gateway::{Access, Shares, Standing};
 use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -28,6 +28,8 @@ use crate::body::Body;
 use crate::connection::{Connection, Patience, Verdict};
 use crate::exchange::{self, RequestIds};
 use crate::fields::MAX_HEAD_BYTES;
+use crate::health::Unready;
+use crate::renew::Renewal;
 use crate::route::Table;
 use crate::tls::Certificates;
 use crate::watched::Watched;
@@ -66,6 +68,8 @@ const RECORD_BYTES: usize = 128;
 pub struct Gateway {
     /// Hosts to functions.
     pub table: ArcSwap<Table<Arc<Function>>>,
+    /// Whether the node should get callers, as the supervisor says.
+    pub standing: ArcSwap<Standing>,
     /// Functions and workers.
     pub registry: Arc<Registry>,
     /// Request ids.
@@ -73,6 +77,8 @@ pub struct Gateway {
     /// How long callers may take.
     pub patience: Patience,
     certificates: Option<Arc<Certificates>>,
+    /// Of the certificates.
+    pub renewal: Option<Arc<Renewal>>,
     admissions: Arc<Admissions>,
     connections: TaskTracker,
     records: fair::Queue<FunctionKey, Access>,
@@ -87,18 +93,33 @@ impl Gateway {
         max_connections: u32,
         shares: Shares,
         certificates: Option<Arc<Certificates>>,
+        renewal: Option<Arc<Renewal>>,
     ) -> Arc<Self> {
         Arc::new(Self {
             table: ArcSwap::default(),
+            standing: ArcSwap::default(),
             registry: Arc::new(Registry::new(&shares)),
             ids,
             patience,
             certificates,
+            renewal,
             admissions: Admissions::new(max_connections, shares),
             connections: TaskTracker::new(),
             records: fair::Queue::new(MAX_RECORDS),
             draining: watch::Sender::new(false),
         })
+    }
+
+    /// Why the node should get no callers, if so.
+    pub fn unready(&self) -> Option<Unready> {
+        let standing = self.standing.load();
+        if *self.draining.borrow() {
+            Some(Unready::Draining)
+        } else if !standing.is_loaded {
+            Some(Unready::Loading)
+        } else {
+            (!standing.can_start).then_some(Unready::NoWorker)
+        }
     }
 
     /// Hands an access record on. What is dropped instead, the function's next record counts.
@@ -365,7 +386,7 @@ mod tests {
             header: Duration::from_secs(1),
             idle: Duration::from_secs(1),
         };
-        let gateway = Gateway::new(RequestIds::new(1, 0), patience, 1, SHARES, None);
+        let gateway = Gateway::new(RequestIds::new(1, 0), patience, 1, SHARES, None, None);
         (0..3 * MAX_RECORDS).for_each(|_| gateway.record(access("flood")));
         (0..MAX_RECORDS / 4).for_each(|_| gateway.record(access("quiet")));
         (0..MAX_RECORDS).for_each(|_| gateway.record(access("flood")));

@@ -5,10 +5,11 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::Arc;
 
 use casemate_channel::{Control, ControlError};
-use casemate_sandbox::{LayerReport, Profile};
-use casemate_wire::control::gateway::{FromGateway, Listener, Start, ToGateway};
+use casemate_sandbox::{Access, LayerReport, Profile};
+use casemate_wire::control::gateway::{FromGateway, Start, ToGateway};
 use socket2::{Domain, Protocol, Socket, Type};
 
+use crate::renew;
 use crate::tls::{Certificates, TlsError};
 
 /// The control channel.
@@ -73,7 +74,9 @@ pub struct Prepared {
     pub start: Start,
     /// The sockets, in its order, and whether each speaks TLS.
     pub listeners: Vec<(TcpListener, bool)>,
-    /// Their addresses.
+    /// The sockets for probes.
+    pub health: Vec<TcpListener>,
+    /// Their addresses, in this order.
     pub addresses: Vec<String>,
     /// Certificates, if any.
     pub certificates: Option<Arc<Certificates>>,
@@ -137,12 +140,14 @@ fn open(mut start: Start, control: OwnedFd) -> Result<Prepared, StartError> {
     let listeners = start
         .listeners
         .iter()
-        .map(|listener| Ok((bind(listener)?, listener.tls)));
+        .map(|listener| Ok((bind(&listener.address)?, listener.tls)));
     let listeners = listeners.collect::<Result<Vec<_>, StartError>>()?;
-    let address =
-        |(socket, _): &(TcpListener, bool)| socket.local_addr().map(|address| address.to_string());
-    let addresses = listeners
-        .iter()
+    let health = start.health.iter().map(|address| bind(address));
+    let health = health.collect::<Result<Vec<_>, StartError>>()?;
+    let address = |socket: &TcpListener| socket.local_addr().map(|address| address.to_string());
+    let sockets = listeners.iter().map(|(socket, _)| socket);
+    let addresses = sockets
+        .chain(&health)
         .map(address)
         .collect::<Result<_, _>>()
         .map_err(StartError::Descriptor)?;
@@ -150,11 +155,18 @@ fn open(mut start: Start, control: OwnedFd) -> Result<Prepared, StartError> {
         start.max_connections,
         casemate_sandbox::raise_descriptors()?,
     );
-    let layers = casemate_sandbox::close(Profile::Gateway)?;
+    // Renewed certificates are read from where these were.
+    let folders = renew::folders(&start.certificates);
+    let folders: Vec<_> = folders
+        .iter()
+        .map(|folder| (folder.as_path(), Access::Read))
+        .collect();
+    let layers = casemate_sandbox::close_with(Profile::Gateway, &folders)?;
     let certificates = (!start.certificates.is_empty()).then(|| Arc::new(certificates));
     Ok(Prepared {
         start,
         listeners,
+        health,
         addresses,
         certificates,
         layers,
@@ -176,11 +188,10 @@ fn connections(asked: u32, descriptors: u64) -> u32 {
     asked.min(most)
 }
 
-fn bind(listener: &Listener) -> Result<TcpListener, StartError> {
-    let address: SocketAddr = listener
-        .address
+fn bind(text: &str) -> Result<TcpListener, StartError> {
+    let address: SocketAddr = text
         .parse()
-        .map_err(|_| StartError::Address(listener.address.clone()))?;
+        .map_err(|_| StartError::Address(text.to_owned()))?;
     let listening = || {
         let socket = Socket::new(
             Domain::for_address(address),
@@ -195,7 +206,7 @@ fn bind(listener: &Listener) -> Result<TcpListener, StartError> {
         Ok(socket.into())
     };
     listening().map_err(|source| StartError::Bind {
-        address: listener.address.clone(),
+        address: text.to_owned(),
         source,
     })
 }
@@ -203,13 +214,6 @@ fn bind(listener: &Listener) -> Result<TcpListener, StartError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn listener(address: &str, tls: bool) -> Listener {
-        Listener {
-            address: address.to_owned(),
-            tls,
-        }
-    }
 
     #[test]
     fn callers_leave_descriptors_to_workers() {
@@ -220,12 +224,12 @@ mod tests {
 
     #[test]
     fn a_port_in_use_and_an_address_that_is_none_are_named() {
-        let taken = bind(&listener("127.0.0.1:0", false)).unwrap();
+        let taken = bind("127.0.0.1:0").unwrap();
         let address = taken.local_addr().unwrap().to_string();
-        let error = bind(&listener(&address, false)).unwrap_err();
+        let error = bind(&address).unwrap_err();
         assert!(error.to_string().contains(&address), "{error}");
         assert_eq!(error.exit_code(), 69);
-        let error = bind(&listener("localhost", false)).unwrap_err();
+        let error = bind("localhost").unwrap_err();
         assert!(error.to_string().contains("\"localhost\""), "{error}");
         assert_eq!(error.exit_code(), 64);
     }

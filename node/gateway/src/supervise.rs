@@ -49,6 +49,7 @@ pub fn obey(gateway: &Arc<Gateway>, message: ToGateway, fds: Vec<OwnedFd>) -> Op
             ),
         },
         ToGateway::Retire { worker } => gateway.registry.retire(worker),
+        ToGateway::Dying { worker, begun } => gateway.registry.dying(worker, begun),
         ToGateway::Gone { worker, failure } => gateway.registry.gone(worker, failure),
         ToGateway::Refuse {
             key,
@@ -62,6 +63,11 @@ pub fn obey(gateway: &Arc<Gateway>, message: ToGateway, fds: Vec<OwnedFd>) -> Op
             }
             gateway.registry.refuse(&key, &refusal);
         }
+        ToGateway::Standing(mut standing) => {
+            standing.expected.sort_unstable();
+            gateway.standing.store(Arc::new(standing));
+        }
+        ToGateway::Reload => gateway.renewal.iter().for_each(|renewal| renewal.ask()),
         ToGateway::Drain { grace_ms } => return Some(Duration::from_millis(grace_ms.into())),
     }
     None

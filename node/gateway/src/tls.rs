@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
+use arc_swap::ArcSwap;
 use rustls::client::verify_server_name;
-use rustls::crypto::CryptoProvider;
 use rustls::server::{ClientHello, ParsedCertificate, ResolvesServerCert, ServerConfig};
 use rustls::sign::CertifiedKey;
 use rustls_pki_types::pem::PemObject as _;
@@ -61,9 +61,9 @@ pub enum TlsError {
     Config(rustls::Error),
 }
 
-/// The certificates, in the order in which they were given.
+/// The certificates, in the order in which they were given. Each may be replaced by a renewed one.
 #[derive(Debug)]
-pub struct Certificates(Vec<Arc<CertifiedKey>>);
+pub struct Certificates(Vec<ArcSwap<CertifiedKey>>);
 
 impl Certificates {
     /// Reads the files.
@@ -71,12 +71,23 @@ impl Certificates {
     /// # Errors
     /// See [`TlsError`]; names the file.
     pub fn read(files: &[CertificateFiles]) -> Result<Self, TlsError> {
-        let provider = rustls::crypto::ring::default_provider();
         files
             .iter()
-            .map(|files| read(files, &provider).map(Arc::new))
+            .map(|files| read(files).map(ArcSwap::from_pointee))
             .collect::<Result<_, _>>()
             .map(Self)
+    }
+
+    /// The certificate at this place.
+    pub fn get(&self, place: usize) -> Option<Arc<CertifiedKey>> {
+        self.0.get(place).map(ArcSwap::load_full)
+    }
+
+    /// Serves this certificate from now on. Connections that are there go on.
+    pub fn replace(&self, place: usize, key: CertifiedKey) {
+        if let Some(served) = self.0.get(place) {
+            served.store(Arc::new(key));
+        }
     }
 
     /// The place of the certificate for `name`: the first that names it, else the first.
@@ -84,7 +95,8 @@ impl Certificates {
         let Ok(name) = ServerName::try_from(name) else {
             return 0;
         };
-        let names = |key: &Arc<CertifiedKey>| {
+        let names = |key: &ArcSwap<CertifiedKey>| {
+            let key = key.load();
             let parsed = key
                 .cert
                 .first()
@@ -114,11 +126,15 @@ impl Certificates {
 impl ResolvesServerCert for Certificates {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
         let place = hello.server_name().map_or(0, |name| self.place(name));
-        self.0.get(place).cloned()
+        self.get(place)
     }
 }
 
-fn read(files: &CertificateFiles, provider: &CryptoProvider) -> Result<CertifiedKey, TlsError> {
+/// Reads a pair of files.
+///
+/// # Errors
+/// See [`TlsError`]; names the file.
+pub fn read(files: &CertificateFiles) -> Result<CertifiedKey, TlsError> {
     let CertificateFiles { chain, key } = files;
     let pem = |path: &String, what| {
         let path = path.clone();
@@ -141,7 +157,8 @@ fn read(files: &CertificateFiles, provider: &CryptoProvider) -> Result<Certified
         key: key.clone(),
         source,
     };
-    CertifiedKey::from_der(certificates, private, provider).map_err(pair)
+    let provider = rustls::crypto::ring::default_provider();
+    CertifiedKey::from_der(certificates, private, &provider).map_err(pair)
 }
 
 #[cfg(test)]

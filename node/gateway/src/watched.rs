@@ -7,7 +7,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::time::Sleep;
+use tokio::time::{Instant, Sleep};
 
 use crate::connection::Connection;
 use crate::frames::Frames;
@@ -18,8 +18,11 @@ use crate::workers::now_ms;
 const PROBE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
 
 /// How long what a caller goes on sending is thrown away after the answer, so that the answer is not lost in the reset
-/// that a closed socket sends (RFC 9112, section 9.6).
-const LINGER: Duration = Duration::from_secs(5);
+/// that a closed socket sends (RFC 9112, section 9.6). A connection that others wait for is closed earlier: see
+/// [`Connection::judge`].
+const LINGER: Duration = Duration::from_secs(30);
+/// The same, between two pieces: a caller that sends nothing for so long has read its answer or is gone.
+const LINGER_QUIET: Duration = Duration::from_secs(5);
 /// The same, bytes: a caller that sends more than this after its answer is cut.
 const LINGER_BYTES: usize = 256 * 1024 * 1024;
 
@@ -50,7 +53,31 @@ pub struct Watched<S> {
 #[derive(Debug)]
 struct Linger {
     until: Pin<Box<Sleep>>,
+    quiet_until: Pin<Box<Sleep>>,
     left_bytes: usize,
+    /// Whether the caller is known to send still. Otherwise only what has come already is taken.
+    is_awaited: bool,
+}
+
+impl Linger {
+    fn new(is_awaited: bool) -> Self {
+        Self {
+            until: Box::pin(tokio::time::sleep(LINGER)),
+            quiet_until: Box::pin(tokio::time::sleep(LINGER_QUIET)),
+            left_bytes: LINGER_BYTES,
+            is_awaited,
+        }
+    }
+
+    /// Takes note of a piece; whether more may come.
+    fn took(&mut self, bytes: usize) -> bool {
+        self.is_awaited = true;
+        let quiet_until = Instant::now() + LINGER_QUIET;
+        self.quiet_until.as_mut().reset(quiet_until);
+        let left_bytes = self.left_bytes.checked_sub(bytes);
+        self.left_bytes = left_bytes.unwrap_or(0);
+        left_bytes.is_some()
+    }
 }
 
 impl<S> Watched<S> {
@@ -105,27 +132,30 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Watched<S> {
 }
 
 impl<S: AsyncRead + Unpin> Watched<S> {
-    /// Throws away what still comes, until the caller ends its side too.
+    /// Throws away what still comes, until the caller ends its side too. A caller that sends in the middle of a request is
+    /// waited for; of another one, such as one whose next request crosses the end of the connection, what has come by now
+    /// is taken, and what follows it.
     fn poll_linger(&mut self, context: &mut Context<'_>) -> Poll<()> {
-        let linger = self.linger.get_or_insert_with(|| Linger {
-            until: Box::pin(tokio::time::sleep(LINGER)),
-            left_bytes: LINGER_BYTES,
-        });
+        let is_awaited = self.scanner.is_within_request();
+        let linger = self.linger.get_or_insert_with(|| Linger::new(is_awaited));
         let mut piece = [0; 16 * 1024];
         loop {
-            if linger.until.as_mut().poll(context).is_ready() {
+            let is_late = linger.until.as_mut().poll(context).is_ready()
+                || linger.quiet_until.as_mut().poll(context).is_ready();
+            if is_late {
                 return Poll::Ready(());
             }
             let mut piece = ReadBuf::new(&mut piece);
-            // A caller that is gone, or has ended its side, has nothing more to send.
-            if ready!(Pin::new(&mut self.stream).poll_read(context, &mut piece)).is_err()
-                || piece.filled().is_empty()
-            {
-                return Poll::Ready(());
-            }
-            match linger.left_bytes.checked_sub(piece.filled().len()) {
-                Some(left_bytes) => linger.left_bytes = left_bytes,
-                None => return Poll::Ready(()),
+            match Pin::new(&mut self.stream).poll_read(context, &mut piece) {
+                Poll::Ready(Ok(())) if !piece.filled().is_empty() => {
+                    if !linger.took(piece.filled().len()) {
+                        return Poll::Ready(());
+                    }
+                }
+                // A caller that is gone, or has ended its side, has nothing more to send.
+                Poll::Ready(_) => return Poll::Ready(()),
+                Poll::Pending if linger.is_awaited => return Poll::Pending,
+                Poll::Pending => return Poll::Ready(()),
             }
         }
     }
@@ -207,9 +237,98 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Watched<S> {
             self.connection.writes(polled.is_pending());
             ready!(polled)?;
         }
-        if !self.ended && self.scanner.is_within_request() {
+        if !self.ended {
             ready!(self.poll_linger(context));
         }
         Poll::Ready(Ok(()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex};
+    use tokio::time::{Instant, sleep};
+
+    use super::*;
+
+    const HEAD: &[u8] = b"POST / HTTP/1.1\r\nContent-Length: 900000000\r\n\r\n";
+
+    /// A connection on which the server has read the head of this request and ends its side.
+    async fn ending(request: &[u8]) -> (DuplexStream, tokio::task::JoinHandle<()>) {
+        let (mut caller, ours) = duplex(1 << 20);
+        let client = Bytes::from_static(b"192.0.2.1");
+        let connection = Arc::new(Connection::new(client, false, None, None));
+        let mut watched = Watched::new(ours, connection);
+        caller.write_all(request).await.unwrap();
+        let mut head = vec![0; request.len()];
+        watched.read_exact(&mut head).await.unwrap();
+        let ending = tokio::spawn(async move { watched.shutdown().await.unwrap() });
+        (caller, ending)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_caller_that_goes_on_sending_is_listened_to_for_a_while() {
+        let (mut caller, ending) = ending(HEAD).await;
+        let started = Instant::now();
+        let sending = tokio::spawn(async move {
+            // Never quiet for long.
+            while caller.write_all(b"x").await.is_ok() {
+                sleep(LINGER_QUIET - Duration::from_secs(1)).await;
+            }
+        });
+        ending.await.unwrap();
+        assert_eq!(started.elapsed(), LINGER);
+        sending.await.unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_caller_that_is_quiet_or_has_ended_is_not_waited_for() {
+        let (_caller, quiet) = ending(HEAD).await;
+        let started = Instant::now();
+        quiet.await.unwrap();
+        assert_eq!(started.elapsed(), LINGER_QUIET);
+        let (mut caller, ended) = ending(HEAD).await;
+        let started = Instant::now();
+        caller.shutdown().await.unwrap();
+        ended.await.unwrap();
+        assert_eq!(started.elapsed(), Duration::ZERO);
+        let (_caller, between_requests) = ending(b"GET / HTTP/1.1\r\n\r\n").await;
+        between_requests.await.unwrap();
+        assert_eq!(started.elapsed(), Duration::ZERO);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_caller_that_sends_without_end_is_cut() {
+        let (mut caller, ending) = ending(HEAD).await;
+        let started = Instant::now();
+        let mut sent = 0;
+        let piece = vec![b'x'; 1 << 20];
+        while sent <= 2 * LINGER_BYTES && caller.write_all(&piece).await.is_ok() {
+            sent += piece.len();
+        }
+        ending.await.unwrap();
+        assert!(
+            (LINGER_BYTES..LINGER_BYTES + (4 << 20)).contains(&sent),
+            "{sent}"
+        );
+        assert_eq!(started.elapsed(), Duration::ZERO);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_request_that_crosses_the_end_of_the_connection_is_taken() {
+        let (mut caller, ending) = ending(b"GET / HTTP/1.1\r\n\r\n").await;
+        caller
+            .write_all(b"GET /next HTTP/1.1\r\n\r\n")
+            .await
+            .unwrap();
+        let mut rest = String::new();
+        caller.read_to_string(&mut rest).await.unwrap();
+        assert!(
+            !ending.is_finished(),
+            "a socket that is closed now sends a reset"
+        );
+        drop(caller);
+        ending.await.unwrap();
     }
 }

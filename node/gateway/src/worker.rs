@@ -5,12 +5,16 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use casemate_channel::Opener;
+use casemate_wire::StreamId;
 use casemate_wire::control::{Failure, WorkerId};
 use rustix::net::Shutdown;
 use tokio::sync::SetOnce;
 
-/// A channel that closes is soon followed by the supervisor's reason; so long its callers wait for it.
+/// A channel that closes is soon followed by the supervisor's reason. After this, the supervisor is asked to end the process.
 pub const REASON_WAIT: Duration = Duration::from_millis(200);
+/// How long the callers of a worker whose channel has closed wait for the reason: on a machine under load the kernel takes
+/// its time to end a process with much memory, and so does the supervisor to hear of that.
+const VERDICT_WAIT: Duration = Duration::from_secs(5);
 
 /// Beyond the wall-clock limit of a request until its worker counts as stuck: on a machine under load a worker that keeps to
 /// its limits may itself wait seconds for a processor.
@@ -28,6 +32,8 @@ pub struct Worker {
     /// The channel's socket once more, to end it for good when the process has ended.
     socket: OwnedFd,
     failure: SetOnce<Failure>,
+    /// The last stream that the worker has begun, said as it ends.
+    begun: SetOnce<StreamId>,
     wall: Duration,
     /// Whether a head of a response has come: then the worker has loaded.
     has_answered: AtomicBool,
@@ -52,6 +58,7 @@ impl Worker {
             opener,
             socket,
             failure: SetOnce::new(),
+            begun: SetOnce::new(),
             wall,
             has_answered: AtomicBool::new(false),
             given_up: AtomicBool::new(false),
@@ -66,15 +73,34 @@ impl Worker {
         let _ = rustix::net::shutdown(&self.socket, Shutdown::Both);
     }
 
+    /// The worker is about to end, and has begun no stream above this one: those are over.
+    pub fn dying(&self, begun: StreamId) {
+        // The first word stands.
+        if self.begun.set(begun).is_ok() {
+            self.opener.refuse_above(begun);
+        }
+    }
+
     /// Gives it up; whether it was not given up before.
     pub fn is_given_up_now(&self) -> bool {
         !self.given_up.swap(true, Ordering::Relaxed)
     }
 
-    /// Why it ended, once its channel is closed.
-    pub async fn failure(&self) -> Failure {
-        let told = tokio::time::timeout(REASON_WAIT, self.failure.wait()).await;
-        told.map_or(Failure::WorkerLost, |failure| *failure)
+    /// Why it ended, once its channel is closed. `None`: it has not begun this stream.
+    pub async fn verdict(&self, stream: StreamId) -> Option<Failure> {
+        let not_begun = async {
+            if *self.begun.wait().await >= stream {
+                std::future::pending::<()>().await;
+            }
+        };
+        let told = tokio::time::timeout(VERDICT_WAIT, async {
+            tokio::select! {
+                biased;
+                () = not_begun => None,
+                failure = self.failure.wait() => Some(*failure),
+            }
+        });
+        told.await.unwrap_or(Some(Failure::WorkerLost))
     }
 
     /// How long the head of a response may take. A worker ends each request within the wall-clock limit of its release;

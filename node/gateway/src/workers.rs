@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use casemate_channel::Opener;
 use casemate_channel::budget::Budget;
+use casemate_wire::StreamId;
 use casemate_wire::channel::MAX_STREAMS;
 use casemate_wire::control::gateway::{Shares, WorkerFault};
 use casemate_wire::control::{Digest, Failure, FunctionKey, WorkerId};
@@ -117,16 +118,16 @@ impl Lease {
     ///
     /// # Errors
     /// What the conversation says; [`Failure::ExceededWall`] when it takes too long.
-    pub async fn hold_to_wall<T>(
+    pub async fn hold_to_wall<T, E: From<Failure>>(
         &self,
-        conversation: impl Future<Output = Result<T, Refusal>>,
-    ) -> Result<T, Refusal> {
+        conversation: impl Future<Output = Result<T, E>>,
+    ) -> Result<T, E> {
         match tokio::time::timeout(self.worker.head_wait(), conversation).await {
             Ok(Ok(head)) => {
                 self.worker.answered();
                 Ok(head)
             }
-            Ok(Err(refusal)) => Err(refusal),
+            Ok(Err(error)) => Err(error),
             Err(_) => {
                 self.function.give_up(&self.worker);
                 Err(Failure::ExceededWall.into())
@@ -386,6 +387,15 @@ impl Registry {
         }
     }
 
+    /// The worker is about to end: it gets nothing new, and what it has not begun goes to others.
+    pub fn dying(&self, id: WorkerId, begun: StreamId) {
+        let worker = lock(&self.seats).get(&id).map(|seat| seat.worker.clone());
+        self.retire(id);
+        if let Some(worker) = worker.as_ref().and_then(Weak::upgrade) {
+            worker.dying(begun);
+        }
+    }
+
     /// The worker's process has ended; its callers are told why.
     pub fn gone(&self, id: WorkerId, failure: Failure) {
         let Some(seat) = lock(&self.seats).remove(&id) else {
@@ -405,9 +415,11 @@ impl Registry {
         }
     }
 
-    /// Takes a worker whose channel closes out of service. Its reason may follow; a process that
-    /// goes on is useless and ends.
+    /// Takes a worker out of service that takes no more requests, or whose channel closes. Its
+    /// reason may follow; a process that goes on without a channel is useless and ends.
     async fn watch(self: Arc<Self>, id: WorkerId, opener: Opener) {
+        opener.goes_away().await;
+        self.retire(id);
         opener.closed().await;
         drop(opener);
         let function = lock(&self.seats).get(&id).map(|seat| seat.function.clone());
@@ -469,7 +481,8 @@ mod tests {
         );
         let third = function.lease().await.unwrap();
         let started = tokio::time::Instant::now();
-        third.hold_to_wall(async { Ok(()) }).await.unwrap();
+        let answered = third.hold_to_wall(async { Ok::<_, Refusal>(()) });
+        answered.await.unwrap();
         let never = || std::future::pending::<Result<(), Refusal>>();
         let exceeded = Err(Failure::ExceededWall.into());
         assert_eq!(first.hold_to_wall(never()).await, exceeded);

@@ -6,8 +6,9 @@ mod harness;
 use std::time::Duration;
 
 use casemate_channel::Incoming;
-use harness::{Node, SOON, describe, ok, read_all, read_until, status};
-use tokio::io::AsyncWriteExt as _;
+use harness::{Node, PREFACE, SETTINGS, SOON, describe, frame, ok, read_all, read_until, status};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 /// The answer comes well after the caller has ended its side.
@@ -65,6 +66,64 @@ async fn an_answer_is_not_lost_with_a_body_that_nobody_reads() {
         stream.write_all(&body[..length]).await.unwrap();
         let answer = read_until(&mut stream, "\r\n\r\n").await;
         assert!(answer.starts_with(expected), "{length}: {answer}");
+    }
+}
+
+/// The next frame: kind, flags, stream, payload.
+async fn next_frame(stream: &mut TcpStream) -> (u8, u8, u32, Vec<u8>) {
+    let mut head = [0; 9];
+    let read = timeout(SOON, stream.read_exact(&mut head)).await;
+    read.expect("a frame in time").unwrap();
+    let [l0, l1, l2, kind, flags, id @ ..] = head;
+    let mut payload = vec![0; u32::from_be_bytes([0, l0, l1, l2]) as usize];
+    stream.read_exact(&mut payload).await.unwrap();
+    (kind, flags, u32::from_be_bytes(id), payload)
+}
+
+#[tokio::test]
+async fn an_http2_caller_gets_its_whole_answer_and_is_then_told_to_send_no_more() {
+    let node = Node::with_worker(|incoming| async move {
+        let head = status(403, &[("content-length", "2")]);
+        let mut body = incoming.reply.send(&head, false);
+        let _ = body.send("no".into()).await;
+        body.finish();
+    })
+    .await;
+    let mut stream = node.connect().await;
+    stream
+        .write_all(&[PREFACE, SETTINGS].concat())
+        .await
+        .unwrap();
+    let piece = |id| frame(0, 0, id, &[b'x'; 16 * 1024]);
+    // More streams than a connection may have at a time, or may see reset for faults of its own.
+    for id in (1..300).step_by(2) {
+        let mut block = vec![0x83, 0x86, 0x01, 6];
+        block.extend_from_slice(b"a.test\x04\x01/");
+        let request = [frame(1, 4, id, &block), piece(id)].concat();
+        stream.write_all(&request).await.unwrap();
+        let (mut body, mut has_ended) = (Vec::new(), false);
+        loop {
+            let (kind, flags, of, payload) = next_frame(&mut stream).await;
+            assert_ne!(kind, 7, "the connection goes on: {payload:?}");
+            if of != id {
+                continue;
+            }
+            if kind == 0 {
+                body.extend_from_slice(&payload);
+            }
+            has_ended |= flags & 1 != 0;
+            if kind == 3 {
+                assert_eq!(
+                    payload,
+                    0u32.to_be_bytes(),
+                    "NO_ERROR (RFC 9113, section 8.1)"
+                );
+                break;
+            }
+        }
+        assert!(has_ended && body == b"no", "{id}: {body:?}");
+        // Sent before the caller has seen the reset.
+        stream.write_all(&piece(id)).await.unwrap();
     }
 }
 

@@ -3,13 +3,17 @@
 
 mod harness;
 
+use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use bytes::Bytes;
+use casemate_channel::{Acceptor, Incoming};
 use casemate_wire::control::gateway::{FromGateway, ToGateway, WorkerFault};
 use casemate_wire::control::{Failure, WorkerId};
 use harness::{Node, SOON, describe, ok, read_until, status, work};
+use rustix::net::{Shutdown, shutdown};
 use tokio::io::AsyncWriteExt as _;
+use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 const GET: &[u8] = b"GET / HTTP/1.1\r\nHost: a.test\r\n\r\n";
@@ -74,6 +78,104 @@ async fn a_channel_that_closes_without_a_word_is_a_lost_worker_and_nothing_is_se
         "it must not be tried again"
     );
     node.record().await;
+}
+
+/// A worker that has begun one request, and three callers: of the request that it has begun, of one without and of one
+/// with a body that it has not.
+async fn one_begun_and_two_not(node: &mut Node) -> ((Acceptor, OwnedFd), Incoming, [TcpStream; 3]) {
+    let (mut acceptor, socket) = node.worker_and_socket("f", 1, 8).await;
+    let mut callers = [
+        node.connect().await,
+        node.connect().await,
+        node.connect().await,
+    ];
+    callers[0].write_all(GET).await.unwrap();
+    let begun = timeout(SOON, acceptor.accept()).await.unwrap().unwrap();
+    callers[1].write_all(GET).await.unwrap();
+    let head = "POST / HTTP/1.1\r\nHost: a.test\r\nContent-Length: 40000\r\n\r\n";
+    callers[2].write_all(head.as_bytes()).await.unwrap();
+    callers[2].write_all(&[b'x'; 20_000]).await.unwrap();
+    let given = FromGateway::Given {
+        worker: WorkerId(1),
+        requests: 3,
+    };
+    node.hear(|message| (*message == given).then_some(())).await;
+    ((acceptor, socket), begun, callers)
+}
+
+/// The two requests that were not begun are answered by the next worker.
+async fn the_next_worker_answers(node: &Node, callers: &mut [TcpStream]) {
+    tokio::spawn(work(
+        node.worker("f", 2, 8).await,
+        |mut incoming| async move {
+            let mut length = 0;
+            while let Some(piece) = incoming.body.next().await {
+                length += piece.unwrap().len();
+            }
+            let head = ok(&[("x-length", &length.to_string())]);
+            incoming.reply.send(&head, true).finish();
+        },
+    ));
+    let answer = read_until(&mut callers[0], "\r\n\r\n").await;
+    assert!(answer.contains("x-length: 0\r\n"), "{answer}");
+    callers[1].write_all(&[b'x'; 20_000]).await.unwrap();
+    let answer = read_until(&mut callers[1], "\r\n\r\n").await;
+    assert!(answer.contains("x-length: 40000\r\n"), "{answer}");
+}
+
+#[tokio::test]
+async fn what_a_worker_that_ends_has_not_begun_goes_to_another() {
+    let mut node = Node::with_route().await;
+    let ((acceptor, _socket), begun, mut callers) = one_begun_and_two_not(&mut node).await;
+    acceptor.go_away();
+    begun.reply.reset(Failure::ExceededCpu.to_reset());
+    let answer = read_until(&mut callers[0], "}}").await;
+    assert!(answer.contains("exceeded_cpu"), "{answer}");
+    // The process takes its time to end, and its callers' next requests do not wait for that.
+    the_next_worker_answers(&node, &mut callers[1..]).await;
+    drop(acceptor);
+}
+
+#[tokio::test]
+async fn what_a_worker_had_not_begun_when_it_could_say_nothing_more_goes_to_another() {
+    for is_closed_first in [false, true] {
+        let mut node = Node::with_route().await;
+        let ((_acceptor, socket), begun, mut callers) = one_begun_and_two_not(&mut node).await;
+        let id = begun.id;
+        // Else the process is stuck in its end.
+        if is_closed_first {
+            shutdown(&socket, Shutdown::Both).unwrap();
+        }
+        let worker = WorkerId(1);
+        node.say(ToGateway::Dying { worker, begun: id }).await;
+        the_next_worker_answers(&node, &mut callers[1..]).await;
+        let failure = Failure::ExceededMemory;
+        node.say(ToGateway::Gone { worker, failure }).await;
+        let answer = read_until(&mut callers[0], "}}").await;
+        assert!(answer.contains("exceeded_memory"), "{answer}");
+    }
+}
+
+#[tokio::test]
+async fn the_reason_of_a_workers_end_is_waited_for() {
+    let mut node = Node::with_route().await;
+    let (mut acceptor, socket) = node.worker_and_socket("f", 1, 8).await;
+    let mut caller = node.connect().await;
+    caller.write_all(GET).await.unwrap();
+    let _incoming = timeout(SOON, acceptor.accept()).await.unwrap().unwrap();
+    // Killed for its memory: its descriptors are closed long before anybody knows how it ended.
+    shutdown(&socket, Shutdown::Both).unwrap();
+    let worker = WorkerId(1);
+    let unusable = FromGateway::Unusable {
+        worker,
+        fault: WorkerFault::ChannelClosed,
+    };
+    node.hear(|message| (*message == unusable).then_some(()))
+        .await;
+    let failure = Failure::ExceededMemory;
+    node.say(ToGateway::Gone { worker, failure }).await;
+    let answer = read_until(&mut caller, "}}").await;
+    assert!(answer.contains("exceeded_memory"), "{answer}");
 }
 
 #[tokio::test]

@@ -218,7 +218,7 @@ async fn tls_chooses_the_certificate_by_name_and_http2_by_alpn() {
         ..start()
     })
     .await;
-    // The files are no longer needed, nor could they be read.
+    // Their certificates are served on without them.
     drop(folder);
     node.say(route("f", &["a.test", "b.test", "c.test"], perimeter()))
         .await;

@@ -33,7 +33,7 @@ pub use syscalls::cpu_time;
 pub enum Profile {
     /// `casemate-node`: QUIC out, files of its folder, an administration socket.
     Supervisor,
-    /// `casemate-gateway`: serves on listeners that are already bound; opens nothing.
+    /// `casemate-gateway`: serves on listeners that are already bound; opens nothing but renewed certificates.
     Gateway,
     /// `casemate-vault`: dials out, files of its folder.
     Vault,

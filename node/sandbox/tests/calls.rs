@@ -185,6 +185,24 @@ fn sockets_are_of_the_families_that_a_program_needs() {
 }
 
 #[test]
+fn a_gateway_opens_files_for_reading_only_and_landlock_says_which() {
+    let open = |flags: i32| {
+        let arguments = [libc::AT_FDCWD.into(), 0, flags.into(), 0];
+        outcome("gateway", libc::SYS_openat, &arguments)
+    };
+    assert_eq!(open(libc::O_RDONLY | libc::O_CLOEXEC), "returned");
+    for flags in [
+        libc::O_RDONLY,
+        libc::O_WRONLY | libc::O_CLOEXEC,
+        libc::O_RDWR | libc::O_CLOEXEC,
+        libc::O_RDONLY | libc::O_CLOEXEC | libc::O_CREAT,
+        libc::O_PATH | libc::O_CLOEXEC,
+    ] {
+        assert_eq!(open(flags), "blocked", "{flags:o}");
+    }
+}
+
+#[test]
 fn a_program_stays_undumpable() {
     for name in ["supervisor", "gateway", "vault", "worker"] {
         let prctl = |option: i32| outcome(name, libc::SYS_prctl, &[option.into(), 1, 0, 0, 0]);

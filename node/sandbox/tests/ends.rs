@@ -96,6 +96,15 @@ fn sigterm_goes_to_the_supervisor_and_everything_ends_in_order() {
 }
 
 #[test]
+fn sighup_goes_to_the_supervisor_and_ends_nothing() {
+    let mut node = Node::start(USERS[0]);
+    node.signal(libc::SIGHUP);
+    node.child(1, Program::Worker);
+    node.signal(libc::SIGTERM);
+    assert_eq!(node.exit_code(), Some(64), "the supervisor heard of both");
+}
+
+#[test]
 fn a_supervisor_that_closes_its_socket_and_stays_is_ended() {
     let mut node = Node::start(USERS[0]);
     let (worker, _) = node.child(1, Program::Worker);

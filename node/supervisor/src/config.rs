@@ -42,6 +42,8 @@ struct File {
     #[serde(default)]
     bundles: Bundles,
     #[serde(default)]
+    health: Health,
+    #[serde(default)]
     require: Vec<String>,
     #[serde(default)]
     admin_socket: Option<PathBuf>,
@@ -79,6 +81,13 @@ struct Gateway {
 /// A number that is not what it may be, in the words that every section has for it.
 fn out_of_range(section: &str, key: &str, may_be: &str, got: impl std::fmt::Display) -> String {
     format!("{section}: expected `{key}` {may_be}, got {got}")
+}
+
+/// What balancers ask.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Health {
+    listen: Vec<SocketAddr>,
 }
 
 impl Gateway {
@@ -326,6 +335,7 @@ impl Config {
             state: state.to_owned(),
             gateway: Start {
                 listeners,
+                health: read.health.listen.iter().map(ToString::to_string).collect(),
                 certificates,
                 max_connections: gateway.max_connections,
                 header_timeout_ms: gateway.header_timeout_ms,

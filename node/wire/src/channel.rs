@@ -7,11 +7,16 @@ use hashbrown::HashMap;
 
 use crate::error::{OpenError, Violation};
 use crate::fields::Fields;
-use crate::frame::{self, FLAG_ACK, FLAG_END, HEADER_BYTES, Header, Kind};
+use crate::frame::{self, FLAG_ACK, FLAG_ASK, FLAG_END, HEADER_BYTES, Header, Kind};
 use crate::head::{HeadError, RequestHead, ResponseHead};
+pub use crate::stream::Event;
+use crate::stream::Stream;
+use crate::{RESET_REFUSED, RESET_UNREAD};
 
 /// Body bytes that the other end may send on one stream before we have used them.
 pub const STREAM_WINDOW_BYTES: u32 = 256 * 1024;
+/// Of that, what may be sent before the other end has asked for a body: see [`Channel::open_to_ask`].
+pub const EARLY_BYTES: u32 = 16 * 1024;
 /// Body bytes that the other end may send on all streams before we have used them.
 pub const CHANNEL_WINDOW_BYTES: u32 = 4 * 1024 * 1024;
 /// Streams at a time.
@@ -36,77 +41,6 @@ pub enum Side {
     Acceptor,
 }
 
-/// What happened.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Event {
-    /// A stream was opened by the other end.
-    Request {
-        /// The stream.
-        id: StreamId,
-        /// Its head.
-        head: RequestHead,
-        /// No body follows.
-        end: bool,
-    },
-    /// The answer to a stream that we opened.
-    Response {
-        /// The stream.
-        id: StreamId,
-        /// Its head.
-        head: ResponseHead,
-        /// No body follows.
-        end: bool,
-    },
-    /// A piece of a body. Say [`Channel::consumed`] when it is used.
-    Data {
-        /// The stream.
-        id: StreamId,
-        /// The bytes.
-        bytes: Bytes,
-    },
-    /// The other end's direction has ended.
-    End {
-        /// The stream.
-        id: StreamId,
-        /// Trailers, often none.
-        trailers: Fields,
-    },
-    /// The stream is over, both ways.
-    Reset {
-        /// The stream.
-        id: StreamId,
-        /// The code.
-        code: u16,
-    },
-    /// There is credit for this stream again.
-    Writable {
-        /// The stream.
-        id: StreamId,
-    },
-    /// The other end opens and takes no new streams.
-    GoAway,
-}
-
-#[derive(Debug)]
-struct Stream {
-    /// Our direction: whether our head is sent, and whether we have ended.
-    head_sent: bool,
-    send_open: bool,
-    /// Their direction.
-    head_received: bool,
-    receive_open: bool,
-    send_credit: u32,
-    /// Whether a sender was turned away for want of credit and is to be told.
-    blocked: bool,
-    receive_credit: u32,
-    /// Used but not yet given back.
-    used: u32,
-    /// Received and not yet used.
-    held: u32,
-    /// Nobody reads: what comes is used at once.
-    discard: bool,
-}
-
 /// One end of a channel.
 #[derive(Debug)]
 pub struct Channel {
@@ -123,6 +57,8 @@ pub struct Channel {
     /// Pings that were not answered yet.
     pings: u32,
     going_away: bool,
+    /// Streams above this one are not taken.
+    last: StreamId,
 }
 
 impl Channel {
@@ -141,6 +77,7 @@ impl Channel {
             events: VecDeque::new(),
             pings: 0,
             going_away: false,
+            last: StreamId::MAX,
         }
     }
 
@@ -154,6 +91,19 @@ impl Channel {
     /// # Errors
     /// See [`OpenError`]; nothing was sent.
     pub fn open(&mut self, head: &RequestHead, end: bool) -> Result<StreamId, OpenError> {
+        self.open_with(head, end_flag(end))
+    }
+
+    /// Opens a stream of whose body only [`EARLY_BYTES`] go before the other end asks for the rest: see
+    /// [`Channel::is_asked`]. Until then the opener can still send the whole request elsewhere.
+    ///
+    /// # Errors
+    /// See [`OpenError`]; nothing was sent.
+    pub fn open_to_ask(&mut self, head: &RequestHead) -> Result<StreamId, OpenError> {
+        self.open_with(head, FLAG_ASK)
+    }
+
+    fn open_with(&mut self, head: &RequestHead, flags: u8) -> Result<StreamId, OpenError> {
         debug_assert_eq!(self.side, Side::Opener);
         if self.going_away || self.highest == StreamId::MAX {
             return Err(OpenError::GoingAway);
@@ -166,17 +116,43 @@ impl Channel {
             return Err(OpenError::Stalled);
         }
         let id = self.highest + 1;
-        frame::write_with(&mut self.output, Kind::Head, end_flag(end), id, |out| {
+        frame::write_with(&mut self.output, Kind::Head, flags, id, |out| {
             head.write(out)
         })?;
         self.highest = id;
+        let unasked = flags & FLAG_ASK != 0;
         let stream = Stream {
             head_sent: true,
-            send_open: !end,
+            send_open: flags & FLAG_END == 0,
+            unasked,
+            send_credit: Stream::first_window(unasked),
             ..Stream::new()
         };
         self.streams.insert(id, stream);
         Ok(id)
+    }
+
+    /// Whether the other end has asked for the body of this stream; `None`: the stream is gone. Where it has not,
+    /// [`Event::Writable`] says when that may have changed.
+    pub fn is_asked(&mut self, id: StreamId) -> Option<bool> {
+        let stream = self.streams.get_mut(&id)?;
+        if stream.unasked && !stream.blocked {
+            stream.blocked = true;
+            self.blocked.push_back(id);
+        }
+        Some(!stream.unasked)
+    }
+
+    /// Asks for the body of a stream that the other end opened, if not all of it has come.
+    pub fn ask(&mut self, id: StreamId) {
+        let Some(stream) = self.streams.get_mut(&id) else {
+            return;
+        };
+        if std::mem::take(&mut stream.unasked) && stream.receive_open {
+            let more = STREAM_WINDOW_BYTES - EARLY_BYTES;
+            stream.receive_credit += more;
+            frame::write(&mut self.output, Kind::Window, 0, id, &more.to_le_bytes());
+        }
     }
 
     /// Answers a stream that the other end opened; without effect when it is gone.
@@ -198,6 +174,7 @@ impl Channel {
         stream.head_sent = true;
         stream.send_open = !end;
         self.forget_if_over(id);
+        self.stop_if_unread(id);
         Ok(())
     }
 
@@ -246,6 +223,7 @@ impl Channel {
             frame::write(&mut self.output, Kind::End, 0, id, &[]);
         }
         self.forget_if_over(id);
+        self.stop_if_unread(id);
     }
 
     /// Ends both directions at once.
@@ -272,18 +250,26 @@ impl Channel {
         }
     }
 
-    /// Nobody will read the rest of this body; what is held and what still comes is used at once.
+    /// Nobody will read the rest of this body; what is held and what still comes is used at once. The sender is told to
+    /// stop when the answer has ended.
     pub fn discard(&mut self, id: StreamId) {
         if let Some(stream) = self.streams.get_mut(&id) {
             stream.discard = true;
             let held = stream.held as usize;
             self.consumed(id, held);
+            self.stop_if_unread(id);
         }
     }
 
-    /// Says that no new streams will be opened or taken.
-    pub fn go_away(&mut self) {
-        frame::write(&mut self.output, Kind::GoAway, 0, 0, &[]);
+    /// Says that no new streams will be opened or taken. Streams of the other end above `last` were not begun: they are
+    /// over, and the other end may send their requests elsewhere.
+    pub fn go_away(&mut self, last: StreamId) {
+        self.last = self.last.min(last);
+        let last = self.last;
+        frame::write(&mut self.output, Kind::GoAway, 0, 0, &last.to_le_bytes());
+        if self.side == Side::Acceptor {
+            self.remove_above(last);
+        }
     }
 
     /// Asks for an answer, to see whether the other end is there.
@@ -332,7 +318,7 @@ impl Channel {
         }
         match header.kind {
             Kind::Head if self.side == Side::Acceptor => {
-                self.handle_request(id, &payload, header.flags & FLAG_END != 0)
+                self.handle_request(id, &payload, header.flags)
             }
             Kind::Head => self.handle_response(id, &payload, header.flags & FLAG_END != 0),
             Kind::Data => self.handle_data(id, payload),
@@ -380,15 +366,22 @@ impl Channel {
                 Ok(())
             }
             Kind::GoAway => {
+                let last = <[u8; 4]>::try_from(payload.as_ref()).map_err(|_| out_of_place)?;
                 self.going_away = true;
                 self.events.push_back(Event::GoAway);
+                if self.side == Side::Opener {
+                    let over = self.remove_above(StreamId::from_le_bytes(last));
+                    let code = RESET_REFUSED;
+                    let resets = over.into_iter().map(|id| Event::Reset { id, code });
+                    self.events.extend(resets);
+                }
                 Ok(())
             }
             Kind::Control => Err(out_of_place),
         }
     }
 
-    fn handle_request(&mut self, id: StreamId, payload: &[u8], end: bool) -> Result<(), Violation> {
+    fn handle_request(&mut self, id: StreamId, payload: &[u8], flags: u8) -> Result<(), Violation> {
         if id <= self.highest {
             return Err(Violation::StreamId {
                 highest: self.highest,
@@ -400,11 +393,18 @@ impl Channel {
         }
         let head = RequestHead::parse(payload)?;
         self.highest = id;
+        if id > self.last {
+            // Sent before the other end knew.
+            return Ok(());
+        }
+        let (end, unasked) = (flags & FLAG_END != 0, flags & FLAG_ASK != 0);
         self.streams.insert(
             id,
             Stream {
                 head_received: true,
                 receive_open: !end,
+                unasked,
+                receive_credit: Stream::first_window(unasked),
                 ..Stream::new()
             },
         );
@@ -481,6 +481,7 @@ impl Channel {
             };
             stream.send_credit =
                 raise(stream.send_credit, STREAM_WINDOW_BYTES).ok_or(Violation::Window(id))?;
+            stream.unasked = false;
         }
         if self.send_credit > 0 {
             for id in std::mem::take(&mut self.blocked) {
@@ -515,6 +516,29 @@ impl Channel {
         }
     }
 
+    /// Ends a stream that the other end opened, whose answer has ended and whose body nobody reads.
+    fn stop_if_unread(&mut self, id: StreamId) {
+        let is_unread = |stream: &Stream| {
+            stream.discard && stream.head_sent && !stream.send_open && stream.receive_open
+        };
+        if self.side == Side::Acceptor && self.streams.get(&id).is_some_and(is_unread) {
+            self.reset(id, RESET_UNREAD);
+        }
+    }
+
+    /// Forgets the streams above this one; which they were, in order.
+    pub fn remove_above(&mut self, last: StreamId) -> Vec<StreamId> {
+        let ids = self.streams.keys().copied();
+        let mut above: Vec<StreamId> = ids.filter(|id| *id > last).collect();
+        above.sort_unstable();
+        for id in &above {
+            if let Some(stream) = self.streams.remove(id) {
+                self.give_back(stream.held);
+            }
+        }
+        above
+    }
+
     /// A stream whose two directions have ended is forgotten; bytes that the caller still holds are given back at once,
     /// since they are bounded by the window and no more can come.
     fn forget_if_over(&mut self, id: StreamId) {
@@ -531,21 +555,4 @@ impl Channel {
 
 fn end_flag(end: bool) -> u8 {
     if end { FLAG_END } else { 0 }
-}
-
-impl Stream {
-    fn new() -> Self {
-        Self {
-            head_sent: false,
-            send_open: true,
-            head_received: false,
-            receive_open: true,
-            send_credit: STREAM_WINDOW_BYTES,
-            blocked: false,
-            receive_credit: STREAM_WINDOW_BYTES,
-            used: 0,
-            held: 0,
-            discard: false,
-        }
-    }
 }

@@ -14,6 +14,8 @@ pub const MAX_PAYLOAD_BYTES: usize = 64 * 1024;
 pub const FLAG_END: u8 = 1;
 /// On pings: this answers one.
 pub const FLAG_ACK: u8 = 2;
+/// On heads of requests: only the beginning of the body comes before the other end asks for the rest.
+pub const FLAG_ASK: u8 = 4;
 
 /// What a frame is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,7 +33,7 @@ pub enum Kind {
     Window = 5,
     /// Asks whether the other end is there.
     Ping = 6,
-    /// No new streams after this one.
+    /// No new streams; the payload is the last stream that was begun, and those above it are over.
     GoAway = 7,
     /// A control message; only on control channels.
     Control = 8,
@@ -91,7 +93,7 @@ impl Header {
         if header.length as usize > MAX_PAYLOAD_BYTES {
             return Err(FrameError::Length(header.length));
         }
-        if z0 | z1 != 0 || flags & !(FLAG_END | FLAG_ACK) != 0 {
+        if z0 | z1 != 0 || flags & !(FLAG_END | FLAG_ACK | FLAG_ASK) != 0 {
             return Err(FrameError::Reserved);
         }
         Ok(header)

@@ -15,6 +15,7 @@ mod error;
 mod fields;
 pub mod frame;
 pub mod head;
+mod stream;
 
 pub use channel::{Channel, Event, Side, StreamId};
 pub use code::CallCode;
@@ -26,3 +27,7 @@ pub use head::{RequestHead, ResponseHead};
 pub const RESET_CANCELLED: u16 = 0;
 /// Reset code: whoever was to answer went away in the middle.
 pub const RESET_ABANDONED: u16 = 1;
+/// Reset code: the request was not begun, and may be sent elsewhere.
+pub const RESET_REFUSED: u16 = 2;
+/// Reset code: the answer is whole, and nobody reads the rest of the request's body.
+pub const RESET_UNREAD: u16 = 3;

@@ -4,11 +4,12 @@
 use std::collections::HashMap;
 
 use casemate_wire::channel::{
-    CHANNEL_WINDOW_BYTES, MAX_OUTPUT_BYTES, MAX_STREAMS, STREAM_WINDOW_BYTES,
+    CHANNEL_WINDOW_BYTES, EARLY_BYTES, MAX_OUTPUT_BYTES, MAX_STREAMS, STREAM_WINDOW_BYTES,
 };
 use casemate_wire::frame::{FLAG_ACK, Header, Kind};
 use casemate_wire::{
-    Channel, Event, Fields, OpenError, RequestHead, ResponseHead, Side, Violation,
+    Channel, Event, Fields, OpenError, RESET_REFUSED, RESET_UNREAD, RequestHead, ResponseHead,
+    Side, Violation,
 };
 use proptest::prelude::*;
 
@@ -77,9 +78,13 @@ fn simulate(mut seed: u64) {
     for step in 0..4000 {
         match seeded(&mut seed) % 8 {
             0 if step < 3000 => {
-                if let Ok(id) = opener.open(&request(), false) {
-                    live.push(id);
-                }
+                let asks = seeded(&mut seed).is_multiple_of(2);
+                let opened = if asks {
+                    opener.open_to_ask(&request())
+                } else {
+                    opener.open(&request(), false)
+                };
+                live.extend(opened);
             }
             1 | 2 if !live.is_empty() => {
                 let id = live[seeded(&mut seed) as usize % live.len()];
@@ -196,7 +201,12 @@ fn take(
 ) {
     while let Some(event) = end.event() {
         match event {
-            Event::Request { id, .. } => to_answer.push(id),
+            Event::Request { id, .. } => {
+                if !id.is_multiple_of(3) {
+                    end.ask(id);
+                }
+                to_answer.push(id);
+            }
             Event::Data { id, bytes } => {
                 let count = received.entry((forth, id)).or_default();
                 for byte in &bytes {
@@ -277,6 +287,8 @@ fn frames_that_cost_little_and_mean_nothing_are_violations() {
     let mut acceptor = Channel::new(Side::Acceptor);
     acceptor.receive(&opened()).unwrap();
     assert!(acceptor.receive(&raw(Kind::Data, 1, b"")).is_err());
+    let mut opener = Channel::new(Side::Opener);
+    assert!(opener.receive(&raw(Kind::GoAway, 0, b"")).is_err());
     let mut answer = raw(Kind::Ping, 0, &[0; 8]);
     answer[9] = FLAG_ACK;
     let mut asking = Channel::new(Side::Opener);
@@ -368,6 +380,99 @@ fn a_discarded_body_does_not_stop_its_sender() {
         carry(&mut acceptor, &mut opener, usize::MAX);
     }
     assert!(body.is_empty());
+}
+
+#[test]
+fn streams_that_an_end_has_not_begun_when_it_goes_away_are_over_at_both_ends() {
+    let (mut opener, mut acceptor) = (Channel::new(Side::Opener), Channel::new(Side::Acceptor));
+    let ids: Vec<_> = (0..4)
+        .map(|_| opener.open(&request(), false).unwrap())
+        .collect();
+    // The acceptor has seen three of them, and begun one.
+    let length = opener.output().len() / 4 * 3;
+    carry(&mut opener, &mut acceptor, length);
+    acceptor.respond(ids[0], &response(), false).unwrap();
+    acceptor.go_away(ids[0]);
+    assert_eq!(acceptor.streams(), 1);
+    // Crosses on its way.
+    for id in &ids {
+        assert_eq!(opener.send(*id, b"body"), Some(4));
+        opener.finish(*id, &Fields::default());
+    }
+    carry(&mut opener, &mut acceptor, usize::MAX);
+    carry(&mut acceptor, &mut opener, usize::MAX);
+    let events: Vec<_> = std::iter::from_fn(|| opener.event()).collect();
+    let reset = |id| Event::Reset {
+        id,
+        code: RESET_REFUSED,
+    };
+    assert!(matches!(events[0], Event::Response { id, .. } if id == ids[0]));
+    assert_eq!(
+        events[1..],
+        [Event::GoAway, reset(ids[1]), reset(ids[2]), reset(ids[3])]
+    );
+    assert_eq!((opener.streams(), acceptor.streams()), (1, 1));
+    assert_eq!(opener.open(&request(), true), Err(OpenError::GoingAway));
+    // What was begun goes on.
+    acceptor.finish(ids[0], &Fields::default());
+    carry(&mut acceptor, &mut opener, usize::MAX);
+    assert_eq!((opener.streams(), acceptor.streams()), (0, 0));
+    let requests = std::iter::from_fn(|| acceptor.event());
+    let requests = requests.filter(|event| matches!(event, Event::Request { .. }));
+    assert_eq!(requests.count(), 3, "the last came after the end");
+}
+
+#[test]
+fn of_a_body_that_is_not_asked_for_only_the_beginning_goes() {
+    let (mut opener, mut acceptor) = (Channel::new(Side::Opener), Channel::new(Side::Acceptor));
+    let id = opener.open_to_ask(&request()).unwrap();
+    let body = vec![1; STREAM_WINDOW_BYTES as usize * 2];
+    assert_eq!(opener.is_asked(id), Some(false));
+    assert_eq!(opener.send(id, &body), Some(EARLY_BYTES as usize));
+    carry(&mut opener, &mut acceptor, usize::MAX);
+    acceptor.ask(id);
+    acceptor.ask(id);
+    carry(&mut acceptor, &mut opener, usize::MAX);
+    assert_eq!(opener.event(), Some(Event::Writable { id }));
+    assert_eq!(opener.is_asked(id), Some(true));
+    let rest = STREAM_WINDOW_BYTES - EARLY_BYTES;
+    assert_eq!(opener.send(id, &body), Some(rest as usize));
+    carry(&mut opener, &mut acceptor, usize::MAX);
+    // An end that sends more than it was asked for breaks the rules.
+    let mut acceptor = Channel::new(Side::Acceptor);
+    let mut opener = Channel::new(Side::Opener);
+    let id = opener.open_to_ask(&request()).unwrap();
+    carry(&mut opener, &mut acceptor, usize::MAX);
+    let data = vec![0; EARLY_BYTES as usize];
+    acceptor.receive(&raw(Kind::Data, id, &data)).unwrap();
+    let more = acceptor.receive(&raw(Kind::Data, id, &[0]));
+    assert_eq!(more, Err(Violation::Credit(id)));
+}
+
+#[test]
+fn the_sender_of_a_body_that_nobody_reads_is_stopped_when_the_answer_has_ended() {
+    for discards_first in [true, false] {
+        let (mut opener, mut acceptor) = (Channel::new(Side::Opener), Channel::new(Side::Acceptor));
+        let id = opener.open(&request(), false).unwrap();
+        carry(&mut opener, &mut acceptor, usize::MAX);
+        acceptor.respond(id, &response(), false).unwrap();
+        if discards_first {
+            acceptor.discard(id);
+            acceptor.finish(id, &Fields::default());
+        } else {
+            acceptor.finish(id, &Fields::default());
+            acceptor.discard(id);
+        }
+        carry(&mut acceptor, &mut opener, usize::MAX);
+        let events: Vec<_> = std::iter::from_fn(|| opener.event()).collect();
+        let trailers = Fields::default();
+        let code = RESET_UNREAD;
+        assert_eq!(
+            events[1..],
+            [Event::End { id, trailers }, Event::Reset { id, code }]
+        );
+        assert_eq!((opener.streams(), acceptor.streams()), (0, 0));
+    }
 }
 
 proptest! {

@@ -117,11 +117,10 @@ impl Server {
             match wake {
                 Wake::Stopped(request, failure) => return self.exceeded(request, failure),
                 Wake::Incoming(Some(incoming)) if self.stopping.is_none() => {
+                    engine::note_begun(incoming.id);
                     self.worker.accept(incoming);
                 }
-                Wake::Incoming(Some(incoming)) => {
-                    incoming.reply.reset(Failure::Unavailable.to_reset());
-                }
+                Wake::Incoming(Some(incoming)) => incoming.reply.refuse(),
                 // The gateway has ended, and its requests with it. The supervisor sends the channel
                 // to the next gateway.
                 Wake::Incoming(None) => self.acceptor = None,
@@ -174,7 +173,11 @@ impl Server {
             std::io::Error::other(format!("expected one descriptor, found {}", fds.len()))
         })?;
         match peer {
-            Peer::Gateway => self.acceptor = Some(acceptor(fd)?),
+            Peer::Gateway => {
+                self.acceptor = Some(acceptor(fd)?);
+                // Streams begin anew.
+                engine::note_begun(0);
+            }
             Peer::Vault => self.worker.set_vault(opener(fd)?),
         }
         Ok(())
@@ -215,8 +218,13 @@ impl Server {
         Ok(())
     }
 
-    /// Ends the request that is to blame; the others end with the worker.
+    /// Ends the request that is to blame; the others that have begun end with the worker. The gateway hears first that
+    /// nothing more is to come here, and sends what has not begun elsewhere.
     fn exceeded(&self, request: Option<RequestId>, failure: Failure) -> End {
+        if let Some(acceptor) = &self.acceptor {
+            acceptor.go_away();
+        }
+        self.worker.refuse_undispatched();
         if let Some(request) = request {
             self.worker
                 .abort(request, failure, engine::limit_message(failure));

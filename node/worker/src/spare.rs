@@ -197,7 +197,12 @@ fn farewell(end: End, outbox: &mpsc::Sender<FromWorker>) -> u8 {
         End::Stopped => 0,
         End::Exceeded(failure) => {
             let message = crate::engine::limit_message(failure).to_owned();
-            let _ = outbox.try_send(FromWorker::Fatal { failure, message });
+            let begun = crate::engine::begun();
+            let _ = outbox.try_send(FromWorker::Fatal {
+                failure,
+                message,
+                begun,
+            });
             exit_code(failure)
         }
     }

@@ -191,7 +191,9 @@ impl Worker {
 
     /// Takes a request in; over the limit it is sent back. Among too many that wait, the one that came first ends.
     pub(crate) fn accept(&self, incoming: Incoming) {
-        let Incoming { head, body, reply } = incoming;
+        let Incoming {
+            head, body, reply, ..
+        } = incoming;
         let mut state = self.state.borrow_mut();
         if state.unanswered() >= state.limits.concurrency as usize {
             reply.reset(Failure::Unavailable.to_reset());
@@ -247,6 +249,19 @@ impl Worker {
             request.cancel_due = false;
         }
         event
+    }
+
+    /// Sends requests back of which the function has not heard yet: the worker ends, and another one may take them.
+    pub(crate) fn refuse_undispatched(&self) {
+        let mut state = self.state.borrow_mut();
+        for event in self.events.borrow_mut().drain(..) {
+            if let Event::Dispatch { request, .. } = event
+                && let Some(mut taken) = state.requests.remove(&request)
+            {
+                state.let_go(request);
+                taken.reply.take().into_iter().for_each(Reply::refuse);
+            }
+        }
     }
 
     /// Whether there is something to tell.

@@ -317,6 +317,7 @@ async fn a_proxy_streams_both_ways_and_unpacks() {
         head: asked,
         mut body,
         reply,
+        ..
     } = worker.vault.accept().await.unwrap();
     assert_eq!(
         (asked.method.as_str(), asked.target.as_str()),

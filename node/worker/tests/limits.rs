@@ -68,24 +68,45 @@ async fn cpu_time_in_a_builtin_that_ignores_being_stopped() {
         },
     };"#;
     let mut worker = function_with(&[("main.js", source.as_bytes())], settings).await;
-    let answer = worker.ask(head("GET", "https://fn.test/")).await;
+    let first = worker.open(head("GET", "https://fn.test/"), true);
+    let first_id = first.id;
+    let _never_begun = worker.open(head("GET", "https://fn.test/"), true);
     assert_eq!(
-        answer.unwrap_err(),
+        first.response.head().await.unwrap_err(),
         StreamError::Closed,
         "nobody is left to reset the stream"
     );
     let (last, status) = worker.end().await;
+    let Some(FromWorker::Fatal { failure, begun, .. }) = last else {
+        panic!("{last:?}");
+    };
+    assert_eq!(failure, Failure::ExceededCpu);
+    assert_eq!(u32::from_le_bytes(begun), first_id);
+    assert_eq!(status, Some(80));
+}
+
+#[tokio::test]
+async fn requests_that_have_not_begun_when_the_worker_ends_are_sent_back() {
+    let mut worker = tight("export default { fetch() { while (true) {} } };").await;
+    let open = || worker.open(head("GET", "https://fn.test/"), true).response;
+    let (first, others) = (open(), [open(), open(), open()]);
+    let exceeded = StreamError::Reset(Failure::ExceededCpu.to_reset());
+    assert_eq!(first.head().await.unwrap_err(), exceeded);
+    for other in others {
+        let refused = StreamError::Reset(casemate_wire::RESET_REFUSED);
+        assert_eq!(other.head().await.unwrap_err(), refused);
+    }
+    let (last, _) = worker.end().await;
     assert!(
         matches!(
             last,
             Some(FromWorker::Fatal {
-                failure: Failure::ExceededCpu,
+                begun: [1, 0, 0, 0],
                 ..
             })
         ),
         "{last:?}"
     );
-    assert_eq!(status, Some(80));
 }
 
 #[tokio::test]

@@ -1,7 +1,7 @@
 //! Whether a call may go, and which credential goes with it. Deny unless declared.
 
 use casemate_trust::authority::CaPem;
-use casemate_trust::path::{Method, PathPattern, is_canonical_path};
+use casemate_trust::path::{CanonicalPath, Method, PathPattern};
 use casemate_trust::release::{Credential, Release, Scheme};
 use casemate_trust::statement::EgressCeiling;
 
@@ -190,15 +190,14 @@ fn fits(
     if paths.is_empty() {
         return Ok(true);
     }
-    if !is_canonical_path(path) {
-        return Err(Denial::Path);
-    }
-    Ok(paths.iter().any(|pattern| pattern.matches(path)))
+    let path = CanonicalPath::new(path).map_err(|_| Denial::Path)?;
+    Ok(paths.iter().any(|pattern| pattern.matches(&path)))
 }
 
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    use casemate_path::Verdict;
     use casemate_trust::id::{Digest, FleetId, TenantId};
     use casemate_trust::release::{BundleRef, EgressRule, Limits, Perimeter, Slot};
 
@@ -309,6 +308,21 @@ pub(crate) mod tests {
             ask(Some("pay"), "post", "https://pay.test/v1/x"),
             Err(Denial::Method)
         ));
+    }
+
+    #[test]
+    fn the_table_that_the_perimeter_is_held_to_holds_for_calls() {
+        for (path, verdict) in casemate_path::TABLE {
+            let asked = ask(Some("pay"), "POST", &format!("https://pay.test{path}"));
+            match verdict {
+                Verdict::Matches => assert!(asked.is_ok(), "{path}: {asked:?}"),
+                Verdict::Other => assert!(
+                    matches!(asked, Err(Denial::MethodOrPath(_))),
+                    "{path}: {asked:?}"
+                ),
+                Verdict::Ambiguous => assert_eq!(asked, Err(Denial::Path), "{path}"),
+            }
+        }
     }
 
     #[test]

@@ -12,7 +12,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use casemate_channel::{Acceptor, Control, Incoming};
 use casemate_wire::control::gateway::{
-    Access, FromGateway, Listener, Perimeter, Route, Shares, Start, ToGateway,
+    Access, FromGateway, Listener, Perimeter, Route, Shares, Standing, Start, ToGateway,
 };
 use casemate_wire::control::{Digest, Failure, FunctionKey, WorkerId};
 use casemate_wire::{Fields, ResponseHead};
@@ -46,6 +46,7 @@ pub fn start() -> Start {
             address: "127.0.0.1:0".into(),
             tls: false,
         }],
+        health: Vec::new(),
         certificates: Vec::new(),
         max_connections: 100,
         header_timeout_ms: 10_000,
@@ -120,14 +121,27 @@ impl Node {
                 .any(|layer| layer.layer == "seccomp" && layer.in_force),
             "{layers:?}"
         );
-        Self {
+        let node = Self {
             child,
             control,
             socket,
             addresses,
             records: Vec::new(),
             seen: VecDeque::new(),
-        }
+        };
+        node.stand(true, &[], true).await;
+        node
+    }
+
+    /// As a supervisor that has told all routes.
+    pub async fn stand(&self, is_loaded: bool, expected: &[&str], can_start: bool) {
+        let expected = expected.iter().map(|host| (*host).to_owned()).collect();
+        self.say(ToGateway::Standing(Standing {
+            is_loaded,
+            expected,
+            can_start,
+        }))
+        .await;
     }
 
     /// With a route from `a.test`.
@@ -171,6 +185,16 @@ impl Node {
     }
 
     pub async fn worker(&self, function: &str, id: u64, concurrency: u32) -> Acceptor {
+        self.worker_and_socket(function, id, concurrency).await.0
+    }
+
+    /// With the channel's socket, for an end without last words.
+    pub async fn worker_and_socket(
+        &self,
+        function: &str,
+        id: u64,
+        concurrency: u32,
+    ) -> (Acceptor, OwnedFd) {
         let (ours, theirs) = casemate_channel::pair().unwrap();
         let message = ToGateway::Channel {
             key: key(function),
@@ -183,7 +207,8 @@ impl Node {
             .send(&message, &[theirs.as_fd()])
             .await
             .unwrap();
-        casemate_channel::acceptor(ours).unwrap()
+        let socket = ours.try_clone().unwrap();
+        (casemate_channel::acceptor(ours).unwrap(), socket)
     }
 
     /// The next message that `wanted` takes; others are kept.

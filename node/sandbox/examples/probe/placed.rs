@@ -17,7 +17,7 @@ use rustix::net::{
 use crate::enter;
 
 /// The supervisor: hands its command socket to the test, whose socket's path is all that the configuration holds; then
-/// exits with the code that the test sends, or with 0 on SIGTERM.
+/// exits with the code that the test sends, or with 0 on SIGTERM, 64 when SIGHUP came before.
 pub(crate) fn supervisor(config: &str, state: &str) {
     let path = fs::read_to_string(config).expect("the configuration");
     let mut test = UnixStream::connect(path.trim()).expect("the test");
@@ -44,16 +44,23 @@ pub(crate) fn supervisor(config: &str, state: &str) {
         test.read_exact(&mut code).expect("a code");
         std::process::exit(code[0].into());
     });
-    // SAFETY: an all-zero set is empty and valid; it and `signal` outlive the calls. SIGTERM is blocked in this thread and
-    // was not sent before, or launch would not have been told so by the test yet.
+    let mut code = 0;
+    // SAFETY: an all-zero set is empty and valid; it and `signal` outlive the calls. The signals are blocked in this
+    // thread and were not sent before, or launch would not have been told so by the test yet.
     unsafe {
         let mut set: libc::sigset_t = std::mem::zeroed();
         libc::sigaddset(&raw mut set, libc::SIGTERM);
+        libc::sigaddset(&raw mut set, libc::SIGHUP);
         libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut());
         let mut signal = 0;
-        libc::sigwait(&raw const set, &raw mut signal);
+        while signal != libc::SIGTERM {
+            libc::sigwait(&raw const set, &raw mut signal);
+            if signal == libc::SIGHUP {
+                code = 64;
+            }
+        }
     }
-    std::process::exit(0);
+    std::process::exit(code);
 }
 
 /// Any other: tells its facts in one packet, then does what the packets say.

@@ -3,7 +3,7 @@
 use std::io;
 
 use casemate_push::{LogLevel, NodeEvent};
-use casemate_wire::control::gateway::FromGateway;
+use casemate_wire::control::gateway::{FromGateway, ToGateway};
 use casemate_wire::control::parts::PartError;
 use casemate_wire::control::vault::{FromVault, ToVault};
 use casemate_wire::control::worker::{self, FromWorker};
@@ -114,6 +114,7 @@ impl Shell {
                 tracing::warn!(worker = worker.0, ?fault, "the gateway gave a worker up");
                 self.input(Input::Unusable { worker, fault }).await?;
             }
+            FromGateway::Certificates(certificates) => self.certificates = certificates,
             FromGateway::Access(records) => {
                 records
                     .into_iter()
@@ -186,7 +187,14 @@ impl Shell {
                     }
                 }
             }
-            FromWorker::Fatal { failure, message } => {
+            FromWorker::Fatal {
+                failure,
+                message,
+                begun,
+            } => {
+                // First of all: until the gateway knows, it gives the worker requests.
+                let begun = u32::from_le_bytes(begun);
+                self.tell_gateway(ToGateway::Dying { worker, begun });
                 self.log(id, None, LogLevel::Error, &message, Some(failure.code()));
                 self.input(Input::Fatal { worker, failure }).await?;
             }

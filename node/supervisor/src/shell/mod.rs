@@ -21,7 +21,7 @@ use casemate_sandbox::launch::{Client, End};
 use casemate_trust::id::{Digest, FleetId, TenantId};
 use casemate_trust::judge::MAX_TENANTS;
 use casemate_trust::key::PublicKey;
-use casemate_wire::control::gateway::{FromGateway, ToGateway};
+use casemate_wire::control::gateway::{Certificate, FromGateway, ToGateway};
 use casemate_wire::control::parts::Arriving;
 use casemate_wire::control::vault::{FromVault, Have, Hello as VaultHello, ToVault};
 use casemate_wire::control::worker::FromWorker;
@@ -110,6 +110,8 @@ struct Shell {
     haves: Arriving<Have>,
     layers: BTreeMap<&'static str, Vec<LayerReport>>,
     addresses: Vec<String>,
+    /// What the gateway serves.
+    certificates: Vec<Certificate>,
     description: serde_json::Value,
     last_disconnect: Option<String>,
     lost_logs: u64,
@@ -129,6 +131,7 @@ pub(crate) async fn run(
     let (happenings, mut happened) = mpsc::channel(MAX_HAPPENINGS);
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut hangup = signal(SignalKind::hangup())?;
     tokio::spawn(admin::serve(admin, happenings.clone()));
     let children = Children::new(launch, happenings.clone())?;
     let state = Supervision::new(config.bounds);
@@ -155,6 +158,7 @@ pub(crate) async fn run(
         haves: Arriving::new(MAX_TENANTS as u32),
         layers: BTreeMap::from([("supervisor", layers)]),
         addresses: Vec::new(),
+        certificates: Vec::new(),
         description: serde_json::Value::Null,
         last_disconnect: None,
         lost_logs: 0,
@@ -190,6 +194,7 @@ pub(crate) async fn run(
             _ = looks.tick() => shell.look_at_cpu_time().await?,
             _ = machine_looks.tick() => shell.look_at_machine(),
             _ = reports.tick() => shell.report(),
+            _ = hangup.recv() => shell.tell_gateway(ToGateway::Reload),
             _ = terminate.recv(), if end_by.is_none() => end_by = Some(shell.drain().await?),
             _ = interrupt.recv(), if end_by.is_none() => end_by = Some(shell.drain().await?),
             () = tokio::time::sleep_until(deadline) => if end_by.is_some() {

@@ -151,10 +151,16 @@ impl Shell {
             .iter()
             .map(|(id, serving)| serde_json::json!({ "worker": id, "pid": pid(Some(*id)), "function": serving.key.function }))
             .collect();
+        let certificates: Vec<_> = self
+            .certificates
+            .iter()
+            .map(|one| serde_json::json!({ "chain": one.chain, "expires": one.expires, "refused": one.refused }))
+            .collect();
         serde_json::json!({
             "software": env!("CARGO_PKG_VERSION"),
             "node": self.identity.as_ref().map(|identity| identity.node.clone()),
             "connected": self.connected, "disconnected_because": self.last_disconnect, "listening": self.addresses,
+            "certificates": certificates,
             "state": self.state.describe(), "vault": self.description, "sandbox": layers,
             "pids": { "vault": pid(self.vault), "gateway": pid(self.gateway) }, "workers": workers, "lost_logs": self.lost_logs,
             "machine": self.image.describe_machine(), "image": self.image.describe(),

@@ -346,7 +346,7 @@ mod tests {
         let (mut state, worker) = up();
         let effects = state.handle(second(), 1);
         let (bundle, bytes) = ([2; 32], function("a", 2).bundle_bytes);
-        assert_eq!(effects, [Effect::Fetch { bundle, bytes }]);
+        assert_eq!(effects[0], Effect::Fetch { bundle, bytes });
         let effects = state.handle(Input::BundleAbsent([2; 32]), 2);
         assert_eq!(effects, [Effect::Look { bundle: [1; 32] }]);
         assert_eq!(state.wanted_bundles(), [[2; 32]]);

@@ -23,7 +23,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::num::NonZeroU32;
 
 use casemate_trust::statement::{MAX_FALLBACKS, MAX_FUNCTIONS};
-use casemate_wire::control::gateway::{ToGateway, WorkerFault};
+use casemate_wire::control::gateway::{Standing, ToGateway, WorkerFault};
 use casemate_wire::control::parts::{Arriving, Part, PartError};
 use casemate_wire::control::vault::{FunctionPlan, Plan};
 use casemate_wire::control::worker::Peer;
@@ -296,6 +296,10 @@ pub(crate) struct Supervision {
     waiting: VecDeque<FunctionKey>,
     /// Workers that each tenant was given lately.
     charges: Charges,
+    /// Hosts of plans whose functions are not ready here.
+    expected: BTreeSet<String>,
+    /// What the gateway was last told of the node.
+    standing: Option<Standing>,
     /// Pace of starting workers that fail.
     spare_failures: u32,
     spare_again_ms: Millis,
@@ -327,6 +331,8 @@ impl Supervision {
             plans: Arriving::new((MAX_FUNCTIONS * (1 + MAX_FALLBACKS)) as u32),
             waiting: VecDeque::new(),
             charges: Charges::default(),
+            expected: BTreeSet::new(),
+            standing: None,
             spare_failures: 0,
             spare_again_ms: 0,
             draining: false,
@@ -336,6 +342,14 @@ impl Supervision {
 
     /// Takes an event; gives what is to be done, in order.
     pub(crate) fn handle(&mut self, input: Input, now_ms: Millis) -> Vec<Effect> {
+        let concerns_hosts = matches!(
+            input,
+            Input::Plan(_)
+                | Input::Told
+                | Input::BundleHere(_)
+                | Input::BundleAbsent(_)
+                | Input::BundleNotStored(_)
+        );
         match input {
             Input::Tick => {}
             Input::NotStarted { child } => self.ended(child, Failure::Unavailable, now_ms),
@@ -388,14 +402,11 @@ impl Supervision {
             Input::Ready { worker } => self.ready(worker, now_ms),
             Input::Loaded { worker } => self.loaded(worker, now_ms),
             Input::LoadFailed { worker, message } => self.load_failed(worker, message, now_ms),
-            Input::Fatal { worker, failure } => {
-                if let Some(worker) = self.workers.get_mut(&worker) {
-                    worker.fatal = Some(failure);
-                }
-            }
+            Input::Fatal { worker, failure } => self.last_words(worker, failure, now_ms),
             Input::Drain => self.drain(now_ms),
         }
         self.keep_running(now_ms);
+        self.tell_standing(concerns_hosts);
         std::mem::take(&mut self.effects)
     }
 
@@ -431,7 +442,7 @@ impl Supervision {
         {
             worker.cpu = None;
             worker.fatal.get_or_insert(Failure::ExceededCpu);
-            self.effects.push(Effect::Kill { child: id.0 });
+            self.kill_worker(id);
         }
     }
 
@@ -451,7 +462,7 @@ impl Supervision {
             if let Some(worker) = self.workers.get_mut(&id) {
                 // Once; if launch is slow, so be it.
                 worker.deadline_ms = None;
-                self.effects.push(Effect::Kill { child: id.0 });
+                self.kill_worker(id);
             }
         }
         if self.draining {

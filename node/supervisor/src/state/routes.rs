@@ -1,11 +1,14 @@
 //! Which host leads to which function.
 
-use casemate_wire::control::gateway::{Route, ToGateway};
+use casemate_wire::control::gateway::{MAX_EXPECTED, Route, Standing, ToGateway};
 use casemate_wire::control::vault::FunctionPlan;
 use casemate_wire::control::{Digest, FunctionKey};
 
 use super::functions::Function;
-use super::{Effect, Supervision};
+use super::{Effect, Stage, Supervision, Worker};
+
+/// Starts of workers that fail in a row until the node says that it has none to give.
+const SPARE_FAILURES: u32 = 3;
 
 impl Supervision {
     /// Nobody is led to a function any more; its hosts lead to whoever waits for them.
@@ -115,6 +118,49 @@ impl Supervision {
         waiting.iter().for_each(|key| self.route(key));
     }
 
+    /// Tells the gateway whether the node should get callers, when that has changed. Behind the routes: a host without one
+    /// has none, then.
+    pub(super) fn tell_standing(&mut self, concerns_hosts: bool) {
+        if concerns_hosts && self.is_told {
+            let plans = self.functions.values();
+            let hosts = plans.flat_map(|function| &function.plan.hosts);
+            let missing = hosts.filter(|host| !self.owners.contains_key(*host));
+            self.expected = missing.take(MAX_EXPECTED).cloned().collect();
+        }
+        if !self.gateway.up {
+            self.standing = None;
+            return;
+        }
+        let can_start = self.can_start();
+        let is_as_told = |told: &Standing| {
+            told.is_loaded == self.is_told
+                && told.can_start == can_start
+                && (!concerns_hosts || told.expected.iter().eq(&self.expected))
+        };
+        if self.standing.as_ref().is_some_and(is_as_told) {
+            return;
+        }
+        let standing = Standing {
+            is_loaded: self.is_told,
+            expected: self.expected.iter().cloned().collect(),
+            can_start,
+        };
+        let message = ToGateway::Standing(standing.clone());
+        self.effects.push(Effect::Gateway(message));
+        self.standing = Some(standing);
+    }
+
+    /// Whether a request for a function without a worker can be hoped to get one.
+    fn can_start(&self) -> bool {
+        let is_of_use = |worker: &Worker| {
+            matches!(
+                worker.stage,
+                Stage::Spare | Stage::Loading(..) | Stage::Serving(..)
+            )
+        };
+        self.spare_failures < SPARE_FAILURES || self.workers.values().any(is_of_use)
+    }
+
     /// A gateway that has just started knows no route.
     pub(super) fn route_all(&mut self) {
         let keys: Vec<FunctionKey> = self.functions.keys().cloned().collect();
@@ -171,10 +217,11 @@ impl Supervision {
 
 #[cfg(test)]
 mod tests {
+    use casemate_wire::control::Failure;
     use casemate_wire::control::vault::LostHost;
 
-    use super::super::Input;
-    use super::super::tests::{function, plan_of, up};
+    use super::super::tests::{BOUNDS, function, plan_of, started, up};
+    use super::super::{BACKOFF_MAX_MS, Input, Single};
     use super::*;
 
     /// Two tenants with a function for the same host; the second one's may be the first one's.
@@ -207,6 +254,57 @@ mod tests {
             _ => None,
         });
         warnings.collect()
+    }
+
+    fn standings(effects: &[Effect]) -> Vec<(bool, Vec<&str>, bool)> {
+        let standings = effects.iter().filter_map(|effect| match effect {
+            Effect::Gateway(ToGateway::Standing(standing)) => {
+                let expected = standing.expected.iter().map(String::as_str).collect();
+                Some((standing.is_loaded, expected, standing.can_start))
+            }
+            _ => None,
+        });
+        standings.collect()
+    }
+
+    #[test]
+    fn the_gateway_hears_when_all_plans_are_known_and_which_hosts_wait() {
+        let mut state = Supervision::new(BOUNDS);
+        let first = started(&state.handle(Input::Tick, 0))[0];
+        state.handle(Input::Up(Single::Vault), 0);
+        // The vault is slow: the gateway has no route, and knows that this says nothing.
+        let effects = state.handle(Input::Up(Single::Gateway), 0);
+        assert_eq!(standings(&effects), [(false, vec![], true)]);
+        let effects = state.handle(plan_with(1, None), 1);
+        assert_eq!(standings(&effects), []);
+        let effects = state.handle(Input::Told, 1);
+        assert_eq!(standings(&effects), [(true, vec!["web.test"], true)]);
+        // Its route comes first.
+        let effects = state.handle(Input::BundleHere([1; 32]), 2);
+        assert_eq!(routes(&effects).len(), 1);
+        assert_eq!(standings(&effects[1..]), [(true, vec![], true)]);
+        assert_eq!(standings(&state.handle(Input::Tick, 3)), []);
+        // Workers that do not start.
+        let (mut now_ms, mut worker, mut told) = (4, first, Vec::new());
+        for _ in 0..SPARE_FAILURES {
+            let failure = Failure::WorkerLost;
+            let child = worker.0;
+            let ended = state.handle(Input::Ended { child, failure }, now_ms);
+            told.extend(standings(&ended).iter().map(|(.., can_start)| *can_start));
+            now_ms += BACKOFF_MAX_MS;
+            let again = state.handle(Input::Tick, now_ms);
+            worker = started(&again)[0];
+        }
+        assert_eq!(told, [false]);
+        let effects = state.handle(Input::Ready { worker }, now_ms);
+        assert_eq!(standings(&effects), [(true, vec![], true)]);
+        // A gateway that was started again is told anew, behind its routes.
+        let child = state.gateway.child.unwrap();
+        let failure = Failure::WorkerLost;
+        state.handle(Input::Ended { child, failure }, now_ms);
+        let effects = state.handle(Input::Up(Single::Gateway), now_ms);
+        assert_eq!(routes(&effects).len(), 1);
+        assert_eq!(standings(&effects), [(true, vec![], true)]);
     }
 
     #[test]

@@ -7,6 +7,9 @@ use casemate_wire::control::{Failure, WorkerId};
 
 use super::{Effect, Millis, STOP_GRACE_MS, Single, Stage, Supervision, Worker, backoff_ms};
 
+/// From a worker's last words to its end, at most.
+const FATAL_GRACE_MS: Millis = 5000;
+
 impl Supervision {
     /// A worker says once that its walls are closed: a second time, somebody has taken the worker
     /// over.
@@ -64,6 +67,30 @@ impl Supervision {
             worker.fatal.get_or_insert(Failure::ExceededWall);
         }
         self.effects.push(Effect::Kill { child: id.0 });
+    }
+
+    /// A worker says why it is about to end. The gateway gives it nothing more from now on, so one that stays all the same
+    /// only takes a place.
+    pub(super) fn last_words(&mut self, id: WorkerId, failure: Failure, now_ms: Millis) {
+        if let Some(worker) = self.workers.get_mut(&id) {
+            worker.fatal = Some(failure);
+            let end_ms = now_ms + FATAL_GRACE_MS;
+            worker.deadline_ms = Some(worker.deadline_ms.map_or(end_ms, |at| at.min(end_ms)));
+        }
+    }
+
+    /// Ends a worker. The gateway is told first, or it would give the worker requests until the end is noticed.
+    pub(super) fn kill_worker(&mut self, worker: WorkerId) {
+        if self.gateway.up
+            && self
+                .workers
+                .get(&worker)
+                .is_some_and(|one| one.release().is_some())
+        {
+            let retire = ToGateway::Retire { worker };
+            self.effects.push(Effect::Gateway(retire));
+        }
+        self.effects.push(Effect::Kill { child: worker.0 });
     }
 
     /// A vault or gateway that was started again gets a channel to each living worker, bound to the
@@ -320,6 +347,19 @@ mod tests {
             let effects = state.handle(Input::Unusable { worker, fault }, 5);
             assert!(!effects.iter().any(ends_a_worker), "{effects:?}");
         }
+    }
+
+    #[test]
+    fn a_worker_that_stays_after_its_last_words_is_killed_and_gets_no_requests_before() {
+        let (mut state, worker, _) = serving();
+        let failure = Failure::ExceededCpu;
+        state.handle(Input::Fatal { worker, failure }, 10);
+        let effects = state.handle(Input::Tick, 9 + FATAL_GRACE_MS);
+        assert!(!effects.iter().any(ends_a_worker), "{effects:?}");
+        let effects = state.handle(Input::Tick, 10 + FATAL_GRACE_MS);
+        let retire = Effect::Gateway(ToGateway::Retire { worker });
+        let kill = Effect::Kill { child: worker.0 };
+        assert!(effects.starts_with(&[retire, kill]), "{effects:?}");
     }
 
     #[test]

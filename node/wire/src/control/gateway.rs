@@ -32,6 +32,14 @@ pub enum ToGateway {
         /// The worker.
         worker: WorkerId,
     },
+    /// The worker is about to end. Requests on its channel above `begun` were not begun by it: they go to another worker,
+    /// and so do all that come. `Gone` follows.
+    Dying {
+        /// The worker.
+        worker: WorkerId,
+        /// The last stream that it has begun.
+        begun: u32,
+    },
     /// The worker's process has ended. What its callers are told depends on `failure`.
     Gone {
         /// The worker.
@@ -48,6 +56,10 @@ pub enum ToGateway {
         /// What the caller may read.
         message: String,
     },
+    /// Whether the node should get callers. Sent after all routes when the gateway has started, and on each change.
+    Standing(Standing),
+    /// Look at the certificate files now, changed or not.
+    Reload,
     /// Stop accepting, finish what is under way, then say `Stopped` and exit 0.
     Drain {
         /// How long at most, milliseconds.
@@ -70,6 +82,8 @@ impl Message for FromGateway {
 pub struct Start {
     /// Sockets to open.
     pub listeners: Vec<Listener>,
+    /// `address:port` of sockets on which only the node's health is answered.
+    pub health: Vec<String>,
     /// PEM files; the names in each certificate choose it by SNI, the first is the default.
     pub certificates: Vec<CertificateFiles>,
     /// Connections at a time, over all listeners.
@@ -81,6 +95,20 @@ pub struct Start {
     /// How connections and requests are divided.
     pub shares: Shares,
 }
+
+/// Whether the node should get callers.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Standing {
+    /// All plans of the vault are known: a host without a route then has no function, unless it is in `expected`.
+    pub is_loaded: bool,
+    /// Hosts of plans whose functions are not ready here, such as for want of their bundles; at most [`MAX_EXPECTED`].
+    pub expected: Vec<String>,
+    /// Whether a worker can be had: starting workers does not fail again and again, or there is one.
+    pub can_start: bool,
+}
+
+/// Hosts in [`Standing`] at most: what fits into a message.
+pub const MAX_EXPECTED: usize = 2000;
 
 /// How much of the gateway one source network, and one tenant, may have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -144,7 +172,7 @@ pub struct Perimeter {
 pub enum FromGateway {
     /// Listening, walls closed.
     Ready {
-        /// The addresses in the order of `Start::listeners`, with real ports.
+        /// The addresses in the order of `Start::listeners`, then of `Start::health`, with real ports.
         addresses: Vec<String>,
         /// Layers of its sandbox.
         layers: Vec<LayerReport>,
@@ -189,11 +217,29 @@ pub enum FromGateway {
         /// What the gateway observed.
         fault: WorkerFault,
     },
+    /// The certificates that are served: sent after `Ready` and whenever one has changed.
+    Certificates(Vec<Certificate>),
     /// Access records, for the tenants' logs: many at a time, or each would wake the supervisor.
     Access(Vec<Access>),
     /// Drained; exiting.
     Stopped,
 }
+
+/// A certificate that the gateway serves.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Certificate {
+    /// The file of its chain.
+    pub chain: String,
+    /// When it expires, seconds since 1970; `None` where that cannot be read.
+    pub expires: Option<u64>,
+    /// Why the files are not what is served, where they are not: what is wrong with them.
+    pub refused: Option<String>,
+}
+
+/// Certificates that are reported at most; those that expire first.
+pub const MAX_CERTIFICATES: usize = 16;
+/// Longest text in such a report, bytes.
+pub const MAX_CERTIFICATE_TEXT_BYTES: usize = 400;
 
 /// Why the gateway has given a worker up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

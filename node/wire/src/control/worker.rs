@@ -95,6 +95,9 @@ pub enum FromWorker {
         failure: Failure,
         /// What the tenant reads.
         message: String,
+        /// The last stream of the gateway's channel that the worker has begun, little-endian: of a fixed length, so
+        /// that a worker without memory can still write it.
+        begun: [u8; 4],
     },
 }
 

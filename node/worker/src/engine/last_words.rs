@@ -4,6 +4,7 @@
 //! termination), also from another thread. Nothing here allocates.
 
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use casemate_wire::control::worker::FromWorker;
 use casemate_wire::control::{Failure, MessageError, encode};
@@ -13,6 +14,22 @@ use casemate_wire::frame::control_packet;
 const CONTROL_FD: libc::c_int = 0;
 
 static PACKETS: OnceLock<Vec<(Failure, Vec<u8>)>> = OnceLock::new();
+
+/// The last stream of the gateway's channel that was begun. What the gateway sent after it goes to another worker.
+static BEGUN: AtomicU32 = AtomicU32::new(0);
+
+/// Longest packet, bytes.
+const MAX_PACKET_BYTES: usize = 256;
+
+/// A request of the gateway's channel is begun.
+pub(crate) fn note_begun(stream: u32) {
+    BEGUN.store(stream, Ordering::Relaxed);
+}
+
+/// The last stream of the gateway's channel that was begun, as the supervisor reads it.
+pub(crate) fn begun() -> [u8; 4] {
+    BEGUN.load(Ordering::Relaxed).to_le_bytes()
+}
 
 /// Exit code of a worker that was ended by its limits, for the log of whoever reaps it.
 pub(crate) fn exit_code(failure: Failure) -> u8 {
@@ -46,6 +63,7 @@ pub(crate) fn prepare() -> Result<(), MessageError> {
         let fatal = FromWorker::Fatal {
             failure,
             message: message(failure).to_owned(),
+            begun: [0; 4],
         };
         packets.push((failure, control_packet(&encode(&fatal)?)));
     }
@@ -58,7 +76,15 @@ pub(crate) fn speak(failure: Failure) -> ! {
     let packet = PACKETS
         .get()
         .and_then(|all| all.iter().find(|(which, _)| *which == failure));
-    if let Some((_, packet)) = packet {
+    let mut room = [0; MAX_PACKET_BYTES];
+    if let Some((_, prepared)) = packet
+        && let Some(packet) = room.get_mut(..prepared.len())
+    {
+        packet.copy_from_slice(prepared);
+        // The last field of the message, of fixed length.
+        if let Some(last) = packet.last_chunk_mut() {
+            *last = begun();
+        }
         let flags = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT;
         // SAFETY: the pointer and length are those of a live buffer; a failed send is what there is no remedy for.
         unsafe { libc::send(CONTROL_FD, packet.as_ptr().cast(), packet.len(), flags) };

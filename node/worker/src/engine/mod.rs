@@ -171,7 +171,7 @@ pub(crate) enum LoadError {
     Stopped(Failure),
 }
 
-pub(crate) use last_words::{exit_code, message as limit_message};
+pub(crate) use last_words::{begun, exit_code, message as limit_message, note_begun};
 pub(crate) use memory::prepare as prepare_memory;
 pub(crate) use pieces::Pieces;
 

@@ -264,6 +264,7 @@ impl Calls {
             head,
             body,
             mut reply,
+            ..
         } = incoming;
         let request = head.fields.text(":request").map(ToOwned::to_owned);
         let answered = tokio::select! {

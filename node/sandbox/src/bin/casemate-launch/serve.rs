@@ -162,7 +162,12 @@ impl Server {
         while rustix::io::read(&self.signals, &mut info).is_ok_and(|read| read == size) {
             // ssi_signo, the structure's first field.
             let signal = u32::from_ne_bytes([info[0], info[1], info[2], info[3]]).cast_signed();
-            if signal != libc::SIGCHLD && !self.asked_to_end {
+            if signal == libc::SIGHUP {
+                tracing::info!("asked to read certificates again");
+                if let Some(pid) = self.supervisor {
+                    let _ = kill_process(pid, Signal::HUP);
+                }
+            } else if signal != libc::SIGCHLD && !self.asked_to_end {
                 tracing::info!(
                     signal,
                     grace_secs = GRACE.as_secs(),
@@ -479,7 +484,7 @@ fn signals() -> io::Result<OwnedFd> {
     unsafe {
         let mut set: libc::sigset_t = std::mem::zeroed();
         libc::sigemptyset(&raw mut set);
-        for signal in [libc::SIGCHLD, libc::SIGTERM, libc::SIGINT] {
+        for signal in [libc::SIGCHLD, libc::SIGHUP, libc::SIGTERM, libc::SIGINT] {
             libc::sigaddset(&raw mut set, signal);
         }
         if libc::sigprocmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut()) != 0 {
