@@ -21,6 +21,9 @@ pub const MAX_FRAME_BYTES: usize = 4 * 1024 * 1024;
 pub const MAX_UNACKED: usize = 64;
 /// Bundles that may be on their way to one node: half of the streams that a node allows.
 pub const MAX_FETCHES: usize = 4;
+/// Bundles that the control plane has in hand for one node: those on their way, and as many that have come to their end,
+/// which a node may notice, and ask for the next ones, before the control plane does.
+pub(crate) const MAX_BUNDLES_IN_HAND: usize = 2 * MAX_FETCHES;
 /// Largest piece of an image, bytes. One at a time is on its way to a node: small enough that a statement or a bundle never
 /// waits long for it, large enough that a path of 100 ms carries ten of them a second.
 pub const MAX_IMAGE_PIECE_BYTES: u32 = 1024 * 1024;
