@@ -106,7 +106,7 @@ pub(super) fn prepare(
     let binding = head.fields.text(":binding");
     let ceiling = tenant.tenant.egress.as_ref();
     let allowed = decide(release, ceiling, binding, &head.method, &head.target)
-        .map_err(|denial| Refused::new("egress_denied", denial.to_string()))?;
+        .map_err(|denial| Refused::new(denial.code(), denial.to_string()))?;
     let opened = allowed
         .credential
         .map(|credential| open(vault, &state, tenant, credential))
@@ -302,9 +302,9 @@ fn request(
         .uri(uri(scheme, authority, outgoing.path_and_query).ok_or_else(unsendable)?);
     for (name, value, secret) in outgoing.fields {
         let name = HeaderName::from_bytes(name.as_bytes())
-            .map_err(|_| Refused::new("egress_denied", "a header name cannot be sent"))?;
+            .map_err(|_| Refused::new("call_invalid", "a header name cannot be sent"))?;
         let mut value = HeaderValue::from_maybe_shared::<Bytes>(value)
-            .map_err(|_| Refused::new("egress_denied", "a header value cannot be sent"))?;
+            .map_err(|_| Refused::new("call_invalid", "a header value cannot be sent"))?;
         value.set_sensitive(secret);
         request = request.header(name, value);
     }
@@ -312,7 +312,7 @@ fn request(
 }
 
 fn unsendable() -> Refused {
-    Refused::new("egress_denied", "the request cannot be sent as it is")
+    Refused::new("call_invalid", "the request cannot be sent as it is")
 }
 
 /// The target of a request. The path and query may hold a secret: they are shared, not copied, and
