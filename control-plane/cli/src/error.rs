@@ -47,6 +47,8 @@ pub enum Code {
     NotAcknowledged,
     /// A node refused what was pushed to it.
     NodeRefused,
+    /// A release is signed and stored, and a node cannot load it: what ran there before goes on.
+    LoadFailed,
     /// A file could not be written.
     CannotCreate,
     /// Reading or writing failed.
@@ -80,6 +82,7 @@ impl Code {
             Self::Busy => "busy",
             Self::NotAcknowledged => "not_acknowledged",
             Self::NodeRefused => "refused_by_node",
+            Self::LoadFailed => "load_failed",
             Self::CannotCreate => "cannot_create",
             Self::Io => "io",
             Self::Closed => "closed",
@@ -87,7 +90,7 @@ impl Code {
         }
     }
 
-    /// The exit code, after BSD's `sysexits`.
+    /// The exit code, after BSD's `sysexits`; beyond its last one, 78, stands what it has no code for.
     pub fn exit(self) -> u8 {
         match self {
             Self::Closed => 0,
@@ -102,6 +105,7 @@ impl Code {
             Self::Refused | Self::NotTheControlPlane | Self::NodeRefused | Self::Api => 76,
             Self::Forbidden | Self::Passphrase => 77,
             Self::NotLoggedIn | Self::NoKey => 78,
+            Self::LoadFailed => 81,
         }
     }
 }

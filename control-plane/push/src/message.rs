@@ -251,7 +251,7 @@ pub struct TenantHas {
     pub manifest: Option<(u64, Digest)>,
     /// Its newest statement of freshness: version of the manifest that it names, and when it was signed.
     pub freshness: Option<(u64, Seconds)>,
-    /// Every bundle that this wants of the node is on its disk.
+    /// What this wants of the node runs there: see [`ToControl::Stored`].
     pub is_stored: bool,
 }
 
@@ -326,7 +326,19 @@ impl LogEntry {
     }
 }
 
-/// That a node does not keep bundles of a manifest which it has accepted.
+/// [`NotStored::code`] of a release that cannot be loaded: the text holds the tenant's stack.
+pub const LOAD_FAILED: &str = "load_failed";
+/// [`NotStored::code`] of a release that waits for a worker to be loaded in.
+pub const NO_PLACE: &str = "no_place";
+/// Codes of a node's refusals that pass without anybody's word: the node tries again by itself, with pauses.
+const TRANSIENT: [&str; 3] = [NO_PLACE, "storage_full", "storage_failed"];
+
+/// Whether the node that reports this code tries again by itself.
+pub fn is_transient(code: &str) -> bool {
+    TRANSIENT.contains(&code)
+}
+
+/// That a node does not keep bundles of a manifest which it has accepted, or does not run a release that it wants.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NotStored {
     /// The tenant.
@@ -367,14 +379,17 @@ pub enum ToControl {
         /// For people.
         message: String,
     },
-    /// Every bundle that a manifest wants of the node is on its disk: it runs here, after a power cut with nobody there to ask too.
+    /// Every bundle that a manifest wants of the node is on its disk, and every release has been loaded once, without a
+    /// request: it runs here, after a power cut with nobody there to ask too. A release that an earlier manifest wanted too, and
+    /// that did not load then, is no obstacle.
     Stored {
         /// The tenant.
         tenant: TenantId,
         /// Of the manifest.
         version: u64,
     },
-    /// Bundles that a manifest wants of the node are not kept there; what was there before goes on.
+    /// Bundles that a manifest wants of the node are not kept there, or releases do not run there; what was there before goes
+    /// on.
     NotStored(NotStored),
     /// Asks for a bundle on a stream of its own.
     FetchBundle {

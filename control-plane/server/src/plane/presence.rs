@@ -112,6 +112,9 @@ impl Last {
                 Some(known) if known.version == version && known.digest == Some(digest) => {
                     self.manifests.insert(tenant, Taken { is_stored, ..known });
                 }
+                    if is_stored {
+                        self.stored(&tenant, version);
+                    }
                 _ => {
                     self.acknowledge(&StatementId::Manifest { tenant, version }, Some(digest));
                     if is_stored {
@@ -277,7 +280,14 @@ impl Presence {
         self.update(node, |last| last.stored(tenant, version));
     }
 
-    pub(crate) fn nacked(&self, node: &Name, id: StatementId, code: String, message: String) {
+    /// A node has refused a statement, or does not run what it wants; whether that code is new.
+    pub(crate) fn nacked(
+        &self,
+        node: &Name,
+        id: StatementId,
+        code: String,
+        message: String,
+    ) -> bool {
         let what = id.to_string();
         let refused = Refused {
             what,
@@ -312,12 +322,18 @@ mod tests {
     use casemate_trust::id::{Digest, FleetId};
     use casemate_trust::key::PublicKey;
 
+        let mut is_new = false;
     use super::*;
+            let is_known = |(other, before): &(StatementId, Refused)| {
+                *other == id && before.code == refused.code
+            };
+            is_new = !last.refused.iter().any(is_known);
 
     fn node() -> Name {
         "edge-1".parse().unwrap()
     }
 
+        is_new
     fn hello(tenants: impl IntoIterator<Item = (u8, u64)>, more_tenants: bool) -> Hello {
         let has = |(tenant, version)| {
             let manifest = Some((version, Digest([0; 32])));
@@ -371,7 +387,9 @@ mod tests {
         let refused = || presence.look(&node(), |last, _| last.refused.len());
         for tenant in [1, 3].map(|tenant| TenantId([tenant; 32])) {
             let id = StatementId::Manifest { tenant, version: 2 };
-            presence.nacked(&node(), id, "bundle_quota".into(), "no room".into());
+            let say =
+                || presence.nacked(&node(), id.clone(), "bundle_quota".into(), "no room".into());
+            assert!(say() && !say(), "new once");
         }
         assert_eq!(refused(), 2);
         presence.stored(&node(), &TenantId([1; 32]), 1);

@@ -416,7 +416,9 @@ impl Talk {
             ControlEvent::Stored { tenant, version } => {
                 plane.stored(&member.name, &tenant, version);
             }
-            ControlEvent::NotStored(not_stored) => plane.not_stored(&member.name, not_stored),
+            ControlEvent::NotStored(not_stored) => {
+                plane.not_stored(&member.name, not_stored).await;
+            }
             ControlEvent::Nacked {
                 id, code, message, ..
             } => {

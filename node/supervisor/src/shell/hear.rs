@@ -25,9 +25,13 @@ impl Shell {
                 }
                 self.layers.insert("vault", hello.layers.clone());
                 let bundles = Bundles::open(&self.config.state, &hello.state_key)?;
-                let found = bundles.found()?;
+                let (bundles_found, loaded) = (bundles.found()?, bundles.loaded()?);
                 self.bundles = Some(bundles);
-                self.input(Input::Found(found)).await?;
+                let found = Input::Found {
+                    bundles: bundles_found,
+                    loaded,
+                };
+                self.input(found).await?;
                 self.identity = Some(hello);
                 self.input(Input::Up(Single::Vault)).await?;
                 self.connect()?;
