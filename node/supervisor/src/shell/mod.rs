@@ -281,7 +281,7 @@ impl Shell {
                 return self.hear_gateway(*message).await;
             }
             Happening::Vault(..) | Happening::Gateway(..) => {}
-            Happening::Worker(id, message) => self.hear_worker(id, *message).await?,
+            Happening::Worker(id, message) => return self.hear_worker(id, *message).await,
             Happening::Image(done) => self.image_done(done),
             Happening::Push(heard) => self.hear_push(heard).await?,
             // Answered with what the vault says of itself now; without a vault, at the next tick.

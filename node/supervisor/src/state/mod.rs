@@ -430,6 +430,12 @@ impl Supervision {
         self.workers.contains_key(&worker)
     }
 
+    /// Whether a worker has not said yet that its walls are closed.
+    pub(crate) fn is_starting(&self, worker: WorkerId) -> bool {
+        let worker = self.workers.get(&worker);
+        worker.is_some_and(|worker| worker.stage == Stage::Starting && !worker.was_ready)
+    }
+
     fn program(&mut self, which: Single) -> &mut Program {
         match which {
             Single::Vault => &mut self.vault,
@@ -474,15 +480,15 @@ impl Supervision {
             if let Some(worker) = self.workers.get_mut(&id) {
                 // Once; if launch is slow, so be it.
                 worker.deadline_ms = None;
+                if matches!(worker.stage, Stage::Loading(..)) {
+                    worker.fatal.get_or_insert(Failure::ExceededWall);
+                }
                 self.effects.push(Effect::Kill { child: id.0 });
             }
         }
         if self.draining {
             return;
         }
-                if matches!(worker.stage, Stage::Loading(..)) {
-                    worker.fatal.get_or_insert(Failure::ExceededWall);
-                }
         for which in [Single::Vault, Single::Gateway] {
             if self.program(which).child.is_none() && now_ms >= self.program(which).again_ms {
                 let child = self.child();
@@ -493,13 +499,13 @@ impl Supervision {
         }
         self.fetch_unstored(now_ms);
         self.charges.decay(now_ms);
+        self.start_trials(now_ms);
         self.serve_waiting(now_ms);
         self.share_out(now_ms);
         self.start_spares(now_ms);
     }
 
     fn start_spares(&mut self, now_ms: Millis) {
-        self.start_trials(now_ms);
         let idle = self
             .workers
             .values()
@@ -528,13 +534,13 @@ impl Supervision {
                     was_ready: false,
                     is_violator: false,
                     was_loaded: false,
+                    is_trial: false,
                     concurrency: 0,
                     wall_time_ms: 0,
                     fatal: None,
                     deadline_ms,
                     rested_ms: None,
                     idle_since_ms: None,
-                    is_trial: false,
                     memory_mib,
                     tenant_number: None,
                     cpu: None,
