@@ -190,6 +190,14 @@ impl Node {
         self.running.take().context("the node runs")?.stop()
     }
 
+    /// How it has ended by itself, once it has.
+    pub fn ended(&mut self) -> Result<Option<std::process::ExitStatus>> {
+        self.running
+            .as_mut()
+            .context("the node was started")?
+            .ended()
+    }
+
     fn admin_socket(&self) -> PathBuf {
         self.folder.join("state/node/admin.sock")
     }

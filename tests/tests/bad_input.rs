@@ -4,8 +4,8 @@
 
 use std::process::{Command, Stdio};
 
-use casemate_tests::fleet::{Fleet, UPSTREAM_HOST, UPSTREAM_KEY};
-use casemate_tests::programs::program;
+use casemate_tests::fleet::{Fleet, SOON, UPSTREAM_HOST, UPSTREAM_KEY};
+use casemate_tests::programs::{program, wait_until};
 use casemate_tests::upstream::Upstream;
 use tokio::task::block_in_place;
 
@@ -159,4 +159,47 @@ fn mistakes(fleet: &Fleet) {
     // And the good one still stands.
     let status = fleet.tenant.json(&good, &["status"]).unwrap();
     assert!(status.to_string().contains("good"), "{status}");
+}
+
+/// Layers that a worker has, and no other program of the node.
+const LAYERS_OF_WORKERS: &[&str] = &[
+    "user",
+    "pid",
+    "mount",
+    "network",
+    "ipc",
+    "uts",
+    "rlimits",
+    "speculation",
+];
+
+#[test]
+fn a_node_whose_workers_lack_a_required_layer_does_not_serve() {
+    let mut fleet = Fleet::start().unwrap();
+    let has_worker = |status: &serde_json::Value| status["sandbox"]["worker"].is_array();
+    let status = fleet.node.wait_for("a worker is ready", SOON, has_worker);
+    let status = status.unwrap();
+    let layers = status["sandbox"]["worker"].as_array().unwrap();
+    let lacking = layers.iter().filter(|layer| layer["in_force"] == false);
+    let mut lacking = lacking.filter_map(|layer| layer["layer"].as_str());
+    let Some(layer) = lacking.find(|layer| LAYERS_OF_WORKERS.contains(layer)) else {
+        println!("skipped: workers have every layer on this machine");
+        return;
+    };
+    fleet.node.kill().unwrap();
+    let file = fleet.node.folder().join("node.toml");
+    let text = std::fs::read_to_string(&file).unwrap();
+    let required = text.replacen("require = [", &format!("require = [\"{layer}\","), 1);
+    assert_ne!(text, required);
+    std::fs::write(&file, required).unwrap();
+    // The gateway may listen before the first worker has said what it has.
+    let said = match fleet.node.restart() {
+        Err(error) => format!("{error:#}"),
+        Ok(()) => {
+            let ended = wait_until(SOON, || fleet.node.ended()).unwrap();
+            format!("{ended}: {}", fleet.node.log())
+        }
+    };
+    assert!(said.contains("exit status: 69"), "{said}");
+    assert!(said.contains("not in force in a worker"), "{said}");
 }

@@ -62,7 +62,7 @@ const OUTCOMES: &[(&str, &str)] = &[
     ("connection", "\"ok\\\":true"),
     ("elsewhere", "egress_denied"),
     ("clear", "egress_denied"),
-    ("dot", "egress_denied"),
+    ("dot", "call_invalid"),
     ("user", ""),
     ("port", "egress_denied"),
     ("method", "egress_denied"),

@@ -51,6 +51,8 @@ pub enum Code {
     NotAcknowledged,
     /// A manifest is signed and stored, and what the nodes made of it could not be found out.
     WaitBroken,
+    /// A release is signed and stored, and a node cannot load it: what ran there before goes on.
+    LoadFailed,
     /// A file could not be written.
     CannotCreate,
     /// Reading or writing failed.
@@ -85,6 +87,7 @@ impl Code {
         Self::NodeRefused,
         Self::NotAcknowledged,
         Self::WaitBroken,
+        Self::LoadFailed,
         Self::CannotCreate,
         Self::Io,
         Self::Closed,
@@ -115,6 +118,7 @@ impl Code {
             Self::NodeRefused => "refused_by_node",
             Self::NotAcknowledged => "not_acknowledged",
             Self::WaitBroken => "wait_broken",
+            Self::LoadFailed => "load_failed",
             Self::CannotCreate => "cannot_create",
             Self::Io => "io",
             Self::Closed => "closed",
@@ -138,6 +142,7 @@ impl Code {
             Self::Forbidden | Self::Passphrase => 77,
             Self::NotLoggedIn | Self::NoKey => 78,
             Self::NodesAway => 80,
+            Self::LoadFailed => 81,
             Self::NodeRefused => 82,
             Self::NotAcknowledged => 83,
             Self::WaitBroken => 84,

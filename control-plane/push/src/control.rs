@@ -2,7 +2,7 @@
 
 mod plan;
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 
 use casemate_trust::id::{Digest, TenantId};
 
@@ -10,7 +10,7 @@ use crate::catalog::{Catalog, ControlEvent, Member, StoredObject, Transmit};
 use crate::codec::{Decoder, Violation, encode};
 use crate::listing::Listings;
 use crate::message::{
-    Cursor, Has, Hello, MAX_AHEAD_BYTES, MAX_FETCHES, MAX_IMAGE_PIECES, MAX_TEXT_BYTES,
+    Cursor, Has, Hello, MAX_AHEAD_BYTES, MAX_BUNDLES_IN_HAND, MAX_IMAGE_PIECES, MAX_TEXT_BYTES,
     MAX_UNACKED, PROTOCOL, StatementId, ToControl, ToNode, shorten,
 };
 
@@ -66,7 +66,8 @@ pub struct ControlEnd {
     /// Those whose objects were sent.
     sent: Listings,
     ahead_bytes: usize,
-    fetching: BTreeSet<Digest>,
+    /// Bundles in hand.
+    bundles: usize,
     image_pieces: usize,
 }
 
@@ -97,7 +98,7 @@ impl ControlEnd {
             read: Listings::default(),
             sent: Listings::default(),
             ahead_bytes: 0,
-            fetching: BTreeSet::new(),
+            bundles: 0,
             image_pieces: 0,
         }
     }
@@ -183,7 +184,8 @@ impl ControlEnd {
             ToControl::Stored { tenant, version } => ControlEvent::Stored { tenant, version },
             ToControl::NotStored(not_stored) => ControlEvent::NotStored(not_stored),
             ToControl::FetchBundle { digest, offset } => {
-                if !self.fetching.insert(digest) || self.fetching.len() > MAX_FETCHES {
+                self.bundles += 1;
+                if self.bundles > MAX_BUNDLES_IN_HAND {
                     return Err(Violation::Flood("bundles"));
                 }
                 ControlEvent::FetchBundle { digest, offset }
@@ -304,8 +306,8 @@ impl ControlEnd {
     }
 
     /// A bundle's stream has ended, well or not.
-    pub fn bundle_done(&mut self, digest: &Digest) {
-        self.fetching.remove(digest);
+    pub fn bundle_done(&mut self) {
+        self.bundles = self.bundles.saturating_sub(1);
     }
 
     /// There is no such bundle for this node.
@@ -313,7 +315,7 @@ impl ControlEnd {
     /// # Errors
     /// The node asks and does not read.
     pub fn bundle_unavailable(&mut self, digest: &Digest) -> Result<(), Violation> {
-        self.fetching.remove(digest);
+        self.bundle_done();
         self.answer(ToNode::Unavailable { digest: *digest })
     }
 

@@ -21,6 +21,9 @@ pub const MAX_FRAME_BYTES: usize = 4 * 1024 * 1024;
 pub const MAX_UNACKED: usize = 64;
 /// Bundles that may be on their way to one node: half of the streams that a node allows.
 pub const MAX_FETCHES: usize = 4;
+/// Bundles that the control plane has in hand for one node: those on their way, and as many that have come to their end,
+/// which a node may notice, and ask for the next ones, before the control plane does.
+pub(crate) const MAX_BUNDLES_IN_HAND: usize = 2 * MAX_FETCHES;
 /// Largest piece of an image, bytes. One at a time is on its way to a node: small enough that a statement or a bundle never
 /// waits long for it, large enough that a path of 100 ms carries ten of them a second.
 pub const MAX_IMAGE_PIECE_BYTES: u32 = 1024 * 1024;
@@ -248,7 +251,7 @@ pub struct TenantHas {
     pub manifest: Option<(u64, Digest)>,
     /// Its newest statement of freshness: version of the manifest that it names, and when it was signed.
     pub freshness: Option<(u64, Seconds)>,
-    /// Every bundle that this wants of the node is on its disk.
+    /// What this wants of the node runs there: see [`ToControl::Stored`].
     pub is_stored: bool,
 }
 
@@ -323,7 +326,19 @@ impl LogEntry {
     }
 }
 
-/// That a node does not keep bundles of a manifest which it has accepted.
+/// [`NotStored::code`] of a release that cannot be loaded: the text holds the tenant's stack.
+pub const LOAD_FAILED: &str = "load_failed";
+/// [`NotStored::code`] of a release that waits for a worker to be loaded in.
+pub const NO_PLACE: &str = "no_place";
+/// Codes of a node's refusals that pass without anybody's word: the node tries again by itself, with pauses.
+const TRANSIENT: [&str; 3] = [NO_PLACE, "storage_full", "storage_failed"];
+
+/// Whether the node that reports this code tries again by itself.
+pub fn is_transient(code: &str) -> bool {
+    TRANSIENT.contains(&code)
+}
+
+/// That a node does not keep bundles of a manifest which it has accepted, or does not run a release that it wants.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NotStored {
     /// The tenant.
@@ -364,14 +379,17 @@ pub enum ToControl {
         /// For people.
         message: String,
     },
-    /// Every bundle that a manifest wants of the node is on its disk: it runs here, after a power cut with nobody there to ask too.
+    /// Every bundle that a manifest wants of the node is on its disk, and every release has been loaded once, without a
+    /// request: it runs here, after a power cut with nobody there to ask too. A release that an earlier manifest wanted too, and
+    /// that did not load then, is no obstacle.
     Stored {
         /// The tenant.
         tenant: TenantId,
         /// Of the manifest.
         version: u64,
     },
-    /// Bundles that a manifest wants of the node are not kept there; what was there before goes on.
+    /// Bundles that a manifest wants of the node are not kept there, or releases do not run there; what was there before goes
+    /// on.
     NotStored(NotStored),
     /// Asks for a bundle on a stream of its own.
     FetchBundle {

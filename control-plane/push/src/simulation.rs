@@ -1,5 +1,7 @@
 //! Both ends in one seeded world: lost connections, cut frames, refusals, restored backups, new stores.
 
+mod bundles;
+mod caught_up;
 mod freshness;
 mod image;
 
@@ -13,6 +15,7 @@ use casemate_trust::statement::{Manifest, Statement as _, Wanted};
 
 use crate::bundle::Header;
 use crate::*;
+use caught_up::assert_caught_up;
 use image::image_of;
 
 const TENANTS: u64 = 5;
@@ -210,6 +213,8 @@ pub(crate) struct Vault {
     pub(crate) has: Has,
     pub(crate) objects: BTreeMap<Digest, Vec<u8>>,
     cursor: Option<Cursor>,
+    /// What has come of the bundles that are wanted.
+    bundles: BTreeMap<Digest, Vec<u8>>,
     /// The image that was accepted, and what has come of it.
     image: Option<(Digest, Vec<u8>)>,
     /// Tenants that its hello lists.
@@ -222,6 +227,7 @@ impl Default for Vault {
             has: Has::default(),
             objects: BTreeMap::new(),
             cursor: None,
+            bundles: BTreeMap::new(),
             image: None,
             listed: usize::MAX,
         }
@@ -356,6 +362,10 @@ pub(crate) struct Link {
     pub(crate) pieces: Vec<(Header, Vec<u8>)>,
     /// The image that the control plane did not have for us.
     pub(crate) unavailable: Option<Digest>,
+    /// Bundles on their streams.
+    pub(crate) streams: Vec<(Header, Vec<u8>)>,
+    /// Streams whose end the control plane has not noticed yet.
+    pub(crate) ended: usize,
 }
 
 impl Link {
@@ -368,6 +378,8 @@ impl Link {
             unjudged: Vec::new(),
             pieces: Vec::new(),
             unavailable: None,
+            streams: Vec::new(),
+            ended: 0,
         }
     }
 
@@ -395,6 +407,8 @@ impl Link {
             } = event
             {
                 self.send_piece(world, digest, offset, bytes);
+            } else if let ControlEvent::FetchBundle { digest, offset } = event {
+                self.send_bundle(world, digest, offset);
             } else if let ControlEvent::Nacked { code, .. } = event {
                 assert!(
                     [
@@ -456,57 +470,6 @@ impl Link {
                 quiet + 1
             };
         }
-    }
-}
-
-fn assert_caught_up(world: &World, vault: &Vault, seed: u64) {
-    for id in world.bytes.keys() {
-        let has = match id {
-            StatementId::Root { version } => vault.has.root >= *version,
-            StatementId::OnlineKey { version } => vault.has.online >= *version,
-            StatementId::Revocations { version } => vault.has.revocations >= *version,
-            StatementId::Pool { name, epoch } => {
-                name.as_str() == "other" || vault.has.epochs.contains(epoch)
-            }
-            StatementId::Grant { epoch, .. } => vault.has.grants.contains(epoch),
-            StatementId::Image { version, .. } => {
-                let held = vault.has.image.map_or(0, |(held, _)| held);
-                image_of(&world.bytes[id]).0 == "other" || held >= *version
-            }
-            StatementId::Tenant { tenant, version } => vault
-                .has
-                .tenants
-                .get(tenant)
-                .is_none_or(|has| has.version >= *version),
-            StatementId::Freshness {
-                tenant,
-                version,
-                issued,
-            } => vault.has_freshness(tenant, (*version, *issued)),
-            StatementId::Manifest { tenant, version } => {
-                let manifest = Manifest::read(&Envelope::parse(&world.bytes[id]).unwrap()).unwrap();
-                let is_here = manifest
-                    .functions
-                    .values()
-                    .any(|wanted| wanted.pools.contains(&name("main")));
-                let has = vault.has.tenants.get(tenant).and_then(|has| has.manifest);
-                has.map_or(!is_here, |(held, _)| held >= *version)
-            }
-        };
-        assert!(has, "seed {seed}: the node lacks {id}");
-    }
-    assert_eq!(vault.cursor, Some(world.now()), "seed {seed}");
-    // The file has come whole, unless a restored backup does not know it any more.
-    let newest = world.image(&name("main"));
-    let newest = newest.map(|id| image_of(&world.bytes[&id]).1);
-    if let Some((digest, part)) = &vault.image
-        && newest == Some(*digest)
-    {
-        assert_eq!(
-            Digest::of(part),
-            *digest,
-            "seed {seed}: a part of the image"
-        );
     }
 }
 

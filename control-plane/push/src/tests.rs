@@ -3,6 +3,7 @@
 use casemate_trust::id::{Digest, FleetId};
 use casemate_trust::key::PublicKey;
 
+use crate::message::MAX_BUNDLES_IN_HAND;
 use crate::simulation::{Dice, Link, Vault, World, member, name, next_frame, tenant};
 use crate::*;
 
@@ -67,11 +68,7 @@ fn a_join_becomes_a_membership_on_the_same_connection() {
     let mut link = Link {
         node,
         control,
-        to_node: vec![],
-        to_control: vec![],
-        unjudged: vec![],
-        pieces: vec![],
-        unavailable: None,
+        ..Link::new(&Vault::default())
     };
     link.settle(&world, &mut vault, &mut dice);
     assert_eq!(vault.has.root, 1);
@@ -125,13 +122,13 @@ fn answers_to_what_was_not_sent_and_floods_are_violations() {
         Err(Violation::Unexpected(_))
     ));
     let mut control = served(&world);
-    for number in 0..=MAX_FETCHES as u8 {
+    for number in 0..=MAX_BUNDLES_IN_HAND as u8 {
         let digest = Digest([number; 32]);
         control
             .receive(&encode(&ToControl::FetchBundle { digest, offset: 0 }))
             .unwrap();
     }
-    let last = (0..=MAX_FETCHES)
+    let last = (0..=MAX_BUNDLES_IN_HAND)
         .map(|_| control.poll_event(&world))
         .last()
         .unwrap();

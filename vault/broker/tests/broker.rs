@@ -240,7 +240,7 @@ async fn the_operators_ceiling_opens_a_private_network_to_one_tenant_and_closes_
     assert_eq!(answer.error(), "address_denied");
     signed(&mut fleet, &[443], &["127.0.0.0/8"]).await;
     let answer = call(&worker, Some("pay"), "POST", &url, "", &[]).await;
-    assert_eq!(answer.error(), "egress_denied");
+    assert_eq!(answer.error(), "egress_ceiling");
     assert_eq!(upstream.seen().len(), 1);
 }
 

@@ -22,7 +22,7 @@ pub struct Allowed<'a> {
     pub limited: bool,
 }
 
-/// Why a call may not go. Whatever it is, the function reads `egress_denied`.
+/// Why a call may not go. The function reads [`Denial::code`] and the text.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Denial {
     /// The URL has no single meaning.
@@ -71,6 +71,22 @@ pub enum Denial {
          and percent-encoding in upper case"
     )]
     Path,
+}
+
+impl Denial {
+    /// Stable name: who denies the call.
+    pub const fn code(&self) -> &'static str {
+        match self {
+            // No release can allow it.
+            Self::Target(_) | Self::Method => "call_invalid",
+            Self::Ceiling { .. } => "egress_ceiling",
+            Self::Binding(_)
+            | Self::Elsewhere { .. }
+            | Self::Host { .. }
+            | Self::MethodOrPath(_)
+            | Self::Path => "egress_denied",
+        }
+    }
 }
 
 /// The host and port of a slot, as a URL's authority.
@@ -366,6 +382,37 @@ pub(crate) mod tests {
             Err(Denial::Target(_))
         ));
     }
+
+    #[test]
+    fn only_what_the_release_denies_is_named_so() {
+        let release = release();
+        let code = |binding, method, url| {
+            let denied = decide(&release, None, binding, method, url);
+            denied.unwrap_err().code()
+        };
+        let pay = Some("pay");
+        for (binding, method, url) in [
+            (None, "GET", "https://elsewhere.test/"),
+            (pay, "DELETE", "https://pay.test/v1/x"),
+            (pay, "POST", "https://pay.test/v1//x"),
+            (pay, "POST", "https://open.test/v1/x"),
+            (Some("none"), "POST", "https://pay.test/v1/x"),
+        ] {
+            assert_eq!(
+                code(binding, method, url),
+                "egress_denied",
+                "{method} {url}"
+            );
+        }
+        for (method, url) in [
+            ("CONNECT", "https://open.test/"),
+            ("GET", "https://open.test./"),
+            ("GET", "ftp://open.test/"),
+        ] {
+            assert_eq!(code(None, method, url), "call_invalid", "{method} {url}");
+        }
+    }
+
     #[test]
     fn no_release_goes_beyond_the_operators_ceiling() {
         let release = release();
@@ -383,6 +430,7 @@ pub(crate) mod tests {
         assert_eq!(ask((&[], &[]), None, open), Ok(false));
         let denied = ask(only_pay, None, open).unwrap_err();
         assert!(matches!(denied, Denial::Ceiling { .. }), "{denied}");
+        assert_eq!(denied.code(), "egress_ceiling");
         let denied = ask((&[], &[8443]), Some("pay"), pay).unwrap_err();
         assert_eq!(
             denied.to_string(),

@@ -17,12 +17,23 @@ pub struct Liveness {
 }
 
 impl Liveness {
-    /// A node whose leases last so long; `until_ms` is what an earlier run of this boot had.
-    pub fn new(lease_ms: u64, until_ms: Option<u64>) -> Self {
+    /// A node whose leases last so long, without one.
+    pub const fn new(lease_ms: u64) -> Self {
         Self {
             lease_ms,
-            until_ms,
+            until_ms: None,
             asked: None,
+        }
+    }
+
+    /// The same with the lease that an earlier run of this boot had, which may have been allowed to last longer: it ends
+    /// when one of today's would, counted from when it was asked for, or from now where that is not known.
+    pub fn resume(lease_ms: u64, until_ms: u64, begun_ms: Option<u64>, now_ms: u64) -> Self {
+        let begun_ms = begun_ms.unwrap_or(now_ms);
+        let until_ms = until_ms.min(begun_ms.saturating_add(lease_ms));
+        Self {
+            until_ms: Some(until_ms),
+            ..Self::new(lease_ms)
         }
     }
 
@@ -34,6 +45,11 @@ impl Liveness {
     /// Until when, milliseconds since boot.
     pub fn until_ms(&self) -> Option<u64> {
         self.until_ms
+    }
+
+    /// When a lease was asked for that was granted just now.
+    pub fn begun_ms(&self) -> Option<u64> {
+        Some(self.until_ms?.saturating_sub(self.lease_ms))
     }
 
     /// The nonce to ask with, when it is time: half of the lease is over, and no question is under way.
@@ -110,8 +126,31 @@ mod tests {
     }
 
     #[test]
+    fn a_shorter_lease_counts_for_one_that_was_granted_before() {
+        let (until_ms, now_ms) = (24 * HOUR_MS, 2 * HOUR_MS);
+        let until = |lease_ms, begun_ms| {
+            let resumed = Liveness::resume(lease_ms, until_ms, begun_ms, now_ms);
+            resumed.until_ms().unwrap()
+        };
+        assert_eq!(until(24 * HOUR_MS, Some(0)), until_ms, "as it was granted");
+        assert_eq!(
+            until(48 * HOUR_MS, Some(0)),
+            until_ms,
+            "it is never made longer"
+        );
+        assert_eq!(until(3 * HOUR_MS, Some(0)), 3 * HOUR_MS);
+        assert!(!Liveness::resume(HOUR_MS, until_ms, Some(0), now_ms).holds(now_ms));
+        assert_eq!(until(HOUR_MS, None), now_ms + HOUR_MS);
+        let mut over = Liveness::resume(HOUR_MS, until_ms, Some(0), now_ms);
+        assert!(
+            over.question(now_ms, &mut |_| ()).is_some(),
+            "another one is asked for at once"
+        );
+    }
+
+    #[test]
     fn a_lease_runs_from_its_nonce_and_an_old_answer_is_refused() {
-        let mut liveness = Liveness::new(HOUR_MS, None);
+        let mut liveness = Liveness::new(HOUR_MS);
         assert!(!liveness.holds(0));
         let nonce = liveness.question(1000, &mut |bytes| bytes.fill(7)).unwrap();
         assert_eq!(
@@ -142,6 +181,7 @@ mod tests {
         );
         liveness.answer(&good, FLEET, node, &online()).unwrap();
         assert!(liveness.holds(1000 + HOUR_MS - 1) && !liveness.holds(1000 + HOUR_MS));
+        assert_eq!(liveness.begun_ms(), Some(1000));
         assert_eq!(
             liveness.answer(&good, FLEET, node, &online()),
             Err(LeaseError::Other),

@@ -1,5 +1,6 @@
 //! Following a manifest until the nodes run it.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use casemate_api::tenant::{NodeProgress, Refused, TenantStatus};
@@ -53,7 +54,7 @@ impl Reach {
 pub enum Until {
     /// It has accepted the manifest: what that withdraws is withdrawn.
     Taken,
-    /// It has the bundles too: what is new in it runs.
+    /// It has the bundles too and has loaded what is new in it: that runs.
     Runs,
 }
 
@@ -62,6 +63,8 @@ pub enum Until {
 enum Stand<'a> {
     Current,
     Behind,
+    /// It could not take the manifest, or run what that wants, and tries again by itself.
+    Hindered(&'a Refused),
     Refuses(&'a Refused),
     /// It holds one that the control plane has never seen, and takes nothing older.
     Ahead(u64),
@@ -84,8 +87,12 @@ fn stand<'a>(
     if is_there && (node.is_stored || until == Until::Taken) {
         return Stand::Current;
     }
-    if let Some(refused) = node.refused.as_ref().filter(|refused| refused.what == id) {
-        return Stand::Refuses(refused);
+    match node.refused.as_ref().filter(|refused| refused.what == id) {
+        Some(refused) if casemate_push::is_transient(&refused.code) => {
+            return Stand::Hindered(refused);
+        }
+        Some(refused) => return Stand::Refuses(refused),
+        None => {}
     }
     if is_there {
         return Stand::Behind;
@@ -121,6 +128,7 @@ impl Tenancy<'_> {
         let id = id.to_string();
         let progress = output.progress(format!("waiting for the nodes to take manifest {version}"));
         let until = tokio::time::Instant::now() + Duration::from_secs(signing.wait);
+        let mut hindered = BTreeSet::new();
         loop {
             let status = match self.status().await {
                 Ok(status) => status,
@@ -146,6 +154,12 @@ impl Tenancy<'_> {
                 match stand(node, &ours, &id, &status, wanted) {
                     Stand::Current => {}
                     Stand::Behind => late.push(node),
+                    Stand::Hindered(refused) => {
+                        if hindered.insert((node.node.clone(), refused.code.clone())) {
+                            output.warn(&hindrance(node, version, refused));
+                        }
+                        late.push(node);
+                    }
                     Stand::Refuses(refused) => return Err(refuses(node, version, refused)),
                     Stand::Ahead(newer) => return Err(ahead(node, version, newer)),
                 }
@@ -182,7 +196,24 @@ pub fn broken(version: u64, error: &Error) -> Error {
     Error::new(Code::WaitBroken, what, next).lines([error.summary()])
 }
 
+fn hindrance(node: &NodeProgress, version: u64, refused: &Refused) -> String {
+    let Refused { code, message, .. } = refused;
+    format!(
+        "node {} cannot run manifest {version} now ({code}) and tries again by itself: {message}",
+        node.node
+    )
+}
+
 fn refuses(node: &NodeProgress, version: u64, refused: &Refused) -> Error {
+    if refused.code == casemate_push::LOAD_FAILED {
+        let what = format!(
+            "node {} cannot load what manifest {version} wants",
+            node.node
+        );
+        let next =
+            "correct the function and deploy again; the release that ran before goes on serving";
+        return Error::new(Code::LoadFailed, what, next).lines([refused.message.clone()]);
+    }
     let what = format!(
         "node {} refuses manifest {version} ({})",
         node.node, refused.code
@@ -215,12 +246,18 @@ fn not_in_time(late: &[&NodeProgress], version: u64, wait_secs: u64) -> Error {
         };
         let held = node.manifest_version;
         let has = held.map_or("none".to_owned(), |version| version.to_string());
-        let bundles = if held == Some(version) && !node.is_stored {
-            ", and is fetching bundles"
-        } else {
-            ""
+        let transient = node
+            .refused
+            .as_ref()
+            .filter(|refused| casemate_push::is_transient(&refused.code));
+        let why = match transient {
+            Some(Refused { code, message, .. }) => format!(" ({code}: {message})"),
+            None if held == Some(version) && !node.is_stored => {
+                ", and is fetching bundles or loading releases".to_owned()
+            }
+            None => String::new(),
         };
-        format!("node {} ({state}) has manifest {has}{bundles}", node.node)
+        format!("node {} ({state}) has manifest {has}{why}", node.node)
     });
     Error::new(Code::NotAcknowledged, what, next).lines(late.collect::<Vec<_>>())
 }
@@ -315,5 +352,47 @@ mod tests {
         assert_eq!(stood(&node, (5, 5), Until::Runs), "Behind");
         let error = not_in_time(&[&node], 5, 1).to_text();
         assert!(error.contains("is fetching bundles"), "{error}");
+    }
+
+    fn refusing(code: &str, message: &str) -> NodeProgress {
+        let mut node = holding(Some((5, 5)), false);
+        node.refused = Some(Refused {
+            what: String::new(),
+            code: code.to_owned(),
+            message: message.to_owned(),
+            at: 1,
+        });
+        node
+    }
+
+    #[test]
+    fn a_release_that_does_not_load_fails_the_deployment_with_its_stack_and_a_code_of_its_own() {
+        let stack = "`web` cannot be loaded: Error: no\n    at main.js:3:8";
+        let node = refusing("load_failed", stack);
+        assert!(stood(&node, (5, 5), Until::Runs).starts_with("Refuses"));
+        assert_eq!(stood(&node, (5, 5), Until::Taken), "Current");
+        let error = refuses(&node, 5, node.refused.as_ref().unwrap());
+        insta::assert_snapshot!(error.to_text(), @r"
+        error: node edge-1 cannot load what manifest 5 wants
+          `web` cannot be loaded: Error: no
+              at main.js:3:8
+         next: correct the function and deploy again; the release that ran before goes on serving
+        ");
+        assert_eq!(error.to_json()["error"]["exit"], 81);
+    }
+
+    #[test]
+    fn what_passes_by_itself_is_waited_for_and_said() {
+        for code in ["no_place", "storage_full"] {
+            let node = refusing(code, "the disk is full");
+            assert!(stood(&node, (5, 5), Until::Runs).starts_with("Hindered"));
+            let told = hindrance(&node, 5, node.refused.as_ref().unwrap());
+            assert!(
+                told.contains(code) && told.contains("tries again by itself"),
+                "{told}"
+            );
+            let error = not_in_time(&[&node], 5, 1).to_text();
+            assert!(error.contains("the disk is full"), "{error}");
+        }
     }
 }

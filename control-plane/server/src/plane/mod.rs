@@ -204,8 +204,9 @@ impl Plane {
         self.presence.stored(node, tenant, version);
     }
 
-    /// A node has taken a manifest and does not keep what that wants. Said anew on each connection, so no audit record.
-    pub(crate) fn not_stored(&self, node: &Name, not_stored: casemate_push::NotStored) {
+    /// A node has taken a manifest and does not keep or run what that wants. Said anew on each connection; the first time
+    /// leaves an audit record.
+    pub(crate) async fn not_stored(&self, node: &Name, not_stored: casemate_push::NotStored) {
         let casemate_push::NotStored {
             tenant,
             version,
@@ -213,8 +214,13 @@ impl Plane {
             message,
         } = not_stored;
         let id = casemate_push::StatementId::Manifest { tenant, version };
-        tracing::warn!(%node, what = %id, code, message, "bundles are not kept by a node");
-        self.presence.nacked(node, id, code, message);
+        tracing::warn!(%node, what = %id, code, message, "a node does not run a manifest that it has accepted");
+        let subject = id.to_string();
+        if self.presence.nacked(node, id, code.clone(), message) {
+            let actor = Actor::Node(node.clone());
+            self.refused(&actor, "node.not_stored", subject, &code)
+                .await;
+        }
     }
 
     /// A node has refused a statement.

@@ -101,6 +101,7 @@ impl Last {
 
     /// What the node says that it has, as far as there are such tenants. Where it lists them all, what it does not list goes.
     fn has(&mut self, has: &Has, is_tenant: impl Fn(&TenantId) -> bool) {
+        self.refused.retain(|(refused, _)| !is_held(has, refused));
         let mut before = std::mem::take(&mut self.manifests);
         let listed = has
             .tenants
@@ -111,6 +112,9 @@ impl Last {
             match before.remove(&tenant) {
                 Some(known) if known.version == version && known.digest == Some(digest) => {
                     self.manifests.insert(tenant, Taken { is_stored, ..known });
+                    if is_stored {
+                        self.stored(&tenant, version);
+                    }
                 }
                 _ => {
                     self.acknowledge(&StatementId::Manifest { tenant, version }, Some(digest));
@@ -133,6 +137,32 @@ impl Last {
             manifests: manifests.map(|(tenant, seen)| (*tenant, *seen)).collect(),
             ..self.clone()
         }
+    }
+}
+
+/// Whether a node that once refused this statement has it now, or a later one: it tries again by itself what it could not
+/// take. Manifests are looked at with their digests.
+fn is_held(has: &Has, refused: &StatementId) -> bool {
+    let tenant = |tenant| has.tenants.get(tenant);
+    match refused {
+        StatementId::Root { version } => has.root >= *version,
+        StatementId::OnlineKey { version } => has.online >= *version,
+        StatementId::Pool { epoch, .. } => has.epochs.contains(epoch),
+        StatementId::Grant { epoch, .. } => has.grants.contains(epoch),
+        StatementId::Tenant {
+            tenant: id,
+            version,
+        } => tenant(id).is_some_and(|has| has.version >= *version),
+        StatementId::Freshness {
+            tenant: id,
+            version,
+            issued,
+        } => tenant(id)
+            .and_then(|has| has.freshness)
+            .is_some_and(|held| held >= (*version, *issued)),
+        StatementId::Image { version, .. } => has.image.is_some_and(|(held, _)| held >= *version),
+        StatementId::Revocations { version } => has.revocations >= *version,
+        StatementId::Manifest { .. } => false,
     }
 }
 
@@ -277,7 +307,14 @@ impl Presence {
         self.update(node, |last| last.stored(tenant, version));
     }
 
-    pub(crate) fn nacked(&self, node: &Name, id: StatementId, code: String, message: String) {
+    /// A node has refused a statement, or does not run what it wants; whether that code is new.
+    pub(crate) fn nacked(
+        &self,
+        node: &Name,
+        id: StatementId,
+        code: String,
+        message: String,
+    ) -> bool {
         let what = id.to_string();
         let refused = Refused {
             what,
@@ -285,12 +322,18 @@ impl Presence {
             message,
             at: now(),
         };
+        let mut is_new = false;
         self.update(node, |last| {
+            let is_known = |(other, before): &(StatementId, Refused)| {
+                *other == id && before.code == refused.code
+            };
+            is_new = !last.refused.iter().any(is_known);
             last.refused.retain(|(other, _)| !other.is_same_thing(&id));
             last.refused.push((id, refused));
             let over = last.refused.len().saturating_sub(MAX_REFUSED);
             last.refused.drain(..over);
         });
+        is_new
     }
 
     pub(crate) fn status(&self, node: &Name, json: &str) {
@@ -371,13 +414,65 @@ mod tests {
         let refused = || presence.look(&node(), |last, _| last.refused.len());
         for tenant in [1, 3].map(|tenant| TenantId([tenant; 32])) {
             let id = StatementId::Manifest { tenant, version: 2 };
-            presence.nacked(&node(), id, "bundle_quota".into(), "no room".into());
+            let say =
+                || presence.nacked(&node(), id.clone(), "bundle_quota".into(), "no room".into());
+            assert!(say() && !say(), "new once");
         }
         assert_eq!(refused(), 2);
         presence.stored(&node(), &TenantId([1; 32]), 1);
         assert_eq!(refused(), 2, "another manifest");
         presence.stored(&node(), &TenantId([1; 32]), 2);
         assert_eq!(refused(), 1);
+    }
+
+    #[test]
+    fn what_a_node_could_not_take_is_no_refusal_once_its_hello_names_it() {
+        let presence = Presence::new(std::iter::empty());
+        presence.arrive(&node());
+        let (mine, other) = (TenantId([1; 32]), TenantId([3; 32]));
+        let refused = [
+            StatementId::Pool {
+                name: "main".parse().unwrap(),
+                epoch: 2,
+            },
+            StatementId::Tenant {
+                tenant: mine,
+                version: 1,
+            },
+            StatementId::Tenant {
+                tenant: other,
+                version: 2,
+            },
+            StatementId::Manifest {
+                tenant: mine,
+                version: 2,
+            },
+            StatementId::Revocations { version: 1 },
+        ];
+        for id in refused {
+            presence.nacked(
+                &node(),
+                id,
+                "storage_full".into(),
+                "the disk is full".into(),
+            );
+        }
+        let mut said = hello([(1, 2), (3, 2)], false);
+        said.has.epochs.insert(2);
+        presence.hello(&node(), &said, |_| true);
+        let left: Vec<_> = presence.look(&node(), |last, _| {
+            last.refused.iter().map(|(id, _)| id.clone()).collect()
+        });
+        assert_eq!(
+            left,
+            [
+                StatementId::Tenant {
+                    tenant: other,
+                    version: 2
+                },
+                StatementId::Revocations { version: 1 }
+            ]
+        );
     }
 
     #[test]

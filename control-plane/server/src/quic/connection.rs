@@ -203,7 +203,7 @@ struct Talk {
     /// A frame on its way, and how much of it is written.
     pending: Vec<u8>,
     written: usize,
-    bundles: JoinSet<Digest>,
+    bundles: JoinSet<()>,
     image_pieces: JoinSet<()>,
     /// For the first message, or a stranger's patience; members have none after their hello.
     deadline: Instant,
@@ -247,6 +247,10 @@ impl Talk {
             read = self.recv.read_chunk(CHUNK_BYTES, true) => {
                 let chunk = read.ok().flatten().ok_or(Gone)?;
                 self.control.receive(&chunk.bytes)?;
+                // What the node asks for may follow from the end of a stream that it has noticed already.
+                while self.bundles.try_join_next().is_some() {
+                    self.control.bundle_done();
+                }
                 self.handle_events().await
             }
             written = self.send.write(&self.pending[self.written..]), if is_waiting => {
@@ -267,10 +271,8 @@ impl Talk {
                 Err(Ending::new(code, reason).into())
             }
             () = lost_slot(seat) => Err(evicted().into()),
-            done = self.bundles.join_next(), if has_bundles => {
-                if let Some(Ok(digest)) = done {
-                    self.control.bundle_done(&digest);
-                }
+            _ = self.bundles.join_next(), if has_bundles => {
+                self.control.bundle_done();
                 Ok(())
             }
             _ = self.image_pieces.join_next(), if has_pieces => {
@@ -414,7 +416,9 @@ impl Talk {
             ControlEvent::Stored { tenant, version } => {
                 plane.stored(&member.name, &tenant, version);
             }
-            ControlEvent::NotStored(not_stored) => plane.not_stored(&member.name, not_stored),
+            ControlEvent::NotStored(not_stored) => {
+                plane.not_stored(&member.name, not_stored).await;
+            }
             ControlEvent::Nacked {
                 id, code, message, ..
             } => {
@@ -499,7 +503,6 @@ impl Talk {
             if let Err(error) = sent.await {
                 tracing::debug!(%digest, %error, "a bundle was not sent to its end");
             }
-            digest
         });
         Ok(())
     }

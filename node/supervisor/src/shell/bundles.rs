@@ -15,6 +15,8 @@ use ring::rand::{SecureRandom as _, SystemRandom};
 const RESERVED_BYTES: u64 = 64 * 1024 * 1024;
 /// Of a bundle that is being written.
 const TEMPORARY: &str = "new";
+/// Of the empty file that says that a release has loaded on this node.
+const LOADED: &str = "loaded";
 
 /// The folder of bundles.
 pub(crate) struct Bundles {
@@ -147,6 +149,45 @@ impl Bundles {
         }
     }
 
+    /// Remembers that this release has loaded here. The mark is no secret and no proof to anybody: without it the release is
+    /// tried once more.
+    ///
+    /// # Errors
+    /// The disk failed.
+    pub(crate) fn mark_loaded(&self, release: &Digest) -> std::io::Result<()> {
+        let path = self.folder.join(format!("{release}.{LOADED}"));
+        let mut options = fs::OpenOptions::new();
+        options.create(true).write(true).mode(0o600);
+        options.open(path).map(drop)
+    }
+
+    /// Releases that have loaded here.
+    ///
+    /// # Errors
+    /// The disk failed.
+    pub(crate) fn loaded(&self) -> std::io::Result<BTreeSet<[u8; 32]>> {
+        let mut loaded = BTreeSet::new();
+        for entry in fs::read_dir(&self.folder)? {
+            let name = entry?.file_name();
+            loaded.extend(release_of(&name.to_string_lossy()).map(|release| release.0));
+        }
+        Ok(loaded)
+    }
+
+    /// Forgets of all others that they have loaded.
+    pub(crate) fn keep_loaded(&self, releases: &BTreeSet<Digest>) {
+        let Ok(entries) = fs::read_dir(&self.folder) else {
+            return;
+        };
+        for entry in entries.flatten() {
+            let release = release_of(&entry.file_name().to_string_lossy());
+            if release.is_some_and(|release| !releases.contains(&release)) {
+                // What cannot be removed now is tried again at the next plan.
+                let _removed = fs::remove_file(entry.path());
+            }
+        }
+    }
+
     fn unseal(&self, digest: &Digest, sealed: Vec<u8>) -> Option<Vec<u8>> {
         let (nonce, sealed) = sealed.split_first_chunk::<NONCE_LEN>()?;
         let mut bytes = sealed.to_vec();
@@ -163,6 +204,11 @@ impl Bundles {
         bytes.truncate(length);
         Some(bytes)
     }
+}
+
+/// The release that a mark names.
+fn release_of(name: &str) -> Option<Digest> {
+    name.strip_suffix(LOADED)?.strip_suffix('.')?.parse().ok()
 }
 
 /// What a kill in the middle of a write left behind.
@@ -225,7 +271,18 @@ mod tests {
         assert_eq!(bundles.read(&digest), None);
         assert!(!path.exists());
         bundles.write(&digest, &bytes).unwrap();
+        let (one, two) = (Digest([1; 32]), Digest([2; 32]));
+        for release in [one, two, one] {
+            bundles.mark_loaded(&release).unwrap();
+        }
+        assert_eq!(
+            bundles.found().unwrap(),
+            found.into(),
+            "a mark is no bundle"
+        );
+        bundles.keep_loaded(&[two].into());
         bundles.keep(&BTreeSet::new());
         assert!(!path.exists());
+        assert_eq!(bundles.loaded().unwrap(), [two.0].into());
     }
 }

@@ -55,7 +55,7 @@ impl Shell {
                 self.children.command(command).await?;
             }
             Effect::Kill { child } => self.children.kill(child).await?,
-            Effect::Serve { worker, key, plan } => self.serve(worker, key, &plan)?,
+            Effect::Serve { worker, key, plan } => self.serve(worker, key, &plan).await?,
             Effect::Rewire {
                 worker,
                 peer,
@@ -96,12 +96,15 @@ impl Shell {
                 version,
             }),
             Effect::Stored { .. } => {}
+            Effect::Loads { release } => self.remember_loaded(release),
             Effect::NotStored(not_stored) => self.tell_not_stored(not_stored),
             Effect::Keep => {
                 let needed = self.state.needed_bundles();
                 let needed: BTreeSet<_> = needed.into_iter().map(Digest).collect();
+                let loaded = self.state.proven_releases();
                 if let Some(stored) = &self.bundles {
                     stored.keep(&needed);
+                    stored.keep_loaded(&loaded.into_iter().map(Digest).collect());
                 }
                 self.say(Say::Keep(needed.into_iter().collect()));
             }
@@ -122,7 +125,12 @@ impl Shell {
     }
 
     /// Gives a spare its function: the bundle, and an end each of two new channels, whose other ends go to gateway and vault.
-    fn serve(&mut self, worker: WorkerId, key: FunctionKey, plan: &FunctionPlan) -> io::Result<()> {
+    async fn serve(
+        &mut self,
+        worker: WorkerId,
+        key: FunctionKey,
+        plan: &FunctionPlan,
+    ) -> io::Result<()> {
         let digest = Digest(plan.bundle);
         let Some(bytes) = self
             .bundles
@@ -130,8 +138,8 @@ impl Shell {
             .and_then(|bundles| bundles.read(&digest))
         else {
             tracing::error!(%digest, "a bundle that was here is gone; it is fetched again");
-            self.say(Say::FetchBundle(digest));
-            return Ok(());
+            let bundle = plan.bundle;
+            return Box::pin(self.input(Input::BundleLost { bundle, worker })).await;
         };
         let bundle = sealed_memfd("casemate-bundle", &bytes)?;
         let (gateway_end, from_gateway) = casemate_channel::pair()?;
@@ -184,6 +192,14 @@ impl Shell {
             );
         }
         Ok(())
+    }
+
+    /// A release whose mark cannot be written is tried again after the next start, and that is all.
+    fn remember_loaded(&self, release: [u8; 32]) {
+        let Some(bundles) = &self.bundles else { return };
+        if let Err(error) = bundles.mark_loaded(&Digest(release)) {
+            tracing::warn!(%error, "cannot write down that a release has loaded; it is tried again after a restart");
+        }
     }
 
     /// Gives a worker a new channel to a program that was started again. A program that cannot be

@@ -25,9 +25,13 @@ impl Shell {
                 }
                 self.layers.insert("vault", hello.layers.clone());
                 let bundles = Bundles::open(&self.config.state, &hello.state_key)?;
-                let found = bundles.found()?;
+                let (bundles_found, loaded) = (bundles.found()?, bundles.loaded()?);
                 self.bundles = Some(bundles);
-                self.input(Input::Found(found)).await?;
+                let found = Input::Found {
+                    bundles: bundles_found,
+                    loaded,
+                };
+                self.input(found).await?;
                 self.identity = Some(hello);
                 self.input(Input::Up(Single::Vault)).await?;
                 self.connect()?;
@@ -125,18 +129,25 @@ impl Shell {
         Ok(None)
     }
 
-    pub(super) async fn hear_worker(&mut self, id: u64, message: FromWorker) -> io::Result<()> {
+    pub(super) async fn hear_worker(
+        &mut self,
+        id: u64,
+        message: FromWorker,
+    ) -> io::Result<Option<u8>> {
         let worker = WorkerId(id);
         if !self.state.has(worker) {
-            return Ok(());
+            return Ok(None);
         }
         match message {
             FromWorker::Ready { layers } => {
-                if let Err(message) = self.config.must_be_in_force_in_a_worker(&layers) {
-                    tracing::error!(message);
-                    return self.children.kill(id).await;
+                // Of a worker that runs nobody's code yet: the word of another one must not end the node.
+                if self.state.is_starting(worker) {
+                    if let Err(message) = self.config.must_be_in_force_in_a_worker(&layers) {
+                        tracing::error!(message);
+                        return Ok(Some(casemate_config::EXIT_UNAVAILABLE));
+                    }
+                    self.layers.insert("worker", layers);
                 }
-                self.layers.insert("worker", layers);
                 self.input(Input::Ready { worker }).await?;
             }
             FromWorker::Loaded { load_us } => {
@@ -199,7 +210,7 @@ impl Shell {
                 self.input(Input::Fatal { worker, failure }).await?;
             }
         }
-        Ok(())
+        Ok(None)
     }
 
     pub(super) async fn hear_push(&mut self, heard: Heard) -> io::Result<()> {

@@ -98,6 +98,8 @@ struct Shell {
     serving: BTreeMap<u64, Serving>,
     bundles: Option<Bundles>,
     carrier: Carrier,
+    /// The control plane is to be told by a new hello what is held.
+    resync: bool,
     says: Option<mpsc::Sender<Say>>,
     records: Records,
     connected: bool,
@@ -148,6 +150,7 @@ pub(crate) async fn run(
         serving: BTreeMap::new(),
         bundles: None,
         carrier: Carrier::default(),
+        resync: false,
         says: None,
         records: Records::default(),
         connected: false,
@@ -189,6 +192,7 @@ pub(crate) async fn run(
             },
             _ = ticks.tick() => {
                 shell.answer();
+                shell.carry_again()?;
                 shell.input(Input::Tick).await?;
             }
             _ = looks.tick() => shell.look_at_cpu_time().await?,
@@ -282,7 +286,7 @@ impl Shell {
                 return self.hear_gateway(*message).await;
             }
             Happening::Vault(..) | Happening::Gateway(..) => {}
-            Happening::Worker(id, message) => self.hear_worker(id, *message).await?,
+            Happening::Worker(id, message) => return self.hear_worker(id, *message).await,
             Happening::Image(done) => self.image_done(done),
             Happening::Push(heard) => self.hear_push(heard).await?,
             // Answered with what the vault says of itself now; without a vault, at the next tick.
@@ -360,11 +364,27 @@ impl Shell {
                     tracing::warn!(%id, code, message, "statement refused");
                     self.say(Say::Nack { id, code, message });
                 }
+                Carried::Resync => self.resync = true,
                 Carried::Fetch { tenant, digests } => {
                     self.say(Say::FetchObjects { tenant, digests });
                 }
             }
         }
+    }
+
+    /// What was refused for a reason that passes is judged again; once the vault has taken something of that, a new
+    /// connection tells the control plane.
+    fn carry_again(&mut self) -> io::Result<()> {
+        if std::mem::take(&mut self.resync) {
+            tracing::info!(
+                "statements that were refused are accepted now; connecting anew to report that"
+            );
+            return self.connect();
+        }
+        let now_ms = self.now_ms();
+        let carried = self.carrier.tick(now_ms);
+        self.carry(carried);
+        Ok(())
     }
 
     fn say(&self, say: Say) {

@@ -15,6 +15,9 @@ use super::push::Say;
 /// Of a record's text and of the request that it names, what the control plane is sent at most, in bytes.
 const MAX_MESSAGE_BYTES: usize = MAX_LOG_BYTES / 2;
 const MAX_REQUEST_BYTES: usize = MAX_LOG_BYTES / 8;
+/// What a text ends with that was cut. A worker marks with the same what it has cut itself, at a greater length: a text that
+/// is cut here has lost that mark.
+const CUT: &str = "... (cut)";
 
 impl Shell {
     /// Records what a worker has to say, as far as its budget goes.
@@ -202,21 +205,54 @@ fn entry(
         .map_or(0, |since| {
             u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
         });
-    let cut = |text: &str, bytes| text[..text.floor_char_boundary(bytes)].to_owned();
     Some(LogEntry {
         tenant: TenantId(key.tenant),
         function: key.function.parse().ok()?,
-        request: request.map(|request| cut(&request, MAX_REQUEST_BYTES)),
+        request: request.map(|request| {
+            let end = request.floor_char_boundary(MAX_REQUEST_BYTES);
+            request[..end].to_owned()
+        }),
         level,
-        message: cut(message, MAX_MESSAGE_BYTES),
+        message: cut(message),
         time_ms,
         failure: failure.map(ToOwned::to_owned),
     })
 }
 
+/// At most [`MAX_MESSAGE_BYTES`] of a text, between characters, and in that case with the mark.
+fn cut(text: &str) -> String {
+    if text.len() <= MAX_MESSAGE_BYTES {
+        return text.to_owned();
+    }
+    let end = text.floor_char_boundary(MAX_MESSAGE_BYTES - CUT.len());
+    format!("{}{CUT}", &text[..end])
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_long_line_is_cut_once_and_marked() {
+        let key = FunctionKey {
+            tenant: [1; 32],
+            function: "web".into(),
+        };
+        let recorded = |text: &str| {
+            entry(&key, None, LogLevel::Info, text, None)
+                .unwrap()
+                .message
+        };
+        // As the worker sends a line of a megabyte: cut at 16 KiB, with its mark.
+        let line = recorded(&format!("{}{CUT}", "\u{e4}".repeat(8000)));
+        assert!(line.ends_with(&format!("\u{e4}{CUT}")), "{line}");
+        assert_eq!(line.matches("(cut)").count(), 1);
+        assert!((MAX_MESSAGE_BYTES - 1..=MAX_MESSAGE_BYTES).contains(&line.len()));
+        // What fits is as it was, with the worker's mark or without.
+        for text in ["x".repeat(MAX_MESSAGE_BYTES), format!("short{CUT}")] {
+            assert_eq!(recorded(&text), text);
+        }
+    }
 
     #[test]
     fn a_node_of_many_tenants_still_says_how_its_machine_is() {

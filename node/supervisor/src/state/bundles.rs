@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use casemate_wire::control::vault::FunctionPlan;
-use casemate_wire::control::{Digest, FunctionKey};
+use casemate_wire::control::{Digest, FunctionKey, WorkerId};
 
 use super::functions::Function;
 use super::{Effect, Millis, Supervision};
@@ -43,21 +43,9 @@ impl Function {
     }
 
     /// Those whose bundles the tenant may keep here.
-    fn kept(&self) -> impl Iterator<Item = &FunctionPlan> {
+    pub(super) fn kept(&self) -> impl Iterator<Item = &FunctionPlan> {
         self.releases()
             .filter(|plan| !self.refused.contains_key(&plan.bundle))
-    }
-
-    /// The release that runs now: the wanted one, or the first fallback until that is here.
-    pub(super) fn current(&self, bundles: &Bundles) -> Option<&FunctionPlan> {
-        let is_here = |plan: &&FunctionPlan| bundles.get(&plan.bundle) == Some(&Place::Here);
-        self.kept().find(is_here)
-    }
-
-    /// Whether the wanted release can run.
-    pub(super) fn has_wanted(&self, bundles: &Bundles) -> bool {
-        let current = self.current(bundles);
-        current.is_some_and(|plan| plan.release == self.plan.release)
     }
 
     /// Whether this release runs now.
@@ -66,12 +54,12 @@ impl Function {
             .is_some_and(|plan| plan.release == release)
     }
 
-    /// What must stay on the disk for it: as long as the wanted bundle is not there, whatever it may fall back to.
+    /// What must stay on the disk for it: as long as the wanted release has not loaded, whatever it may fall back to.
     fn needed(&self, bundles: &Bundles) -> impl Iterator<Item = Digest> {
-        let is_here = self.has_wanted(bundles);
+        let is_proven = self.is_proven(bundles);
         let needed = self
             .kept()
-            .take_while(move |plan| !(is_here && plan.is_fallback));
+            .take_while(move |plan| !(is_proven && plan.is_fallback));
         needed.map(|plan| plan.bundle)
     }
 }
@@ -120,13 +108,31 @@ impl Supervision {
         }
     }
 
-    /// Fetches the wanted bundle. With one that can run, a first function is routed at once and another release made warm first.
+    /// Fetches the wanted bundle. With one that can run, a first function is routed at once, and another release is loaded
+    /// before it serves.
     pub(super) fn bring_up(&mut self, key: &FunctionKey) {
         let Some(function) = self.functions.get_mut(key) else {
             return;
         };
         let (bundle, bytes) = (function.plan.bundle, function.plan.bundle_bytes);
         let is_absent = matches!(self.bundles.get(&bundle), None | Some(Place::Sought));
+        let is_unproven = !function.proofs.contains_key(&function.plan.release);
+        if is_unproven
+            && function
+                .current(&self.bundles)
+                .is_none_or(|plan| !plan.is_fallback)
+        {
+            // What ran before is looked for first, so that it serves while the wanted release is tried.
+            let fallbacks: Vec<Digest> = function
+                .kept()
+                .filter(|plan| plan.is_fallback)
+                .map(|plan| plan.bundle)
+                .collect();
+            self.seek(&fallbacks);
+        }
+        let Some(function) = self.functions.get_mut(key) else {
+            return;
+        };
         if function.refused.contains_key(&bundle) {
             let seek = |fallback: &FunctionPlan| fallback.is_fallback.then_some(fallback.bundle);
             let fallbacks: Vec<Digest> = function.kept().filter_map(seek).collect();
@@ -143,15 +149,10 @@ impl Supervision {
         };
         match function.routed {
             None => self.route(key),
-            Some(routed) if routed != release => {
-                function.begin_again();
-                function.warming = true;
-                if !self.waiting.contains(key) {
-                    self.waiting.push_back(key.clone());
-                }
-            }
+            Some(routed) if routed != release => function.begin_again(),
             Some(_) => {}
         }
+        self.want_trial(key);
     }
 
     pub(super) fn bundle_here(&mut self, digest: Digest) {
@@ -173,6 +174,21 @@ impl Supervision {
         tenants
             .into_iter()
             .for_each(|tenant| self.look_whether_stored(tenant));
+    }
+
+    /// A bundle that was here cannot be read any more: it is fetched again, and the worker that was to load it is of no use.
+    pub(super) fn bundle_lost(&mut self, bundle: Digest, worker: WorkerId) {
+        let users = self.users.get(&bundle).into_iter().flatten();
+        let plan = users
+            .filter_map(|key| self.functions.get(key))
+            .flat_map(Function::releases)
+            .find(|plan| plan.bundle == bundle);
+        if let (Some(plan), Some(place)) = (plan, self.bundles.get_mut(&bundle)) {
+            *place = Place::Coming;
+            let bytes = plan.bundle_bytes;
+            self.effects.push(Effect::Fetch { bundle, bytes });
+        }
+        self.effects.push(Effect::Kill { child: worker.0 });
     }
 
     fn is_paused(&self, digest: &Digest) -> bool {
@@ -260,7 +276,7 @@ impl Supervision {
         }
     }
 
-    /// Whether every bundle that this manifest of a tenant wants is here.
+    /// Whether every bundle that this manifest of a tenant wants is here, and every release has loaded.
     pub(crate) fn is_stored(&self, tenant: &Digest, version: u64) -> bool {
         self.manifests.get(tenant) == Some(&(version, true))
     }
@@ -276,8 +292,8 @@ impl Supervision {
         };
         let functions = self.functions.range(first..);
         let mut functions = functions.take_while(|(key, _)| key.tenant == tenant);
-        let is_here = |function: &Function| function.has_wanted(&self.bundles);
-        if !*is_stored && functions.all(|(_, function)| is_here(function)) {
+        let is_settled = |function: &Function| function.is_settled(&self.bundles);
+        if !*is_stored && functions.all(|(_, function)| is_settled(function)) {
             *is_stored = true;
             let version = *version;
             self.effects.push(Effect::Stored { tenant, version });
@@ -308,12 +324,11 @@ impl Supervision {
 
 #[cfg(test)]
 mod tests {
-    use casemate_wire::control::WorkerId;
     use casemate_wire::control::gateway::ToGateway;
 
     use super::super::Input;
     use super::super::tests::{
-        BOUNDS, fallback, function, key, plan, plan_of, served, started, up,
+        BOUNDS, fallback, function, key, plan, plan_of, proven, served, started, up,
     };
     use super::*;
 
@@ -451,7 +466,7 @@ mod tests {
 
     #[test]
     fn nothing_is_removed_before_all_plans_are_told_nor_while_it_may_be_needed() {
-        let mut state = Supervision::new(BOUNDS);
+        let mut state = proven(BOUNDS);
         let before = [2, 1].map(|release| fallback(function("a", release)));
         let functions = [vec![function("a", 3)], before.to_vec()].concat();
         state.handle(plan(3, functions), 1);

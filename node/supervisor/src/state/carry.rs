@@ -10,10 +10,11 @@ mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use casemate_push::{NodeEvent, ObjectKind as PushedKind, StatementId};
+use casemate_push::{NodeEvent, ObjectKind as PushedKind, StatementId, is_transient};
 use casemate_trust::id::{Digest, TenantId};
 use casemate_wire::control::vault::{ObjectKind, Verdict};
 
+use super::Millis;
 use ahead::Ahead;
 
 /// Refused because the tenant's newer manifest came before this one had its objects.
@@ -23,6 +24,12 @@ const OBJECTS_MISSING: &str = "objects_missing";
 /// Most times that one manifest is shown again: a vault that misses the same after all came, or whose room for objects
 /// others fill faster than we fetch, would make us go round for ever.
 const MAX_ROUNDS: u32 = 3;
+/// First pause before a statement is shown again that was refused for a reason that passes, and the longest: a full disk is
+/// full for minutes or hours.
+const RETRY_MIN_MS: Millis = 5000;
+const RETRY_MAX_MS: Millis = 300_000;
+/// Statements that wait to be shown again. What is beyond comes with the next connection.
+const MAX_POSTPONED: usize = 64;
 
 /// What to do.
 #[derive(Debug, PartialEq, Eq)]
@@ -46,6 +53,8 @@ pub(crate) enum Carried {
         tenant: TenantId,
         digests: Vec<Digest>,
     },
+    /// Connect anew: a statement is held whose refusal was reported, and the hello says so.
+    Resync,
 }
 
 /// A statement that is shown to the vault.
@@ -55,6 +64,8 @@ struct Shown {
     bytes: Vec<u8>,
     /// How often the vault has missed objects of it.
     rounds: u32,
+    /// How often it was refused for a reason that passes; the first time was reported.
+    refusals: u32,
 }
 
 /// What a submit was for.
@@ -89,6 +100,8 @@ pub(crate) struct Carrier {
     submitted: BTreeMap<u64, Purpose>,
     waiting: BTreeMap<TenantId, Waiting>,
     ahead: Ahead,
+    /// Statements that were refused for a reason that passes, and when each is shown again: once time is known.
+    postponed: Vec<(Option<Millis>, Shown)>,
 }
 
 fn kind_of(id: &StatementId) -> ObjectKind {
@@ -138,8 +151,13 @@ impl Carrier {
     pub(crate) fn pushed(&mut self, event: NodeEvent) -> Vec<Carried> {
         match event {
             NodeEvent::Statement { id, bytes, .. } => {
-                let rounds = 0;
-                vec![self.show(Shown { id, bytes, rounds })]
+                let shown = Shown {
+                    id,
+                    bytes,
+                    rounds: 0,
+                    refusals: 0,
+                };
+                vec![self.show(shown)]
             }
             NodeEvent::Lease { answer } => {
                 vec![self.submit(ObjectKind::Lease, answer, Purpose::Unanswered)]
@@ -192,6 +210,29 @@ impl Carrier {
         Vec::new()
     }
 
+    /// Shows again what was refused for a reason that passes and is due.
+    pub(crate) fn tick(&mut self, now_ms: Millis) -> Vec<Carried> {
+        for (again_ms, shown) in &mut self.postponed {
+            let pause_ms = RETRY_MIN_MS << shown.refusals.saturating_sub(1).min(10);
+            again_ms.get_or_insert(now_ms + pause_ms.min(RETRY_MAX_MS));
+        }
+        let is_due = |(again_ms, _): &mut (Option<Millis>, Shown)| {
+            again_ms.is_some_and(|again_ms| now_ms >= again_ms)
+        };
+        let due: Vec<_> = self.postponed.extract_if(.., is_due).collect();
+        due.into_iter().map(|(_, shown)| self.show(shown)).collect()
+    }
+
+    /// The refusal is reported, and the statement is shown again later.
+    fn postpone(&mut self, mut shown: Shown, code: String, message: String) -> Option<Carried> {
+        let report = (shown.refusals == 0).then(|| nack(shown.id.clone(), code, message));
+        shown.refusals = shown.refusals.saturating_add(1);
+        if self.postponed.len() < MAX_POSTPONED {
+            self.postponed.push((None, shown));
+        }
+        report
+    }
+
     /// The vault's judgement of submit `id`. It judges in the order in which it was asked.
     pub(crate) fn judged(&mut self, id: u64, verdict: Verdict) -> Vec<Carried> {
         match self.submitted.remove(&id) {
@@ -214,16 +255,30 @@ impl Carrier {
             (Verdict::Missing { digests }, Some(tenant)) => {
                 return self.missing(tenant, shown, digests);
             }
-            (Verdict::Missing { .. }, None) => {
-                nack(shown.id, OBJECTS_MISSING, "only a manifest lists objects")
+            (Verdict::Missing { .. }, None) => Some(nack(
+                shown.id,
+                OBJECTS_MISSING,
+                "only a manifest lists objects",
+            )),
+            (Verdict::Refused { code, message }, _) if is_transient(&code) => {
+                self.postpone(shown, code, message)
             }
-            (Verdict::Refused { code, message }, _) => nack(shown.id, code, message),
+            // The control plane has its answer, and hears another one only on another connection.
+            (Verdict::Refused { .. }, _) if shown.refusals > 0 => Some(Carried::Resync),
+            (Verdict::Refused { code, message }, _) => Some(nack(shown.id, code, message)),
             (Verdict::Accepted, _) => {
                 carried.extend(self.supersede(&shown.id).map(|(older, _)| older));
-                Carried::Ack(shown.id)
+                self.postponed.retain(|(_, postponed)| {
+                    !postponed.id.is_same_thing(&shown.id)
+                        || postponed.id.version() > shown.id.version()
+                });
+                Some(match shown.refusals {
+                    0 => Carried::Ack(shown.id),
+                    _ => Carried::Resync,
+                })
             }
         };
-        carried.push(answer);
+        carried.extend(answer);
         if let Some(tenant) = manifest_of {
             carried.extend(self.show_again(&tenant));
             if self.newest_shown(&tenant).is_none() {

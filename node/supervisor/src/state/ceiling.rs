@@ -9,6 +9,7 @@ use casemate_wire::control::{Digest, Failure, FunctionKey, WorkerId};
 
 use super::memory::tenant_of;
 use super::share::RESERVED_ONE_IN;
+use super::turns::Waiting;
 use super::{Effect, Millis, Stage, Supervision};
 
 /// What a worker occupies before it has a tenant, MiB; 9.2 were measured. The kernel goes on charging it to all workers
@@ -77,20 +78,20 @@ impl Supervision {
     /// tenant's ceiling would never change.
     pub(super) fn make_room_in_tenant(
         &mut self,
-        key: &FunctionKey,
+        waiting: &Waiting,
         release: Digest,
         wanted_mib: u64,
         now_ms: Millis,
     ) -> bool {
+        let key = &waiting.key;
         let admitted = self.admitted_of_mib(&key.tenant);
         if wanted_mib > admitted {
             return false;
         }
-        let warming = self.functions.get(key).is_some_and(|one| one.warming);
         while self.given_mib(&key.tenant, is_kept) + wanted_mib > admitted {
             let earlier = || {
                 let own = self.workers_of(key, None).into_iter();
-                own.filter(|_| warming)
+                own.filter(|_| waiting.is_trial())
                     .find(|id| self.workers[id].release() != Some(release))
             };
             let idle = self.longest_idle(&key.tenant, |owner| owner != key);

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use casemate_wire::control::FunctionKey;
 
 use super::functions::Function;
+use super::trials::LoadError;
 use super::{Program, Stage, Supervision, Worker};
 
 /// Hosts of a function that are listed: a tenant has a thousand functions.
@@ -63,6 +64,16 @@ impl Supervision {
             .iter()
             .take(MAX_DESCRIBED_HOSTS)
             .collect();
+        let load_error = function.load_error().map(LoadError::describe);
+        let last_error = || {
+            function
+                .last_error
+                .as_ref()
+                .map(|(_, message)| message.clone())
+        };
+        let error = load_error
+            .or_else(last_error)
+            .or_else(|| function.conflict.clone());
         let lost = function.plan.lost_hosts.iter().take(MAX_DESCRIBED_HOSTS);
         let lost: Vec<_> = lost
             .map(|lost| serde_json::json!({ "host": lost.host, "tenant": lost.owner }))
@@ -72,9 +83,10 @@ impl Supervision {
             "release": hex(&function.plan.release), "routed": function.routed.map(|digest| hex(&digest)),
             "manifest": function.manifest_version, "hosts": hosts,
             "hosts_of_other_tenants": lost, "workers": workers,
-            "bundle_here": function.has_wanted(&self.bundles),
+            "bundle_here": function.is_here(&self.bundles),
+            "loads": function.is_proven(&self.bundles),
             "bundle_refused": function.refused.get(&function.plan.bundle).map(|shortage| shortage.code()),
-            "error": function.last_error.as_ref().or(function.conflict.as_ref()),
+            "error": error,
         })
     }
 }

@@ -1,15 +1,17 @@
 //! Functions: their bundles, routes and workers.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroU32;
 
 use casemate_wire::control::gateway::ToGateway;
 use casemate_wire::control::vault::{FunctionPlan, Plan};
 use casemate_wire::control::{Digest, Failure, FunctionKey, WORKER_OVERHEAD_MIB, WorkerId};
 
-use super::bundles::Place;
+use super::bundles::{Bundles, Place};
 use super::cpu::CpuWall;
 use super::quota::{Refused, of_function};
+use super::trials::Proof;
+use super::turns::{Purpose, Waiting};
 use super::{Effect, Millis, SILENCE_MS, STOP_GRACE_MS, Stage, Supervision, Worker, backoff_ms};
 
 /// Of what a function said when it could not be loaded, in the status: a tenant has a thousand functions.
@@ -18,6 +20,9 @@ const MAX_ERROR_CHARS: usize = 400;
 /// finds a costly request must not be able to stop the function for everybody by sending it a few
 /// times.
 const FREE_ENDS: u32 = 3;
+/// Workers of a function lost in a row while they loaded, none with a word, until that counts as a failure of the function:
+/// a spare that dies as it is handed out is replaced, and a function that kills its worker is found out.
+const MAX_LOST_LOADS: u32 = 3;
 
 /// One function that should run here.
 #[derive(Debug)]
@@ -36,12 +41,14 @@ pub(super) struct Function {
     pub(super) hosts: Vec<String>,
     /// That it does not get all of them.
     pub(super) conflict: Option<String>,
-    /// A first worker of the wanted release is being made ready, so that switching costs no caller anything.
-    pub(super) warming: bool,
+    /// What is known of its releases.
+    pub(super) proofs: BTreeMap<Digest, Proof>,
     /// Loads that failed in a row, and until when nobody tries again.
     failures: u32,
     again_ms: Millis,
-    pub(super) last_error: Option<String>,
+    pub(super) last_error: Option<(Failure, String)>,
+    /// Workers lost in a row while they loaded.
+    lost: u32,
     /// Serving workers that ended in a row, each within [`super::WELL_AFTER_MS`] of its load.
     ends: u32,
     /// Until when no worker is started after such ends, and how the last one ended.
@@ -57,14 +64,19 @@ impl Function {
 
     fn load_succeeded(&mut self) {
         (self.failures, self.again_ms, self.last_error) = (0, 0, None);
+        self.lost = 0;
+    }
+
+    /// Whether this release serves, or is to serve next.
+    fn is_of_use(&self, release: Digest, bundles: &Bundles) -> bool {
+        let next = self.next(bundles);
+        self.runs(release, bundles) || next.is_some_and(|next| next.release == release)
     }
 
     /// Why no worker is started for the function now, if so: what its callers read.
     fn refusal(&self, now_ms: Millis) -> Option<(Failure, String)> {
         if now_ms < self.again_ms {
-            let message = self.last_error.clone();
-            let message = message.unwrap_or_else(|| "the function could not be started".to_owned());
-            return Some((Failure::LoadFailed, message));
+            return self.last_error.clone();
         }
         let (until_ms, failure) = self.pause.filter(|(until_ms, _)| now_ms < *until_ms)?;
         let message = format!(
@@ -123,7 +135,7 @@ impl Supervision {
             if let Some(held) = self.functions.get_mut(&key) {
                 (held.fallbacks, held.refused) = (fallbacks, refused);
                 if held.plan != function {
-                    (held.plan, held.warming) = (function, false);
+                    held.plan = function;
                     held.begin_again();
                 }
             } else {
@@ -137,16 +149,18 @@ impl Supervision {
                     routed: None,
                     hosts: Vec::new(),
                     conflict: None,
-                    warming: false,
+                    proofs: BTreeMap::new(),
                     failures: 0,
                     again_ms: 0,
                     last_error: None,
+                    lost: 0,
                     ends: 0,
                     pause: None,
                 };
                 self.functions.insert(key.clone(), held);
             }
             self.link(&key);
+            self.recall_proofs(&key);
             self.end_unlisted(&key, now_ms);
             self.bring_up(&key);
             self.route_other_hosts(&key, routed);
@@ -167,7 +181,7 @@ impl Supervision {
         self.workers_of(key, None)
             .into_iter()
             .for_each(|id| self.retire(id, now_ms));
-        self.waiting.retain(|other| other != key);
+        self.waiting.retain(|other| other.key != *key);
         self.unlink(key);
         self.unroute(key);
         self.functions.remove(key);
@@ -208,12 +222,16 @@ impl Supervision {
         }
         // Each worker on its way takes as many as it may; one more is asked for only when that is not enough.
         let plan = function.current(&self.bundles).unwrap_or(&function.plan);
-        let coming = self.loading(&key, plan.release)
-            + self.waiting.iter().filter(|other| **other == key).count();
+        let is_coming = |other: &&Waiting| {
+            let coming = self.plan_for(other).map(|plan| plan.release);
+            other.key == key && coming.is_none_or(|coming| coming == plan.release)
+        };
+        let coming =
+            self.loading(&key, plan.release) + self.waiting.iter().filter(is_coming).count();
         if (waiting as usize) <= coming * plan.limits.concurrency.max(1) as usize {
             return;
         }
-        self.waiting.push_back(key);
+        self.waiting.push_back(Waiting::new(key, Purpose::Callers));
     }
 
     /// Gives spares to those who wait, while gateway and bundle are there. A vault that is being
@@ -225,20 +243,21 @@ impl Supervision {
         }
         let mut later = std::collections::VecDeque::new();
         let mut in_turn = self.charges.in_turn(std::mem::take(&mut self.waiting));
-        while let Some(key) = in_turn.pop_front() {
-            let Some(function) = self.functions.get(&key) else {
+        while let Some(waiting) = in_turn.pop_front() {
+            let key = &waiting.key;
+            let Some(function) = self.functions.get(key) else {
                 continue;
             };
-            if !function.warming && function.refusal(now_ms).is_some() {
+            if !waiting.is_trial() && function.refusal(now_ms).is_some() {
                 // Its callers are refused when the gateway asks for them again.
                 continue;
             }
-            let plan = function.current(&self.bundles);
+            let plan = self.plan_for(&waiting);
             let may_have = |plan: &&FunctionPlan| {
                 self.may_be_given(&key.tenant) && self.fits_tenant(&key.tenant, needed_mib(plan))
             };
             let Some(plan) = plan.filter(may_have) else {
-                later.push_back(key);
+                later.push_back(waiting);
                 continue;
             };
             let spare = self
@@ -246,10 +265,12 @@ impl Supervision {
                 .iter()
                 .find(|(_, worker)| worker.stage == Stage::Spare && fits(worker, plan));
             let Some(id) = spare.map(|(id, _)| *id) else {
-                later.push_back(key);
+                later.push_back(waiting);
                 self.replace_small_spare();
                 continue;
             };
+            let is_trial = waiting.is_trial();
+            let key = waiting.key;
             let plan = Box::new(plan.clone());
             let tenant = self.tenant_number(&key.tenant);
             let tenant_memory_mib = self.tenant_memory_mib(&key.tenant, 1);
@@ -259,6 +280,7 @@ impl Supervision {
                 worker.cpu = Some(CpuWall::new(&plan.limits));
                 worker.concurrency = plan.limits.concurrency;
                 worker.wall_time_ms = plan.limits.wall_time_ms;
+                worker.is_trial = is_trial;
                 (worker.since_ms, worker.deadline_ms) = (now_ms, Some(now_ms + SILENCE_MS));
                 // A spare is as large as the largest function; nobody else is to have that much.
                 worker.memory_mib = worker.memory_mib.min(needed_mib(&plan));
@@ -324,23 +346,28 @@ impl Supervision {
         };
         (worker.stage, worker.since_ms, worker.deadline_ms) =
             (Stage::Serving(key.clone(), release), now_ms, None);
+        if worker.is_trial {
+            // No caller waits for it: it makes room for one that waits for another.
+            worker.idle_since_ms = Some(now_ms);
+        }
         let Some(function) = self.functions.get_mut(&key) else {
             return;
         };
-        if !function.runs(release, &self.bundles) {
+        if !function.is_of_use(release, &self.bundles) {
             // Overtaken by a newer manifest, or by its bundle, while it loaded.
             return self.retire(id, now_ms);
         }
         function.load_succeeded();
+        self.prove(&key, release);
         self.switch(&key, now_ms);
     }
 
     /// Routes to the release that runs now and lets workers of others finish.
     fn switch(&mut self, key: &FunctionKey, now_ms: Millis) {
-        let Some(function) = self.functions.get_mut(key) else {
+        let Some(function) = self.functions.get(key) else {
             return;
         };
-        function.warming = false;
+        let next = function.next(&self.bundles).map(|plan| plan.release);
         let Some(wanted) = function.current(&self.bundles).map(|plan| plan.release) else {
             return;
         };
@@ -351,7 +378,9 @@ impl Supervision {
             self.workers_of(key, None)
                 .into_iter()
                 .filter(|id| match &self.workers[id].stage {
-                    Stage::Loading(_, release) | Stage::Serving(_, release) => *release != wanted,
+                    Stage::Loading(_, release) | Stage::Serving(_, release) => {
+                        *release != wanted && Some(*release) != next
+                    }
                     _ => false,
                 });
         old.collect::<Vec<_>>()
@@ -375,17 +404,40 @@ impl Supervision {
         self.failed(&key, release, Failure::LoadFailed, message, now_ms);
     }
 
+    /// A worker that goes without a word is the node's loss first, and another spare is taken; after some in a row it is the
+    /// function's.
     pub(super) fn died_while_loading(
         &mut self,
         key: &FunctionKey,
         release: Digest,
         failure: Failure,
+        purpose: Purpose,
         now_ms: Millis,
     ) {
-        let message = format!(
-            "the function's worker ended while it loaded: {}",
-            failure.code()
-        );
+        let function = self.functions.get_mut(key);
+        let function = function.filter(|function| function.is_of_use(release, &self.bundles));
+        let Some(function) = function else {
+            return;
+        };
+        if failure == Failure::WorkerLost {
+            function.lost += 1;
+            if function.lost < MAX_LOST_LOADS {
+                return self.waiting.push_front(Waiting::new(key.clone(), purpose));
+            }
+        }
+        let message = match failure {
+            Failure::WorkerLost => {
+                format!(
+                    "{} workers in a row were lost while they loaded the function",
+                    function.lost
+                )
+            }
+            _ => format!(
+                "the function's worker ended while it loaded: {}",
+                failure.code()
+            ),
+        };
+        function.lost = 0;
         self.failed(key, release, failure, message, now_ms);
     }
 
@@ -421,20 +473,22 @@ impl Supervision {
         message: String,
         now_ms: Millis,
     ) {
-        let Some(function) = self
-            .functions
-            .get_mut(key)
-            .filter(|function| function.runs(release, &self.bundles))
-        else {
+        let function = self.functions.get(key);
+        if !function.is_some_and(|function| function.is_of_use(release, &self.bundles)) {
+            return;
+        }
+        if self.disprove(key, release, failure, &message, now_ms) {
+            // What served before goes on, or what ran before it serves again.
+            return self.switch(key, now_ms);
+        }
+        let Some(function) = self.functions.get_mut(key) else {
             return;
         };
         function.failures += 1;
         function.again_ms = now_ms + backoff_ms(function.failures) * 4;
-        function.last_error = Some(message.chars().take(MAX_ERROR_CHARS).collect());
-        // The wanted release is what runs, even when it does not: an older one is no longer the tenant's word.
-        if function.warming {
-            self.switch(key, now_ms);
-        }
+        let excerpt = message.chars().take(MAX_ERROR_CHARS).collect();
+        function.last_error = Some((failure, excerpt));
+        self.switch(key, now_ms);
         self.effects.push(Effect::Gateway(ToGateway::Refuse {
             key: key.clone(),
             failure,

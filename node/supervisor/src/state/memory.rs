@@ -65,7 +65,7 @@ pub(super) fn tenant_of(worker: &Worker) -> Option<&Digest> {
 pub(super) mod tests {
     use casemate_wire::control::{Failure, FunctionKey, WorkerId};
 
-    use super::super::tests::{BOUNDS, function, plan_of};
+    use super::super::tests::{BOUNDS, function, plan_of, proven};
     use super::super::{Bounds, Effect, Input, Single};
     use super::*;
 
@@ -87,7 +87,7 @@ pub(super) mod tests {
 
     impl Node {
         pub(in super::super) fn new(workers: u32, tenants: &[u8]) -> Self {
-            let state = Supervision::new(Bounds {
+            let state = proven(Bounds {
                 spares: 1,
                 max_workers: 100,
                 memory_mib: workers / 2 * WORKER_MIB,

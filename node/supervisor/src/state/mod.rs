@@ -14,6 +14,7 @@ mod routes;
 mod share;
 #[cfg(test)]
 mod tests;
+mod trials;
 mod turns;
 #[cfg(test)]
 mod waiting;
@@ -33,7 +34,8 @@ use bundles::{Bundles, Retry};
 use cpu::CpuWall;
 use functions::Function;
 use quota::Quota;
-use turns::Charges;
+use trials::Trial;
+use turns::{Charges, Waiting};
 
 pub(crate) use quota::{NotStored, Room};
 
@@ -95,12 +97,18 @@ pub(crate) enum Input {
     Plan(Box<Part<Plan>>),
     /// The vault has told what every tenant runs.
     Told,
-    /// These bundles are on the disk, each of so many bytes, as the node starts.
-    Found(BTreeMap<Digest, u64>),
+    /// As the node starts, these bundles are on the disk, each of so many bytes, and these releases have loaded here
+    /// before.
+    Found {
+        bundles: BTreeMap<Digest, u64>,
+        loaded: BTreeSet<Digest>,
+    },
     /// A bundle is on the disk, checked.
     BundleHere(Digest),
     /// A bundle that was to be fetched is not on the disk.
     BundleAbsent(Digest),
+    /// A bundle that was on the disk cannot be read, and this worker did not get its function.
+    BundleLost { bundle: Digest, worker: WorkerId },
     /// A bundle has come and could not be written to the disk.
     BundleNotStored(Digest),
     /// Callers wait.
@@ -183,11 +191,14 @@ pub(crate) enum Effect {
     Fetch { bundle: Digest, bytes: u64 },
     /// A bundle is of use if it is on the disk.
     Look { bundle: Digest },
-    /// Every bundle that this manifest wants is on the disk.
+    /// A release has loaded here: that is to be remembered on the disk.
+    Loads { release: Digest },
+    /// Every bundle that this manifest wants is on the disk, and every release has loaded here, but for what was reported
+    /// with an earlier manifest.
     Stored { tenant: Digest, version: u64 },
-    /// Bundles that a manifest wants are not kept here.
+    /// Bundles that a manifest wants are not kept here, or releases that it wants do not run here.
     NotStored(NotStored),
-    /// Only [`Supervision::needed_bundles`] are, as it is when this is done.
+    /// Only [`Supervision::needed_bundles`] are kept, as it is when this is done.
     Keep,
 }
 
@@ -227,6 +238,8 @@ struct Worker {
     is_violator: bool,
     /// Whether the worker has reported how loading its function went.
     was_loaded: bool,
+    /// Whether it was given its function for a trial of the release.
+    is_trial: bool,
     /// Requests at a time, once it has a function.
     concurrency: u32,
     /// Wall-clock time of a request, once it has a function.
@@ -293,7 +306,11 @@ pub(crate) struct Supervision {
     /// A plan of which not all has come.
     plans: Arriving<Plan>,
     /// Functions that wait for a spare, in order.
-    waiting: VecDeque<FunctionKey>,
+    waiting: VecDeque<Waiting>,
+    /// Functions whose next release has to be tried.
+    trials: VecDeque<Trial>,
+    /// Releases that had loaded here before the node was started.
+    loaded_before: BTreeSet<Digest>,
     /// Workers that each tenant was given lately.
     charges: Charges,
     /// Hosts of plans whose functions are not ready here.
@@ -330,6 +347,8 @@ impl Supervision {
             ceilings_mib: BTreeMap::new(),
             plans: Arriving::new((MAX_FUNCTIONS * (1 + MAX_FALLBACKS)) as u32),
             waiting: VecDeque::new(),
+            trials: VecDeque::new(),
+            loaded_before: BTreeSet::new(),
             charges: Charges::default(),
             expected: BTreeSet::new(),
             standing: None,
@@ -371,9 +390,13 @@ impl Supervision {
                 Err(error) => self.effects.push(Effect::DistrustVault { error }),
             },
             Input::Told => self.told(),
-            Input::Found(found) => self.found(found),
+            Input::Found { bundles, loaded } => {
+                self.found(bundles);
+                self.loaded_before(loaded);
+            }
             Input::BundleHere(digest) => self.bundle_here(digest),
             Input::BundleAbsent(digest) => self.bundle_absent(digest),
+            Input::BundleLost { bundle, worker } => self.bundle_lost(bundle, worker),
             Input::BundleNotStored(digest) => self.bundle_not_stored(digest, now_ms),
             Input::Need { key, waiting } => self.need(key, waiting, now_ms),
             Input::Idle { worker, idle_ms } if idle_ms >= self.bounds.idle_ms => {
@@ -416,6 +439,12 @@ impl Supervision {
     /// Whether a worker may still be spoken to.
     pub(crate) fn has(&self, worker: WorkerId) -> bool {
         self.workers.contains_key(&worker)
+    }
+
+    /// Whether a worker has not said yet that its walls are closed.
+    pub(crate) fn is_starting(&self, worker: WorkerId) -> bool {
+        let worker = self.workers.get(&worker);
+        worker.is_some_and(|worker| worker.stage == Stage::Starting && !worker.was_ready)
     }
 
     fn program(&mut self, which: Single) -> &mut Program {
@@ -462,6 +491,9 @@ impl Supervision {
             if let Some(worker) = self.workers.get_mut(&id) {
                 // Once; if launch is slow, so be it.
                 worker.deadline_ms = None;
+                if matches!(worker.stage, Stage::Loading(..)) {
+                    worker.fatal.get_or_insert(Failure::ExceededWall);
+                }
                 self.kill_worker(id);
             }
         }
@@ -478,6 +510,7 @@ impl Supervision {
         }
         self.fetch_unstored(now_ms);
         self.charges.decay(now_ms);
+        self.start_trials(now_ms);
         self.serve_waiting(now_ms);
         self.share_out(now_ms);
         self.start_spares(now_ms);
@@ -512,6 +545,7 @@ impl Supervision {
                     was_ready: false,
                     is_violator: false,
                     was_loaded: false,
+                    is_trial: false,
                     concurrency: 0,
                     wall_time_ms: 0,
                     fatal: None,

@@ -267,7 +267,7 @@ impl Supervision {
     pub(crate) fn not_stored(&self) -> Vec<NotStored> {
         let tenants = self.quota.short.iter();
         let said = tenants.filter_map(|(tenant, said)| Some((*tenant, said.as_ref()?.0)));
-        said.filter_map(|(tenant, version)| {
+        let short = said.filter_map(|(tenant, version)| {
             let (code, message) = self.shortage(tenant)?;
             Some(NotStored {
                 tenant,
@@ -275,8 +275,8 @@ impl Supervision {
                 code,
                 message,
             })
-        })
-        .collect()
+        });
+        short.chain(self.not_run()).collect()
     }
 
     /// Whether a bundle of this size is what some function has declared.
@@ -333,7 +333,7 @@ impl Supervision {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::{BOUNDS, dice, fallback, function, plan_of};
+    use super::super::tests::{BOUNDS, dice, fallback, function, plan_of, proven};
     use super::super::{Bounds, Input};
     use super::*;
 
@@ -342,7 +342,7 @@ mod tests {
 
     /// Eight bundles, of which one tenant has two, and the last is for one that has none.
     fn node() -> Supervision {
-        Supervision::new(Bounds {
+        proven(Bounds {
             room: Room {
                 all_bytes: 8 * BYTES,
                 tenant_bytes: 2 * BYTES,
@@ -420,7 +420,13 @@ mod tests {
         // The same disk after a restart, and a function more that comes first in the plan.
         let mut state = node();
         let found = on_disk.iter().map(|bundle| (*bundle, BYTES)).collect();
-        state.handle(Input::Found(found), 1);
+        state.handle(
+            Input::Found {
+                bundles: found,
+                loaded: BTreeSet::new(),
+            },
+            1,
+        );
         let more: Vec<u8> = (5..60).collect();
         assert_eq!(fetched(&state.handle(wants(1, &more), 1)), [10, 11]);
         assert_eq!(fetched(&state.handle(wants(2, &[70]), 1)), [70]);
@@ -455,7 +461,13 @@ mod tests {
     fn until_all_plans_are_told_what_others_have_on_the_disk_takes_room() {
         let mut state = node();
         let others = (1..=7).map(|bundle| ([bundle; 32], BYTES)).collect();
-        state.handle(Input::Found(others), 1);
+        state.handle(
+            Input::Found {
+                bundles: others,
+                loaded: BTreeSet::new(),
+            },
+            1,
+        );
         let effects = state.handle(wants(9, &[90, 91]), 1);
         assert_eq!((fetched(&effects), said(&effects)), (vec![90], vec![]));
         // Nobody wants them any more.
@@ -484,7 +496,7 @@ mod tests {
             [0; 0],
             "it is here"
         );
-        assert!(state.functions[&key].has_wanted(&state.bundles));
+        assert!(state.functions[&key].is_here(&state.bundles));
     }
 
     #[test]

@@ -8,6 +8,7 @@ use casemate_wire::control::gateway::ToGateway;
 use casemate_wire::control::{Digest, Failure, FunctionKey, WorkerId};
 
 use super::functions::needed_mib;
+use super::turns::Waiting;
 use super::{Effect, Millis, Stage, Supervision, Worker};
 
 /// One place in so many is for tenants that have no worker here, so that a first request need not wait until somebody else's
@@ -31,40 +32,41 @@ impl Supervision {
         if !self.gateway.up {
             return;
         }
-        let mut stay: VecDeque<FunctionKey> = VecDeque::new();
+        let mut stay: VecDeque<Waiting> = VecDeque::new();
         let (mut promised, mut promised_mib) = (0, BTreeMap::<Digest, u64>::new());
-        for key in std::mem::take(&mut self.waiting) {
-            let Some(function) = self.functions.get(&key) else {
+        for waiting in std::mem::take(&mut self.waiting) {
+            let (key, is_trial) = (waiting.key.clone(), waiting.is_trial());
+            if !self.functions.contains_key(&key) {
+                continue;
+            }
+            let Some(plan) = self.plan_for(&waiting) else {
+                stay.push_back(waiting);
                 continue;
             };
-            let Some(plan) = function.current(&self.bundles) else {
-                stay.push_back(key);
-                continue;
-            };
-            let (release, warming) = (plan.release, function.warming);
+            let release = plan.release;
             let of_tenant = promised_mib.entry(key.tenant).or_insert(0);
             let wanted_mib = *of_tenant + u64::from(needed_mib(plan));
-            if !self.make_room_in_tenant(&key, release, wanted_mib, now_ms) {
-                if warming {
-                    stay.push_back(key);
-                } else if !stay.contains(&key) && self.loading(&key, release) == 0 {
+            if !self.make_room_in_tenant(&waiting, release, wanted_mib, now_ms) {
+                if is_trial {
+                    stay.push_back(waiting);
+                } else if !stay.contains(&waiting) && self.loading(&key, release) == 0 {
                     self.refuse_beyond_ceiling(key);
                 }
                 continue;
             }
             let held = self.held();
-            let before = stay.iter().filter(|other| other.tenant == key.tenant);
+            let before = stay.iter().filter(|other| other.key.tenant == key.tenant);
             let mine = held.get(&key.tenant).copied().unwrap_or(0) + before.count();
             let is_free = held.values().sum::<usize>() + promised < self.ceiling(mine);
             let is_coming = self.leaving() > promised;
             if !is_free && !is_coming {
-                let own = || self.one_of_several(&key).filter(|_| warming);
+                let own = || self.one_of_several(&key).filter(|_| is_trial);
                 let idle = || self.idle_to_give_up(&key, &held, mine);
                 let worker = self.worker_to_give_up(&held, mine);
                 if let Some(worker) = worker.or_else(own).or_else(idle) {
                     self.retire(worker, now_ms);
-                } else if !warming {
-                    if !stay.contains(&key) && self.loading(&key, release) == 0 {
+                } else if !is_trial {
+                    if !stay.contains(&waiting) && self.loading(&key, release) == 0 {
                         self.refuse_full(key);
                     }
                     continue;
@@ -72,7 +74,7 @@ impl Supervision {
             }
             promised += 1;
             *of_tenant = wanted_mib;
-            stay.push_back(key);
+            stay.push_back(waiting);
         }
         self.waiting = stay;
     }
@@ -177,7 +179,7 @@ fn holder(worker: &Worker) -> Option<&FunctionKey> {
 mod tests {
     use casemate_wire::control::vault::FunctionPlan;
 
-    use super::super::tests::{BOUNDS, fallback, function, plan_of};
+    use super::super::tests::{BOUNDS, fallback, function, plan_of, proven};
     use super::super::{Bounds, Input, Single};
     use super::*;
 
@@ -205,7 +207,7 @@ mod tests {
 
     impl Node {
         fn new(max_workers: usize) -> Self {
-            let state = Supervision::new(Bounds {
+            let state = proven(Bounds {
                 spares: 1,
                 max_workers,
                 memory_mib: u32::MAX,

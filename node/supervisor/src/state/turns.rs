@@ -15,6 +15,32 @@ use super::Millis;
 /// After this all charges are halved: some cold starts of a minute ago do not matter any more.
 const HALVED_AFTER_MS: Millis = 10_000;
 
+/// A function that waits for a worker.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Waiting {
+    pub(super) key: FunctionKey,
+    pub(super) purpose: Purpose,
+}
+
+impl Waiting {
+    pub(super) const fn new(key: FunctionKey, purpose: Purpose) -> Self {
+        Self { key, purpose }
+    }
+
+    pub(super) fn is_trial(&self) -> bool {
+        self.purpose == Purpose::Trial
+    }
+}
+
+/// What a function needs a worker for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Purpose {
+    /// Its callers wait: the worker gets the release that serves.
+    Callers,
+    /// The release that is to serve next is loaded before any caller is led to it.
+    Trial,
+}
+
 /// Workers that each tenant was given lately. Bounded by the workers that can be started in a few
 /// times [`HALVED_AFTER_MS`]; a tenant without a charge is not in it.
 #[derive(Debug, Default)]
@@ -47,20 +73,20 @@ impl Charges {
     /// Those who wait in the order in which they are given workers: each time one of the tenant
     /// with the lowest charge, with what it would have got by then. The functions of a tenant stay
     /// in their order.
-    pub(super) fn in_turn(&self, waiting: VecDeque<FunctionKey>) -> VecDeque<FunctionKey> {
-        let mut queues = BTreeMap::<Digest, VecDeque<FunctionKey>>::new();
-        for key in waiting {
-            queues.entry(key.tenant).or_default().push_back(key);
+    pub(super) fn in_turn(&self, waiting: VecDeque<Waiting>) -> VecDeque<Waiting> {
+        let mut queues = BTreeMap::<Digest, VecDeque<Waiting>>::new();
+        for one in waiting {
+            queues.entry(one.key.tenant).or_default().push_back(one);
         }
         let mut ordered = Vec::new();
         for (tenant, queue) in queues {
             let charge = self.starts.get(&tenant).copied().unwrap_or(0) as usize;
             let places = queue.into_iter().enumerate();
-            ordered.extend(places.map(|(place, key)| (charge + place, key)));
+            ordered.extend(places.map(|(place, one)| (charge + place, one)));
         }
         // Stable: of one tenant the order stays.
         ordered.sort_by_key(|(charge, _)| *charge);
-        ordered.into_iter().map(|(_, key)| key).collect()
+        ordered.into_iter().map(|(_, one)| one).collect()
     }
 }
 
@@ -68,16 +94,17 @@ impl Charges {
 mod tests {
     use super::*;
 
-    fn key(tenant: u8, function: usize) -> FunctionKey {
-        FunctionKey {
+    fn key(tenant: u8, function: usize) -> Waiting {
+        let key = FunctionKey {
             tenant: [tenant; 32],
             function: format!("f{function}"),
-        }
+        };
+        Waiting::new(key, Purpose::Callers)
     }
 
-    fn order(charges: &Charges, waiting: Vec<FunctionKey>) -> Vec<u8> {
+    fn order(charges: &Charges, waiting: Vec<Waiting>) -> Vec<u8> {
         let ordered = charges.in_turn(waiting.into());
-        ordered.iter().map(|key| key.tenant[0]).collect()
+        ordered.iter().map(|one| one.key.tenant[0]).collect()
     }
 
     #[test]

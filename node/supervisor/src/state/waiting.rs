@@ -9,7 +9,7 @@ use std::ops::Range;
 
 use casemate_wire::control::{Failure, FunctionKey, WorkerId};
 
-use super::tests::{BOUNDS, dice, function, plan_of};
+use super::tests::{BOUNDS, dice, function, plan_of, proven};
 use super::*;
 
 const START_MS: Millis = 200;
@@ -72,7 +72,7 @@ impl Node {
             ..BOUNDS
         };
         let mut node = Self {
-            state: Supervision::new(bounds),
+            state: proven(bounds),
             modest: FIRST_MODEST..FIRST_MODEST + modest,
             now_ms: 0,
             dice: Box::new(dice(seed)),

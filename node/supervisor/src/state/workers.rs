@@ -5,6 +5,7 @@ use casemate_wire::control::gateway::{ToGateway, WorkerFault};
 use casemate_wire::control::worker::Peer;
 use casemate_wire::control::{Failure, WorkerId};
 
+use super::turns::Purpose;
 use super::{Effect, Millis, STOP_GRACE_MS, Single, Stage, Supervision, Worker, backoff_ms};
 
 /// From a worker's last words to its end, at most.
@@ -144,8 +145,13 @@ impl Supervision {
             }
             Stage::Spare | Stage::Discarded => {}
             Stage::Loading(key, release) => {
+                let purpose = if worker.is_trial {
+                    Purpose::Trial
+                } else {
+                    Purpose::Callers
+                };
                 self.gone(id, failure);
-                self.died_while_loading(&key, release, failure, now_ms);
+                self.died_while_loading(&key, release, failure, purpose, now_ms);
             }
             Stage::Serving(key, release) => {
                 self.gone(id, failure);
@@ -203,7 +209,7 @@ impl Supervision {
 mod tests {
     use casemate_wire::control::Digest;
 
-    use super::super::tests::{BOUNDS, function, key, plan, served, started, up};
+    use super::super::tests::{BOUNDS, function, key, plan, proven, served, started, up};
     use super::super::{BACKOFF_MAX_MS, Bounds, Input, MAX_STARTING, SILENCE_MS};
     use super::*;
 
@@ -489,7 +495,7 @@ mod tests {
 
     #[test]
     fn starts_at_a_time_are_bounded() {
-        let mut state = Supervision::new(Bounds {
+        let mut state = proven(Bounds {
             spares: 100,
             max_workers: 200,
             ..BOUNDS

@@ -19,7 +19,8 @@ use super::share::Permit;
 /// hyper owns the body, and over HTTP/2 an upstream that gives no credit keeps it: so the body
 /// holds the call's permit too.
 pub(super) struct CallBody {
-    body: RecvBody,
+    /// `None`: without a body from the beginning.
+    body: Option<RecvBody>,
     length: Option<u64>,
     ended: bool,
     sent: Arc<AtomicBool>,
@@ -37,10 +38,22 @@ impl CallBody {
     ) -> Self {
         let ended = body.is_end();
         Self {
-            body,
+            body: Some(body),
             length: if ended { Some(0) } else { length },
             ended,
             sent: Arc::new(AtomicBool::new(ended)),
+            over: Box::pin(over.clone().cancelled_owned()),
+            _permit: permit,
+        }
+    }
+
+    /// No body.
+    pub(super) fn empty(over: &CancellationToken, permit: Arc<Permit>) -> Self {
+        Self {
+            body: None,
+            length: Some(0),
+            ended: true,
+            sent: Arc::new(AtomicBool::new(true)),
             over: Box::pin(over.clone().cancelled_owned()),
             _permit: permit,
         }
@@ -67,7 +80,10 @@ impl Body for CallBody {
             self.ended = true;
             return Poll::Ready(Some(Err(StreamError::Reset(RESET_CANCELLED))));
         }
-        let piece = self.body.poll_next(context);
+        let Some(body) = &mut self.body else {
+            return Poll::Ready(None);
+        };
+        let piece = body.poll_next(context);
         if let Poll::Ready(Some(Ok(bytes))) = &piece
             && let Some(left) = &mut self.length
         {

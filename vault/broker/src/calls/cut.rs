@@ -7,7 +7,7 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll};
 
 use futures_util::task::AtomicWaker;
@@ -19,6 +19,12 @@ struct State {
     is_cut: AtomicBool,
     /// The last write had to wait for the upstream to read.
     is_blocked: AtomicBool,
+    /// A write has failed: the upstream reads no more.
+    is_deaf: AtomicBool,
+    /// Bytes that the upstream has sent.
+    received: AtomicU64,
+    /// How many of them belong to exchanges that are complete.
+    answered: AtomicU64,
     waker: AtomicWaker,
 }
 
@@ -44,12 +50,30 @@ impl Cut {
         self.0.is_cut.load(Ordering::Acquire)
     }
 
-    /// Notes whether a write had to wait, and hands its result on.
-    pub(super) fn wrote<T>(&self, result: Poll<T>) -> Poll<T> {
+    /// Whether a write has failed.
+    pub(super) fn is_deaf(&self) -> bool {
+        self.0.is_deaf.load(Ordering::Acquire)
+    }
+
+    /// Notes whether a write had to wait, or failed, and hands its result on. In place of an error it gives `instead`: an
+    /// upstream that reads no more may have answered before (RFC 9112, section 9.6), and hyper would give that answer up.
+    /// Reading finds the answer, or the end of the connection.
+    pub(super) fn wrote<T>(&self, result: Poll<io::Result<T>>, instead: T) -> Poll<io::Result<T>> {
         self.0
             .is_blocked
             .store(result.is_pending(), Ordering::Release);
-        result
+        match result {
+            Poll::Ready(Err(_)) => {
+                self.0.is_deaf.store(true, Ordering::Release);
+                Poll::Ready(Ok(instead))
+            }
+            other => other,
+        }
+    }
+
+    /// Notes that the upstream has sent so many bytes.
+    pub(super) fn received(&self, bytes: usize) {
+        self.0.received.fetch_add(bytes as u64, Ordering::AcqRel);
     }
 }
 
@@ -91,23 +115,43 @@ impl Exchange {
     pub(super) fn answered(&mut self) {
         self.is_answered = true;
     }
-}
 
-impl Drop for Exchange {
-    fn drop(&mut self) {
+    /// Whether the request went out on a connection that had carried another one before, and on which no byte has come
+    /// since: the upstream may have closed it before it had read the request.
+    pub(super) fn was_stale(&self) -> bool {
+        self.state().is_some_and(|state| {
+            let answered = state.answered.load(Ordering::Acquire);
+            answered > 0 && state.received.load(Ordering::Acquire) == answered
+        })
+    }
+
+    /// Of the HTTP/1.1 connection that carries the request, once there is one.
+    fn state(&self) -> Option<Arc<State>> {
         let mut extras = http::Extensions::new();
         if let Some(connected) = self.connection.connection_metadata().as_ref() {
             connected.get_extras(&mut extras);
         }
-        let Some(CutWhenOver(state)) = extras.get::<CutWhenOver>() else {
+        extras
+            .remove::<CutWhenOver>()
+            .map(|CutWhenOver(state)| state)
+    }
+}
+
+impl Drop for Exchange {
+    fn drop(&mut self) {
+        let Some(state) = self.state() else {
             return;
         };
         // An upstream may answer early and never read the rest, which hyper may have taken from us
         // already.
         let is_complete = self.is_answered
             && self.sent.load(Ordering::Acquire)
+            && !state.is_deaf.load(Ordering::Acquire)
             && !state.is_blocked.load(Ordering::Acquire);
-        if !is_complete {
+        if is_complete {
+            let received = state.received.load(Ordering::Acquire);
+            state.answered.store(received, Ordering::Release);
+        } else {
             state.is_cut.store(true, Ordering::Release);
             state.waker.wake();
         }

@@ -14,13 +14,13 @@ use casemate_vault_core::address::dialable;
 use hickory_resolver::TokioResolver;
 use hickory_resolver::config::{NameServerConfig, ResolverConfig};
 use hickory_resolver::net::runtime::TokioRuntimeProvider;
-use hyper::rt::{Read, ReadBufCursor, Write};
 use hyper_util::client::legacy::connect::{Connected, Connection};
 use hyper_util::rt::TokioIo;
 use ipnet::IpNet;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
@@ -205,7 +205,7 @@ impl Dialer {
         }
     }
 
-    async fn dial(self) -> Result<Dialled, Refused> {
+    async fn dial(self) -> Result<TokioIo<Dialled>, Refused> {
         let private = self.private.as_deref();
         let addresses = self.resolving.addresses(&self.host, private).await?;
         let mut last = Refused::new(
@@ -232,7 +232,7 @@ impl Dialer {
         Err(last)
     }
 
-    async fn connect(&self, address: SocketAddr) -> Result<Dialled, Refused> {
+    async fn connect(&self, address: SocketAddr) -> Result<TokioIo<Dialled>, Refused> {
         let unreachable = |error: io::Error| {
             Refused::new(
                 "upstream_unreachable",
@@ -242,7 +242,7 @@ impl Dialer {
         let stream = TcpStream::connect(address).await.map_err(unreachable)?;
         stream.set_nodelay(true).map_err(unreachable)?;
         let Some(tls) = &self.tls else {
-            return Ok(Dialled::new(Stream::Clear(TokioIo::new(stream))));
+            return Ok(Dialled::new(Stream::Clear(stream)));
         };
         let failed = |why: String| {
             Refused::new(
@@ -256,14 +256,14 @@ impl Dialer {
             .connect(name, stream)
             .await
             .map_err(|error| failed(error.to_string()))?;
-        Ok(Dialled::new(Stream::Tls(TokioIo::new(Box::new(stream)))))
+        Ok(Dialled::new(Stream::Tls(Box::new(stream))))
     }
 }
 
 impl tower::Service<http::Uri> for Dialer {
-    type Response = Dialled;
+    type Response = TokioIo<Dialled>;
     type Error = Refused;
-    type Future = Pin<Box<dyn Future<Output = Result<Dialled, Refused>> + Send>>;
+    type Future = Pin<Box<dyn Future<Output = Result<TokioIo<Dialled>, Refused>> + Send>>;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Refused>> {
         Poll::Ready(Ok(()))
@@ -277,20 +277,27 @@ impl tower::Service<http::Uri> for Dialer {
 /// A connection.
 pub(crate) struct Dialled {
     stream: Stream,
+    /// Calls share the connection.
+    is_h2: bool,
     cut: Cut,
 }
 
 enum Stream {
-    Clear(TokioIo<TcpStream>),
-    Tls(TokioIo<Box<TlsStream<TcpStream>>>),
+    Clear(TcpStream),
+    Tls(Box<TlsStream<TcpStream>>),
 }
 
 impl Dialled {
-    fn new(stream: Stream) -> Self {
-        Self {
+    fn new(stream: Stream) -> TokioIo<Self> {
+        let is_h2 = match &stream {
+            Stream::Tls(stream) => stream.get_ref().1.alpn_protocol() == Some(b"h2"),
+            Stream::Clear(_) => false,
+        };
+        TokioIo::new(Self {
             stream,
+            is_h2,
             cut: Cut::default(),
-        }
+        })
     }
 }
 
@@ -300,8 +307,8 @@ impl Drop for Dialled {
             return;
         }
         let socket = match &self.stream {
-            Stream::Clear(stream) => stream.inner(),
-            Stream::Tls(stream) => stream.inner().get_ref().0,
+            Stream::Clear(stream) => stream,
+            Stream::Tls(stream) => stream.get_ref().0,
         };
         // What an upstream does not read would otherwise stay in the kernel's memory for as long as
         // the upstream likes.
@@ -314,32 +321,34 @@ impl Drop for Dialled {
 
 impl Connection for Dialled {
     fn connected(&self) -> Connected {
-        match &self.stream {
-            Stream::Tls(stream) if stream.inner().get_ref().1.alpn_protocol() == Some(b"h2") => {
-                // Calls share the connection; hyper resets the stream of one that has ended.
-                Connected::new().negotiated_h2()
-            }
-            _ => Connected::new().extra(CutWhenOver::new(&self.cut)),
+        if self.is_h2 {
+            // hyper resets the stream of a call that has ended.
+            Connected::new().negotiated_h2()
+        } else {
+            Connected::new().extra(CutWhenOver::new(&self.cut))
         }
     }
 }
 
-impl Read for Dialled {
+impl AsyncRead for Dialled {
     fn poll_read(
         self: Pin<&mut Self>,
         context: &mut Context<'_>,
-        buffer: ReadBufCursor<'_>,
+        buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         this.cut.check(context)?;
-        match &mut this.stream {
+        let before = buffer.filled().len();
+        let read = match &mut this.stream {
             Stream::Clear(stream) => Pin::new(stream).poll_read(context, buffer),
             Stream::Tls(stream) => Pin::new(stream).poll_read(context, buffer),
-        }
+        };
+        this.cut.received(buffer.filled().len() - before);
+        read
     }
 }
 
-impl Write for Dialled {
+impl AsyncWrite for Dialled {
     fn poll_write(
         self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -347,19 +356,33 @@ impl Write for Dialled {
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         this.cut.check(context)?;
-        this.cut.wrote(match &mut this.stream {
+        if this.cut.is_deaf() {
+            return Poll::Ready(Ok(bytes.len()));
+        }
+        let wrote = match &mut this.stream {
             Stream::Clear(stream) => Pin::new(stream).poll_write(context, bytes),
             Stream::Tls(stream) => Pin::new(stream).poll_write(context, bytes),
-        })
+        };
+        if this.is_h2 {
+            return wrote;
+        }
+        this.cut.wrote(wrote, bytes.len())
     }
 
     fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         this.cut.check(context)?;
-        this.cut.wrote(match &mut this.stream {
+        if this.cut.is_deaf() {
+            return Poll::Ready(Ok(()));
+        }
+        let flushed = match &mut this.stream {
             Stream::Clear(stream) => Pin::new(stream).poll_flush(context),
             Stream::Tls(stream) => Pin::new(stream).poll_flush(context),
-        })
+        };
+        if this.is_h2 {
+            return flushed;
+        }
+        this.cut.wrote(flushed, ())
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -388,4 +411,44 @@ pub(crate) fn refusal(error: &hyper_util::client::legacy::Error) -> Refused {
         "the upstream broke the connection or the protocol"
     };
     Refused::new("upstream_failed", what)
+}
+
+#[cfg(test)]
+mod tests {
+    use http_body_util::Full;
+    use hyper::client::conn::http1;
+    use tokio::io::AsyncWriteExt as _;
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    /// A connection whose far end has answered, and is gone with a reset before a byte of the request was written.
+    async fn answered_and_reset() -> TokioIo<Dialled> {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let near = TcpStream::connect(listener.local_addr().unwrap()).await;
+        let near = near.unwrap();
+        let (mut far, _) = listener.accept().await.unwrap();
+        let answer =
+            b"HTTP/1.1 413 Too Large\r\nconnection: close\r\ncontent-length: 5\r\n\r\nlarge";
+        far.write_all(answer).await.unwrap();
+        rustix::net::sockopt::set_socket_linger(&far, Some(Duration::ZERO)).unwrap();
+        drop(far);
+        while near.take_error().unwrap().is_none() {
+            tokio::task::yield_now().await;
+        }
+        Dialled::new(Stream::Clear(near))
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_is_there_counts_although_the_request_cannot_be_written() {
+        let (mut sender, connection) = http1::handshake(answered_and_reset().await).await.unwrap();
+        let body = Full::new(bytes::Bytes::from_static(&[7; 1 << 20]));
+        let request = http::Request::post("/").body(body).unwrap();
+        let answer = sender.send_request(request);
+        tokio::spawn(connection);
+        let answer = answer.await.unwrap();
+        assert_eq!(answer.status(), 413);
+        let body = http_body_util::BodyExt::collect(answer.into_body()).await;
+        assert_eq!(body.unwrap().to_bytes(), "large");
+    }
 }

@@ -161,7 +161,7 @@ impl CredentialedRules {
             if value.contains(&b',') && name.ends_with("match") {
                 let message =
                     format!("expected one entity tag in `{name}` on a call with a credential");
-                return Err(Refused::new("egress_denied", message));
+                return Err(Refused::new("call_invalid", message));
             }
         }
         Ok(true)
@@ -373,7 +373,7 @@ mod tests {
         let date = b"Mon, 30 Nov 2026 08:00:00 GMT";
         assert_eq!(PLAIN.sends("PUT", "if-unmodified-since", date), Ok(true));
         let several = PLAIN.sends("PUT", "If-Match", b"\"a\", \"b\"");
-        assert_eq!(several.unwrap_err().code, "egress_denied");
+        assert_eq!(several.unwrap_err().code, "call_invalid");
     }
 
     #[test]

@@ -317,6 +317,7 @@ impl Calls {
             .await?;
         let Prepared {
             request,
+            again,
             place,
             credentialed,
             lifetime,
@@ -333,10 +334,22 @@ impl Calls {
             _pool: pool,
             _permit: permit,
         };
-        let response = tokio::select! {
-            response = client.request(request) => response,
+        let mut response = tokio::select! {
+            response = client.pooled.request(request) => response,
             refused = under_way.must_end() => return Err(refused),
         };
+        if response.is_err()
+            && under_way.exchange.was_stale()
+            && let Some(again) = again
+        {
+            // The upstream closed a connection that had been idle (RFC 9112, section 9.3.1).
+            let (request, exchange) = again.request();
+            under_way.exchange = exchange;
+            response = tokio::select! {
+                response = client.fresh.request(request) => response,
+                refused = under_way.must_end() => return Err(refused),
+            };
+        }
         let response = response.map_err(|error| dial::refusal(&error))?;
         let turn = self.admission.turn(caller.tenant);
         let answer = Answer::new(response, credentialed, turn).await?;

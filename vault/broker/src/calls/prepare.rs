@@ -16,6 +16,7 @@ use casemate_vault_core::slot::{Outgoing, fill};
 use casemate_wire::RequestHead;
 use http::uri::{Authority as UriAuthority, PathAndQuery, Scheme as UriScheme};
 use http::{HeaderName, HeaderValue, Request, Uri};
+use http_body::Body as _;
 use hyper_util::client::legacy::connect::capture_connection;
 use tokio_util::sync::CancellationToken;
 use zeroize::Zeroizing;
@@ -37,6 +38,8 @@ pub(crate) type SecretKey = (Identifier, Digest);
 /// A call that may go.
 pub(super) struct Prepared {
     pub(super) request: Request<CallBody>,
+    /// The same once more, if it may be sent again.
+    pub(super) again: Option<Again>,
     pub(super) place: Place,
     /// Where the release declares a credential for the host.
     pub(super) credentialed: Option<Credentialed>,
@@ -47,6 +50,38 @@ pub(super) struct Prepared {
     /// The body holds it too: hyper drops a body that has been sent, and keeps one that an upstream
     /// does not take.
     pub(super) permit: Arc<Permit>,
+}
+
+/// A request that an upstream may be sent twice: without a body, and idempotent (RFC 9110, section 9.2.2).
+pub(super) struct Again {
+    head: Request<()>,
+    permit: Arc<Permit>,
+}
+
+impl Again {
+    fn of(request: &Request<CallBody>, permit: &Arc<Permit>) -> Option<Self> {
+        if !request.body().is_end_stream() || !request.method().is_idempotent() {
+            return None;
+        }
+        let mut head = Request::new(());
+        request.method().clone_into(head.method_mut());
+        request.uri().clone_into(head.uri_mut());
+        request.headers().clone_into(head.headers_mut());
+        Some(Self {
+            head,
+            permit: permit.clone(),
+        })
+    }
+
+    /// The request, and what it holds until it is over.
+    pub(super) fn request(self) -> (Request<CallBody>, Exchange) {
+        let over = CancellationToken::new();
+        let body = CallBody::empty(&over, self.permit);
+        let sent = body.sent();
+        let mut request = self.head.map(|()| body);
+        let connection = capture_connection(&mut request);
+        (request, Exchange::new(connection, sent, over))
+    }
 }
 
 /// What holds for an answer that is searched.
@@ -71,7 +106,7 @@ pub(super) fn prepare(
     let binding = head.fields.text(":binding");
     let ceiling = tenant.tenant.egress.as_ref();
     let allowed = decide(release, ceiling, binding, &head.method, &head.target)
-        .map_err(|denial| Refused::new("egress_denied", denial.to_string()))?;
+        .map_err(|denial| Refused::new(denial.code(), denial.to_string()))?;
     let opened = allowed
         .credential
         .map(|credential| open(vault, &state, tenant, credential))
@@ -112,6 +147,7 @@ pub(super) fn prepare(
         outgoing,
         body,
     )?;
+    let again = Again::of(&request, &permit);
     let exchange = Exchange::new(capture_connection(&mut request), sent, over);
     let secret = allowed
         .credential
@@ -134,6 +170,7 @@ pub(super) fn prepare(
     };
     Ok(Prepared {
         request,
+        again,
         place,
         credentialed: watch.map(|(watch, searcher)| Credentialed { watch, searcher }),
         lifetime: Duration::from_millis(release.limits.call_time_ms.into()),
@@ -265,9 +302,9 @@ fn request(
         .uri(uri(scheme, authority, outgoing.path_and_query).ok_or_else(unsendable)?);
     for (name, value, secret) in outgoing.fields {
         let name = HeaderName::from_bytes(name.as_bytes())
-            .map_err(|_| Refused::new("egress_denied", "a header name cannot be sent"))?;
+            .map_err(|_| Refused::new("call_invalid", "a header name cannot be sent"))?;
         let mut value = HeaderValue::from_maybe_shared::<Bytes>(value)
-            .map_err(|_| Refused::new("egress_denied", "a header value cannot be sent"))?;
+            .map_err(|_| Refused::new("call_invalid", "a header value cannot be sent"))?;
         value.set_sensitive(secret);
         request = request.header(name, value);
     }
@@ -275,7 +312,7 @@ fn request(
 }
 
 fn unsendable() -> Refused {
-    Refused::new("egress_denied", "the request cannot be sent as it is")
+    Refused::new("call_invalid", "the request cannot be sent as it is")
 }
 
 /// The target of a request. The path and query may hold a secret: they are shared, not copied, and

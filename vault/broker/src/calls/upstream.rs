@@ -60,7 +60,14 @@ pub(crate) struct Place {
     pub(crate) private: Option<Vec<IpNet>>,
 }
 
-type Pool = Client<Dialer, CallBody>;
+/// How to reach one place.
+#[derive(Clone)]
+pub(crate) struct Pool {
+    /// On a connection that waits, or a new one.
+    pub(super) pooled: Client<Dialer, CallBody>,
+    /// On a new connection that carries nothing else.
+    pub(super) fresh: Client<Dialer, CallBody>,
+}
 
 struct Entry {
     client: Pool,
@@ -121,7 +128,8 @@ impl Upstreams {
             self.resolving.clone(),
             place.private.clone(),
         );
-        let client = Client::builder(TokioExecutor::new())
+        let mut builder = Client::builder(TokioExecutor::new());
+        builder
             .pool_timer(TokioTimer::new())
             .timer(TokioTimer::new())
             .pool_idle_timeout(IDLE_TIMEOUT)
@@ -134,8 +142,11 @@ impl Upstreams {
             .http2_max_frame_size(MAX_FRAME_BYTES)
             .http2_max_send_buf_size(SEND_BUFFER_BYTES)
             .http2_header_table_size(HEADER_TABLE_BYTES)
-            .http2_max_concurrent_reset_streams(MAX_RESET_STREAMS)
-            .build(dialer);
+            .http2_max_concurrent_reset_streams(MAX_RESET_STREAMS);
+        let client = Pool {
+            pooled: builder.build(dialer.clone()),
+            fresh: builder.pool_max_idle_per_host(0).build(dialer),
+        };
         let (open, receiver) = watch::channel(());
         pools.insert(
             place,

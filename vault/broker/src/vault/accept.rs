@@ -343,6 +343,7 @@ impl Vault {
             let stored = StoredLease {
                 boot_id: self.boot_id.clone(),
                 until_ms: liveness.until_ms().unwrap_or(0),
+                begun_ms: liveness.begun_ms(),
             };
             (stored, claims)
         };

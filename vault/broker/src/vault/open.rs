@@ -32,6 +32,9 @@ const KEY_MODE: u32 = 0o600;
 pub(super) struct StoredLease {
     pub(super) boot_id: String,
     pub(super) until_ms: u64,
+    /// When it was asked for; records of earlier versions do not say.
+    #[serde(default)]
+    pub(super) begun_ms: Option<u64>,
 }
 
 impl Vault {
@@ -63,7 +66,12 @@ impl Vault {
         }
         let evidence = Evidence::in_folder(&config.state, clock::boot_ms());
         let boot_id = clock::boot_id();
-        let liveness = Liveness::new(config.lease_ms, lease(&store, &boot_id)?);
+        let liveness = match lease(&store, &boot_id)? {
+            None => Liveness::new(config.lease_ms),
+            Some(StoredLease {
+                until_ms, begun_ms, ..
+            }) => Liveness::resume(config.lease_ms, until_ms, begun_ms, clock::boot_ms()),
+        };
         let store = Arc::new(store);
         let reflected = Reflected::open(store.clone(), boot_id.clone(), &mut aside)?;
         let refill = refill(&aside, &state.judge, lost);
@@ -294,7 +302,7 @@ fn refill(aside: &SetAside, judge: &Judge, lost: bool) -> Option<String> {
 }
 
 /// The lease of this boot, if one was granted.
-fn lease(store: &Store, boot_id: &str) -> Result<Option<u64>, VaultError> {
+fn lease(store: &Store, boot_id: &str) -> Result<Option<StoredLease>, VaultError> {
     let bytes = match store.read(StateFile::Lease) {
         Ok(bytes) => bytes,
         // Without it a new lease is asked for: nothing is lost.
@@ -302,7 +310,5 @@ fn lease(store: &Store, boot_id: &str) -> Result<Option<u64>, VaultError> {
         Err(error) => return Err(error.into()),
     };
     let stored = bytes.and_then(|bytes| serde_json::from_slice::<StoredLease>(&bytes).ok());
-    Ok(stored
-        .filter(|lease| !boot_id.is_empty() && lease.boot_id == boot_id)
-        .map(|lease| lease.until_ms))
+    Ok(stored.filter(|lease| !boot_id.is_empty() && lease.boot_id == boot_id))
 }

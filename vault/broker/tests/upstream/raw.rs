@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, Interest};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
 
 use super::Upstream;
 
@@ -17,6 +18,8 @@ pub(crate) enum Then {
     Close,
     /// Nothing more is read or written.
     Hold,
+    /// The next head is read, and the connection closed without an answer: what an idle timeout at that moment looks like.
+    CloseAtNext,
 }
 
 /// What the upstream does once it has read a head.
@@ -114,11 +117,7 @@ async fn serve(
     script: Arc<Script>,
 ) -> std::io::Result<()> {
     let mut stream = tls.accept(stream).await?;
-    let mut head = Vec::new();
-    while !head.ends_with(b"\r\n\r\n") {
-        head.push(stream.read_u8().await?);
-    }
-    let head = String::from_utf8_lossy(&head).into_owned();
+    let head = read_head(&mut stream).await?;
     heads.lock().unwrap().push(head.clone());
     let (bytes, then) = script(&head);
     stream.write_all(&bytes).await?;
@@ -129,7 +128,20 @@ async fn serve(
             until_closed(stream.get_ref().0).await;
             Ok(())
         }
+        Then::CloseAtNext => {
+            let head = read_head(&mut stream).await?;
+            heads.lock().unwrap().push(head);
+            stream.shutdown().await
+        }
     }
+}
+
+async fn read_head(stream: &mut TlsStream<TcpStream>) -> std::io::Result<String> {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        head.push(stream.read_u8().await?);
+    }
+    Ok(String::from_utf8_lossy(&head).into_owned())
 }
 
 /// Waits until the other end has closed, without reading what it has sent.

@@ -52,8 +52,9 @@ enum Did {
     Ack(u64),
     Nack(u64, String),
     Fetch(TenantId, Vec<u8>),
+    Resync,
 }
-use Did::{Ack, Carry, Fetch, Nack, Show};
+use Did::{Ack, Carry, Fetch, Nack, Resync, Show};
 
 fn show(version: u64) -> Did {
     Show(format!("manifest {version}"))
@@ -85,9 +86,11 @@ impl Node {
                 }
                 Carried::Ack(id) => Ack(id.version()),
                 Carried::Nack { id, code, message } => {
-                    assert!(!message.is_empty() || code == "bad", "{code}");
+                    let is_ours = !["bad", "storage_full"].contains(&code.as_str());
+                    assert!(!message.is_empty() || !is_ours, "{code}");
                     Nack(id.version(), code)
                 }
+                Carried::Resync => Resync,
                 Carried::Fetch { tenant, digests } => {
                     Fetch(tenant, digests.iter().map(number).collect())
                 }
@@ -98,6 +101,11 @@ impl Node {
 
     fn push(&mut self, event: NodeEvent) -> Vec<Did> {
         let carried = self.carrier.pushed(event);
+        self.did(carried)
+    }
+
+    fn tick(&mut self, now_ms: Millis) -> Vec<Did> {
+        let carried = self.carrier.tick(now_ms);
         self.did(carried)
     }
 
@@ -367,7 +375,7 @@ fn each_manifest_is_answered_once() {
                             .filter(|number| !fetched.contains(number));
                         fetched.extend(new.collect::<Vec<_>>());
                     }
-                    Show(_) | Carry(_) => {}
+                    Show(_) | Carry(_) | Resync => {}
                 }
             }
         }
@@ -388,4 +396,63 @@ fn the_list_that_names_this_node_goes_to_the_vault_and_is_not_answered() {
     assert_eq!(pushed, [Show("revoked".into())]);
     assert_eq!(node.judge(Verdict::Accepted), []);
     node.is_done();
+}
+
+#[test]
+fn what_a_full_disk_refuses_is_shown_again_ever_more_slowly_until_there_is_room() {
+    let mut node = Node::default();
+    node.push(manifest(SHOP, 1));
+    assert_eq!(
+        node.judge(refused("storage_full")),
+        [nacks(1, "storage_full")]
+    );
+    // The disk is full for an hour: reported once, and shown a few times.
+    let (mut shown, mut now_ms) = (0, 0);
+    while now_ms < 3_600_000 {
+        now_ms += 250;
+        let did = node.tick(now_ms);
+        if !did.is_empty() {
+            assert_eq!(did, [show(1)]);
+            shown += 1;
+            assert_eq!(node.judge(refused("storage_full")), []);
+        }
+    }
+    assert!((10..=25).contains(&shown), "{shown}");
+    now_ms += RETRY_MAX_MS;
+    assert_eq!(node.tick(now_ms), [show(1)]);
+    // There is room; the objects that it lists come as ever. The control plane hears of it with the next hello.
+    assert_eq!(node.judge(misses(&[7])), [Fetch(SHOP, vec![7])]);
+    node.push(object(SHOP, 7));
+    assert_eq!(node.judge(Verdict::Accepted), [show(1)]);
+    assert_eq!(node.judge(Verdict::Accepted), [Resync]);
+    assert_eq!(node.tick(2 * now_ms), []);
+}
+
+#[test]
+fn a_newer_statement_takes_the_place_of_one_that_waits_for_room_and_another_refusal_is_told() {
+    let mut node = Node::default();
+    for version in [1, 2] {
+        node.push(manifest(SHOP, version));
+        assert_eq!(
+            node.judge(refused("storage_full")),
+            [nacks(version, "storage_full")]
+        );
+    }
+    node.push(manifest(BANK, 1));
+    assert_eq!(
+        node.judge(refused("storage_full")),
+        [nacks(1, "storage_full")]
+    );
+    node.tick(0);
+    assert_eq!(node.tick(RETRY_MIN_MS), [show(1), show(2), show(1)]);
+    assert_eq!(node.judge(refused("storage_full")), []);
+    assert_eq!(node.judge(Verdict::Accepted), [Resync]);
+    // Refused for good now, which the next connection brings to the control plane.
+    assert_eq!(node.judge(refused("bad")), [Resync]);
+    assert_eq!(node.tick(0), []);
+    assert_eq!(
+        node.tick(RETRY_MAX_MS),
+        [],
+        "the older manifest does not come again"
+    );
 }

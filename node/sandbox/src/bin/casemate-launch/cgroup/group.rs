@@ -9,6 +9,9 @@ const DEFAULT_WEIGHT: u32 = 100;
 /// `cpu.shares` of version 1 unless set: the same share as [`DEFAULT_WEIGHT`].
 const DEFAULT_SHARES: u32 = 1024;
 
+/// Tries to set a limit at what is in use, which changes meanwhile.
+const LOWER_TRIES: u32 = 4;
+
 /// A cgroup: one folder in version 2, a folder for each controller in version 1.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Group {
@@ -84,6 +87,34 @@ impl Group {
         }
         let _ = fs::write(&with_swap, &bytes);
         Ok(())
+    }
+
+    /// Sets the memory limit for one process more. Version 1 refuses a limit below what is in use: there the cgroup is held to
+    /// that, so that it cannot grow, and where even this fails the earlier limit stays in force. Version 2 accepts any
+    /// limit and makes the cgroup keep it.
+    pub(super) fn limit_growth(&self, memory_mib: u32) -> io::Result<()> {
+        let mut limit_mib = memory_mib;
+        for _ in 0..LOWER_TRIES {
+            match self.limit_memory(limit_mib) {
+                Err(error) if error.kind() == io::ErrorKind::ResourceBusy && !self.version_2 => {
+                    let used_mib = self.used_mib()?;
+                    limit_mib = memory_mib.max(used_mib.saturating_add(1));
+                }
+                other => return other,
+            }
+        }
+        tracing::warn!(
+            memory_mib,
+            "a cgroup uses more memory than its new limit, and keeps the earlier one until the next change"
+        );
+        Ok(())
+    }
+
+    /// What is in use, in version 1.
+    fn used_mib(&self) -> io::Result<u32> {
+        let text = fs::read_to_string(self.memory.join("memory.usage_in_bytes"))?;
+        let bytes: u64 = text.trim().parse().map_err(io::Error::other)?;
+        Ok(u32::try_from(bytes.div_ceil(1 << 20)).unwrap_or(u32::MAX))
     }
 
     /// Ends all processes of the cgroup when one of them must end for want of memory.

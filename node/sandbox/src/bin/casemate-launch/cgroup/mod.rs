@@ -239,7 +239,7 @@ impl Tree {
             .expect("the tenant's group was just made");
         tenant.workers += 1;
         let group = tenant.group.clone();
-        if let Err(error) = group.limit_memory(memory_mib) {
+        if let Err(error) = group.limit_growth(memory_mib) {
             self.leave(number);
             return Err(error);
         }

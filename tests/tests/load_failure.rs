@@ -1,0 +1,78 @@
+//! A release that cannot be loaded: its tenant reads why, and what ran before goes on serving, also after a restart.
+
+#![allow(clippy::unwrap_used, reason = "a test that panics says enough")]
+
+use std::path::Path;
+
+use casemate_tests::caller;
+use casemate_tests::cli::Ran;
+use casemate_tests::fleet::{Fleet, SOON};
+use tokio::task::block_in_place;
+
+const HOST: &str = "calm.apps.demo.test";
+
+fn answers(text: &str) -> String {
+    format!("export default {{ fetch: () => new Response(\"{text}\") }};")
+}
+
+fn deploy(fleet: &Fleet, project: &Path, source: &str) -> Ran {
+    std::fs::write(project.join("main.js"), source).unwrap();
+    block_in_place(|| fleet.tenant.run_in(project, &["deploy"], b"")).unwrap()
+}
+
+async fn text(fleet: &Fleet) -> (u16, String) {
+    let answer = caller::get(fleet.node.gateway, HOST, "/").await.unwrap();
+    (answer.status.as_u16(), answer.text())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_release_that_does_not_load_fails_its_deployment_and_changes_nothing_for_callers() {
+    let mut fleet = block_in_place(Fleet::start).unwrap();
+    let project = fleet.small_project("calm", "", &answers("first")).unwrap();
+    let served = (200, "first".to_owned());
+    let ran = deploy(&fleet, &project, &answers("first"));
+    assert_eq!(ran.code, 0, "{}", ran.stderr);
+    assert_eq!(text(&fleet).await, served);
+    for (source, words) in [
+        (
+            "function no() { throw new Error('no good'); }\nno();\nexport default {};",
+            &["no good", "main.js"][..],
+        ),
+        (
+            "for (;;) {}\nexport default {};",
+            &["stopped while loading"][..],
+        ),
+    ] {
+        let ran = deploy(&fleet, &project, source);
+        assert_eq!(ran.code, 81, "{}", ran.stderr);
+        for word in words {
+            assert!(ran.stderr.contains(word), "{word} is not in {}", ran.stderr);
+        }
+        assert_eq!(text(&fleet).await, served);
+    }
+    // Another function of the tenant is none the worse for it.
+    let other = fleet.small_project("other", "", &answers("other")).unwrap();
+    block_in_place(|| fleet.deploy(&other)).unwrap();
+    // The node tries the release once more, and serves what it served.
+    block_in_place(|| fleet.node.kill()).unwrap();
+    block_in_place(|| fleet.node.restart()).unwrap();
+    let tried = |status: &serde_json::Value| {
+        let functions = status["state"]["functions"]
+            .as_array()
+            .cloned()
+            .unwrap_or_default();
+        let is_tried =
+            |one: &serde_json::Value| one["function"] == "calm" && !one["error"].is_null();
+        functions.iter().any(is_tried)
+    };
+    block_in_place(|| {
+        fleet
+            .node
+            .wait_for("the release was tried again", SOON, tried)
+    })
+    .unwrap();
+    assert_eq!(text(&fleet).await, served);
+    let ran = deploy(&fleet, &project, &answers("third"));
+    assert_eq!(ran.code, 0, "{}", ran.stderr);
+    assert_eq!(text(&fleet).await, (200, "third".to_owned()));
+}
