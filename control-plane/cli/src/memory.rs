@@ -218,7 +218,7 @@ impl Known {
     pub fn accept_pools(&mut self, statements: &[Envelope], now: Seconds) -> Result<(), Error> {
         for envelope in statements {
             match self.judge_statement(envelope, now) {
-                Ok(_) | Err(Refusal::PoolExpired) => {}
+                Ok(_) | Err(Refusal::PoolExpired(_)) => {}
                 Err(refusal) => return Err(refused("pool", refusal)),
             }
         }
@@ -342,14 +342,14 @@ pub fn refused(what: &str, refusal: Refusal) -> Error {
         Refusal::RootUnknown | Refusal::FleetOther => {
             "compare the fingerprint with the operator, not over the network; nothing was accepted"
         }
-        Refusal::RootExpired => {
+        Refusal::RootExpired(_) => {
             "nothing that the fleet's root says is accepted any more until the operator signs the next root with it"
         }
-        Refusal::PoolExpired => "ask the operator to run `casemate pool rotate`",
-        Refusal::OnlineExpired => "ask the operator to run `casemate fleet online`",
-        Refusal::ManifestExpired => "sign it anew with `casemate renew`",
-        Refusal::FreshnessFromFuture => "set the clock of this machine",
-        Refusal::TenantExpired => {
+        Refusal::PoolExpired(_) => "ask the operator to run `casemate pool rotate`",
+        Refusal::OnlineExpired(_) => "ask the operator to run `casemate fleet online`",
+        Refusal::ManifestExpired(_) => "sign it anew with `casemate renew`",
+        Refusal::FreshnessFromFuture(_) => "set the clock of this machine",
+        Refusal::TenantExpired(_) => {
             "ask the operator to renew the tenant's statement with `casemate tenant hosts`"
         }
         _ => "nothing was accepted; ask whoever signed it",
@@ -447,7 +447,7 @@ mod tests {
         let mut known = Known::load(&home, 9000).unwrap().unwrap();
         assert!(known.judge().tenant(&tenant.id).is_some());
         let late = known.accept_manifest(&manifest(&tenant, 1, 1), 9000, &ObjectMap::new());
-        assert_eq!(late.unwrap_err(), Refusal::ManifestExpired);
+        assert_eq!(late.unwrap_err().code(), "manifest_expired");
     }
 
     #[test]

@@ -6,6 +6,7 @@ use casemate_trust::dsse::Envelope;
 use casemate_trust::id::{FleetId, TenantId};
 use casemate_trust::judge::Refusal;
 use casemate_trust::keyfile::Purpose;
+use casemate_trust::late::Late;
 use casemate_trust::name::Name;
 use casemate_trust::statement::Tenant;
 use http::Method;
@@ -195,8 +196,10 @@ impl<'a> Session<'a> {
         if online.api != key {
             return Err(not_the_control_plane(api.address()));
         }
-        if online.expires <= now() && !cx.is_operator() {
-            return Err(refused("online key", Refusal::OnlineExpired));
+        let (expires, clock) = (online.expires, now());
+        if expires <= clock && !cx.is_operator() {
+            let late = Late { expires, clock };
+            return Err(refused("online key", Refusal::OnlineExpired(late)));
         }
         known.save(&cx.home)?;
         let token = connection.token.clone().map(Zeroizing::new);

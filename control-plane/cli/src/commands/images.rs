@@ -236,7 +236,7 @@ fn doubt(session: &mut Session<'_>, view: &ImageView) -> Option<String> {
         return Some("the list and the statement differ".into());
     }
     match session.known.accept_image(&view.statement, now()) {
-        Ok(_) | Err(Refusal::ImageExpired) => None,
+        Ok(_) | Err(Refusal::ImageExpired(_)) => None,
         Err(refusal) => Some(refusal.to_string()),
     }
 }

@@ -39,7 +39,7 @@ impl Tenancy<'_> {
         let Some(envelope) = shown else { return };
         let judged = self.session.known.accept_freshness(envelope, now());
         if let Err(refusal) = judged
-            && refusal != Refusal::FreshnessExpired
+            && !matches!(refusal, Refusal::FreshnessExpired(_))
         {
             self.session.cx.output.warn(&format!(
                 "the control plane shows a statement of freshness that nodes refuse ({}); it is passed over",

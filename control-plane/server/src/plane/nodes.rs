@@ -12,6 +12,7 @@ use casemate_trust::id::{Digest, TenantId};
 use casemate_trust::join::{Grant, JoinError, JoinRequest, TokenRecord};
 use casemate_trust::judge::Judge;
 use casemate_trust::key::PublicKey;
+use casemate_trust::late::Late;
 use casemate_trust::name::Name;
 use casemate_trust::statement::Statement as _;
 
@@ -47,12 +48,10 @@ impl Plane {
                     format!("there is no pool {}", record.pool),
                 ));
             }
-            if record.expires <= now() {
-                return Err(Fault::new(
-                    422,
-                    code::TOKEN_EXPIRED,
-                    "the join token has expired already",
-                ));
+            let (expires, clock) = (record.expires, now());
+            if expires <= clock {
+                let error = JoinError::Expired(Late { expires, clock });
+                return Err(Fault::new(422, code::TOKEN_EXPIRED, error.to_string()));
             }
             if held.nodes.contains_key(&record.node) {
                 return Err(node_exists(&record.node));
@@ -171,7 +170,7 @@ impl Plane {
                     return Err(token_used());
                 }
                 Ok(_) => return Ok(record.clone()),
-                Err(error @ JoinError::Expired) => {
+                Err(error @ JoinError::Expired(_)) => {
                     refused = Fault::new(422, code::TOKEN_EXPIRED, error.to_string());
                 }
                 Err(_) => {}
@@ -262,7 +261,7 @@ impl Plane {
         }
         let request =
             JoinRequest::check(&row.envelope, record, now()).map_err(|error| match error {
-                JoinError::Expired => Fault::new(422, code::TOKEN_EXPIRED, error.to_string()),
+                JoinError::Expired(_) => Fault::new(422, code::TOKEN_EXPIRED, error.to_string()),
                 error => Fault::new(422, error.code(), error.to_string()),
             })?;
         let is_same = (&request.node, &request.pool, &request.node_key)
