@@ -10,6 +10,7 @@ mod key;
 mod logs;
 mod nodes;
 mod presence;
+mod rates;
 mod refusals;
 mod statements;
 mod stopped;
@@ -48,6 +49,7 @@ use logs::Logs;
 pub(crate) use nodes::Joining;
 use presence::Presence;
 pub(crate) use presence::Visit;
+use rates::Rates;
 use refusals::Refusals;
 use storage::Ledger;
 
@@ -104,6 +106,7 @@ pub(crate) struct Plane {
     logs: Logs,
     presence: Presence,
     refusals: Refusals,
+    rates: Rates,
 }
 
 impl Plane {
@@ -137,6 +140,7 @@ impl Plane {
             logs: Logs::default(),
             presence,
             refusals: Refusals::default(),
+            rates: Rates::default(),
         })
     }
 
