@@ -14,7 +14,7 @@ use casemate_api::audit::{AuditPage, AuditQuery, AuditRecord};
 use casemate_api::error::{ErrorBody, code};
 use casemate_api::fleet::{FleetView, Outcome, PoolList, PoolView, StatementAnswer};
 use casemate_api::node::{
-    Admission, JoinList, JoinView, NewGrants, NodeList, NodeSummary, NodeView,
+    Admission, HealthView, JoinList, JoinView, NewGrants, NodeList, NodeSummary, NodeView,
 };
 use casemate_api::tenant::{
     FreshnessAnswer, FunctionStatus, ManifestAnswer, NodeProgress, Refused, StoppedCredential,
@@ -71,6 +71,12 @@ pub(crate) struct Given {
     pub(crate) refuses: Option<&'static str>,
     /// Credentials that nodes have stopped.
     pub(crate) stopped: Vec<StoppedCredential>,
+    /// How every node is.
+    pub(crate) health: Option<HealthView>,
+    /// How far its clock is ahead, seconds.
+    pub(crate) clock_ahead_secs: i64,
+    /// List a token of the first tenant.
+    pub(crate) tenant_token: bool,
     /// What the nodes hold, whatever was handed in.
     pub(crate) hold: Option<(u64, Digest)>,
 }
@@ -282,6 +288,7 @@ async fn tenants(State(given): State<Shared>) -> Response {
             manifest_version: None,
             manifest_expires: None,
             functions: 0,
+            memory_mib: Some(tenant.ceilings.memory_mib),
         }
     };
     let mut tenants: Vec<TenantSummary> = given.tenants.iter().map(summary).collect();
@@ -518,6 +525,8 @@ fn view(given: &Given, name: &str) -> Option<NodeView> {
     Some(NodeView {
         summary: NodeSummary {
             machine: None,
+            duplicate_seen: None,
+            health: given.health.clone(),
             name: admission.name.clone(),
             pool: admission.pool.clone(),
             key: admission.node_key,
