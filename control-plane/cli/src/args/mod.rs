@@ -11,12 +11,13 @@ use clap::{Args, CommandFactory as _, Parser, Subcommand};
 pub use freshness::{Freshness, FreshnessKey, FreshnessOff, FreshnessRenew, FreshnessRequire};
 pub use operator::{
     Audit, Ceilings, EgressLimits, Fleet, FleetInit, FleetOnline, Image, ImageBuild, ImageFormat,
-    ImagePush, Node, NodeAdmit, NodeRevoke, NodeToken, Pool, PoolAdd, PoolRotate, Tenant,
-    TenantAdd, TenantHosts, TenantKey, TenantUpdate, Token, TokenCreate, TokenScope,
+    ImagePush, Node, NodeAdmit, NodeRevoke, NodeShow, NodeToken, Pool, PoolAdd, PoolRotate, Tenant,
+    TenantAdd, TenantHosts, TenantKey, TenantRekey, TenantRemove, TenantUpdate, Token, TokenCreate,
+    TokenRevoke, TokenScope,
 };
 pub use tenant::{
-    Deploy, Init, Login, Logs, Prune, Reflection, Remove, Renew, Rollback, Secret, SecretPut,
-    SecretRemove, Signing, SlotKind, Template, Whose,
+    Deploy, Init, Login, Logs, Moment, Prune, Reflection, Remove, Renew, Rollback, Secret,
+    SecretPut, SecretRemove, Signing, SlotKind, Template, Whose,
 };
 
 /// Who a command is for, in the order of the help text. Every command is in one group: a test says so.
@@ -40,7 +41,7 @@ const GROUPS: &[(&str, &[&str])] = &[
         "The fleet (operator)",
         &["fleet", "pool", "tenant", "node", "image", "token", "audit"],
     ),
-    ("Both", &["login", "fingerprint", "completions"]),
+    ("Both", &["login", "expiry", "fingerprint", "completions"]),
 ];
 
 /// Everything on the command line.
@@ -49,7 +50,6 @@ const GROUPS: &[(&str, &[&str])] = &[
     name = "casemate",
     version,
     about = "Edge functions that use credentials without ever seeing them",
-    disable_help_subcommand = true,
     arg_required_else_help = true,
     max_term_width = 100
 )]
@@ -137,6 +137,8 @@ pub enum Command {
     Token(Token),
     /// Who changed what, as a chain of hashes
     Audit(Audit),
+    /// Everything that expires, what expires first at the top
+    Expiry,
     /// Connect this home to a control plane that you know by its fingerprint
     Login(Login),
     /// The fleet's fingerprint and the address to hand to tenants

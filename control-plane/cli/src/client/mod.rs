@@ -23,8 +23,9 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use zeroize::Zeroizing;
 
+use crate::clock::Clocks;
 use crate::error::{Code, Error};
-use crate::machine::is_word;
+use crate::machine::{is_word, now};
 use tls::PinnedKey;
 
 /// Until a connection with its handshake stands.
@@ -87,6 +88,7 @@ pub struct Api {
     pin: Option<PublicKey>,
     token: Option<Zeroizing<String>>,
     connection: Option<SendRequest<Full<Bytes>>>,
+    clocks: Option<Clocks>,
 }
 
 impl std::fmt::Debug for Api {
@@ -106,6 +108,7 @@ impl Api {
             pin: None,
             token: None,
             connection: None,
+            clocks: None,
         };
         let key = api.connect().await?;
         Ok((api, key))
@@ -115,6 +118,11 @@ impl Api {
     pub fn trust(&mut self, key: PublicKey, token: Option<Zeroizing<String>>) {
         self.pin = Some(key);
         self.token = token;
+    }
+
+    /// What the clocks said when the last answer came.
+    pub fn clocks(&self) -> Option<Clocks> {
+        self.clocks
     }
 
     /// Where it is.
@@ -221,6 +229,11 @@ impl Api {
             self.connection = None;
             self.broken(error)
         })?;
+        let date = response.headers().get(header::DATE);
+        let date = date.and_then(|date| date.to_str().ok());
+        if let Some(clocks) = date.and_then(|date| Clocks::of_answer(date, now())) {
+            self.clocks = Some(clocks);
+        }
         if response.status().is_success() {
             return Ok(response);
         }

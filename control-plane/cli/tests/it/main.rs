@@ -1,11 +1,14 @@
 //! The program itself, against a control plane that may lie.
 #![allow(clippy::unwrap_used, reason = "a test that fails says where")]
 
+mod clocks;
 mod fake;
 mod fleet;
 mod freshness;
 mod hostile;
 mod input;
 mod journey;
+mod keys;
 mod records;
+mod restored;
 mod world;
