@@ -152,7 +152,7 @@ impl Shell {
             .map(|(id, serving)| serde_json::json!({ "worker": id, "pid": pid(Some(*id)), "function": serving.key.function }))
             .collect();
         serde_json::json!({
-            "software": env!("CARGO_PKG_VERSION"),
+            "software": env!("CARGO_PKG_VERSION"), "time": unix_secs(),
             "node": self.identity.as_ref().map(|identity| identity.node.clone()),
             "connected": self.connected, "disconnected_because": self.last_disconnect, "listening": self.addresses,
             "state": self.state.describe(), "vault": self.description, "sandbox": layers,
@@ -160,6 +160,12 @@ impl Shell {
             "machine": self.image.describe_machine(), "image": self.image.describe(),
         })
     }
+}
+
+/// This machine's clock, Unix seconds: the control plane compares it with its own.
+fn unix_secs() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.map_or(0, |since| since.as_secs())
 }
 
 /// A status that the control plane takes: of a node that serves many tenants without the lists, which are what is long.
