@@ -82,6 +82,29 @@ impl Control {
         Ok(())
     }
 
+    /// Copies its state into a new folder, whether or not it runs.
+    pub fn backup(&self, to: &Path) -> Result<()> {
+        run(Command::new(program("casemate-control")?)
+            .arg("backup")
+            .arg("--state")
+            .arg(self.state())
+            .arg("--to")
+            .arg(to))
+    }
+
+    /// Puts its state aside and the one of a backup in its place, as after the loss of a disk. It does not run meanwhile.
+    pub fn restore(&mut self, from: &Path) -> Result<()> {
+        self.kill()?;
+        std::fs::rename(self.state(), self.folder.join("lost"))?;
+        run(Command::new(program("casemate-control")?)
+            .arg("restore")
+            .arg("--from")
+            .arg(from)
+            .arg("--state")
+            .arg(self.state()))?;
+        self.restart()
+    }
+
     /// Starts it where it was.
     pub fn restart(&mut self) -> Result<()> {
         let config = self.folder.join("control.toml");
@@ -117,4 +140,13 @@ impl Control {
         self.running = Some(running);
         Ok(())
     }
+}
+
+fn run(command: &mut Command) -> Result<()> {
+    let ran = command.output()?;
+    if ran.status.success() {
+        return Ok(());
+    }
+    let said = String::from_utf8_lossy(&ran.stderr);
+    bail!("{command:?} ended with {}:\n{said}", ran.status)
 }

@@ -183,7 +183,9 @@ pub const ENDPOINTS: &[Endpoint] = &[
     ask(Get, "/v1/tenants/{id}/status", "tenant_status", LookOwn, "What the nodes made of the newest manifest")
         .gives(Json("TenantStatus")),
     ask(Get, "/v1/tenants/{id}/logs", "tenant_logs", LookOwn, "The tenant's log; streams while following")
-        .gives(Lines("LogRecord")).with_query(&["follow", "function", "since"]),
+        .gives(Lines("LogRecord")).with_query(&[
+            "follow", "function", "since", "since_ms", "until_ms", "level", "status", "request", "grep", "node",
+        ]),
     ask(Put, "/v1/bundles/{digest}", "put_bundle", Tenants,
         "Uploads a bundle; over the tenant's storage: 413 `quota_exceeded`").takes(Bytes),
     ask(Head, "/v1/bundles/{digest}", "head_bundle", Tenants,
@@ -196,6 +198,7 @@ pub const ENDPOINTS: &[Endpoint] = &[
     ask(Post, "/v1/tokens", "make_token", Operator, "Makes a token and shows it once")
         .takes(Json("NewToken")).gives(Json("MadeToken")),
     ask(Get, "/v1/tokens", "list_tokens", Look, "All tokens without their secret part").gives(Json("TokenList")),
+    ask(Get, "/v1/token", "own_token", Any, "The token that asks, without its secret part").gives(Json("TokenView")),
     ask(Delete, "/v1/tokens/{token}", "delete_token", Operator, "Takes a token away"),
     ask(Post, "/v1/nodes/tokens", "register_join_token", Operator, "Registers the public part of a join token")
         .takes(Json("NewJoinToken")),

@@ -92,6 +92,27 @@ pub struct MachineView {
     pub update: Option<String>,
 }
 
+/// One thing that a node needs to serve.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct CheckView {
+    /// `walls`, `vault`, `gateway`, `workers`, `disk`, `lease`, `image`, `refusal`, `clock` or `identity`.
+    pub name: String,
+    /// Whether it is as it should be.
+    pub ok: bool,
+    /// What was found.
+    pub detail: String,
+}
+
+/// How a node is, out of what it says of itself and of what was seen of it. What the node says is not checked.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct HealthView {
+    /// What was looked at.
+    pub checks: Vec<CheckView>,
+    /// Unix time at which the first of its certificates expires, if it says so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub certificate_expires: Option<Seconds>,
+}
+
 /// A node in a list.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct NodeSummary {
@@ -117,6 +138,12 @@ pub struct NodeSummary {
     /// Its machine, if that boots images.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub machine: Option<MachineView>,
+    /// Unix time at which two machines with its key were last seen at a time: its disk was copied.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub duplicate_seen: Option<Seconds>,
+    /// How it is, once it has said anything.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub health: Option<HealthView>,
 }
 
 /// All nodes.

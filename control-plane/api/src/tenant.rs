@@ -32,6 +32,9 @@ pub struct TenantSummary {
     pub manifest_expires: Option<Seconds>,
     /// Functions in its newest manifest.
     pub functions: usize,
+    /// What all its workers on a node together may occupy, MiB.
+    #[serde(default)]
+    pub memory_mib: Option<u32>,
 }
 
 /// All tenants that the token may see.

@@ -323,10 +323,11 @@ mod tests {
             Code::NodeRefused => 18,
             Code::NotAcknowledged => 19,
             Code::WaitBroken => 20,
-            Code::CannotCreate => 21,
-            Code::Io => 22,
-            Code::Closed => 23,
-            Code::Internal => 24,
+            Code::LoadFailed => 21,
+            Code::CannotCreate => 22,
+            Code::Io => 23,
+            Code::Closed => 24,
+            Code::Internal => 25,
         }
     }
 

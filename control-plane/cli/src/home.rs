@@ -10,6 +10,7 @@
 //! nodes.json        operator: the nodes that were admitted, with the keys that they joined with
 //! tenant.key        tenant: the key that signs manifests; tenant.pub is its public half
 //! objects/          tenant: releases and sealed secrets that the newest manifest lists
+//! bundles/          tenant: bundles of those releases that were deployed from this home
 //! ```
 //! Every file is 0600 in folders of 0700, and replaced as a whole: a kill leaves the old one or the new one.
 

@@ -266,6 +266,56 @@ impl<'a> Keys<'a> {
             .map_err(|error| Error::internal("the key file's seed makes no key").source(error))
     }
 
+    /// The key that is to take another's place, with the same protection: made now, or by a command that was cut off. It lies
+    /// beside the other until [`Keys::promote_key`].
+    ///
+    /// # Errors
+    /// There is no key to be replaced, or no file can be written.
+    pub fn next(&self, (file, purpose): (&str, Purpose)) -> Result<SigningKey, Error> {
+        let next = next_file(file);
+        if !self.has(&next) {
+            let protection = self.same_protection(file, purpose)?;
+            let key = SigningKey::generate(&mut random)
+                .map_err(|error| Error::internal("no key could be made").source(error))?;
+            self.create(&next, purpose, key.expose_secret(), &protection)?;
+        }
+        self.signing(&next, purpose)
+    }
+
+    /// Whether a key waits to take another's place: a command was cut off.
+    pub fn has_next(&self, file: &str) -> bool {
+        self.has(&next_file(file))
+    }
+
+    /// Put the next key in its place, and keep the earlier one: under which path.
+    ///
+    /// # Errors
+    /// The files cannot be renamed.
+    pub fn promote_key(&self, file: &str) -> Result<PathBuf, Error> {
+        let (place, next) = (self.home.file(file), self.home.file(&next_file(file)));
+        let free = (1..).map(|number| self.home.file(&format!("{file}.earlier-{number}")));
+        let kept = free.into_iter().find(|path| !path.exists());
+        let kept = kept.ok_or_else(|| Error::internal("no more names for earlier keys"))?;
+        // Linked and not moved: there is a key under the usual name at every moment.
+        let moved = std::fs::hard_link(&place, &kept).and_then(|()| std::fs::rename(&next, &place));
+        moved.map_err(|error| crate::home::cannot_write(&place, error))?;
+        Ok(kept)
+    }
+
+    /// The same for a key whose public half has a file too.
+    ///
+    /// # Errors
+    /// The files cannot be written.
+    pub fn promote(
+        &self,
+        (file, public_file): (&str, &str),
+        public: &PublicKey,
+    ) -> Result<PathBuf, Error> {
+        let kept = self.promote_key(file)?;
+        self.home.write_json(public_file, public)?;
+        Ok(kept)
+    }
+
     /// The public key of this home's tenant, if it has one.
     ///
     /// # Errors
@@ -302,6 +352,10 @@ impl<'a> Keys<'a> {
         self.home.write_json(public_file, &public)?;
         Ok((public, is_new))
     }
+}
+
+fn next_file(file: &str) -> String {
+    format!("{file}.next")
 }
 
 /// A tenant's key that is kept outside of the home folder, of which a threshold needs several.

@@ -3,11 +3,14 @@
 
 pub mod args;
 pub mod bundle;
+pub mod bundle_cache;
 pub mod client;
+pub mod clock;
 pub mod commands;
 pub mod complete;
 pub mod endpoint;
 pub mod error;
+pub mod expiry;
 pub mod home;
 pub mod keys;
 pub mod machine;

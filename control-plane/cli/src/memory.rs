@@ -7,6 +7,7 @@ use casemate_trust::dsse::Envelope;
 use casemate_trust::id::{Digest, FleetId, TenantId};
 use casemate_trust::image::Image;
 use casemate_trust::judge::{Accepted, Judge, Memory, Refusal};
+use casemate_trust::key::SigningKey;
 use casemate_trust::revocation::Revocations;
 use casemate_trust::statement::{Manifest, OnlineKey, Pool, Root, Statement, Tenant};
 use serde::{Deserialize, Serialize};
@@ -18,6 +19,8 @@ use crate::home::{Home, read_private, write_private};
 const FILE: &str = "memory.json";
 /// Folder of the objects that manifests list.
 const OBJECTS: &str = "objects";
+/// Most statements that are kept before a tenant's newest one, which a tenant signs only to change its keys.
+const MAX_BEFORE: usize = 64;
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
 struct Stored {
@@ -35,7 +38,20 @@ struct Held {
     revocations: Option<Envelope>,
     pools: Vec<Envelope>,
     tenants: BTreeMap<TenantId, Envelope>,
+    /// Of a tenant whose newest statement the root has not signed: those before it, from the last one of the root on. Each
+    /// proves the keys that signed the next.
+    #[serde(default)]
+    before: BTreeMap<TenantId, Vec<Envelope>>,
     manifests: BTreeMap<TenantId, Envelope>,
+}
+
+/// What a control plane shows beside what this home remembers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Shown {
+    /// The newest that is known.
+    Newest,
+    /// Something older: the home goes on from what it remembers.
+    Older,
 }
 
 /// A judge that outlives the program.
@@ -95,6 +111,7 @@ impl Known {
                 held.tenants.insert(id, tenant);
             }
         }
+        held.before = stored.held.before;
         let objects = |digest: &Digest| load_object(home, digest);
         for (id, manifest) in stored.held.manifests {
             // Kept even when an object is missing here: it is fetched when the manifest is looked at.
@@ -147,9 +164,49 @@ impl Known {
         self.held.tenants.iter()
     }
 
+    /// The statements that take whoever knows version `from` of a tenant to the newest one, oldest first.
+    pub fn tenant_statements_after(&self, id: &TenantId, from: u64) -> Vec<Envelope> {
+        let before = self.held.before.get(id).into_iter().flatten();
+        let all = before.chain(self.held.tenants.get(id));
+        let is_later =
+            |envelope: &&Envelope| Tenant::read(envelope).is_ok_and(|tenant| tenant.version > from);
+        all.filter(is_later).cloned().collect()
+    }
+
     /// The newest manifest of a tenant, as it was signed.
     pub fn manifest(&self, id: &TenantId) -> Option<&Envelope> {
         self.held.manifests.get(id)
+    }
+
+    /// Sign with the newest root's key what earlier roots have signed, for nodes that start afresh; how many statements.
+    pub fn sign_anew(&mut self, key: &SigningKey) -> usize {
+        let held = &mut self.held;
+        let fleet = held.online.iter_mut().chain(&mut held.revocations);
+        let all = fleet
+            .chain(&mut held.pools)
+            .chain(held.tenants.values_mut());
+        let mut count = 0;
+        for envelope in all.filter(|envelope| !envelope.verify(&[key.public()], 1)) {
+            let payload = envelope.unverified_payload().to_vec();
+            *envelope = Envelope::sign(envelope.payload_type(), payload, &[key]);
+            count += 1;
+        }
+        // What the tenants have signed on the way to their newest statements is not needed any more.
+        held.before.clear();
+        self.changed = true;
+        count
+    }
+
+    /// Whether any root of the fleet that this home has seen has signed this.
+    pub fn was_signed_by_root(&self, envelope: &Envelope) -> bool {
+        let roots = self
+            .held
+            .roots
+            .iter()
+            .filter_map(|root| Root::read(root).ok());
+        roots
+            .into_iter()
+            .any(|root| envelope.verify(&root.keys, root.threshold))
     }
 
     /// Judge any statement but a manifest.
@@ -186,28 +243,50 @@ impl Known {
             Image::TYPE => {}
             _ => {
                 if let Ok(tenant) = Tenant::read(envelope) {
-                    self.held.tenants.insert(tenant.id, envelope.clone());
+                    self.hold_tenant(tenant.id, envelope);
                 }
             }
         }
         Ok(accepted)
     }
 
-    /// Judge several statements, oldest first. Those below what is remembered are the past and are passed over, as long
-    /// as the newest of them is not.
+    fn hold_tenant(&mut self, id: TenantId, envelope: &Envelope) {
+        let by_root = self
+            .judge
+            .root()
+            .is_some_and(|root| envelope.verify(&root.keys, root.threshold));
+        let earlier = self.held.tenants.insert(id, envelope.clone());
+        if by_root {
+            self.held.before.remove(&id);
+        } else if let Some(earlier) = earlier.filter(|earlier| earlier != envelope) {
+            let before = self.held.before.entry(id).or_default();
+            before.push(earlier);
+            let surplus = before.len().saturating_sub(MAX_BEFORE);
+            before.drain(..surplus);
+        }
+    }
+
+    /// Judge several statements of one thing, oldest first. Those below what is remembered are the past and are passed over;
+    /// whether the newest of them is, is the answer.
     ///
     /// # Errors
-    /// The refusal of the newest.
-    pub fn accept_history(&mut self, statements: &[Envelope], now: Seconds) -> Result<(), Error> {
+    /// Any other refusal of the newest.
+    pub fn accept_history(
+        &mut self,
+        statements: &[Envelope],
+        now: Seconds,
+    ) -> Result<Shown, Error> {
         let newest = statements.len().saturating_sub(1);
+        let mut shown = Shown::Newest;
         for (at, envelope) in statements.iter().enumerate() {
-            match self.accept(envelope, now) {
+            match self.judge_statement(envelope, now) {
                 Ok(_) => {}
                 Err(_) if at < newest => {}
-                Err(error) => return Err(error),
+                Err(refusal) if is_past(&refusal) => shown = Shown::Older,
+                Err(refusal) => return Err(refused(kind_name(envelope.payload_type()), refusal)),
             }
         }
-        Ok(())
+        Ok(shown)
     }
 
     /// Judge pools of the control plane. One that has expired before it was ever seen here is none that anything would be
@@ -218,7 +297,7 @@ impl Known {
     pub fn accept_pools(&mut self, statements: &[Envelope], now: Seconds) -> Result<(), Error> {
         for envelope in statements {
             match self.judge_statement(envelope, now) {
-                Ok(_) | Err(Refusal::PoolExpired) => {}
+                Ok(_) | Err(Refusal::PoolExpired(_)) => {}
                 Err(refusal) => return Err(refused("pool", refusal)),
             }
         }
@@ -304,6 +383,17 @@ pub fn keep_objects(home: &Home, objects: &ObjectMap) -> Result<(), Error> {
     Ok(())
 }
 
+/// Whether a statement is refused for nothing but that a newer one is remembered.
+fn is_past(refusal: &Refusal) -> bool {
+    matches!(
+        refusal,
+        Refusal::RootVersionLower(..)
+            | Refusal::OnlineVersionLower(..)
+            | Refusal::RevocationsVersionLower(..)
+            | Refusal::TenantVersionLower(..)
+    )
+}
+
 fn kind_name(kind: &str) -> &'static str {
     match kind {
         Root::TYPE => "root",
@@ -342,14 +432,14 @@ pub fn refused(what: &str, refusal: Refusal) -> Error {
         Refusal::RootUnknown | Refusal::FleetOther => {
             "compare the fingerprint with the operator, not over the network; nothing was accepted"
         }
-        Refusal::RootExpired => {
+        Refusal::RootExpired(_) => {
             "nothing that the fleet's root says is accepted any more until the operator signs the next root with it"
         }
-        Refusal::PoolExpired => "ask the operator to run `casemate pool rotate`",
-        Refusal::OnlineExpired => "ask the operator to run `casemate fleet online`",
-        Refusal::ManifestExpired => "sign it anew with `casemate renew`",
-        Refusal::FreshnessFromFuture => "set the clock of this machine",
-        Refusal::TenantExpired => {
+        Refusal::PoolExpired(_) => "ask the operator to run `casemate pool rotate`",
+        Refusal::OnlineExpired(_) => "ask the operator to run `casemate fleet online`",
+        Refusal::ManifestExpired(_) => "sign it anew with `casemate renew`",
+        Refusal::FreshnessFromFuture(_) => "set the clock of this machine",
+        Refusal::TenantExpired(_) => {
             "ask the operator to renew the tenant's statement with `casemate tenant hosts`"
         }
         _ => "nothing was accepted; ask whoever signed it",
@@ -364,7 +454,6 @@ pub fn refused(what: &str, refusal: Refusal) -> Error {
 
 #[cfg(test)]
 mod tests {
-    use casemate_trust::key::SigningKey;
     use casemate_trust::statement::KeySet;
 
     use super::*;
@@ -448,7 +537,7 @@ mod tests {
         let mut known = Known::load(&home, 9000).unwrap().unwrap();
         assert!(known.judge().tenant(&tenant.id).is_some());
         let late = known.accept_manifest(&manifest(&tenant, 1, 1), 9000, &ObjectMap::new());
-        assert_eq!(late.unwrap_err(), Refusal::ManifestExpired);
+        assert_eq!(late.unwrap_err().code(), "manifest_expired");
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! A command's way to the control plane: what this home knows, whom it talks to, and that these two fit.
 
 use std::path::Path;
+use std::sync::OnceLock;
 
 use casemate_api::fleet::{FleetView, PoolList, StatementAnswer};
 use casemate_api::tenant::{TenantList, TenantSummary, TenantView};
@@ -8,23 +9,28 @@ use casemate_trust::dsse::Envelope;
 use casemate_trust::id::{FleetId, TenantId};
 use casemate_trust::judge::Refusal;
 use casemate_trust::keyfile::Purpose;
+use casemate_trust::late::Late;
 use casemate_trust::name::{Identifier, Name};
-use casemate_trust::statement::Tenant;
+use casemate_trust::statement::{Statement as _, Tenant};
 use http::Method;
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 use crate::client::{Address, Api, not_the_control_plane};
+use crate::clock::Clocks;
 use crate::error::{Code, Error};
+use crate::expiry;
 use crate::home::{Home, Lock};
 use crate::keys::{self, Keys, Passphrases};
 use crate::machine::{DAY, date, now};
-use crate::memory::{Known, refused};
+use crate::memory::{Known, Shown, refused};
 use crate::output::Output;
 use crate::project::{Environment, Project};
 
 /// From when on an expiry is warned of.
 pub const WARN_BEFORE: u64 = 30 * DAY;
+/// Most warnings of one command about what expires.
+const MAX_WARNINGS: usize = 5;
 /// File of the connection.
 const CONNECTION: &str = "connection.json";
 
@@ -39,6 +45,8 @@ pub struct Context {
     pub passphrases: Passphrases,
     /// The environment of the project that `--env` names.
     pub environment: Option<Environment>,
+    /// This machine's clock and the control plane's, once it has answered.
+    pub clocks: OnceLock<Clocks>,
 }
 
 impl Context {
@@ -95,6 +103,14 @@ impl Context {
     /// # Errors
     /// It is not here, or does not open.
     pub fn root_key(&self) -> Result<casemate_trust::key::SigningKey, Error> {
+        if self.keys().has_next(keys::ROOT) {
+            return Err(Error::new(
+                Code::NoKey,
+                "a rotation of the root was cut off: it is not clear which of two keys signs",
+                "run `casemate fleet rotate-root` again, which goes on where it was",
+            )
+            .at(self.home.path().display()));
+        }
         self.keys().signing(keys::ROOT, Purpose::FleetRoot)
     }
 }
@@ -224,10 +240,20 @@ impl<'a> Session<'a> {
         let address = Address::parse(&connection.url)?;
         let (mut api, key) = Api::meet(address).await?;
         let view: FleetView = api.get("/v1/fleet").await?;
+        if let Some(clocks) = api.clocks() {
+            // Only the first is kept: a command is short.
+            let _ = cx.clocks.set(clocks);
+            if let Some(differ) = clocks.differ() {
+                cx.output.warn(&differ);
+            }
+        }
         let judged = judge_view(&mut known, &view);
         // The holder of the root knows better than the control plane, and may be about to tell it.
-        if !cx.is_operator() {
-            judged?;
+        if !cx.is_operator() && judged? == Shown::Older {
+            cx.output.warn(&older(
+                "what the fleet's root says",
+                "The operator brings it back with `casemate fleet publish`.",
+            ));
         }
         let Some(online) = known.judge().online() else {
             return Err(Error::new(
@@ -240,20 +266,50 @@ impl<'a> Session<'a> {
         if online.api != key {
             return Err(not_the_control_plane(api.address()));
         }
-        if online.expires <= now() && !cx.is_operator() {
-            return Err(refused("online key", Refusal::OnlineExpired));
+        let (expires, clock) = (online.expires, now());
+        if expires <= clock && !cx.is_operator() {
+            let late = Late { expires, clock };
+            return Err(refused("online key", Refusal::OnlineExpired(late)));
         }
         known.save(&cx.home)?;
         let token = connection.token.clone().map(Zeroizing::new);
         api.trust(key, token);
-        Ok(Self {
+        let session = Self {
             cx,
             known,
             api,
             view,
             connection,
             lock: Some(lock),
-        })
+        };
+        if cx.is_operator() {
+            session.warn_of_fleet_expiry();
+        }
+        Ok(session)
+    }
+
+    /// Warn the holder of the root of what only the root renews.
+    fn warn_of_fleet_expiry(&self) {
+        let soon = now() + WARN_BEFORE;
+        let mut ending = expiry::of_fleet(&self.known);
+        ending.retain(|item| item.expires < soon);
+        ending.sort_by_key(|item| item.expires);
+        for item in ending.iter().take(MAX_WARNINGS) {
+            self.warn_of_expiry(&item.what(), item.expires, &item.how);
+        }
+        if ending.len() > MAX_WARNINGS {
+            let more = ending.len() - MAX_WARNINGS;
+            let text = format!("{more} more expire within 30 days: `casemate expiry` lists them");
+            self.cx.output.warn(&text);
+        }
+    }
+
+    /// Refuse to sign with a clock that is far from the control plane's.
+    ///
+    /// # Errors
+    /// It is.
+    pub fn must_have_the_time(&self) -> Result<(), Error> {
+        self.cx.clocks.get().map_or(Ok(()), Clocks::may_sign)
     }
 
     /// Remember this connection.
@@ -289,11 +345,20 @@ impl<'a> Session<'a> {
         self.known.fleet()
     }
 
+    /// Hand in an image's statement that the newest root has signed anew.
+    ///
+    /// # Errors
+    /// The control plane refuses.
+    pub async fn publish_image(&mut self, envelope: &Envelope) -> Result<(), Error> {
+        self.post(envelope).await.map(drop)
+    }
+
     /// Judge a statement of our own by the rules of a node, remember it, hand it in.
     ///
     /// # Errors
     /// It is refused here or there.
     pub async fn publish(&mut self, envelope: &Envelope) -> Result<StatementAnswer, Error> {
+        self.must_have_the_time()?;
         self.known.accept(envelope, now())?;
         // Remembered first: were it the other way round, a kill in between would let us sign the same version twice.
         self.known.save(&self.cx.home)?;
@@ -326,11 +391,11 @@ impl<'a> Session<'a> {
             let pools: PoolList = self.api.get("/v1/pools").await?;
             there.extend(pools.pools.into_iter().flat_map(|pool| pool.statements));
         }
-        let there: Vec<_> = there.iter().map(Envelope::payload_digest).collect();
+        // What the newest root has signed anew says the same with another signature.
         let missing: Vec<Envelope> = self
             .known
             .fleet_statements()
-            .filter(|envelope| !there.contains(&envelope.payload_digest()))
+            .filter(|envelope| !there.contains(envelope))
             .cloned()
             .collect();
         for envelope in &missing {
@@ -339,24 +404,69 @@ impl<'a> Session<'a> {
         Ok(missing.len())
     }
 
+    /// Hand in the tenant's statements that the control plane lacks; the tenant's own token may.
+    ///
+    /// # Errors
+    /// The control plane refuses.
+    pub async fn publish_tenant(&mut self, id: TenantId, view: &TenantView) -> Result<(), Error> {
+        let shown = view
+            .statements
+            .iter()
+            .filter_map(|envelope| Tenant::read(envelope).ok());
+        let newest = shown.map(|tenant| tenant.version).max().unwrap_or(0);
+        for envelope in self.known.tenant_statements_after(&id, newest) {
+            self.post(&envelope).await?;
+        }
+        Ok(())
+    }
+
     /// Hand in tenants of which the control plane has lost something.
     async fn publish_tenants(&mut self) -> Result<usize, Error> {
         let listed = self.list_tenants().await?;
         let versions = self.known.judge().memory().tenants.clone();
         let lacking = |id: &TenantId| {
             let there = listed.iter().find(|summary| summary.id == *id);
+            let theirs = there.map_or(0, |summary| summary.version);
             let ours = versions.get(id).map_or(0, |seen| seen.tenant.version);
-            there.is_none_or(|summary| summary.version < ours)
+            (theirs < ours).then_some(theirs)
         };
         let tenants = self.known.tenant_statements();
-        let missing: Vec<Envelope> = tenants
-            .filter(|(id, _)| lacking(id))
-            .map(|(_, envelope)| envelope.clone())
+        let missing = tenants.filter_map(|(id, _)| Some((id, lacking(id)?)));
+        let missing: Vec<Envelope> = missing
+            .flat_map(|(id, theirs)| self.known.tenant_statements_after(id, theirs))
             .collect();
         for envelope in &missing {
             self.post(envelope).await?;
         }
-        Ok(missing.len())
+        let is_first_root = self
+            .known
+            .judge()
+            .root()
+            .is_none_or(|root| root.version == 1);
+        let again = if is_first_root {
+            0
+        } else {
+            self.publish_anew(&listed).await?
+        };
+        Ok(missing.len() + again)
+    }
+
+    /// Hand in tenants whose statements the newest root has signed anew, after a change of the root; how many.
+    async fn publish_anew(&mut self, listed: &[TenantSummary]) -> Result<usize, Error> {
+        let mut count = 0;
+        for summary in listed {
+            let held = self.known.tenant_statements();
+            let ours = held
+                .filter(|(id, _)| **id == summary.id)
+                .map(|(_, envelope)| envelope.clone());
+            let Some(ours) = ours.last() else { continue };
+            let view: TenantView = self.api.get(&format!("/v1/tenants/{}", summary.id)).await?;
+            if !view.statements.contains(&ours) {
+                self.post(&ours).await?;
+                count += 1;
+            }
+        }
+        Ok(count)
     }
 
     /// Read the pools and judge them.
@@ -506,16 +616,24 @@ fn tenant_other(name: &Name, shown: &TenantId, signed: &str) -> Error {
     .lines([signed.to_owned()])
 }
 
-fn judge_view(known: &mut Known, view: &FleetView) -> Result<(), Error> {
+/// What to say when the control plane shows less than this home remembers.
+pub fn older(what: &str, next: &str) -> String {
+    format!(
+        "the control plane shows something older of {what} than this home remembers: it was restored from an older copy, or \
+         somebody rolls it back. Going on from what this home remembers. {next}"
+    )
+}
+
+fn judge_view(known: &mut Known, view: &FleetView) -> Result<Shown, Error> {
     if view.fleet.is_some_and(|fleet| fleet != known.fleet()) {
         return Err(refused("control plane's fleet", Refusal::FleetOther));
     }
-    known.accept_history(&view.roots, now())?;
-    if let Some(online) = &view.online_key {
-        known.accept(online, now())?;
+    let mut shown = known.accept_history(&view.roots, now())?;
+    let single = view.online_key.iter().chain(&view.revocations);
+    for envelope in single {
+        if known.accept_history(std::slice::from_ref(envelope), now())? == Shown::Older {
+            shown = Shown::Older;
+        }
     }
-    if let Some(list) = &view.revocations {
-        known.accept(list, now())?;
-    }
-    Ok(())
+    Ok(shown)
 }

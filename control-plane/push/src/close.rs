@@ -13,3 +13,5 @@ pub const TOO_MANY: u32 = 4;
 pub const REPLACED: u32 = 5;
 /// The join request will not be relayed; the message before says why.
 pub const JOIN_REFUSED: u32 = 6;
+/// Another machine with the same key is connected and stays so; try again later.
+pub const DUPLICATE: u32 = 7;

@@ -9,15 +9,18 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use crate::failure::Failure;
+use crate::plane::LogLimits;
 
 /// Storage of a tenant where the file says nothing, MiB: a hundred of the largest bundles, so that ten functions keep all the
 /// releases that they may go back to.
 const TENANT_STORAGE_MIB: u64 = 1024;
 /// Most that can be set, MiB: a TiB. What is meant to be more is a mistake in the unit.
 const MAX_TENANT_STORAGE_MIB: u64 = 1024 * 1024;
+/// Most days that logs are kept for: ten years.
+const MAX_LOG_DAYS: u64 = 3660;
 /// Largest file, bytes: six settings and many comments.
 const MAX_FILE_BYTES: usize = 64 * 1024;
-const KEYS: &str = "expected `state`, `api`, `quic`, `public_quic`, `log`, `tenant_storage_mib`, `api_connections`, \
+const KEYS: &str = "expected `state`, `api`, `quic`, `public_quic`, `log`, `tenant_storage_mib`, `tenant_log_mib`, `all_logs_mib`, `log_days`, `api_connections`, \
      `api_connections_without_token`, `api_connections_from_address` or `api_connections_of_token`";
 /// Most connections of the API that can be set: each costs a descriptor and up to a few hundred KiB of buffers.
 const MAX_API_CONNECTIONS: usize = 65_536;
@@ -62,6 +65,8 @@ pub struct Config {
     pub tenant_storage_mib: u64,
     /// Connections of the API.
     pub api_limits: ApiLimits,
+    /// What is kept of the tenants' logs.
+    pub log_limits: LogLimits,
     /// Log filter; `CASEMATE_LOG` goes before it.
     pub log: Option<String>,
 }
@@ -165,6 +170,7 @@ impl Config {
                 public_quic: found.remove("public_quic").map(|(_, address)| address),
                 tenant_storage_mib: numbers.tenant_storage_mib,
                 api_limits: numbers.api_limits,
+                log_limits: numbers.log_limits,
                 log: found.remove("log").map(|(_, filter)| filter),
             }),
             _ => Err(mistakes
@@ -178,6 +184,7 @@ impl Config {
 /// The settings that are numbers, and the lines of those that the file sets.
 struct Numbers {
     tenant_storage_mib: u64,
+    log_limits: LogLimits,
     api_limits: ApiLimits,
     lines: BTreeMap<String, usize>,
 }
@@ -186,6 +193,7 @@ impl Default for Numbers {
     fn default() -> Self {
         Self {
             tenant_storage_mib: TENANT_STORAGE_MIB,
+            log_limits: LogLimits::default(),
             api_limits: ApiLimits::default(),
             lines: BTreeMap::new(),
         }
@@ -196,12 +204,21 @@ impl Numbers {
     /// Takes a setting; the mistake in its value, or `None` if no such setting exists.
     fn set(&mut self, name: &str, value: &DeValue<'_>, line: usize) -> Option<Result<(), String>> {
         let most = match name {
-            "tenant_storage_mib" => MAX_TENANT_STORAGE_MIB,
+            "tenant_storage_mib" | "tenant_log_mib" | "all_logs_mib" => MAX_TENANT_STORAGE_MIB,
+            "log_days" => MAX_LOG_DAYS,
             _ => MAX_API_CONNECTIONS as u64,
         };
         let limits = &mut self.api_limits;
+        let logs = &mut self.log_limits;
+        let storage = match name {
+            "tenant_storage_mib" => Some(&mut self.tenant_storage_mib),
+            "tenant_log_mib" => Some(&mut logs.tenant_mib),
+            "all_logs_mib" => Some(&mut logs.all_mib),
+            "log_days" => Some(&mut logs.days),
+            _ => None,
+        };
         let slot = match name {
-            "tenant_storage_mib" => None,
+            "tenant_storage_mib" | "tenant_log_mib" | "all_logs_mib" | "log_days" => None,
             "api_connections" => Some(&mut limits.all),
             "api_connections_without_token" => Some(&mut limits.without_token),
             "api_connections_from_address" => Some(&mut limits.from_address),
@@ -211,9 +228,10 @@ impl Numbers {
         let Some(parsed) = parse_number(value).filter(|number| (1..=most).contains(number)) else {
             return Some(Err(format!("`{name}`: expected a number from 1 to {most}")));
         };
-        match (slot, usize::try_from(parsed)) {
-            (Some(slot), Ok(parsed)) => *slot = parsed,
-            _ => self.tenant_storage_mib = parsed,
+        match (slot, storage, usize::try_from(parsed)) {
+            (Some(slot), _, Ok(parsed)) => *slot = parsed,
+            (_, Some(storage), _) => *storage = parsed,
+            _ => {}
         }
         self.lines.insert(name.to_owned(), line);
         Some(Ok(()))

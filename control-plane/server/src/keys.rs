@@ -101,6 +101,12 @@ const FILES: [(&str, Purpose); 3] = [
 ];
 const SOCKET_FILE: &str = "quic-socket.key";
 
+/// The names of the files.
+pub(crate) fn files() -> impl Iterator<Item = &'static str> {
+    let keys = FILES.iter().map(|(name, _)| *name);
+    keys.chain([SOCKET_FILE])
+}
+
 fn read(path: &Path, purpose: Purpose) -> Result<SigningKey, Failure> {
     let bytes = Zeroizing::new(files::read(path)?);
     let wrong = |error: String| Failure::config(format!("{}: {error}", path.display()));

@@ -11,10 +11,12 @@
 //! | `quic` | the nodes' connections: a thin shell around `casemate_push::ControlEnd` |
 //! | `arrivals`, `places` | slots of connections: without proof of identity, and with it |
 //! | `bundles`, `images` | bundles in an object store; files of images |
+//! | `backup` | a copy of the state while it is used, and the way back |
 //! | `tls`, `keys`, `files`, `config` | what it starts from |
 #![forbid(unsafe_code)]
 
 mod arrivals;
+mod backup;
 mod bundles;
 mod config;
 mod failure;
@@ -30,6 +32,8 @@ mod reserve;
 mod start;
 mod tls;
 
+pub use backup::{Label, Outcome as BackupOutcome, Progress, backup, restore};
 pub use config::{ApiLimits, Config};
 pub use failure::Failure;
+pub use plane::LogLimits;
 pub use start::{Initialised, init, serve};

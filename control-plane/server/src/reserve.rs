@@ -43,6 +43,11 @@ impl Reserve {
         }
     }
 
+    /// Gives the room up before anything is open; whether there was any.
+    pub(crate) fn release(folder: &Path) -> bool {
+        std::fs::remove_file(folder.join(FILE)).is_ok()
+    }
+
     /// Takes the room, if it is not taken.
     ///
     /// # Errors

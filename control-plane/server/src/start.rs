@@ -12,23 +12,30 @@ use serde::Serialize;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
+use crate::backup;
+use crate::backup::New;
 use crate::bundles::Bundles;
 use crate::config::Config;
 use crate::failure::Failure;
 use crate::images::Images;
 use crate::keys::Keys;
-use crate::plane::{Actor, Plane, collect};
+use crate::plane::{Actor, Folders, LogLimits, Logs, Plane, collect};
 use crate::reserve::Reserve;
 use crate::{files, https, keys, quic, tls};
 
-const KEYS: &str = "keys";
-const BUNDLES: &str = "bundles";
+pub(crate) const KEYS: &str = "keys";
+pub(crate) const BUNDLES: &str = "bundles";
 const IMAGES: &str = "images";
-const STORE: &str = "store.redb";
-const PUBLIC: &str = "public.json";
+const LOGS: &str = "logs";
+pub(crate) const STORE: &str = "store.redb";
+pub(crate) const PUBLIC: &str = "public.json";
 const OPERATOR_TOKEN: &str = "operator.token";
 const ADDRESSES: &str = "addresses.json";
 const MIB_BYTES: u64 = 1024 * 1024;
+/// A file that is written and removed at the start, to see whether the disk has room, and its size: what opening a store may
+/// take.
+const PROBE: &str = "room";
+const PROBE_BYTES: usize = 1024 * 1024;
 /// How long running requests and connections may take to end.
 const DRAIN: Duration = Duration::from_secs(10);
 
@@ -50,40 +57,11 @@ pub struct Initialised {
 /// # Errors
 /// The folder exists and is not empty, or cannot be written.
 pub async fn init(state: &Path) -> Result<Initialised, Failure> {
-    let is_taken = std::fs::read_dir(state).is_ok_and(|mut entries| entries.next().is_some());
-    if is_taken {
-        let message = format!(
-            "the folder {} is there already and not empty; nothing was changed",
-            state.display()
-        );
-        return Err(Failure::cannot_create(message));
-    }
-    let name = state
-        .file_name()
-        .ok_or_else(|| Failure::config(format!("{} names no folder", state.display())))?;
-    let parent = state
-        .parent()
-        .filter(|parent| !parent.as_os_str().is_empty())
-        .unwrap_or(Path::new("."));
-    std::fs::create_dir_all(parent).map_err(|error| {
-        Failure::cannot_create(format!("cannot create {}: {error}", parent.display()))
-    })?;
-    let mut hidden = std::ffi::OsString::from(".");
-    hidden.push(name);
-    hidden.push(format!(".new-{}", std::process::id()));
-    let new = parent.join(hidden);
-    let made = fill(&new).await;
-    let made = made.and_then(|keys| {
-        let renamed = std::fs::rename(&new, state).and_then(|()| files::sync_folder(parent));
-        renamed.map(|()| keys).map_err(|error| {
-            Failure::cannot_create(format!("cannot create {}: {error}", state.display()))
-        })
-    });
-    if made.is_err() {
-        std::fs::remove_dir_all(&new).ok();
-    }
+    let new = New::create(state)?;
+    let keys = fill(new.folder()).await?;
+    new.put_in_place()?;
     Ok(Initialised {
-        keys: made?,
+        keys,
         state: state.to_owned(),
         public_file: state.join(PUBLIC),
         operator_token_file: state.join(OPERATOR_TOKEN),
@@ -91,14 +69,13 @@ pub async fn init(state: &Path) -> Result<Initialised, Failure> {
 }
 
 async fn fill(folder: &Path) -> Result<PublicKeys, Failure> {
-    files::create_folder(folder)?;
     files::create_folder(&folder.join(KEYS))?;
     files::create_folder(&folder.join(BUNDLES))?;
     let keys = Keys::create(&folder.join(KEYS))?;
     let public = serde_json::to_vec_pretty(&keys.public())
         .map_err(|error| Failure::internal(error.to_string()))?;
     files::write_public(&folder.join(PUBLIC), &public)?;
-    let plane = open(folder, &keys, String::new(), true, 0).await?;
+    let plane = open(folder, &keys, String::new(), true, 0, LogLimits::default()).await?;
     let new = NewToken {
         scope: Scope::Operator,
         label: "first operator".into(),
@@ -110,12 +87,13 @@ async fn fill(folder: &Path) -> Result<PublicKeys, Failure> {
     Ok(keys.public())
 }
 
-async fn open(
+pub(crate) async fn open(
     state: &Path,
     keys: &Keys,
     quic_address: String,
     is_new: bool,
     tenant_limit_bytes: u64,
+    log_limits: LogLimits,
 ) -> Result<Plane, Failure> {
     let path = state.join(STORE);
     if !is_new && !path.exists() {
@@ -136,17 +114,29 @@ async fn open(
     let images = Images::open(&folder)
         .map_err(|error| Failure::io(format!("cannot open {}: {error}", folder.display())))?;
     let keys = keys.public();
-    let reserve = Reserve::new(state);
-    Ok(Plane::open(
-        store,
+    let logs = state.join(LOGS);
+    let logs = tokio::task::spawn_blocking(move || Logs::open(&logs, log_limits)).await;
+    let logs = logs.map_err(|error| Failure::internal(error.to_string()))?;
+    let folders = Folders {
         bundles,
         images,
-        reserve,
-        keys,
-        quic_address,
-        tenant_limit_bytes,
-    )
-    .await?)
+        logs,
+        reserve: Reserve::new(state),
+    };
+    Ok(Plane::open(store, folders, keys, quic_address, tenant_limit_bytes).await?)
+}
+
+/// Opening the store takes room on the disk when the program before was killed. Where there is none, what is kept for the
+/// operator is given up, so that the control plane starts.
+fn make_room(state: &Path) {
+    let probe = state.join(PROBE);
+    let written = std::fs::write(&probe, vec![1; PROBE_BYTES]);
+    std::fs::remove_file(&probe).ok();
+    if let Err(error) = written
+        && Reserve::release(state)
+    {
+        tracing::warn!(%error, "the disk is full: starting takes what was kept for the operator");
+    }
 }
 
 /// Where a running control plane listens, as `addresses.json` says it.
@@ -191,7 +181,12 @@ pub async fn serve(config: Config, stop: impl Future<Output = ()>) -> Result<(),
         .clone()
         .unwrap_or_else(|| addresses.quic.clone());
     let limit_bytes = config.tenant_storage_mib.saturating_mul(MIB_BYTES);
-    let plane = Arc::new(open(state, &keys, public, false, limit_bytes).await?);
+    let json =
+        serde_json::to_vec(&addresses).map_err(|error| Failure::internal(error.to_string()))?;
+    make_room(state);
+    let plane = Arc::new(open(state, &keys, public, false, limit_bytes, config.log_limits).await?);
+    let socket = backup::Socket::open(state);
+    files::write_public(&state.join(ADDRESSES), &json)?;
     // A disk that is full already is no reason not to start: that is when it is needed most.
     plane.reserve().await.ok();
     if let Err(fault) = plane.remove_revoked_before().await {
@@ -206,9 +201,6 @@ pub async fn serve(config: Config, stop: impl Future<Output = ()>) -> Result<(),
             "the audit log was tampered with; it goes on behind the break, and every answer says so"
         );
     }
-    let json =
-        serde_json::to_vec(&addresses).map_err(|error| Failure::internal(error.to_string()))?;
-    files::write_public(&state.join(ADDRESSES), &json)?;
     let stopping = CancellationToken::new();
     let api = tokio::spawn(https::serve(
         listener,
@@ -217,13 +209,16 @@ pub async fn serve(config: Config, stop: impl Future<Output = ()>) -> Result<(),
         config.api_limits,
         stopping.clone(),
     ));
+    let backups = tokio::spawn(backup::serve(socket, Arc::clone(&plane), stopping.clone()));
+    let logging = tokio::spawn(Arc::clone(&plane).write_logs(stopping.clone()));
     let removing = tokio::spawn(collect::run(Arc::clone(&plane), stopping.clone()));
     let nodes = tokio::spawn(quic::serve(endpoint, plane, keys, stopping.clone()));
     tracing::info!("ready api={} quic={}", addresses.api, addresses.quic);
     stop.await;
     tracing::info!("stopping");
     stopping.cancel();
-    let drained = tokio::time::timeout(DRAIN, async { tokio::join!(api, nodes, removing) }).await;
+    let drained = async { tokio::join!(api, nodes, removing, backups, logging) };
+    let drained = tokio::time::timeout(DRAIN, drained).await;
     if drained.is_err() {
         tracing::warn!("stopped with requests under way");
     }

@@ -6,11 +6,11 @@ mod support;
 
 use casemate_api::audit::AuditPage;
 use casemate_api::token::{MadeToken, NewToken, Scope};
-use casemate_push::{LogEntry, LogLevel};
+use casemate_push::{LogEntry, LogLevel, NodeEnd};
 use http_body_util::BodyExt as _;
 use support::fleet::{key, name, tenant_path};
-use support::node::{member, serving};
-use support::{Control, Fleet};
+use support::node::{hello, member, serving};
+use support::{Control, Fleet, Node};
 
 #[tokio::test]
 async fn logs_reach_their_tenant_and_follow() {
@@ -128,4 +128,91 @@ async fn a_token_that_is_taken_away_reads_no_further_in_a_log() {
     node.end.log(entry("after"));
     node.write().await;
     assert!(following.frame().await.is_none(), "it reads on");
+}
+
+#[tokio::test]
+async fn logs_outlive_a_restart_and_can_be_searched() {
+    let mut control = Control::new().await;
+    let (fleet, tenant, mut node) = serving(&control).await;
+    let entry = |request: &str, message: &str, time_ms| LogEntry {
+        tenant: fleet.tenant.id,
+        function: name("web"),
+        request: Some(request.into()),
+        level: LogLevel::Info,
+        message: message.into(),
+        time_ms,
+        failure: None,
+    };
+    let path = tenant_path(&fleet.tenant.id, "logs");
+    let mut following = tenant
+        .open("GET", &format!("{path}?follow=true"), vec![])
+        .await
+        .into_body();
+    node.end.log(entry("r1", "GET /a 200 12 us", 1000));
+    node.end.log(entry("r2", "GET /b 503 12 us", 2000));
+    node.end.log(entry("r2", "it has failed", 2001));
+    node.write().await;
+    let mut seen = String::new();
+    while seen.lines().count() < 3 {
+        let frame = following.frame().await.unwrap().unwrap();
+        seen += std::str::from_utf8(&frame.into_data().unwrap()).unwrap();
+    }
+    drop(following);
+    drop(node);
+    control.stop().await;
+    control.start().await;
+    let tenant = control.client(&fleet.tenant_token);
+    let ask = async |query: &str| {
+        let answer = tenant.get(&format!("{path}?{query}")).await.ok();
+        let text = String::from_utf8(answer.body).unwrap();
+        let records = text.lines().map(|line| serde_json::from_str(line).unwrap());
+        records.collect::<Vec<casemate_api::log::LogRecord>>()
+    };
+    let kept = ask("").await;
+    let lines: String = kept
+        .iter()
+        .map(|record| serde_json::to_string(record).unwrap() + "\n")
+        .collect();
+    assert_eq!(lines, seen);
+    for (query, requests) in [
+        ("status=5xx", vec!["r2"]),
+        ("request=r2", vec!["r2", "r2"]),
+        ("grep=failed", vec!["r2"]),
+        ("since_ms=2000&until_ms=2001", vec!["r2"]),
+        ("node=edge-2", vec![]),
+        ("level=warn", vec![]),
+    ] {
+        let found = ask(query).await;
+        let found: Vec<_> = found
+            .iter()
+            .map(|record| record.request.as_deref().unwrap())
+            .collect();
+        assert_eq!(found, requests, "{query}");
+    }
+    let odd = tenant.get(&format!("{path}?status=9xx")).await;
+    assert_eq!(odd.refused(400), "bad_request");
+    // Numbers go on, so that whoever follows behind the last one misses nothing.
+    let mut node = Node::connect(
+        &control,
+        &key(20),
+        NodeEnd::member(hello("edge-1", &key(20), fleet.id)),
+    )
+    .await;
+    node.sync().await;
+    node.end.log(entry("r3", "GET /c 200 12 us", 3000));
+    node.write().await;
+    let since = kept.last().unwrap().seq;
+    let mut following = tenant
+        .open("GET", &format!("{path}?follow=true&since={since}"), vec![])
+        .await
+        .into_body();
+    let line = following
+        .frame()
+        .await
+        .unwrap()
+        .unwrap()
+        .into_data()
+        .unwrap();
+    let record: casemate_api::log::LogRecord = serde_json::from_slice(&line).unwrap();
+    assert!(record.seq > since && record.request.as_deref() == Some("r3"));
 }

@@ -4,7 +4,7 @@
 
 mod support;
 
-use casemate_api::node::{JoinList, NewGrants, NodeView};
+use casemate_api::node::{JoinList, NewGrants, NodeList, NodeView};
 use casemate_api::tenant::TenantStatus;
 use casemate_push::{NodeEnd, NodeEvent, StatementId, close};
 use casemate_trust::id::{Digest, TenantId};
@@ -437,6 +437,38 @@ async fn a_node_that_comes_twice_keeps_the_newer_connection() {
         second.sync().await.ids().len(),
         4,
         "root, online key, pool and grant"
+    );
+}
+
+#[tokio::test]
+async fn two_machines_with_one_key_are_named_and_do_not_push_each_other_out() {
+    let control = Control::new().await;
+    let fleet = Fleet::new(&control).await;
+    let mut one = member(&control, &fleet, "edge-1", &key(20)).await;
+    let again = async || {
+        let end = NodeEnd::member(hello("edge-1", &key(20), fleet.id));
+        Node::connect(&control, &key(20), end).await
+    };
+    // Each comes again when the other has taken its place, as programs do.
+    let mut other = again().await;
+    assert_eq!(one.close_code().await, u64::from(close::REPLACED));
+    one = again().await;
+    assert_eq!(other.close_code().await, u64::from(close::REPLACED));
+    let nodes = async || {
+        let nodes: NodeList = control.operator().get("/v1/nodes").await.ok().json();
+        nodes.nodes
+    };
+    eventually("it is noticed", async || {
+        nodes().await[0].duplicate_seen.is_some()
+    })
+    .await;
+    other = again().await;
+    assert_eq!(other.close_code().await, u64::from(close::DUPLICATE));
+    one.sync().await;
+    let refused = support::refused_as(&control, "node.duplicate").await;
+    assert!(
+        refused.len() == 1 && refused[0].contains("two machines have the key of edge-1"),
+        "{refused:?}"
     );
 }
 

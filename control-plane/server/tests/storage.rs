@@ -506,6 +506,54 @@ async fn on_a_full_disk_the_operator_can_still_revoke() {
 }
 
 #[tokio::test]
+async fn a_control_plane_that_was_killed_starts_on_a_full_disk() {
+    let Some(own_mounts) = own_mounts() else {
+        println!("skipped: a small disk needs a mount namespace, which this machine forbids");
+        return;
+    };
+    let mut control = Control::new().await;
+    let fleet = Fleet::new(&control).await;
+    let operator = control.operator();
+    let extra = token(&operator, Scope::Tenant(fleet.tenant.id)).await;
+    let listed = operator.get("/v1/tokens").await.ok().json::<TokenList>();
+    control.stop().await;
+    // It runs once and is killed, so that the store has to be repaired; then something else fills the disk.
+    let script = "mount -t tmpfs -o size=24m tmpfs \"$1\" && cp -a \"$2\" \"$3\" \"$1\" || exit 1; \
+                  \"$0\" serve --config \"$1/control.toml\" 2>\"$1/log\" & \
+                  until grep -q ready \"$1/log\"; do sleep 0.1; done; kill -9 $!; wait; \
+                  cat /dev/zero >\"$1/filling\"; \
+                  exec \"$0\" serve --config \"$1/control.toml\"";
+    let disk = tempfile::tempdir().unwrap();
+    let mut program = Command::new("unshare")
+        .args(own_mounts)
+        .args(["sh", "-c", script])
+        .arg(env!("CARGO_BIN_EXE_casemate-control"))
+        .args([disk.path(), &control.state(), &config(&control)])
+        .stderr(Stdio::piped())
+        .spawn()
+        .map(Running)
+        .unwrap();
+    let mut lines = BufReader::new(program.0.stderr.take().unwrap()).lines();
+    let mut said = Vec::new();
+    let ready = lines.find_map(|line| {
+        said.push(line.unwrap());
+        let (_, address) = said.last()?.split_once("ready api=")?;
+        Some(address.split(' ').next()?.to_owned())
+    });
+    control.plane.api = ready.unwrap_or_else(|| panic!("{said:#?}"));
+    std::thread::spawn(move || lines.count());
+    let operator = control.operator();
+    for view in listed.tokens.iter().filter(|view| view.label == "test") {
+        operator
+            .delete(&format!("/v1/tokens/{}", view.id))
+            .await
+            .ok();
+    }
+    let gone = control.client(&extra).get("/v1/tenants").await;
+    assert_eq!(gone.refused(401), "unauthenticated");
+}
+
+#[tokio::test]
 async fn a_store_that_cannot_be_written_does_not_keep_bundles_that_fill_the_disk() {
     let mut control = Control::new().await;
     let fleet = Fleet::new(&control).await;

@@ -18,7 +18,7 @@ use std::future::Future;
 
 pub use error::StoreError;
 pub use history::Watch;
-pub use redb::Redb;
+pub use redb::{Contents, Redb, Sink, StoreCopy, set_id};
 
 /// Longest key, bytes.
 pub const MAX_KEY_BYTES: usize = 512;

@@ -17,6 +17,10 @@ use crate::{
     Store, StoreError, StoreId,
 };
 
+mod copy;
+
+pub use copy::{Contents, Sink, StoreCopy, set_id};
+
 /// Key to (revision of the commit that wrote it, value).
 const DATA: TableDefinition<'static, &str, (u64, &[u8])> = TableDefinition::new("data");
 /// What the store knows of itself.

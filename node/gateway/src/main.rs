@@ -14,6 +14,9 @@ const EXIT_ALONE: u8 = 1;
 const EXIT_SOFTWARE: u8 = 70;
 
 fn main() -> ExitCode {
+    if answer_by_hand() {
+        return ExitCode::SUCCESS;
+    }
     log();
     // Asked for before the walls close: the answer comes from files. The other half is for the functions, and threads that
     // have little to do spend it on waking each other.
@@ -46,6 +49,18 @@ fn serve(prepared: Prepared, threads: usize) -> Result<(), RunError> {
     // Connections over the grace time end with the process.
     runtime.shutdown_background();
     ended
+}
+
+/// Answers somebody who runs this program by hand; whether that was so.
+fn answer_by_hand() -> bool {
+    let text = match std::env::args().nth(1).as_deref() {
+        Some("--version" | "-V") => format!("casemate-gateway {}", env!("CARGO_PKG_VERSION")),
+        Some("--help" | "-h") => "casemate-gateway takes the callers of a node's functions. It is started by casemate-launch and takes no arguments.".to_owned(),
+        _ => return false,
+    };
+    // Nowhere is left to say that standard output is closed.
+    let _written = std::io::Write::write_all(&mut std::io::stdout(), (text + "\n").as_bytes());
+    true
 }
 
 fn log() {

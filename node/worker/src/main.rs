@@ -32,6 +32,9 @@ const EXIT_SOFTWARE: u8 = 70;
 const POOL_THREAD_STAYS: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 
 fn main() -> ExitCode {
+    if answer_by_hand() {
+        return ExitCode::SUCCESS;
+    }
     log();
     match start() {
         Ok(code) => ExitCode::from(code),
@@ -63,6 +66,18 @@ fn start() -> Result<u8, Box<dyn std::error::Error>> {
     code
 }
 
+/// Answers somebody who runs this program by hand; whether that was so.
+fn answer_by_hand() -> bool {
+    let text = match std::env::args().nth(1).as_deref() {
+        Some("--version" | "-V") => format!("casemate-worker {}", env!("CARGO_PKG_VERSION")),
+        Some("--help" | "-h") => "casemate-worker runs one function of one tenant. It is started by casemate-launch and takes no arguments.".to_owned(),
+        _ => return false,
+    };
+    // Nowhere is left to say that standard output is closed.
+    let _written = std::io::Write::write_all(&mut std::io::stdout(), (text + "\n").as_bytes());
+    true
+}
+
 fn log() {
     let filter = EnvFilter::try_from_env("CASEMATE_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
     let subscriber = tracing_subscriber::fmt()
@@ -73,6 +88,7 @@ fn log() {
     if std::env::var("CASEMATE_LOG_FORMAT").is_ok_and(|format| format == "json") {
         subscriber.json().init();
     } else {
-        subscriber.init();
+        // The log goes to launch or into a file, never to a terminal that shows colours.
+        subscriber.with_ansi(false).init();
     }
 }

@@ -15,6 +15,7 @@ use crate::dsse::Envelope;
 use crate::encoding::{Canonical, base64_bytes};
 use crate::id::FleetId;
 use crate::key::{PublicKey, SEED_BYTES, SealingKey, SigningKey};
+use crate::late::Late;
 use crate::name::Name;
 use crate::seal::{SealError, seal};
 use crate::statement::{Pool, Statement};
@@ -35,8 +36,8 @@ pub enum JoinError {
     #[error("expected a join token that begins with `{TOKEN_PREFIX}`, whole and unchanged")]
     Token,
     /// The token is over.
-    #[error("the join token has expired")]
-    Expired,
+    #[error("the join token has expired: {0}")]
+    Expired(Late),
     /// Not a join request.
     #[error("this is no join request: {0}")]
     Format(String),
@@ -61,7 +62,7 @@ impl JoinError {
     pub const fn code(&self) -> &'static str {
         match self {
             Self::Token => "token_malformed",
-            Self::Expired => "token_expired",
+            Self::Expired(_) => "token_expired",
             Self::Format(_) => "join_format",
             Self::Signature => "join_signature",
             Self::Other { .. } => "join_other",
@@ -253,7 +254,10 @@ impl JoinRequest {
             });
         }
         if now >= token.expires {
-            Err(JoinError::Expired)
+            Err(JoinError::Expired(Late {
+                expires: token.expires,
+                clock: now,
+            }))
         } else {
             Ok(request)
         }
@@ -403,7 +407,10 @@ mod tests {
         );
         assert_eq!(
             JoinRequest::check(&request.sign(&[&key, &node]), &record, 100).unwrap_err(),
-            JoinError::Expired
+            JoinError::Expired(Late {
+                expires: 100,
+                clock: 100
+            })
         );
         assert_eq!(
             JoinRequest::check(&request.sign(&[&key]), &record, 1).unwrap_err(),

@@ -33,6 +33,7 @@ pub mod join;
 pub mod judge;
 pub mod key;
 pub mod keyfile;
+pub mod late;
 pub mod lease;
 pub mod name;
 pub mod note;

@@ -12,11 +12,12 @@ use clap::{Args, CommandFactory as _, Parser, Subcommand};
 pub use freshness::{Freshness, FreshnessKey, FreshnessOff, FreshnessRenew, FreshnessRequire};
 pub use operator::{
     Audit, Ceilings, EgressLimits, Fleet, FleetInit, FleetOnline, Image, ImageBuild, ImageFormat,
-    ImagePush, Node, NodeAdmit, NodeRevoke, NodeToken, Pool, PoolAdd, PoolRotate, Tenant,
-    TenantAdd, TenantHosts, TenantKey, TenantUpdate, Token, TokenCreate, TokenScope,
+    ImagePush, Node, NodeAdmit, NodeRevoke, NodeShow, NodeToken, Pool, PoolAdd, PoolRotate, Tenant,
+    TenantAdd, TenantHosts, TenantKey, TenantRekey, TenantRemove, TenantUpdate, Token, TokenCreate,
+    TokenRevoke, TokenScope,
 };
 pub use tenant::{
-    Deploy, Doctor, Init, Login, Logs, Prune, Reflection, Remove, Renew, Rollback, Secret,
+    Deploy, Doctor, Init, Login, Logs, Moment, Prune, Reflection, Remove, Renew, Rollback, Secret,
     SecretPut, SecretRemove, Signing, SlotKind, Template, Versions, Whose,
 };
 
@@ -44,7 +45,14 @@ const GROUPS: &[(&str, &[&str])] = &[
     ),
     (
         "Both",
-        &["login", "whoami", "doctor", "fingerprint", "completions"],
+        &[
+            "login",
+            "whoami",
+            "doctor",
+            "expiry",
+            "fingerprint",
+            "completions",
+        ],
     ),
 ];
 
@@ -54,7 +62,6 @@ const GROUPS: &[(&str, &[&str])] = &[
     name = "casemate",
     version,
     about = "Edge functions that use credentials without ever seeing them",
-    disable_help_subcommand = true,
     arg_required_else_help = true,
     max_term_width = 100
 )]
@@ -147,6 +154,8 @@ pub enum Command {
     Token(Token),
     /// Who changed what, as a chain of hashes
     Audit(Audit),
+    /// Everything that expires, what expires first at the top
+    Expiry,
     /// Connect this home to a control plane that you know by its fingerprint
     Login(Login),
     /// Who this home is: fleet, control plane, tenant and keys

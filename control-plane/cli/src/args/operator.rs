@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use casemate_images::Profile;
 use casemate_trust::host::HostPattern;
 use casemate_trust::image::ImageVersion;
+use casemate_trust::key::PublicKey;
 use casemate_trust::name::Name;
 use casemate_trust::statement::MIN_MEMORY_MIB;
 use clap::builder::PossibleValuesParser;
@@ -22,6 +23,8 @@ pub enum Fleet {
     Online(FleetOnline),
     /// Hand everything that the root has signed to the control plane
     Publish,
+    /// Replace the root's key: the root signs its successor, which signs everything anew
+    RotateRoot,
 }
 
 /// `casemate fleet init`
@@ -70,6 +73,36 @@ pub enum Tenant {
     Hosts(TenantHosts),
     /// Operator: change what a tenant's functions may use and where they may call
     Update(TenantUpdate),
+    /// Replace a tenant's keys: the tenant by its earlier ones, the operator by the root
+    Rekey(TenantRekey),
+    /// Operator: no host leads to a tenant's functions any more, and nobody signs for it
+    Remove(TenantRemove),
+}
+
+/// `casemate tenant rekey`
+#[derive(Debug, Args)]
+pub struct TenantRekey {
+    /// Name of the tenant [default: the tenant that this home signs for]
+    pub name: Option<Name>,
+    /// A key that signs from now on, instead of all earlier ones; once for each [default: a new one in this home for its own]
+    #[arg(long = "key", value_name = "PUBLIC_KEY")]
+    pub keys: Vec<PublicKey>,
+    /// How many of the keys must sign [default: as many as before]
+    #[arg(long, value_name = "N")]
+    pub threshold: Option<u32>,
+    /// One more of the tenant's earlier key files that signs, where several must; once for each
+    #[arg(long = "with-key", value_name = "FILE")]
+    pub with_keys: Vec<PathBuf>,
+}
+
+/// `casemate tenant remove`
+#[derive(Debug, Args)]
+pub struct TenantRemove {
+    /// Name of the tenant
+    pub name: Name,
+    /// Do not ask
+    #[arg(long, short)]
+    pub yes: bool,
 }
 
 /// `casemate tenant key`
@@ -237,11 +270,8 @@ pub enum Node {
     Admit(NodeAdmit),
     /// All nodes
     List,
-    /// One node: layers in force, what it acknowledged and what it refused
-    Show {
-        /// The node's name
-        name: Name,
-    },
+    /// One node: how it is, what it acknowledged and what it refused
+    Show(NodeShow),
     /// Revoke a node: close its connection and give it no new pool key
     Revoke(NodeRevoke),
 }
@@ -286,6 +316,16 @@ pub struct NodeAdmit {
     pub wait: u64,
 }
 
+/// `casemate node show`
+#[derive(Debug, Args)]
+pub struct NodeShow {
+    /// The node's name
+    pub name: Name,
+    /// Everything that the node says of itself, and every manifest and refusal
+    #[arg(long)]
+    pub all: bool,
+}
+
 /// `casemate node revoke`
 #[derive(Debug, Args)]
 pub struct NodeRevoke {
@@ -304,10 +344,17 @@ pub enum Token {
     /// All tokens, without their secret part
     List,
     /// Take a token away
-    Revoke {
-        /// Its id, from `casemate token list`
-        id: String,
-    },
+    Revoke(TokenRevoke),
+}
+
+/// `casemate token revoke`
+#[derive(Debug, Args)]
+pub struct TokenRevoke {
+    /// Its id, from `casemate token list`
+    pub id: String,
+    /// Do not ask
+    #[arg(long, short)]
+    pub yes: bool,
 }
 
 /// `casemate token create`

@@ -2,12 +2,13 @@
 
 use std::path::PathBuf;
 
+use casemate_api::log::{Level, StatusPattern};
 use casemate_trust::host::HostName;
 use casemate_trust::name::{Identifier, Name};
 use casemate_trust::path::{Method, PathPattern};
 use clap::{Args, Subcommand, ValueEnum};
 
-use super::{Lifetime, ProjectFolder};
+use super::{Lifetime, ProjectFolder, seconds};
 use crate::endpoint::Endpoint;
 
 /// `casemate init`
@@ -238,7 +239,7 @@ pub struct Doctor {
 /// `casemate renew`
 #[derive(Debug, Args)]
 pub struct Renew {
-    /// Sign what this home remembers, over a control plane that shows something older
+    /// Sign what this home remembers above whatever the nodes hold, also over a manifest that only they have seen
     #[arg(long)]
     pub from_memory: bool,
     /// How it is signed
@@ -277,10 +278,65 @@ pub struct Logs {
     /// Go on until stopped
     #[arg(long, short)]
     pub follow: bool,
-    /// How many of the newest lines to begin with
-    #[arg(long, value_name = "N", default_value_t = 100)]
-    pub last: usize,
+    /// How many of the newest lines to begin with [default: 100; with a search below: all]
+    #[arg(long, value_name = "N")]
+    pub last: Option<usize>,
+    /// Only from this time on: how long ago, such as 2h, or a time such as 2026-11-30T15:00:00Z
+    #[arg(long, value_name = "TIME", value_parser = moment)]
+    pub since: Option<Moment>,
+    /// Only before this time
+    #[arg(long, value_name = "TIME", value_parser = moment)]
+    pub until: Option<Moment>,
+    /// Only this level and those above it: debug, info, warn, error
+    #[arg(long, value_name = "LEVEL")]
+    pub level: Option<Level>,
+    /// Only requests that were answered with this status, or with one of a class, such as 5xx
+    #[arg(long, value_name = "STATUS")]
+    pub status: Option<StatusPattern>,
+    /// Only what is about this request
+    #[arg(long, value_name = "ID")]
+    pub request: Option<String>,
+    /// Only lines that hold this text
+    #[arg(long, value_name = "TEXT")]
+    pub grep: Option<String>,
+    /// Only what happened on this node
+    #[arg(long, value_name = "NODE")]
+    pub node: Option<Name>,
     /// For whom
     #[command(flatten)]
     pub whose: Whose,
+}
+
+/// A time, as it is typed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Moment {
+    /// So many seconds ago.
+    Ago(u64),
+    /// Unix milliseconds.
+    At(u64),
+}
+
+impl Moment {
+    /// Unix milliseconds, by a clock that says `now_ms`.
+    pub fn at_ms(self, now_ms: u64) -> u64 {
+        match self {
+            Self::Ago(secs) => now_ms.saturating_sub(secs.saturating_mul(1000)),
+            Self::At(ms) => ms,
+        }
+    }
+}
+
+fn moment(text: &str) -> Result<Moment, String> {
+    if let Ok(secs) = seconds(text) {
+        return Ok(Moment::Ago(secs));
+    }
+    let wrong = || {
+        format!(
+            "expected how long ago, such as 30m or 2d, or a time such as 2026-11-30T15:00:00Z, got {text:?}"
+        )
+    };
+    let time: jiff::Timestamp = text.parse().map_err(|_| wrong())?;
+    u64::try_from(time.as_millisecond())
+        .map(Moment::At)
+        .map_err(|_| wrong())
 }

@@ -10,7 +10,6 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use casemate_api::error::{ErrorBody, ErrorDetail, code};
-use casemate_trust::Seconds;
 use casemate_trust::key::PublicKey;
 use http::{Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt as _, Full, Limited};
@@ -24,8 +23,9 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use zeroize::Zeroizing;
 
+use crate::clock::Clocks;
 use crate::error::{Code, Error};
-use crate::machine::is_word;
+use crate::machine::{is_word, now};
 use tls::PinnedKey;
 
 /// Until a connection with its handshake stands.
@@ -88,8 +88,7 @@ pub struct Api {
     pin: Option<PublicKey>,
     token: Option<Zeroizing<String>>,
     connection: Option<SendRequest<Full<Bytes>>>,
-    /// The time by the other end's clock when it last answered.
-    clock: Option<Seconds>,
+    clocks: Option<Clocks>,
 }
 
 impl std::fmt::Debug for Api {
@@ -109,7 +108,7 @@ impl Api {
             pin: None,
             token: None,
             connection: None,
-            clock: None,
+            clocks: None,
         };
         let key = api.connect().await?;
         Ok((api, key))
@@ -121,9 +120,9 @@ impl Api {
         self.token = token;
     }
 
-    /// The time by the control plane's clock when it last answered, unix seconds.
-    pub fn clock(&self) -> Option<Seconds> {
-        self.clock
+    /// What the clocks said when the last answer came.
+    pub fn clocks(&self) -> Option<Clocks> {
+        self.clocks
     }
 
     /// Where it is.
@@ -230,7 +229,11 @@ impl Api {
             self.connection = None;
             self.broken(error)
         })?;
-        self.clock = clock_of(&response).or(self.clock);
+        let date = response.headers().get(header::DATE);
+        let date = date.and_then(|date| date.to_str().ok());
+        if let Some(clocks) = date.and_then(|date| Clocks::of_answer(date, now())) {
+            self.clocks = Some(clocks);
+        }
         if response.status().is_success() {
             return Ok(response);
         }
@@ -357,13 +360,6 @@ impl Api {
             .await?;
         Ok(())
     }
-}
-
-/// The time that an answer says it was made at.
-fn clock_of<B>(response: &Response<B>) -> Option<Seconds> {
-    let text = response.headers().get(header::DATE)?.to_str().ok()?;
-    let time = jiff::fmt::rfc2822::parse(text).ok()?;
-    u64::try_from(time.timestamp().as_second()).ok()
 }
 
 async fn in_time<T>(

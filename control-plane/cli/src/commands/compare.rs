@@ -2,7 +2,7 @@
 //! somebody who took it over, what was revoked is there again and what came later is gone.
 
 use casemate_api::node::NodeList;
-use casemate_api::token::TokenList;
+use casemate_api::token::{Scope, TokenList, TokenView};
 use casemate_trust::name::Name;
 
 use super::{nodes, tokens};
@@ -85,14 +85,25 @@ pub(super) async fn lost(session: &mut Session<'_>) -> Result<Vec<String>, Error
         }
     }
     let summaries = session.list_tenants().await?;
+    let list: TokenList = session.api.get("/v1/tokens").await?;
+    for summary in &summaries {
+        let has_one = |token: &TokenView| token.scope == Scope::Tenant(summary.id);
+        if !list.tokens.iter().any(has_one) {
+            let name = printable(summary.name.as_str());
+            lines.push(format!(
+                "tenant {name} has no API token at the control plane: `casemate token create --scope tenant --tenant {name} --out \
+                 FILE`, and give it to the tenant"
+            ));
+        }
+    }
     let remembered = session.known.judge().memory().tenants.clone();
     for summary in summaries {
         let seen = remembered.get(&summary.id).and_then(|seen| seen.manifest);
         let shown = summary.manifest_version.unwrap_or(0);
         if let Some(seen) = seen.filter(|seen| seen.version > shown) {
             lines.push(format!(
-                "the control plane shows manifest {shown} of tenant {}, this home has seen {}: have the tenant run `casemate \
-                 renew --from-memory`",
+                "the control plane shows manifest {shown} of tenant {}, this home has seen {}: the tenant's next deployment brings \
+                 it back, or `casemate renew` at once",
                 printable(summary.name.as_str()),
                 seen.version
             ));

@@ -1,5 +1,7 @@
 //! `casemate deploy`, `rollback`, `renew`, `prune`, `remove`: each signs the next manifest.
 
+use std::collections::BTreeMap;
+
 use casemate_trust::id::Digest;
 use casemate_trust::name::Name;
 use casemate_trust::release::{Credential, MAX_RELEASE_BYTES, Release};
@@ -14,7 +16,9 @@ use crate::error::{Code, Error};
 use crate::machine::{date, now};
 use crate::project::Project;
 use crate::session::{Connection, Context};
-use crate::tenancy::{Draft, Reach, Tenancy, Until, broken, egress_not_given, hosts_not_given};
+use crate::tenancy::{
+    Draft, Reach, Tenancy, Until, broken, egress_not_given, hosts_not_given, limits_not_given,
+};
 
 /// `casemate deploy`
 pub(super) async fn deploy(cx: &Context, args: &Deploy) -> Result<(), Error> {
@@ -155,6 +159,22 @@ fn check(tenancy: &Tenancy<'_>, project: &Project, release: &Release) -> Result<
     {
         return Err(error);
     }
+    if let Some(error) = limits_not_given(tenant, release) {
+        return Err(error);
+    }
+    let functions = tenancy.manifest().map(|manifest| &manifest.functions);
+    let others = functions.into_iter().flat_map(BTreeMap::keys);
+    let count = 1 + others.filter(|name| **name != release.function).count();
+    if count > tenant.ceilings.functions as usize {
+        return Err(Error::new(
+            Code::Project,
+            format!(
+                "{} would be function {count}; the tenant's ceiling is {}",
+                release.function, tenant.ceilings.functions
+            ),
+            "remove what is not needed with `casemate remove FUNCTION`, or ask the operator for more",
+        ));
+    }
     let judge = tenancy.session.known.judge();
     let output = tenancy.session.cx.output;
     for name in &project.pools {
@@ -284,6 +304,9 @@ fn choose(fallbacks: &[Digest], args: &Rollback) -> Result<Digest, Error> {
 pub(super) async fn renew(cx: &Context, args: &Renew) -> Result<(), Error> {
     let tenant = args.signing.whose.tenant.as_ref();
     let mut tenancy = Tenancy::open_over(cx, tenant, args.from_memory).await?;
+    if args.from_memory {
+        tenancy.sign_over_nodes().await?;
+    }
     if tenancy.manifest().is_none() {
         return Err(Error::new(
             Code::NotFound,

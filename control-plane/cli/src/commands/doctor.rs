@@ -225,9 +225,8 @@ async fn connection(cx: &Context, args: &args::Doctor) -> Vec<Check> {
 async fn reach(connection: &Connection) -> Result<Check, Error> {
     let (mut api, _) = Api::meet(Address::parse(&connection.url)?).await?;
     let _: FleetView = api.get("/v1/fleet").await?;
-    let ours = now();
-    Ok(match api.clock() {
-        Some(theirs) => clocks(ours, theirs),
+    Ok(match api.clocks() {
+        Some(said) => clocks(said.ours, said.theirs),
         None => Check::new(
             "clock",
             State::Skipped,

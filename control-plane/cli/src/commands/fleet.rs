@@ -10,7 +10,7 @@ use casemate_trust::statement::{OnlineKey, Pool, Root, Statement as _};
 use serde_json::json;
 use zeroize::Zeroizing;
 
-use super::{compare, nodes};
+use super::{compare, images, nodes};
 use crate::args::{FleetInit, FleetOnline};
 use crate::error::{Code, Error};
 use crate::keys::{ROOT, pool_file};
@@ -19,7 +19,7 @@ use crate::memory::Known;
 use crate::session::{Connection, Context, Session};
 
 /// How long a root holds, days: it is renewed by signing the next one with it, which needs a plan, not a reminder.
-const ROOT_DAYS: u64 = 3650;
+pub(super) const ROOT_DAYS: u64 = 3650;
 /// Largest file of public keys, bytes.
 const MAX_PUBLIC_BYTES: usize = 16 * 1024;
 
@@ -157,10 +157,10 @@ pub(super) fn online(cx: &Context, args: &FleetOnline) -> Result<(), Error> {
 /// `casemate fleet publish`
 pub(super) async fn publish(cx: &Context) -> Result<(), Error> {
     // Only the home with the root has something to say.
-    cx.root_key()?;
+    let root = cx.root_key()?;
     nodes::sign_revocations(cx)?;
     let mut session = Session::open(cx).await?;
-    let count = session.publish_all().await?;
+    let count = session.publish_all().await? + images::sign_anew(&mut session, &root).await?;
     let undone = compare::revoke_again(&mut session).await?;
     let grants = nodes::grant_missing(&mut session, None).await?;
     let lost = compare::lost(&mut session).await?;
@@ -201,7 +201,7 @@ pub(super) fn fingerprint(cx: &Context) -> Result<(), Error> {
         .result(&result, || login.unwrap_or_else(|| fleet.to_string()))
 }
 
-fn here(cx: &Context) -> Result<Known, Error> {
+pub(super) fn here(cx: &Context) -> Result<Known, Error> {
     Known::load(&cx.home, now())?.ok_or_else(|| {
         Error::new(
             Code::NotLoggedIn,

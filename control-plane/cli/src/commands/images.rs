@@ -9,9 +9,11 @@ use bytes::Bytes;
 use casemate_api::image::{ImageList, ImageUpload, ImageView};
 use casemate_api::limits::{MAX_IMAGE_BYTES, MAX_IMAGE_PART_BYTES};
 use casemate_images::inspect;
+use casemate_trust::dsse::Envelope;
 use casemate_trust::id::Digest;
 use casemate_trust::image::{Image, ImageVersion};
 use casemate_trust::judge::Refusal;
+use casemate_trust::key::SigningKey;
 use casemate_trust::name::Name;
 use casemate_trust::statement::Statement as _;
 use http::Method;
@@ -223,6 +225,34 @@ pub(super) async fn list(cx: &Context) -> Result<(), Error> {
     })
 }
 
+/// Signs the images of an earlier root anew with the newest one's key, for machines that start afresh; how many.
+pub(super) async fn sign_anew(
+    session: &mut Session<'_>,
+    root: &SigningKey,
+) -> Result<usize, Error> {
+    if session
+        .known
+        .judge()
+        .root()
+        .is_none_or(|root| root.version == 1)
+    {
+        return Ok(0);
+    }
+    let list: ImageList = session.api.get("/v1/images").await?;
+    let mut count = 0;
+    for view in list.images {
+        let is_signed = view.statement.verify(&[root.public()], 1);
+        // The control plane's word for what the root has said is not taken.
+        if !is_signed && session.known.was_signed_by_root(&view.statement) {
+            let payload = view.statement.unverified_payload().to_vec();
+            let again = Envelope::sign(view.statement.payload_type(), payload, &[root]);
+            session.publish_image(&again).await?;
+            count += 1;
+        }
+    }
+    Ok(count)
+}
+
 /// Why what the control plane shows is not to be believed, if it is not.
 fn doubt(session: &mut Session<'_>, view: &ImageView) -> Option<String> {
     let image = match Image::read(&view.statement) {
@@ -236,7 +266,7 @@ fn doubt(session: &mut Session<'_>, view: &ImageView) -> Option<String> {
         return Some("the list and the statement differ".into());
     }
     match session.known.accept_image(&view.statement, now()) {
-        Ok(_) | Err(Refusal::ImageExpired) => None,
+        Ok(_) | Err(Refusal::ImageExpired(_)) => None,
         Err(refusal) => Some(refusal.to_string()),
     }
 }

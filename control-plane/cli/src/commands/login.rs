@@ -47,9 +47,23 @@ pub(super) async fn login(cx: &Context, args: &Login) -> Result<(), Error> {
         Vec::new()
     };
     let mut tenant = None;
-    if !cx.is_operator() && cx.keys().tenant_public()?.is_some() && !tenants.is_empty() {
+    if let Some(public) = cx.keys().tenant_public()?
+        && !cx.is_operator()
+        && !tenants.is_empty()
+    {
         let id = session.own_tenant(None).await?;
-        tenant = Some(session.read_tenant(id).await?.0);
+        let (found, _) = session.read_tenant(id).await?;
+        // The token may be another tenant's than the key.
+        if found.current.keys.contains(&public) {
+            tenant = Some(found);
+        } else {
+            cx.output.warn(&format!(
+                "the token is of the tenant {}, and this home's key (fingerprint {}) does not sign for it: nothing can be \
+                 deployed from here before the operator admits the key, or the right key is in this home",
+                found.name,
+                public.fingerprint()
+            ));
+        }
     }
     session.keep()?;
     let mut published = 0;

@@ -2,22 +2,25 @@
 
 use std::time::Duration;
 
-use casemate_api::log::LogRecord;
+use casemate_api::log::{LogQuery, LogRecord};
 use casemate_api::tenant::TenantStatus;
 use casemate_trust::id::TenantId;
 use casemate_trust::name::Name;
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use owo_colors::OwoColorize as _;
+use url::form_urlencoded;
 
 use crate::args::Logs;
 use crate::error::{Code, Error};
-use crate::machine::{date_ms, printable, printable_lines};
+use crate::machine::{date_ms, now, printable, printable_lines};
 use crate::session::{Context, Session};
 
 /// Before a broken stream is opened again; twice as long after each try, up to the second.
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 const LONGEST_PAUSE: Duration = Duration::from_secs(15);
+/// Records that are shown where nothing is looked for.
+const LAST: usize = 100;
 /// Longest line that is read, bytes.
 const MAX_LINE_BYTES: usize = 1024 * 1024;
 
@@ -29,40 +32,36 @@ pub(super) async fn logs(cx: &Context, args: &Logs) -> Result<(), Error> {
         require_function(&mut session, &id, name).await?;
     }
     session.unlock();
-    let function = args
-        .function
-        .as_ref()
-        .map(|name| format!("&function={name}"))
-        .unwrap_or_default();
-    let path = |follow: bool, since: Option<u64>| {
-        let since = since
-            .map(|since| format!("&since={since}"))
-            .unwrap_or_default();
-        format!("/v1/tenants/{id}/logs?follow={follow}{function}{since}")
-    };
-    let backlog = session.api.get_bytes(&path(false, None)).await?;
+    let mut query = query(args);
+    let path = |query: &LogQuery| format!("/v1/tenants/{id}/logs?{}", encoded(query));
+    let backlog = session.api.get_bytes(&path(&query)).await?;
     let records: Vec<LogRecord> = backlog
         .split(|byte| *byte == b'\n')
         .filter_map(read)
         .collect();
     let mut since = records.last().map(|record| record.seq);
-    for record in records.iter().skip(records.len().saturating_sub(args.last)) {
+    let last = match args.last {
+        Some(last) => last,
+        None if query.is_search() => usize::MAX,
+        None => LAST,
+    };
+    for record in records.iter().skip(records.len().saturating_sub(last)) {
         show(cx, record)?;
     }
     if !args.follow {
         return Ok(());
     }
+    query.follow = true;
     let mut pause = FIRST_PAUSE;
     loop {
-        match session.api.stream(&path(true, since)).await {
+        query.since = since;
+        match session.api.stream(&path(&query)).await {
             Ok(stream) => {
                 pause = FIRST_PAUSE;
                 follow(cx, stream, &mut since).await?;
                 cx.output.warn("the stream of logs broke; opening it again");
             }
             Err(error) if error.code() == Code::Unreachable => {
-                // A control plane that was restarted counts anew.
-                since = None;
                 cx.output.warn(&format!(
                     "the control plane is away; trying again in {} s",
                     pause.as_secs().max(1)
@@ -73,6 +72,44 @@ pub(super) async fn logs(cx: &Context, args: &Logs) -> Result<(), Error> {
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(LONGEST_PAUSE);
     }
+}
+
+/// What was asked for.
+fn query(args: &Logs) -> LogQuery {
+    let now_ms = now().saturating_mul(1000);
+    LogQuery {
+        follow: false,
+        function: args.function.clone(),
+        since: None,
+        since_ms: args.since.map(|since| since.at_ms(now_ms)),
+        until_ms: args.until.map(|until| until.at_ms(now_ms)),
+        level: args.level,
+        status: args.status,
+        request: args.request.clone(),
+        grep: args.grep.clone(),
+        node: args.node.clone(),
+    }
+}
+
+/// A query as it stands in an address.
+fn encoded(query: &LogQuery) -> String {
+    let mut text = form_urlencoded::Serializer::new(String::new());
+    text.append_pair("follow", &query.follow.to_string());
+    let mut pair = |name: &str, value: Option<String>| {
+        if let Some(value) = value {
+            text.append_pair(name, &value);
+        }
+    };
+    pair("function", query.function.as_ref().map(Name::to_string));
+    pair("since", query.since.map(|since| since.to_string()));
+    pair("since_ms", query.since_ms.map(|since| since.to_string()));
+    pair("until_ms", query.until_ms.map(|until| until.to_string()));
+    pair("level", query.level.map(|level| level.to_string()));
+    pair("status", query.status.map(|status| status.to_string()));
+    pair("request", query.request.clone());
+    pair("grep", query.grep.clone());
+    pair("node", query.node.as_ref().map(Name::to_string));
+    text.finish()
 }
 
 /// A mistyped name has no records, and would be waited for in vain.

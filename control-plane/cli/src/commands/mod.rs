@@ -1,9 +1,11 @@
 //! What the commands do.
 
 mod compare;
+mod confirm;
 mod deploy;
 mod doctor;
 mod environment;
+mod expiry;
 mod fleet;
 mod freshness;
 mod image;
@@ -14,9 +16,11 @@ mod logs;
 mod nodes;
 mod origin;
 mod pools;
+mod rotate;
 mod secrets;
 mod status;
 mod stopped;
+mod tenant_keys;
 mod tenants;
 mod tokens;
 mod versions;
@@ -24,6 +28,7 @@ mod whoami;
 
 use std::ffi::OsString;
 use std::path::Path;
+use std::sync::OnceLock;
 
 use casemate_trust::key::PublicKey;
 use casemate_trust::keyfile::Purpose;
@@ -33,6 +38,7 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 pub(crate) use deploy::put_command;
 
 use crate::args::{self, Cli, Command};
+use crate::clock::Clocks;
 use crate::complete;
 use crate::error::{Code, Error};
 use crate::home::{Home, write_private};
@@ -191,53 +197,63 @@ async fn dispatch(cli: Cli, output: Output) -> Result<(), Error> {
         output,
         passphrases: Passphrases::new(cli.global.passphrase_file),
         environment,
+        clocks: OnceLock::new(),
     };
+    let done = act(&cx, command).await;
+    done.map_err(|error| Clocks::explain(cx.clocks.get(), error))
+}
+
+async fn act(cx: &Context, command: Command) -> Result<(), Error> {
     match command {
-        Command::Init(args) => init::init(&cx, &args),
-        Command::Deploy(args) => deploy::deploy(&cx, &args).await,
-        Command::Rollback(args) => deploy::rollback(&cx, &args).await,
-        Command::Renew(args) => deploy::renew(&cx, &args).await,
-        Command::Freshness(args::Freshness::Key(args)) => freshness::key(&cx, &args),
-        Command::Freshness(args::Freshness::Require(args)) => freshness::require(&cx, &args).await,
-        Command::Freshness(args::Freshness::Renew(args)) => freshness::renew(&cx, &args).await,
-        Command::Freshness(args::Freshness::Show(whose)) => freshness::show(&cx, &whose).await,
-        Command::Freshness(args::Freshness::Off(args)) => freshness::off(&cx, &args).await,
-        Command::Prune(args) => deploy::prune(&cx, &args).await,
-        Command::Remove(args) => deploy::remove(&cx, &args).await,
-        Command::Secret(args::Secret::Put(args)) => secrets::put(&cx, &args).await,
-        Command::Secret(args::Secret::List(whose)) => secrets::list(&cx, &whose).await,
-        Command::Secret(args::Secret::Rm(args)) => secrets::remove(&cx, &args).await,
-        Command::Status(whose) => status::status(&cx, &whose).await,
-        Command::Versions(args) => versions::versions(&cx, &args).await,
-        Command::Whoami(whose) => whoami::whoami(&cx, &whose).await,
-        Command::Doctor(args) => doctor::doctor(&cx, &args).await,
-        Command::Logs(args) => logs::logs(&cx, &args).await,
-        Command::Fleet(args::Fleet::Init(args)) => fleet::init(&cx, &args),
-        Command::Fleet(args::Fleet::Online(args)) => fleet::online(&cx, &args),
-        Command::Fleet(args::Fleet::Publish) => fleet::publish(&cx).await,
-        Command::Fingerprint => fleet::fingerprint(&cx),
-        Command::Login(args) => login::login(&cx, &args).await,
-        Command::Pool(args::Pool::List) => pools::list(&cx).await,
-        Command::Pool(args::Pool::Add(args)) => pools::add(&cx, &args).await,
-        Command::Pool(args::Pool::Rotate(args)) => pools::rotate(&cx, &args).await,
-        Command::Tenant(args::Tenant::Key(args)) => tenants::key(&cx, &args),
-        Command::Tenant(args::Tenant::Add(args)) => tenants::add(&cx, &args).await,
-        Command::Tenant(args::Tenant::List) => tenants::list(&cx).await,
-        Command::Tenant(args::Tenant::Show { name }) => tenants::show(&cx, &name).await,
-        Command::Tenant(args::Tenant::Hosts(args)) => tenants::hosts(&cx, &args).await,
-        Command::Tenant(args::Tenant::Update(args)) => tenants::update(&cx, &args).await,
-        Command::Node(args::Node::Token(args)) => nodes::token(&cx, &args).await,
-        Command::Node(args::Node::Admit(args)) => nodes::admit(&cx, &args).await,
-        Command::Node(args::Node::List) => nodes::list(&cx).await,
-        Command::Node(args::Node::Show { name }) => nodes::show(&cx, &name).await,
-        Command::Node(args::Node::Revoke(args)) => nodes::revoke(&cx, &args).await,
-        Command::Image(args::Image::Build(args)) => image::build(&cx, &args),
-        Command::Image(args::Image::Push(args)) => images::push(&cx, &args).await,
-        Command::Image(args::Image::List) => images::list(&cx).await,
-        Command::Token(args::Token::Create(args)) => tokens::create(&cx, &args).await,
-        Command::Token(args::Token::List) => tokens::list(&cx).await,
-        Command::Token(args::Token::Revoke { id }) => tokens::revoke(&cx, &id).await,
-        Command::Audit(args) => tokens::audit(&cx, &args).await,
+        Command::Init(args) => init::init(cx, &args),
+        Command::Deploy(args) => deploy::deploy(cx, &args).await,
+        Command::Rollback(args) => deploy::rollback(cx, &args).await,
+        Command::Renew(args) => deploy::renew(cx, &args).await,
+        Command::Freshness(args::Freshness::Key(args)) => freshness::key(cx, &args),
+        Command::Freshness(args::Freshness::Require(args)) => freshness::require(cx, &args).await,
+        Command::Freshness(args::Freshness::Renew(args)) => freshness::renew(cx, &args).await,
+        Command::Freshness(args::Freshness::Show(whose)) => freshness::show(cx, &whose).await,
+        Command::Freshness(args::Freshness::Off(args)) => freshness::off(cx, &args).await,
+        Command::Prune(args) => deploy::prune(cx, &args).await,
+        Command::Remove(args) => deploy::remove(cx, &args).await,
+        Command::Secret(args::Secret::Put(args)) => secrets::put(cx, &args).await,
+        Command::Secret(args::Secret::List(whose)) => secrets::list(cx, &whose).await,
+        Command::Secret(args::Secret::Rm(args)) => secrets::remove(cx, &args).await,
+        Command::Status(whose) => status::status(cx, &whose).await,
+        Command::Versions(args) => versions::versions(cx, &args).await,
+        Command::Whoami(whose) => whoami::whoami(cx, &whose).await,
+        Command::Doctor(args) => doctor::doctor(cx, &args).await,
+        Command::Logs(args) => logs::logs(cx, &args).await,
+        Command::Fleet(args::Fleet::Init(args)) => fleet::init(cx, &args),
+        Command::Fleet(args::Fleet::Online(args)) => fleet::online(cx, &args),
+        Command::Fleet(args::Fleet::Publish) => fleet::publish(cx).await,
+        Command::Fleet(args::Fleet::RotateRoot) => rotate::rotate_root(cx),
+        Command::Fingerprint => fleet::fingerprint(cx),
+        Command::Login(args) => login::login(cx, &args).await,
+        Command::Pool(args::Pool::List) => pools::list(cx).await,
+        Command::Pool(args::Pool::Add(args)) => pools::add(cx, &args).await,
+        Command::Pool(args::Pool::Rotate(args)) => pools::rotate(cx, &args).await,
+        Command::Tenant(args::Tenant::Key(args)) => tenants::key(cx, &args),
+        Command::Tenant(args::Tenant::Add(args)) => tenants::add(cx, &args).await,
+        Command::Tenant(args::Tenant::List) => tenants::list(cx).await,
+        Command::Tenant(args::Tenant::Show { name }) => tenants::show(cx, &name).await,
+        Command::Tenant(args::Tenant::Hosts(args)) => tenants::hosts(cx, &args).await,
+        Command::Tenant(args::Tenant::Update(args)) => tenants::update(cx, &args).await,
+        Command::Tenant(args::Tenant::Rekey(args)) => tenant_keys::rekey(cx, &args).await,
+        Command::Tenant(args::Tenant::Remove(args)) => tenant_keys::remove(cx, &args).await,
+        Command::Node(args::Node::Token(args)) => nodes::token(cx, &args).await,
+        Command::Node(args::Node::Admit(args)) => nodes::admit(cx, &args).await,
+        Command::Node(args::Node::List) => nodes::list(cx).await,
+        Command::Node(args::Node::Show(args)) => nodes::show(cx, &args).await,
+        Command::Node(args::Node::Revoke(args)) => nodes::revoke(cx, &args).await,
+        Command::Image(args::Image::Build(args)) => image::build(cx, &args),
+        Command::Image(args::Image::Push(args)) => images::push(cx, &args).await,
+        Command::Image(args::Image::List) => images::list(cx).await,
+        Command::Token(args::Token::Create(args)) => tokens::create(cx, &args).await,
+        Command::Token(args::Token::List) => tokens::list(cx).await,
+        Command::Token(args::Token::Revoke(args)) => tokens::revoke(cx, &args).await,
+        Command::Audit(args) => tokens::audit(cx, &args).await,
+        Command::Expiry => expiry::expiry(cx).await,
         Command::Completions { .. } => Ok(()),
     }
 }

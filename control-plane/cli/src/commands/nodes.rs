@@ -1,13 +1,13 @@
 //! `casemate node`: the operator's machine decides who joins; the control plane only relays.
 
 mod revocations;
+mod show;
 mod tokens;
 
-use std::io::{IsTerminal as _, Write as _};
 use std::time::Duration;
 
 use casemate_api::limits::MAX_GRANTS;
-use casemate_api::node::{Admission, JoinList, JoinView, NewGrants, NodeList, NodeView};
+use casemate_api::node::{Admission, JoinList, JoinView, NewGrants, NodeView};
 use casemate_trust::Seconds;
 use casemate_trust::join::{Grant, JoinError, JoinRequest, TokenRecord};
 use casemate_trust::key::{PublicKey, SealingKey};
@@ -18,16 +18,17 @@ use http::Method;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
+use super::confirm::confirm;
 use crate::args::{NodeAdmit, NodeRevoke};
 use crate::error::{Code, Error};
 use crate::keys::pool_file;
-use crate::machine::{date, now, printable, random};
-use crate::output::{outline, table};
+use crate::machine::{now, random};
 use crate::session::{Context, Session};
-use tokens::{TOKENS, cancel_tokens};
+use tokens::cancel_tokens;
 
 pub(super) use revocations::sign_missing as sign_revocations;
-pub(super) use tokens::token;
+pub(super) use show::{list, show};
+pub(super) use tokens::{TOKENS, token};
 
 /// Nodes that were admitted: later pool keys are sealed to what stands here, never to what the control plane says.
 const NODES: &str = "nodes.json";
@@ -316,10 +317,15 @@ fn grants(
         if statement.expires <= now() || has.contains(&epoch) {
             continue;
         }
-        let seed = session
-            .cx
-            .keys()
-            .seed(&pool_file(pool, epoch), Purpose::Pool)?;
+        let (keys, file) = (session.cx.keys(), pool_file(pool, epoch));
+        if !keys.has(&file) && epoch < newest {
+            // Secrets that were sealed to a lost key stay closed for nodes that do not have it; the newest one is needed.
+            session.cx.output.warn(&format!(
+                "the key of pool {pool}, epoch {epoch}, is not in this home: the node does not get it"
+            ));
+            continue;
+        }
+        let seed = keys.seed(&file, Purpose::Pool)?;
         let grant = Grant::seal(statement, &seed, node_key, sealing_key, &mut random)
             .map_err(|error| Error::internal("the pool key could not be sealed").source(error))?;
         grants.push(grant);
@@ -371,103 +377,9 @@ pub(super) async fn grant_missing(
     Ok(given)
 }
 
-/// `casemate node list`
-pub(super) async fn list(cx: &Context) -> Result<(), Error> {
-    let mut session = Session::open(cx).await?;
-    let list: NodeList = session.api.get("/v1/nodes").await?;
-    cx.output.result(&list.nodes, || {
-        let rows: Vec<_> = list
-            .nodes
-            .iter()
-            .map(|node| {
-                let seen = match (node.connected_since, node.last_seen) {
-                    (Some(since), _) => format!("connected since {}", date(since)),
-                    (None, Some(seen)) => format!("last seen {}", date(seen)),
-                    (None, None) => "never seen".to_owned(),
-                };
-                let machine = node.machine.clone().unwrap_or_default();
-                let or_none = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
-                vec![
-                    node.name.to_string(),
-                    node.pool.to_string(),
-                    seen,
-                    node.version.clone().unwrap_or_default(),
-                    or_none(machine.version),
-                    or_none(machine.storage_key),
-                    or_none(machine.update),
-                    super::short(&node.key.fingerprint()),
-                ]
-            })
-            .collect();
-        table(
-            &[
-                "NODE",
-                "POOL",
-                "STATE",
-                "VERSION",
-                "IMAGE",
-                "STORAGE KEY",
-                "UPDATE",
-                "KEY",
-            ],
-            &rows,
-        )
-    })
-}
-
-/// `casemate node show`
-pub(super) async fn show(cx: &Context, name: &Name) -> Result<(), Error> {
-    let mut session = Session::open(cx).await?;
-    let node: NodeView = session.api.get(&format!("/v1/nodes/{name}")).await?;
-    cx.output.result(&node, || {
-        let summary = &node.summary;
-        let mut lines = vec![
-            format!("node       {}", summary.name),
-            format!("pool       {} (key epochs {:?})", summary.pool, node.grants),
-            format!("key        {}", summary.key.fingerprint()),
-            format!("admitted   {}", date(summary.admitted)),
-            format!(
-                "connected  {}",
-                summary
-                    .connected_since
-                    .map_or("no".to_owned(), |since| format!("since {}", date(since)))
-            ),
-        ];
-        if let Some(machine) = &summary.machine {
-            let text = |text: &Option<String>| printable(text.as_deref().unwrap_or("-"));
-            lines.push(format!("image      {}", text(&machine.version)));
-            lines.push(format!("disk key   {}", text(&machine.storage_key)));
-            lines.push(format!("update     {}", text(&machine.update)));
-        }
-        lines.extend(node.manifests.iter().map(|(tenant, version)| {
-            format!("manifest   {version} of tenant {}", super::short(tenant))
-        }));
-        for refused in &node.refused {
-            let message = printable(&refused.message);
-            lines.push(format!(
-                "refused    {} ({}): {message}, {}",
-                printable(&refused.what),
-                printable(&refused.code),
-                date(refused.at)
-            ));
-        }
-        if !node.status.is_null() {
-            lines.push("status, as the node itself says".to_owned());
-            lines.extend(outline(&node.status));
-        }
-        lines.join("\n")
-    })
-}
-
 /// `casemate node revoke`
 pub(super) async fn revoke(cx: &Context, args: &NodeRevoke) -> Result<(), Error> {
-    if !args.yes && std::io::stdin().is_terminal() && !confirmed(&args.name)? {
-        return Err(Error::new(
-            Code::Usage,
-            "nothing was revoked",
-            "answer with the node's name, or add `--yes`",
-        ));
-    }
+    confirm(args.yes, "revoke the node", args.name.as_str())?;
     // Written down before the control plane is so much as called: what it answers, or that it does not, must not keep a
     // node among those that later keys are sealed to.
     let pool = mark_revoked(cx, &args.name)?;
@@ -546,18 +458,6 @@ fn mark_revoked(cx: &Context, name: &Name) -> Result<Option<Name>, Error> {
         cx.home.write_json(NODES, &members)?;
     }
     Ok(pool)
-}
-
-fn confirmed(name: &Name) -> Result<bool, Error> {
-    let unreadable =
-        |error| Error::new(Code::Io, "no answer could be read", "add `--yes`").source(error);
-    let mut err = anstream::stderr().lock();
-    write!(err, "Type the name of the node to revoke it ({name}): ").map_err(unreadable)?;
-    let mut answer = String::new();
-    std::io::stdin()
-        .read_line(&mut answer)
-        .map_err(unreadable)?;
-    Ok(answer.trim() == name.as_str())
 }
 
 #[cfg(test)]

@@ -17,14 +17,6 @@ use crate::session::{Context, Session};
 pub(super) async fn list(cx: &Context) -> Result<(), Error> {
     let mut session = Session::open(cx).await?;
     let list = session.read_pools().await?;
-    for pool in &list.pools {
-        let what = format!("the key of pool {}", pool.name);
-        session.warn_of_expiry(
-            &what,
-            pool.expires,
-            "`casemate pool rotate` makes a new one.",
-        );
-    }
     cx.output.result(&list.pools, || {
         let rows: Vec<_> = list
             .pools

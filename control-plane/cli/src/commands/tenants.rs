@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use casemate_api::tenant::TenantSummary;
+use casemate_api::tenant::{TenantStatus, TenantSummary};
 use casemate_api::token::Scope;
 use casemate_trust::dsse::Envelope;
 use casemate_trust::host::HostPattern;
@@ -14,13 +14,14 @@ use casemate_trust::name::Name;
 use casemate_trust::statement::{EgressCeiling, KeySet, Statement as _, Tenant};
 use serde_json::json;
 
+use super::tenant_keys::is_removed;
 use super::{show_key, tokens, write_once};
 use crate::args::{
     Ceilings, EgressLimits, Lifetime, TenantAdd, TenantHosts, TenantKey, TenantUpdate,
 };
 use crate::error::{Code, Error};
 use crate::keys::{TENANT, TENANT_PUBLIC};
-use crate::machine::{DAY, date, now};
+use crate::machine::{DAY, date, now, printable};
 use crate::output::table;
 use crate::session::{Context, Session};
 
@@ -304,13 +305,30 @@ pub(super) async fn update(cx: &Context, args: &TenantUpdate) -> Result<(), Erro
         "egress": tenant.egress,
         "expires": tenant.expires,
     });
-    let calls = egress_text(tenant.egress.as_ref());
     cx.output.result(&result, || {
-        format!(
-            "tenant     {} (version {})\n{calls}",
-            tenant.name, tenant.version
-        )
+        [
+            format!("tenant     {} (version {})", tenant.name, tenant.version),
+            format!("expires    {}", date(tenant.expires)),
+            most(&tenant.ceilings),
+            egress_text(tenant.egress.as_ref()),
+        ]
+        .join("\n")
     })
+}
+
+/// The ceilings in a line, for people.
+fn most(most: &casemate_trust::statement::Ceilings) -> String {
+    format!(
+        "at most    {} functions, {} MiB on a node; {} ms CPU, {} ms, {} MiB of heap, {} calls of {} ms, {} at a time",
+        most.functions,
+        most.memory_mib,
+        most.cpu_time_ms,
+        most.wall_time_ms,
+        most.heap_mib,
+        most.subrequests,
+        most.call_time_ms,
+        most.concurrency
+    )
 }
 
 /// Makes a changed statement the tenant's next one.
@@ -346,13 +364,24 @@ pub(super) async fn list(cx: &Context) -> Result<(), Error> {
                     tenant
                         .manifest_version
                         .map_or("-".to_owned(), |version| version.to_string()),
+                    tenant
+                        .memory_mib
+                        .map_or("-".to_owned(), |mib| mib.to_string()),
                     date(tenant.expires),
                     tenant.hosts.join(" "),
                 ]
             })
             .collect();
         table(
-            &["TENANT", "ID", "FUNCTIONS", "MANIFEST", "EXPIRES", "HOSTS"],
+            &[
+                "TENANT",
+                "ID",
+                "FUNCTIONS",
+                "MANIFEST",
+                "MIB",
+                "EXPIRES",
+                "HOSTS",
+            ],
             &rows,
         )
     })
@@ -363,11 +392,13 @@ pub(super) async fn show(cx: &Context, name: &Name) -> Result<(), Error> {
     let mut session = Session::open(cx).await?;
     let id = session.tenant_id(name).await?;
     let (tenant, _) = session.read_tenant(id).await?;
-    session.warn_of_expiry(
-        "the tenant's statement",
-        tenant.expires,
-        "`casemate tenant hosts NAME` renews it.",
-    );
+    if !cx.is_operator() {
+        session.warn_of_expiry(
+            "the tenant's statement",
+            tenant.expires,
+            "Ask the operator to renew it: `casemate tenant update NAME`.",
+        );
+    }
     cx.output.result(&tenant, || {
         let mut lines = vec![
             format!("tenant     {} (version {})", tenant.name, tenant.version),
@@ -388,6 +419,9 @@ pub(super) async fn show(cx: &Context, name: &Name) -> Result<(), Error> {
                 .map(|key| format!("key        {key}  {}", key.fingerprint())),
         );
         lines.extend(tenant.hosts.iter().map(|host| format!("host       {host}")));
+        if is_removed(&tenant) {
+            lines.push("removed    no host leads to its functions, and nobody can sign for it".to_owned());
+        }
         let contested = session.known.judge().contested_hosts(&id);
         lines.extend(contested.into_iter().map(|(host, owner)| {
             format!(
@@ -395,18 +429,7 @@ pub(super) async fn show(cx: &Context, name: &Name) -> Result<(), Error> {
                 owner.tenant.name
             )
         }));
-        let most = &tenant.ceilings;
-        lines.push(format!(
-            "at most    {} functions, {} MiB on a node; {} ms CPU, {} ms, {} MiB of heap, {} calls of {} ms, {} at a time",
-            most.functions,
-            most.memory_mib,
-            most.cpu_time_ms,
-            most.wall_time_ms,
-            most.heap_mib,
-            most.subrequests,
-            most.call_time_ms,
-            most.concurrency
-        ));
+        lines.push(most(&tenant.ceilings));
         lines.push(egress_text(tenant.egress.as_ref()));
         lines.join("\n")
     })
@@ -427,6 +450,7 @@ pub(super) async fn hosts(cx: &Context, args: &TenantHosts) -> Result<(), Error>
     }
     let listed = session.list_tenants().await?;
     require_free(session.known.judge(), &listed, &id, &args.add)?;
+    warn_of_callers(&mut session, &id, &args.remove).await?;
     tenant.hosts.retain(|host| !args.remove.contains(host));
     for host in &args.add {
         if !tenant.hosts.contains(host) {
@@ -445,6 +469,33 @@ pub(super) async fn hosts(cx: &Context, args: &TenantHosts) -> Result<(), Error>
         let hosts: Vec<_> = tenant.hosts.iter().map(ToString::to_string).collect();
         format!("tenant {} may answer for {}", tenant.name, hosts.join(", "))
     })
+}
+
+/// Names the functions whose callers are about to find nobody.
+async fn warn_of_callers(
+    session: &mut Session<'_>,
+    id: &TenantId,
+    removed: &[HostPattern],
+) -> Result<(), Error> {
+    if removed.is_empty() {
+        return Ok(());
+    }
+    let path = format!("/v1/tenants/{id}/status");
+    let status: TenantStatus = session.api.get(&path).await?;
+    for (name, function) in &status.functions {
+        let hosts = function.hosts.iter().filter(|host| {
+            let host = host.parse::<HostPattern>();
+            host.is_ok_and(|host| removed.iter().any(|removed| removed.overlaps(&host)))
+        });
+        for host in hosts {
+            session.cx.output.warn(&format!(
+                "the function {name} answers for {}: its callers get 404 once the nodes have this, and the tenant's next \
+                 deployment of it is refused",
+                printable(host)
+            ));
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]

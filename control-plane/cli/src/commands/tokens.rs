@@ -9,8 +9,9 @@ use http::Method;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
+use super::confirm::confirm;
 use super::write_once;
-use crate::args::{Audit, TokenCreate, TokenScope};
+use crate::args::{Audit, TokenCreate, TokenRevoke, TokenScope};
 use crate::error::{Code, Error};
 use crate::machine::{date, is_word, now};
 use crate::output::table;
@@ -103,7 +104,8 @@ pub(super) async fn list(cx: &Context) -> Result<(), Error> {
 }
 
 /// `casemate token revoke`
-pub(super) async fn revoke(cx: &Context, id: &str) -> Result<(), Error> {
+pub(super) async fn revoke(cx: &Context, args: &TokenRevoke) -> Result<(), Error> {
+    let id = args.id.as_str();
     if !is_word(id) {
         return Err(Error::new(
             Code::Usage,
@@ -111,6 +113,7 @@ pub(super) async fn revoke(cx: &Context, id: &str) -> Result<(), Error> {
             "`casemate token list` shows the ids; the token itself is not one",
         ));
     }
+    confirm(args.yes, "revoke the token", id)?;
     remember_revoked(cx, id)?;
     let mut session = Session::open(cx).await?;
     session.api.delete(&format!("/v1/tokens/{id}")).await?;
@@ -122,6 +125,16 @@ pub(super) async fn revoke(cx: &Context, id: &str) -> Result<(), Error> {
 /// Writes down that a token is revoked, so that a control plane which was restored from an older copy loses it again.
 fn remember_revoked(cx: &Context, id: &str) -> Result<(), Error> {
     let _lock = cx.home.lock()?;
+    note_revoked(cx, id)
+}
+
+/// Takes a token away, with the home locked by the session.
+pub(super) async fn take_away(session: &mut Session<'_>, id: &str) -> Result<(), Error> {
+    note_revoked(session.cx, id)?;
+    session.api.delete(&format!("/v1/tokens/{id}")).await
+}
+
+fn note_revoked(cx: &Context, id: &str) -> Result<(), Error> {
     let mut revoked = revoked(cx)?;
     if !revoked.iter().any(|known| known == id) {
         revoked.push(id.to_owned());

@@ -91,7 +91,7 @@ pub fn egress_not_given(
 }
 
 /// The error for limits over the tenant's ceilings.
-fn limits_not_given(tenant: &Tenant, release: &Release) -> Option<Error> {
+pub fn limits_not_given(tenant: &Tenant, release: &Release) -> Option<Error> {
     let over: Vec<_> = release
         .limits_over(&tenant.ceilings)
         .map(|(limit, asked, allowed)| {

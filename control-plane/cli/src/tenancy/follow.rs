@@ -228,8 +228,8 @@ fn ahead(node: &NodeProgress, version: u64, newer: u64) -> Error {
         "node {} holds manifest {newer}, which is newer than manifest {version}: it goes on with what it has",
         node.node
     );
-    let next = "the control plane was restored from something older. Run `casemate renew --from-memory` in the home that \
-                signed the newest manifest, then this command again";
+    let next = "neither the control plane nor this home has seen that manifest. Run `casemate renew` in the home that signed it; \
+                if that home is lost, `casemate renew --from-memory` signs what this home knows above it";
     Error::new(Code::NodeRefused, what, next)
 }
 

@@ -39,7 +39,7 @@ impl Tenancy<'_> {
         let Some(envelope) = shown else { return };
         let judged = self.session.known.accept_freshness(envelope, now());
         if let Err(refusal) = judged
-            && refusal != Refusal::FreshnessExpired
+            && !matches!(refusal, Refusal::FreshnessExpired(_))
         {
             self.session.cx.output.warn(&format!(
                 "the control plane shows a statement of freshness that nodes refuse ({}); it is passed over",
@@ -69,6 +69,7 @@ impl Tenancy<'_> {
         pinned: Option<u64>,
         with_keys: &[PathBuf],
     ) -> Result<Renewed, Error> {
+        self.publish_again().await?;
         let state = self.session.known.judge().tenant(&self.id);
         let accord = state.and_then(|state| state.manifest.as_ref());
         let demand = accord.and_then(|accord| Some((accord, accord.manifest.freshness.clone()?)));
@@ -90,6 +91,7 @@ impl Tenancy<'_> {
                 is_new: false,
             });
         }
+        self.session.must_have_the_time()?;
         let signers = self.freshness_signers(&demand, with_keys)?;
         let statement = Freshness {
             fleet: self.session.fleet(),

@@ -3,12 +3,15 @@
 mod draft;
 mod follow;
 mod freshness;
+mod recover;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
+use bytes::Bytes;
 use casemate_api::error::code;
-use casemate_api::tenant::{ManifestAnswer, TenantStatus};
+use casemate_api::tenant::{TenantStatus, TenantView};
+use casemate_trust::dsse::Envelope;
 use casemate_trust::id::{Digest, TenantId};
 use casemate_trust::judge::Refusal;
 use casemate_trust::key::SigningKey;
@@ -30,9 +33,10 @@ use crate::session::{Context, Session};
 /// How often somebody else may be faster before we give up.
 const MAX_TRIES: u32 = 5;
 
-pub use draft::{Draft, egress_not_given, hosts_not_given};
+pub use draft::{Draft, egress_not_given, hosts_not_given, limits_not_given};
 pub use follow::{Reach, Until, broken};
 pub use freshness::{Renewed, undemanded};
+use recover::HandedIn;
 
 /// See the module.
 #[derive(Debug)]
@@ -45,6 +49,14 @@ pub struct Tenancy<'a> {
     pub tenant: Tenant,
     /// What the newest manifest lists.
     pub objects: ObjectMap,
+    /// Whether the control plane shows something older than this home remembers.
+    is_ahead: bool,
+    /// Whether what this home remembers goes before another manifest of the same version.
+    from_memory: bool,
+    /// The manifest that nodes hold beyond it, which the next one is to replace; 0 if none is.
+    held_by_nodes: u64,
+    /// The tenant as the control plane shows it.
+    view: TenantView,
 }
 
 impl<'a> Tenancy<'a> {
@@ -56,7 +68,8 @@ impl<'a> Tenancy<'a> {
         Self::open_over(cx, name, false).await
     }
 
-    /// The same; `from_memory` goes on from what this home remembers where the control plane shows something older.
+    /// The same; `from_memory` goes on from what this home remembers also where the control plane shows another manifest of
+    /// the same version.
     ///
     /// # Errors
     /// See [`Tenancy::open`].
@@ -67,14 +80,18 @@ impl<'a> Tenancy<'a> {
     ) -> Result<Self, Error> {
         let mut session = Session::open(cx).await?;
         let id = session.own_tenant(name).await?;
-        let (tenant, _) = session.read_tenant(id).await?;
+        let (tenant, view) = session.read_tenant(id).await?;
         let mut tenancy = Self {
             session,
             id,
             tenant,
             objects: ObjectMap::new(),
+            is_ahead: false,
+            from_memory,
+            held_by_nodes: 0,
+            view,
         };
-        tenancy.refresh(from_memory).await?;
+        tenancy.refresh().await?;
         let held = tenancy.manifest().map(|manifest| manifest.expires);
         let session = &tenancy.session;
         session.warn_of_expiry(
@@ -104,40 +121,19 @@ impl<'a> Tenancy<'a> {
         Secret::parse(self.objects.get(digest)?).ok()
     }
 
-    /// Read tenant and manifest anew and judge them.
-    async fn refresh(&mut self, from_memory: bool) -> Result<(), Error> {
-        let (tenant, view) = self.session.read_tenant(self.id).await?;
-        self.tenant = tenant;
+    /// Read tenant and manifest anew and judge them. Where the control plane shows something older than this home remembers,
+    /// what is remembered holds.
+    async fn refresh(&mut self) -> Result<(), Error> {
+        (self.tenant, self.view) = self.session.read_tenant(self.id).await?;
         let had = self.manifest().map(|manifest| manifest.version);
-        match &view.manifest {
-            Some(envelope) => {
-                let mut objects = ObjectMap::new();
-                loop {
-                    match self.session.known.accept_manifest(envelope, now(), &objects) {
-                        Ok(_) => break,
-                        Err(Refusal::Missing(digests)) if objects.is_empty() => {
-                            for digest in digests {
-                                objects.insert(digest, self.object(&digest).await?);
-                            }
-                        }
-                        Err(Refusal::ManifestVersionLower(ours, theirs)) if from_memory && had.is_some() => {
-                            let text = format!(
- "the control plane shows manifest {theirs}; going on from {ours}, \
- which this home remembers"
- );
-                            self.session.cx.output.warn(&text);
-                            break;
-                        }
-                        Err(refusal) => return Err(refused("manifest", refusal).at(self.session.api.address())),
-                    }
-                }
-            }
-            None if had.is_some() => self.session.cx.output.warn(
-                "the control plane has lost this tenant's manifest; going on from the one that this home remembers",
-            ),
+        self.is_ahead = false;
+        match self.view.manifest.clone() {
+            Some(envelope) => self.read_manifest(&envelope, had.is_some()).await?,
+            None if had.is_some() => self.go_on_from_memory(None),
             None => {}
         }
-        self.read_freshness(view.freshness.as_ref());
+        let freshness = self.view.freshness.clone();
+        self.read_freshness(freshness.as_ref());
         self.session.known.save(&self.session.cx.home)?;
         let mut all = ObjectMap::new();
         for digest in self.manifest().map(listed).unwrap_or_default() {
@@ -146,6 +142,38 @@ impl<'a> Tenancy<'a> {
         keep_objects(&self.session.cx.home, &all)?;
         self.objects = all;
         Ok(())
+    }
+
+    async fn read_manifest(&mut self, envelope: &Envelope, has_one: bool) -> Result<(), Error> {
+        let mut objects = ObjectMap::new();
+        loop {
+            match self
+                .session
+                .known
+                .accept_manifest(envelope, now(), &objects)
+            {
+                Ok(_) => return Ok(()),
+                Err(Refusal::Missing(digests)) if objects.is_empty() => {
+                    for digest in digests {
+                        objects.insert(digest, self.object(&digest).await?);
+                    }
+                }
+                Err(Refusal::ManifestVersionLower(_, theirs)) if has_one => {
+                    self.go_on_from_memory(Some(theirs));
+                    return Ok(());
+                }
+                Err(Refusal::ManifestEqualOther) if has_one && self.from_memory => {
+                    self.session.cx.output.warn(
+                        "the control plane shows another manifest of the version that this home remembers: what only that one \
+                         changed is undone",
+                    );
+                    return Ok(());
+                }
+                Err(refusal) => {
+                    return Err(refused("manifest", refusal).at(self.session.api.address()));
+                }
+            }
+        }
     }
 
     /// An object from the home's cache, else from the control plane, whose word for it is not taken.
@@ -173,7 +201,7 @@ impl<'a> Tenancy<'a> {
     ///
     /// # Errors
     /// A key is missing, is none of the tenant's, or they are too few.
-    fn signers(&self, with_keys: &[PathBuf]) -> Result<Vec<SigningKey>, Error> {
+    pub fn signers(&self, with_keys: &[PathBuf]) -> Result<Vec<SigningKey>, Error> {
         let cx = self.session.cx;
         let mut keys = Vec::new();
         if cx.keys().has(TENANT) || with_keys.is_empty() {
@@ -221,11 +249,15 @@ impl<'a> Tenancy<'a> {
     ) -> Result<u64, Error> {
         let keys = self.signers(&signing.with_keys)?;
         let keys: Vec<&SigningKey> = keys.iter().collect();
+        self.session.must_have_the_time()?;
+        self.session.publish_tenant(self.id, &self.view).await?;
+        let mut lost = BTreeSet::new();
         for _ in 0..MAX_TRIES {
             let mut draft = self.draft();
             edit(self, &mut draft)?;
             let mut all = self.objects.clone();
             all.extend(draft.objects.clone());
+            self.leave_out(&mut draft, &all, &lost)?;
             for warning in draft.fit(&self.tenant, &all)? {
                 self.session.cx.output.warn(&warning);
             }
@@ -241,34 +273,22 @@ impl<'a> Tenancy<'a> {
                 .accept_manifest(&envelope, now(), &objects)
                 .map_err(|refusal| self.own_fault(refusal))?;
             self.upload(&draft).await?;
-            let path = format!("/v1/tenants/{}/manifest", self.id);
-            let api = &mut self.session.api;
-            let mut answer = api
-                .send_json::<ManifestAnswer>(Method::PUT, &path, &envelope)
-                .await;
-            if let Err(error) = &answer
-                && error.remote_code() == Some(code::OBJECTS_MISSING)
-            {
-                // The control plane has lost what it had: everything is here.
-                for (digest, bytes) in &objects {
-                    self.put_object(digest, bytes.clone()).await?;
-                }
-                let api = &mut self.session.api;
-                answer = api.send_json(Method::PUT, &path, &envelope).await;
-            }
-            match answer {
-                Ok(_) => {
+            match self.hand_in(&envelope, &objects).await {
+                Ok(HandedIn::Taken) => {
                     self.session.known = known;
                     self.session.known.save(&self.session.cx.home)?;
                     keep_objects(&self.session.cx.home, &objects)?;
                     self.objects = objects;
+                    self.is_ahead = false;
+                    self.keep_bundles(&draft.bundles)?;
                     return Ok(version);
                 }
+                Ok(HandedIn::Lacks(bundles)) => lost.extend(bundles),
                 Err(error) if error.remote_code() == Some(code::MANIFEST_CONFLICT) => {
                     self.session.cx.output.warn(&format!(
                         "manifest {version} was already signed elsewhere; applying this change to it and trying again"
                     ));
-                    self.refresh(false).await?;
+                    self.refresh().await?;
                 }
                 Err(error) => return Err(error),
             }
@@ -308,7 +328,8 @@ impl<'a> Tenancy<'a> {
 
     fn next(&self, draft: &Draft, signing: &Signing) -> Result<Manifest, Error> {
         let now = self.session.known.judge().time(now());
-        let version = self.manifest().map_or(0, |manifest| manifest.version) + 1;
+        let before = self.manifest().map_or(0, |manifest| manifest.version);
+        let version = before.max(self.held_by_nodes) + 1;
         if version > MAX_VERSION {
             return Err(Error::internal("no more manifests can be counted"));
         }
@@ -358,13 +379,23 @@ impl<'a> Tenancy<'a> {
         Ok(())
     }
 
+    async fn put_bundle(&mut self, digest: &Digest, bytes: Bytes) -> Result<(), Error> {
+        let path = format!("/v1/bundles/{digest}");
+        let api = &mut self.session.api;
+        api.send_bytes(Method::PUT, &path, "application/x-tar", bytes)
+            .await?;
+        Ok(())
+    }
+
     async fn upload(&mut self, draft: &Draft) -> Result<(), Error> {
         for (digest, bytes) in &draft.bundles {
-            let path = format!("/v1/bundles/{digest}");
-            let api = &mut self.session.api;
-            if !api.has(&path).await? {
-                api.send_bytes(Method::PUT, &path, "application/x-tar", bytes.clone())
-                    .await?;
+            if !self
+                .session
+                .api
+                .has(&format!("/v1/bundles/{digest}"))
+                .await?
+            {
+                self.put_bundle(digest, bytes.clone()).await?;
             }
         }
         for (digest, bytes) in &draft.objects {

@@ -14,7 +14,7 @@ use casemate_api::audit::{AuditPage, AuditQuery, AuditRecord};
 use casemate_api::error::{ErrorBody, code};
 use casemate_api::fleet::{FleetView, Outcome, PoolList, PoolView, StatementAnswer};
 use casemate_api::node::{
-    Admission, JoinList, JoinView, NewGrants, NodeList, NodeSummary, NodeView,
+    Admission, HealthView, JoinList, JoinView, NewGrants, NodeList, NodeSummary, NodeView,
 };
 use casemate_api::tenant::{
     FreshnessAnswer, FunctionStatus, ManifestAnswer, NodeProgress, Refused, StoppedCredential,
@@ -27,6 +27,7 @@ use casemate_trust::id::{Digest, FleetId, TenantId};
 use casemate_trust::join::Grant;
 use casemate_trust::key::SigningKey;
 use casemate_trust::name::Name;
+use casemate_trust::release::Release;
 use casemate_trust::revocation::Revocations;
 use casemate_trust::statement::{Manifest, OnlineKey, Pool, Root, Statement as _, Tenant};
 use hyper_util::rt::{TokioExecutor, TokioIo};
@@ -75,6 +76,12 @@ pub(crate) struct Given {
     pub(crate) silent: bool,
     /// Credentials that nodes have stopped.
     pub(crate) stopped: Vec<StoppedCredential>,
+    /// How every node is.
+    pub(crate) health: Option<HealthView>,
+    /// How far its clock is ahead, seconds.
+    pub(crate) clock_ahead_secs: i64,
+    /// List a token of the first tenant.
+    pub(crate) tenant_token: bool,
     /// What the nodes hold, whatever was handed in.
     pub(crate) hold: Option<(u64, Digest)>,
 }
@@ -175,6 +182,11 @@ fn router(given: Shared) -> Router {
         .route("/v1/nodes", get(nodes))
         .route("/v1/tokens", post(token).get(tokens))
         .route("/v1/tokens/{id}", delete(revoke_token))
+        .route("/v1/token", get(own_token))
+        .route(
+            "/v1/images",
+            get(async || json(&casemate_api::image::ImageList { images: Vec::new() })),
+        )
         .route(
             "/v1/nodes/tokens",
             post(async |State(given): State<Shared>, body: Bytes| {
@@ -216,7 +228,7 @@ async fn fleet(State(given): State<Shared>, headers: HeaderMap) -> Response {
     if let Some(token) = headers.get("authorization") {
         given.heard.extend(token.as_bytes());
     }
-    json(&FleetView {
+    let mut answer = json(&FleetView {
         fleet: given
             .roots
             .first()
@@ -226,7 +238,12 @@ async fn fleet(State(given): State<Shared>, headers: HeaderMap) -> Response {
         revocations: given.revocations.clone(),
         quic_address: "control.test:7000".into(),
         version: "fake".into(),
-    })
+    });
+    let clock = jiff::Timestamp::now() + jiff::SignedDuration::from_secs(given.clock_ahead_secs);
+    let printer = jiff::fmt::rfc2822::DateTimePrinter::new();
+    let date = printer.timestamp_to_rfc9110_string(&clock).unwrap();
+    answer.headers_mut().insert("date", date.parse().unwrap());
+    answer
 }
 
 async fn statement(State(given): State<Shared>, body: Bytes) -> Response {
@@ -237,13 +254,14 @@ async fn statement(State(given): State<Shared>, body: Bytes) -> Response {
         return no(StatusCode::INTERNAL_SERVER_ERROR, code::INTERNAL);
     }
     match envelope.payload_type() {
+        Root::TYPE if given.roots.contains(&envelope) => {}
         Root::TYPE => given.roots.push(envelope),
         OnlineKey::TYPE => given.online = Some(envelope),
         Revocations::TYPE => given.revocations = Some(envelope),
-        Pool::TYPE => given.pools.push(envelope),
+        Pool::TYPE => put_anew(&mut given.pools, envelope),
         Tenant::TYPE => {
             let tenant = Tenant::read(&envelope).unwrap();
-            given.tenants.entry(tenant.id).or_default().push(envelope);
+            put_anew(given.tenants.entry(tenant.id).or_default(), envelope);
         }
         _ => return no(StatusCode::BAD_REQUEST, code::BAD_REQUEST),
     }
@@ -251,6 +269,15 @@ async fn statement(State(given): State<Shared>, body: Bytes) -> Response {
         accepted: Outcome::New,
         revision: 1,
     })
+}
+
+/// The same with another signature takes the place of the earlier one.
+fn put_anew(held: &mut Vec<Envelope>, envelope: Envelope) {
+    let digest = envelope.payload_digest();
+    match held.iter_mut().find(|held| held.payload_digest() == digest) {
+        Some(earlier) => *earlier = envelope,
+        None => held.push(envelope),
+    }
 }
 
 async fn pools(State(given): State<Shared>) -> Response {
@@ -286,6 +313,7 @@ async fn tenants(State(given): State<Shared>) -> Response {
             manifest_version: None,
             manifest_expires: None,
             functions: 0,
+            memory_mib: Some(tenant.ceilings.memory_mib),
         }
     };
     let mut tenants: Vec<TenantSummary> = given.tenants.iter().map(summary).collect();
@@ -375,10 +403,32 @@ async fn manifest(State(given): State<Shared>, Path(id): Path<TenantId>, body: B
     if manifest.version <= newest {
         return no(StatusCode::CONFLICT, code::MANIFEST_CONFLICT);
     }
+    if let Some(code) = lacking(&given, &manifest) {
+        return no(StatusCode::UNPROCESSABLE_ENTITY, code);
+    }
+    let held = given.manifests.entry(id).or_default();
     held.push(envelope);
     json(&ManifestAnswer {
         accepted: Outcome::New,
         revision: 1,
+    })
+}
+
+/// What is listed and not there.
+fn lacking(given: &Given, manifest: &Manifest) -> Option<&'static str> {
+    let wanted = manifest.functions.values();
+    let mut releases =
+        wanted.flat_map(|wanted| std::iter::once(&wanted.release).chain(&wanted.fallbacks));
+    let mut secrets = manifest.secrets.values().flat_map(BTreeMap::values);
+    if secrets.any(|digest| !given.objects.contains_key(digest)) {
+        return Some(code::OBJECTS_MISSING);
+    }
+    releases.find_map(|digest| {
+        let Some(release) = given.objects.get(digest) else {
+            return Some(code::OBJECTS_MISSING);
+        };
+        let bundle = Release::parse(release).unwrap().bundle.digest;
+        (!given.bundles.contains_key(&bundle)).then_some(code::BUNDLE_MISSING)
     })
 }
 
@@ -491,7 +541,16 @@ async fn nodes(State(given): State<Shared>) -> Response {
 }
 
 async fn tokens(State(given): State<Shared>) -> Response {
-    let evil = given.lock().unwrap().evil;
+    let given = given.lock().unwrap();
+    let evil = given.evil;
+    let of_tenant = given.tenants.keys().next().filter(|_| given.tenant_token);
+    let of_tenant = of_tenant.map(|id| TokenView {
+        id: "t2".into(),
+        scope: Scope::Tenant(*id),
+        label: "tenant".into(),
+        created: 1,
+        expires: None,
+    });
     let token = TokenView {
         id: evil.unwrap_or("t1").into(),
         scope: Scope::Operator,
@@ -500,7 +559,17 @@ async fn tokens(State(given): State<Shared>) -> Response {
         expires: None,
     };
     json(&TokenList {
-        tokens: vec![token],
+        tokens: std::iter::once(token).chain(of_tenant).collect(),
+    })
+}
+
+async fn own_token() -> Response {
+    json(&TokenView {
+        id: "own".into(),
+        scope: Scope::ReadOnly,
+        label: "of this home".into(),
+        created: 1,
+        expires: Some(4_000_000_000),
     })
 }
 
@@ -528,6 +597,8 @@ fn view(given: &Given, name: &str) -> Option<NodeView> {
     Some(NodeView {
         summary: NodeSummary {
             machine: None,
+            duplicate_seen: None,
+            health: given.health.clone(),
             name: admission.name.clone(),
             pool: admission.pool.clone(),
             key: admission.node_key,

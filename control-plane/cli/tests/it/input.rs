@@ -38,6 +38,55 @@ async fn what_was_not_given_is_refused_before_anything_is_uploaded() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_dry_run_says_what_is_over_the_tenants_ceilings() {
+    let World {
+        fake,
+        operator,
+        tenant,
+        _dir,
+        ..
+    } = world().await;
+    let limits = "[limits]\nheap_mib = 128\n";
+    let project = tenant.project("web", "web.shop.test", limits);
+    let dry = ["deploy", "--dry-run", "--project", &project];
+    let ran = tenant.run(&dry);
+    assert_eq!(ran.code, 0, "{}", ran.err);
+    operator.json(&["tenant", "update", "shop", "--max-heap-mib", "64"]);
+    let ran = tenant.run(&dry);
+    assert_eq!(ran.code, 64, "{}", ran.err);
+    assert!(ran.err.contains("ceiling is 64"), "{}", ran.err);
+    let more = ["--max-heap-mib", "128", "--max-functions", "1"];
+    operator.json(&[&["tenant", "update", "shop"][..], &more].concat());
+    tenant.json(&["deploy", "--project", &project]);
+    assert_eq!(tenant.run(&dry).code, 0, "it replaces itself");
+    let second = tenant.project("second", "second.shop.test", "");
+    let ran = tenant.run(&["deploy", "--dry-run", "--project", &second]);
+    assert_eq!(ran.code, 64, "{}", ran.err);
+    assert!(ran.err.contains("would be function 2"), "{}", ran.err);
+    assert_eq!(
+        fake.given().bundles.len(),
+        1,
+        "nothing was uploaded by that"
+    );
+    // What cannot be taken back is not done because nobody was there to say no.
+    for args in [
+        &["node", "revoke", "edge-1"][..],
+        &["token", "revoke", "t1"],
+    ] {
+        let ran = operator.run(args);
+        assert_eq!(ran.code, 64, "{args:?} {}", ran.err);
+        assert!(ran.err.contains("--yes"), "{}", ran.err);
+    }
+    assert!(fake.given().deleted.is_empty());
+    let help = operator.run(&["help"]);
+    assert!(
+        help.code == 0 && help.out.contains("The fleet (operator)"),
+        "{}",
+        help.out
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn calls_beyond_the_operators_ceiling_are_refused_before_anything_is_uploaded() {
     let World {
         fake,

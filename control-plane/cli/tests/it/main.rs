@@ -4,6 +4,7 @@
 mod ci;
 mod daily;
 mod environments;
+mod clocks;
 mod fake;
 mod fleet;
 mod freshness;
@@ -11,5 +12,7 @@ mod hostile;
 mod input;
 mod journey;
 mod outcomes;
+mod keys;
 mod records;
+mod restored;
 mod world;

@@ -93,6 +93,7 @@ pub(super) async fn answer(mut ask: Ask) -> Result<Response, Fault> {
             )
                 .into_response())
         }
+        "own_token" => Ok(json(&plane.own_token(&actor)?)),
         "list_tokens" => Ok(json(&plane.tokens())),
         "delete_token" => {
             let id: String = ask.param("token")?;

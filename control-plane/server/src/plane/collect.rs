@@ -102,6 +102,10 @@ impl Plane {
         if unlisted(&self.listed(tenant)).is_empty() {
             return Ok(0);
         }
+        // Backups keep everything while they run; the next look removes it.
+        let Ok(_removing) = self.keeping.try_write() else {
+            return Ok(0);
+        };
         let writing = self.begin().await?;
         let Some(listed) = self.listed_for_certain(tenant).await? else {
             tracing::warn!(%tenant, "the stored manifest is not the one that was judged: nothing is removed");

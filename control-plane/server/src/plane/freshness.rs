@@ -16,6 +16,7 @@ use casemate_trust::statement::Statement as _;
 use serde_json::json;
 
 use super::held::Index;
+use super::rates::Kind;
 use super::{Actor, Plane, key, now};
 use crate::fault::Fault;
 
@@ -45,7 +46,8 @@ impl Plane {
         self.reserve().await?;
         let writing = self.begin().await?;
         let before = self.held_freshness(tenant);
-        let judged = must_not_be_too_soon(before.as_ref(), &statement)
+        let judged = self
+            .must_not_be_too_soon(before.as_ref(), &statement)
             .and_then(|()| self.accept_freshness(&envelope));
         if judged.map_err(|fault| fault.about(&id))? == Accepted::Held {
             return Ok(FreshnessAnswer {
@@ -67,6 +69,32 @@ impl Plane {
             accepted: Outcome::New,
             revision,
         })
+    }
+
+    /// Not too many at a time by when they come, nor too close together by their dates, which are remembered over a restart.
+    /// The same statement once more counts as none.
+    fn must_not_be_too_soon(
+        &self,
+        before: Option<&Freshness>,
+        statement: &Freshness,
+    ) -> Result<(), Fault> {
+        let before = before.filter(|before| before.manifest == statement.manifest);
+        let since_secs = before.map(|before| statement.issued.saturating_sub(before.issued));
+        if since_secs == Some(0) {
+            return Ok(());
+        }
+        let details = json!({ "interval_secs": FRESHNESS_INTERVAL_SECS });
+        let too_soon = |got: String| {
+            let message = format!(
+                "expected {FRESHNESS_INTERVAL_SECS} seconds between two statements of freshness of a manifest, got {got}"
+            );
+            Fault::new(429, code::TOO_SOON, message).with(details.clone())
+        };
+        if let Some(secs) = since_secs.filter(|secs| *secs < FRESHNESS_INTERVAL_SECS) {
+            return Err(too_soon(secs.to_string()));
+        }
+        let taken = self.rates.take(&statement.tenant, Kind::Freshness);
+        taken.map_err(|_| too_soon("many at once".to_owned()))
     }
 
     fn accept_freshness(&self, envelope: &Envelope) -> Result<Accepted, Fault> {
@@ -136,19 +164,4 @@ impl Index {
             .next_back();
         newest.map(|(_, _, bytes)| bytes)
     }
-}
-
-fn must_not_be_too_soon(before: Option<&Freshness>, statement: &Freshness) -> Result<(), Fault> {
-    let Some(before) = before.filter(|before| before.manifest == statement.manifest) else {
-        return Ok(());
-    };
-    let since_secs = statement.issued.saturating_sub(before.issued);
-    if (1..FRESHNESS_INTERVAL_SECS).contains(&since_secs) {
-        let message = format!(
-            "expected {FRESHNESS_INTERVAL_SECS} seconds between two statements of freshness of a manifest, got {since_secs}"
-        );
-        let details = json!({ "interval_secs": FRESHNESS_INTERVAL_SECS });
-        return Err(Fault::new(429, code::TOO_SOON, message).with(details));
-    }
-    Ok(())
 }

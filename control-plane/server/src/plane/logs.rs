@@ -1,16 +1,20 @@
-//! The newest log records of each tenant, in memory.
+//! The log records of each tenant: the newest in memory, for those who follow; more of them on the disk (`log_files`).
 
 use std::collections::{BTreeMap, VecDeque};
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
 
 use casemate_api::limits::{LOG_BYTES_PER_TENANT, LOG_RECORDS_PER_TENANT};
 use casemate_api::log::{LogQuery, LogRecord};
 use casemate_push::LogEntry;
 use casemate_trust::id::TenantId;
 use casemate_trust::name::Name;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
+use tokio_util::sync::CancellationToken;
 
-use super::Plane;
+use super::log_files::{LogFiles, LogLimits, Waiting};
+use super::{Plane, log_files};
 
 /// Records that are handed on at a time.
 const BATCH: usize = 256;
@@ -24,10 +28,22 @@ struct Ring {
     newest: watch::Sender<u64>,
 }
 
+/// Between two writes to the disk: what is lost with a program that is killed.
+const WRITE_INTERVAL: Duration = Duration::from_secs(1);
+/// What numbers go up by at a start: more than the records that a killed program had shown and not written, so that whoever
+/// goes on behind the last one that was seen misses none.
+const NUMBERS_BETWEEN_STARTS: u64 = 1_000_000;
+/// Files that are read at a time, by all readers together.
+const MAX_READING: usize = 4;
+
 /// See the module.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Logs {
     rings: Mutex<Rings>,
+    waiting: Mutex<Waiting>,
+    /// `None` if the folder cannot be used: the newest records are in memory all the same.
+    files: Mutex<Option<LogFiles>>,
+    reading: Semaphore,
 }
 
 #[derive(Debug, Default)]
@@ -42,11 +58,62 @@ struct Rings {
 pub(crate) struct Following {
     tenant: TenantId,
     query: LogQuery,
+    /// Files of what is no longer in memory, which are read first.
+    files: VecDeque<PathBuf>,
+    /// Records of the file that was read last.
+    found: VecDeque<Arc<LogRecord>>,
+    /// The first record that is not looked for in files.
+    in_memory_from: u64,
     seen: u64,
     newest: watch::Receiver<u64>,
 }
 
 impl Logs {
+    /// Reads the newest records.
+    pub(crate) fn open(folder: &Path, limits: LogLimits) -> Self {
+        let files = LogFiles::open(folder, limits);
+        let files = files.inspect_err(|error| {
+            let folder = folder.display();
+            tracing::error!(%folder, %error, "logs are not kept on the disk");
+        });
+        let (mut rings, files) = (Rings::default(), files.ok());
+        for tenant in files.iter().flat_map(LogFiles::tenants) {
+            let records = files
+                .iter()
+                .flat_map(|files| files.newest(tenant, LOG_BYTES_PER_TENANT as u64));
+            let records: Vec<_> = records.collect();
+            rings.load(tenant, records);
+        }
+        Self {
+            rings: Mutex::new(rings),
+            waiting: Mutex::default(),
+            files: Mutex::new(files),
+            reading: Semaphore::new(MAX_READING),
+        }
+    }
+
+    /// Writes what waits.
+    fn write(&self) {
+        let waiting =
+            std::mem::take(&mut *self.waiting.lock().unwrap_or_else(PoisonError::into_inner));
+        if waiting.lost > 0 {
+            let lost = waiting.lost;
+            tracing::warn!(lost, "log records are not kept on the disk: too many wait");
+        }
+        let mut files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(files) = &mut *files
+            && let Err(error) = files.write(waiting, SystemTime::now())
+        {
+            tracing::warn!(%error, "log records could not be written to the disk");
+        }
+    }
+
+    fn files_before(&self, tenant: &TenantId, seq: u64) -> VecDeque<PathBuf> {
+        let files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
+        let files = files.as_ref().map(|files| files.before(tenant, seq));
+        files.unwrap_or_default()
+    }
+
     fn lock(&self) -> MutexGuard<'_, Rings> {
         self.rings.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -57,13 +124,34 @@ impl Rings {
         self.by_tenant.entry(tenant).or_insert_with(Ring::new)
     }
 
-    /// Keeps a record. When all of them are too much, whoever has most loses the older half: a flood costs its own tenant.
-    fn push(&mut self, node: &Name, entry: LogEntry) {
-        let ring = self.of(entry.tenant);
+    /// Takes what an earlier program has written.
+    fn load(&mut self, tenant: &TenantId, records: Vec<LogRecord>) {
+        let ring = self.of(*tenant);
         let before = ring.bytes;
-        ring.push(node, entry);
+        let newest = records.last().map_or(0, |record| record.seq);
+        for record in records {
+            ring.bytes += size(&record);
+            ring.records.push_back(Arc::new(record));
+        }
+        ring.shorten(LOG_RECORDS_PER_TENANT, LOG_BYTES_PER_TENANT);
+        ring.newest.send_replace(newest + NUMBERS_BETWEEN_STARTS);
         let after = ring.bytes;
         self.bytes = self.bytes - before + after;
+        self.bound();
+    }
+
+    /// Keeps a record. When all of them are too much, whoever has most loses the older half: a flood costs its own tenant.
+    fn push(&mut self, node: &Name, entry: LogEntry) -> Arc<LogRecord> {
+        let ring = self.of(entry.tenant);
+        let before = ring.bytes;
+        let record = ring.push(node, entry);
+        let after = ring.bytes;
+        self.bytes = self.bytes - before + after;
+        self.bound();
+        record
+    }
+
+    fn bound(&mut self) {
         while self.bytes > MAX_BYTES
             && let Some(largest) = self.by_tenant.values_mut().max_by_key(|ring| ring.bytes)
         {
@@ -83,7 +171,7 @@ impl Ring {
         }
     }
 
-    fn push(&mut self, node: &Name, entry: LogEntry) {
+    fn push(&mut self, node: &Name, entry: LogEntry) -> Arc<LogRecord> {
         let seq = *self.newest.borrow() + 1;
         let record = LogRecord {
             seq,
@@ -96,9 +184,11 @@ impl Ring {
             failure: entry.failure,
         };
         self.bytes += size(&record);
-        self.records.push_back(Arc::new(record));
+        let record = Arc::new(record);
+        self.records.push_back(Arc::clone(&record));
         self.shorten(LOG_RECORDS_PER_TENANT, LOG_BYTES_PER_TENANT);
         self.newest.send_replace(seq);
+        record
     }
 
     /// Drops the oldest.
@@ -130,19 +220,66 @@ impl Plane {
             Some(wanted.pools.contains(pool))
         };
         let mut rings = self.logs.lock();
+        let mut kept = Vec::new();
         for entry in entries {
             if runs_here(&entry) == Some(true) {
-                rings.push(node, entry);
+                kept.push((entry.tenant, rings.push(node, entry)));
+            }
+        }
+        drop(rings);
+        let waiting = &mut *self
+            .logs
+            .waiting
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        for (tenant, record) in kept {
+            waiting.push(&tenant, &record);
+        }
+    }
+
+    /// Writes log records to the disk until `stopping`, and what is left then.
+    pub(crate) async fn write_logs(self: Arc<Self>, stopping: CancellationToken) {
+        loop {
+            let is_last = tokio::select! {
+                () = tokio::time::sleep(WRITE_INTERVAL) => false,
+                () = stopping.cancelled() => true,
+            };
+            // On a full disk the room is the operator's; what waits is bounded and written when there is some again.
+            if self.reserve().await.is_ok() {
+                let plane = Arc::clone(&self);
+                let written = tokio::task::spawn_blocking(move || plane.logs.write());
+                written.await.ok();
+            }
+            if is_last {
+                return;
             }
         }
     }
 
     /// A place in a tenant's log.
     pub(crate) fn follow(&self, tenant: TenantId, query: LogQuery) -> Following {
-        let newest = self.logs.lock().of(tenant).newest.subscribe();
+        let (newest, in_memory_from) = {
+            let mut rings = self.logs.lock();
+            let ring = rings.of(tenant);
+            let first = ring.records.front().map(|record| record.seq);
+            let newest = ring.newest.subscribe();
+            let next = *newest.borrow() + 1;
+            (newest, first.unwrap_or(next))
+        };
+        // A number that was never given is of a log that is lost: everything is news then.
+        let is_known = |since: &u64| *since < in_memory_from || *since <= *newest.borrow();
+        let seen = query.since.filter(is_known).unwrap_or(0);
+        let files = if query.is_search() && seen + 1 < in_memory_from {
+            self.logs.files_before(&tenant, in_memory_from)
+        } else {
+            VecDeque::new()
+        };
         Following {
             tenant,
-            seen: query.since.unwrap_or(0),
+            files,
+            found: VecDeque::new(),
+            in_memory_from,
+            seen,
             query,
             newest,
         }
@@ -151,6 +288,11 @@ impl Plane {
     /// The next records; empty at the end of a log that is not followed. Waits for more otherwise.
     pub(crate) async fn next_logs(&self, following: &mut Following) -> Vec<Arc<LogRecord>> {
         loop {
+            self.read_files(following).await;
+            if !following.found.is_empty() {
+                let count = following.found.len().min(BATCH);
+                return following.found.drain(..count).collect();
+            }
             following.newest.borrow_and_update();
             let found = self.logs_after(following);
             if !found.is_empty()
@@ -159,6 +301,27 @@ impl Plane {
             {
                 return found;
             }
+        }
+    }
+
+    /// Reads files until one of them holds something that is wanted.
+    async fn read_files(&self, following: &mut Following) {
+        while following.found.is_empty()
+            && let Some(path) = following.files.pop_front()
+        {
+            let Ok(_reading) = self.logs.reading.acquire().await else {
+                return;
+            };
+            let (query, seen) = (following.query.clone(), following.seen);
+            let before = following.in_memory_from;
+            let read = tokio::task::spawn_blocking(move || {
+                let records = log_files::read(&path).into_iter();
+                let wanted = records.filter(|record| {
+                    (seen + 1..before).contains(&record.seq) && query.wants(record)
+                });
+                wanted.map(Arc::new).collect()
+            });
+            following.found = read.await.unwrap_or_default();
         }
     }
 
@@ -173,12 +336,7 @@ impl Plane {
         let mut found = Vec::new();
         for record in ring.records.range(from..) {
             following.seen = record.seq;
-            let is_wanted = following
-                .query
-                .function
-                .as_ref()
-                .is_none_or(|function| *function == record.function);
-            if is_wanted {
+            if following.query.wants(record) {
                 found.push(Arc::clone(record));
             }
             if found.len() == BATCH {

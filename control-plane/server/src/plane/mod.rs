@@ -4,16 +4,20 @@
 mod catalog;
 pub(crate) mod collect;
 mod freshness;
+mod health;
 mod held;
 mod image;
 mod key;
+mod log_files;
 mod logs;
 mod nodes;
 mod presence;
+mod rates;
 mod refusals;
 mod statements;
 mod stopped;
 mod storage;
+mod survey;
 #[cfg(test)]
 pub(crate) mod tests;
 mod tokens;
@@ -43,13 +47,15 @@ use crate::reserve::Reserve;
 use catalog::NodeCatalog;
 use collect::Due;
 use held::Held;
-pub(crate) use logs::Following;
-use logs::Logs;
-pub(crate) use nodes::Joining;
+pub use log_files::LogLimits;
+pub(crate) use logs::{Following, Logs};
+pub(crate) use nodes::{Joining, Unwelcome};
 use presence::Presence;
 pub(crate) use presence::Visit;
+use rates::Rates;
 use refusals::Refusals;
 use storage::Ledger;
+pub(crate) use survey::survey;
 
 /// Longest text of a subject in an audit record, characters.
 const MAX_SUBJECT_CHARS: usize = 300;
@@ -86,6 +92,15 @@ impl fmt::Display for Actor {
     }
 }
 
+/// What lies beside the store.
+#[derive(Debug)]
+pub(crate) struct Folders {
+    pub(crate) bundles: Bundles,
+    pub(crate) images: Images,
+    pub(crate) logs: Logs,
+    pub(crate) reserve: Reserve,
+}
+
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct Plane {
@@ -99,24 +114,31 @@ pub(crate) struct Plane {
     quic_address: String,
     held: RwLock<Held>,
     writing: Mutex<()>,
+    /// Backups read, removals write: what a backup is about to copy is not removed.
+    keeping: tokio::sync::RwLock<()>,
     /// Counts up with each change that a connection may have to tell its node.
     changes: watch::Sender<u64>,
     logs: Logs,
     presence: Presence,
     refusals: Refusals,
+    rates: Rates,
 }
 
 impl Plane {
     /// Reads the store.
     pub(crate) async fn open(
         store: Redb,
-        bundles: Bundles,
-        images: Images,
-        reserve: Reserve,
+        folders: Folders,
         keys: PublicKeys,
         quic_address: String,
         tenant_limit_bytes: u64,
     ) -> Result<Self, StoreError> {
+        let Folders {
+            bundles,
+            images,
+            logs,
+            reserve,
+        } = folders;
         let ledger = Ledger::load(&store, &bundles, tenant_limit_bytes).await?;
         let held = Held::load(&store).await?;
         let seen = held::rows(&store, key::SEEN).await?;
@@ -133,10 +155,12 @@ impl Plane {
             quic_address,
             held: RwLock::new(held),
             writing: Mutex::new(()),
+            keeping: tokio::sync::RwLock::new(()),
             changes: watch::Sender::new(0),
-            logs: Logs::default(),
+            logs,
             presence,
             refusals: Refusals::default(),
+            rates: Rates::default(),
         })
     }
 

@@ -12,12 +12,25 @@ use casemate_trust::id::{Digest, TenantId};
 use casemate_trust::join::{Grant, JoinError, JoinRequest, TokenRecord};
 use casemate_trust::judge::Judge;
 use casemate_trust::key::PublicKey;
+use casemate_trust::late::Late;
 use casemate_trust::name::Name;
 use casemate_trust::statement::Statement as _;
 
 use super::held::{Held, JoinRow, NodeRow};
 use super::{Actor, Plane, Visit, Writing, json, key, now};
 use crate::fault::Fault;
+
+/// The code of the audit records that name a node whose disk was copied.
+const DUPLICATE: &str = "duplicate_identity";
+
+/// Why a member is not served.
+#[derive(Debug)]
+pub(crate) enum Unwelcome {
+    /// It was thrown out just now.
+    Revoked,
+    /// Another machine with its key is connected.
+    Duplicate,
+}
 
 /// What becomes of a join request.
 #[derive(Debug)]
@@ -47,12 +60,10 @@ impl Plane {
                     format!("there is no pool {}", record.pool),
                 ));
             }
-            if record.expires <= now() {
-                return Err(Fault::new(
-                    422,
-                    code::TOKEN_EXPIRED,
-                    "the join token has expired already",
-                ));
+            let (expires, clock) = (record.expires, now());
+            if expires <= clock {
+                let error = JoinError::Expired(Late { expires, clock });
+                return Err(Fault::new(422, code::TOKEN_EXPIRED, error.to_string()));
             }
             if held.nodes.contains_key(&record.node) {
                 return Err(node_exists(&record.node));
@@ -171,7 +182,7 @@ impl Plane {
                     return Err(token_used());
                 }
                 Ok(_) => return Ok(record.clone()),
-                Err(error @ JoinError::Expired) => {
+                Err(error @ JoinError::Expired(_)) => {
                     refused = Fault::new(422, code::TOKEN_EXPIRED, error.to_string());
                 }
                 Err(_) => {}
@@ -262,7 +273,7 @@ impl Plane {
         }
         let request =
             JoinRequest::check(&row.envelope, record, now()).map_err(|error| match error {
-                JoinError::Expired => Fault::new(422, code::TOKEN_EXPIRED, error.to_string()),
+                JoinError::Expired(_) => Fault::new(422, code::TOKEN_EXPIRED, error.to_string()),
                 error => Fault::new(422, error.code(), error.to_string()),
             })?;
         let is_same = (&request.node, &request.pool, &request.node_key)
@@ -420,15 +431,37 @@ impl Plane {
         })
     }
 
-    /// A member's connection has begun. `None`: it was thrown out just now.
-    pub(crate) fn arrive(&self, member: &Member) -> Option<Visit> {
+    /// A member's connection has begun, or has to end at once.
+    pub(crate) fn arrive(&self, member: &Member) -> Result<Visit, Unwelcome> {
         // Under the state's lock, so that a revocation either is seen here or finds the visit.
         let held = self.held();
         let is_member = held
             .nodes
             .get(&member.name)
             .is_some_and(|node| node.key == member.key && !held.is_revoked(&node.key));
-        is_member.then(|| self.presence.arrive(&member.name))
+        if !is_member {
+            return Err(Unwelcome::Revoked);
+        }
+        self.presence
+            .arrive(&member.name)
+            .ok_or(Unwelcome::Duplicate)
+    }
+
+    /// Whether a member's connection that was replaced is to be watched for signs of life.
+    pub(crate) fn begin_watch(&self, node: &Name) -> bool {
+        self.presence.begin_watch(node)
+    }
+
+    /// The end of that; `was_alive` has the address that the sign came from.
+    pub(crate) async fn end_watch(&self, node: &Name, was_alive: Option<IpAddr>) {
+        let is_certain = self.presence.end_watch(node, was_alive.is_some());
+        if let Some(address) = was_alive.filter(|_| is_certain) {
+            tracing::error!(%node, %address, "two machines have this node's key: its disk was copied");
+            let subject = format!("two machines have the key of {node}, one of them at {address}");
+            let actor = Actor::Node(node.clone());
+            self.refused(&actor, "node.duplicate", subject, DUPLICATE)
+                .await;
+        }
     }
 
     /// A member's connection has ended.

@@ -23,6 +23,10 @@ const MAX_WRITTEN_TENANTS: usize = 5000;
 /// the time would have us make each time. What it costs is that a restart within that time forgets what came in between.
 const WRITTEN_EVERY_SECS: Seconds = 60;
 
+/// How long two machines with one key are remembered, seconds: for that long the one that is connected is not replaced by the
+/// other.
+const DUPLICATE_SECS: Seconds = 10 * 60;
+
 /// A manifest that a node has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Taken {
@@ -50,10 +54,16 @@ pub(crate) struct Last {
     /// Credentials that its status listed as stopped.
     #[serde(default)]
     pub(super) stopped: Vec<Stopped>,
+    /// When two machines with its key were last seen at a time.
+    #[serde(default)]
+    pub(crate) duplicate: Option<Seconds>,
+    /// How far the node's clock was ahead of ours when it last said what it shows.
+    #[serde(default)]
+    pub(super) clock_ahead_secs: Option<i64>,
 }
 
 impl Last {
-    fn new(node: Name) -> Self {
+    pub(super) fn new(node: Name) -> Self {
         Self {
             node,
             last_seen: None,
@@ -63,6 +73,8 @@ impl Last {
             refused: Vec::new(),
             status: Value::Null,
             stopped: Vec::new(),
+            duplicate: None,
+            clock_ahead_secs: None,
         }
     }
 
@@ -166,12 +178,21 @@ fn is_held(has: &Has, refused: &StatementId) -> bool {
     }
 }
 
+/// Whether something that was seen at `time` is of the last minutes.
+fn is_recent(time: Seconds) -> bool {
+    now().abs_diff(time) < DUPLICATE_SECS
+}
+
 #[derive(Debug)]
 struct Live {
     last: Last,
     visit: Option<Open>,
     /// When its last words were written down.
     written: Option<Seconds>,
+    /// Whether a connection that was replaced is being watched: one at a time.
+    is_watched: bool,
+    /// When a replaced connection last proved to be another machine's, before that was certain.
+    suspected: Option<Seconds>,
 }
 
 #[derive(Debug)]
@@ -203,6 +224,8 @@ impl Presence {
             last,
             visit: None,
             written: None,
+            is_watched: false,
+            suspected: None,
         };
         let nodes = last.map(|(name, last)| (name, live(last))).collect();
         Self {
@@ -222,8 +245,9 @@ impl Presence {
         }
     }
 
-    /// A member has connected; its connection before, if there still is one, is closed.
-    pub(crate) fn arrive(&self, node: &Name) -> Visit {
+    /// A member has connected; its connection before, if there still is one, is closed. `None`: another machine with its key
+    /// is connected, and stays so.
+    pub(crate) fn arrive(&self, node: &Name) -> Option<Visit> {
         let (nodes, numbers) = &mut *self.lock();
         *numbers += 1;
         let (closing, receiver) = watch::channel(None);
@@ -231,7 +255,14 @@ impl Presence {
             last: Last::new(node.clone()),
             visit: None,
             written: None,
+            is_watched: false,
+            suspected: None,
         });
+        let is_duplicate = live.last.duplicate.is_some_and(is_recent);
+        if is_duplicate && live.visit.is_some() {
+            live.last.duplicate = Some(now());
+            return None;
+        }
         live.last.last_seen = Some(now());
         let open = Open {
             number: *numbers,
@@ -241,11 +272,37 @@ impl Presence {
         if let Some(before) = live.visit.replace(open) {
             before.closing.send_replace(Some(close::REPLACED));
         }
-        Visit {
+        Some(Visit {
             node: node.clone(),
             number: *numbers,
             closing: receiver,
+        })
+    }
+
+    /// Whether a connection that was replaced is to be watched for signs of life.
+    pub(crate) fn begin_watch(&self, node: &Name) -> bool {
+        let mut nodes = self.lock();
+        let live = nodes.0.get_mut(node);
+        live.is_some_and(|live| !std::mem::replace(&mut live.is_watched, true))
+    }
+
+    /// Its end. Whether `was_alive` makes it certain that two machines have the node's key: a program that starts anew may
+    /// overlap with its predecessor once, and does not do so twice within a few minutes.
+    pub(crate) fn end_watch(&self, node: &Name, was_alive: bool) -> bool {
+        let mut nodes = self.lock();
+        let Some(live) = nodes.0.get_mut(node) else {
+            return false;
+        };
+        live.is_watched = false;
+        if !was_alive {
+            return false;
         }
+        let is_certain = live.suspected.is_some_and(is_recent);
+        live.suspected = Some(now());
+        if is_certain {
+            live.last.duplicate = Some(now());
+        }
+        is_certain
     }
 
     /// The connection has ended; what is to be written down, unless the node is connected again, was thrown out, or something
@@ -342,6 +399,10 @@ impl Presence {
         let status = status.unwrap_or(Value::Null);
         self.update(node, |last| {
             last.stopped = stopped::of_status(&status, now());
+            last.clock_ahead_secs = status["time"].as_u64().and_then(|shown| {
+                let shown = i64::try_from(shown).ok()?;
+                Some(shown - i64::try_from(now()).ok()?)
+            });
             last.status = status;
         });
     }
@@ -390,7 +451,7 @@ mod tests {
     #[test]
     fn of_a_hello_what_is_a_tenant_is_kept_until_the_next() {
         let presence = Presence::new(std::iter::empty());
-        presence.arrive(&node());
+        presence.arrive(&node()).unwrap();
         let kept = |hello: &Hello| -> BTreeSet<(u8, u64)> {
             presence.hello(&node(), hello, |tenant| tenant.0[0] < 4);
             presence.look(&node(), |last, _| {
@@ -409,7 +470,7 @@ mod tests {
     #[test]
     fn what_a_node_had_no_room_for_is_no_refusal_once_it_is_stored() {
         let presence = Presence::new(std::iter::empty());
-        presence.arrive(&node());
+        presence.arrive(&node()).unwrap();
         presence.hello(&node(), &hello([(1, 2), (3, 2)], false), |_| true);
         let refused = || presence.look(&node(), |last, _| last.refused.len());
         for tenant in [1, 3].map(|tenant| TenantId([tenant; 32])) {
@@ -478,15 +539,34 @@ mod tests {
     #[test]
     fn a_node_that_comes_and_goes_is_written_down_now_and_then() {
         let presence = Presence::new(std::iter::empty());
-        let visit = presence.arrive(&node());
+        let visit = presence.arrive(&node()).unwrap();
         assert!(presence.depart(&visit).is_some());
         for _ in 0..3 {
-            let visit = presence.arrive(&node());
+            let visit = presence.arrive(&node()).unwrap();
             assert!(presence.depart(&visit).is_none());
         }
         let long_ago = now() - WRITTEN_EVERY_SECS;
         presence.lock().0.get_mut(&node()).unwrap().written = Some(long_ago);
-        let visit = presence.arrive(&node());
+        let visit = presence.arrive(&node()).unwrap();
         assert!(presence.depart(&visit).is_some());
+    }
+
+    #[test]
+    fn two_machines_with_one_key_are_certain_the_second_time_and_the_first_stays() {
+        let presence = Presence::new(std::iter::empty());
+        let first = presence.arrive(&node()).unwrap();
+        let second = presence.arrive(&node()).unwrap();
+        assert_eq!(*first.closing.borrow(), Some(close::REPLACED));
+        assert!(presence.begin_watch(&node()) && !presence.begin_watch(&node()));
+        assert!(!presence.end_watch(&node(), false), "the first was dead");
+        assert!(presence.begin_watch(&node()));
+        assert!(!presence.end_watch(&node(), true), "once may be chance");
+        assert!(presence.arrive(&node()).is_some());
+        assert!(presence.begin_watch(&node()) && presence.end_watch(&node(), true));
+        assert_eq!(*second.closing.borrow(), Some(close::REPLACED));
+        assert!(presence.arrive(&node()).is_none(), "one of them is served");
+        let long_ago = now() - DUPLICATE_SECS;
+        presence.lock().0.get_mut(&node()).unwrap().last.duplicate = Some(long_ago);
+        assert!(presence.arrive(&node()).is_some());
     }
 }

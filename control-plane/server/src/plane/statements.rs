@@ -19,6 +19,7 @@ use casemate_trust::secret::Secret;
 use casemate_trust::statement::{Manifest, OnlineKey, Pool, Root, Statement, Tenant};
 use serde_json::json;
 
+use super::rates::Kind;
 use super::storage::{Item, Kept};
 use super::{Actor, Plane, Writing, held, key, now};
 use crate::fault::Fault;
@@ -243,6 +244,14 @@ impl Plane {
             tenant: *tenant,
             version,
         };
+        if let Err(wait) = self.rates.take(tenant, Kind::Manifest) {
+            let wait_ms = wait.as_millis();
+            let message = format!("too many manifests of this tenant; try again in {wait_ms} ms");
+            let details = json!({ "wait_ms": u64::try_from(wait_ms).unwrap_or(u64::MAX) });
+            return Err(Fault::new(429, code::TOO_SOON, message)
+                .with(details)
+                .about(&id));
+        }
         self.reserve().await?;
         let writing = self.begin().await?;
         let judged = self.judge_manifest(&writing, &envelope, &manifest).await;

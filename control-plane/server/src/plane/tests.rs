@@ -48,8 +48,14 @@ pub(crate) async fn plane(folder: &Path) -> Arc<Plane> {
         quic: node,
         api: node,
     };
-    let reserve = Reserve::new(folder);
-    let plane = Plane::open(store, bundles, images, reserve, keys, String::new(), 0).await;
+    let logs = Logs::open(&folder.join("logs"), LogLimits::default());
+    let folders = Folders {
+        bundles,
+        images,
+        logs,
+        reserve: Reserve::new(folder),
+    };
+    let plane = Plane::open(store, folders, keys, String::new(), 0).await;
     Arc::new(plane.unwrap())
 }
 

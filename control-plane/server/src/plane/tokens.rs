@@ -80,6 +80,16 @@ impl Plane {
         Ok(MadeToken { id, token })
     }
 
+    /// The token of whoever asks.
+    pub(crate) fn own_token(&self, actor: &Actor) -> Result<TokenView, Fault> {
+        let held = self.held();
+        let own = held.tokens.values().find(|view| match actor {
+            Actor::Token { id, .. } => view.id == *id,
+            _ => false,
+        });
+        own.cloned().ok_or_else(|| Fault::not_found("token"))
+    }
+
     /// All tokens.
     pub(crate) fn tokens(&self) -> TokenList {
         let mut tokens: Vec<_> = self.held().tokens.values().cloned().collect();

@@ -18,7 +18,7 @@ use serde_json::Value;
 
 use super::held::{Held, NodeRow};
 use super::presence::Presence;
-use super::{Actor, Plane, now, stopped};
+use super::{Actor, Plane, health, now, stopped};
 use crate::fault::Fault;
 
 /// Longest text of a node's word on its machine in a list, characters.
@@ -273,6 +273,7 @@ fn summary(id: &TenantId, state: &TenantState) -> TenantSummary {
         manifest_version: manifest.map(|manifest| manifest.version),
         manifest_expires: manifest.map(|manifest| manifest.expires),
         functions: manifest.map_or(0, |manifest| manifest.functions.len()),
+        memory_mib: Some(state.tenant.ceilings.memory_mib),
     }
 }
 
@@ -287,6 +288,8 @@ fn node_summary(presence: &Presence, node: &NodeRow) -> NodeSummary {
         version: last.software.clone(),
         synced_revision: last.synced,
         machine: machine(&last.status),
+        duplicate_seen: last.duplicate,
+        health: health::of(last, now()),
     })
 }
 

@@ -20,9 +20,10 @@ use tokio_util::sync::CancellationToken;
 use crate::arrivals::Arrival;
 use crate::keys::Keys;
 use crate::places::network;
-use crate::plane::{Joining, Plane, Visit};
+use crate::plane::{Joining, Plane, Unwelcome, Visit};
 use crate::tls;
 
+use super::KEEP_ALIVE;
 use super::seat::{Seat, Seats};
 
 /// Until the handshake is done, and again until the node has opened its stream and said its first message.
@@ -31,6 +32,12 @@ const FIRST_WORD: Duration = Duration::from_secs(10);
 const STRANGER_TIME: Duration = Duration::from_secs(10 * 60);
 /// For a last message to arrive before the connection is closed.
 const LAST_WORD: Duration = Duration::from_secs(2);
+/// For what a node sent before it connected anew to arrive.
+const ON_ITS_WAY: Duration = Duration::from_secs(1);
+/// For a sign of life after that: more than [`KEEP_ALIVE`], with which we ask for one.
+const SIGN_OF_LIFE: Duration = Duration::from_secs(KEEP_ALIVE.as_secs() + 4);
+/// Between two looks for one.
+const LOOK_INTERVAL: Duration = Duration::from_millis(200);
 /// Bytes that are read at a time.
 const CHUNK_BYTES: usize = 64 * 1024;
 /// Bundles give way to statements, and images to both.
@@ -169,6 +176,13 @@ fn revoked() -> Ending {
     Ending::new(close::REVOKED, "the node was revoked")
 }
 
+fn duplicate() -> Ending {
+    Ending::new(
+        close::DUPLICATE,
+        "another machine with this node's key is connected: its disk was copied; give one of them a state folder of its own",
+    )
+}
+
 fn evicted() -> Ending {
     Ending::new(
         close::TOO_MANY,
@@ -219,7 +233,10 @@ impl Talk {
     }
 
     fn become_member(&mut self, member: Member) -> Result<(), Stop> {
-        let visit = self.shell.plane.arrive(&member).ok_or_else(revoked)?;
+        let visit = self.shell.plane.arrive(&member).map_err(|no| match no {
+            Unwelcome::Revoked => revoked(),
+            Unwelcome::Duplicate => duplicate(),
+        })?;
         self.stage = Stage::Member(member, visit);
         self.deadline = Instant::now() + FIRST_WORD;
         Ok(())
@@ -263,6 +280,7 @@ impl Talk {
             }
             code = closed_by_us(closing) => {
                 let reason = if code == close::REPLACED {
+                    self.watch().await;
                     "the node has connected again"
                 } else {
                     self.tell_revoked().await;
@@ -284,6 +302,34 @@ impl Talk {
             }
             () = self.shell.stopping.cancelled() => Err(Ending::new(close::STOPPING, "the control plane stops").into()),
         }
+    }
+
+    /// A connection that was replaced is not closed before it is known whether somebody is still there: a node has one at a
+    /// time, so that a sign of life is another machine's.
+    async fn watch(&mut self) {
+        let Some(node) = self.member().map(|member| member.name.clone()) else {
+            return;
+        };
+        let plane = &self.shell.plane;
+        if !plane.begin_watch(&node) {
+            return;
+        }
+        let signs = async {
+            // What was on its way when the node connected anew proves nothing.
+            tokio::time::sleep(ON_ITS_WAY).await;
+            let received = || self.connection.stats().udp_rx.datagrams;
+            let before = received();
+            while received() == before {
+                tokio::time::sleep(LOOK_INTERVAL).await;
+            }
+        };
+        let is_alive = tokio::select! {
+            alive = tokio::time::timeout(SIGN_OF_LIFE, signs) => alive.is_ok(),
+            _ = self.connection.closed() => false,
+            () = self.shell.stopping.cancelled() => false,
+        };
+        let address = self.connection.remote_address().ip();
+        plane.end_watch(&node, is_alive.then_some(address)).await;
     }
 
     /// Puts the next frame in front of the stream.

@@ -96,6 +96,7 @@ pub fn config(state: &Path) -> Config {
         public_quic: None,
         tenant_storage_mib: 1024,
         api_limits: casemate_control::ApiLimits::default(),
+        log_limits: casemate_control::LogLimits::default(),
         log: None,
     }
 }
@@ -108,6 +109,16 @@ pub async fn refused(control: &Control) -> Vec<(String, String, String)> {
     refused
         .filter(|record| record.action.ends_with(".refused"))
         .map(|record| (record.actor, record.action, record.subject))
+        .collect()
+}
+
+/// Subjects of the records of one action.
+pub async fn refused_as(control: &Control, action: &str) -> Vec<String> {
+    let page: AuditPage = control.operator().get("/v1/audit").await.ok().json();
+    let records = page.records.into_iter();
+    records
+        .filter(|record| record.action == action)
+        .map(|record| record.subject)
         .collect()
 }
 

@@ -64,19 +64,19 @@ impl Children {
         let voice = match program {
             Program::Vault => Voice::Vault(speak::<ToVault, FromVault>(
                 ours,
-                id,
+                ("casemate-vault", id),
                 self.happenings.clone(),
                 Happening::Vault,
             )?),
             Program::Gateway => Voice::Gateway(speak::<ToGateway, FromGateway>(
                 ours,
-                id,
+                ("casemate-gateway", id),
                 self.happenings.clone(),
                 Happening::Gateway,
             )?),
             Program::Worker => Voice::Worker(speak::<ToWorker, FromWorker>(
                 ours,
-                id,
+                ("casemate-worker", id),
                 self.happenings.clone(),
                 Happening::Worker,
             )?),
@@ -159,7 +159,7 @@ async fn events(launch: Arc<Client>, watch: Arc<UnixStream>, happenings: mpsc::S
 /// Two tasks for a child: one writes what is queued, one reads what it says until it closes.
 fn speak<Out, In>(
     socket: OwnedFd,
-    id: u64,
+    (program, id): (&'static str, u64),
     happenings: mpsc::Sender<Happening>,
     heard: fn(u64, Box<In>) -> Happening,
 ) -> io::Result<mpsc::Sender<(Out, Vec<OwnedFd>)>>
@@ -174,7 +174,7 @@ where
         while let Some((message, fds)) = queued.recv().await {
             let borrowed: Vec<_> = fds.iter().map(std::os::fd::AsFd::as_fd).collect();
             if let Err(error) = writer.send(&message, &borrowed).await {
-                tracing::warn!(child = id, %error, "cannot write to the control channel of a child process");
+                tracing::warn!(program, child = id, %error, "cannot write to the control channel of a child process");
                 // Nobody left to tell means that we end ourselves.
                 let _told = deaf.send(Happening::Deaf(id)).await;
                 return;
@@ -191,7 +191,7 @@ where
                 }
                 Ok(None) => break,
                 Err(error) => {
-                    tracing::warn!(child = id, %error, "invalid control message from child process; its control channel is closed");
+                    tracing::warn!(program, child = id, %error, "invalid control message from child process; its control channel is closed");
                     break;
                 }
             }
@@ -253,7 +253,8 @@ mod tests {
             let (hostile, theirs) = pair().unwrap();
             let (honest, others) = pair().unwrap();
             let start = |socket, id| {
-                speak::<ToWorker, FromWorker>(socket, id, happenings.clone(), Happening::Worker)
+                let child = ("casemate-worker", id);
+                speak::<ToWorker, FromWorker>(socket, child, happenings.clone(), Happening::Worker)
             };
             let _queues = (start(theirs, 1).unwrap(), start(others, 2).unwrap());
             packet(&hostile, bytes, fds);

@@ -250,6 +250,15 @@ impl Shell {
         Ok(())
     }
 
+    /// The name of a child process, for the log.
+    fn program(&self, id: u64) -> &'static str {
+        match Some(id) {
+            id if id == self.vault => "casemate-vault",
+            id if id == self.gateway => "casemate-gateway",
+            _ => "casemate-worker",
+        }
+    }
+
     /// Takes one thing that happened; an exit code ends us.
     async fn happen(&mut self, happening: Happening) -> io::Result<Option<u8>> {
         match happening {
@@ -259,7 +268,8 @@ impl Shell {
                 }
             }
             Happening::Refused(id, why) => {
-                tracing::error!(child = id, why, "a program could not be started");
+                let program = self.program(id);
+                tracing::error!(program, child = id, why, "a program could not be started");
                 self.gone(id);
                 self.input(Input::NotStarted { child: id }).await?;
             }
@@ -317,6 +327,7 @@ impl Shell {
         let quiet = matches!(end, End::Exit(0) | End::Signal(9));
         if !quiet || self.vault == Some(id) || self.gateway == Some(id) {
             tracing::warn!(
+                program = self.program(id),
                 child = id,
                 ?end,
                 function = key.as_ref().map(|key| key.function.as_str()),

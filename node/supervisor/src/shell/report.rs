@@ -160,7 +160,7 @@ impl Shell {
             .map(|one| serde_json::json!({ "chain": one.chain, "expires": one.expires, "refused": one.refused }))
             .collect();
         serde_json::json!({
-            "software": env!("CARGO_PKG_VERSION"),
+            "software": env!("CARGO_PKG_VERSION"), "time": unix_secs(),
             "node": self.identity.as_ref().map(|identity| identity.node.clone()),
             "connected": self.connected, "disconnected_because": self.last_disconnect, "listening": self.addresses,
             "certificates": certificates,
@@ -169,6 +169,12 @@ impl Shell {
             "machine": self.image.describe_machine(), "image": self.image.describe(),
         })
     }
+}
+
+/// This machine's clock, Unix seconds: the control plane compares it with its own.
+fn unix_secs() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.map_or(0, |since| since.as_secs())
 }
 
 /// A status that the control plane takes: of a node that serves many tenants without the lists, which are what is long.

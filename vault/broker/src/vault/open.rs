@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, RwLock};
 use casemate_trust::dsse::Envelope;
 use casemate_trust::join::{Grant, JoinError, JoinToken, MAX_TOKEN_BYTES};
 use casemate_trust::judge::{Judge, Memory, PoolSeen, TenantSeen};
+use casemate_trust::late::Late;
 use casemate_vault_core::kept::Kept;
 use casemate_vault_core::keys::{PoolKeys, STORAGE_KEY_BYTES, StorageKey};
 use casemate_vault_core::liveness::Liveness;
@@ -164,7 +165,8 @@ fn identity(config: &Config, store: &Store) -> Result<Identity, VaultError> {
         return Ok(identity);
     }
     let token = token(config)?.ok_or(VaultError::TokenNeeded)?;
-    if clock::unix() >= token.expires {
+    let (expires, clock) = (token.expires, clock::unix());
+    if clock >= expires {
         let path = config
             .join_token_file
             .as_ref()
@@ -172,7 +174,7 @@ fn identity(config: &Config, store: &Store) -> Result<Identity, VaultError> {
             .unwrap_or_default();
         return Err(VaultError::Token {
             path,
-            source: JoinError::Expired,
+            source: JoinError::Expired(Late { expires, clock }),
         });
     }
     let identity = Identity::from_token(&token, &mut clock::random)?;

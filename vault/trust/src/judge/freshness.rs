@@ -9,6 +9,7 @@ use crate::Seconds;
 use crate::dsse::Envelope;
 use crate::freshness::{Freshness, FreshnessDemand, MAX_SKEW_SECS};
 use crate::id::Digest;
+use crate::late::Early;
 use crate::statement::Statement as _;
 
 /// A tenant's newest statement of freshness. Statements are ordered by the version of the manifest
@@ -114,8 +115,9 @@ impl Judge {
         held: &TenantState,
         clock: Seconds,
     ) -> Result<(), Refusal> {
-        if statement.issued > self.time(clock).saturating_add(MAX_SKEW_SECS) {
-            return Err(Refusal::FreshnessFromFuture);
+        let (issued, clock) = (statement.issued, self.time(clock));
+        if issued > clock.saturating_add(MAX_SKEW_SECS) {
+            return Err(Refusal::FreshnessFromFuture(Early { issued, clock }));
         }
         match held.demand_of(statement) {
             Some(demand) => {

@@ -22,6 +22,7 @@ use crate::Seconds;
 use crate::dsse::Envelope;
 use crate::id::{Digest, FleetId, TenantId};
 use crate::image::Image;
+use crate::late::Late;
 use crate::name::Name;
 use crate::revocation::Revocations;
 use crate::statement::{OnlineKey, Pool, Root, Statement};
@@ -428,12 +429,13 @@ impl Judge {
         &self,
         expires: Seconds,
         clock: Seconds,
-        refusal: Refusal,
+        refusal: fn(Late) -> Refusal,
     ) -> Result<(), Refusal> {
-        if self.time(clock) < expires {
+        let clock = self.time(clock);
+        if clock < expires {
             Ok(())
         } else {
-            Err(refusal)
+            Err(refusal(Late { expires, clock }))
         }
     }
 }

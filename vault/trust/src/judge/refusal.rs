@@ -6,6 +6,7 @@ use crate::host::HostName;
 use crate::id::Digest;
 use crate::image::ImageVersion;
 use crate::key::PublicKey;
+use crate::late::{Early, Late};
 use crate::name::{Identifier, Name};
 use crate::secret::SecretError;
 
@@ -36,8 +37,8 @@ pub enum Refusal {
         got: u64,
     },
     /// Signed by a root that has expired.
-    #[error("the root that signed it has expired")]
-    RootExpired,
+    #[error("the root that signed it has expired: {0}")]
+    RootExpired(Late),
     /// Too few of the right keys have signed.
     #[error("fewer of the right keys have signed than the threshold asks for")]
     SignatureThreshold,
@@ -48,14 +49,14 @@ pub enum Refusal {
     #[error("another online key of the same version was accepted before")]
     OnlineEqualOther,
     /// Expired.
-    #[error("the online key has expired")]
-    OnlineExpired,
+    #[error("the online key has expired: {0}")]
+    OnlineExpired(Late),
     /// Same epoch, other key.
     #[error("another key of the same pool and epoch was accepted before")]
     PoolEqualOther,
     /// Expired.
-    #[error("the pool's key has expired")]
-    PoolExpired,
+    #[error("the pool's key has expired: {0}")]
+    PoolExpired(Late),
     /// Lower than remembered.
     #[error(
         "image {got} is lower than {held}, which was accepted for pool {pool} before; give it a higher version"
@@ -79,8 +80,8 @@ pub enum Refusal {
         version: ImageVersion,
     },
     /// Expired.
-    #[error("the image's statement has expired; push it again")]
-    ImageExpired,
+    #[error("the image's statement has expired; push it again: {0}")]
+    ImageExpired(Late),
     /// Not for the pool of this node.
     #[error("the image is for other pools than this node's")]
     ImagePoolOther,
@@ -100,8 +101,8 @@ pub enum Refusal {
     #[error("another statement of the same tenant and version was accepted before")]
     TenantEqualOther,
     /// Expired.
-    #[error("the tenant's statement has expired")]
-    TenantExpired,
+    #[error("the tenant's statement has expired: {0}")]
+    TenantExpired(Late),
     /// Neither the root nor enough of the keys before have signed.
     #[error("neither the root nor enough of the tenant's keys before have signed this change")]
     TenantKeyChange,
@@ -131,8 +132,8 @@ pub enum Refusal {
     #[error("another manifest of the same version was accepted before")]
     ManifestEqualOther,
     /// Expired.
-    #[error("the manifest has expired; `casemate renew` signs it again")]
-    ManifestExpired,
+    #[error("the manifest has expired; `casemate renew` signs it again: {0}")]
+    ManifestExpired(Late),
     /// Of an older manifest than remembered.
     #[error("the statement names manifest {1}, and manifest {0} was accepted or named before")]
     FreshnessVersionLower(u64, u64),
@@ -149,12 +150,12 @@ pub enum Refusal {
     FreshnessUndemanded,
     /// Signed later than now.
     #[error(
-        "the statement of freshness is dated more than {MAX_SKEW_SECS} seconds ahead; set the clocks"
+        "the statement of freshness is dated more than {MAX_SKEW_SECS} seconds ahead: {0}; set the clock that is wrong"
     )]
-    FreshnessFromFuture,
+    FreshnessFromFuture(Early),
     /// Too old.
-    #[error("the statement of freshness is older than the manifest allows")]
-    FreshnessExpired,
+    #[error("the statement of freshness is older than the manifest allows: {0}")]
+    FreshnessExpired(Late),
     /// It lists objects that are not here.
     #[error("{} listed objects are not here yet", .0.len())]
     Missing(Vec<Digest>),
@@ -249,36 +250,36 @@ impl Refusal {
             Self::RootVersionLower(..) => "root_version_lower",
             Self::RootEqualOther => "root_same_version_other_digest",
             Self::RootVersionGap { .. } => "root_version_gap",
-            Self::RootExpired => "root_expired",
+            Self::RootExpired(_) => "root_expired",
             Self::SignatureThreshold => "signature_threshold",
             Self::OnlineVersionLower(..) => "online_version_lower",
             Self::OnlineEqualOther => "online_same_version_other_digest",
-            Self::OnlineExpired => "online_expired",
+            Self::OnlineExpired(_) => "online_expired",
             Self::PoolEqualOther => "pool_same_epoch_other_key",
-            Self::PoolExpired => "pool_expired",
+            Self::PoolExpired(_) => "pool_expired",
             Self::ImageVersionLower { .. } => "image_version_lower",
             Self::ImageEqualOther { .. } => "image_same_version_other_digest",
-            Self::ImageExpired => "image_expired",
+            Self::ImageExpired(_) => "image_expired",
             Self::ImagePoolOther => "image_pool_other",
             Self::RevocationsVersionLower(..) => "revocations_version_lower",
             Self::RevocationsEqualOther => "revocations_same_version_other_digest",
             Self::NodeRevoked(_) => "node_revoked",
             Self::TenantVersionLower(..) => "tenant_version_lower",
             Self::TenantEqualOther => "tenant_same_version_other_digest",
-            Self::TenantExpired => "tenant_expired",
+            Self::TenantExpired(_) => "tenant_expired",
             Self::TenantKeyChange => "tenant_key_change_unauthorised",
             Self::TenantScopeWidened => "tenant_scope_widened",
             Self::TenantAdmittedOther { .. } => "tenant_admitted_other",
             Self::TenantUnknown => "tenant_unknown",
             Self::ManifestVersionLower(..) => "manifest_version_lower",
             Self::ManifestEqualOther => "manifest_same_version_other_digest",
-            Self::ManifestExpired => "manifest_expired",
+            Self::ManifestExpired(_) => "manifest_expired",
             Self::FreshnessVersionLower(..) => "freshness_version_lower",
             Self::FreshnessOlder => "freshness_older",
             Self::FreshnessManifestOther => "freshness_manifest_other",
             Self::FreshnessUndemanded => "freshness_undemanded",
-            Self::FreshnessFromFuture => "freshness_from_future",
-            Self::FreshnessExpired => "freshness_expired",
+            Self::FreshnessFromFuture(_) => "freshness_from_future",
+            Self::FreshnessExpired(_) => "freshness_expired",
             Self::Missing(_) => "objects_missing",
             Self::DigestMismatch => "digest_mismatch",
             Self::ObjectUnlisted => "object_unlisted",

@@ -281,7 +281,7 @@ fn must_be_authorised(
         (Ok(()), _) => Ok(()),
         (Err(refusal), None) => Err(refusal),
         // It has signed, only too late: that says more than that the tenant has not.
-        (Err(refusal @ Refusal::RootExpired), _) => Err(refusal),
+        (Err(refusal @ Refusal::RootExpired(_)), _) => Err(refusal),
         (Err(_), Some(held)) => {
             let follows = tenant.version == held.version + 1;
             if !follows || !envelope.verify(&held.current.keys, held.current.threshold) {

@@ -15,7 +15,7 @@ use crate::machine::{date, now, random};
 use crate::session::{Context, Session};
 
 /// Tokens that were given out, without their secret part.
-pub(super) const TOKENS: &str = "joins.json";
+pub(in crate::commands) const TOKENS: &str = "joins.json";
 
 /// `casemate node token`
 pub(in crate::commands) async fn token(cx: &Context, args: &NodeToken) -> Result<(), Error> {

@@ -9,6 +9,7 @@ use std::path::Path;
 use casemate_trust::authority::CaPem;
 use casemate_trust::host::HostName;
 use casemate_trust::judge::{Judge, Refusal};
+use casemate_trust::late::Late;
 use casemate_trust::name::{Identifier, Name};
 use casemate_trust::release::{Credential, Scheme, SlotKind as Kind};
 use casemate_trust::secret::{
@@ -434,8 +435,10 @@ fn sealable(judge: &Judge, name: &Name, clock: u64) -> Result<Pool, Error> {
         );
         Error::new(Code::NotFound, format!("there is no pool {name}"), next)
     })?;
-    if pool.expires <= judge.time(clock) {
-        return Err(refused("pool", Refusal::PoolExpired).at(name));
+    let (expires, clock) = (pool.expires, judge.time(clock));
+    if expires <= clock {
+        let late = Late { expires, clock };
+        return Err(refused("pool", Refusal::PoolExpired(late)).at(name));
     }
     if judge.is_exposed(name, pool.epoch) {
         return Err(Error::new(

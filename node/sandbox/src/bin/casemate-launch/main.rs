@@ -45,7 +45,7 @@ const UID_BASE_MAX: i64 = u32::MAX as i64 - uid::FIRST_WORKER as i64 - CHILDREN_
 
 /// Starts a node's programs, each in its own walls, and ends with them.
 #[derive(Debug, Parser)]
-#[command(version)]
+#[command(name = "casemate-launch", version)]
 struct Args {
     /// Configuration of the supervisor; user id BASE+1 must be able to read it
     #[arg(long, value_name = "FILE")]

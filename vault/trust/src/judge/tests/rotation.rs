@@ -138,7 +138,8 @@ fn an_expired_root_is_a_step_of_the_chain_and_signs_nothing_new() {
         ]
     };
     let refused = |refusal: Refusal| [(); 3].map(|()| Err(refusal.clone()));
-    assert_eq!(say(&mut late, 1, LATER), refused(Refusal::RootExpired));
+    let expired = |expires, clock| Refusal::RootExpired(crate::late::Late { expires, clock });
+    assert_eq!(say(&mut late, 1, LATER), refused(expired(LATER, LATER)));
     assert_eq!(late.accept_root(&second, LATER), Ok(Accepted::New));
     assert_eq!(
         say(&mut late, 1, LATER),
@@ -160,7 +161,7 @@ fn an_expired_root_is_a_step_of_the_chain_and_signs_nothing_new() {
     };
     assert_eq!(
         late.accept_tenant(&rotated.sign(&[&key(2)]), LATER + 9),
-        Err(Refusal::RootExpired)
+        Err(expired(LATER + 9, LATER + 9))
     );
     assert_eq!(
         late.accept_tenant(&rotated.sign(&[&key(10)]), LATER + 9),

@@ -1,0 +1,207 @@
+//! `casemate expiry`: everything that expires, in one list.
+
+use casemate_api::node::{NodeList, NodeView};
+use casemate_api::token::{TokenList, TokenView};
+use casemate_trust::Seconds;
+use casemate_trust::join::TokenRecord;
+use casemate_trust::judge::Standing;
+use serde_json::{Value, json};
+
+use super::nodes;
+use crate::error::{Code, Error};
+use crate::expiry::{Expiry, Who, of_fleet, of_tenant};
+use crate::machine::{DAY, date, now, printable};
+use crate::output::table;
+use crate::session::{Context, Session, WARN_BEFORE};
+use crate::tenancy::Tenancy;
+
+/// `casemate expiry`
+pub(super) async fn expiry(cx: &Context) -> Result<(), Error> {
+    let mut found = if cx.is_operator() {
+        of_operator(&mut Session::open(cx).await?).await?
+    } else {
+        of_tenants_home(cx).await?
+    };
+    found.sort_by(|one, other| {
+        (one.expires, one.kind, &one.name).cmp(&(other.expires, other.kind, &other.name))
+    });
+    let now = now();
+    let listed: Vec<Value> = found.iter().map(|item| as_json(item, now)).collect();
+    cx.output.result(&listed, || {
+        let rows: Vec<_> = found.iter().map(|item| row(item, now)).collect();
+        table(
+            &["WHAT", "NAME", "EXPIRES", "LEFT", "RENEWED BY", "HOW"],
+            &rows,
+        )
+    })
+}
+
+fn as_json(item: &Expiry, now: Seconds) -> Value {
+    let mut value = json!(item);
+    value["left_days"] = json!(item.expires.saturating_sub(now).div_ceil(DAY));
+    value["expired"] = json!(item.expires <= now);
+    value
+}
+
+fn row(item: &Expiry, now: Seconds) -> Vec<String> {
+    let left = match item.expires.checked_sub(now) {
+        None | Some(0) => "EXPIRED".to_owned(),
+        Some(left) if left < DAY => format!("{} hours", left.div_ceil(3600)),
+        Some(left) if left < WARN_BEFORE => format!("{} days (!)", left.div_ceil(DAY)),
+        Some(left) => format!("{} days", left.div_ceil(DAY)),
+    };
+    let by = match item.by {
+        Who::Operator => "operator",
+        Who::Tenant => "tenant",
+    };
+    vec![
+        item.kind.to_owned(),
+        item.name.clone(),
+        date(item.expires),
+        left,
+        by.to_owned(),
+        item.how.clone(),
+    ]
+}
+
+/// What the operator's home knows, and what the control plane says of the rest.
+async fn of_operator(session: &mut Session<'_>) -> Result<Vec<Expiry>, Error> {
+    let pools = session.read_pools().await?;
+    let mut found = of_fleet(&session.known);
+    let judge = session.known.judge();
+    let images = judge.images().map(|(pool, image)| {
+        let how = "Machines that have not taken it take it no more; build and push the next.";
+        Expiry::operators(
+            "image",
+            format!("{} of pool {pool}", image.version),
+            image.expires,
+            how,
+        )
+    });
+    found.extend(images);
+    let known: Vec<_> = judge.tenants().map(|(id, _)| *id).collect();
+    for summary in session.list_tenants().await? {
+        let name = printable(summary.name.as_str());
+        if !known.contains(&summary.id) {
+            let how = "Another home has signed it: renew it there with `casemate tenant update`.";
+            found.push(Expiry::operators("tenant", &name, summary.expires, how));
+        }
+        if let Some(expires) = summary.manifest_expires {
+            let how = "The tenant signs it anew: `casemate renew`.";
+            found.push(Expiry::tenants("manifest", &name, expires, how));
+        }
+    }
+    let list: TokenList = session.api.get("/v1/tokens").await?;
+    found.extend(list.tokens.iter().filter_map(token));
+    let waiting: Vec<TokenRecord> = session
+        .cx
+        .home
+        .read_json(nodes::TOKENS)?
+        .unwrap_or_default();
+    for record in waiting.iter().filter(|record| record.used_by.is_none()) {
+        let how = format!(
+            "Make another when it is needed: `casemate node token {}`.",
+            record.node
+        );
+        found.push(Expiry::operators(
+            "join token",
+            &record.node,
+            record.expires,
+            how,
+        ));
+    }
+    of_nodes(session, &mut found, |pool| {
+        let epochs = pools.pools.iter().find(|view| view.name == *pool);
+        epochs.map(|view| (view.epoch, view.expires))
+    })
+    .await?;
+    Ok(found)
+}
+
+/// Certificates and grants. A grant is worth as much as the pool key in it, and a node that lacks the newest one is cut off
+/// from secrets when the one before expires.
+async fn of_nodes(
+    session: &mut Session<'_>,
+    found: &mut Vec<Expiry>,
+    newest: impl Fn(&casemate_trust::name::Name) -> Option<(u64, Seconds)>,
+) -> Result<(), Error> {
+    let list: NodeList = session.api.get("/v1/nodes").await?;
+    for node in list.nodes {
+        let expires = node
+            .health
+            .as_ref()
+            .and_then(|health| health.certificate_expires);
+        if let Some(expires) = expires {
+            let how = "Renew the first of its certificates on the node.";
+            found.push(Expiry::operators("certificate", &node.name, expires, how));
+        }
+        let Some((epoch, _)) = newest(&node.pool) else {
+            continue;
+        };
+        let view: NodeView = match session.api.get(&format!("/v1/nodes/{}", node.name)).await {
+            Err(error) if error.code() == Code::NotFound => continue,
+            view => view?,
+        };
+        let Some(held) = view.grants.iter().max() else {
+            continue;
+        };
+        let pool = session.known.judge().pool(&node.pool, *held);
+        let Some(expires) = pool.map(|pool| pool.expires) else {
+            continue;
+        };
+        let how = if *held < epoch {
+            "The node lacks the newest key: `casemate fleet publish` gives it."
+        } else {
+            "It gets the next with `casemate pool rotate`."
+        };
+        let name = format!("{} for pool {}, epoch {held}", node.name, node.pool);
+        found.push(Expiry::operators("grant", name, expires, how));
+    }
+    Ok(())
+}
+
+fn token(token: &TokenView) -> Option<Expiry> {
+    let name = format!("{} ({})", printable(&token.id), printable(&token.label));
+    let how = "Make another with `casemate token create`, and log in with it.";
+    Some(Expiry::operators("token", name, token.expires?, how))
+}
+
+/// What a tenant's home depends on.
+async fn of_tenants_home(cx: &Context) -> Result<Vec<Expiry>, Error> {
+    let mut tenancy = Tenancy::open(cx, None).await?;
+    let pools = tenancy.session.read_pools().await?;
+    let judge = tenancy.session.known.judge();
+    let fleet = of_fleet(&tenancy.session.known);
+    let is_shown = |pool: &str| pools.pools.iter().any(|view| view.name.as_str() == pool);
+    let mut found: Vec<_> = fleet
+        .into_iter()
+        .filter(|item| match item.kind {
+            "tenant" => false,
+            "pool" => is_shown(&item.name),
+            _ => true,
+        })
+        .collect();
+    found.extend(judge.tenant(&tenancy.id).map(of_tenant));
+    if let Some(manifest) = tenancy.manifest() {
+        let (name, how) = (&tenancy.tenant.name, "Sign it anew: `casemate renew`.");
+        found.push(Expiry::tenants("manifest", name, manifest.expires, how));
+        let version = manifest.version;
+        if let Standing::Fresh(until) = tenancy.standing() {
+            let how = "`casemate freshness renew`, or the job that does it.";
+            found.push(Expiry::tenants(
+                "freshness",
+                format!("manifest {version}"),
+                until,
+                how,
+            ));
+        }
+    }
+    let own = tenancy.session.api.get::<TokenView>("/v1/token").await;
+    match own {
+        Ok(own) => found.extend(token(&own)),
+        // A control plane that was built before there was this.
+        Err(error) if error.code() == Code::NotFound => {}
+        Err(error) => return Err(error),
+    }
+    Ok(found)
+}

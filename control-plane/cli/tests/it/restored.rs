@@ -1,0 +1,182 @@
+//! A control plane that was restored from yesterday's backup, as a tenant's and an operator's homes meet it.
+
+use casemate_trust::dsse::Envelope;
+use casemate_trust::id::{Digest, TenantId};
+use casemate_trust::key::{PublicKey, SigningKey};
+use casemate_trust::statement::{KeySet, Manifest, Statement as _, Tenant};
+
+use super::fake::Given;
+use super::world::{Person, World, world};
+
+/// What a control plane had.
+struct Yesterday {
+    tenants: Vec<Envelope>,
+    manifests: Vec<Envelope>,
+    objects: Vec<Digest>,
+    bundles: Vec<Digest>,
+}
+
+impl Yesterday {
+    fn of(given: &Given, id: &TenantId) -> Self {
+        Self {
+            tenants: given.tenants[id].clone(),
+            manifests: given.manifests.get(id).cloned().unwrap_or_default(),
+            objects: given.objects.keys().copied().collect(),
+            bundles: given.bundles.keys().copied().collect(),
+        }
+    }
+
+    fn restore(&self, given: &mut Given, id: &TenantId) {
+        given.tenants.insert(*id, self.tenants.clone());
+        given.manifests.insert(*id, self.manifests.clone());
+        given
+            .objects
+            .retain(|digest, _| self.objects.contains(digest));
+        given
+            .bundles
+            .retain(|digest, _| self.bundles.contains(digest));
+    }
+}
+
+fn newest(given: &Given, id: &TenantId) -> Manifest {
+    Manifest::read(given.manifests[id].last().unwrap()).unwrap()
+}
+
+fn deploy(tenant: &Person, project: &str, version: u32) -> serde_json::Value {
+    tenant.source("web", version);
+    tenant.json(&["deploy", "--project", project])
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_lost_is_uploaded_again_and_signed_above() {
+    let World {
+        fake, tenant, _dir, ..
+    } = world().await;
+    let project = tenant.project("web", "web.shop.test", "");
+    let first = deploy(&tenant, &project, 1);
+    let id = *fake.given().tenants.keys().next().unwrap();
+    let yesterday = Yesterday::of(&fake.given(), &id);
+    let second = deploy(&tenant, &project, 2);
+    let third = deploy(&tenant, &project, 3);
+    yesterday.restore(&mut fake.given(), &id);
+
+    let back = tenant.json(&["rollback", "web"]);
+    assert_eq!(
+        (&back["manifest"], &back["release"]),
+        (&4.into(), &second["release"])
+    );
+    let wanted = newest(&fake.given(), &id)
+        .functions
+        .into_values()
+        .next()
+        .unwrap();
+    let fallbacks = serde_json::json!(wanted.fallbacks);
+    assert_eq!(
+        fallbacks,
+        serde_json::json!([third["release"], first["release"]])
+    );
+
+    yesterday.restore(&mut fake.given(), &id);
+    assert_eq!(deploy(&tenant, &project, 4)["manifest"], 5);
+    yesterday.restore(&mut fake.given(), &id);
+    assert_eq!(tenant.json(&["remove", "web"])["manifest"], 6);
+    assert!(newest(&fake.given(), &id).functions.is_empty());
+    let kept = std::fs::read_dir(tenant.home.join("bundles"))
+        .unwrap()
+        .count();
+    assert_eq!(kept, 0, "what is listed no more is kept no more");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn earlier_releases_whose_bundles_nobody_has_are_left_out() {
+    let World {
+        fake, tenant, _dir, ..
+    } = world().await;
+    let project = tenant.project("web", "web.shop.test", "");
+    let other = tenant.project("other", "other.shop.test", "");
+    tenant.source("other", 11);
+    tenant.json(&["deploy", "--project", &other]);
+    deploy(&tenant, &project, 1);
+    let id = *fake.given().tenants.keys().next().unwrap();
+    let yesterday = Yesterday::of(&fake.given(), &id);
+    deploy(&tenant, &project, 2);
+    tenant.source("other", 12);
+    tenant.json(&["deploy", "--project", &other]);
+    yesterday.restore(&mut fake.given(), &id);
+    std::fs::remove_dir_all(tenant.home.join("bundles")).unwrap();
+
+    // What runs has no bundle any more: its own project brings it back.
+    tenant.source("web", 3);
+    let ran = tenant.run(&["deploy", "--project", &project]);
+    assert_eq!(ran.code, 66, "{}{}", ran.out, ran.err);
+    assert!(ran.err.contains("lost the bundle of other"), "{}", ran.err);
+    let ran = tenant.run(&["deploy", "--project", &other]);
+    assert_eq!(ran.code, 66, "{}{}", ran.out, ran.err);
+    assert!(ran.err.contains("lost the bundle of web"), "{}", ran.err);
+    // The sources of `other` were uploaded by that, so that they are there now.
+    let ran = tenant.run(&["deploy", "--project", &project]);
+    assert_eq!(ran.code, 0, "{}{}", ran.out, ran.err);
+    assert!(ran.err.contains("an earlier release of web"), "{}", ran.err);
+    let functions = newest(&fake.given(), &id).functions;
+    let fallbacks: Vec<usize> = functions
+        .values()
+        .map(|wanted| wanted.fallbacks.len())
+        .collect();
+    assert_eq!(fallbacks, [1, 1]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_home_that_lost_the_newest_manifest_signs_above_the_nodes_when_told_to() {
+    let World {
+        fake, tenant, _dir, ..
+    } = world().await;
+    fake.given().nodes = vec!["edge-1"];
+    let project = tenant.project("web", "web.shop.test", "");
+    deploy(&tenant, &project, 1);
+    fake.given().hold = Some((7, Digest([7; 32])));
+    let ran = tenant.run(&["renew"]);
+    assert_eq!(ran.code, 76, "{}{}", ran.out, ran.err);
+    let over = ["renew", "--from-memory", "--wait", "0"];
+    assert_eq!(tenant.json(&over)["manifest"], 8);
+    // What nobody can have signed is not signed over.
+    fake.given().hold = Some((1 << 52, Digest([7; 32])));
+    let ran = tenant.run(&over);
+    assert_eq!(ran.code, 0, "{}{}", ran.out, ran.err);
+    assert!(ran.err.contains("is left alone"), "{}", ran.err);
+    let id = *fake.given().tenants.keys().next().unwrap();
+    assert_eq!(newest(&fake.given(), &id).version, 9);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tenants_own_change_of_keys_is_handed_in_again() {
+    let World {
+        fake, tenant, _dir, ..
+    } = world().await;
+    let id = *fake.given().tenants.keys().next().unwrap();
+    let yesterday = Yesterday::of(&fake.given(), &id);
+    // Signed by the tenant alone: no home of the operator has to have seen it.
+    let key = tenant.json(&["tenant", "key"]);
+    let own: PublicKey = key["public_key"].as_str().unwrap().parse().unwrap();
+    let seed = std::fs::read_to_string(tenant.home.join("tenant.key")).unwrap();
+    let purpose = casemate_trust::keyfile::Purpose::Tenant;
+    let seed = casemate_trust::keyfile::read(&seed, purpose, None).unwrap();
+    let signer = SigningKey::from_seed(&seed).unwrap();
+    let mut statement = Tenant::read(&yesterday.tenants[0]).unwrap();
+    let second = SigningKey::from_seed(&[77; 32]).unwrap();
+    for keys in [vec![own, second.public()], vec![own]] {
+        statement.version += 1;
+        statement.current = KeySet { keys, threshold: 1 };
+        let signed = statement.sign(&[&signer]);
+        fake.given().tenants.get_mut(&id).unwrap().push(signed);
+    }
+    tenant.json(&["status"]);
+    let today = fake.given().tenants[&id].clone();
+    yesterday.restore(&mut fake.given(), &id);
+    let project = tenant.project("web", "web.shop.test", "");
+    deploy(&tenant, &project, 1);
+    assert_eq!(
+        fake.given().tenants[&id],
+        today,
+        "both of them, in their order"
+    );
+}

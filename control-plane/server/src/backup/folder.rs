@@ -1,0 +1,171 @@
+//! Folders and files of a backup: a folder that is there whole or not at all, and bundles that are what their names say.
+
+use std::ffi::OsString;
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Read as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+
+use casemate_trust::id::{Digest, TenantId};
+
+use super::cannot_write;
+use crate::failure::Failure;
+use crate::files;
+
+/// Bytes that are read at a time.
+const CHUNK_BYTES: usize = 256 * 1024;
+
+/// A folder that is being filled beside its place. Removed when dropped before it is put there.
+pub(crate) struct New {
+    hidden: PathBuf,
+    place: PathBuf,
+}
+
+impl New {
+    /// Begins a folder that is not there yet, or empty.
+    pub(crate) fn create(place: &Path) -> Result<Self, Failure> {
+        let is_taken = fs::symlink_metadata(place).is_ok()
+            && fs::read_dir(place).map_or(true, |mut entries| entries.next().is_some());
+        if is_taken {
+            let message = format!(
+                "{} is there already and not empty; nothing was changed",
+                place.display()
+            );
+            return Err(Failure::cannot_create(message));
+        }
+        let name = place
+            .file_name()
+            .ok_or_else(|| Failure::config(format!("{} names no folder", place.display())))?;
+        let parent = parent(place);
+        fs::create_dir_all(parent).map_err(|error| {
+            Failure::cannot_create(format!("cannot create {}: {error}", parent.display()))
+        })?;
+        let mut hidden = OsString::from(".");
+        hidden.push(name);
+        hidden.push(format!(".new-{}", std::process::id()));
+        let hidden = parent.join(hidden);
+        // Of a program that was killed and had the same number.
+        fs::remove_dir_all(&hidden).ok();
+        files::create_folder(&hidden)?;
+        let place = place.to_owned();
+        Ok(Self { hidden, place })
+    }
+
+    /// Where it is while it is filled.
+    pub(crate) fn folder(&self) -> &Path {
+        &self.hidden
+    }
+
+    /// Something in it.
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.hidden.join(name)
+    }
+
+    /// Puts it in its place.
+    pub(crate) fn put_in_place(self) -> Result<(), Failure> {
+        let moved = files::sync_folder(&self.hidden)
+            .and_then(|()| fs::rename(&self.hidden, &self.place))
+            .and_then(|()| files::sync_folder(parent(&self.place)));
+        moved.map_err(|error| {
+            Failure::cannot_create(format!("cannot create {}: {error}", self.place.display()))
+        })
+    }
+}
+
+impl Drop for New {
+    fn drop(&mut self) {
+        fs::remove_dir_all(&self.hidden).ok();
+    }
+}
+
+fn parent(path: &Path) -> &Path {
+    path.parent()
+        .filter(|parent| !parent.as_os_str().is_empty())
+        .unwrap_or(Path::new("."))
+}
+
+/// A bundle's file.
+#[derive(Debug)]
+pub(super) struct Bundle {
+    pub(super) tenant: TenantId,
+    pub(super) digest: Digest,
+    pub(super) bytes: u64,
+    pub(super) path: PathBuf,
+}
+
+/// Every bundle in a folder. What an upload under way has written is none.
+pub(super) fn bundles(folder: &Path) -> Result<Vec<Bundle>, Failure> {
+    let failed = |error| Failure::io(format!("cannot read {}: {error}", folder.display()));
+    let mut bundles = Vec::new();
+    for tenant in fs::read_dir(folder).map_err(failed)? {
+        let tenant = tenant.map_err(failed)?;
+        let Some(id) = parse::<TenantId>(&tenant.file_name()) else {
+            continue;
+        };
+        for entry in fs::read_dir(tenant.path()).map_err(failed)? {
+            let entry = entry.map_err(failed)?;
+            if let Some(digest) = parse(&entry.file_name()) {
+                bundles.push(Bundle {
+                    tenant: id,
+                    digest,
+                    bytes: entry.metadata().map_err(failed)?.len(),
+                    path: entry.path(),
+                });
+            }
+        }
+    }
+    bundles.sort_by_key(|bundle| (bundle.tenant, bundle.digest));
+    Ok(bundles)
+}
+
+fn parse<T: std::str::FromStr>(name: &std::ffi::OsStr) -> Option<T> {
+    name.to_str()?.parse().ok()
+}
+
+impl Bundle {
+    /// Copies it into another folder of bundles.
+    pub(super) fn copy(&self, to: &Path) -> Result<(), Failure> {
+        let folder = to.join(self.tenant.to_string());
+        if !folder.exists() {
+            let made = DirBuilder::new().mode(0o700).create(&folder);
+            made.map_err(|error| cannot_write(&folder, &error))?;
+        }
+        copy(&self.path, &folder.join(self.digest.to_string()))
+    }
+
+    /// Whether its bytes have its digest.
+    pub(super) fn is_whole(&self) -> Result<bool, Failure> {
+        let read = || {
+            let mut file = File::open(&self.path)?;
+            let mut hash = ring::digest::Context::new(&ring::digest::SHA256);
+            let mut chunk = vec![0; CHUNK_BYTES];
+            loop {
+                match file.read(&mut chunk)? {
+                    0 => return Ok(hash.finish()),
+                    read => hash.update(&chunk[..read]),
+                }
+            }
+        };
+        let read: io::Result<_> = read();
+        let hash = read.map_err(|error| {
+            Failure::io(format!("cannot read {}: {error}", self.path.display()))
+        })?;
+        Ok(hash.as_ref() == self.digest.0)
+    }
+}
+
+/// Copies a file into one that only its owner reads, and has it on the disk.
+pub(super) fn copy(from: &Path, to: &Path) -> Result<(), Failure> {
+    let mut source = File::open(from)
+        .map_err(|error| Failure::io(format!("cannot read {}: {error}", from.display())))?;
+    let mut write = || {
+        let mut file = OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(to)?;
+        io::copy(&mut source, &mut file)?;
+        file.sync_all()
+    };
+    write().map_err(|error| cannot_write(to, &error))
+}

@@ -1,0 +1,475 @@
+//! Backup and restore of a state folder: the store, the bundles, the control plane's own keys.
+//!
+//! A backup is a folder that is there whole and checked, or not at all. While the control plane runs, it hands its store out
+//! over a socket and removes no bundle until the backup has them all; else the store is opened here. Images are not part of
+//! it: they can be pushed again.
+
+mod folder;
+mod serve;
+mod wire;
+
+use std::fs;
+use std::io::{self, ErrorKind, Write as _};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use casemate_control_store::{Contents, Entry, Redb, Sink, StoreCopy, StoreError, StoreId, set_id};
+use casemate_trust::Seconds;
+use serde::{Deserialize, Serialize};
+
+use crate::failure::Failure;
+use crate::files;
+use crate::keys::{self, Keys};
+use crate::plane::{LogLimits, now, survey};
+use crate::start::{BUNDLES, KEYS, PUBLIC, STORE, open};
+
+use folder::Bundle;
+pub(crate) use folder::New;
+pub(crate) use serve::{Socket, run as serve};
+
+/// What a backup says of itself, in the folder.
+const LABEL: &str = "backup.json";
+/// The format of the folder; a higher one is a later version's.
+const FORMAT: u32 = 1;
+/// Entries that are written in one commit, and their bytes.
+const BATCH_ENTRIES: usize = 1000;
+const BATCH_BYTES: usize = 8 * 1024 * 1024;
+/// Between two words to the control plane, which waits while bundles are copied.
+const WORD_INTERVAL: Duration = Duration::from_secs(1);
+/// How long the control plane may let us wait for its store.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// How far a backup or a restore is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Progress {
+    /// What is being done.
+    pub doing: &'static str,
+    /// How many are done, of what is counted.
+    pub done: u64,
+    /// How many there are.
+    pub total: u64,
+}
+
+/// A backup that was made, or that a state folder was restored from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Label {
+    /// Format of the folder.
+    pub format: u32,
+    /// Version of the software that made it.
+    pub software: String,
+    /// When it was made, Unix time.
+    pub made: Seconds,
+    /// The store's id.
+    pub store: String,
+    /// The newest revision in it.
+    pub revision: u64,
+    /// Entries of the store.
+    pub entries: u64,
+    /// Bundles.
+    pub bundles: u64,
+    /// Their bytes.
+    pub bundle_bytes: u64,
+}
+
+/// What came of a backup or a restore.
+#[derive(Debug, Clone, Serialize)]
+pub struct Outcome {
+    /// The folder that was made.
+    pub folder: PathBuf,
+    /// What the backup says of itself.
+    pub backup: Label,
+    /// Whether the audit chain in it is unbroken.
+    pub audit_intact: bool,
+    /// Bundles that are listed by newest manifests and were missing or damaged where they were copied from, as
+    /// `tenant/digest`. Their tenants' tools upload them again with the next deployment.
+    pub missing_bundles: Vec<String>,
+}
+
+/// Copies the state in `state` to the new folder `to`, whether or not a control plane runs on it.
+///
+/// # Errors
+/// The folder is there already, the state cannot be read or the copy not written, or the copy is not what it should be.
+pub fn backup(state: &Path, to: &Path, tell: &mut dyn FnMut(Progress)) -> Result<Outcome, Failure> {
+    if !state.join(KEYS).is_dir() {
+        let message = format!(
+            "{} is no state folder: it has no {KEYS}; name the `state` of control.toml",
+            state.display()
+        );
+        return Err(Failure::config(message));
+    }
+    let new = New::create(to)?;
+    let (contents, mut source) = copy_store(state, &new.path(STORE), tell)?;
+    let bundles = folder::bundles(&state.join(BUNDLES))?;
+    copy_bundles(&bundles, &new.path(BUNDLES), tell, &mut || {
+        source.keep_waiting()
+    })?;
+    copy_keys(state, &new)?;
+    drop(source);
+    let label = Label {
+        format: FORMAT,
+        software: env!("CARGO_PKG_VERSION").to_owned(),
+        made: now(),
+        store: hex::encode(contents.id.0),
+        revision: contents.revision,
+        entries: contents.entries,
+        bundles: bundles.len() as u64,
+        bundle_bytes: bundles.iter().map(|bundle| bundle.bytes).sum(),
+    };
+    let text =
+        serde_json::to_vec_pretty(&label).map_err(|error| Failure::internal(error.to_string()))?;
+    files::write_public(&new.path(LABEL), &text)?;
+    finish(new, to, label, tell, None)
+}
+
+/// Makes the state folder `state` of the backup in `from`.
+///
+/// # Errors
+/// The state folder is there already, the backup is damaged or of a later version, or the folder cannot be written.
+pub fn restore(
+    from: &Path,
+    state: &Path,
+    tell: &mut dyn FnMut(Progress),
+) -> Result<Outcome, Failure> {
+    let text = files::read(&from.join(LABEL)).map_err(|failure| {
+        let message = format!(
+            "{} is no backup that `casemate-control backup` made: {}",
+            from.display(),
+            failure.message
+        );
+        Failure::config(message)
+    })?;
+    let label = parse_label(&text)
+        .map_err(|message| Failure::config(format!("{}: {message}", from.join(LABEL).display())))?;
+    let new = New::create(state)?;
+    folder::copy(&from.join(STORE), &new.path(STORE))?;
+    let bundles = folder::bundles(&from.join(BUNDLES))?;
+    copy_bundles(&bundles, &new.path(BUNDLES), tell, &mut || Ok(()))?;
+    copy_keys(from, &new)?;
+    // What came after the backup has the same revisions here as there, and is not the same: nodes must not go on from theirs.
+    let id = keys::random().map_err(|_| Failure::internal("the kernel gave no random bytes"))?;
+    set_id(&new.path(STORE), StoreId(id))?;
+    finish(new, state, label, tell, Some(from))
+}
+
+fn parse_label(text: &[u8]) -> Result<Label, String> {
+    #[derive(Deserialize)]
+    struct Format {
+        format: u32,
+    }
+    let format: Format = serde_json::from_slice(text).map_err(|error| error.to_string())?;
+    if format.format != FORMAT {
+        return Err(format!(
+            "expected a backup of format {FORMAT}, got {}; restore it with the version of casemate-control that made it, or a later one",
+            format.format
+        ));
+    }
+    serde_json::from_slice(text).map_err(|error| error.to_string())
+}
+
+/// Checks what was copied and puts it in place.
+fn finish(
+    new: New,
+    place: &Path,
+    label: Label,
+    tell: &mut dyn FnMut(Progress),
+    restored_from: Option<&Path>,
+) -> Result<Outcome, Failure> {
+    let doing = "checking";
+    let mut damaged = Vec::new();
+    let there = folder::bundles(&new.path(BUNDLES))?;
+    let total = there.len() as u64;
+    for (done, bundle) in (0..).zip(&there) {
+        tell(Progress { doing, done, total });
+        if !bundle.is_whole()? {
+            fs::remove_file(&bundle.path).map_err(|error| cannot_write(&bundle.path, &error))?;
+            damaged.push((bundle.tenant, bundle.digest));
+        }
+    }
+    tell(Progress {
+        doing,
+        done: total,
+        total,
+    });
+    let runtime = tokio::runtime::Builder::new_current_thread().build();
+    let runtime = runtime.map_err(|error| Failure::internal(error.to_string()))?;
+    let path = new.path(STORE);
+    let found = runtime.block_on(async {
+        // The whole file is checked when it is opened.
+        let store = Redb::open(&path, StoreId([0; 16]))?;
+        let count = store.read_all(Count::default()).await?;
+        let counted = count.ok().map(|count| (count.revision, count.entries));
+        Ok::<_, StoreError>((counted, survey(&store).await?))
+    });
+    let (counted, survey) = found?;
+    if counted != Some((label.revision, label.entries)) {
+        let message = format!(
+            "the copy is not what it should be: expected revision {} with {} entries, got {counted:?}",
+            label.revision, label.entries
+        );
+        return Err(Failure::io(message));
+    }
+    Keys::open(&new.path(KEYS))?;
+    let is_there = |tenant, digest| {
+        let found = there
+            .iter()
+            .any(|bundle: &Bundle| (&bundle.tenant, &bundle.digest) == (tenant, digest));
+        found && !damaged.contains(&(*tenant, *digest))
+    };
+    let missing = survey
+        .bundles
+        .iter()
+        .filter(|(tenant, digest)| !is_there(tenant, digest));
+    let missing_bundles = missing
+        .map(|(tenant, digest)| format!("{tenant}/{digest}"))
+        .collect();
+    if restored_from.is_some() {
+        let subject = format!(
+            "from a backup of {}, revision {} of the store {}",
+            utc(label.made),
+            label.revision,
+            label.store
+        );
+        let recorded = runtime.block_on(async {
+            let keys = Keys::open(&new.path(KEYS))?;
+            let plane = open(
+                new.folder(),
+                &keys,
+                String::new(),
+                false,
+                u64::MAX,
+                LogLimits::default(),
+            )
+            .await?;
+            let recorded = plane.restored(&subject).await;
+            recorded.map_err(|fault| Failure::io(fault.body.error.message.clone()))
+        });
+        recorded?;
+    }
+    drop(runtime);
+    new.put_in_place()?;
+    Ok(Outcome {
+        folder: place.to_owned(),
+        backup: label,
+        audit_intact: survey.audit_intact,
+        missing_bundles,
+    })
+}
+
+/// Reads everything and keeps nothing but the numbers.
+#[derive(Default)]
+struct Count {
+    revision: u64,
+    entries: u64,
+}
+
+impl Sink for Count {
+    fn begin(&mut self, contents: &Contents) -> io::Result<()> {
+        self.revision = contents.revision;
+        Ok(())
+    }
+
+    fn entry(&mut self, _: Entry) -> io::Result<()> {
+        self.entries += 1;
+        Ok(())
+    }
+}
+
+fn utc(time: Seconds) -> String {
+    let time = i64::try_from(time).ok();
+    let time = time.and_then(|time| jiff::Timestamp::from_second(time).ok());
+    time.map_or_else(|| "an unknown time".to_owned(), |time| time.to_string())
+}
+
+fn copy_keys(from: &Path, new: &New) -> Result<(), Failure> {
+    files::create_folder(&new.path(KEYS))?;
+    for name in keys::files() {
+        let bytes = zeroize::Zeroizing::new(files::read(&from.join(KEYS).join(name))?);
+        files::write_private(&new.path(KEYS).join(name), &bytes)?;
+    }
+    files::write_public(&new.path(PUBLIC), &files::read(&from.join(PUBLIC))?)
+}
+
+fn copy_bundles(
+    bundles: &[Bundle],
+    to: &Path,
+    tell: &mut dyn FnMut(Progress),
+    keep_waiting: &mut dyn FnMut() -> io::Result<()>,
+) -> Result<(), Failure> {
+    files::create_folder(to)?;
+    let doing = "copying bundles";
+    let total = bundles.len() as u64;
+    for (done, bundle) in (0..).zip(bundles) {
+        tell(Progress { doing, done, total });
+        bundle.copy(to)?;
+        keep_waiting().map_err(|error| stopped_meanwhile(&error))?;
+    }
+    tell(Progress {
+        doing,
+        done: total,
+        total,
+    });
+    Ok(())
+}
+
+/// Where the store comes from, held until the bundles are copied.
+enum Source {
+    /// A control plane runs, and removes nothing while this is open.
+    Running(UnixStream, Instant),
+    /// None runs, and none starts: the store is open here.
+    Stopped { _store: Redb },
+}
+
+impl Source {
+    fn keep_waiting(&mut self) -> io::Result<()> {
+        match self {
+            Self::Running(socket, last) if last.elapsed() >= WORD_INTERVAL => {
+                *last = Instant::now();
+                socket.write_all(b".")
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+fn copy_store(
+    state: &Path,
+    to: &Path,
+    tell: &mut dyn FnMut(Progress),
+) -> Result<(Contents, Source), Failure> {
+    let from = state.join(STORE);
+    if !from.exists() {
+        return Err(Failure::io(format!("there is no store {}", from.display())));
+    }
+    let mut writer = Writer::new(to);
+    tell(Progress {
+        doing: "copying the store",
+        done: 0,
+        total: 1,
+    });
+    match UnixStream::connect(state.join(serve::SOCKET)) {
+        Ok(mut socket) => {
+            let received = (|| {
+                socket.set_read_timeout(Some(PATIENCE))?;
+                socket.set_write_timeout(Some(PATIENCE))?;
+                socket.write_all(wire::ASK)?;
+                wire::receive(socket.try_clone()?, &mut writer)
+            })();
+            received.map_err(|error| writer.failure(&error))?;
+            Ok((writer.finish()?, Source::Running(socket, Instant::now())))
+        }
+        Err(error)
+            if matches!(
+                error.kind(),
+                ErrorKind::NotFound | ErrorKind::ConnectionRefused
+            ) =>
+        {
+            let runtime = tokio::runtime::Builder::new_current_thread().build();
+            let runtime = runtime.map_err(|error| Failure::internal(error.to_string()))?;
+            let store = Redb::open(&from, StoreId([0; 16])).map_err(|error| match error {
+                StoreError::Locked(path) => Failure::temporary(format!(
+                    "{} is in use, and nobody listens at {}: restart the control plane, whose version may be older, or stop it",
+                    path.display(),
+                    state.join(serve::SOCKET).display()
+                )),
+                error => error.into(),
+            })?;
+            let read = runtime.block_on(store.read_all(writer))?;
+            let writer = read
+                .map_err(|error| Failure::io(format!("cannot write {}: {error}", to.display())))?;
+            Ok((writer.finish()?, Source::Stopped { _store: store }))
+        }
+        Err(error) => {
+            let message = format!(
+                "cannot reach the control plane at {}: {error}",
+                state.join(serve::SOCKET).display()
+            );
+            Err(Failure::io(message))
+        }
+    }
+}
+
+fn stopped_meanwhile(error: &io::Error) -> Failure {
+    Failure::temporary(format!(
+        "the control plane stopped before the backup was complete ({error}); make another"
+    ))
+}
+
+fn cannot_write(path: &Path, error: &io::Error) -> Failure {
+    Failure::cannot_create(format!("cannot write {}: {error}", path.display()))
+}
+
+/// Writes a store's entries into a new file, some at a time.
+struct Writer {
+    path: PathBuf,
+    copy: Option<(Contents, StoreCopy)>,
+    batch: Vec<Entry>,
+    batch_bytes: usize,
+    failed: Option<StoreError>,
+}
+
+impl Writer {
+    fn new(path: &Path) -> Self {
+        Self {
+            path: path.to_owned(),
+            copy: None,
+            batch: Vec::new(),
+            batch_bytes: 0,
+            failed: None,
+        }
+    }
+
+    /// Notes a failure of the file, so that it is told apart from one of the socket.
+    fn note<T>(&mut self, done: Result<T, StoreError>) -> io::Result<T> {
+        done.map_err(|error| {
+            let message = error.to_string();
+            self.failed = Some(error);
+            io::Error::other(message)
+        })
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        let batch = std::mem::take(&mut self.batch);
+        self.batch_bytes = 0;
+        let written = match &self.copy {
+            Some((_, copy)) => copy.write(&batch),
+            None => Ok(()),
+        };
+        self.note(written)
+    }
+
+    fn failure(&mut self, error: &io::Error) -> Failure {
+        match self.failed.take() {
+            Some(failed) => failed.into(),
+            None => stopped_meanwhile(error),
+        }
+    }
+
+    fn finish(mut self) -> Result<Contents, Failure> {
+        self.flush().map_err(|error| self.failure(&error))?;
+        let (contents, copy) = self
+            .copy
+            .ok_or_else(|| Failure::internal("a store without a beginning"))?;
+        copy.finish()?;
+        Ok(contents)
+    }
+}
+
+impl Sink for Writer {
+    fn begin(&mut self, contents: &Contents) -> io::Result<()> {
+        let copy = StoreCopy::create(&self.path, *contents);
+        let copy = self.note(copy)?;
+        self.copy = Some((*contents, copy));
+        Ok(())
+    }
+
+    fn entry(&mut self, entry: Entry) -> io::Result<()> {
+        self.batch_bytes += entry.key.len() + entry.value.len();
+        self.batch.push(entry);
+        if self.batch.len() >= BATCH_ENTRIES || self.batch_bytes >= BATCH_BYTES {
+            self.flush()?;
+        }
+        Ok(())
+    }
+}

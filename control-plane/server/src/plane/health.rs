@@ -1,0 +1,353 @@
+//! How a node is, out of the status that it sends. The status is the node's own word in a format that may be newer or older
+//! than this program: what is not there is not spoken of, and what is of another type counts as not there.
+
+use casemate_api::node::{CheckView, HealthView};
+use casemate_trust::Seconds;
+use serde_json::Value;
+
+use super::presence::Last;
+
+/// Layers that not every machine can have, and that say in their detail what is open without them.
+const OPTIONAL_LAYERS: [&str; 3] = ["speculation", "core_scheduling", "memory_lock"];
+/// How far a node's clock may be from ours, seconds.
+const MAX_SKEW_SECS: u64 = 5 * 60;
+/// Less than this of a lease is worth a word, seconds.
+const SHORT_LEASE_SECS: u64 = 60 * 60;
+/// Longest detail, characters.
+const MAX_DETAIL_CHARS: usize = 160;
+/// Deepest place at which certificates are looked for in a status.
+const MAX_DEPTH: usize = 4;
+/// How long two machines with one key count, seconds.
+const DUPLICATE_SECS: Seconds = 24 * 60 * 60;
+
+/// What is known of a node's health; `None` if it has not said anything.
+pub(super) fn of(last: &Last, now: Seconds) -> Option<HealthView> {
+    let status = &last.status;
+    if !status.is_object() && last.refused.is_empty() && last.duplicate.is_none() {
+        return None;
+    }
+    let checks = [
+        identity(last, now),
+        walls(status),
+        vault(status),
+        up(status, "gateway"),
+        workers(status),
+        disk(status),
+        lease(status),
+        image(status),
+        clock(last),
+        refusal(last),
+    ];
+    let checks = checks.into_iter().flatten();
+    let checks = checks.map(|mut check| {
+        let detail = check.detail.chars().filter(|letter| !letter.is_control());
+        check.detail = detail.take(MAX_DETAIL_CHARS).collect();
+        check
+    });
+    Some(HealthView {
+        checks: checks.collect(),
+        certificate_expires: certificate_expires(status, 0),
+    })
+}
+
+fn check(name: &str, ok: bool, detail: impl Into<String>) -> CheckView {
+    CheckView {
+        name: name.to_owned(),
+        ok,
+        detail: detail.into(),
+    }
+}
+
+fn identity(last: &Last, now: Seconds) -> Option<CheckView> {
+    let seen = last.duplicate?;
+    let is_recent = now.saturating_sub(seen) < DUPLICATE_SECS;
+    let detail = "two machines have this node's key: its disk was copied";
+    is_recent.then(|| check("identity", false, detail))
+}
+
+fn walls(status: &Value) -> Option<CheckView> {
+    let programs = status["sandbox"].as_object()?;
+    let missing = |is_optional: bool| {
+        let mut found: Vec<String> = Vec::new();
+        for (program, layers) in programs {
+            for layer in layers.as_array().into_iter().flatten() {
+                let Some(name) = layer["layer"].as_str() else {
+                    continue;
+                };
+                if layer["in_force"] == false && OPTIONAL_LAYERS.contains(&name) == is_optional {
+                    found.push(format!("{name} of {program}"));
+                }
+            }
+        }
+        found.join(", ")
+    };
+    let (needed, optional) = (missing(false), missing(true));
+    let also = match optional.as_str() {
+        "" => String::new(),
+        optional => format!("; this machine lacks {optional}"),
+    };
+    Some(match needed.as_str() {
+        "" => check("walls", true, format!("in force{also}")),
+        needed => check("walls", false, format!("not in force: {needed}{also}")),
+    })
+}
+
+/// Whether a program of the node runs.
+fn up(status: &Value, program: &str) -> Option<CheckView> {
+    let state = &status["state"][program];
+    let is_up = state["up"].as_bool()?;
+    let detail = match (is_up, state["failures"].as_u64().unwrap_or(0)) {
+        (true, 0) => "runs".to_owned(),
+        (true, failures) => format!("runs, after {failures} failures"),
+        (false, failures) => format!("does not run, {failures} failures"),
+    };
+    Some(check(program, is_up, detail))
+}
+
+fn vault(status: &Value) -> Option<CheckView> {
+    let vault = &status["vault"];
+    if let Some(error) = vault["error"].as_str() {
+        return Some(check("vault", false, error));
+    }
+    if vault["revoked"] == true {
+        return Some(check("vault", false, "the node is revoked"));
+    }
+    if vault["member"] == false {
+        return Some(check("vault", false, "the node holds no pool key"));
+    }
+    up(status, "vault")
+}
+
+fn workers(status: &Value) -> Option<CheckView> {
+    let stages = status["state"]["workers"].as_object()?;
+    let count = |stage: &str| stages.get(stage).and_then(Value::as_u64).unwrap_or(0);
+    let (serving, spare) = (count("serving"), count("spare"));
+    let failures = status["state"]["worker_failures"].as_u64().unwrap_or(0);
+    let mut detail = format!("{serving} serving, {spare} spare");
+    if failures > 0 {
+        detail += &format!("; the last {failures} that were started have failed");
+    }
+    let starts = serving + spare + count("starting") + count("loading") > 0;
+    Some(check("workers", failures == 0 && starts, detail))
+}
+
+fn disk(status: &Value) -> Option<CheckView> {
+    let reserve = &status["vault"]["reserve"];
+    let (held, wanted) = (
+        reserve["held_bytes"].as_u64()?,
+        reserve["wanted_bytes"].as_u64()?,
+    );
+    let mib = |bytes: u64| bytes.div_ceil(1024 * 1024);
+    Some(if held >= wanted {
+        check("disk", true, "has room")
+    } else {
+        let (held, wanted) = (mib(held), mib(wanted));
+        let detail = format!("full: {held} of {wanted} MiB are kept for withdrawals");
+        check("disk", false, detail)
+    })
+}
+
+fn lease(status: &Value) -> Option<CheckView> {
+    let vault = status["vault"].as_object()?;
+    let left = vault.get("lease_left_secs")?.as_u64().unwrap_or(0);
+    let detail = match left {
+        0 => "over: credentials are not used".to_owned(),
+        short @ 1..SHORT_LEASE_SECS => format!("{} minutes left", short.div_ceil(60)),
+        long => format!("{} hours left", long / 3600),
+    };
+    Some(check("lease", left > 0, detail))
+}
+
+fn image(status: &Value) -> Option<CheckView> {
+    let machine = status["machine"].as_object()?;
+    let of = |name: &str| machine.get(name).and_then(Value::as_str);
+    let state = status["image"]["state"].as_str();
+    let failed = [of("update"), state].into_iter().flatten().find(|text| {
+        ["fail", "refus", "reject"]
+            .iter()
+            .any(|word| text.contains(word))
+    });
+    let version = of("version").unwrap_or("unknown version");
+    Some(match failed {
+        Some(failed) => check("image", false, format!("{version}; the next: {failed}")),
+        None => check("image", true, version),
+    })
+}
+
+fn clock(last: &Last) -> Option<CheckView> {
+    let ahead = last.clock_ahead_secs?;
+    let off = ahead.unsigned_abs();
+    if off <= MAX_SKEW_SECS {
+        return None;
+    }
+    let side = if ahead > 0 { "ahead of" } else { "behind" };
+    let detail = format!(
+        "the node's clock is {} minutes {side} the control plane's",
+        off / 60
+    );
+    Some(check("clock", false, detail))
+}
+
+fn refusal(last: &Last) -> Option<CheckView> {
+    let (_, newest) = last.refused.iter().max_by_key(|(_, refused)| refused.at)?;
+    let detail = format!("{}: {}", newest.code, newest.what);
+    Some(check("refusal", false, detail))
+}
+
+/// The earliest end of any certificate that a status lists, wherever that is.
+fn certificate_expires(status: &Value, depth: usize) -> Option<Seconds> {
+    if depth > MAX_DEPTH {
+        return None;
+    }
+    let members = status.as_object()?;
+    let own = members.get("certificates").and_then(Value::as_array);
+    let own = own.into_iter().flatten().filter_map(|certificate| {
+        let names = ["expires", "not_after", "expires_at"];
+        names.iter().find_map(|name| certificate[name].as_u64())
+    });
+    let below = members
+        .values()
+        .filter_map(|value| certificate_expires(value, depth + 1));
+    own.chain(below).min()
+}
+
+#[cfg(test)]
+mod tests {
+    use casemate_api::tenant::Refused;
+    use casemate_push::StatementId;
+    use serde_json::json;
+
+    use super::*;
+
+    fn last(status: Value) -> Last {
+        let mut last = Last::new("edge-1".parse().unwrap());
+        last.status = status;
+        last
+    }
+
+    /// The checks that are not as they should be.
+    fn failing(last: &Last) -> Vec<String> {
+        let health = of(last, 1000).unwrap();
+        let failing = health.checks.into_iter().filter(|check| !check.ok);
+        failing
+            .map(|check| format!("{}: {}", check.name, check.detail))
+            .collect()
+    }
+
+    fn healthy() -> Value {
+        json!({
+            "sandbox": { "worker": [
+                { "layer": "seccomp", "in_force": true },
+                { "layer": "core_scheduling", "in_force": false },
+            ] },
+            "state": {
+                "vault": { "up": true, "failures": 0 }, "gateway": { "up": true, "failures": 0 },
+                "workers": { "spare": 2 }, "worker_failures": 0,
+            },
+            "vault": {
+                "member": true, "revoked": false, "lease_left_secs": 80_000,
+                "reserve": { "held_bytes": 4, "wanted_bytes": 4 },
+            },
+            "machine": { "version": "1.0.0" },
+            "gateway": { "certificates": [{ "names": ["a.test"], "expires": 900 }, { "expires": 800 }] },
+        })
+    }
+
+    #[test]
+    fn a_healthy_node_has_nothing_to_say() {
+        assert_eq!(of(&last(Value::Null), 1000), None);
+        let health = of(&last(healthy()), 1000).unwrap();
+        assert_eq!(failing(&last(healthy())), [] as [String; 0]);
+        assert_eq!(health.certificate_expires, Some(800));
+        let names: Vec<_> = health
+            .checks
+            .iter()
+            .map(|check| check.name.as_str())
+            .collect();
+        let expected = [
+            "walls", "vault", "gateway", "workers", "disk", "lease", "image",
+        ];
+        assert_eq!(names, expected);
+        assert!(
+            health.checks[0]
+                .detail
+                .contains("core_scheduling of worker")
+        );
+    }
+
+    #[test]
+    fn each_thing_that_is_wrong_is_named() {
+        let wrong = |pointer: &str, value: Value| {
+            let mut status = healthy();
+            *status.pointer_mut(pointer).unwrap() = value;
+            failing(&last(status)).join("; ")
+        };
+        let cases = [
+            (
+                "/sandbox/worker/0/in_force",
+                json!(false),
+                "walls: not in force: seccomp of worker",
+            ),
+            (
+                "/vault",
+                json!({ "error": "no\u{1b} memory" }),
+                "vault: no memory",
+            ),
+            ("/vault/revoked", json!(true), "vault: the node is revoked"),
+            (
+                "/vault/member",
+                json!(false),
+                "vault: the node holds no pool key",
+            ),
+            ("/state/gateway/up", json!(false), "gateway: does not run"),
+            (
+                "/state/worker_failures",
+                json!(3),
+                "the last 3 that were started have failed",
+            ),
+            ("/state/workers", json!({}), "workers: 0 serving, 0 spare"),
+            ("/vault/reserve/held_bytes", json!(0), "disk: full"),
+            ("/vault/lease_left_secs", Value::Null, "lease: over"),
+            (
+                "/machine",
+                json!({ "version": "1", "update": "1.1 failed" }),
+                "image: 1; the next: 1.1 failed",
+            ),
+        ];
+        for (pointer, value, expected) in cases {
+            let found = wrong(pointer, value);
+            assert!(found.contains(expected), "{pointer}: {found}");
+        }
+        let mut node = last(healthy());
+        node.duplicate = Some(900);
+        node.clock_ahead_secs = Some(-3 * 24 * 60 * 60);
+        let refused = Refused {
+            what: "pool main".into(),
+            code: "pool_expired".into(),
+            message: String::new(),
+            at: 1,
+        };
+        node.refused = vec![(StatementId::Root { version: 1 }, refused)];
+        let expected = [
+            "identity: two machines have this node's key: its disk was copied",
+            "clock: the node's clock is 4320 minutes behind the control plane's",
+            "refusal: pool_expired: pool main",
+        ];
+        assert_eq!(failing(&node), expected);
+    }
+
+    #[test]
+    fn a_status_of_another_shape_is_passed_over() {
+        for odd in [
+            json!({}),
+            json!({ "sandbox": 7, "state": [], "vault": "x", "machine": null }),
+        ] {
+            assert_eq!(of(&last(odd), 1000).unwrap().checks, []);
+        }
+        let mut deep = json!({ "certificates": [{ "expires": 1 }] });
+        for _ in 0..10 {
+            deep = json!({ "a": deep });
+        }
+        assert_eq!(certificate_expires(&deep, 0), None);
+    }
+}

@@ -1,0 +1,179 @@
+//! Backups of a control plane that runs, and what they are good for.
+// A test that cannot go on fails.
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::path::{Path, PathBuf};
+
+use casemate_api::audit::{AuditPage, AuditRecord};
+use casemate_api::fleet::FleetView;
+use casemate_api::node::NodeList;
+use casemate_control::{BackupOutcome, Failure, Progress};
+use casemate_control_store::{Redb, Store as _, StoreId};
+use casemate_trust::id::Digest;
+use support::fleet::tenant_path;
+use support::{Control, Fleet};
+
+/// As the program does it: nothing of it may wait in the runtime.
+async fn backup(state: PathBuf, to: PathBuf) -> Result<BackupOutcome, Failure> {
+    let work = move || casemate_control::backup(&state, &to, &mut |_: Progress| ());
+    tokio::task::spawn_blocking(work).await.unwrap()
+}
+
+async fn restore(from: PathBuf, state: PathBuf) -> Result<BackupOutcome, Failure> {
+    let work = move || casemate_control::restore(&from, &state, &mut |_: Progress| ());
+    tokio::task::spawn_blocking(work).await.unwrap()
+}
+
+/// Puts the state folder aside and the restored one in its place.
+async fn restore_over(control: &mut Control, from: &Path) -> BackupOutcome {
+    control.stop().await;
+    let state = control.state();
+    let aside = state.with_file_name(format!(
+        "aside-{}",
+        Digest::of(from.as_os_str().as_encoded_bytes())
+    ));
+    std::fs::rename(&state, aside).unwrap();
+    let outcome = restore(from.to_owned(), state).await.unwrap();
+    control.start().await;
+    outcome
+}
+
+fn id(store: &Path) -> StoreId {
+    Redb::open(store, StoreId([0; 16])).unwrap().id()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backup_is_made_while_deployments_go_on_and_can_be_gone_back_to() {
+    let mut control = Control::new().await;
+    let fleet = Fleet::new(&control).await;
+    let client = control.client(&fleet.tenant_token);
+    fleet.deploy(&client, 1, b"bundle one").await;
+    let to = control.folder.path().join("backups/monday");
+    // Deployments under way: what is copied is as it was after some of them.
+    let (writing, made) = tokio::join!(
+        async {
+            for version in 2..20 {
+                fleet
+                    .deploy(&client, version, format!("bundle {version}").as_bytes())
+                    .await;
+            }
+        },
+        backup(control.state(), to.clone()),
+    );
+    let ((), made) = (writing, made.unwrap());
+    assert_eq!((made.missing_bundles.len(), made.audit_intact), (0, true));
+    assert!(to.join("keys/quic.key").exists() && !to.join("operator.token").exists());
+    let again = backup(control.state(), to.clone()).await.unwrap_err();
+    assert_eq!(again.code, 73, "{}", again.message);
+    let left = std::fs::read_dir(to.parent().unwrap()).unwrap().count();
+    assert_eq!(left, 1, "nothing is left behind");
+    let original = id(&to.join("store.redb"));
+    // The backup is of yesterday.
+    fleet.deploy(&client, 30, b"bundle of today").await;
+    let restored = restore_over(&mut control, &to).await;
+    assert_eq!(restored.backup, made.backup);
+    let client = control.client(&fleet.tenant_token);
+    let status = client
+        .get(&tenant_path(&fleet.tenant.id, "status"))
+        .await
+        .ok();
+    let version = status.json::<serde_json::Value>()["manifest_version"].as_u64();
+    assert!(version.is_some_and(|version| version < 30), "{version:?}");
+    // It is the same control plane with another store: same keys, an unbroken chain with the restore in it.
+    let fleet_view: FleetView = client.get("/v1/fleet").await.ok().json();
+    assert_eq!(fleet_view.fleet, Some(fleet.id));
+    let page: AuditPage = control.operator().get("/v1/audit").await.ok().json();
+    AuditRecord::verify(None, &page.records).unwrap();
+    let last = page.records.last().unwrap();
+    assert_eq!(
+        (last.action.as_str(), last.actor.as_str()),
+        ("store.restore", "casemate-control")
+    );
+    fleet.deploy(&client, 31, b"bundle of tomorrow").await;
+    let nodes: NodeList = control.operator().get("/v1/nodes").await.ok().json();
+    assert!(nodes.nodes.is_empty());
+    control.stop().await;
+    assert_ne!(id(&control.state().join("store.redb")), original);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_removed_while_a_backup_is_made_and_the_control_plane_stops_all_the_same() {
+    use std::io::{Read as _, Write as _};
+    let mut control = Control::new().await;
+    Fleet::new(&control).await;
+    // A program that asks for the store and goes no further.
+    let mut socket =
+        std::os::unix::net::UnixStream::connect(control.state().join("control.sock")).unwrap();
+    socket.write_all(b"casemate backup 1\n").unwrap();
+    assert_eq!(socket.read(&mut [0; 16]).unwrap(), 16);
+    control.stop().await;
+    assert!(!control.state().join("control.sock").exists());
+    // Whoever asks for something else is sent away, and the next is served.
+    control.start().await;
+    let path = control.state().join("control.sock");
+    let mut stranger = std::os::unix::net::UnixStream::connect(&path).unwrap();
+    stranger.write_all(b"casemate backup 9\n").unwrap();
+    let mut answer = Vec::new();
+    assert!(stranger.read_to_end(&mut answer).is_err() || answer.is_empty());
+    let to = control.folder.path().join("backup");
+    backup(control.state(), to).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_running_control_plane_the_state_is_read_as_it_lies() {
+    let mut control = Control::new().await;
+    let fleet = Fleet::new(&control).await;
+    fleet
+        .deploy(&control.client(&fleet.tenant_token), 1, b"bundle one")
+        .await;
+    control.stop().await;
+    let to = control.folder.path().join("backup");
+    let made = backup(control.state(), to.clone()).await.unwrap();
+    assert_eq!(made.backup.bundles, 1);
+    // A bundle that has rotted is left out and named; the rest is good.
+    let tenant = fleet.tenant.id.to_string();
+    let bundle = control.state().join("bundles").join(&tenant);
+    let bundle = bundle.join(Digest::of(b"bundle one").to_string());
+    std::fs::write(&bundle, b"bundle 0ne").unwrap();
+    let rotten = control.folder.path().join("rotten");
+    let made = backup(control.state(), rotten.clone()).await.unwrap();
+    let named = format!("{tenant}/{}", Digest::of(b"bundle one"));
+    assert_eq!(made.missing_bundles, [named]);
+    // What is no backup, is damaged, or is of a later version is refused, and leaves nothing.
+    let state = control.folder.path().join("restored");
+    let no = restore(control.state(), state.clone()).await.unwrap_err();
+    assert!(
+        no.code == 64 && no.message.contains("no backup"),
+        "{}",
+        no.message
+    );
+    let label = std::fs::read_to_string(to.join("backup.json")).unwrap();
+    std::fs::write(
+        to.join("backup.json"),
+        label.replace("\"format\": 1", "\"format\": 2"),
+    )
+    .unwrap();
+    let no = restore(to.clone(), state.clone()).await.unwrap_err();
+    assert!(no.message.contains("format 1, got 2"), "{}", no.message);
+    std::fs::write(to.join("backup.json"), &label).unwrap();
+    let store = std::fs::read(to.join("store.redb")).unwrap();
+    std::fs::write(to.join("store.redb"), &store[..store.len() / 3]).unwrap();
+    let no = restore(to.clone(), state.clone()).await.unwrap_err();
+    assert!(
+        no.code == 74 && no.message.contains("damaged"),
+        "{}",
+        no.message
+    );
+    std::fs::write(to.join("store.redb"), store).unwrap();
+    restore(to.clone(), state.clone()).await.unwrap();
+    let no = restore(to, state).await.unwrap_err();
+    assert_eq!(no.code, 73, "{}", no.message);
+    let entries = std::fs::read_dir(control.folder.path()).unwrap();
+    let hidden = entries.filter(|entry| {
+        let name = entry.as_ref().unwrap().file_name();
+        name.to_string_lossy().starts_with('.')
+    });
+    assert_eq!(hidden.count(), 0);
+}
