@@ -28,7 +28,7 @@ demo-image: build-told ## The same with a node that an emulator boots from an im
 build-told:
 	@took=$$(cat target/build-secs 2>/dev/null || true)
 	echo "demo: building every program with cargo, without optimisation: $$(grep -c '^\[\[package\]\]' Cargo.lock) crates and V8 the first"
-	echo "      time, which takes minutes; then only what has changed. $${took:+The last build took $$took s. }The demo itself takes about a minute."
+	echo "      time, which takes minutes; then only what has changed. $${took:+The last build took $$took s. }The demo itself takes some seconds."
 	start=$$SECONDS
 	$(MAKE) build
 	echo $$((SECONDS - start)) > target/build-secs

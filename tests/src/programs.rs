@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
@@ -15,6 +15,8 @@ const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 /// Who is told of each command that a person would type.
 static LISTENER: OnceLock<fn(&str)> = OnceLock::new();
+/// The folder that the last of these commands ran in.
+static FOLDER: Mutex<Option<PathBuf>> = Mutex::new(None);
 
 /// From now on `listener` is told of each command that a person would type, as a shell takes it.
 pub fn tell_commands(listener: fn(&str)) {
@@ -22,11 +24,19 @@ pub fn tell_commands(listener: fn(&str)) {
     let _first = LISTENER.set(listener);
 }
 
-/// Tells the listener of a command that is about to run.
+/// Tells the listener of a command that is about to run, and of its folder where that is another than before.
 pub fn about_to_run(command: &Command) {
     let Some(listener) = LISTENER.get() else {
         return;
     };
+    let mut folder = FOLDER.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(new) = command
+        .get_current_dir()
+        .filter(|new| Some(*new) != folder.as_deref())
+    {
+        listener(&format!("cd {}", quoted(&new.to_string_lossy())));
+        *folder = Some(new.to_owned());
+    }
     let program = Path::new(command.get_program());
     let name = program.file_name().unwrap_or(program.as_os_str());
     let words = std::iter::once(name).chain(command.get_args());

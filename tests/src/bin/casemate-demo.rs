@@ -228,6 +228,9 @@ async fn play<N>(
         &format!("GET http://{FUNCTION_HOST}/"),
         &until_version(gateway, "1").await?,
     );
+    story.command(&format!(
+        "curl -H 'Host: {FUNCTION_HOST}' http://{gateway}/charge/42"
+    ));
     let charge = caller::get(gateway, FUNCTION_HOST, "/charge/42").await?;
     ensure!(
         charge.status == 200 && charge.text().contains("\"upstream_status\":200"),
@@ -261,6 +264,7 @@ async fn play<N>(
 
     story.step("version 2 is deployed and rolled back while requests go on");
     let traffic = Traffic::start(gateway);
+    story.command("sed -i 's/VERSION = \"1\"/VERSION = \"2\"/' casemate.toml");
     let text = std::fs::read_to_string(&config)?.replace("VERSION = \"1\"", "VERSION = \"2\"");
     std::fs::write(&config, text)?;
     block_in_place(|| fleet.deploy(&project))?;

@@ -152,7 +152,8 @@ async fn doctor_names_what_is_wrong_with_a_next_step() {
         .split('"')
         .next()
         .unwrap();
-    std::fs::write(&connection, held.replace(port, "1")).unwrap();
+    let elsewhere = held.replace(&format!(":{port}\""), ":1\"");
+    std::fs::write(&connection, elsewhere).unwrap();
     let (code, checks, text) = states(&tenant);
     assert_eq!(
         (code, state_of(&checks, "control plane").as_str()),
