@@ -20,6 +20,8 @@ fuzz_target!(|input: (bool, Vec<Vec<u8>>)| {
                     let head = ResponseHead { status: 200, fields: Default::default() };
                     channel.respond(id, &head, true).expect("a head that fits");
                 }
+                Event::Request { id, .. } if id % 7 == 0 => channel.go_away(id),
+                Event::Request { id, .. } => channel.ask(id),
                 Event::Data { bytes, .. } => held += bytes.len(),
                 _ => {}
             }

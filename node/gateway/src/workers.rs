@@ -21,6 +21,9 @@ pub use crate::worker::{Promise, Worker};
 
 /// How long a request waits for a worker: a cold start takes milliseconds, a node that is full longer.
 pub const WAIT_MAX: Duration = Duration::from_secs(10);
+/// From saying that it takes no more requests until a worker has ended: what it has begun may still take the time that the
+/// supervisor gives a worker to stop.
+const GOING_AWAY: Duration = Duration::from_secs(15);
 /// How long after its channel has closed a worker's reason can come.
 const REASON_KEPT: Duration = Duration::from_secs(10);
 
@@ -420,7 +423,11 @@ impl Registry {
     async fn watch(self: Arc<Self>, id: WorkerId, opener: Opener) {
         opener.goes_away().await;
         self.retire(id);
-        opener.closed().await;
+        let ended = tokio::time::timeout(GOING_AWAY, opener.closed()).await;
+        if ended.is_err() {
+            self.bell.give_up(id, WorkerFault::ChannelClosed);
+            opener.closed().await;
+        }
         drop(opener);
         let function = lock(&self.seats).get(&id).map(|seat| seat.function.clone());
         if let Some(function) = function {
@@ -500,6 +507,31 @@ mod tests {
         );
         drop((first, second, third));
         assert!(function.due().drained.contains(&id));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_worker_that_goes_away_and_stays_is_reported() {
+        let (registry, release, id) = (registry(), [7; 32], WorkerId(1));
+        let key = FunctionKey {
+            tenant: [1; 32],
+            function: "f".into(),
+        };
+        let function = registry.want(&key, Some(release));
+        let (ours, theirs) = casemate_channel::pair().unwrap();
+        let promise = Promise {
+            concurrency: 8,
+            wall: Duration::from_secs(30),
+        };
+        registry.add(&key, release, id, promise, ours).unwrap();
+        let acceptor = casemate_channel::acceptor(theirs).unwrap();
+        acceptor.go_away();
+        while !function.due().drained.contains(&id) {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(registry.bell.take_unusable(), []);
+        tokio::time::sleep(GOING_AWAY + Duration::from_secs(1)).await;
+        let unusable = [(id, WorkerFault::ChannelClosed)];
+        assert_eq!(registry.bell.take_unusable(), unusable);
     }
 
     #[test]

@@ -203,9 +203,12 @@ impl Shell {
                 message,
                 begun,
             } => {
-                // First of all: until the gateway knows, it gives the worker requests.
-                let begun = u32::from_le_bytes(begun);
-                self.tell_gateway(ToGateway::Dying { worker, begun });
+                // First of all: until the gateway knows, it gives the worker requests. Once: a worker that was taken over
+                // may repeat its last words without end.
+                if !self.state.is_dying(worker) {
+                    let begun = u32::from_le_bytes(begun);
+                    self.tell_gateway(ToGateway::Dying { worker, begun });
+                }
                 self.log(id, None, LogLevel::Error, &message, Some(failure.code()));
                 self.input(Input::Fatal { worker, failure }).await?;
             }

@@ -70,6 +70,13 @@ impl Supervision {
         self.effects.push(Effect::Kill { child: id.0 });
     }
 
+    /// Whether it is known why a worker is about to end.
+    pub(crate) fn is_dying(&self, worker: WorkerId) -> bool {
+        self.workers
+            .get(&worker)
+            .is_some_and(|worker| worker.fatal.is_some())
+    }
+
     /// A worker says why it is about to end. The gateway gives it nothing more from now on, so one that stays all the same
     /// only takes a place.
     pub(super) fn last_words(&mut self, id: WorkerId, failure: Failure, now_ms: Millis) {
@@ -359,7 +366,9 @@ mod tests {
     fn a_worker_that_stays_after_its_last_words_is_killed_and_gets_no_requests_before() {
         let (mut state, worker, _) = serving();
         let failure = Failure::ExceededCpu;
+        assert!(!state.is_dying(worker));
         state.handle(Input::Fatal { worker, failure }, 10);
+        assert!(state.is_dying(worker));
         let effects = state.handle(Input::Tick, 9 + FATAL_GRACE_MS);
         assert!(!effects.iter().any(ends_a_worker), "{effects:?}");
         let effects = state.handle(Input::Tick, 10 + FATAL_GRACE_MS);
