@@ -1,7 +1,5 @@
 //! `casemate deploy`, `rollback`, `renew`, `prune`, `remove`: each signs the next manifest.
 
-use std::collections::BTreeMap;
-
 use casemate_trust::id::Digest;
 use casemate_trust::name::Name;
 use casemate_trust::release::{Credential, MAX_RELEASE_BYTES, Release};
@@ -16,7 +14,7 @@ use crate::error::{Code, Error};
 use crate::machine::{date, now};
 use crate::project::Project;
 use crate::session::{Connection, Context};
-use crate::tenancy::{Tenancy, Until, egress_not_given, host_not_given, limit_not_given};
+use crate::tenancy::{Tenancy, Until, egress_not_given, host_not_given};
 
 /// `casemate deploy`
 pub(super) async fn deploy(cx: &Context, args: &Deploy) -> Result<(), Error> {
@@ -131,22 +129,6 @@ fn check(tenancy: &Tenancy<'_>, project: &Project, release: &Release) -> Result<
         && let Some(target) = release.egress_outside(ceiling)
     {
         return Err(egress_not_given(tenant, ceiling, &release.function, target));
-    }
-    if let Some(error) = limit_not_given(tenant, release) {
-        return Err(error);
-    }
-    let functions = tenancy.manifest().map(|manifest| &manifest.functions);
-    let others = functions.into_iter().flat_map(BTreeMap::keys);
-    let count = 1 + others.filter(|name| **name != release.function).count();
-    if count > tenant.ceilings.functions as usize {
-        return Err(Error::new(
-            Code::Project,
-            format!(
-                "{} would be function {count}; the tenant's ceiling is {}",
-                release.function, tenant.ceilings.functions
-            ),
-            "remove what is not needed with `casemate remove FUNCTION`, or ask the operator for more",
-        ));
     }
     let judge = tenancy.session.known.judge();
     let output = tenancy.session.cx.output;

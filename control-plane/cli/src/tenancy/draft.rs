@@ -46,17 +46,6 @@ pub fn host_not_given(tenant: &Tenant, function: &Name, host: &str) -> Error {
         .lines(allowed.iter().map(|host| format!("allowed: {host}")))
 }
 
-/// The error for a limit that a release asks for beyond the tenant's ceilings.
-pub fn limit_not_given(tenant: &Tenant, release: &Release) -> Option<Error> {
-    let (limit, asked, allowed) = release.limit_over(&tenant.ceilings)?;
-    let what = format!(
-        "{} asks for {limit} = {asked}; the tenant's ceiling is {allowed}",
-        release.function
-    );
-    let next = "lower it in casemate.toml, or ask the operator for more";
-    Some(Error::new(Code::Project, what, next))
-}
-
 /// The error for calls that a release declares beyond the operator's egress ceiling.
 pub fn egress_not_given(
     tenant: &Tenant,
@@ -111,8 +100,16 @@ impl Draft {
             if let Some(host) = release.host_outside(tenant) {
                 return Some(host_not_given(tenant, &release.function, host.as_str()));
             }
-            if let Some(error) = limit_not_given(tenant, release) {
-                return Some(error);
+            if let Some((limit, asked, allowed)) = release.limit_over(&tenant.ceilings) {
+                let what = format!(
+                    "{} asks for {limit} = {asked}; the tenant's ceiling is {allowed}",
+                    release.function
+                );
+                return Some(Error::new(
+                    Code::Project,
+                    what,
+                    "lower it in casemate.toml, or ask the operator for more",
+                ));
             }
             for slot in &release.credentials {
                 let sealed = secrets

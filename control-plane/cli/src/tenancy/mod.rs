@@ -32,7 +32,7 @@ use crate::session::{Context, Session};
 /// How often somebody else may be faster before we give up.
 const MAX_TRIES: u32 = 5;
 
-pub use draft::{Draft, egress_not_given, host_not_given, limit_not_given};
+pub use draft::{Draft, egress_not_given, host_not_given};
 pub use follow::{Reach, Until};
 pub use freshness::{Renewed, undemanded};
 use recover::HandedIn;
