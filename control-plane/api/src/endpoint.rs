@@ -205,6 +205,8 @@ pub const ENDPOINTS: &[Endpoint] = &[
     ask(Get, "/v1/nodes/joins", "list_joins", Look, "Join requests that wait").gives(Json("JoinList")),
     ask(Post, "/v1/nodes/admit", "admit_node", Operator, "Registers a node's key and stores its grants")
         .takes(Json("Admission")).gives(Json("NodeView")),
+    ask(Post, "/v1/nodes", "readmit_node", Operator, "Registers again a node that a restored control plane does not know")
+        .takes(Json("Readmission")).gives(Json("NodeView")),
     ask(Get, "/v1/nodes", "list_nodes", Look, "All nodes").gives(Json("NodeList")),
     ask(Get, "/v1/nodes/{name}", "get_node", Look, "One node: what it has, what it refused, which layers are in force")
         .gives(Json("NodeView")),

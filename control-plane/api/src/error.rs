@@ -91,6 +91,8 @@ pub mod code {
     pub const ONLINE_KEY_OTHER: &str = "online_key_other";
     /// 429: more than can be kept of these; `details.limit`.
     pub const TOO_MANY: &str = "too_many";
+    /// 422: a statement is dated in the future, so that a clock is wrong: this one, or that of who signed.
+    pub const FROM_FUTURE: &str = "statement_from_future";
     /// 429: freshness was renewed a moment ago, and that renewal holds; `details.interval_secs`.
     pub const TOO_SOON: &str = "too_soon";
     /// 409: someone else changed the same thing at the same time; trying again is safe.

@@ -72,6 +72,18 @@ pub struct Admission {
     pub grants: Vec<Grant>,
 }
 
+/// Registers again a node that was admitted before, and that a restored control plane does not know.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Readmission {
+    /// Its join request, as the operator's machine has kept it.
+    #[schema(value_type = Object)]
+    pub join: Envelope,
+    /// The pool's keys, sealed to the node.
+    #[schema(value_type = Vec<Object>)]
+    pub grants: Vec<Grant>,
+}
+
 /// More pool keys for a node, after a rotation.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
@@ -95,7 +107,7 @@ pub struct MachineView {
 /// One thing that a node needs to serve.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct CheckView {
-    /// `walls`, `vault`, `gateway`, `workers`, `disk`, `lease`, `image`, `refusal`, `clock` or `identity`.
+    /// `walls`, `vault`, `gateway`, `workers`, `disk`, `lease`, `image`, `certificates`, `refusal`, `clock` or `identity`.
     pub name: String,
     /// Whether it is as it should be.
     pub ok: bool,

@@ -28,6 +28,7 @@ use crate::{audit, error, fleet, image, log, node, tenant, token};
     node::NewJoinToken,
     node::NodeList,
     node::NodeView,
+    node::Readmission,
     tenant::FreshnessAnswer,
     tenant::ManifestAnswer,
     tenant::TenantList,

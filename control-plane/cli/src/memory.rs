@@ -191,9 +191,11 @@ impl Known {
             *envelope = Envelope::sign(envelope.payload_type(), payload, &[key]);
             count += 1;
         }
-        // What the tenants have signed on the way to their newest statements is not needed any more.
-        held.before.clear();
-        self.changed = true;
+        if count > 0 {
+            // What the tenants have signed on the way to their newest statements is not needed any more.
+            held.before.clear();
+            self.changed = true;
+        }
         count
     }
 

@@ -1,5 +1,7 @@
 //! A command's way to the control plane: what this home knows, whom it talks to, and that these two fit.
 
+mod publish;
+
 use std::path::Path;
 use std::sync::OnceLock;
 
@@ -11,7 +13,7 @@ use casemate_trust::judge::Refusal;
 use casemate_trust::keyfile::Purpose;
 use casemate_trust::late::Late;
 use casemate_trust::name::{Identifier, Name};
-use casemate_trust::statement::{Statement as _, Tenant};
+use casemate_trust::statement::Tenant;
 use http::Method;
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
@@ -345,14 +347,6 @@ impl<'a> Session<'a> {
         self.known.fleet()
     }
 
-    /// Hand in an image's statement that the newest root has signed anew.
-    ///
-    /// # Errors
-    /// The control plane refuses.
-    pub async fn publish_image(&mut self, envelope: &Envelope) -> Result<(), Error> {
-        self.post(envelope).await.map(drop)
-    }
-
     /// Judge a statement of our own by the rules of a node, remember it, hand it in.
     ///
     /// # Errors
@@ -404,22 +398,6 @@ impl<'a> Session<'a> {
         Ok(missing.len())
     }
 
-    /// Hand in the tenant's statements that the control plane lacks; the tenant's own token may.
-    ///
-    /// # Errors
-    /// The control plane refuses.
-    pub async fn publish_tenant(&mut self, id: TenantId, view: &TenantView) -> Result<(), Error> {
-        let shown = view
-            .statements
-            .iter()
-            .filter_map(|envelope| Tenant::read(envelope).ok());
-        let newest = shown.map(|tenant| tenant.version).max().unwrap_or(0);
-        for envelope in self.known.tenant_statements_after(&id, newest) {
-            self.post(&envelope).await?;
-        }
-        Ok(())
-    }
-
     /// Hand in tenants of which the control plane has lost something.
     async fn publish_tenants(&mut self) -> Result<usize, Error> {
         let listed = self.list_tenants().await?;
@@ -449,24 +427,6 @@ impl<'a> Session<'a> {
             self.publish_anew(&listed).await?
         };
         Ok(missing.len() + again)
-    }
-
-    /// Hand in tenants whose statements the newest root has signed anew, after a change of the root; how many.
-    async fn publish_anew(&mut self, listed: &[TenantSummary]) -> Result<usize, Error> {
-        let mut count = 0;
-        for summary in listed {
-            let held = self.known.tenant_statements();
-            let ours = held
-                .filter(|(id, _)| **id == summary.id)
-                .map(|(_, envelope)| envelope.clone());
-            let Some(ours) = ours.last() else { continue };
-            let view: TenantView = self.api.get(&format!("/v1/tenants/{}", summary.id)).await?;
-            if !view.statements.contains(&ours) {
-                self.post(&ours).await?;
-                count += 1;
-            }
-        }
-        Ok(count)
     }
 
     /// Read the pools and judge them.

@@ -8,12 +8,16 @@ use std::path::{Path, PathBuf};
 
 use casemate_api::audit::{AuditPage, AuditRecord};
 use casemate_api::fleet::FleetView;
-use casemate_api::node::NodeList;
+use casemate_api::node::{NodeList, NodeView, Readmission};
 use casemate_control::{BackupOutcome, Failure, Progress};
 use casemate_control_store::{Redb, Store as _, StoreId};
+use casemate_push::NodeEnd;
 use casemate_trust::id::Digest;
-use support::fleet::tenant_path;
-use support::{Control, Fleet};
+use casemate_trust::join::JoinRequest;
+use casemate_trust::statement::Statement as _;
+use support::fleet::{key, tenant_path};
+use support::node::{hello, member};
+use support::{Control, Fleet, Node};
 
 /// As the program does it: nothing of it may wait in the runtime.
 async fn backup(state: PathBuf, to: PathBuf) -> Result<BackupOutcome, Failure> {
@@ -96,6 +100,50 @@ async fn a_backup_is_made_while_deployments_go_on_and_can_be_gone_back_to() {
     assert!(nodes.nodes.is_empty());
     control.stop().await;
     assert_ne!(id(&control.state().join("store.redb")), original);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_a_restore_has_lost_is_registered_again_and_served() {
+    let mut control = Control::new().await;
+    let fleet = Fleet::new(&control).await;
+    let client = control.client(&fleet.tenant_token);
+    fleet.deploy(&client, 1, b"bundle one").await;
+    let to = control.folder.path().join("backup");
+    backup(control.state(), to.clone()).await.unwrap();
+    let node = member(&control, &fleet, "edge-1", &key(20)).await;
+    let path = "/v1/nodes/edge-1";
+    let view: NodeView = control.operator().get(path).await.ok().json();
+    drop(node);
+    restore_over(&mut control, &to).await;
+    let operator = control.operator();
+    assert_eq!(operator.get(path).await.refused(404), "not_found");
+    let readmission = |signed| Readmission {
+        join: signed,
+        grants: vec![fleet.grant(&key(20))],
+    };
+    let forged = JoinRequest::read(&view.join).unwrap().sign(&[&key(21)]);
+    let forged = operator.post("/v1/nodes", &readmission(forged)).await;
+    assert_eq!(forged.refused(422), "join_signature");
+    let whole = readmission(view.join.clone());
+    let tenant = control.client(&fleet.tenant_token);
+    assert_eq!(
+        tenant.post("/v1/nodes", &whole).await.refused(403),
+        "forbidden"
+    );
+    operator.post("/v1/nodes", &whole).await.ok();
+    assert_eq!(
+        operator.post("/v1/nodes", &whole).await.refused(409),
+        "node_exists"
+    );
+    // It is a member with everything, whatever it holds of the lost store.
+    let end = NodeEnd::member(hello("edge-1", &key(20), fleet.id));
+    let mut node = Node::connect(&control, &key(20), end).await;
+    let came = node.sync().await;
+    assert_eq!(
+        came.ids().len(),
+        6,
+        "root, online key, pool, grant, tenant and manifest"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -258,7 +258,7 @@ impl Worker {
             if let Event::Dispatch { request, .. } = event
                 && let Some(mut taken) = state.requests.remove(&request)
             {
-                state.let_go(request);
+                state.let_go(request, self.now.get());
                 taken.reply.take().into_iter().for_each(Reply::refuse);
             }
         }

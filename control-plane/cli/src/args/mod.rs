@@ -11,10 +11,10 @@ use clap::{Args, CommandFactory as _, Parser, Subcommand};
 
 pub use freshness::{Freshness, FreshnessKey, FreshnessOff, FreshnessRenew, FreshnessRequire};
 pub use operator::{
-    Audit, Ceilings, EgressLimits, Fleet, FleetInit, FleetOnline, Image, ImageBuild, ImageFormat,
-    ImagePush, Node, NodeAdmit, NodeRevoke, NodeShow, NodeToken, Pool, PoolAdd, PoolRotate, Tenant,
-    TenantAdd, TenantHosts, TenantKey, TenantRekey, TenantRemove, TenantUpdate, Token, TokenCreate,
-    TokenRevoke, TokenScope,
+    Audit, Ceilings, EgressLimits, Fleet, FleetInit, FleetOnline, FleetPublish, Image, ImageBuild,
+    ImageFormat, ImagePush, Node, NodeAdmit, NodeRevoke, NodeShow, NodeToken, Pool, PoolAdd,
+    PoolRotate, Tenant, TenantAdd, TenantHosts, TenantKey, TenantRekey, TenantRemove, TenantUpdate,
+    Token, TokenCreate, TokenRevoke, TokenScope,
 };
 pub use tenant::{
     Deploy, Doctor, Init, Login, Logs, Moment, Prune, Reflection, Remove, Renew, Rollback, Secret,

@@ -22,7 +22,7 @@ pub enum Fleet {
     /// Sign the control plane's keys anew: before they expire, or when it was set up again
     Online(FleetOnline),
     /// Hand everything that the root has signed to the control plane
-    Publish,
+    Publish(FleetPublish),
     /// Replace the root's key: the root signs its successor, which signs everything anew
     RotateRoot,
 }
@@ -53,6 +53,14 @@ pub struct FleetOnline {
     /// How long they hold
     #[command(flatten)]
     pub lifetime: Lifetime,
+}
+
+/// `casemate fleet publish`
+#[derive(Debug, Args)]
+pub struct FleetPublish {
+    /// After a restore: admit again the nodes that this home has admitted and the control plane has lost
+    #[arg(long)]
+    pub readmit: bool,
 }
 
 /// `casemate tenant`

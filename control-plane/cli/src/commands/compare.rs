@@ -63,8 +63,8 @@ pub(super) async fn lost(session: &mut Session<'_>) -> Result<Vec<String>, Error
                 key.fingerprint()
             )),
             None => lines.push(format!(
-                "the control plane has lost node {node}: `casemate node revoke {node}`, then start it with an empty state \
-                 folder and a new token"
+                "the control plane has lost node {node}: if nobody has revoked it, `casemate fleet publish --readmit` admits it \
+                 again; else `casemate node revoke {node}`"
             )),
         }
     }

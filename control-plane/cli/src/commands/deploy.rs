@@ -1,7 +1,5 @@
 //! `casemate deploy`, `rollback`, `renew`, `prune`, `remove`: each signs the next manifest.
 
-use std::collections::BTreeMap;
-
 use casemate_trust::id::Digest;
 use casemate_trust::name::Name;
 use casemate_trust::release::{Credential, MAX_RELEASE_BYTES, Release};
@@ -163,7 +161,7 @@ fn check(tenancy: &Tenancy<'_>, project: &Project, release: &Release) -> Result<
         return Err(error);
     }
     let functions = tenancy.manifest().map(|manifest| &manifest.functions);
-    let others = functions.into_iter().flat_map(BTreeMap::keys);
+    let others = functions.into_iter().flat_map(|functions| functions.keys());
     let count = 1 + others.filter(|name| **name != release.function).count();
     if count > tenant.ceilings.functions as usize {
         return Err(Error::new(

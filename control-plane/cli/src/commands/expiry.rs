@@ -1,7 +1,7 @@
 //! `casemate expiry`: everything that expires, in one list.
 
 use casemate_api::node::{NodeList, NodeView};
-use casemate_api::token::{TokenList, TokenView};
+use casemate_api::token::{Scope, TokenList, TokenView};
 use casemate_trust::Seconds;
 use casemate_trust::join::TokenRecord;
 use casemate_trust::judge::Standing;
@@ -17,7 +17,7 @@ use crate::tenancy::Tenancy;
 
 /// `casemate expiry`
 pub(super) async fn expiry(cx: &Context) -> Result<(), Error> {
-    let mut found = if cx.is_operator() {
+    let mut found = if looks_at_everything(cx).await? {
         of_operator(&mut Session::open(cx).await?).await?
     } else {
         of_tenants_home(cx).await?
@@ -34,6 +34,23 @@ pub(super) async fn expiry(cx: &Context) -> Result<(), Error> {
             &rows,
         )
     })
+}
+
+/// Whether this home is an operator's, with or without the root.
+async fn looks_at_everything(cx: &Context) -> Result<bool, Error> {
+    if cx.is_operator() {
+        return Ok(true);
+    }
+    let own = own_token(&mut Session::open(cx).await?).await?;
+    Ok(own.is_some_and(|own| !matches!(own.scope, Scope::Tenant(_))))
+}
+
+/// The token of this home; `None` at a control plane that was built before it could be asked for.
+async fn own_token(session: &mut Session<'_>) -> Result<Option<TokenView>, Error> {
+    match session.api.get::<TokenView>("/v1/token").await {
+        Err(error) if error.code() == Code::NotFound => Ok(None),
+        own => own.map(Some),
+    }
 }
 
 fn as_json(item: &Expiry, now: Seconds) -> Value {
@@ -196,12 +213,7 @@ async fn of_tenants_home(cx: &Context) -> Result<Vec<Expiry>, Error> {
             ));
         }
     }
-    let own = tenancy.session.api.get::<TokenView>("/v1/token").await;
-    match own {
-        Ok(own) => found.extend(token(&own)),
-        // A control plane that was built before there was this.
-        Err(error) if error.code() == Code::NotFound => {}
-        Err(error) => return Err(error),
-    }
+    let own = own_token(&mut tenancy.session).await?;
+    found.extend(own.as_ref().and_then(token));
     Ok(found)
 }

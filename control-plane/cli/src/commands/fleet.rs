@@ -11,7 +11,7 @@ use serde_json::json;
 use zeroize::Zeroizing;
 
 use super::{compare, images, nodes};
-use crate::args::{FleetInit, FleetOnline};
+use crate::args::{FleetInit, FleetOnline, FleetPublish};
 use crate::error::{Code, Error};
 use crate::keys::{ROOT, pool_file};
 use crate::machine::{DAY, now, random};
@@ -155,18 +155,24 @@ pub(super) fn online(cx: &Context, args: &FleetOnline) -> Result<(), Error> {
 }
 
 /// `casemate fleet publish`
-pub(super) async fn publish(cx: &Context) -> Result<(), Error> {
+pub(super) async fn publish(cx: &Context, args: &FleetPublish) -> Result<(), Error> {
     // Only the home with the root has something to say.
     let root = cx.root_key()?;
     nodes::sign_revocations(cx)?;
     let mut session = Session::open(cx).await?;
+    session.must_have_the_time()?;
+    session.sign_anew(&root).await?;
     let count = session.publish_all().await? + images::sign_anew(&mut session, &root).await?;
     let undone = compare::revoke_again(&mut session).await?;
+    let readmitted = match args.readmit {
+        true => nodes::readmit_lost(&mut session).await?,
+        false => Vec::new(),
+    };
     let grants = nodes::grant_missing(&mut session, None).await?;
     let lost = compare::lost(&mut session).await?;
     let result = json!({
         "published": count, "grants": grants.len(), "nodes": grants,
-        "revoked_nodes": undone.nodes, "revoked_tokens": undone.tokens, "lost": lost,
+        "revoked_nodes": undone.nodes, "revoked_tokens": undone.tokens, "readmitted": readmitted, "lost": lost,
     });
     let revoked = undone.nodes.len() + undone.tokens.len();
     cx.output.result(&result, || {
@@ -184,6 +190,11 @@ pub(super) async fn publish(cx: &Context) -> Result<(), Error> {
              somebody brought them back",
             undone.names().join(", ")
         ));
+    }
+    if !readmitted.is_empty() {
+        let names: Vec<_> = readmitted.iter().map(ToString::to_string).collect();
+        cx.output
+            .done(&format!("admitted again: {}", names.join(", ")));
     }
     lost.iter().for_each(|line| cx.output.warn(line));
     Ok(())

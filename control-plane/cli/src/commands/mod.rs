@@ -226,7 +226,7 @@ async fn act(cx: &Context, command: Command) -> Result<(), Error> {
         Command::Logs(args) => logs::logs(cx, &args).await,
         Command::Fleet(args::Fleet::Init(args)) => fleet::init(cx, &args),
         Command::Fleet(args::Fleet::Online(args)) => fleet::online(cx, &args),
-        Command::Fleet(args::Fleet::Publish) => fleet::publish(cx).await,
+        Command::Fleet(args::Fleet::Publish(args)) => fleet::publish(cx, &args).await,
         Command::Fleet(args::Fleet::RotateRoot) => rotate::rotate_root(cx),
         Command::Fingerprint => fleet::fingerprint(cx),
         Command::Login(args) => login::login(cx, &args).await,

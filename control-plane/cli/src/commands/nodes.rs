@@ -7,8 +7,11 @@ mod tokens;
 use std::time::Duration;
 
 use casemate_api::limits::MAX_GRANTS;
-use casemate_api::node::{Admission, JoinList, JoinView, NewGrants, NodeView};
+use casemate_api::node::{
+    Admission, JoinList, JoinView, NewGrants, NodeList, NodeView, Readmission,
+};
 use casemate_trust::Seconds;
+use casemate_trust::dsse::Envelope;
 use casemate_trust::join::{Grant, JoinError, JoinRequest, TokenRecord};
 use casemate_trust::key::{PublicKey, SealingKey};
 use casemate_trust::keyfile::Purpose;
@@ -47,6 +50,10 @@ struct Admitted {
     sealing_key: SealingKey,
     admitted: Seconds,
     revoked: bool,
+    /// Its request: a control plane that has lost the node is given it again. Missing of nodes that were admitted before it
+    /// was kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    join: Option<Envelope>,
 }
 
 /// Why a request is not granted.
@@ -278,6 +285,7 @@ async fn admit_one(
         sealing_key: request.sealing_key,
         admitted: now(),
         revoked: false,
+        join: Some(join.envelope.clone()),
     };
     // Used up before it is used: a kill in between costs a new try of the same node, never a second node.
     tokens[at].used_by = Some(node.node_key);
@@ -334,6 +342,29 @@ fn grants(
         }
     }
     Ok(grants)
+}
+
+/// Have the control plane take again the members that it has lost; which.
+pub(super) async fn readmit_lost(session: &mut Session<'_>) -> Result<Vec<Name>, Error> {
+    let members: Vec<Admitted> = session.cx.home.read_json(NODES)?.unwrap_or_default();
+    let list: NodeList = session.api.get("/v1/nodes").await?;
+    let mut again = Vec::new();
+    for member in members {
+        let is_there = list.nodes.iter().any(|there| there.name == member.node);
+        let is_revoked = member.revoked || session.known.judge().is_revoked(&member.node_key);
+        let Some(join) = member.join.filter(|_| !is_there && !is_revoked) else {
+            continue;
+        };
+        let (pool, sealing_key) = (&member.pool, &member.sealing_key);
+        let grants = grants(session, pool, member.node_key, sealing_key, &[])?;
+        let readmission = Readmission { join, grants };
+        let _: NodeView = session
+            .api
+            .send_json(Method::POST, "/v1/nodes", &readmission)
+            .await?;
+        again.push(member.node);
+    }
+    Ok(again)
 }
 
 /// Give every member the pool keys that it lacks; the nodes that were given one.

@@ -10,6 +10,7 @@ use casemate_trust::dsse::Envelope;
 use casemate_trust::id::Digest;
 use casemate_trust::judge::Refusal;
 use casemate_trust::release::Release;
+use casemate_trust::statement::{Manifest, Statement as _};
 use http::Method;
 
 use super::{Draft, Tenancy};
@@ -76,10 +77,7 @@ impl Tenancy<'_> {
     fn still_older(&self) -> Error {
         let ours = self.manifest().map_or(0, |manifest| manifest.version);
         let shown = self.view.manifest.as_ref();
-        let shown = shown.and_then(|shown| {
-            use casemate_trust::statement::Statement as _;
-            casemate_trust::statement::Manifest::read(shown).ok()
-        });
+        let shown = shown.and_then(|shown| Manifest::read(shown).ok());
         let theirs = shown.map_or(0, |manifest| manifest.version);
         refused("manifest", Refusal::ManifestVersionLower(ours, theirs))
             .at(self.session.api.address())

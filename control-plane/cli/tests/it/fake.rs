@@ -20,14 +20,13 @@ use casemate_api::tenant::{
     FreshnessAnswer, FunctionStatus, ManifestAnswer, NodeProgress, Refused, StoppedCredential,
     TenantList, TenantStatus, TenantSummary, TenantView,
 };
-use casemate_api::token::{MadeToken, NewToken, Scope, TokenList, TokenView};
+use casemate_api::token::{MadeToken, NewToken};
 use casemate_push::StatementId;
 use casemate_trust::dsse::Envelope;
 use casemate_trust::id::{Digest, FleetId, TenantId};
 use casemate_trust::join::Grant;
 use casemate_trust::key::SigningKey;
 use casemate_trust::name::Name;
-use casemate_trust::release::Release;
 use casemate_trust::revocation::Revocations;
 use casemate_trust::statement::{Manifest, OnlineKey, Pool, Root, Statement as _, Tenant};
 use hyper_util::rt::{TokioExecutor, TokioIo};
@@ -35,6 +34,7 @@ use hyper_util::service::TowerToHyperService;
 use rustls::pki_types::PrivateKeyDer;
 use tokio::net::TcpListener;
 
+use super::holdings::{lacking, own_token, put_anew, readmit, tokens};
 use super::records::logs;
 
 /// Everything that it was given.
@@ -86,7 +86,7 @@ pub(crate) struct Given {
     pub(crate) hold: Option<(u64, Digest)>,
 }
 
-type Shared = Arc<Mutex<Given>>;
+pub(crate) type Shared = Arc<Mutex<Given>>;
 
 pub(crate) struct Fake {
     pub(crate) address: SocketAddr,
@@ -179,7 +179,7 @@ fn router(given: Shared) -> Router {
         .route("/v1/bundles/{digest}", put(put_bundle).head(head_bundle))
         .route("/v1/tenants/{id}/logs", get(logs))
         .route("/v1/audit", get(audit))
-        .route("/v1/nodes", get(nodes))
+        .route("/v1/nodes", get(nodes).post(readmit))
         .route("/v1/tokens", post(token).get(tokens))
         .route("/v1/tokens/{id}", delete(revoke_token))
         .route("/v1/token", get(own_token))
@@ -206,7 +206,7 @@ fn router(given: Shared) -> Router {
         .with_state(given)
 }
 
-fn json(value: &impl serde::Serialize) -> Response {
+pub(crate) fn json(value: &impl serde::Serialize) -> Response {
     serde_json::to_vec(value).unwrap().into_response()
 }
 
@@ -269,15 +269,6 @@ async fn statement(State(given): State<Shared>, body: Bytes) -> Response {
         accepted: Outcome::New,
         revision: 1,
     })
-}
-
-/// The same with another signature takes the place of the earlier one.
-fn put_anew(held: &mut Vec<Envelope>, envelope: Envelope) {
-    let digest = envelope.payload_digest();
-    match held.iter_mut().find(|held| held.payload_digest() == digest) {
-        Some(earlier) => *earlier = envelope,
-        None => held.push(envelope),
-    }
 }
 
 async fn pools(State(given): State<Shared>) -> Response {
@@ -414,24 +405,6 @@ async fn manifest(State(given): State<Shared>, Path(id): Path<TenantId>, body: B
     })
 }
 
-/// What is listed and not there.
-fn lacking(given: &Given, manifest: &Manifest) -> Option<&'static str> {
-    let wanted = manifest.functions.values();
-    let mut releases =
-        wanted.flat_map(|wanted| std::iter::once(&wanted.release).chain(&wanted.fallbacks));
-    let mut secrets = manifest.secrets.values().flat_map(BTreeMap::values);
-    if secrets.any(|digest| !given.objects.contains_key(digest)) {
-        return Some(code::OBJECTS_MISSING);
-    }
-    releases.find_map(|digest| {
-        let Some(release) = given.objects.get(digest) else {
-            return Some(code::OBJECTS_MISSING);
-        };
-        let bundle = Release::parse(release).unwrap().bundle.digest;
-        (!given.bundles.contains_key(&bundle)).then_some(code::BUNDLE_MISSING)
-    })
-}
-
 async fn freshness(State(given): State<Shared>, Path(id): Path<TenantId>, body: Bytes) -> Response {
     let envelope = Envelope::parse(&body).unwrap();
     let mut given = given.lock().unwrap();
@@ -540,39 +513,6 @@ async fn nodes(State(given): State<Shared>) -> Response {
     json(&NodeList { nodes })
 }
 
-async fn tokens(State(given): State<Shared>) -> Response {
-    let given = given.lock().unwrap();
-    let evil = given.evil;
-    let of_tenant = given.tenants.keys().next().filter(|_| given.tenant_token);
-    let of_tenant = of_tenant.map(|id| TokenView {
-        id: "t2".into(),
-        scope: Scope::Tenant(*id),
-        label: "tenant".into(),
-        created: 1,
-        expires: None,
-    });
-    let token = TokenView {
-        id: evil.unwrap_or("t1").into(),
-        scope: Scope::Operator,
-        label: evil.unwrap_or("first").into(),
-        created: 1,
-        expires: None,
-    };
-    json(&TokenList {
-        tokens: std::iter::once(token).chain(of_tenant).collect(),
-    })
-}
-
-async fn own_token() -> Response {
-    json(&TokenView {
-        id: "own".into(),
-        scope: Scope::ReadOnly,
-        label: "of this home".into(),
-        created: 1,
-        expires: Some(4_000_000_000),
-    })
-}
-
 async fn token(State(given): State<Shared>, body: Bytes) -> Response {
     let new: NewToken = serde_json::from_slice(&body).unwrap();
     json(&MadeToken {
@@ -581,7 +521,7 @@ async fn token(State(given): State<Shared>, body: Bytes) -> Response {
     })
 }
 
-fn view(given: &Given, name: &str) -> Option<NodeView> {
+pub(crate) fn view(given: &Given, name: &str) -> Option<NodeView> {
     let admission = given
         .admitted
         .iter()

@@ -127,6 +127,14 @@ async fn a_restored_control_plane_loses_again_what_was_revoked() {
         "{}",
         ran.err
     );
+    // The last node is still a member for this home; the first is revoked and stays so.
+    let published = operator.json(&["fleet", "publish", "--readmit"]);
+    assert_eq!(published["readmitted"], serde_json::json!(["edge-3"]));
+    let nodes = operator.json(&["node", "list"]);
+    let names = nodes.as_array().unwrap().iter().map(|node| &node["name"]);
+    assert!(names.clone().any(|name| name == "edge-3"), "{nodes}");
+    let again = operator.json(&["fleet", "publish", "--readmit"]);
+    assert_eq!(again["readmitted"], serde_json::json!([]));
     // With the pool's next key the tenant can go on.
     operator.json(&["pool", "rotate", "main"]);
     let ran = tokio::task::block_in_place(|| tenant.try_with(&put, "hunter2hunter2hunter2"));

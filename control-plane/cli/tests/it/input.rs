@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use super::world::{World, world};
+use super::world::{Person, World, world};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_not_given_is_refused_before_anything_is_uploaded() {
@@ -38,40 +38,18 @@ async fn what_was_not_given_is_refused_before_anything_is_uploaded() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_dry_run_says_what_is_over_the_tenants_ceilings() {
+async fn what_cannot_be_taken_back_needs_somebody_who_says_so() {
     let World {
         fake,
         operator,
         tenant,
+        login,
         _dir,
-        ..
     } = world().await;
-    let limits = "[limits]\nheap_mib = 128\n";
-    let project = tenant.project("web", "web.shop.test", limits);
-    let dry = ["deploy", "--dry-run", "--project", &project];
-    let ran = tenant.run(&dry);
-    assert_eq!(ran.code, 0, "{}", ran.err);
-    operator.json(&["tenant", "update", "shop", "--max-heap-mib", "64"]);
-    let ran = tenant.run(&dry);
-    assert_eq!(ran.code, 64, "{}", ran.err);
-    assert!(ran.err.contains("ceiling is 64"), "{}", ran.err);
-    let more = ["--max-heap-mib", "128", "--max-functions", "1"];
-    operator.json(&[&["tenant", "update", "shop"][..], &more].concat());
-    tenant.json(&["deploy", "--project", &project]);
-    assert_eq!(tenant.run(&dry).code, 0, "it replaces itself");
-    let second = tenant.project("second", "second.shop.test", "");
-    let ran = tenant.run(&["deploy", "--dry-run", "--project", &second]);
-    assert_eq!(ran.code, 64, "{}", ran.err);
-    assert!(ran.err.contains("would be function 2"), "{}", ran.err);
-    assert_eq!(
-        fake.given().bundles.len(),
-        1,
-        "nothing was uploaded by that"
-    );
-    // What cannot be taken back is not done because nobody was there to say no.
     for args in [
         &["node", "revoke", "edge-1"][..],
         &["token", "revoke", "t1"],
+        &["tenant", "remove", "shop"],
     ] {
         let ran = operator.run(args);
         assert_eq!(ran.code, 64, "{args:?} {}", ran.err);
@@ -84,6 +62,18 @@ async fn a_dry_run_says_what_is_over_the_tenants_ceilings() {
         "{}",
         help.out
     );
+    // What an operator changes is said whole, and whose callers a host leads to before it is gone.
+    let updated = operator.run(&["tenant", "update", "shop", "--max-heap-mib", "64"]);
+    assert!(updated.out.contains("64 MiB of heap"), "{}", updated.out);
+    assert_eq!(operator.json(&["tenant", "list"])[0]["memory_mib"], 4096);
+    // A key that does not sign for the token's tenant is named at the login.
+    let other = Person::new(_dir.path(), "other");
+    other.json(&["tenant", "key", "--plain-keys"]);
+    let ran = tokio::task::block_in_place(|| other.try_with(&["login", &login], "casemate_1"));
+    assert_eq!(ran.code, 0, "{}", ran.err);
+    assert!(ran.err.contains("does not sign for it"), "{}", ran.err);
+    assert!(!ran.err.contains("signs for the tenant"), "{}", ran.err);
+    drop(tenant);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -85,6 +85,12 @@ async fn a_stolen_root_is_replaced_and_signs_nothing_that_is_taken() {
     let newcomer = Person::new(_dir.path(), "newcomer");
     newcomer.json_with(&["login", &login], "casemate_1");
     operator.json(&["tenant", "hosts", "shop", "--add", "more.test"]);
+    // What a tenant signs itself has the root's signature too from the next publication on, for nodes that start afresh.
+    tenant.json(&["tenant", "rekey"]);
+    let now = root_key(&fake.given());
+    assert!(!newest_tenant(&fake.given()).0.verify(&[now], 1));
+    assert_eq!(operator.json(&["fleet", "publish"])["published"], 1);
+    assert!(newest_tenant(&fake.given()).0.verify(&[now], 1));
     // What the thief signs is refused by every home that has seen the next root, as by every node.
     let bad = thief.run(&["tenant", "hosts", "shop", "--add", "evil.test"]);
     assert_ne!(bad.code, 0, "{}", bad.out);

@@ -8,6 +8,7 @@ mod clocks;
 mod fake;
 mod fleet;
 mod freshness;
+mod holdings;
 mod hostile;
 mod input;
 mod journey;

@@ -362,7 +362,8 @@ fn copy_store(
         Err(error)
             if matches!(
                 error.kind(),
-                ErrorKind::NotFound | ErrorKind::ConnectionRefused
+                // The last: a path that is too long for a socket, at which nobody listens either.
+                ErrorKind::NotFound | ErrorKind::ConnectionRefused | ErrorKind::InvalidInput
             ) =>
         {
             let runtime = tokio::runtime::Builder::new_current_thread().build();

@@ -110,6 +110,10 @@ pub(super) async fn answer(mut ask: Ask) -> Result<Response, Fault> {
             let admission = ask.json(MAX_JSON_BYTES).await?;
             Ok(json(&plane.admit(&actor, admission).await?))
         }
+        "readmit_node" => {
+            let readmission = ask.json(MAX_JSON_BYTES).await?;
+            Ok(json(&plane.readmit(&actor, readmission).await?))
+        }
         "list_nodes" => Ok(json(&plane.nodes())),
         "get_node" => Ok(json(&plane.node(&ask.param("name")?)?)),
         "grant_node" => {

@@ -35,6 +35,7 @@ pub(super) fn of(last: &Last, now: Seconds) -> Option<HealthView> {
         disk(status),
         lease(status),
         image(status),
+        certificates(status),
         clock(last),
         refusal(last),
     ];
@@ -46,7 +47,7 @@ pub(super) fn of(last: &Last, now: Seconds) -> Option<HealthView> {
     });
     Some(HealthView {
         checks: checks.collect(),
-        certificate_expires: certificate_expires(status, 0),
+        certificate_expires: certificate_expires(status),
     })
 }
 
@@ -194,21 +195,45 @@ fn refusal(last: &Last) -> Option<CheckView> {
     Some(check("refusal", false, detail))
 }
 
-/// The earliest end of any certificate that a status lists, wherever that is.
-fn certificate_expires(status: &Value, depth: usize) -> Option<Seconds> {
-    if depth > MAX_DEPTH {
-        return None;
+/// Whether the newest files of every certificate are served.
+fn certificates(status: &Value) -> Option<CheckView> {
+    let listed = listed_certificates(status, 0);
+    let refused: Vec<_> = listed
+        .iter()
+        .filter_map(|certificate| certificate["refused"].as_str())
+        .collect();
+    match (listed.len(), refused.first()) {
+        (0, _) => None,
+        (_, Some(first)) => {
+            let detail = format!("{} are not served from their files: {first}", refused.len());
+            Some(check("certificates", false, detail))
+        }
+        (count, None) => Some(check("certificates", true, format!("{count} served"))),
     }
-    let members = status.as_object()?;
-    let own = members.get("certificates").and_then(Value::as_array);
-    let own = own.into_iter().flatten().filter_map(|certificate| {
+}
+
+/// The earliest end of any certificate.
+fn certificate_expires(status: &Value) -> Option<Seconds> {
+    let listed = listed_certificates(status, 0);
+    let ends = listed.iter().filter_map(|certificate| {
         let names = ["expires", "not_after", "expires_at"];
         names.iter().find_map(|name| certificate[name].as_u64())
     });
+    ends.min()
+}
+
+/// The certificates that a status lists, wherever that is.
+fn listed_certificates(status: &Value, depth: usize) -> Vec<&Value> {
+    let members = status.as_object().filter(|_| depth <= MAX_DEPTH);
+    let Some(members) = members else {
+        return Vec::new();
+    };
+    let own = members.get("certificates").and_then(Value::as_array);
+    let own = own.into_iter().flatten();
     let below = members
         .values()
-        .filter_map(|value| certificate_expires(value, depth + 1));
-    own.chain(below).min()
+        .flat_map(|value| listed_certificates(value, depth + 1));
+    own.chain(below).collect()
 }
 
 #[cfg(test)]
@@ -265,7 +290,14 @@ mod tests {
             .map(|check| check.name.as_str())
             .collect();
         let expected = [
-            "walls", "vault", "gateway", "workers", "disk", "lease", "image",
+            "walls",
+            "vault",
+            "gateway",
+            "workers",
+            "disk",
+            "lease",
+            "image",
+            "certificates",
         ];
         assert_eq!(names, expected);
         assert!(
@@ -309,6 +341,11 @@ mod tests {
             ("/vault/reserve/held_bytes", json!(0), "disk: full"),
             ("/vault/lease_left_secs", Value::Null, "lease: over"),
             (
+                "/gateway/certificates/1",
+                json!({ "expires": 800, "refused": "key and chain do not fit" }),
+                "certificates: 1 are not served from their files: key and chain do not fit",
+            ),
+            (
                 "/machine",
                 json!({ "version": "1", "update": "1.1 failed" }),
                 "image: 1; the next: 1.1 failed",
@@ -348,6 +385,6 @@ mod tests {
         for _ in 0..10 {
             deep = json!({ "a": deep });
         }
-        assert_eq!(certificate_expires(&deep, 0), None);
+        assert_eq!(certificate_expires(&deep), None);
     }
 }

@@ -13,6 +13,7 @@ mod logs;
 mod nodes;
 mod presence;
 mod rates;
+mod readmit;
 mod refusals;
 mod statements;
 mod stopped;

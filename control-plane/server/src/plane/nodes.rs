@@ -528,7 +528,7 @@ fn view(digest: &Digest, row: &JoinRow) -> Option<JoinView> {
     })
 }
 
-fn must_be_new(held: &Held, request: &JoinRequest) -> Result<(), Fault> {
+pub(super) fn must_be_new(held: &Held, request: &JoinRequest) -> Result<(), Fault> {
     let judge = held.judge.as_ref().ok_or_else(Fault::no_fleet)?;
     judge.must_not_be_revoked(&request.node_key)?;
     let by_key = held
@@ -541,7 +541,12 @@ fn must_be_new(held: &Held, request: &JoinRequest) -> Result<(), Fault> {
     }
 }
 
-fn check_grants(held: &Held, grants: &[Grant], pool: &Name, key: &PublicKey) -> Result<(), Fault> {
+pub(super) fn check_grants(
+    held: &Held,
+    grants: &[Grant],
+    pool: &Name,
+    key: &PublicKey,
+) -> Result<(), Fault> {
     let judge = held.judge.as_ref().ok_or_else(Fault::no_fleet)?;
     judge.must_not_be_revoked(key)?;
     if !(1..=MAX_GRANTS).contains(&grants.len()) {

@@ -9,20 +9,26 @@ use casemate_api::tenant::ManifestAnswer;
 use casemate_api::token::Scope;
 use casemate_control_store::{Change, Store as _};
 use casemate_push::{ObjectKind, StatementId, StoredObject};
+use casemate_trust::Seconds;
 use casemate_trust::dsse::Envelope;
 use casemate_trust::id::{Digest, FleetId, TenantId};
 use casemate_trust::image::Image;
 use casemate_trust::judge::{Accepted, Judge, Refusal};
+use casemate_trust::late::Early;
 use casemate_trust::release::Release;
 use casemate_trust::revocation::Revocations;
 use casemate_trust::secret::Secret;
 use casemate_trust::statement::{Manifest, OnlineKey, Pool, Root, Statement, Tenant};
+use serde::Deserialize;
 use serde_json::json;
 
 use super::rates::Kind;
 use super::storage::{Item, Kept};
 use super::{Actor, Plane, Writing, held, key, now};
 use crate::fault::Fault;
+
+/// How far ahead of the control plane's clock a statement may be dated, seconds: a day, in which a wrong clock is noticed.
+const MAX_AHEAD_SECS: Seconds = 24 * 60 * 60;
 
 impl Plane {
     /// Takes a `Root`, `OnlineKey`, `Pool`, `Revocations`, `Tenant` or `Image`.
@@ -33,6 +39,7 @@ impl Plane {
     ) -> Result<StatementAnswer, Fault> {
         let envelope = parse(bytes)?;
         let id = self.identify(actor, &envelope)?;
+        must_not_be_early(&envelope).map_err(|fault| fault.about(&id))?;
         // What is found to be there now is there when the statement has been written down.
         let image = Image::read(&envelope).ok();
         let _still = match &image {
@@ -393,6 +400,28 @@ impl Plane {
             missing.len()
         );
         Err(Fault::new(422, code::BUNDLE_MISSING, message).with(json!({ "digests": missing })))
+    }
+}
+
+/// A date of the root is believed by everybody who takes the statement, for good: a clock that is set back does not make them
+/// forget it. One that is in the future by more than clocks differ would have them refuse what is signed afterwards.
+fn must_not_be_early(envelope: &Envelope) -> Result<(), Fault> {
+    #[derive(Deserialize)]
+    struct Dated {
+        issued: Seconds,
+    }
+    // Every statement has one; what has none is refused by the judge.
+    let dated = serde_json::from_slice::<Dated>(envelope.unverified_payload()).ok();
+    let clock = now();
+    match dated {
+        Some(Dated { issued }) if issued > clock.saturating_add(MAX_AHEAD_SECS) => {
+            let early = Early { issued, clock };
+            let message = format!(
+                "the statement is dated in the future: {early}; set the clock that is wrong, and sign it anew"
+            );
+            Err(Fault::new(422, code::FROM_FUTURE, message))
+        }
+        _ => Ok(()),
     }
 }
 

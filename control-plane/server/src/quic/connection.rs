@@ -23,8 +23,8 @@ use crate::places::network;
 use crate::plane::{Joining, Plane, Unwelcome, Visit};
 use crate::tls;
 
-use super::KEEP_ALIVE;
 use super::seat::{Seat, Seats};
+use super::watch::{NoCatalog, watch};
 
 /// Until the handshake is done, and again until the node has opened its stream and said its first message.
 const FIRST_WORD: Duration = Duration::from_secs(10);
@@ -32,12 +32,6 @@ const FIRST_WORD: Duration = Duration::from_secs(10);
 const STRANGER_TIME: Duration = Duration::from_secs(10 * 60);
 /// For a last message to arrive before the connection is closed.
 const LAST_WORD: Duration = Duration::from_secs(2);
-/// For what a node sent before it connected anew to arrive.
-const ON_ITS_WAY: Duration = Duration::from_secs(1);
-/// For a sign of life after that: more than [`KEEP_ALIVE`], with which we ask for one.
-const SIGN_OF_LIFE: Duration = Duration::from_secs(KEEP_ALIVE.as_secs() + 4);
-/// Between two looks for one.
-const LOOK_INTERVAL: Duration = Duration::from_millis(200);
 /// Bytes that are read at a time.
 const CHUNK_BYTES: usize = 64 * 1024;
 /// Bundles give way to statements, and images to both.
@@ -280,7 +274,9 @@ impl Talk {
             }
             code = closed_by_us(closing) => {
                 let reason = if code == close::REPLACED {
-                    self.watch().await;
+                    if let Some(member) = self.member() {
+                        watch(&self.connection, &self.shell, &member.name).await;
+                    }
                     "the node has connected again"
                 } else {
                     self.tell_revoked().await;
@@ -302,34 +298,6 @@ impl Talk {
             }
             () = self.shell.stopping.cancelled() => Err(Ending::new(close::STOPPING, "the control plane stops").into()),
         }
-    }
-
-    /// A connection that was replaced is not closed before it is known whether somebody is still there: a node has one at a
-    /// time, so that a sign of life is another machine's.
-    async fn watch(&mut self) {
-        let Some(node) = self.member().map(|member| member.name.clone()) else {
-            return;
-        };
-        let plane = &self.shell.plane;
-        if !plane.begin_watch(&node) {
-            return;
-        }
-        let signs = async {
-            // What was on its way when the node connected anew proves nothing.
-            tokio::time::sleep(ON_ITS_WAY).await;
-            let received = || self.connection.stats().udp_rx.datagrams;
-            let before = received();
-            while received() == before {
-                tokio::time::sleep(LOOK_INTERVAL).await;
-            }
-        };
-        let is_alive = tokio::select! {
-            alive = tokio::time::timeout(SIGN_OF_LIFE, signs) => alive.is_ok(),
-            _ = self.connection.closed() => false,
-            () = self.shell.stopping.cancelled() => false,
-        };
-        let address = self.connection.remote_address().ip();
-        plane.end_watch(&node, is_alive.then_some(address)).await;
     }
 
     /// Puts the next frame in front of the stream.
@@ -608,37 +576,5 @@ async fn lost_slot(seat: Option<&Seat>) {
     match seat {
         Some(seat) => seat.evicted().await,
         None => std::future::pending().await,
-    }
-}
-
-/// What a stranger may see.
-struct NoCatalog;
-
-impl casemate_push::Catalog for NoCatalog {
-    fn now(&self) -> casemate_push::Cursor {
-        casemate_push::Cursor {
-            store: casemate_push::StoreId([0; 16]),
-            revision: 0,
-        }
-    }
-
-    fn next_after(&self, _: u64) -> Option<(u64, Vec<casemate_push::StatementId>)> {
-        None
-    }
-
-    fn tenant_versions(&self, _: &casemate_trust::id::TenantId) -> Vec<(u64, u64)> {
-        Vec::new()
-    }
-
-    fn statement(&self, _: &casemate_push::StatementId) -> Option<Vec<u8>> {
-        None
-    }
-
-    fn image(&self, _: &casemate_trust::name::Name) -> Option<casemate_push::StatementId> {
-        None
-    }
-
-    fn manifest(&self, _: &casemate_trust::id::TenantId) -> Option<(u64, &[u8])> {
-        None
     }
 }

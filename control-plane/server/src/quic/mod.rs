@@ -2,6 +2,7 @@
 
 mod connection;
 mod seat;
+mod watch;
 
 use std::net::{SocketAddr, UdpSocket};
 use std::sync::Arc;

@@ -51,6 +51,7 @@ fn member(name: &str, key: &SigningKey) -> Admitted {
         sealing_key: SealingKey::of_seed(&[5; 32]).unwrap(),
         admitted: NOW,
         revoked: false,
+        join: None,
     }
 }
 
