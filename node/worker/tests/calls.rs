@@ -392,11 +392,11 @@ async fn calls_are_counted_aborted_and_end_with_their_request() {
         std::future::pending::<()>().await;
     };
     // On a busy machine the call may be aborted before it is sent.
-    let head = tokio::select! {
+    let answered = tokio::select! {
         () = aborted => unreachable!(),
-        head = exchange.response.head() => head,
+        answered = exchange.response.head() => answered,
     };
-    let (_, mut body) = head.unwrap();
+    let (_, mut body) = answered.unwrap();
     assert_eq!(whole(&mut body).await.unwrap(), "TimeoutError");
 
     let exchange = worker.open(head("GET", "https://fn.test/left"), true);
