@@ -2,9 +2,9 @@
 #![allow(clippy::unwrap_used, reason = "a test that fails says where")]
 
 mod ci;
+mod clocks;
 mod daily;
 mod environments;
-mod clocks;
 mod fake;
 mod fleet;
 mod freshness;
@@ -12,8 +12,8 @@ mod holdings;
 mod hostile;
 mod input;
 mod journey;
-mod outcomes;
 mod keys;
+mod outcomes;
 mod records;
 mod restored;
 mod world;
