@@ -8,7 +8,7 @@ use std::task::{Context, Poll, Waker};
 
 use bytes::{Buf as _, Bytes, BytesMut};
 use casemate_wire::channel::MAX_OUTPUT_BYTES;
-use casemate_wire::{Channel, Event, Fields, OpenError, RequestHead, ResponseHead, Side, StreamId};
+use casemate_wire::{Channel, Event, Fields, RequestHead, ResponseHead, Side, StreamId};
 use hashbrown::HashMap;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
@@ -225,18 +225,11 @@ impl Shared {
     }
 
     pub(crate) fn open(&self, head: &RequestHead, end: bool) -> Result<StreamId, StreamError> {
-        self.open_by(|channel| channel.open(head, end))
-    }
-
-    pub(crate) fn open_by(
-        &self,
-        open: impl FnOnce(&mut Channel) -> Result<StreamId, OpenError>,
-    ) -> Result<StreamId, StreamError> {
         self.with(|state| {
             if state.closed {
                 return Err(StreamError::Closed);
             }
-            let id = open(&mut state.channel)?;
+            let id = state.channel.open(head, end)?;
             state.streams.insert(
                 id,
                 Arrived {

@@ -19,6 +19,7 @@ use casemate_wire::{OpenError, RequestHead, Side};
 
 pub use control::{Control, ControlError, Skipped};
 use driver::Shared;
+use opening::Body;
 pub use opening::Opening;
 pub use stream::{Exchange, Incoming, PendingResponse, RecvBody, Reply, SendBody};
 
@@ -93,7 +94,14 @@ impl Opener {
     /// Opens a stream when the channel can carry one more, after all that asked before; with `end`, without a request
     /// body.
     pub fn open_in_turn(&self, head: RequestHead, end: bool) -> Opening {
-        Opening::new(&self.shared, &self._alive, head, end)
+        let body = if end { Body::None } else { Body::Sent };
+        Opening::new(&self.shared, &self._alive, head, body)
+    }
+
+    /// As [`Opener::open_in_turn`], with a body of which only the beginning goes before the other end asks for the rest:
+    /// see [`SendBody::asked`] and [`casemate_wire::channel::EARLY_BYTES`].
+    pub fn open_to_ask_in_turn(&self, head: RequestHead) -> Opening {
+        Opening::new(&self.shared, &self._alive, head, Body::WhenAsked)
     }
 
     /// Opens a stream now or not at all; with `end`, without a request body.
@@ -103,16 +111,6 @@ impl Opener {
     pub fn open(&self, head: RequestHead, end: bool) -> Result<Exchange, StreamError> {
         let id = self.shared.open(&head, end)?;
         Ok(stream::exchange(&self.shared, &self._alive, id, end))
-    }
-
-    /// Opens a stream of whose body only the beginning goes before the other end asks for the rest: see
-    /// [`SendBody::asked`] and [`casemate_wire::channel::EARLY_BYTES`].
-    ///
-    /// # Errors
-    /// As for [`Opener::open`].
-    pub fn open_to_ask(&self, head: RequestHead) -> Result<Exchange, StreamError> {
-        let id = self.shared.open_by(|channel| channel.open_to_ask(&head))?;
-        Ok(stream::exchange(&self.shared, &self._alive, id, false))
     }
 
     /// Streams that are open.

@@ -74,7 +74,11 @@ impl State {
         let opened = if self.closed {
             Err(StreamError::Closed)
         } else if self.openings.is_first(opening.ticket) {
-            let opened = self.channel.open(&opening.head, opening.end);
+            let opened = match opening.body {
+                Body::None => self.channel.open(&opening.head, true),
+                Body::Sent => self.channel.open(&opening.head, false),
+                Body::WhenAsked => self.channel.open_to_ask(&opening.head),
+            };
             opened.map_err(StreamError::from)
         } else {
             Err(OpenError::Stalled.into())
@@ -91,11 +95,20 @@ impl State {
     }
 }
 
+/// How the body of a stream goes out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Body {
+    None,
+    Sent,
+    /// Only its beginning, until the other end asks for the rest.
+    WhenAsked,
+}
+
 /// What a caller in the queue has to say.
 #[derive(Debug)]
 struct Waiting {
     head: RequestHead,
-    end: bool,
+    body: Body,
     ticket: Option<Ticket>,
 }
 
@@ -114,14 +127,14 @@ impl Opening {
         shared: &Arc<Shared>,
         alive: &Arc<Alive>,
         head: RequestHead,
-        end: bool,
+        body: Body,
     ) -> Self {
         Self {
             shared: shared.clone(),
             alive: alive.clone(),
             waiting: Waiting {
                 head,
-                end,
+                body,
                 ticket: None,
             },
         }
@@ -139,7 +152,7 @@ impl Future for Opening {
         } = &mut *self;
         shared
             .with(|state| state.poll_open(waiting, context))
-            .map_ok(|id| stream::exchange(shared, alive, id, waiting.end))
+            .map_ok(|id| stream::exchange(shared, alive, id, waiting.body == Body::None))
     }
 }
 

@@ -255,7 +255,7 @@ impl SendBody {
             .await
     }
 
-    /// Waits until the other end has asked for the body: see [`crate::Opener::open_to_ask`].
+    /// Waits until the other end has asked for the body: see [`crate::Opener::open_to_ask_in_turn`].
     ///
     /// # Errors
     /// The stream was reset or the channel is over.

@@ -346,21 +346,7 @@ async fn by_a_worker(
 ) -> Result<(Lease, Conversation), Refusal> {
     for _ in 0..MAX_WORKERS_TRIED {
         let lease = function.lease().await?;
-        let opener = &lease.worker.opener;
-        let opened = if upload.is_empty() {
-            opener.open(make_head(), true)
-        } else {
-            opener.open_to_ask(make_head())
-        };
-        let exchange = match opened {
-            Ok(exchange) => exchange,
-            Err(StreamError::Open(OpenError::Head(_))) => return Err(Code::HeadTooLarge.into()),
-            Err(_) => {
-                function.pass_over(lease);
-                continue;
-            }
-        };
-        let conversation = converse(exchange, upload, &lease);
+        let conversation = begin(make_head(), upload, &lease);
         match lease.hold_to_wall(conversation).await {
             Ok(conversation) => return Ok((lease, conversation)),
             Err(Trouble::Refused(refusal)) => return Err(refusal),
@@ -377,6 +363,26 @@ struct Conversation {
     rest: RecvBody,
     /// Where the rest of the request's body goes, if there is some.
     to: Option<SendBody>,
+}
+
+/// Opens a stream when the worker's channel can carry one more, and sends the request. A channel that is full is no fault
+/// of the worker: its output is being written.
+async fn begin(
+    head: RequestHead,
+    upload: &mut Upload,
+    lease: &Lease,
+) -> Result<Conversation, Trouble> {
+    let opener = &lease.worker.opener;
+    let opening = if upload.is_empty() {
+        opener.open_in_turn(head, true)
+    } else {
+        opener.open_to_ask_in_turn(head)
+    };
+    match opening.await {
+        Ok(exchange) => converse(exchange, upload, lease).await,
+        Err(StreamError::Open(OpenError::Head(_))) => Err(Code::HeadTooLarge.into()),
+        Err(_) => Err(Trouble::NotBegun),
+    }
 }
 
 /// Sends the body until the head of the response comes.

@@ -361,3 +361,44 @@ async fn a_worker_that_speaks_garbage_is_a_lost_worker() {
             .starts_with("HTTP/1.1 502")
     );
 }
+
+/// A worker that is busy and does not read: what goes to it fills the channel. That is no fault of its, and none of the
+/// callers.
+#[tokio::test]
+async fn requests_beyond_what_a_busy_workers_channel_carries_wait_for_it() {
+    // Some 2.4 MB of heads: twice what the channel holds back.
+    const CALLERS: usize = 80;
+    let mut start = harness::start();
+    start.max_connections = 200;
+    let node = Node::with_start(start).await;
+    let (ours, theirs) = casemate_channel::pair().unwrap();
+    let channel = ToGateway::Channel {
+        key: harness::key("f"),
+        release: harness::RELEASE,
+        worker: WorkerId(1),
+        concurrency: 200,
+        wall_time_ms: harness::WALL_TIME_MS,
+    };
+    node.control
+        .send(&channel, &[std::os::fd::AsFd::as_fd(&theirs)])
+        .await
+        .unwrap();
+    let padding = "x".repeat(30_000);
+    let request = format!("GET / HTTP/1.1\r\nHost: a.test\r\nX: {padding}\r\n\r\n");
+    let mut callers = Vec::new();
+    for _ in 0..CALLERS {
+        let mut caller = node.connect().await;
+        caller.write_all(request.as_bytes()).await.unwrap();
+        callers.push(caller);
+    }
+    // For the gateway to take them in. Were it too slow for that, the test would prove less, and not fail.
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    let acceptor = casemate_channel::acceptor(ours).unwrap();
+    tokio::spawn(work(acceptor, |incoming| async move {
+        incoming.reply.send(&ok(&[]), true).finish();
+    }));
+    for mut caller in callers {
+        let answer = read_until(&mut caller, "\r\n\r\n").await;
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    }
+}
