@@ -157,6 +157,14 @@ impl Supervision {
                 } else {
                     Purpose::Callers
                 };
+                if failure == Failure::WorkerLost && self.gateway.up {
+                    // It has begun nothing: its requests go to the worker that replaces it.
+                    let dying = ToGateway::Dying {
+                        worker: id,
+                        begun: 0,
+                    };
+                    self.effects.push(Effect::Gateway(dying));
+                }
                 self.gone(id, failure);
                 self.died_while_loading(&key, release, failure, purpose, now_ms);
             }

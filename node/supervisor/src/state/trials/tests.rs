@@ -314,6 +314,9 @@ fn a_spare_that_dies_while_it_is_handed_out_is_replaced() {
             [(spare, FIRST)],
             "another spare is taken at once"
         );
+        let sent_back = |effect: &&Effect| matches!(effect, Effect::Gateway(ToGateway::Dying { worker, begun: 0 }) if *worker == first);
+        let sent_back = effects.iter().filter(sent_back).count();
+        assert_eq!(sent_back, 1, "its requests wait for that one");
         assert_eq!((refused(&effects), not_stored(&effects)), (0, vec![]));
         // One that kills each of its workers is found out.
         let mut deaths = 1;
