@@ -135,7 +135,7 @@ async fn a_home_that_lost_the_newest_manifest_signs_above_the_nodes_when_told_to
     deploy(&tenant, &project, 1);
     fake.given().hold = Some((7, Digest([7; 32])));
     let ran = tenant.run(&["renew"]);
-    assert_eq!(ran.code, 76, "{}{}", ran.out, ran.err);
+    assert_eq!(ran.code, 82, "{}{}", ran.out, ran.err);
     let over = ["renew", "--from-memory", "--wait", "0"];
     assert_eq!(tenant.json(&over)["manifest"], 8);
     // What nobody can have signed is not signed over.
