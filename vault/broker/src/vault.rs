@@ -22,6 +22,7 @@ use casemate_vault_core::kept::Kept;
 use casemate_vault_core::keys::{PoolKeys, StorageKey};
 use casemate_vault_core::liveness::Liveness;
 use casemate_vault_store::{Store, StoreError};
+use casemate_wire::CallCode;
 use casemate_wire::control::LayerReport;
 use casemate_wire::control::vault::{Have, HaveTenant, Hello, Image, Plan};
 
@@ -156,13 +157,13 @@ impl State {
     }
 
     /// Why this node must not use credentials, by the root's list of revoked nodes: a stable name and a text.
-    pub(crate) fn is_barred(&self) -> Option<(&'static str, &'static str)> {
+    pub(crate) fn is_barred(&self) -> Option<(CallCode, &'static str)> {
         if self.is_revoked() {
             let message = "the fleet's root has revoked this node: it uses no credentials any more";
-            return Some(("node_revoked", message));
+            return Some((CallCode::NodeRevoked, message));
         }
         self.judge.has_lost_revocations().then_some((
-            "revocations_missing",
+            CallCode::RevocationsMissing,
             "the root's list of revoked nodes was lost with the vault's records; credentials wait until the control \
              plane sends it again",
         ))

@@ -7,7 +7,7 @@ use bytes::{Bytes, BytesMut};
 use casemate_channel::SendBody;
 use casemate_vault_core::gunzip::{Gunzip, STEP_OUTPUT_BYTES};
 use casemate_vault_core::scrub::{BodyScrubber, HeadScrubber, MAX_BLOCK_BYTES, TooCostly};
-use casemate_wire::{Fields, ResponseHead};
+use casemate_wire::{CallCode, Fields, ResponseHead};
 use http_body_util::BodyExt as _;
 use hyper::body::{Body as _, Incoming};
 use tokio::sync::Semaphore;
@@ -195,7 +195,7 @@ impl Decoder {
 
 fn undecodable(error: casemate_vault_core::gunzip::GzipError) -> Refused {
     Refused::new(
-        "upstream_encoding",
+        CallCode::UpstreamEncoding,
         format!("the upstream's answer cannot be decoded: {error}"),
     )
 }
@@ -206,7 +206,7 @@ async fn received(body: &mut Incoming) -> Result<Option<Bytes>, Refused> {
         let frame = tokio::time::timeout(BODY_TIMEOUT, body.frame()).await;
         let frame = frame.map_err(|_| {
             Refused::new(
-                "upstream_timeout",
+                CallCode::UpstreamTimeout,
                 "the upstream's answer did not go on in time",
             )
         })?;
@@ -214,8 +214,12 @@ async fn received(body: &mut Incoming) -> Result<Option<Bytes>, Refused> {
             return Ok(None);
         };
         // Only our own words: a library's error might quote what was sent.
-        let frame = frame
-            .map_err(|_| Refused::new("upstream_failed", "the upstream broke off its answer"))?;
+        let frame = frame.map_err(|_| {
+            Refused::new(
+                CallCode::UpstreamFailed,
+                "the upstream broke off its answer",
+            )
+        })?;
         if let Ok(piece) = frame.into_data() {
             return Ok(Some(piece));
         }
@@ -242,7 +246,7 @@ fn visible_head(
     let matches = scrubber.map_or_else(Vec::new, |mut scrubber| scrubber.take_matches());
     fields.check().map_err(|_| {
         Refused::new(
-            "upstream_failed",
+            CallCode::UpstreamFailed,
             "the upstream's answer has too many header fields",
         )
     })?;
@@ -254,7 +258,7 @@ fn visible_head(
 }
 
 fn unsearchable(error: TooCostly) -> Refused {
-    Refused::new("upstream_unsearchable", error.to_string())
+    Refused::new(CallCode::UpstreamUnsearchable, error.to_string())
 }
 
 /// The body is shown decoded, so its encoding is not.

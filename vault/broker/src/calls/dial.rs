@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use casemate_trust::host::HostName;
 use casemate_vault_core::address::dialable;
+use casemate_wire::CallCode;
 use hickory_resolver::TokioResolver;
 use hickory_resolver::config::{NameServerConfig, ResolverConfig};
 use hickory_resolver::net::runtime::TokioRuntimeProvider;
@@ -86,7 +87,7 @@ impl Resolving {
             (None, None) => {
                 let failed = |why: String| {
                     Refused::new(
-                        "upstream_dns",
+                        CallCode::UpstreamDns,
                         format!("the name {host} cannot be resolved: {why}"),
                     )
                 };
@@ -106,7 +107,7 @@ impl Resolving {
         may.truncate(MAX_ADDRESSES);
         if may.is_empty() {
             let message = format!("{host} has no public address, and the operator allows no other");
-            return Err(Refused::new("address_denied", message));
+            return Err(Refused::new(CallCode::AddressDenied, message));
         }
         Ok(may)
     }
@@ -148,7 +149,10 @@ impl Trust {
             Some(pem) => {
                 let mut roots = RootCertStore::empty();
                 add_pem(&mut roots, pem.as_bytes()).map_err(|message| {
-                    Refused::new("upstream_tls", format!("the release's `ca`: {message}"))
+                    Refused::new(
+                        CallCode::UpstreamTls,
+                        format!("the release's `ca`: {message}"),
+                    )
                 })?;
                 Arc::new(roots)
             }
@@ -156,7 +160,8 @@ impl Trust {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let builder =
             ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
-        let builder = builder.map_err(|error| Refused::new("upstream_tls", error.to_string()))?;
+        let builder =
+            builder.map_err(|error| Refused::new(CallCode::UpstreamTls, error.to_string()))?;
         let mut config = builder.with_root_certificates(roots).with_no_client_auth();
         config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
         Ok(TlsConnector::from(Arc::new(config)))
@@ -209,7 +214,7 @@ impl Dialer {
         let private = self.private.as_deref();
         let addresses = self.resolving.addresses(&self.host, private).await?;
         let mut last = Refused::new(
-            "upstream_unreachable",
+            CallCode::UpstreamUnreachable,
             format!("{} cannot be reached", self.host),
         );
         for address in addresses {
@@ -223,7 +228,7 @@ impl Dialer {
                 Ok(Err(refused)) => last = refused,
                 Err(_) => {
                     last = Refused::new(
-                        "upstream_timeout",
+                        CallCode::UpstreamTimeout,
                         format!("{} did not take the connection in time", self.host),
                     );
                 }
@@ -235,7 +240,7 @@ impl Dialer {
     async fn connect(&self, address: SocketAddr) -> Result<TokioIo<Dialled>, Refused> {
         let unreachable = |error: io::Error| {
             Refused::new(
-                "upstream_unreachable",
+                CallCode::UpstreamUnreachable,
                 format!("{} cannot be reached: {error}", self.host),
             )
         };
@@ -246,7 +251,7 @@ impl Dialer {
         };
         let failed = |why: String| {
             Refused::new(
-                "upstream_tls",
+                CallCode::UpstreamTls,
                 format!("TLS with {} failed: {why}", self.host),
             )
         };
@@ -410,7 +415,7 @@ pub(crate) fn refusal(error: &hyper_util::client::legacy::Error) -> Refused {
     } else {
         "the upstream broke the connection or the protocol"
     };
-    Refused::new("upstream_failed", what)
+    Refused::new(CallCode::UpstreamFailed, what)
 }
 
 #[cfg(test)]

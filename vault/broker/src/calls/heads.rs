@@ -5,6 +5,7 @@
 //! replaced. Whatever else tells what stood there (a length, a digest, a part of the body) would
 //! undo that. The lists below are reviewed data.
 
+use casemate_wire::CallCode;
 use http::header::{CONTENT_ENCODING, TRANSFER_ENCODING};
 use http::{HeaderMap, StatusCode, Version};
 
@@ -161,7 +162,7 @@ impl CredentialedRules {
             if value.contains(&b',') && name.ends_with("match") {
                 let message =
                     format!("expected one entity tag in `{name}` on a call with a credential");
-                return Err(Refused::new("call_invalid", message));
+                return Err(Refused::new(CallCode::CallInvalid, message));
             }
         }
         Ok(true)
@@ -189,7 +190,7 @@ impl CredentialedRules {
                  this credential",
                 status.as_u16()
             );
-            return Err(Refused::new("ranges_undeclared", message));
+            return Err(Refused::new(CallCode::RangesUndeclared, message));
         }
         Ok(())
     }
@@ -235,7 +236,7 @@ pub(super) fn check_transfer_encoding(
         return Ok(());
     }
     Err(Refused::new(
-        "upstream_transfer_encoding",
+        CallCode::UpstreamTransferEncoding,
         "the upstream's answer has a transfer encoding other than `chunked`",
     ))
 }
@@ -264,7 +265,7 @@ impl ContentEncoding {
             b"gzip" | b"x-gzip" => Ok(Self::Gzip),
             b"identity" | b"" => Ok(Self::Identity),
             _ => Err(Refused::new(
-                "upstream_encoding",
+                CallCode::UpstreamEncoding,
                 "the upstream's answer has a content encoding other than gzip, which alone was \
                  asked for, and cannot be searched for the credential",
             )),
@@ -313,7 +314,7 @@ mod tests {
             &[""],
         ] {
             let code = check(Version::HTTP_11, values).unwrap_err().code;
-            assert_eq!(code, "upstream_transfer_encoding", "{values:?}");
+            assert_eq!(code, CallCode::UpstreamTransferEncoding, "{values:?}");
         }
         assert!(check(Version::HTTP_2, &["chunked"]).is_err());
         assert!(check(Version::HTTP_10, &["chunked"]).is_err());
@@ -334,7 +335,7 @@ mod tests {
         ] {
             assert_eq!(
                 of(values).unwrap_err().code,
-                "upstream_encoding",
+                CallCode::UpstreamEncoding,
                 "{values:?}"
             );
         }
@@ -357,7 +358,7 @@ mod tests {
         for status in [StatusCode::PARTIAL_CONTENT, StatusCode::IM_USED] {
             assert_eq!(
                 PLAIN.check_status(status).unwrap_err().code,
-                "ranges_undeclared"
+                CallCode::RangesUndeclared
             );
             assert_eq!(RANGES.check_status(status), Ok(()));
         }
@@ -373,7 +374,7 @@ mod tests {
         let date = b"Mon, 30 Nov 2026 08:00:00 GMT";
         assert_eq!(PLAIN.sends("PUT", "if-unmodified-since", date), Ok(true));
         let several = PLAIN.sends("PUT", "If-Match", b"\"a\", \"b\"");
-        assert_eq!(several.unwrap_err().code, "call_invalid");
+        assert_eq!(several.unwrap_err().code, CallCode::CallInvalid);
     }
 
     #[test]

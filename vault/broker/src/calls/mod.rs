@@ -23,7 +23,7 @@ use casemate_trust::judge::TenantState;
 use casemate_trust::name::Name;
 use casemate_wire::control::vault::Event;
 use casemate_wire::control::{FunctionKey, WorkerId};
-use casemate_wire::{Fields, RESET_ABANDONED, RequestHead, ResponseHead};
+use casemate_wire::{CallCode, Fields, RESET_ABANDONED, RequestHead, ResponseHead};
 use tokio::time::Instant;
 
 use crate::config::Config;
@@ -65,12 +65,12 @@ impl Room {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
 pub(crate) struct Refused {
-    pub(crate) code: &'static str,
+    pub(crate) code: CallCode,
     pub(crate) message: String,
 }
 
 impl Refused {
-    pub(crate) fn new(code: &'static str, message: impl Into<String>) -> Self {
+    pub(crate) fn new(code: CallCode, message: impl Into<String>) -> Self {
         Self {
             code,
             message: message.into(),
@@ -124,7 +124,7 @@ impl UnderWay {
                     "the call took longer than its release allows ({} ms)",
                     self.lifetime.as_millis()
                 );
-                Refused::new("upstream_timeout", message)
+                Refused::new(CallCode::UpstreamTimeout, message)
             }
         }
     }
@@ -246,7 +246,7 @@ impl Calls {
             return Ok(());
         }
         let message = format!("the secret {name} was replaced while the call was under way");
-        Err(Refused::new("credential_withdrawn", message))
+        Err(Refused::new(CallCode::CredentialWithdrawn, message))
     }
 
     /// For the status page.
@@ -282,7 +282,7 @@ impl Calls {
             Err(refused) => {
                 self.record(caller, request, &refused);
                 let fields = Fields::default()
-                    .with(":error", refused.code)
+                    .with(":error", refused.code.name())
                     .with(":message", refused.message);
                 reply
                     .send(&ResponseHead { status: 0, fields }, true)
@@ -294,11 +294,12 @@ impl Calls {
     /// Puts a refusal into the function's own log.
     fn record(&self, caller: &Caller, request: Option<String>, refused: &Refused) {
         let Refused { code, message } = refused;
+        let code = code.name();
         tracing::info!(tenant = %caller.tenant, function = %caller.function, code, "a call was refused");
         let event = Event {
             key: Some(caller.key.clone()),
             request: request.map(cut_text),
-            code: (*code).to_owned(),
+            code: code.to_owned(),
             message: cut_text(message.clone()),
             dropped: 0,
         };

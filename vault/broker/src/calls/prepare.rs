@@ -10,10 +10,10 @@ use casemate_trust::judge::{Standing, TenantState};
 use casemate_trust::name::Identifier;
 use casemate_trust::release::{Credential, Release};
 use casemate_trust::secret::{Secret, SecretValue};
-use casemate_vault_core::egress::decide;
+use casemate_vault_core::egress::{Denial, decide};
 use casemate_vault_core::scrub::Searcher;
 use casemate_vault_core::slot::{Outgoing, fill};
-use casemate_wire::RequestHead;
+use casemate_wire::{CallCode, RequestHead};
 use http::uri::{Authority as UriAuthority, PathAndQuery, Scheme as UriScheme};
 use http::{HeaderName, HeaderValue, Request, Uri};
 use http_body::Body as _;
@@ -106,7 +106,7 @@ pub(super) fn prepare(
     let binding = head.fields.text(":binding");
     let ceiling = tenant.tenant.egress.as_ref();
     let allowed = decide(release, ceiling, binding, &head.method, &head.target)
-        .map_err(|denial| Refused::new(denial.code(), denial.to_string()))?;
+        .map_err(|denial| denied(&denial))?;
     let opened = allowed
         .credential
         .map(|credential| open(vault, &state, tenant, credential))
@@ -193,10 +193,16 @@ pub(super) fn authorised<'a>(
     });
     found.ok_or_else(|| {
         Refused::new(
-            "release_withdrawn",
+            CallCode::ReleaseWithdrawn,
             "the tenant's newest manifest no longer lists this release",
         )
     })
+}
+
+/// The release or the operator's ceiling says no. Their codes are among those of calls: `tests/codes.rs` compares.
+fn denied(denial: &Denial) -> Refused {
+    let code = CallCode::parse(denial.code()).unwrap_or(CallCode::EgressDenied);
+    Refused::new(code, denial.to_string())
 }
 
 /// The function's fields that may go out, before the slot is filled.
@@ -231,14 +237,14 @@ pub(super) fn usable<'a>(
     }
     if !vault.lease_holds() {
         return Err(Refused::new(
-            "credential_lease_expired",
+            CallCode::CredentialLeaseExpired,
             "this node has not heard from its control plane for too long to use credentials",
         ));
     }
     let pool = &state.identity.pool;
     let withdrawn = || {
         let message = format!("the tenant's newest manifest lists no secret {name} for this pool");
-        Refused::new("credential_withdrawn", message)
+        Refused::new(CallCode::CredentialWithdrawn, message)
     };
     let secret = tenant.secret(name, pool).ok_or_else(withdrawn)?;
     let accord = tenant.manifest.as_ref().ok_or_else(withdrawn)?;
@@ -261,13 +267,13 @@ pub(super) fn usable<'a>(
     ];
     if let Some((what, _)) = expiries.into_iter().find(|(_, expires)| now >= *expires) {
         return Err(Refused::new(
-            "credential_expired",
+            CallCode::CredentialExpired,
             format!("the {what} has expired: functions keep running, but credentials are not used"),
         ));
     }
     if let Standing::Stale(stale) = tenant.standing(now) {
         let message = format!("{stale}; what runs goes on, credentials do not");
-        return Err(Refused::new("credential_stale", message));
+        return Err(Refused::new(CallCode::CredentialStale, message));
     }
     Ok((digest, secret))
 }
@@ -281,12 +287,12 @@ fn open(
 ) -> Result<(Digest, SecretValue), Refused> {
     let (digest, secret) = usable(vault, state, tenant, &credential.secret)?;
     if let Some(message) = credential.widens(&secret.place.limits) {
-        return Err(Refused::new("credential_withdrawn", message));
+        return Err(Refused::new(CallCode::CredentialWithdrawn, message));
     }
     let value = vault
         .kept
         .open(&digest, secret, &state.pool_keys)
-        .map_err(|error| Refused::new("credential_unopenable", error.to_string()))?;
+        .map_err(|error| Refused::new(CallCode::CredentialUnopenable, error.to_string()))?;
     Ok((digest, value))
 }
 
@@ -302,9 +308,9 @@ fn request(
         .uri(uri(scheme, authority, outgoing.path_and_query).ok_or_else(unsendable)?);
     for (name, value, secret) in outgoing.fields {
         let name = HeaderName::from_bytes(name.as_bytes())
-            .map_err(|_| Refused::new("call_invalid", "a header name cannot be sent"))?;
+            .map_err(|_| Refused::new(CallCode::CallInvalid, "a header name cannot be sent"))?;
         let mut value = HeaderValue::from_maybe_shared::<Bytes>(value)
-            .map_err(|_| Refused::new("call_invalid", "a header value cannot be sent"))?;
+            .map_err(|_| Refused::new(CallCode::CallInvalid, "a header value cannot be sent"))?;
         value.set_sensitive(secret);
         request = request.header(name, value);
     }
@@ -312,7 +318,7 @@ fn request(
 }
 
 fn unsendable() -> Refused {
-    Refused::new("call_invalid", "the request cannot be sent as it is")
+    Refused::new(CallCode::CallInvalid, "the request cannot be sent as it is")
 }
 
 /// The target of a request. The path and query may hold a secret: they are shared, not copied, and

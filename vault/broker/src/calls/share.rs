@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use casemate_trust::id::TenantId;
+use casemate_wire::CallCode;
 use tokio::sync::{Semaphore, oneshot};
 
 use super::Refused;
@@ -296,7 +297,7 @@ impl Admission {
 
 fn too_many(why: &str) -> Refused {
     Refused::new(
-        "too_many_calls",
+        CallCode::TooManyCalls,
         format!("the tenant's calls on this node use up its share, and {why}: try again later"),
     )
 }
@@ -383,7 +384,7 @@ mod tests {
         let admission = Admission::new(2, Duration::from_millis(1));
         let _first = admission.admit(tenant(1), 0).await.unwrap();
         let refused = admission.admit(tenant(1), 0).await.unwrap_err();
-        assert_eq!(refused.code, "too_many_calls");
+        assert_eq!(refused.code, CallCode::TooManyCalls);
         assert_eq!(admission.describe(), (1, 0));
     }
 

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use casemate_trust::host::HostName;
 use casemate_trust::id::TenantId;
 use casemate_trust::release::Scheme;
+use casemate_wire::CallCode;
 use hyper_util::client::legacy::Client;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use ipnet::IpNet;
@@ -202,7 +203,7 @@ fn make_room(pools: &mut HashMap<Place, Entry>, tenant: &TenantId) -> Result<(),
             None => format!("calls to {MAX_POOLS} hosts are in flight"),
         };
         Refused::new(
-            "too_many_upstreams",
+            CallCode::TooManyUpstreams,
             format!("{full} on this node, the maximum; retry when some have ended"),
         )
     })?;
@@ -265,7 +266,7 @@ mod tests {
             .client(place(2, 5000))
             .err()
             .map(|refused| refused.code);
-        assert_eq!(refused, Some("too_many_upstreams"));
+        assert_eq!(refused, Some(CallCode::TooManyUpstreams));
         drop(busy);
         assert!(upstreams.client(place(2, 5000)).is_ok());
     }

@@ -14,6 +14,7 @@ use casemate_trust::release::{Credential, Release};
 use casemate_trust::secret::{Reflection, SecretValue};
 use casemate_vault_core::reflection::{MAX_MATCHES, Recorded};
 use casemate_vault_core::scrub::{Searcher, Watched};
+use casemate_wire::CallCode;
 
 use super::heads::CredentialedRules;
 use super::{Caller, Refused};
@@ -155,7 +156,7 @@ fn open(
 /// The refusal of a call whose credential is stopped.
 pub(super) fn reflected(secret: &Identifier) -> Refused {
     Refused::new(
-        "credential_reflected",
+        CallCode::CredentialReflected,
         format!(
             "answers of the upstream held the secret {secret} {MAX_MATCHES} times in an hour, so \
              this function's calls to that host are refused for an hour; if the upstream returns \
