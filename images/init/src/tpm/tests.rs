@@ -25,21 +25,28 @@ pub(crate) struct Emulator {
 impl Emulator {
     pub(crate) fn start(folder: &Path) -> Self {
         let socket = folder.join("socket");
-        let child = Command::new("swtpm")
-            .args(["socket", "--tpm2", "--flags", "not-need-init,startup-clear"])
-            .args(["--tpmstate", &format!("dir={}", folder.display())])
-            .args([
-                "--server",
-                &format!("type=unixio,path={}", socket.display()),
-            ])
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("is swtpm installed? `scripts/setup test` does it");
+        let spawn = || {
+            Command::new("swtpm")
+                .args(["socket", "--tpm2", "--flags", "not-need-init,startup-clear"])
+                .args(["--tpmstate", &format!("dir={}", folder.display())])
+                .args([
+                    "--server",
+                    &format!("type=unixio,path={}", socket.display()),
+                ])
+                .stderr(Stdio::null())
+                .spawn()
+                .expect("is swtpm installed? `scripts/setup test` does it")
+        };
+        let mut child = spawn();
         let until = Instant::now() + Duration::from_secs(20);
         let carrier = loop {
             match UnixStream::connect(&socket) {
                 Ok(stream) => break stream,
                 Err(error) => assert!(Instant::now() < until, "{error}"),
+            }
+            // It ends at once when it finds the folder locked by an emulator that is still ending.
+            if child.try_wait().expect("a child").is_some() {
+                child = spawn();
             }
             std::thread::sleep(Duration::from_millis(10));
         };
