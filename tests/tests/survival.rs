@@ -27,6 +27,8 @@ export default {
 
 /// Deaths of the vault. The pause before each next start doubles: together some six seconds.
 const DEATHS: u32 = 6;
+/// Deaths of the supervisor; launch starts it again five times in ten minutes.
+const DEATHS_OF_SUPERVISOR: u32 = 4;
 /// Callers at a time, who never rest.
 const CALLERS: u32 = 4;
 
@@ -159,4 +161,88 @@ async fn requests_in_a_worker_that_is_stopped_end_in_time_and_the_next_goes_to_a
             .wait_for("the stopped worker has ended", SOON, ended)
     })
     .unwrap();
+}
+
+/// The supervisor, which only launch knows.
+fn supervisor(node: &Node) -> Option<Pid> {
+    let launch = node.pid().unwrap();
+    let children = std::fs::read_to_string(format!("/proc/{launch}/task/{launch}/children"));
+    let children = children.unwrap_or_default();
+    let mut pids = children
+        .split(' ')
+        .filter_map(|pid| pid.parse::<i32>().ok());
+    let pid = pids.find(|pid| {
+        let name = std::fs::read_to_string(format!("/proc/{pid}/comm"));
+        name.is_ok_and(|name| name.trim() == "casemate-node")
+    });
+    pid.and_then(Pid::from_raw)
+}
+
+/// Kills the supervisor, and waits until its successor has taken the node over.
+fn kill_supervisor(node: &Node) {
+    let before = supervisor(node).unwrap();
+    kill_process(before, Signal::KILL).unwrap();
+    // A socket of the one before answers for nobody.
+    let is_over = |status: &serde_json::Value| {
+        supervisor(node).is_some_and(|pid| pid != before)
+            && status["state"]["vault"]["up"] == true
+            && status["state"]["gateway"]["up"] == true
+            && status["connected"] == true
+            && status["state"]["functions"][0]["workers"]["serving"] == 1
+    };
+    node.wait_for("its successor has taken over", SOON, is_over)
+        .unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_request_fails_while_the_supervisor_is_killed_and_its_successor_goes_on() {
+    let mut fleet = block_in_place(Fleet::start).unwrap();
+    let project = fleet.small_project("calm", "", SOURCE).unwrap();
+    block_in_place(|| fleet.deploy(&project)).unwrap();
+    let worker = text(&fleet, "/").await;
+    let before = refused(&fleet).await;
+    let single = |status: &serde_json::Value| status["pids"].clone();
+    let pids = single(&fleet.node.status().unwrap());
+
+    let (over, served) = (
+        Arc::new(AtomicBool::new(false)),
+        Arc::new(AtomicU32::new(0)),
+    );
+    let callers = (0..CALLERS).map(|caller| {
+        let (over, served, gateway) = (over.clone(), served.clone(), fleet.node.gateway);
+        // Calls of functions go on too.
+        let path = if caller == 0 { "/call" } else { "/" };
+        tokio::spawn(async move {
+            while !over.load(Ordering::Relaxed) {
+                let answer = caller::get(gateway, HOST, path).await.unwrap();
+                assert_eq!(answer.status, 200, "{}", answer.text());
+                served.fetch_add(1, Ordering::Relaxed);
+            }
+        })
+    });
+    let callers: Vec<_> = callers.collect();
+    for death in 1..=DEATHS_OF_SUPERVISOR {
+        block_in_place(|| kill_supervisor(&fleet.node));
+        let now = (text(&fleet, "/").await, text(&fleet, "/call").await);
+        assert_eq!(now, (worker.clone(), before.clone()), "after death {death}");
+        let status = fleet.node.status().unwrap();
+        assert_eq!(single(&status), pids, "vault and gateway are the same");
+    }
+    over.store(true, Ordering::Relaxed);
+    for caller in callers {
+        caller.await.unwrap();
+    }
+    let served = served.load(Ordering::Relaxed);
+    println!(
+        "{served} requests were served during {DEATHS_OF_SUPERVISOR} deaths of the supervisor"
+    );
+    assert!(served > DEATHS_OF_SUPERVISOR * CALLERS);
+
+    // The successor deploys, starts workers and ends in order.
+    let other = fleet.small_project("other", "", SOURCE).unwrap();
+    block_in_place(|| fleet.deploy(&other)).unwrap();
+    let answer = caller::get(fleet.node.gateway, "other.apps.demo.test", "/").await;
+    assert_eq!(answer.unwrap().status, 200);
+    let ended = block_in_place(|| fleet.node.stop()).unwrap();
+    assert!(ended.success(), "{ended}");
 }

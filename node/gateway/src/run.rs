@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use casemate_channel::{ControlError, Skipped};
-use casemate_wire::control::gateway::FromGateway;
+use casemate_wire::control::gateway::{FromGateway, ToGateway};
 use ring::rand::{SecureRandom as _, SystemRandom};
 use tokio::sync::oneshot;
 use tokio_rustls::TlsAcceptor;
@@ -94,9 +94,8 @@ pub async fn run(prepared: Prepared) -> Result<(), RunError> {
     }
     let supervisor = Arc::new(Supervisor::new(control)?);
     tracing::info!(?addresses, "listening");
-    supervisor
-        .send(&FromGateway::Ready { addresses, layers }, &[])
-        .await?;
+    let ready = FromGateway::Ready { addresses, layers };
+    supervisor.send(&ready, &[]).await?;
 
     if let Some(renewal) = renewal {
         // Ends with the process, or with the control channel, which ends the process.
@@ -110,14 +109,14 @@ pub async fn run(prepared: Prepared) -> Result<(), RunError> {
         stopped,
     ));
     let grace = tokio::select! {
-        grace = obey_until_drain(&gateway, &supervisor) => grace?,
+        grace = obey_until_drain(&gateway, &supervisor, &ready) => grace?,
         _ = &mut speaking => return Err(RunError::Alone),
     };
     gateway.drain();
     tokio::select! {
         done = tokio::time::timeout(grace, gateway.drained()) => tracing::info!(in_time = done.is_ok(), "drained"),
         // Workers still come and go while requests finish. A second `Drain` changes nothing.
-        broken = async { loop { if let Err(error) = obey_until_drain(&gateway, &supervisor).await { break error } } } => return Err(broken),
+        broken = async { loop { if let Err(error) = obey_until_drain(&gateway, &supervisor, &ready).await { break error } } } => return Err(broken),
     }
     drop(stop);
     let said = tokio::time::timeout(FAREWELL, speaking).await;
@@ -131,6 +130,7 @@ pub async fn run(prepared: Prepared) -> Result<(), RunError> {
 async fn obey_until_drain(
     gateway: &Arc<Gateway>,
     supervisor: &Supervisor,
+    ready: &FromGateway,
 ) -> Result<Duration, RunError> {
     let mut skipped = Skipped::default();
     loop {
@@ -145,6 +145,10 @@ async fn obey_until_drain(
             }
             Err(error) => return Err(error.into()),
         };
+        if message == ToGateway::Resume {
+            supervisor.send(ready, &[]).await?;
+            continue;
+        }
         if let Some(grace) = supervise::obey(gateway, message, fds) {
             return Ok(grace);
         }

@@ -21,7 +21,7 @@ const ROUND: Duration = Duration::from_millis(250);
 /// Between two packets of access records: under load each has many.
 const RECORDS_PERIOD: Duration = Duration::from_millis(20);
 
-/// Does one thing that the supervisor says, except for `Drain`, which is given back.
+/// Does one thing that the supervisor says, except for `Resume`, and for `Drain`, which is given back.
 pub fn obey(gateway: &Arc<Gateway>, message: ToGateway, fds: Vec<OwnedFd>) -> Option<Duration> {
     match message {
         ToGateway::Start(_) => tracing::error!("second Start message from the supervisor ignored"),
@@ -68,6 +68,7 @@ pub fn obey(gateway: &Arc<Gateway>, message: ToGateway, fds: Vec<OwnedFd>) -> Op
             gateway.standing.store(Arc::new(standing));
         }
         ToGateway::Reload => gateway.renewal.iter().for_each(|renewal| renewal.ask()),
+        ToGateway::Resume => {}
         ToGateway::Drain { grace_ms } => return Some(Duration::from_millis(grace_ms.into())),
     }
     None

@@ -9,8 +9,8 @@ use std::os::fd::AsFd;
 use std::process::Stdio;
 use std::time::Duration;
 
-use casemate_sandbox::launch::{Command, Event, PACKET_BYTES, Program, Refusal};
-use node::{Node, USERS, control, order, start};
+use casemate_sandbox::launch::{Command, Event, NOTE_BYTES, PACKET_BYTES, Program, Refusal};
+use node::{MEMORY_MIB, Node, USERS, assign, control, order, start, told};
 
 #[test]
 fn a_supervisor_that_sends_garbage_ends_everything() {
@@ -26,9 +26,9 @@ fn a_supervisor_that_sends_garbage_ends_everything() {
             0,
         ),
         (
-            "a start with two",
+            "a start with three",
             start(9, Program::Worker).encode().to_vec(),
-            2,
+            3,
         ),
         ("a kill with one", kill.to_vec(), 1),
     ];
@@ -111,6 +111,84 @@ fn a_supervisor_that_closes_its_socket_and_stays_is_ended() {
     node.hang_up();
     assert_eq!(node.exit_code(), Some(70));
     assert!(node::is_closed(&worker));
+}
+
+#[test]
+fn a_supervisor_that_is_killed_has_a_successor_that_adopts_its_children() {
+    for user in USERS {
+        let mut node = Node::start(user);
+        for (id, program) in [
+            (1, Program::Worker),
+            (2, Program::Vault),
+            (3, Program::Gateway),
+        ] {
+            node.lasting_child(id, program);
+        }
+        // One of which launch has only the child's end ends with the supervisor.
+        let (short, _) = node.child(4, Program::Worker);
+        let note = [7; NOTE_BYTES];
+        node.send(Command::Note { id: 1, note }, None);
+        node.send(assign(1, MEMORY_MIB, 9, MEMORY_MIB), None);
+        // Obeyed in order.
+        drop(node.child(5, Program::Worker));
+        node.event();
+        for death in 1..=3 {
+            node.kill_supervisor();
+            let mut adopted = Vec::new();
+            for _ in 0..3 {
+                let (event, control) = node.adopted();
+                let Event::Adopted {
+                    id,
+                    program,
+                    memory_mib,
+                    tenant,
+                    note,
+                    ..
+                } = event
+                else {
+                    panic!("{user:?}, {death}: {event:?}");
+                };
+                // It has noticed nothing, and hears the new supervisor.
+                order(&control, "eat 0");
+                assert_eq!(told(&control), "ate 0", "{user:?}, {death}: {program:?}");
+                adopted.push((
+                    id,
+                    program,
+                    memory_mib,
+                    tenant.map_or(0, u32::from),
+                    note[0],
+                ));
+            }
+            let tenant = if node.has_cgroups() { 9 } else { 0 };
+            let expected = [
+                (1, Program::Worker, MEMORY_MIB, tenant, 7),
+                (2, Program::Vault, MEMORY_MIB, 0, 0),
+                (3, Program::Gateway, MEMORY_MIB, 0, 0),
+            ];
+            assert_eq!(adopted, expected, "{user:?}, {death}");
+            if death == 1 {
+                assert!(matches!(node.event(), Event::Exited { id: 4, .. }));
+                assert!(node::is_closed(&short));
+            }
+        }
+        // Its own wish ends everything as ever.
+        node.end_supervisor(64);
+        assert_eq!(node.exit_code(), Some(64));
+        assert_eq!(node.groups(), [""; 0]);
+    }
+}
+
+#[test]
+fn a_supervisor_that_crashes_again_and_again_ends_everything() {
+    let mut node = Node::start(USERS[0]);
+    node.lasting_child(1, Program::Worker);
+    for _ in 0..5 {
+        node.kill_supervisor();
+        node.adopted();
+    }
+    // As a program that has panicked.
+    node.end_supervisor(101);
+    assert_eq!(node.exit_code(), Some(70));
 }
 
 #[test]

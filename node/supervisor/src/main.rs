@@ -28,6 +28,9 @@ struct Arguments {
     /// Where init says what it does with the machine, on one that boots images; an absolute path.
     #[arg(long, value_name = "FILE")]
     machine: Option<PathBuf>,
+    /// Children of a supervisor that has crashed, which launch hands over first.
+    #[arg(long, value_name = "NUMBER", default_value_t = 0)]
+    adopt: u32,
 }
 
 fn main() -> ExitCode {
@@ -79,7 +82,7 @@ fn main() -> ExitCode {
         Err(error) => return fail(EXIT_SOFTWARE, format!("cannot start threads: {error}")),
     };
     runtime.block_on(async {
-        match shell::run(config, launch, admin, layers).await {
+        match shell::run(config, launch, admin, layers, arguments.adopt).await {
             Ok(code) => ExitCode::from(code),
             Err(error) => fail(EXIT_SOFTWARE, format!("the supervisor ends: {error}")),
         }

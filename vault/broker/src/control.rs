@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use casemate_channel::{Control, ControlError, Skipped, fair};
 use casemate_trust::id::TenantId;
 use casemate_wire::control::parts::Part;
-use casemate_wire::control::vault::{Event, FromVault, ToVault};
+use casemate_wire::control::vault::{Event, FromVault, Hello, ToVault};
 
 use crate::Closed;
 use crate::calls::Calls;
@@ -55,14 +55,7 @@ pub(crate) async fn serve(
         }
     };
     let mut hello = vault.hello(layers);
-    tell(&control, &FromVault::Hello(Box::new(hello.clone()))).await?;
-    for tenant in vault.tenants() {
-        tell_plan(&control, &vault, tenant).await?;
-    }
-    tell_image(&control, &vault).await?;
-    if let Some(set_aside) = vault.refill.clone() {
-        tell(&control, &FromVault::Refill { set_aside }).await?;
-    }
+    greet(&control, &vault, &hello).await?;
     // In a task of its own: a supervisor that does not read its socket stops this loop, and must not stop that.
     let watched = calls.clone();
     tokio::spawn(async move {
@@ -77,6 +70,10 @@ pub(crate) async fn serve(
     loop {
         tokio::select! {
             message = control.recv() => match message {
+                Ok(Some((ToVault::Resume, _))) => {
+                    hello = vault.hello(hello.layers);
+                    greet(&control, &vault, &hello).await?;
+                }
                 Ok(Some((message, fds))) => {
                     if !handle(message, fds, &control, &vault, &calls).await? {
                         return Ok(());
@@ -179,8 +176,22 @@ async fn handle(
             tell(control, &FromVault::Description { json }).await?;
         }
         ToVault::Stop => return Ok(false),
+        ToVault::Resume => {}
     }
     Ok(true)
+}
+
+/// What a supervisor is told first: that the vault is open, and what all tenants run.
+async fn greet(control: &Socket, vault: &Vault, hello: &Hello) -> Result<(), ControlError> {
+    tell(control, &FromVault::Hello(Box::new(hello.clone()))).await?;
+    for tenant in vault.tenants() {
+        tell_plan(control, vault, tenant).await?;
+    }
+    tell_image(control, vault).await?;
+    match vault.refill.clone() {
+        Some(set_aside) => tell(control, &FromVault::Refill { set_aside }).await,
+        None => Ok(()),
+    }
 }
 
 /// Says what a tenant runs, in parts of which the supervisor acts on none before it has all.

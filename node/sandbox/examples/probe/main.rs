@@ -19,7 +19,16 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().collect();
     match words.iter().map(String::as_str).collect::<Vec<_>>()[..] {
-        ["casemate-node", "--config", config, "--state", state] => {
+        ["casemate-node", "--config", config, "--state", state]
+        | [
+            "casemate-node",
+            "--config",
+            config,
+            "--state",
+            state,
+            "--adopt",
+            _,
+        ] => {
             placed::supervisor(config, state);
         }
         ["casemate-vault", "--config", _, "--state", _] => placed::child(Profile::Vault),

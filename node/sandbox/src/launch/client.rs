@@ -5,8 +5,8 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use rustix::net::{
-    RecvAncillaryBuffer, RecvFlags, ReturnFlags, SendAncillaryBuffer, SendAncillaryMessage,
-    SendFlags, recvmsg, sendmsg,
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
 };
 
 use super::{Command, Event, PACKET_BYTES};
@@ -40,15 +40,26 @@ impl Client {
     /// # Errors
     /// `WouldBlock` while launch is busy; anything else means that it is gone.
     pub fn send(&self, command: &Command, descriptor: Option<BorrowedFd<'_>>) -> io::Result<()> {
-        if matches!(command, Command::Start { .. }) != descriptor.is_some() {
+        self.send_with(command, descriptor.as_slice())
+    }
+
+    /// Sends [`Command::Start`] with both ends of the child's control socket, the child's first.
+    ///
+    /// # Errors
+    /// As [`Client::send`].
+    pub fn start(&self, command: &Command, ends: [BorrowedFd<'_>; 2]) -> io::Result<()> {
+        self.send_with(command, &ends)
+    }
+
+    fn send_with(&self, command: &Command, descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
+        if matches!(command, Command::Start { .. }) == descriptors.is_empty() {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidInput,
-                "start takes one descriptor and the others take none",
+                "start takes one descriptor or two and the others take none",
             ));
         }
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
         let mut ancillary = SendAncillaryBuffer::new(&mut space);
-        let descriptors = descriptor.as_slice();
         if !descriptors.is_empty() {
             ancillary.push(SendAncillaryMessage::ScmRights(descriptors));
         }
@@ -66,15 +77,28 @@ impl Client {
     /// # Errors
     /// `WouldBlock` if there is none yet; `InvalidData` if it is not an event.
     pub fn recv(&self) -> io::Result<Option<Event>> {
+        Ok(self.recv_with_descriptor()?.map(|(event, _)| event))
+    }
+
+    /// The next event, with the descriptor that comes with [`Event::Adopted`].
+    ///
+    /// # Errors
+    /// As [`Client::recv`].
+    pub fn recv_with_descriptor(&self) -> io::Result<Option<(Event, Option<OwnedFd>)>> {
         // A byte more than a packet, so that a longer one is noticed.
         let mut bytes = [0; PACKET_BYTES + 1];
-        let mut none = RecvAncillaryBuffer::default();
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut ancillary = RecvAncillaryBuffer::new(&mut space);
         let received = recvmsg(
             &self.socket,
             &mut [IoSliceMut::new(&mut bytes)],
-            &mut none,
+            &mut ancillary,
             RecvFlags::CMSG_CLOEXEC,
         )?;
+        let descriptor = ancillary.drain().find_map(|message| match message {
+            RecvAncillaryMessage::ScmRights(mut rights) => rights.next(),
+            _ => None,
+        });
         if received.bytes == 0 {
             return Ok(None);
         }
@@ -83,7 +107,7 @@ impl Client {
         }
         let event = Event::decode(&bytes[..received.bytes]);
         event
-            .map(Some)
+            .map(|event| Some((event, descriptor)))
             .map_err(|malformed| io::Error::new(io::ErrorKind::InvalidData, malformed))
     }
 }

@@ -5,14 +5,15 @@
 //! | bytes | of a command | of an event |
 //! |---|---|---|
 //! | 0..4 | `CSMT` | `CSMT` |
-//! | 4 | 1 start, 2 kill, 6 assign | 3 started, 4 refused, 5 exited |
-//! | 5 | of start: the program | of refused: why; of exited: how |
+//! | 4 | 1 start, 2 kill, 6 assign, 7 note | 3 started, 4 refused, 5 exited, 8 adopted |
+//! | 5 | of start: the program | of refused: why; of exited: how; of adopted: the program |
 //! | 6..8 | 0 | 0 |
 //! | 8..16 | id | id |
-//! | 16..20 | of start and assign: memory, MiB | of started: pid; of refused: errno; of exited: code or signal |
-//! | 20..24 | of start: processes and threads; of assign: the tenant's number | 0 |
-//! | 24..28 | of assign: memory of the tenant, MiB | 0 |
-//! | 28..64 | 0 | 0 |
+//! | 16..20 | of start and assign: memory, MiB | of started and adopted: pid; of refused: errno; of exited: code or signal |
+//! | 20..24 | of start: processes and threads; of assign: the tenant's number | of adopted: memory, MiB |
+//! | 24..28 | of assign: memory of the tenant, MiB | of adopted: the tenant's number, 0 for none |
+//! | 28..60 | of note: the note | of adopted: the note, 0 for none |
+//! | 60..64 | 0 | 0 |
 //!
 //! and anything else is malformed: `casemate-launch` ends everything rather than guess.
 
@@ -39,7 +40,12 @@ pub const PACKET_BYTES: usize = 64;
 /// Children alive at a time. More is refused: each costs launch an entry in its table and a user id.
 pub const CHILDREN_MAX: usize = 4096;
 
+/// Length of a note about a child, in bytes: a release's digest.
+pub const NOTE_BYTES: usize = 32;
+
 const MAGIC: [u8; 4] = *b"CSMT";
+/// Where a note stands.
+const NOTE: std::ops::Range<usize> = 28..28 + NOTE_BYTES;
 
 /// A program that launch starts for the supervisor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -55,8 +61,9 @@ pub enum Program {
 /// From the supervisor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Command {
-    /// Start a program. Comes with exactly one descriptor, a `SOCK_SEQPACKET` socket, which becomes the child's standard
-    /// input. Answered by [`Event::Started`] or [`Event::Refused`].
+    /// Start a program. Comes with a `SOCK_SEQPACKET` socket, which becomes the child's standard input, and may come with its
+    /// other end, which launch keeps for the supervisor's successor: without it the child does not outlive the supervisor.
+    /// Answered by [`Event::Started`] or [`Event::Refused`].
     Start {
         /// The supervisor's name for the child, in every event about it. No live child may have it.
         id: u64,
@@ -87,11 +94,35 @@ pub enum Command {
         /// Memory limit of all workers of the tenant together, MiB. The latest one counts.
         tenant_memory_mib: NonZeroU32,
     },
+    /// Remember this about a child, for the supervisor's successor. The latest note counts; a child that is gone needs none.
+    /// Has no answer.
+    Note {
+        /// Which.
+        id: u64,
+        /// What the supervisor wants to know again.
+        note: [u8; NOTE_BYTES],
+    },
 }
 
 /// To the supervisor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Event {
+    /// A supervisor before this one has started the child, which runs. Comes with the supervisor's end of the child's control
+    /// socket. A successor is told at its start how many of these come first.
+    Adopted {
+        /// Its name in every event about it.
+        id: u64,
+        /// Which.
+        program: Program,
+        /// Its process id, as launch sees it.
+        pid: u32,
+        /// Memory limit, MiB; 0 for none.
+        memory_mib: u32,
+        /// The tenant that a worker was given to.
+        tenant: Option<NonZeroU32>,
+        /// What the earlier supervisor has noted last; zeroes for nothing.
+        note: [u8; NOTE_BYTES],
+    },
     /// The child runs its program.
     Started {
         /// Which.
@@ -166,6 +197,7 @@ impl Command {
                 let numbers = [memory_mib, tenant, tenant_memory_mib];
                 packet(6, 0, id, numbers.map(NonZeroU32::get))
             }
+            Self::Note { id, note } => noted(packet(7, 0, id, [0; 3]), note),
         }
     }
 
@@ -189,6 +221,10 @@ impl Command {
                 tenant: NonZeroU32::new(fields.second).ok_or(Malformed)?,
                 tenant_memory_mib: NonZeroU32::new(fields.third).ok_or(Malformed)?,
             },
+            7 => Self::Note {
+                id: fields.id,
+                note: fields.note,
+            },
             _ => return Err(Malformed),
         };
         if command.encode() == bytes {
@@ -204,6 +240,18 @@ impl Event {
     pub fn encode(&self) -> [u8; PACKET_BYTES] {
         match *self {
             Self::Started { id, pid } => packet(3, 0, id, [pid, 0, 0]),
+            Self::Adopted {
+                id,
+                program,
+                pid,
+                memory_mib,
+                tenant,
+                note,
+            } => {
+                let tenant = tenant.map_or(0, NonZeroU32::get);
+                let numbers = [pid, memory_mib, tenant];
+                noted(packet(8, program.to_byte(), id, numbers), note)
+            }
             Self::Refused { id, refusal } => {
                 let (which, errno) = match refusal {
                     Refusal::Busy => (1, 0),
@@ -269,6 +317,14 @@ impl Event {
                 id,
                 end: End::OutOfMemory,
             },
+            (8, program) => Self::Adopted {
+                id,
+                program: Program::from_byte(program)?,
+                pid: fields.first,
+                memory_mib: fields.second,
+                tenant: NonZeroU32::new(fields.third),
+                note: fields.note,
+            },
             _ => return Err(Malformed),
         };
         if event.encode() == bytes {
@@ -304,6 +360,7 @@ struct Fields {
     first: u32,
     second: u32,
     third: u32,
+    note: [u8; NOTE_BYTES],
 }
 
 impl Fields {
@@ -316,6 +373,8 @@ impl Fields {
             u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
         };
         let id = u64::from(word(8)) | u64::from(word(12)) << 32;
+        let mut note = [0; NOTE_BYTES];
+        note.copy_from_slice(&bytes[NOTE]);
         Ok(Self {
             kind: bytes[4],
             which: bytes[5],
@@ -323,6 +382,7 @@ impl Fields {
             first: word(16),
             second: word(20),
             third: word(24),
+            note,
         })
     }
 }
@@ -337,6 +397,11 @@ fn packet(kind: u8, which: u8, id: u64, numbers: [u32; 3]) -> [u8; PACKET_BYTES]
         place.copy_from_slice(&number.to_le_bytes());
     }
     bytes
+}
+
+fn noted(mut packet: [u8; PACKET_BYTES], note: [u8; NOTE_BYTES]) -> [u8; PACKET_BYTES] {
+    packet[NOTE].copy_from_slice(&note);
+    packet
 }
 
 #[cfg(test)]
@@ -357,6 +422,8 @@ mod tests {
                 }
             ),
             any::<u64>().prop_map(|id| Command::Kill { id }),
+            (any::<u64>(), any::<[u8; NOTE_BYTES]>())
+                .prop_map(|(id, note)| Command::Note { id, note }),
             (any::<u64>(), any::<[NonZeroU32; 3]>()).prop_map(
                 |(id, [memory_mib, tenant, tenant_memory_mib])| Command::Assign {
                     id,
@@ -383,6 +450,16 @@ mod tests {
         ];
         prop_oneof![
             (any::<u64>(), any::<u32>()).prop_map(|(id, pid)| Event::Started { id, pid }),
+            (any::<u64>(), any::<[u32; 3]>(), any::<[u8; NOTE_BYTES]>()).prop_map(
+                |(id, [pid, memory_mib, tenant], note)| Event::Adopted {
+                    id,
+                    program: Program::Worker,
+                    pid,
+                    memory_mib,
+                    tenant: NonZeroU32::new(tenant),
+                    note,
+                }
+            ),
             (any::<u64>(), refusal).prop_map(|(id, refusal)| Event::Refused { id, refusal }),
             (any::<u64>(), end).prop_map(|(id, end)| Event::Exited { id, end }),
         ]
@@ -428,7 +505,8 @@ mod tests {
             let mut bytes = command.encode();
             bytes[at] ^= flip;
             prop_assert_ne!(Command::decode(&bytes), Ok(command));
-            if at < 4 || at == 6 || at == 7 || at >= 28 {
+            let is_note = matches!(command, Command::Note { .. }) && NOTE.contains(&at);
+            if at < 4 || at == 6 || at == 7 || (at >= 28 && !is_note) {
                 prop_assert_eq!(Command::decode(&bytes), Err(Malformed));
             }
         }

@@ -49,6 +49,7 @@ pub(crate) struct Node {
     launch: Child,
     log: Option<JoinHandle<String>>,
     supervisor: UnixStream,
+    listener: UnixListener,
     pub(crate) pid: u32,
     walls: bool,
     cgroups: bool,
@@ -157,9 +158,7 @@ impl Node {
             let _ = launch.kill();
             panic!("the supervisor did not come: {}", log.join().unwrap());
         }
-        let (supervisor, _) = listener.accept().unwrap();
-        supervisor.set_nonblocking(false).unwrap();
-        let (facts, command_socket) = receive_descriptor(&supervisor);
+        let (supervisor, facts, command_socket) = accept(&listener);
         Self {
             client: Client::new(command_socket).unwrap(),
             supervisor_facts: facts,
@@ -169,6 +168,7 @@ impl Node {
             launch,
             log: Some(log),
             supervisor,
+            listener,
             pid,
             _folder: folder,
         }
@@ -209,7 +209,7 @@ impl Node {
     }
 
     pub(crate) fn send_raw(&self, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) {
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(3))];
         let mut ancillary = SendAncillaryBuffer::new(&mut space);
         if !descriptors.is_empty() {
             assert!(ancillary.push(SendAncillaryMessage::ScmRights(descriptors)));
@@ -237,6 +237,39 @@ impl Node {
 
     pub(crate) fn end_supervisor(&mut self, code: u8) {
         self.supervisor.write_all(&[code]).unwrap();
+    }
+
+    /// Kills the supervisor, as which the test goes on when launch has started another one.
+    pub(crate) fn kill_supervisor(&mut self) {
+        let pid = value(&self.supervisor_facts, "NSpid").parse().unwrap();
+        let pid = rustix::process::Pid::from_raw(pid).unwrap();
+        rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+        let (other, _) = control();
+        self.client = Client::new(other).unwrap();
+        assert!(readable(&self.listener), "no other supervisor came");
+        let (supervisor, facts, command_socket) = accept(&self.listener);
+        (self.supervisor, self.supervisor_facts) = (supervisor, facts);
+        self.client = Client::new(command_socket).unwrap();
+    }
+
+    /// Starts a child whose control socket launch keeps for the supervisor's successor; nobody else does.
+    pub(crate) fn lasting_child(&mut self, id: u64, program: Program) {
+        let (ours, theirs) = control();
+        let ends = [theirs.as_fd(), ours.as_fd()];
+        self.client.start(&start(id, program), ends).unwrap();
+        let started = self.event();
+        assert!(
+            matches!(started, Event::Started { id: one, .. } if one == id),
+            "{started:?}"
+        );
+        told(&ours);
+    }
+
+    /// The next child that the supervisor adopts: the event, and its end of the child's control socket.
+    pub(crate) fn adopted(&mut self) -> (Event, OwnedFd) {
+        assert!(readable(&self.client), "no event");
+        let (event, descriptor) = self.client.recv_with_descriptor().unwrap().unwrap();
+        (event, descriptor.expect("the child's control socket"))
     }
 
     /// The supervisor closes its command socket.
@@ -371,6 +404,14 @@ fn readable(fd: impl AsFd) -> bool {
         tv_nsec: 0,
     };
     poll(&mut [PollFd::new(&fd, PollFlags::IN)], Some(&limit)).unwrap() > 0
+}
+
+/// A supervisor that has come, what it says of itself, and its command socket.
+fn accept(listener: &UnixListener) -> (UnixStream, String, OwnedFd) {
+    let (supervisor, _) = listener.accept().unwrap();
+    supervisor.set_nonblocking(false).unwrap();
+    let (facts, command_socket) = receive_descriptor(&supervisor);
+    (supervisor, facts, command_socket)
 }
 
 fn receive_descriptor(socket: &UnixStream) -> (String, OwnedFd) {

@@ -41,15 +41,32 @@ impl Children {
     /// Through this launch; its events come as happenings.
     pub(crate) fn new(launch: Client, happenings: mpsc::Sender<Happening>) -> io::Result<Self> {
         let watched = std::os::unix::net::UnixStream::from(launch.as_fd().try_clone_to_owned()?);
-        let watch = Arc::new(UnixStream::from_std(watched)?);
-        let launch = Arc::new(launch);
-        tokio::spawn(events(launch.clone(), watch.clone(), happenings.clone()));
         Ok(Self {
-            launch,
-            watch,
+            launch: Arc::new(launch),
+            watch: Arc::new(UnixStream::from_std(watched)?),
             happenings,
             voices: BTreeMap::new(),
         })
+    }
+
+    /// Has launch's events come as happenings from now on.
+    pub(crate) fn listen(&self) {
+        let (launch, watch) = (self.launch.clone(), self.watch.clone());
+        tokio::spawn(events(launch, watch, self.happenings.clone()));
+    }
+
+    /// The next child of a supervisor that has crashed, as launch hands it over; everything that it says comes as
+    /// happenings. Not once events do.
+    pub(crate) async fn adopt(&mut self) -> io::Result<Event> {
+        let receive = || self.launch.recv_with_descriptor();
+        let received = self.watch.async_io(Interest::READABLE, receive).await?;
+        let Some((event @ Event::Adopted { id, program, .. }, Some(ours))) = received else {
+            let what = format!("expected a child to adopt from launch, got {received:?}");
+            return Err(io::Error::other(what));
+        };
+        let voice = self.voice(id, program, ours)?;
+        self.voices.insert(id, voice);
+        Ok(event)
     }
 
     /// Starts a child; everything that it says comes as happenings.
@@ -61,26 +78,9 @@ impl Children {
         pids: u32,
     ) -> io::Result<()> {
         let (ours, theirs) = casemate_channel::control::pair()?;
-        let voice = match program {
-            Program::Vault => Voice::Vault(speak::<ToVault, FromVault>(
-                ours,
-                ("casemate-vault", id),
-                self.happenings.clone(),
-                Happening::Vault,
-            )?),
-            Program::Gateway => Voice::Gateway(speak::<ToGateway, FromGateway>(
-                ours,
-                ("casemate-gateway", id),
-                self.happenings.clone(),
-                Happening::Gateway,
-            )?),
-            Program::Worker => Voice::Worker(speak::<ToWorker, FromWorker>(
-                ours,
-                ("casemate-worker", id),
-                self.happenings.clone(),
-                Happening::Worker,
-            )?),
-        };
+        // Launch keeps it for the supervisor that comes after us if we crash.
+        let kept = ours.try_clone()?;
+        let voice = self.voice(id, program, ours)?;
         let command = Command::Start {
             id,
             program,
@@ -89,11 +89,36 @@ impl Children {
         };
         self.watch
             .async_io(Interest::WRITABLE, || {
-                self.launch.send(&command, Some(theirs.as_fd()))
+                self.launch.start(&command, [theirs.as_fd(), kept.as_fd()])
             })
             .await?;
         self.voices.insert(id, voice);
         Ok(())
+    }
+
+    /// The way to speak to a child over our end of its control socket.
+    fn voice(&self, id: u64, program: Program, ours: OwnedFd) -> io::Result<Voice> {
+        let happenings = self.happenings.clone();
+        Ok(match program {
+            Program::Vault => Voice::Vault(speak::<ToVault, FromVault>(
+                ours,
+                ("casemate-vault", id),
+                happenings,
+                Happening::Vault,
+            )?),
+            Program::Gateway => Voice::Gateway(speak::<ToGateway, FromGateway>(
+                ours,
+                ("casemate-gateway", id),
+                happenings,
+                Happening::Gateway,
+            )?),
+            Program::Worker => Voice::Worker(speak::<ToWorker, FromWorker>(
+                ours,
+                ("casemate-worker", id),
+                happenings,
+                Happening::Worker,
+            )?),
+        })
     }
 
     /// Ends a child at once.
@@ -147,7 +172,8 @@ async fn events(launch: Arc<Client>, watch: Arc<UnixStream>, happenings: mpsc::S
                 Happening::Refused(id, format!("{refusal:?}"))
             }
             Ok(Some(Event::Exited { id, end })) => Happening::Exited(id, end),
-            Ok(None) | Err(_) => Happening::LaunchGone,
+            // A child to adopt comes first or never: launch is not what it was.
+            Ok(Some(Event::Adopted { .. }) | None) | Err(_) => Happening::LaunchGone,
         };
         let last = matches!(happening, Happening::LaunchGone);
         if happenings.send(happening).await.is_err() || last {

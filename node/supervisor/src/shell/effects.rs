@@ -56,6 +56,10 @@ impl Shell {
             }
             Effect::Kill { child } => self.children.kill(child).await?,
             Effect::Serve { worker, key, plan } => self.serve(worker, key, &plan).await?,
+            Effect::Recognised { worker, key } => {
+                let records = Budget::new(self.now_ms());
+                self.serving.insert(worker.0, Serving { key, records });
+            }
             Effect::Rewire {
                 worker,
                 peer,
@@ -141,6 +145,12 @@ impl Shell {
             let bundle = plan.bundle;
             return Box::pin(self.input(Input::BundleLost { bundle, worker })).await;
         };
+        // First, so that a successor of ours knows what the worker runs.
+        let note = Command::Note {
+            id: worker.0,
+            note: plan.release,
+        };
+        self.children.command(note).await?;
         let bundle = sealed_memfd("casemate-bundle", &bytes)?;
         let (gateway_end, from_gateway) = casemate_channel::pair()?;
         let (vault_end, to_vault) = casemate_channel::pair()?;

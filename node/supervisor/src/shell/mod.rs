@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use casemate_channel::budget::Budget;
 use casemate_push::{Cursor, Has, Hello, PROTOCOL, TenantHas};
-use casemate_sandbox::launch::{Client, End};
+use casemate_sandbox::launch::{Client, End, Event, NOTE_BYTES, Program};
 use casemate_trust::id::{Digest, FleetId, TenantId};
 use casemate_trust::judge::MAX_TENANTS;
 use casemate_trust::key::PublicKey;
@@ -31,7 +31,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::config::Config;
 use crate::state::carry::{Carried, Carrier};
-use crate::state::{Input, Supervision, image};
+use crate::state::{AdoptedChild, AdoptedKind, Input, Single, Supervision, image};
 use bundles::Bundles;
 use children::Children;
 use push::{Heard, Records, Say};
@@ -129,6 +129,7 @@ pub(crate) async fn run(
     launch: Client,
     admin: UnixListener,
     layers: Vec<LayerReport>,
+    adopts: u32,
 ) -> io::Result<u8> {
     let (happenings, mut happened) = mpsc::channel(MAX_HAPPENINGS);
     let mut terminate = signal(SignalKind::terminate())?;
@@ -169,6 +170,7 @@ pub(crate) async fn run(
         images,
         asks: Vec::new(),
     };
+    shell.adopt(adopts).await?;
     let mut ticks = tokio::time::interval(Duration::from_millis(Supervision::TICK_MS));
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
     let mut looks = tokio::time::interval(CPU_TIME_INTERVAL);
@@ -218,6 +220,56 @@ pub(crate) async fn run(
 impl Shell {
     fn now_ms(&self) -> u64 {
         u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// Takes over the children of a supervisor that has crashed, and has vault and gateway say again what they said to that.
+    async fn adopt(&mut self, children: u32) -> io::Result<()> {
+        let mut adopted = Vec::new();
+        for _ in 0..children {
+            let Event::Adopted {
+                id,
+                program,
+                pid,
+                memory_mib,
+                tenant,
+                note,
+            } = self.children.adopt().await?
+            else {
+                continue;
+            };
+            let child = Child {
+                pid,
+                ..Child::default()
+            };
+            self.alive.insert(id, child);
+            let kind = match program {
+                Program::Vault => {
+                    self.vault = Some(id);
+                    AdoptedKind::Single(Single::Vault)
+                }
+                Program::Gateway => {
+                    self.gateway = Some(id);
+                    AdoptedKind::Single(Single::Gateway)
+                }
+                Program::Worker => AdoptedKind::Worker {
+                    memory_mib,
+                    tenant,
+                    release: (note != [0; NOTE_BYTES]).then_some(note),
+                },
+            };
+            adopted.push(AdoptedChild { child: id, kind });
+        }
+        self.children.listen();
+        if children > 0 {
+            tracing::warn!(
+                children,
+                "adopted the children of a supervisor that has crashed"
+            );
+            self.children.vault(self.vault, ToVault::Resume, Vec::new());
+            self.tell_gateway(ToGateway::Resume);
+            self.input(Input::Adopt(adopted)).await?;
+        }
+        Ok(())
     }
 
     async fn drain(&mut self) -> io::Result<tokio::time::Instant> {

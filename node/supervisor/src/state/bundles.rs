@@ -303,6 +303,7 @@ impl Supervision {
     /// The vault has told all its plans: what none of them needs may go from the disk.
     pub(super) fn told(&mut self) {
         self.is_told = true;
+        self.end_unrecognised();
         self.nothing_is_found_any_more();
         self.effects.push(Effect::Keep);
     }

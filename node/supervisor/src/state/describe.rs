@@ -21,6 +21,7 @@ impl Supervision {
             Stage::Loading(..) => "loading",
             Stage::Serving(..) => "serving",
             Stage::Retired(..) | Stage::Discarded => "retired",
+            Stage::Adopted(_) => "adopted",
         };
         let mut stages = BTreeMap::<&str, usize>::new();
         self.workers

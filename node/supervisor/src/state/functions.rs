@@ -161,6 +161,7 @@ impl Supervision {
             }
             self.link(&key);
             self.recall_proofs(&key);
+            self.recognise(&key, now_ms);
             self.end_unlisted(&key, now_ms);
             self.bring_up(&key);
             self.route_other_hosts(&key, routed);

@@ -44,7 +44,9 @@ impl Supervision {
         if let Some((_, number)) = numbered().find(|(other, _)| *other == tenant) {
             return number;
         }
-        let taken: BTreeSet<NonZeroU32> = numbered().map(|(_, number)| number).collect();
+        let workers = self.workers.values();
+        let taken: BTreeSet<NonZeroU32> =
+            workers.filter_map(|worker| worker.tenant_number).collect();
         let free = (1..=u32::MAX)
             .filter_map(NonZeroU32::new)
             .find(|number| !taken.contains(number));
@@ -57,7 +59,7 @@ pub(super) fn tenant_of(worker: &Worker) -> Option<&Digest> {
         Stage::Loading(key, _) | Stage::Serving(key, _) | Stage::Retired(key, _) => {
             Some(&key.tenant)
         }
-        Stage::Starting | Stage::Spare | Stage::Discarded => None,
+        Stage::Starting | Stage::Spare | Stage::Discarded | Stage::Adopted(_) => None,
     }
 }
 

@@ -1,6 +1,7 @@
 //! What the supervisor decides: which programs run, which worker serves which function, when to try again. Time and events
 //! in, effects out; it waits for nobody.
 
+mod adopted;
 mod bundles;
 pub(crate) mod carry;
 mod ceiling;
@@ -18,6 +19,7 @@ mod trials;
 mod turns;
 #[cfg(test)]
 mod waiting;
+mod worker;
 mod workers;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -36,7 +38,9 @@ use functions::Function;
 use quota::Quota;
 use trials::Trial;
 use turns::{Charges, Waiting};
+use worker::{Stage, Worker};
 
+pub(crate) use adopted::{AdoptedChild, AdoptedKind};
 pub(crate) use quota::{NotStored, Room};
 
 /// Milliseconds since the supervisor started.
@@ -85,6 +89,8 @@ pub(crate) enum Single {
 /// What happened.
 #[derive(Debug)]
 pub(crate) enum Input {
+    /// These children of a supervisor that has crashed run. Comes first.
+    Adopt(Vec<AdoptedChild>),
     /// Time has passed.
     Tick,
     /// A child could not be started.
@@ -162,6 +168,8 @@ pub(crate) enum Effect {
         key: FunctionKey,
         plan: Box<FunctionPlan>,
     },
+    /// An adopted worker serves this function.
+    Recognised { worker: WorkerId, key: FunctionKey },
     /// Give a worker a new channel to a vault or gateway that was started again, for the same
     /// function and release.
     Rewire {
@@ -210,73 +218,6 @@ struct Program {
     started_ms: Millis,
     failures: u32,
     again_ms: Millis,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum Stage {
-    /// Started; has not said that its walls are closed.
-    Starting,
-    /// Waits for a function.
-    Spare,
-    /// Has been given a function.
-    Loading(FunctionKey, Digest),
-    /// Serves it.
-    Serving(FunctionKey, Digest),
-    /// Finishes.
-    Retired(FunctionKey, Digest),
-    /// Never had a function, and is being killed.
-    Discarded,
-}
-
-#[derive(Debug)]
-struct Worker {
-    stage: Stage,
-    since_ms: Millis,
-    /// Whether the worker has reported that its walls are closed.
-    was_ready: bool,
-    /// Whether the worker broke the protocol of its control channel, and is being ended for that.
-    is_violator: bool,
-    /// Whether the worker has reported how loading its function went.
-    was_loaded: bool,
-    /// Whether it was given its function for a trial of the release.
-    is_trial: bool,
-    /// Requests at a time, once it has a function.
-    concurrency: u32,
-    /// Wall-clock time of a request, once it has a function.
-    wall_time_ms: u32,
-    /// Said by itself before it ended.
-    fatal: Option<Failure>,
-    /// When it is killed if it is still there.
-    deadline_ms: Option<Millis>,
-    /// When it was last said to have nothing to do.
-    rested_ms: Option<Millis>,
-    /// Since when it has had nothing to do, as far as the gateway has reported.
-    idle_since_ms: Option<Millis>,
-    memory_mib: u32,
-    /// Its tenant's number with launch, once it has a tenant.
-    tenant_number: Option<NonZeroU32>,
-    /// What it may use of a processor, once it has a function.
-    cpu: Option<CpuWall>,
-}
-
-impl Worker {
-    /// The function and release of a worker that has been given one.
-    fn binding(&self) -> Option<(&FunctionKey, Digest)> {
-        match &self.stage {
-            Stage::Loading(key, release)
-            | Stage::Serving(key, release)
-            | Stage::Retired(key, release) => Some((key, *release)),
-            Stage::Starting | Stage::Spare | Stage::Discarded => None,
-        }
-    }
-
-    /// What it serves, or is about to.
-    fn release(&self) -> Option<Digest> {
-        match self.stage {
-            Stage::Loading(_, release) | Stage::Serving(_, release) => Some(release),
-            _ => None,
-        }
-    }
 }
 
 /// See the module.
@@ -370,6 +311,7 @@ impl Supervision {
                 | Input::BundleNotStored(_)
         );
         match input {
+            Input::Adopt(children) => self.adopt(children, now_ms),
             Input::Tick => {}
             Input::NotStarted { child } => self.ended(child, Failure::Unavailable, now_ms),
             Input::Ended { child, failure } => self.ended(child, failure, now_ms),
@@ -404,6 +346,7 @@ impl Supervision {
             }
             Input::Idle { worker, idle_ms } => {
                 if let Some(worker) = self.workers.get_mut(&worker) {
+                    worker.heard();
                     worker.rested_ms = Some(now_ms);
                     worker.idle_since_ms = Some(now_ms.saturating_sub(idle_ms));
                     if let Some(cpu) = &mut worker.cpu {
@@ -413,6 +356,7 @@ impl Supervision {
             }
             Input::Given { worker, requests } => {
                 if let Some(worker) = self.workers.get_mut(&worker) {
+                    worker.heard();
                     worker.idle_since_ms = None;
                 }
                 if let Some(cpu) = self.wall_of(worker) {
@@ -546,6 +490,7 @@ impl Supervision {
                     is_violator: false,
                     was_loaded: false,
                     is_trial: false,
+                    is_unheard: false,
                     concurrency: 0,
                     wall_time_ms: 0,
                     fatal: None,

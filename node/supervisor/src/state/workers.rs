@@ -173,7 +173,7 @@ impl Supervision {
                 let lived_ms = now_ms.saturating_sub(worker.since_ms);
                 self.died_while_serving(&key, release, failure, lived_ms, now_ms);
             }
-            Stage::Retired(..) => self.gone(id, failure),
+            Stage::Retired(..) | Stage::Adopted(_) => self.gone(id, failure),
         }
     }
 

@@ -65,6 +65,8 @@ pub enum ToGateway {
         /// How long at most, milliseconds.
         grace_ms: u32,
     },
+    /// First message of a supervisor that was started in place of one that has crashed: say `Ready` once more.
+    Resume,
 }
 
 impl Message for ToGateway {

@@ -73,6 +73,9 @@ pub enum ToVault {
     Describe,
     /// Close upstream connections, flush, exit 0.
     Stop,
+    /// First message of a supervisor that was started in place of one that has crashed: say once more what is said at the
+    /// start.
+    Resume,
 }
 
 /// From the vault to the supervisor.

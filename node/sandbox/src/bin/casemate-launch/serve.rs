@@ -1,24 +1,33 @@
-//! The loop: commands in, events out, children reaped. It ends when the supervisor does, and everything ends with it.
+//! The loop: commands in, events out, children reaped. It ends when the supervisor does, and everything ends with it. A
+//! supervisor that crashes is started again, and adopts the children that its predecessor has started: launch has kept the
+//! supervisor's ends of their control sockets, so that they notice nothing.
+
+mod restart;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::io::{self, IoSliceMut};
+use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::num::NonZeroU32;
 use std::os::fd::{AsFd, FromRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use casemate_sandbox::launch::{CHILDREN_MAX, Command, End, Event, PACKET_BYTES, Program, Refusal};
+use casemate_sandbox::launch::{
+    CHILDREN_MAX, Command, End, Event, NOTE_BYTES, PACKET_BYTES, Program, Refusal,
+};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendFlags,
-    SocketFlags, SocketType, recvmsg, send, socketpair, sockopt,
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags,
+    SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg,
+    sendmsg, socketpair, sockopt,
 };
 use rustix::process::{Pid, Signal, WaitOptions, WaitStatus, kill_process, wait};
 
 use crate::cgroup::{AssignError, Cgroup};
 use crate::start::{Launcher, StartError};
 use crate::{Refused, exit};
+
+use restart::is_crash;
 
 /// From a request to end until we end everything ourselves. The supervisor drains requests meanwhile.
 const GRACE: Duration = Duration::from_secs(15);
@@ -34,15 +43,13 @@ const EVENTS_MAX: usize = 1024;
 pub(crate) fn serve(launcher: Launcher) -> Result<u8, Refused> {
     let step = |step, source: io::Error| Refused::Step { step, source };
     let signals = signals().map_err(|error| step("take our signals as a descriptor", error))?;
-    let (socket, theirs) = socketpair(
-        AddressFamily::UNIX,
-        SocketType::SEQPACKET,
-        SocketFlags::CLOEXEC,
-        None,
-    )
-    .map_err(|error| step("make the command socket", error.into()))?;
+    // One for each child, which a successor of the supervisor gets.
+    casemate_sandbox::raise_descriptors()
+        .map_err(|error| step("raise the limit of descriptors", io::Error::other(error)))?;
+    let (socket, theirs) =
+        command_socket().map_err(|error| step("make the command socket", error.into()))?;
     let supervisor = launcher
-        .start_supervisor(theirs.as_fd())
+        .start_supervisor(theirs.as_fd(), 0)
         .map_err(Refused::Supervisor)?;
     drop(theirs);
     tracing::info!(pid = supervisor.pid.as_raw_nonzero(), "the supervisor runs");
@@ -60,8 +67,19 @@ pub(crate) fn serve(launcher: Launcher) -> Result<u8, Refused> {
         listening: true,
         asked_to_end: false,
         deadline: None,
+        restarts: VecDeque::new(),
     };
     Ok(server.run())
+}
+
+/// Our end and the supervisor's.
+fn command_socket() -> Result<(OwnedFd, OwnedFd), Errno> {
+    socketpair(
+        AddressFamily::UNIX,
+        SocketType::SEQPACKET,
+        SocketFlags::CLOEXEC,
+        None,
+    )
 }
 
 struct Server {
@@ -76,11 +94,13 @@ struct Server {
     free_slots: BTreeSet<u32>,
     /// How many children we have started, ever: their cgroups' names.
     started: u64,
-    events: VecDeque<Event>,
+    events: VecDeque<(Event, Option<OwnedFd>)>,
     /// Whether the supervisor's socket is still open.
     listening: bool,
     asked_to_end: bool,
     deadline: Option<Instant>,
+    /// When the supervisor was started again lately.
+    restarts: VecDeque<Instant>,
 }
 
 struct Child {
@@ -90,11 +110,15 @@ struct Child {
     memory_mib: u32,
     slot: Option<u32>,
     cgroup: Option<Cgroup>,
+    /// The supervisor's end of its control socket.
+    control: Option<OwnedFd>,
+    note: [u8; NOTE_BYTES],
 }
 
 /// What came from the supervisor.
 enum Received {
-    Command(Command, Option<OwnedFd>),
+    /// With the descriptors of a start: the child's end of its control socket, and the supervisor's.
+    Command(Command, Vec<OwnedFd>),
     Nothing,
     Closed,
     Malformed,
@@ -106,7 +130,7 @@ impl Server {
             self.wait();
             self.take_signals();
             self.reap();
-            if self.supervisor.is_none()
+            if (self.supervisor.is_none() && !self.restart_supervisor())
                 || self
                     .deadline
                     .is_some_and(|deadline| Instant::now() >= deadline)
@@ -115,7 +139,7 @@ impl Server {
             }
             if self.listening && self.events.len() < EVENTS_MAX {
                 match self.receive() {
-                    Received::Command(command, descriptor) => self.obey(command, descriptor),
+                    Received::Command(command, descriptors) => self.obey(command, descriptors),
                     Received::Nothing => {}
                     Received::Closed => {
                         self.listening = false;
@@ -222,14 +246,14 @@ impl Server {
                 }
                 end => tracing::debug!(id, program = ?child.program, ?end, "exited"),
             }
-            self.events.push_back(Event::Exited { id, end });
+            self.events.push_back((Event::Exited { id, end }, None));
         }
     }
 
     fn receive(&self) -> Received {
-        // A byte more than a packet and a descriptor more than one, so that more is noticed.
+        // A byte more than a packet and a descriptor more than two, so that more is noticed.
         let mut bytes = [0; PACKET_BYTES + 1];
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(3))];
         let mut ancillary = RecvAncillaryBuffer::new(&mut space);
         let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
         let received = match recvmsg(
@@ -256,28 +280,27 @@ impl Server {
             .flags
             .intersects(ReturnFlags::CTRUNC | ReturnFlags::TRUNC);
         match (command, descriptors.len()) {
-            (Ok(command @ Command::Start { .. }), 1) if whole => {
-                Received::Command(command, descriptors.pop())
-            }
-            (Ok(command @ (Command::Kill { .. } | Command::Assign { .. })), 0) if whole => {
-                Received::Command(command, None)
-            }
+            (Ok(command @ Command::Start { .. }), 1 | 2)
+            | (
+                Ok(
+                    command
+                    @ (Command::Kill { .. } | Command::Assign { .. } | Command::Note { .. }),
+                ),
+                0,
+            ) if whole => Received::Command(command, descriptors),
             _ => Received::Malformed,
         }
     }
 
-    fn obey(&mut self, command: Command, descriptor: Option<OwnedFd>) {
-        match (command, descriptor) {
-            (
-                Command::Start {
-                    id,
-                    program,
-                    memory_mib,
-                    pids,
-                },
-                Some(input),
-            ) => {
-                let event = match self.start(id, program, memory_mib, pids, &input) {
+    fn obey(&mut self, command: Command, descriptors: Vec<OwnedFd>) {
+        match command {
+            Command::Start {
+                id,
+                program,
+                memory_mib,
+                pids,
+            } => {
+                let event = match self.start(id, program, memory_mib, pids, descriptors) {
                     Ok(pid) => Event::Started {
                         id,
                         pid: pid.as_raw_nonzero().get().cast_unsigned(),
@@ -287,23 +310,24 @@ impl Server {
                         Event::Refused { id, refusal }
                     }
                 };
-                self.events.push_back(event);
+                self.events.push_back((event, None));
             }
-            (Command::Kill { id }, _) => {
+            Command::Kill { id } => {
                 if let Some(child) = self.children.get(&id) {
                     let _ = kill_process(child.pid, Signal::KILL);
                 }
             }
-            (
-                Command::Assign {
-                    id,
-                    memory_mib,
-                    tenant,
-                    tenant_memory_mib,
-                },
-                _,
-            ) => self.assign(id, tenant, memory_mib.get(), tenant_memory_mib.get()),
-            (Command::Start { .. }, None) => {}
+            Command::Assign {
+                id,
+                memory_mib,
+                tenant,
+                tenant_memory_mib,
+            } => self.assign(id, tenant, memory_mib.get(), tenant_memory_mib.get()),
+            Command::Note { id, note } => {
+                if let Some(child) = self.children.get_mut(&id) {
+                    child.note = note;
+                }
+            }
         }
     }
 
@@ -313,8 +337,12 @@ impl Server {
         program: Program,
         memory_mib: u32,
         pids: u32,
-        input: &OwnedFd,
+        ends: Vec<OwnedFd>,
     ) -> Result<Pid, Refusal> {
+        let mut ends = ends.into_iter();
+        let (Some(input), control) = (ends.next(), ends.next()) else {
+            return Err(Refusal::NotAControlSocket);
+        };
         if self.children.contains_key(&id) {
             return Err(Refusal::Duplicate);
         }
@@ -327,7 +355,7 @@ impl Server {
         if is_worker && (memory_mib == 0 || pids == 0) {
             return Err(Refusal::Unlimited);
         }
-        if sockopt::socket_type(input) != Ok(SocketType::SEQPACKET) {
+        if sockopt::socket_type(&input) != Ok(SocketType::SEQPACKET) {
             return Err(Refusal::NotAControlSocket);
         }
         let slot = if is_worker {
@@ -352,6 +380,8 @@ impl Server {
                     memory_mib,
                     slot,
                     cgroup: started.cgroup,
+                    control,
+                    note: [0; NOTE_BYTES],
                 };
                 self.children.insert(id, child);
                 Ok(started.pid)
@@ -399,16 +429,24 @@ impl Server {
 
     /// As much as the supervisor takes at the moment.
     fn tell(&mut self) {
-        while let Some(event) = self.events.front() {
-            match send(
+        while let Some((event, descriptor)) = self.events.front() {
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+            let mut ancillary = SendAncillaryBuffer::new(&mut space);
+            let descriptor = descriptor.as_ref().map(AsFd::as_fd);
+            let descriptors = descriptor.as_slice();
+            if !descriptors.is_empty() {
+                ancillary.push(SendAncillaryMessage::ScmRights(descriptors));
+            }
+            match sendmsg(
                 &self.socket,
-                &event.encode(),
+                &[IoSlice::new(&event.encode())],
+                &mut ancillary,
                 SendFlags::NOSIGNAL | SendFlags::DONTWAIT,
             ) {
                 Err(Errno::AGAIN | Errno::INTR) => return,
                 // Gone ones show as an end of the socket or of the process.
-                Ok(_) | Err(_) => self.events.pop_front(),
-            };
+                Ok(_) | Err(_) => drop(self.events.pop_front()),
+            }
         }
     }
 
@@ -445,7 +483,9 @@ impl Server {
         match self.supervisor_end {
             Some(End::Exit(0)) if self.asked_to_end => 0,
             Some(End::Exit(0)) => exit::TEMPORARY,
-            Some(End::Exit(code)) => u8::try_from(code).unwrap_or(exit::SOFTWARE),
+            Some(End::Exit(code)) if !is_crash(End::Exit(code)) => {
+                u8::try_from(code).unwrap_or(exit::SOFTWARE)
+            }
             end => {
                 tracing::error!(?end, "the supervisor did not end by itself");
                 exit::SOFTWARE

@@ -160,8 +160,21 @@ impl Launcher {
         Ok(launcher)
     }
 
-    /// The supervisor, with its end of the command socket.
-    pub(crate) fn start_supervisor(&self, socket: BorrowedFd<'_>) -> Result<Started, StartError> {
+    /// The supervisor, with its end of the command socket and the number of children that it has to adopt.
+    pub(crate) fn start_supervisor(
+        &self,
+        socket: BorrowedFd<'_>,
+        adopts: usize,
+    ) -> Result<Started, StartError> {
+        let mut arguments = self.node.arguments.clone();
+        if adopts > 0 {
+            let number = CString::new(adopts.to_string()).expect("digits have no zero byte");
+            arguments.extend([c"--adopt".to_owned(), number]);
+        }
+        let exec = Exec {
+            arguments: &arguments,
+            ..self.node.exec(&self.environment)
+        };
         let cgroup = self.cgroups.make(0, None, 0, 0);
         let plan = Plan {
             namespaces: 0,
@@ -172,7 +185,7 @@ impl Launcher {
             data_max: None,
             input: Some(socket),
             null: self.null.as_fd(),
-            program: Some(self.node.exec(&self.environment)),
+            program: Some(exec),
         };
         self.start(&plan, cgroup.map_err(StartError::Cgroup)?)
     }

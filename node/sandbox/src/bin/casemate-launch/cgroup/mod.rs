@@ -264,6 +264,11 @@ impl Cgroup {
         self.group.limit_memory(memory_mib)
     }
 
+    /// The tenant that the worker in it was given to.
+    pub(crate) fn tenant(&self) -> Option<NonZeroU32> {
+        self.tenant
+    }
+
     /// Puts a process in.
     pub(crate) fn add(&self, pid: u32) -> io::Result<()> {
         self.group.add(pid)

@@ -1,0 +1,103 @@
+//! A supervisor that crashes is started again.
+
+use std::os::fd::AsFd;
+use std::time::{Duration, Instant};
+
+use casemate_sandbox::launch::{End, Event};
+use rustix::process::{Signal, kill_process};
+
+use super::{Child, Server, command_socket};
+use crate::cgroup::Cgroup;
+use crate::exit;
+use crate::start::{StartError, Started};
+
+/// Times that a supervisor is started again within [`RESTARTS_PERIOD`]; one that crashes more often ends everything, and whoever
+/// started us begins anew.
+const RESTARTS_MAX: usize = 5;
+const RESTARTS_PERIOD: Duration = Duration::from_secs(600);
+
+impl Server {
+    /// Starts a supervisor that has crashed again, and hands it the children. Whether one runs now.
+    pub(super) fn restart_supervisor(&mut self) -> bool {
+        if self.asked_to_end || !self.supervisor_end.is_some_and(is_crash) {
+            return false;
+        }
+        let now = Instant::now();
+        self.restarts
+            .retain(|at| now.duration_since(*at) < RESTARTS_PERIOD);
+        if self.restarts.len() >= RESTARTS_MAX {
+            tracing::error!(
+                times = RESTARTS_MAX,
+                within_secs = RESTARTS_PERIOD.as_secs(),
+                "the supervisor crashes again and again; ending everything"
+            );
+            return false;
+        }
+        self.restarts.push_back(now);
+        // What was for the one before names children that the next one learns of now.
+        self.events.clear();
+        for (id, child) in &self.children {
+            match child.control.as_ref().and_then(|end| end.try_clone().ok()) {
+                Some(control) => self.events.push_back((child.adopted(*id), Some(control))),
+                // Nobody can speak to it.
+                None => drop(kill_process(child.pid, Signal::KILL)),
+            }
+        }
+        let started = command_socket()
+            .map_err(StartError::Line)
+            .and_then(|(ours, theirs)| {
+                let started = self
+                    .launcher
+                    .start_supervisor(theirs.as_fd(), self.events.len())?;
+                Ok((ours, started))
+            });
+        match started {
+            Ok((socket, Started { pid, cgroup })) => {
+                let end = self.supervisor_end.take();
+                tracing::error!(
+                    ?end,
+                    pid = pid.as_raw_nonzero(),
+                    children = self.events.len(),
+                    "the supervisor has crashed; its successor runs and adopts the children"
+                );
+                (self.socket, self.supervisor, self.supervisor_cgroup) =
+                    (socket, Some(pid), cgroup);
+                (self.listening, self.deadline) = (true, None);
+                true
+            }
+            Err(error) => {
+                let cause = std::error::Error::source(&error).map(ToString::to_string);
+                tracing::error!(
+                    cause,
+                    "the supervisor has crashed and cannot be started again: {error}"
+                );
+                false
+            }
+        }
+    }
+}
+
+impl Child {
+    /// For the successor of the supervisor that has started it.
+    fn adopted(&self, id: u64) -> Event {
+        Event::Adopted {
+            id,
+            program: self.program,
+            pid: self.pid.as_raw_nonzero().get().cast_unsigned(),
+            memory_mib: self.memory_mib,
+            tenant: self.cgroup.as_ref().and_then(Cgroup::tenant),
+            note: self.note,
+        }
+    }
+}
+
+/// Whether a supervisor that has ended like this did not want to: with another code it has found that it cannot go on, and
+/// its successor would find the same.
+pub(super) fn is_crash(end: End) -> bool {
+    /// Of a program of Rust that has panicked.
+    const PANICKED: i32 = 101;
+    match end {
+        End::Signal(_) | End::OutOfMemory => true,
+        End::Exit(code) => code == PANICKED || code == i32::from(exit::SOFTWARE),
+    }
+}
