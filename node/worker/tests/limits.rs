@@ -58,15 +58,10 @@ async fn cpu_time_in_a_loop_a_regexp_and_a_microtask_storm() {
 #[tokio::test]
 async fn cpu_time_in_a_builtin_that_ignores_being_stopped() {
     let mut settings = load();
-    settings.limits.cpu_time_ms = 1500;
-    settings.limits.heap_mib = 512;
-    let source = r#"export default {
-        fetch() {
-            const numbers = new Uint32Array(50e6);
-            for (let i = 0; i < numbers.length; i++) numbers[i] = i * 2654435761;
-            numbers.sort();
-        },
-    };"#;
+    settings.limits.cpu_time_ms = 500;
+    settings.limits.heap_mib = 1024;
+    // Sorting numbers will not do: V8 has vector instructions for it where the machine has.
+    let source = r#"export default { fetch() { "\u00e9".repeat(8e7).normalize("NFD"); } };"#;
     let mut worker = function_with(&[("main.js", source.as_bytes())], settings).await;
     let first = worker.open(head("GET", "https://fn.test/"), true);
     let first_id = first.id;
