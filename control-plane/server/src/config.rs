@@ -20,7 +20,8 @@ const MAX_TENANT_STORAGE_MIB: u64 = 1024 * 1024;
 const MAX_LOG_DAYS: u64 = 3660;
 /// Largest file, bytes: six settings and many comments.
 const MAX_FILE_BYTES: usize = 64 * 1024;
-const KEYS: &str = "expected `state`, `api`, `quic`, `public_quic`, `log`, `tenant_storage_mib`, `tenant_log_mib`, `all_logs_mib`, `log_days`, `api_connections`, \
+const KEYS: &str = "expected `state`, `api`, `quic`, `public_quic`, `log`, `tenant_storage_mib`, \
+     `tenant_log_mib`, `all_logs_mib`, `log_days`, `api_connections`, \
      `api_connections_without_token`, `api_connections_from_address` or `api_connections_of_token`";
 /// Most connections of the API that can be set: each costs a descriptor and up to a few hundred KiB of buffers.
 const MAX_API_CONNECTIONS: usize = 65_536;

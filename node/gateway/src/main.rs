@@ -55,7 +55,9 @@ fn serve(prepared: Prepared, threads: usize) -> Result<(), RunError> {
 fn answer_by_hand() -> bool {
     let text = match std::env::args().nth(1).as_deref() {
         Some("--version" | "-V") => format!("casemate-gateway {}", env!("CARGO_PKG_VERSION")),
-        Some("--help" | "-h") => "casemate-gateway takes the callers of a node's functions. It is started by casemate-launch and takes no arguments.".to_owned(),
+        Some("--help" | "-h") => "casemate-gateway takes the callers of a node's functions. \
+             It is started by casemate-launch and takes no arguments."
+            .to_owned(),
         _ => return false,
     };
     // Nowhere is left to say that standard output is closed.

@@ -70,7 +70,9 @@ fn start() -> Result<u8, Box<dyn std::error::Error>> {
 fn answer_by_hand() -> bool {
     let text = match std::env::args().nth(1).as_deref() {
         Some("--version" | "-V") => format!("casemate-worker {}", env!("CARGO_PKG_VERSION")),
-        Some("--help" | "-h") => "casemate-worker runs one function of one tenant. It is started by casemate-launch and takes no arguments.".to_owned(),
+        Some("--help" | "-h") => "casemate-worker runs one function of one tenant. \
+             It is started by casemate-launch and takes no arguments."
+            .to_owned(),
         _ => return false,
     };
     // Nowhere is left to say that standard output is closed.

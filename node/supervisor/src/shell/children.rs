@@ -217,7 +217,10 @@ where
                 }
                 Ok(None) => break,
                 Err(error) => {
-                    tracing::warn!(program, child = id, %error, "invalid control message from child process; its control channel is closed");
+                    tracing::warn!(
+                        program, child = id, %error,
+                        "invalid control message from child process; its control channel is closed"
+                    );
                     break;
                 }
             }
