@@ -115,8 +115,8 @@ pub async fn run(prepared: Prepared) -> Result<(), RunError> {
     gateway.drain();
     tokio::select! {
         done = tokio::time::timeout(grace, gateway.drained()) => tracing::info!(in_time = done.is_ok(), "drained"),
-        // Workers still come and go while requests finish. A second `Drain` changes nothing.
-        broken = async { loop { if let Err(error) = obey_until_drain(&gateway, &supervisor, &ready).await { break error } } } => return Err(broken),
+        // Workers still come and go.
+        broken = until_broken(&gateway, &supervisor, &ready) => return Err(broken),
     }
     drop(stop);
     let said = tokio::time::timeout(FAREWELL, speaking).await;
@@ -124,6 +124,19 @@ pub async fn run(prepared: Prepared) -> Result<(), RunError> {
         Ok(())
     } else {
         Err(RunError::Alone)
+    }
+}
+
+/// Obeys while requests finish: a second `Drain` changes nothing.
+async fn until_broken(
+    gateway: &Arc<Gateway>,
+    supervisor: &Supervisor,
+    ready: &FromGateway,
+) -> RunError {
+    loop {
+        if let Err(error) = obey_until_drain(gateway, supervisor, ready).await {
+            return error;
+        }
     }
 }
 
