@@ -53,7 +53,7 @@ impl Node {
             for effect in self.state.handle(input, self.now_ms) {
                 match &effect {
                     Effect::StartWorker { worker, .. } => {
-                        inputs.push_back(Input::Ready { worker: *worker })
+                        inputs.push_back(Input::Ready { worker: *worker });
                     }
                     Effect::Serve { worker, plan, .. } => {
                         let (worker, release) = (*worker, plan.release);
