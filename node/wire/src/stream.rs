@@ -27,7 +27,7 @@ pub enum Event {
         /// No body follows.
         end: bool,
     },
-    /// A piece of a body. Say [`Channel::consumed`] when it is used.
+    /// A piece of a body. Say [`Channel::consumed`](crate::Channel::consumed) when it is used.
     Data {
         /// The stream.
         id: StreamId,
