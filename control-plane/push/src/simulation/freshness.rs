@@ -57,9 +57,10 @@ impl Vault {
 
     /// Whether nothing is lacking: the statement is held, or is no use to this node.
     pub(super) fn has_freshness(&self, tenant: &TenantId, statement: (u64, Seconds)) -> bool {
-        self.has.tenants.get(tenant).is_none_or(|has| {
-            let manifest = has.manifest.map_or(0, |(version, _)| version);
-            has.freshness >= Some(statement) || manifest > statement.0
+        let held = self.has.tenants.get(tenant).and_then(|has| has.manifest);
+        // A node without a manifest of the tenant has nothing that may be stale.
+        held.is_none_or(|(manifest, _)| {
+            self.has.tenants[tenant].freshness >= Some(statement) || manifest > statement.0
         })
     }
 }
