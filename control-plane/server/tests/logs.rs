@@ -12,6 +12,12 @@ use support::fleet::{key, name, tenant_path};
 use support::node::{hello, member, serving};
 use support::{Control, Fleet, Node};
 
+/// The next line of a log that is followed.
+async fn next_line(following: &mut hyper::body::Incoming) -> bytes::Bytes {
+    let frame = following.frame().await.unwrap().unwrap();
+    frame.into_data().unwrap()
+}
+
 #[tokio::test]
 async fn logs_reach_their_tenant_and_follow() {
     let control = Control::new().await;
@@ -34,13 +40,7 @@ async fn logs_reach_their_tenant_and_follow() {
     node.end
         .log(entry("not theirs", casemate_trust::id::TenantId([3; 32])));
     node.write().await;
-    let line = following
-        .frame()
-        .await
-        .unwrap()
-        .unwrap()
-        .into_data()
-        .unwrap();
+    let line = next_line(&mut following).await;
     let record: casemate_api::log::LogRecord = serde_json::from_slice(&line).unwrap();
     assert_eq!(
         (record.message.as_str(), record.node.as_str(), record.seq),
@@ -48,13 +48,7 @@ async fn logs_reach_their_tenant_and_follow() {
     );
     node.end.log(entry("second", fleet.tenant.id));
     node.write().await;
-    let line = following
-        .frame()
-        .await
-        .unwrap()
-        .unwrap()
-        .into_data()
-        .unwrap();
+    let line = next_line(&mut following).await;
     assert!(String::from_utf8_lossy(&line).contains("second"));
     let reflected = LogEntry {
         failure: Some("credential_reflected".into()),
@@ -206,13 +200,7 @@ async fn logs_outlive_a_restart_and_can_be_searched() {
         .open("GET", &format!("{path}?follow=true&since={since}"), vec![])
         .await
         .into_body();
-    let line = following
-        .frame()
-        .await
-        .unwrap()
-        .unwrap()
-        .into_data()
-        .unwrap();
+    let line = next_line(&mut following).await;
     let record: casemate_api::log::LogRecord = serde_json::from_slice(&line).unwrap();
     assert!(record.seq > since && record.request.as_deref() == Some("r3"));
 }

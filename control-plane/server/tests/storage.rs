@@ -430,6 +430,36 @@ fn own_mounts() -> Option<&'static [&'static str]> {
     })
 }
 
+/// Goes on with a control plane that has stopped, on a disk of its own, by a script that mounts the disk and runs the
+/// program there. The script's arguments are the program, the disk, the state and the configuration.
+fn on_a_small_disk(
+    control: &mut Control,
+    own_mounts: &[&str],
+    script: &str,
+) -> (Running, tempfile::TempDir) {
+    let disk = tempfile::tempdir().unwrap();
+    let mut program = Command::new("unshare")
+        .args(own_mounts)
+        .args(["sh", "-c", script])
+        .arg(env!("CARGO_BIN_EXE_casemate-control"))
+        .args([disk.path(), &control.state(), &config(control)])
+        .stderr(Stdio::piped())
+        .spawn()
+        .map(Running)
+        .unwrap();
+    let mut lines = BufReader::new(program.0.stderr.take().unwrap()).lines();
+    let mut said = Vec::new();
+    let ready = lines.find_map(|line| {
+        said.push(line.unwrap());
+        let (_, address) = said.last()?.split_once("ready api=")?;
+        Some(address.split(' ').next()?.to_owned())
+    });
+    control.plane.api = ready.unwrap_or_else(|| panic!("{said:#?}"));
+    // What it says is read on, so that it never waits for us.
+    std::thread::spawn(move || lines.count());
+    (program, disk)
+}
+
 #[tokio::test]
 async fn on_a_full_disk_the_operator_can_still_revoke() {
     let Some(own_mounts) = own_mounts() else {
@@ -448,25 +478,7 @@ async fn on_a_full_disk_the_operator_can_still_revoke() {
     // A disk of its own, that one tenant can fill.
     let script = "mount -t tmpfs -o size=24m tmpfs \"$1\" && cp -a \"$2\" \"$3\" \"$1\" && \
                   exec \"$0\" serve --config \"$1/control.toml\"";
-    let disk = tempfile::tempdir().unwrap();
-    let mut program = Command::new("unshare")
-        .args(own_mounts)
-        .args(["sh", "-c", script])
-        .arg(env!("CARGO_BIN_EXE_casemate-control"))
-        .args([disk.path(), &control.state(), &config(&control)])
-        .stderr(Stdio::piped())
-        .spawn()
-        .map(Running)
-        .unwrap();
-    let mut lines = BufReader::new(program.0.stderr.take().unwrap()).lines();
-    let ready = lines.find_map(|line| {
-        let line = line.unwrap();
-        let (_, address) = line.split_once("ready api=")?;
-        Some(address.split(' ').next()?.to_owned())
-    });
-    control.plane.api = ready.expect("it ended before");
-    // What it says is read on, so that it never waits for us.
-    std::thread::spawn(move || lines.count());
+    let _program = on_a_small_disk(&mut control, own_mounts, script);
     let client = control.client(&tokens[0]);
     // From large to small, until nothing fits.
     for bytes in [1024 * 1024, 64 * 1024, 4096, 1] {
@@ -523,25 +535,7 @@ async fn a_control_plane_that_was_killed_starts_on_a_full_disk() {
                   until grep -q ready \"$1/log\"; do sleep 0.1; done; kill -9 $!; wait; \
                   cat /dev/zero >\"$1/filling\"; \
                   exec \"$0\" serve --config \"$1/control.toml\"";
-    let disk = tempfile::tempdir().unwrap();
-    let mut program = Command::new("unshare")
-        .args(own_mounts)
-        .args(["sh", "-c", script])
-        .arg(env!("CARGO_BIN_EXE_casemate-control"))
-        .args([disk.path(), &control.state(), &config(&control)])
-        .stderr(Stdio::piped())
-        .spawn()
-        .map(Running)
-        .unwrap();
-    let mut lines = BufReader::new(program.0.stderr.take().unwrap()).lines();
-    let mut said = Vec::new();
-    let ready = lines.find_map(|line| {
-        said.push(line.unwrap());
-        let (_, address) = said.last()?.split_once("ready api=")?;
-        Some(address.split(' ').next()?.to_owned())
-    });
-    control.plane.api = ready.unwrap_or_else(|| panic!("{said:#?}"));
-    std::thread::spawn(move || lines.count());
+    let _program = on_a_small_disk(&mut control, own_mounts, script);
     let operator = control.operator();
     for view in listed.tokens.iter().filter(|view| view.label == "test") {
         operator
