@@ -284,7 +284,7 @@ mod tests {
     #[test]
     fn every_place_of_a_name_is_an_argument() {
         let names = Names::default();
-        // A place that is none would panic here.
+        // clap panics here when a listed place names no argument.
         command(&names).debug_assert();
         assert!(places(&names).len() > 10);
     }

@@ -164,7 +164,7 @@ impl Known {
         self.held.tenants.iter()
     }
 
-    /// The statements that take whoever knows version `from` of a tenant to the newest one, oldest first.
+    /// All statements of a tenant later than version `from`, the oldest first.
     pub fn tenant_statements_after(&self, id: &TenantId, from: u64) -> Vec<Envelope> {
         let before = self.held.before.get(id).into_iter().flatten();
         let all = before.chain(self.held.tenants.get(id));

@@ -60,7 +60,7 @@ impl Context {
     /// The project in a folder, as it is in the environment.
     ///
     /// # Errors
-    /// There is none, or it has mistakes.
+    /// The folder has no `casemate.toml`, or the file has mistakes.
     pub fn project(&self, folder: &Path) -> Result<Project, Error> {
         let environment = self.environment.as_ref();
         Project::load(folder, environment.map(|environment| &environment.name))

@@ -19,7 +19,7 @@ const NAME: &str = "tsconfig.json";
 /// The nearest `tsconfig.json`, from the main module's folder up to the project's or, where it is part of one, its workspace's.
 ///
 /// # Errors
-/// The file, or one that it extends or refers to, is damaged or lies outside.
+/// The `tsconfig.json`, or a file that it extends or references, cannot be parsed or lies outside of the walls.
 pub(super) fn find(
     folder: &Path,
     main: &str,
@@ -38,7 +38,7 @@ pub(super) fn find(
     Ok(found)
 }
 
-/// Reads a configuration as the bundler will, and refuses one that leads outside.
+/// Reads a `tsconfig.json` as the bundler will read it, and refuses the file if it leads outside of the walls.
 fn check(path: &Path, walls: &Arc<Walls>) -> Result<(), Error> {
     let refused = Arc::new(Mutex::new(None));
     let files = Walled {

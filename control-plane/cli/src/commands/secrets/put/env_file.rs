@@ -107,8 +107,8 @@ fn parse(text: &str) -> Result<BTreeMap<Identifier, SecretValue>, Vec<String>> {
     }
 }
 
-/// Names and values as the grammar has them; a mistake is told by its line in `original`, never in the parser's own words,
-/// which repeat the line.
+/// The names and values of the file. An error names the line of the mistake in `original`; the parser's own message is
+/// left out, because it repeats the line and with it the value.
 fn entries(text: &str, original: &str) -> Result<Vec<(String, Zeroizing<String>)>, String> {
     let mut found = Vec::new();
     for entry in dotenvy::from_read_iter(text.as_bytes()) {
@@ -162,7 +162,7 @@ fn line_of(text: &str, name: &str) -> usize {
         let rest = line.strip_prefix(name).map(str::trim_start);
         rest.is_some_and(|rest| rest.starts_with('='))
     };
-    // Of one that is there twice, the later.
+    // Where a name stands twice, the later line counts.
     text.lines()
         .collect::<Vec<_>>()
         .iter()
