@@ -38,6 +38,8 @@ pub struct Node {
     pub records: Vec<Access>,
     /// Other messages that came by.
     pub seen: VecDeque<FromGateway>,
+    /// How often `settle` has been called.
+    settled: u64,
 }
 
 pub fn start() -> Start {
@@ -128,6 +130,7 @@ impl Node {
             addresses,
             records: Vec::new(),
             seen: VecDeque::new(),
+            settled: 0,
         };
         node.stand(true, &[], true).await;
         node
@@ -159,7 +162,9 @@ impl Node {
 
     /// Waits until all that was said is done: messages are obeyed in their order, and this one is answered.
     pub async fn settle(&mut self) {
-        let last = WorkerId(u64::MAX);
+        // A worker's number is never given twice: its channel may be seen to close after `Gone`.
+        self.settled += 1;
+        let last = WorkerId(u64::MAX - self.settled);
         let _acceptor = self.worker("nobody", last.0, 1).await;
         self.say(ToGateway::Retire { worker: last }).await;
         self.hear(|message| (*message == FromGateway::Drained { worker: last }).then_some(()))
