@@ -298,6 +298,7 @@ fn fits(head: &Parts) -> bool {
         .path_and_query()
         .map_or(0, |rest| rest.as_str().len());
     fields::count(&head.headers) <= fields::MAX_REQUEST_FIELDS
+        && !fields::has_too_many_options(&head.headers)
         && target + lines.sum::<usize>() <= fields::MAX_HEAD_BYTES
 }
 
