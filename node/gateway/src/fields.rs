@@ -6,7 +6,7 @@ use casemate_wire::Fields;
 use http::header::{CONNECTION, CONTENT_LENGTH, COOKIE, DATE};
 use http::{HeaderMap, HeaderName, HeaderValue};
 
-use crate::cookies;
+use crate::cookies::{self, Reach};
 
 /// Fields in a request's head at most, cookies counted as one; HTTP/1 is held to the same number by its parser.
 pub const MAX_REQUEST_FIELDS: usize = 100;
@@ -149,11 +149,15 @@ pub struct Outgoing {
 }
 
 /// A worker's fields as they go to a caller of this host. Fields of ours (`:`) never go out; the length is written anew
-/// from what is really sent.
+/// from what is really sent. `has_neighbours`: whether another tenant has a host below this one.
 ///
 /// # Errors
 /// A name, a value or a length that is no HTTP, or more options of the connection than a head may have fields.
-pub fn to_caller(fields: &Fields, host: &str) -> Result<Outgoing, BadResponse> {
+pub fn to_caller(
+    fields: &Fields,
+    host: &str,
+    has_neighbours: impl Fn() -> bool,
+) -> Result<Outgoing, BadResponse> {
     // Room for what is added on the way out.
     let mut out = HeaderMap::with_capacity(fields.len() + 2);
     let mut length = None;
@@ -178,9 +182,16 @@ pub fn to_caller(fields: &Fields, host: &str) -> Result<Outgoing, BadResponse> {
         if options.name(name) {
             continue;
         }
-        if name == "set-cookie" && cookies::is_too_wide(value, host) {
-            wide_cookies += 1;
-            continue;
+        if name == "set-cookie" {
+            let is_too_wide = match cookies::reach(value, host) {
+                Reach::Host => false,
+                Reach::Below => has_neighbours(),
+                Reach::Wider => true,
+            };
+            if is_too_wide {
+                wide_cookies += 1;
+                continue;
+            }
         }
         let header = HeaderName::from_bytes(name.as_bytes()).map_err(|_| BadResponse)?;
         let value = HeaderValue::from_bytes(value).map_err(|_| BadResponse)?;
@@ -204,7 +215,7 @@ pub fn to_caller(fields: &Fields, host: &str) -> Result<Outgoing, BadResponse> {
 pub fn trailers_to_caller(fields: &Fields) -> Result<HeaderMap, BadResponse> {
     let plain: Fields = fields.iter().filter(|(name, _)| is_trailer(name)).collect();
     // Cookies are no trailers: no host is needed.
-    to_caller(&plain, "").map(|outgoing| outgoing.fields)
+    to_caller(&plain, "", || false).map(|outgoing| outgoing.fields)
 }
 
 fn parse_length(value: &[u8]) -> Result<u64, BadResponse> {
@@ -285,7 +296,7 @@ mod tests {
             };
             assert_eq!(names(&to_worker(&head)), expected);
             let answer = Fields::default().with("connection", listed(count));
-            let passes = to_caller(&answer, "a.test").is_ok();
+            let passes = to_caller(&answer, "a.test", || false).is_ok();
             assert_eq!(passes, !too_many);
         }
         let long = listed(20_000);
@@ -328,17 +339,23 @@ mod tests {
             fields: out,
             length,
             wide_cookies,
-        } = to_caller(&fields, "f.shared.test").unwrap();
+        } = to_caller(&fields, "f.shared.test", || false).unwrap();
         assert_eq!(length, Some(12));
         assert_eq!(out.get_all("set-cookie").iter().count(), 2);
         assert_eq!((out.len(), wide_cookies), (2, 1));
+        let beside_neighbours = to_caller(&fields, "f.shared.test", || true).unwrap();
+        assert_eq!(beside_neighbours.wide_cookies, 2);
     }
 
     #[test]
     fn lengths_that_are_none_or_differ_are_refused() {
         for value in ["", "-1", "+1", "1, 1", " 1", "0x1", "18446744073709551616"] {
             assert_eq!(
-                to_caller(&Fields::default().with("content-length", value), "a.test"),
+                to_caller(
+                    &Fields::default().with("content-length", value),
+                    "a.test",
+                    || false
+                ),
                 Err(BadResponse),
                 "{value:?}"
             );
@@ -349,6 +366,7 @@ mod tests {
                     .with("content-length", one)
                     .with("content-length", other),
                 "a.test",
+                || false,
             )
             .map(|outgoing| outgoing.length)
         };
@@ -366,7 +384,7 @@ mod tests {
         #[test]
         fn nothing_of_a_worker_splits_a_response(fields in hostile_fields()) {
             let fields: Fields = fields.into_iter().collect();
-            if let Ok(out) = to_caller(&fields, "a.test") {
+            if let Ok(out) = to_caller(&fields, "a.test", || false) {
                 for (name, value) in &out.fields {
                     prop_assert!(!name.as_str().starts_with(':') && !stays_here(name.as_str()));
                     prop_assert!(!value.as_bytes().iter().any(|byte| matches!(byte, b'\r' | b'\n' | 0)));
