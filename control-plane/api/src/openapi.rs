@@ -86,7 +86,7 @@ fn operation(endpoint: &Endpoint) -> OperationBuilder {
         None => success,
     };
     let mut operation = OperationBuilder::new()
-        .operation_id(Some(endpoint.id))
+        .operation_id(Some(endpoint.id.as_str()))
         .summary(Some(endpoint.summary))
         .description(Some(format!("Allowed to: {}.", endpoint.access.as_str())))
         .response("2XX", success.build())

@@ -154,7 +154,7 @@ fn respond(fault: &Fault) -> Response {
 }
 
 async fn respond_to(ask: Ask, tasks: TaskTracker) -> Response {
-    let id = ask.endpoint.id;
+    let id = ask.endpoint.id.as_str();
     let answered = tasks.spawn(ask.answer()).await;
     let answered = answered.unwrap_or_else(|error| {
         tracing::error!(endpoint = id, %error, "a request was not answered");
