@@ -28,6 +28,7 @@ use crate::plane::{Following, Plane};
 const LONGEST_SILENCE: Duration = Duration::from_secs(30);
 
 /// Answers what was routed and authorised.
+#[expect(clippy::too_many_lines, reason = "older than the limit")]
 pub(super) async fn answer(mut ask: Ask) -> Result<Response, Fault> {
     let plane = Arc::clone(&ask.plane);
     let actor = ask.actor.clone();

@@ -343,7 +343,7 @@ mod tests {
 
     use super::*;
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn waiting_for_its_turn_is_not_counted_against_a_body() {
         // Each chunk comes when it is asked for a second time.
         let mut asked = 0;

@@ -93,6 +93,7 @@ pub(super) struct Credentialed {
 
 /// Decides by the release that belongs to the channel, opens the secret, and builds the request.
 /// The call is listed as under way before the lock is released that a withdrawal needs.
+#[expect(clippy::too_many_lines, reason = "older than the limit")]
 pub(super) fn prepare(
     vault: &Vault,
     in_flight: &Arc<InFlight>,
