@@ -10,7 +10,7 @@ use axum::body::{Body, Bytes, HttpBody as _};
 use axum::extract::{RawPathParams, Request};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodFilter, on};
-use casemate_api::endpoint::{ENDPOINTS, Endpoint, Method};
+use casemate_api::endpoint::{Access, ENDPOINTS, Endpoint, Method, Operation};
 use casemate_api::error::code;
 use casemate_api::log::LogQuery;
 use casemate_api::token::Scope;
@@ -140,7 +140,7 @@ fn respond(fault: &Fault) -> Response {
 }
 
 async fn respond_to(ask: Ask, tasks: TaskTracker) -> Response {
-    let id = ask.endpoint.id;
+    let id = ask.endpoint.id.as_str();
     let answered = tasks.spawn(ask.answer()).await;
     let answered = answered.unwrap_or_else(|error| {
         tracing::error!(endpoint = id, %error, "a request was not answered");
@@ -182,7 +182,7 @@ impl Ask {
 
     /// Whether this actor may ask this; the table says.
     pub(super) fn authorise(&mut self) -> Result<(), Fault> {
-        if self.endpoint.access == casemate_api::endpoint::Access::Public {
+        if self.endpoint.access == Access::Public {
             return Ok(());
         }
         let unknown = || {
@@ -223,7 +223,7 @@ impl Ask {
 
     /// A place for the question, to be held until its answer has been taken.
     fn find_room(&self) -> Result<Option<Place<String>>, Fault> {
-        let follows = self.endpoint.id == "tenant_logs" && {
+        let follows = self.endpoint.id == Operation::TenantLogs && {
             let LogQuery { follow, .. } = self.query()?;
             follow
         };
@@ -326,7 +326,7 @@ mod tests {
 
     use super::*;
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn waiting_for_its_turn_is_not_counted_against_a_body() {
         // Each chunk comes when it is asked for a second time.
         let mut asked = 0;

@@ -240,6 +240,7 @@ impl Held {
     }
 
     /// Has the judge take again what it took before, remembering that it did, so that what has expired since is taken too.
+    #[expect(clippy::too_many_lines, reason = "older than the limit")]
     async fn load_statements(&mut self, store: &Redb) -> Result<(), StoreError> {
         let stored = Statements::read(store).await?;
         let Some(mut judge) = stored

@@ -410,8 +410,7 @@ impl Writing<'_> {
 }
 
 fn json<T: serde::Serialize>(row: &T) -> Vec<u8> {
-    // Rows are plain data with string keys, which always serialise.
-    serde_json::to_vec(row).unwrap_or_default()
+    serde_json::to_vec(row).expect("plain data with text as keys is JSON")
 }
 
 /// Unix time, seconds.

@@ -118,6 +118,7 @@ fn a_key_is_sealed_at_the_first_boot_and_opens_at_the_next() {
 }
 
 #[test]
+#[expect(clippy::too_many_lines, reason = "one story, step by step")]
 fn what_has_changed_is_named_and_the_recovery_key_opens() {
     let cases: [(Boots<'_>, &str); 5] = [
         (

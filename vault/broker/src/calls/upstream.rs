@@ -183,7 +183,7 @@ fn make_room(pools: &mut HashMap<Place, Entry>, tenant: &TenantId) -> Result<(),
     for place in pools.keys() {
         *held.entry(place.tenant).or_default() += 1;
     }
-    let own = held.get(tenant).copied().unwrap_or_default();
+    let own = held.get(tenant).copied().unwrap_or(0);
     let whose = if own >= MAX_POOLS_OF_A_TENANT {
         Some(*tenant)
     } else if pools.len() >= MAX_POOLS {

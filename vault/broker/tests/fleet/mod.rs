@@ -216,6 +216,7 @@ impl Fleet {
         Self::start_with(upstream, "private_addresses = [\"127.0.0.0/8\"]\n").await
     }
 
+    #[expect(clippy::too_many_lines, reason = "one story, step by step")]
     pub(crate) async fn start_with(upstream: &Upstream, config: &str) -> Self {
         let root = Root {
             version: 1,
