@@ -466,7 +466,9 @@ impl Talk {
                 if lost > 0 {
                     tracing::warn!(node = %member.name, lost, "log records were lost on the node");
                 }
-                plane.audit_reflections(&member.name, &entries).await;
+                plane
+                    .audit_reflections(&member.name, &member.pool, &entries)
+                    .await;
                 plane.log(&member.name, &member.pool, entries);
             }
             ControlEvent::Status { json } => plane.status(&member.name, &json),

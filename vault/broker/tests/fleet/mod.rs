@@ -204,6 +204,8 @@ pub(crate) struct Fleet {
     pub(crate) edit_release: fn(&mut Release),
     /// What follows when answers hold the secret.
     pub(crate) reflection: Reflection,
+    /// The secret; [`KEY`] unless a test wants another.
+    pub(crate) value: Vec<u8>,
     upstream_host: String,
     upstream_port: u16,
     ca: String,
@@ -299,6 +301,7 @@ impl Fleet {
             tenant_seed: 10,
             edit_release: |_| {},
             reflection: Reflection::default(),
+            value: KEY.as_bytes().to_vec(),
             upstream_host,
             upstream_port,
             ca,
@@ -563,7 +566,7 @@ impl Fleet {
             epoch: 1,
             limits,
         };
-        let value = SecretValue::parse(Zeroizing::new(KEY.as_bytes().to_vec())).unwrap();
+        let value = SecretValue::parse(Zeroizing::new(self.value.clone())).unwrap();
         // The same bytes each time, so that the digest is: a test's luxury.
         Secret::seal(place, &self.pool, &value, &mut |bytes| bytes.fill(6)).unwrap()
     }
