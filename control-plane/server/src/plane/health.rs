@@ -2,6 +2,8 @@
 //! than this program: what is not there is not spoken of, and what is of another type counts as not there.
 
 use casemate_api::node::{CheckView, HealthView};
+use casemate_api::tenant::Refused;
+use casemate_push::{LOAD_FAILED, LOAD_FAILED_EARLIER};
 use casemate_trust::Seconds;
 use serde_json::Value;
 
@@ -211,7 +213,12 @@ fn clock(last: &Last) -> Option<CheckView> {
 }
 
 fn refusal(last: &Last) -> Option<CheckView> {
-    let (_, newest) = last.refused.iter().max_by_key(|(_, refused)| refused.at)?;
+    // A release that cannot be loaded is its tenant's, and the node as it should be.
+    let is_of_node = |(_, refused): &&(_, Refused)| {
+        ![LOAD_FAILED, LOAD_FAILED_EARLIER].contains(&refused.code.as_str())
+    };
+    let refused = last.refused.iter().filter(is_of_node);
+    let (_, newest) = refused.max_by_key(|(_, refused)| refused.at)?;
     let detail = format!("{}: {}", newest.code, newest.what);
     Some(check("refusal", false, detail))
 }
@@ -259,7 +266,6 @@ fn listed_certificates(status: &Value, depth: usize) -> Vec<&Value> {
 
 #[cfg(test)]
 mod tests {
-    use casemate_api::tenant::Refused;
     use casemate_push::StatementId;
     use serde_json::json;
 

@@ -201,6 +201,7 @@ impl Plane {
                         node.is_stored
                             && node.manifest_version == Some(manifest.version)
                             && node.manifest_digest == Some(accord.digest)
+                            && !cannot_load(node, function)
                     })
                     .count(),
                 nodes_total: here().count(),
@@ -317,6 +318,13 @@ fn machine(status: &Value) -> Option<MachineView> {
         version: of("version"),
         storage_key: of("storage_key"),
         update: of("update").or_else(fetching),
+    })
+}
+
+/// Whether a node runs what it ran before, since it cannot load what the manifest wants.
+fn cannot_load(node: &NodeProgress, function: &Name) -> bool {
+    node.refused.as_ref().is_some_and(|refused| {
+        casemate_push::is_not_loaded(&refused.code, &refused.message, function.as_str())
     })
 }
 
