@@ -16,6 +16,7 @@ use casemate_trust::lease::Claims;
 use casemate_trust::name::Name;
 use serde_json::Value;
 
+use super::catalog::is_removed;
 use super::held::{Held, NodeRow};
 use super::presence::Presence;
 use super::{Actor, Plane, health, now, stopped};
@@ -70,7 +71,8 @@ impl Plane {
                     .values()
                     .any(|pools| pools.contains_key(pool))
             };
-            (runs || injects() || has.contains(id)).then_some((*id, manifest.version))
+            let is_wanted = (runs || injects()) && !is_removed(&held, id);
+            (is_wanted || has.contains(id)).then_some((*id, manifest.version))
         });
         let revocations = held.judge.as_ref().and_then(Judge::revocations);
         let version = revocations.map_or(0, |list| list.version);
