@@ -496,29 +496,21 @@ mod tests {
         let tenant = TenantId([1; 32]);
         let id = StatementId::Manifest { tenant, version: 2 };
         presence.acked(&node(), &id, None);
-        let say = || {
-            let text = casemate_push::cannot_be_loaded(&["web"], ": no");
-            presence.nacked(&node(), id.clone(), LOAD_FAILED_EARLIER.into(), text)
-        };
-        let known = || {
-            presence.look(&node(), |last, _| {
-                (last.refused.len(), last.manifests[&tenant].is_stored)
-            })
-        };
+        let code = || LOAD_FAILED_EARLIER.to_owned();
+        let say = || presence.nacked(&node(), id.clone(), code(), "`web`".into());
+        let refused = || presence.look(&node(), |last, _| last.refused.len());
         say();
         presence.stored(&node(), &tenant, 2);
-        assert_eq!(known(), (1, true));
+        assert_eq!(refused(), 1);
         // Said once more, it has loaded.
         presence.stored(&node(), &tenant, 2);
-        assert_eq!(known(), (0, true));
+        assert_eq!(refused(), 0);
         // A connection begins with what is the case then.
         say();
         let mut said = hello([(1, 2)], false);
-        for has in said.has.tenants.values_mut() {
-            has.is_stored = true;
-        }
+        said.has.tenants.get_mut(&tenant).unwrap().is_stored = true;
         presence.hello(&node(), &said, |_| true);
-        assert_eq!(known(), (0, true));
+        assert_eq!(refused(), 0);
     }
 
     #[test]
