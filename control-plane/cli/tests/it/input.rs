@@ -169,7 +169,17 @@ async fn a_host_belongs_to_one_tenant() {
             ran.err
         );
     }
-    operator.json(&["tenant", "add", "mart", "--key", key, "--host", "mart.test"]);
+    // As it stands in the file `tenant.pub`.
+    let quoted = format!("\"{key}\"");
+    operator.json(&[
+        "tenant",
+        "add",
+        "mart",
+        "--key",
+        &quoted,
+        "--host",
+        "mart.test",
+    ]);
     let add = ["tenant", "hosts", "mart", "--add", "a.shop.test"];
     assert_eq!(operator.run(&add).code, 73);
     let instead = ["--add", "b.test", "--remove", "*.shop.test"];
