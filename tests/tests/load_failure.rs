@@ -7,6 +7,7 @@ use std::path::Path;
 use casemate_tests::caller;
 use casemate_tests::cli::Ran;
 use casemate_tests::fleet::{Fleet, SOON};
+use casemate_tests::programs::wait_until;
 use tokio::task::block_in_place;
 
 const HOST: &str = "calm.apps.demo.test";
@@ -18,6 +19,19 @@ fn answers(text: &str) -> String {
 fn deploy(fleet: &Fleet, project: &Path, source: &str) -> Ran {
     std::fs::write(project.join("main.js"), source).unwrap();
     block_in_place(|| fleet.tenant.run_in(project, &["deploy"], b"")).unwrap()
+}
+
+/// The node is as it should be, in the operator's list of nodes, within some reports.
+fn must_be_healthy(fleet: &Fleet) {
+    let mut last = serde_json::Value::Null;
+    let healthy = wait_until(SOON, || {
+        let nodes = fleet.operator.json(&fleet.folder, &["node", "list"])?;
+        last = nodes[0]["health"]["checks"].clone();
+        let checks = last.as_array().cloned().unwrap_or_default();
+        let is_healthy = !checks.is_empty() && checks.iter().all(|check| check["ok"] == true);
+        Ok(is_healthy.then_some(()))
+    });
+    assert!(healthy.is_ok(), "{last}");
 }
 
 async fn text(fleet: &Fleet) -> (u16, String) {
@@ -50,9 +64,45 @@ async fn a_release_that_does_not_load_fails_its_deployment_and_changes_nothing_f
         }
         assert_eq!(text(&fleet).await, served);
     }
-    // Another function of the tenant is none the worse for it.
+    // Another function of the tenant is none the worse for it, and the same release is no better the second time.
     let other = fleet.small_project("other", "", &answers("other")).unwrap();
     block_in_place(|| fleet.deploy(&other)).unwrap();
+    let again =
+        |args: &[&str]| block_in_place(|| fleet.tenant.run_in(&project, args, b"")).unwrap();
+    let ran = again(&["deploy"]);
+    assert_eq!(ran.code, 81, "{}{}", ran.stdout, ran.stderr);
+    assert!(
+        ran.stderr.contains("stopped while loading"),
+        "{}",
+        ran.stderr
+    );
+    let status = block_in_place(|| fleet.tenant.json(&project, &["status"])).unwrap();
+    let functions = status["functions"].as_array().unwrap();
+    let current = |name: &str| {
+        let found = functions.iter().find(|one| one["name"] == name).unwrap();
+        found["nodes_current"].as_u64().unwrap()
+    };
+    assert_eq!((current("calm"), current("other")), (0, 1));
+    let versions = block_in_place(|| fleet.tenant.json(&project, &["versions", "calm"])).unwrap();
+    assert_eq!(
+        versions["functions"][0]["versions"][0]["nodes"],
+        serde_json::json!([])
+    );
+    block_in_place(|| must_be_healthy(&fleet));
+    let first = versions["functions"][0]["versions"]
+        .as_array()
+        .unwrap()
+        .last()
+        .unwrap();
+    let first = first["release"].as_str().unwrap().to_owned();
+    let broken = versions["functions"][0]["versions"][0]["release"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    assert_eq!(again(&["rollback", "calm", "--to", &first]).code, 0);
+    let ran = again(&["rollback", "calm", "--to", &broken]);
+    assert_eq!(ran.code, 81, "{}{}", ran.stdout, ran.stderr);
+    assert_eq!(text(&fleet).await, served);
     // The node tries the release once more, and serves what it served.
     block_in_place(|| fleet.node.kill()).unwrap();
     block_in_place(|| fleet.node.restart()).unwrap();

@@ -66,6 +66,7 @@ mod control;
 mod listing;
 mod message;
 mod node;
+mod not_stored;
 #[cfg(test)]
 mod simulation;
 #[cfg(test)]
@@ -76,10 +77,13 @@ pub use catalog::{Catalog, ControlEvent, Member, StoredObject, Transmit};
 pub use codec::{Violation, encode};
 pub use control::ControlEnd;
 pub use message::{
-    ALPN, Cursor, Has, Hello, LOAD_FAILED, LogEntry, LogLevel, MAX_AHEAD_BYTES, MAX_BATCH_BYTES,
+    ALPN, Cursor, Has, Hello, LogEntry, LogLevel, MAX_AHEAD_BYTES, MAX_BATCH_BYTES,
     MAX_BATCH_RECORDS, MAX_FETCH_DIGESTS, MAX_FETCHES, MAX_FRAME_BYTES, MAX_HELLO_TENANTS,
-    MAX_IMAGE_PIECE_BYTES, MAX_LOG_BYTES, MAX_STATUS_BYTES, MAX_TEXT_BYTES, MAX_UNACKED, NO_PLACE,
+    MAX_IMAGE_PIECE_BYTES, MAX_LOG_BYTES, MAX_STATUS_BYTES, MAX_TEXT_BYTES, MAX_UNACKED,
     NONCE_BYTES, NotStored, ObjectKind, PROTOCOL, StatementId, StoreId, TenantHas, ToControl,
-    ToNode, is_transient,
+    ToNode,
 };
 pub use node::{Expected, NodeEnd, NodeEvent};
+pub use not_stored::{
+    LOAD_FAILED, LOAD_FAILED_EARLIER, NO_PLACE, cannot_be_loaded, is_not_loaded, is_transient,
+};

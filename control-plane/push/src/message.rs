@@ -326,18 +326,6 @@ impl LogEntry {
     }
 }
 
-/// [`NotStored::code`] of a release that cannot be loaded: the text holds the tenant's stack.
-pub const LOAD_FAILED: &str = "load_failed";
-/// [`NotStored::code`] of a release that waits for a worker to be loaded in.
-pub const NO_PLACE: &str = "no_place";
-/// Codes of a node's refusals that pass without anybody's word: the node tries again by itself, with pauses.
-const TRANSIENT: [&str; 3] = [NO_PLACE, "storage_full", "storage_failed"];
-
-/// Whether the node that reports this code tries again by itself.
-pub fn is_transient(code: &str) -> bool {
-    TRANSIENT.contains(&code)
-}
-
 /// That a node does not keep bundles of a manifest which it has accepted, or does not run a release that it wants.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NotStored {

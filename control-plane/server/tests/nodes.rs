@@ -10,7 +10,7 @@ use casemate_push::{NodeEnd, NodeEvent, StatementId, close};
 use casemate_trust::id::{Digest, TenantId};
 use casemate_trust::join::JoinToken;
 use casemate_trust::lease;
-use casemate_trust::statement::{OnlineKey, Statement as _};
+use casemate_trust::statement::{KeySet, OnlineKey, Statement as _, Tenant};
 use quinn::ConnectionError;
 use support::fleet::{LATER, key, name, tenant_path};
 use support::node::{admission, connect, hello, joining, member, quic_config, serving};
@@ -161,6 +161,27 @@ async fn refusals_of_a_node_are_visible_and_end_with_the_next_version() {
         view.refused.is_empty() && view.manifests[&fleet.tenant.id] == 2
     })
     .await;
+}
+
+#[tokio::test]
+async fn a_node_that_joins_later_is_not_sent_the_manifest_of_a_tenant_that_was_removed() {
+    let control = Control::new().await;
+    let fleet = Fleet::new(&control).await;
+    let tenant = control.client(&fleet.tenant_token);
+    fleet.deploy(&tenant, 1, b"bundle").await;
+    let removed = Tenant {
+        version: 2,
+        current: KeySet::single(key(99).public()),
+        hosts: Vec::new(),
+        ..fleet.tenant.clone()
+    };
+    let operator = control.operator();
+    let statement = removed.sign(&[&key(1)]).to_bytes();
+    operator.ask("POST", "/v1/statements", statement).await.ok();
+    let mut node = member(&control, &fleet, "edge-1", &key(20)).await;
+    let ids = node.sync().await.ids();
+    let is_manifest = |id: &StatementId| matches!(id, StatementId::Manifest { .. });
+    assert!(!ids.iter().any(is_manifest), "{ids:?}");
 }
 
 #[tokio::test]

@@ -55,6 +55,12 @@ pub(crate) enum VaultError {
         /// What is wrong.
         message: String,
     },
+    /// The storage key is missing, and what was sealed with it is there.
+    #[error(
+        "the storage key {0} is missing, and this node's identity was sealed with it: put the file back. If it is lost for good, \
+         `casemate node revoke` the node, move its state folder aside and give it a new join token"
+    )]
+    StorageKeyLost(String),
     /// The first start, and no token.
     #[error(
         "this node has no identity yet: set `join_token_file` in vault.toml to a file with the token that `casemate node token` printed"
@@ -112,6 +118,7 @@ impl VaultError {
             } => EXIT_TEMPORARY,
             Self::Store { .. }
             | Self::StorageKey { .. }
+            | Self::StorageKeyLost(_)
             | Self::MemoryLost(_)
             | Self::StoreBroken => EXIT_IO,
             Self::Keys | Self::Control(_) => EXIT_SOFTWARE,

@@ -29,6 +29,11 @@ impl StateFile {
             Self::Lease => "lease",
         }
     }
+
+    /// Whether a state folder has it.
+    pub fn is_in(self, folder: &Path) -> bool {
+        fs::symlink_metadata(folder.join(self.name())).is_ok()
+    }
 }
 
 pub(crate) fn failed(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StoreError {

@@ -67,7 +67,11 @@ pub enum StoreError {
     #[error("{} would be larger than {MAX_FILE_BYTES} bytes", .0.display())]
     TooLarge(PathBuf),
     /// A sealed file does not open: another storage key, or changed.
-    #[error("{} does not open with this storage key", .0.display())]
+    #[error(
+        "{} does not open with this storage key: put back the file, or the key that it was sealed with. If that is lost for good, \
+         `casemate node revoke` the node, move its state folder aside and give it a new join token",
+        .0.display()
+    )]
     Sealed(PathBuf),
     /// sled failed.
     #[error("the record store failed: {0}")]

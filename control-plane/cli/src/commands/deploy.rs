@@ -81,7 +81,8 @@ pub(super) async fn deploy(cx: &Context, args: &Deploy) -> Result<(), Error> {
         "manifest {version} is signed and stored, release {}",
         short(&name)
     ));
-    let reach = tenancy.wait(&args.signing, Until::Runs).await?;
+    let until = Until::Runs(project.name());
+    let reach = tenancy.wait(&args.signing, until).await?;
     if reach.is_some() {
         let status = tenancy.status().await;
         let status = status.map_err(|error| broken(version, &error))?;
@@ -259,7 +260,7 @@ pub(super) async fn rollback(cx: &Context, args: &Rollback) -> Result<(), Error>
     let release = target.map(|target| target.to_string()).unwrap_or_default();
     let told = format!("{} goes back to release {}", args.function, short(&release));
     let more = json!({ "function": args.function, "release": release });
-    let until = Until::Runs;
+    let until = Until::Runs(&args.function);
     finish_when(until, &mut tenancy, &args.signing, version, more, &told).await
 }
 
@@ -383,7 +384,7 @@ pub(super) async fn finish(
 }
 
 async fn finish_when(
-    until: Until,
+    until: Until<'_>,
     tenancy: &mut Tenancy<'_>,
     signing: &Signing,
     version: u64,

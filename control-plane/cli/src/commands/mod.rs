@@ -119,6 +119,8 @@ fn not_repeated(error: &clap::Error, typed: &[OsString]) -> Error {
             "cannot be used with another",
         ),
         ErrorKind::InvalidSubcommand => ("there is no such command", "not what is expected"),
+        ErrorKind::MissingSubcommand => ("a command is missing", "missing"),
+        ErrorKind::UnknownArgument => ("an option is not known here", "not known"),
         _ => ("an argument has an invalid value", "not what is expected"),
     };
     let declared = command

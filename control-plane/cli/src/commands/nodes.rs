@@ -229,6 +229,8 @@ pub(super) async fn admit(cx: &Context, args: &NodeAdmit) -> Result<(), Error> {
             (count, not) => format!("{count} admitted, {not} not"),
         })?;
     if args.name.is_some() && admitted.is_empty() {
+        let is_named = |member: &(Name, PublicKey)| Some(&member.0) == args.name.as_ref();
+        let is_member = members(&session)?.iter().any(is_named);
         let name = args
             .name
             .as_ref()
@@ -244,6 +246,14 @@ pub(super) async fn admit(cx: &Context, args: &NodeAdmit) -> Result<(), Error> {
                 format!(
                     "make a new token with `casemate node token {name}` and start the node with it"
                 ),
+            ),
+            None if is_member => Error::new(
+                Code::Exists,
+                format!(
+                    "{name} is a member, and no machine has asked to join by that name within {wait} seconds"
+                ),
+                "nothing is to be done, unless another machine is to take its name: then `casemate node revoke` comes first, and \
+                 a new token",
             ),
             None => Error::new(
                 Code::NotFound,

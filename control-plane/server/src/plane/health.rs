@@ -2,6 +2,8 @@
 //! than this program: what is not there is not spoken of, and what is of another type counts as not there.
 
 use casemate_api::node::{CheckView, HealthView};
+use casemate_api::tenant::Refused;
+use casemate_push::{LOAD_FAILED, LOAD_FAILED_EARLIER};
 use casemate_trust::Seconds;
 use serde_json::Value;
 
@@ -41,14 +43,23 @@ pub(super) fn of(last: &Last, now: Seconds) -> Option<HealthView> {
     ];
     let checks = checks.into_iter().flatten();
     let checks = checks.map(|mut check| {
-        let detail = check.detail.chars().filter(|letter| !letter.is_control());
-        check.detail = detail.take(MAX_DETAIL_CHARS).collect();
+        check.detail = shortened(&check.detail);
         check
     });
     Some(HealthView {
         checks: checks.collect(),
         certificate_expires: certificate_expires(status),
     })
+}
+
+/// A detail as it is shown: on one line, and marked where it was cut.
+fn shortened(detail: &str) -> String {
+    let mut letters = detail.chars().filter(|letter| !letter.is_control());
+    let mut shown: String = letters.by_ref().take(MAX_DETAIL_CHARS).collect();
+    if letters.next().is_some() {
+        shown += "...";
+    }
+    shown
 }
 
 fn check(name: &str, ok: bool, detail: impl Into<String>) -> CheckView {
@@ -75,7 +86,8 @@ fn walls(status: &Value) -> Option<CheckView> {
                 let Some(name) = layer["layer"].as_str() else {
                     continue;
                 };
-                if layer["in_force"] == false && OPTIONAL_LAYERS.contains(&name) == is_optional {
+                let is_missing = layer["in_force"] == false && is_asked_for(program, name);
+                if is_missing && OPTIONAL_LAYERS.contains(&name) == is_optional {
                     found.push(format!("{name} of {program}"));
                 }
             }
@@ -91,6 +103,17 @@ fn walls(status: &Value) -> Option<CheckView> {
         "" => check("walls", true, format!("in force{also}")),
         needed => check("walls", false, format!("not in force: {needed}{also}")),
     })
+}
+
+/// Whether a program of a node has a layer at all. A node reports every layer of every program: a worker alone is in
+/// namespaces of its own, the vault alone locks its memory, and these two alone keep others from their processor's core.
+fn is_asked_for(program: &str, layer: &str) -> bool {
+    match layer {
+        "user" | "pid" | "mount" | "network" | "ipc" | "uts" => program == "worker",
+        "core_scheduling" => ["worker", "vault"].contains(&program),
+        "memory_lock" => program == "vault",
+        _ => true,
+    }
 }
 
 /// Whether a program of the node runs.
@@ -190,7 +213,12 @@ fn clock(last: &Last) -> Option<CheckView> {
 }
 
 fn refusal(last: &Last) -> Option<CheckView> {
-    let (_, newest) = last.refused.iter().max_by_key(|(_, refused)| refused.at)?;
+    // A release that cannot be loaded is its tenant's, and the node as it should be.
+    let is_of_node = |(_, refused): &&(_, Refused)| {
+        ![LOAD_FAILED, LOAD_FAILED_EARLIER].contains(&refused.code.as_str())
+    };
+    let refused = last.refused.iter().filter(is_of_node);
+    let (_, newest) = refused.max_by_key(|(_, refused)| refused.at)?;
     let detail = format!("{}: {}", newest.code, newest.what);
     Some(check("refusal", false, detail))
 }
@@ -238,7 +266,6 @@ fn listed_certificates(status: &Value, depth: usize) -> Vec<&Value> {
 
 #[cfg(test)]
 mod tests {
-    use casemate_api::tenant::Refused;
     use casemate_push::StatementId;
     use serde_json::json;
 
@@ -261,10 +288,23 @@ mod tests {
 
     fn healthy() -> Value {
         json!({
-            "sandbox": { "worker": [
-                { "layer": "seccomp", "in_force": true },
-                { "layer": "core_scheduling", "in_force": false },
-            ] },
+            "sandbox": {
+                "worker": [
+                    { "layer": "seccomp", "in_force": true },
+                    { "layer": "network", "in_force": true },
+                    { "layer": "core_scheduling", "in_force": false },
+                    { "layer": "memory_lock", "in_force": false },
+                ],
+                "gateway": [
+                    { "layer": "seccomp", "in_force": true },
+                    { "layer": "network", "in_force": false },
+                    { "layer": "core_scheduling", "in_force": false },
+                ],
+                "vault": [
+                    { "layer": "user", "in_force": false },
+                    { "layer": "memory_lock", "in_force": true },
+                ],
+            },
             "state": {
                 "vault": { "up": true, "failures": 0 }, "gateway": { "up": true, "failures": 0 },
                 "workers": { "spare": 2 }, "worker_failures": 0,
@@ -300,10 +340,9 @@ mod tests {
             "certificates",
         ];
         assert_eq!(names, expected);
-        assert!(
-            health.checks[0]
-                .detail
-                .contains("core_scheduling of worker")
+        assert_eq!(
+            health.checks[0].detail,
+            "in force; this machine lacks core_scheduling of worker"
         );
     }
 
@@ -318,7 +357,17 @@ mod tests {
             (
                 "/sandbox/worker/0/in_force",
                 json!(false),
-                "walls: not in force: seccomp of worker",
+                "walls: not in force: seccomp of worker; this machine lacks core_scheduling of worker",
+            ),
+            (
+                "/sandbox/worker/1/in_force",
+                json!(false),
+                "walls: not in force: network of worker; this machine lacks core_scheduling of worker",
+            ),
+            (
+                "/sandbox/gateway/0/in_force",
+                json!(false),
+                "walls: not in force: seccomp of gateway; this machine lacks core_scheduling of worker",
             ),
             (
                 "/vault",

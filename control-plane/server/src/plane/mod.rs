@@ -243,7 +243,9 @@ impl Plane {
         let id = casemate_push::StatementId::Manifest { tenant, version };
         tracing::warn!(%node, what = %id, code, message, "a node does not run a manifest that it has accepted");
         let subject = id.to_string();
-        if self.presence.nacked(node, id, code.clone(), message) {
+        let is_new = self.presence.nacked(node, id, code.clone(), message);
+        // The manifest that brought what cannot be loaded has left the record.
+        if is_new && code != casemate_push::LOAD_FAILED_EARLIER {
             let actor = Actor::Node(node.clone());
             self.refused(&actor, "node.not_stored", subject, &code)
                 .await;

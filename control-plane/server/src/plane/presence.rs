@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use casemate_api::tenant::Refused;
-use casemate_push::{Has, Hello, StatementId, close};
+use casemate_push::{Has, Hello, LOAD_FAILED_EARLIER, StatementId, close};
 use casemate_trust::Seconds;
 use casemate_trust::id::{Digest, TenantId};
 use casemate_trust::name::Name;
@@ -103,11 +103,14 @@ impl Last {
     fn stored(&mut self, tenant: &TenantId, version: u64) {
         let taken = self.manifests.get_mut(tenant);
         if let Some(taken) = taken.filter(|taken| taken.version == version) {
-            taken.is_stored = true;
-            // It had taken the manifest before, and had no room for a bundle.
+            let is_first = !std::mem::replace(&mut taken.is_stored, true);
+            // It had taken the manifest before, and had no room for a bundle. What an earlier manifest brought and the node
+            // cannot load is said just before; a node that says the same once more has loaded that, or reports it again.
             let tenant = *tenant;
             let stored = StatementId::Manifest { tenant, version };
-            self.refused.retain(|(refused, _)| *refused != stored);
+            let stays = |refused: &Refused| is_first && refused.code == LOAD_FAILED_EARLIER;
+            self.refused
+                .retain(|(id, refused)| *id != stored || stays(refused));
         }
     }
 
@@ -484,6 +487,30 @@ mod tests {
         assert_eq!(refused(), 2, "another manifest");
         presence.stored(&node(), &TenantId([1; 32]), 2);
         assert_eq!(refused(), 1);
+    }
+
+    #[test]
+    fn what_a_node_cannot_load_since_an_earlier_manifest_is_known_when_the_rest_is_stored() {
+        let presence = Presence::new(std::iter::empty());
+        presence.arrive(&node()).unwrap();
+        let tenant = TenantId([1; 32]);
+        let id = StatementId::Manifest { tenant, version: 2 };
+        presence.acked(&node(), &id, None);
+        let code = || LOAD_FAILED_EARLIER.to_owned();
+        let say = || presence.nacked(&node(), id.clone(), code(), "`web`".into());
+        let refused = || presence.look(&node(), |last, _| last.refused.len());
+        say();
+        presence.stored(&node(), &tenant, 2);
+        assert_eq!(refused(), 1);
+        // Said once more, it has loaded.
+        presence.stored(&node(), &tenant, 2);
+        assert_eq!(refused(), 0);
+        // A connection begins with what is the case then.
+        say();
+        let mut said = hello([(1, 2)], false);
+        said.has.tenants.get_mut(&tenant).unwrap().is_stored = true;
+        presence.hello(&node(), &said, |_| true);
+        assert_eq!(refused(), 0);
     }
 
     #[test]
