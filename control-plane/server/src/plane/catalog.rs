@@ -5,6 +5,7 @@ use casemate_trust::id::TenantId;
 use casemate_trust::name::Name;
 
 use super::held::Held;
+use super::image::newest_of;
 
 /// See the module.
 pub(crate) struct NodeCatalog<'a> {
@@ -67,7 +68,7 @@ impl casemate_push::Catalog for NodeCatalog<'_> {
     }
 
     fn image(&self, pool: &Name) -> Option<StatementId> {
-        self.held.index.images.get(pool).cloned()
+        newest_of(self.held, pool)
     }
 
     fn manifest(&self, tenant: &TenantId) -> Option<(u64, &[u8])> {
