@@ -24,7 +24,7 @@ use report::Machine;
 
 /// Cases that need no load generator.
 const OTHERS: &[&str] = &[
-    "upstream", "rotation", "cold", "memory", "deploy", "scale", "micro",
+    "upstream", "rotation", "cold", "memory", "deploy", "scale", "resync", "micro",
 ];
 
 /// Measures Casemate side by side with its peers.
@@ -115,6 +115,7 @@ async fn main() -> Result<()> {
             "cold" => cases::start::cold(&run).await?,
             "deploy" => cases::start::deploy(&run).await?,
             "scale" => cases::scale::run(&run).await?,
+            "resync" => cases::resync::run(&run).await?,
             "micro" => cases::micro::run(&run)?,
             "upstream" => cases::calls::upstream(&run).await?,
             "rotation" => cases::calls::rotation(&run).await?,

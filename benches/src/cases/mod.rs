@@ -4,5 +4,6 @@ pub(crate) mod calls;
 pub(crate) mod load;
 pub(crate) mod memory;
 pub(crate) mod micro;
+pub(crate) mod resync;
 pub(crate) mod scale;
 pub(crate) mod start;

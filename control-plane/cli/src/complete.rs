@@ -15,7 +15,7 @@ use crate::args;
 use crate::commands::short;
 use crate::error::Error;
 use crate::home::Home;
-use crate::machine::{now, printable};
+use crate::machine::printable;
 use crate::memory::Known;
 use crate::project::{DEFAULT_POOL, FILE, Project};
 
@@ -115,7 +115,7 @@ impl Names {
     /// What a home remembers.
     fn remember(&mut self, home: &Home, words: &[OsString]) {
         self.nodes = nodes(home);
-        let Ok(Some(known)) = Known::load(home, now()) else {
+        let Ok(Some(known)) = Known::load(home) else {
             return;
         };
         let judge = known.judge();

@@ -1,15 +1,15 @@
 //! What this home has seen of a fleet: the same judge and the same memory as a node's vault, in one file.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use casemate_trust::Seconds;
 use casemate_trust::dsse::Envelope;
 use casemate_trust::id::{Digest, FleetId, TenantId};
 use casemate_trust::image::Image;
-use casemate_trust::judge::{Accepted, Judge, Memory, Refusal};
+use casemate_trust::judge::{Accepted, Change, Judge, Memory, Refusal, Row, RowKey, no_objects};
 use casemate_trust::key::SigningKey;
 use casemate_trust::revocation::Revocations;
-use casemate_trust::statement::{Manifest, OnlineKey, Pool, Root, Statement, Tenant};
+use casemate_trust::statement::{OnlineKey, Pool, Root, Statement as _, Tenant};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Code, Error};
@@ -22,7 +22,7 @@ const OBJECTS: &str = "objects";
 /// Most statements that are kept before a tenant's newest one, which a tenant signs only to change its keys.
 const MAX_BEFORE: usize = 64;
 
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize)]
 struct Stored {
     /// What refuses a rollback.
     memory: Memory,
@@ -30,7 +30,7 @@ struct Stored {
     held: Held,
 }
 
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 struct Held {
     roots: Vec<Envelope>,
     online: Option<Envelope>,
@@ -54,12 +54,57 @@ pub enum Shown {
     Older,
 }
 
-/// A judge that outlives the program.
-#[derive(Debug, Clone)]
+impl Held {
+    fn all(&self) -> impl Iterator<Item = &Envelope> {
+        let single = self.online.iter().chain(&self.revocations);
+        let fleet = self.roots.iter().chain(single).chain(&self.pools);
+        fleet
+            .chain(self.tenants.values())
+            .chain(self.manifests.values())
+    }
+
+    /// Leaves out what does not fit what is remembered: it comes anew.
+    fn retain(&mut self, stays: impl Fn(&Envelope) -> bool) {
+        self.roots.retain(&stays);
+        self.online.take_if(|online| !stays(online));
+        self.revocations.take_if(|list| !stays(list));
+        self.pools.retain(&stays);
+        self.tenants.retain(|_, tenant| stays(tenant));
+    }
+
+    /// Puts an accepted statement. Of an image and of a statement of freshness, what is remembered is all that is needed here.
+    fn put(&mut self, key: &RowKey, envelope: &Envelope, is_by_root: bool) {
+        match key {
+            RowKey::Root(_) => self.roots.push(envelope.clone()),
+            RowKey::OnlineKey => self.online = Some(envelope.clone()),
+            RowKey::Revocations => self.revocations = Some(envelope.clone()),
+            RowKey::Pool(..) => self.pools.push(envelope.clone()),
+            RowKey::Tenant(id, _) => self.put_tenant(*id, envelope, is_by_root),
+            RowKey::Manifest(id) => drop(self.manifests.insert(*id, envelope.clone())),
+            RowKey::Image(..) | RowKey::Freshness(_) | RowKey::Object(_) => {}
+        }
+    }
+
+    fn put_tenant(&mut self, id: TenantId, envelope: &Envelope, is_by_root: bool) {
+        let earlier = self.tenants.insert(id, envelope.clone());
+        if is_by_root {
+            self.before.remove(&id);
+        } else if let Some(earlier) = earlier.filter(|earlier| earlier != envelope) {
+            let before = self.before.entry(id).or_default();
+            before.push(earlier);
+            let surplus = before.len().saturating_sub(MAX_BEFORE);
+            before.drain(..surplus);
+        }
+    }
+}
+
+/// What a home knows of its fleet. A statement is decided, kept in the home's file, and only then taken into the judge.
+#[derive(Debug)]
 pub struct Known {
     judge: Judge,
     held: Held,
-    changed: bool,
+    /// Where the file lies; `None` for a fleet that was just met, until [`Known::save`].
+    home: Option<Home>,
 }
 
 /// Objects by digest.
@@ -71,7 +116,7 @@ impl Known {
         Self {
             judge: Judge::new(fleet, None),
             held: Held::default(),
-            changed: true,
+            home: None,
         }
     }
 
@@ -79,67 +124,47 @@ impl Known {
     ///
     /// # Errors
     /// The file is damaged: without it a rollback could not be refused, so nothing goes on.
-    pub fn load(home: &Home, now: Seconds) -> Result<Option<Self>, Error> {
-        let Some(stored) = home.read_json::<Stored>(FILE)? else {
+    pub fn load(home: &Home) -> Result<Option<Self>, Error> {
+        let Some(Stored { memory, mut held }) = home.read_json::<Stored>(FILE)? else {
             return Ok(None);
         };
-        let mut judge = Judge::remembering(stored.memory, None);
-        let mut held = Held::default();
-        // What is remembered is taken again by its digest; a statement that does not fit is left out and comes anew.
-        for root in stored.held.roots {
-            if judge.accept_root(&root, now).is_ok() {
-                held.roots.push(root);
-            }
-        }
-        if let Some(online) = stored.held.online
-            && judge.accept_online_key(&online, now).is_ok()
-        {
-            held.online = Some(online);
-        }
-        if let Some(list) = stored.held.revocations
-            && judge.accept_revocations(&list, now).is_ok()
-        {
-            held.revocations = Some(list);
-        }
-        for pool in stored.held.pools {
-            if judge.accept_pool(&pool, now).is_ok() {
-                held.pools.push(pool);
-            }
-        }
-        for (id, tenant) in stored.held.tenants {
-            if judge.accept_tenant(&tenant, now).is_ok() {
-                held.tenants.insert(id, tenant);
-            }
-        }
-        held.before = stored.held.before;
+        let rows = held
+            .all()
+            .map(|envelope| (envelope.payload_digest(), envelope.clone()));
         let objects = |digest: &Digest| load_object(home, digest);
-        for (id, manifest) in stored.held.manifests {
-            // Kept even when an object is missing here: it is fetched when the manifest is looked at.
-            let _ = judge.accept_manifest(&manifest, now, &objects);
-            held.manifests.insert(id, manifest);
-        }
-        Ok(Some(Self {
-            judge,
-            held,
-            changed: false,
-        }))
+        let (judge, refused) = Judge::replay(memory, None, rows, &objects);
+        // The roots before the newest are its ancestors. A manifest is kept even when an object is missing here: the object is
+        // fetched when the manifest is looked at.
+        let is_ancestor = |refusal: &Refusal| matches!(refusal, Refusal::RootVersionLower(..));
+        let unfit = refused
+            .into_iter()
+            .filter(|(_, refusal)| !is_ancestor(refusal));
+        let unfit: BTreeSet<Digest> = unfit.map(|(digest, _)| digest).collect();
+        held.retain(|envelope| !unfit.contains(&envelope.payload_digest()));
+        let home = Some(home.clone());
+        Ok(Some(Self { judge, held, home }))
     }
 
-    /// Write it down, if anything is new.
+    /// Writes down a fleet that was just met; of any other, everything is written already.
     ///
     /// # Errors
     /// The file cannot be written; the old one is as it was.
     pub fn save(&mut self, home: &Home) -> Result<(), Error> {
-        if !self.changed {
-            return Ok(());
+        if self.home.is_none() {
+            let (memory, held) = (self.judge.memory().clone(), self.held.clone());
+            home.write_json(FILE, &Stored { memory, held })?;
+            self.home = Some(home.clone());
         }
-        let stored = Stored {
-            memory: self.judge.memory().clone(),
-            held: self.held.clone(),
-        };
-        home.write_json(FILE, &stored)?;
-        self.changed = false;
         Ok(())
+    }
+
+    /// Replaces the file.
+    fn write(&self, memory: Memory, held: Held) -> Result<Held, Error> {
+        let stored = Stored { memory, held };
+        if let Some(home) = &self.home {
+            home.write_json(FILE, &stored)?;
+        }
+        Ok(stored.held)
     }
 
     /// What was accepted.
@@ -179,8 +204,11 @@ impl Known {
     }
 
     /// Sign with the newest root's key what earlier roots have signed, for nodes that start afresh; how many statements.
-    pub fn sign_anew(&mut self, key: &SigningKey) -> usize {
-        let held = &mut self.held;
+    ///
+    /// # Errors
+    /// The file cannot be written; the old one is as it was.
+    pub fn sign_anew(&mut self, key: &SigningKey) -> Result<usize, Error> {
+        let mut held = self.held.clone();
         let fleet = held.online.iter_mut().chain(&mut held.revocations);
         let all = fleet
             .chain(&mut held.pools)
@@ -194,9 +222,9 @@ impl Known {
         if count > 0 {
             // What the tenants have signed on the way to their newest statements is not needed any more.
             held.before.clear();
-            self.changed = true;
+            self.held = self.write(self.judge.memory().clone(), held)?;
         }
-        count
+        Ok(count)
     }
 
     /// Whether any root of the fleet that this home has seen has signed this.
@@ -211,61 +239,63 @@ impl Known {
             .any(|root| envelope.verify(&root.keys, root.threshold))
     }
 
-    /// Judge any statement but a manifest.
+    /// Decide any statement but a manifest.
     ///
     /// # Errors
     /// The refusal: a node would refuse it too.
-    pub fn accept(&mut self, envelope: &Envelope, now: Seconds) -> Result<Accepted, Error> {
-        self.judge_statement(envelope, now)
-            .map_err(|refusal| refused(kind_name(envelope.payload_type()), refusal))
+    pub fn decide(&self, envelope: &Envelope, now: Seconds) -> Result<Change, Refusal> {
+        self.judge.decide(envelope, now, &no_objects)
     }
 
-    fn judge_statement(&mut self, envelope: &Envelope, now: Seconds) -> Result<Accepted, Refusal> {
-        let kind = envelope.payload_type();
-        let judge = &mut self.judge;
-        let accepted = match kind {
-            Root::TYPE => judge.accept_root(envelope, now),
-            OnlineKey::TYPE => judge.accept_online_key(envelope, now),
-            Revocations::TYPE => judge.accept_revocations(envelope, now),
-            Pool::TYPE => judge.accept_pool(envelope, now),
-            Tenant::TYPE => judge.accept_tenant(envelope, now),
-            Image::TYPE => judge.accept_image(envelope, now),
-            _ => Err(Refusal::Malformed("a statement of an unknown type".into())),
-        }?;
-        if accepted == Accepted::Held {
-            return Ok(accepted);
-        }
-        self.changed = true;
-        match kind {
-            Root::TYPE => self.held.roots.push(envelope.clone()),
-            OnlineKey::TYPE => self.held.online = Some(envelope.clone()),
-            Revocations::TYPE => self.held.revocations = Some(envelope.clone()),
-            Pool::TYPE => self.held.pools.push(envelope.clone()),
-            // What is remembered of it is all that is needed of it here.
-            Image::TYPE => {}
-            _ => {
-                if let Ok(tenant) = Tenant::read(envelope) {
-                    self.hold_tenant(tenant.id, envelope);
+    /// Decide a manifest with what it lists.
+    ///
+    /// # Errors
+    /// The refusal: [`Refusal::Missing`] says what to fetch first.
+    pub fn decide_manifest(
+        &self,
+        envelope: &Envelope,
+        now: Seconds,
+        objects: &ObjectMap,
+    ) -> Result<Change, Refusal> {
+        let find = |digest: &Digest| objects.get(digest).cloned();
+        self.judge.decide(envelope, now, &find)
+    }
+
+    /// Write down a decided statement, and only then go on from it.
+    ///
+    /// # Errors
+    /// The file cannot be written; nothing has changed.
+    pub fn keep(&mut self, change: Change, envelope: &Envelope) -> Result<Accepted, Error> {
+        let accepted = change.accepted();
+        let root = self.judge.root();
+        let is_by_root = root.is_some_and(|root| envelope.verify(&root.keys, root.threshold));
+        let (mut memory, mut held) = (self.judge.memory().clone(), self.held.clone());
+        let (committed, held) = change.commit(|change| {
+            let rows = change.memory().iter().cloned();
+            rows.for_each(|row| memory.put(row));
+            for row in change.rows() {
+                if let Row::Put(key, _) = row {
+                    held.put(key, envelope, is_by_root);
                 }
             }
-        }
+            if memory == *self.judge.memory() && held == self.held {
+                return Ok(held);
+            }
+            self.write(memory, held)
+        })?;
+        self.judge.apply(committed);
+        self.held = held;
         Ok(accepted)
     }
 
-    fn hold_tenant(&mut self, id: TenantId, envelope: &Envelope) {
-        let by_root = self
-            .judge
-            .root()
-            .is_some_and(|root| envelope.verify(&root.keys, root.threshold));
-        let earlier = self.held.tenants.insert(id, envelope.clone());
-        if by_root {
-            self.held.before.remove(&id);
-        } else if let Some(earlier) = earlier.filter(|earlier| earlier != envelope) {
-            let before = self.held.before.entry(id).or_default();
-            before.push(earlier);
-            let surplus = before.len().saturating_sub(MAX_BEFORE);
-            before.drain(..surplus);
-        }
+    /// Decide and keep any statement but a manifest.
+    ///
+    /// # Errors
+    /// The refusal: a node would refuse it too; or the file cannot be written.
+    pub fn accept(&mut self, envelope: &Envelope, now: Seconds) -> Result<Accepted, Error> {
+        let decided = self.decide(envelope, now);
+        let change = decided.map_err(|refusal| refused_statement(envelope, refusal))?;
+        self.keep(change, envelope)
     }
 
     /// Judge several statements of one thing, oldest first. Those below what is remembered are the past and are passed over;
@@ -281,11 +311,11 @@ impl Known {
         let newest = statements.len().saturating_sub(1);
         let mut shown = Shown::Newest;
         for (at, envelope) in statements.iter().enumerate() {
-            match self.judge_statement(envelope, now) {
-                Ok(_) => {}
+            match self.decide(envelope, now) {
+                Ok(change) => drop(self.keep(change, envelope)?),
                 Err(_) if at < newest => {}
                 Err(refusal) if is_past(&refusal) => shown = Shown::Older,
-                Err(refusal) => return Err(refused(kind_name(envelope.payload_type()), refusal)),
+                Err(refusal) => return Err(refused_statement(envelope, refusal)),
             }
         }
         Ok(shown)
@@ -298,58 +328,13 @@ impl Known {
     /// Any other refusal.
     pub fn accept_pools(&mut self, statements: &[Envelope], now: Seconds) -> Result<(), Error> {
         for envelope in statements {
-            match self.judge_statement(envelope, now) {
-                Ok(_) | Err(Refusal::PoolExpired(_)) => {}
+            match self.decide(envelope, now) {
+                Ok(change) => drop(self.keep(change, envelope)?),
+                Err(Refusal::PoolExpired(_)) => {}
                 Err(refusal) => return Err(refused("pool", refusal)),
             }
         }
         Ok(())
-    }
-
-    /// Judge an image of the control plane.
-    ///
-    /// # Errors
-    /// The refusal itself: it may only have expired.
-    pub fn accept_image(&mut self, envelope: &Envelope, now: Seconds) -> Result<Accepted, Refusal> {
-        self.judge_statement(envelope, now)
-    }
-
-    /// Judge a manifest with what it lists.
-    ///
-    /// # Errors
-    /// The refusal itself: [`Refusal::Missing`] says what to fetch first.
-    pub fn accept_manifest(
-        &mut self,
-        envelope: &Envelope,
-        now: Seconds,
-        objects: &ObjectMap,
-    ) -> Result<Accepted, Refusal> {
-        let find = |digest: &Digest| objects.get(digest).cloned();
-        let accepted = self.judge.accept_manifest(envelope, now, &find)?;
-        if accepted != Accepted::Held
-            && let Ok(manifest) = Manifest::read(envelope)
-        {
-            self.held
-                .manifests
-                .insert(manifest.tenant, envelope.clone());
-            self.changed = true;
-        }
-        Ok(accepted)
-    }
-
-    /// Judge a statement of freshness. The home remembers its order and digest; the control plane shows the statement itself
-    /// with the tenant's manifest.
-    ///
-    /// # Errors
-    /// The refusal itself: it may only have expired.
-    pub fn accept_freshness(
-        &mut self,
-        envelope: &Envelope,
-        now: Seconds,
-    ) -> Result<Accepted, Refusal> {
-        let accepted = self.judge.accept_freshness(envelope, now)?;
-        self.changed |= accepted == Accepted::New;
-        Ok(accepted)
     }
 }
 
@@ -408,7 +393,12 @@ fn kind_name(kind: &str) -> &'static str {
     }
 }
 
-/// The error for a statement that a node would refuse too.
+/// The error for a statement of any kind that a node would refuse too.
+pub fn refused_statement(envelope: &Envelope, refusal: Refusal) -> Error {
+    refused(kind_name(envelope.payload_type()), refusal)
+}
+
+/// The error for what a node would refuse too.
 pub fn refused(what: &str, refusal: Refusal) -> Error {
     let next = match &refusal {
         Refusal::RootVersionLower(..)
@@ -455,129 +445,4 @@ pub fn refused(what: &str, refusal: Refusal) -> Error {
 }
 
 #[cfg(test)]
-mod tests {
-    use casemate_trust::statement::KeySet;
-
-    use super::*;
-
-    const NOW: Seconds = 1000;
-
-    fn key(seed: u8) -> SigningKey {
-        SigningKey::from_seed(&[seed; 32]).unwrap()
-    }
-
-    fn home() -> (tempfile::TempDir, Home) {
-        let dir = tempfile::tempdir().unwrap();
-        let home = Home::locate(Some(dir.path().join("home"))).unwrap();
-        (dir, home)
-    }
-
-    fn world() -> (Known, Tenant) {
-        let root = Root {
-            version: 1,
-            keys: vec![key(1).public()],
-            threshold: 1,
-            issued: 1,
-            expires: 5000,
-        };
-        let root = root.sign(&[&key(1)]);
-        let mut known = Known::new(FleetId(root.payload_digest().0));
-        known.accept(&root, NOW).unwrap();
-        let tenant = Tenant::first(
-            known.fleet(),
-            "shop".parse().unwrap(),
-            KeySet::single(key(2).public()),
-            Vec::new(),
-            1,
-            5000,
-        );
-        known.accept(&tenant.sign(&[&key(1)]), NOW).unwrap();
-        (known, tenant)
-    }
-
-    fn manifest(tenant: &Tenant, version: u64, issued: Seconds) -> Envelope {
-        Manifest {
-            fleet: tenant.fleet,
-            tenant: tenant.id,
-            tenant_version: 1,
-            version,
-            functions: BTreeMap::new(),
-            secrets: BTreeMap::new(),
-            freshness: None,
-            notes: [].into(),
-            issued,
-            expires: 5000,
-        }
-        .sign(&[&key(2)])
-    }
-
-    #[test]
-    fn memory_outlives_the_program_and_refuses_a_rollback() {
-        let (_dir, home) = home();
-        let (mut known, tenant) = world();
-        let none = ObjectMap::new();
-        let (one, two) = (manifest(&tenant, 1, 1), manifest(&tenant, 2, 1));
-        known.accept_manifest(&one, NOW, &none).unwrap();
-        known.accept_manifest(&two, NOW, &none).unwrap();
-        known.save(&home).unwrap();
-
-        let mut known = Known::load(&home, NOW).unwrap().unwrap();
-        assert_eq!(known.judge().root().unwrap().version, 1);
-        assert_eq!(known.manifest(&tenant.id), Some(&two));
-        let lower = known.accept_manifest(&one, NOW, &none).unwrap_err();
-        assert_eq!(lower, Refusal::ManifestVersionLower(2, 1));
-        let other = known.accept_manifest(&manifest(&tenant, 2, 2), NOW, &none);
-        assert_eq!(other.unwrap_err(), Refusal::ManifestEqualOther);
-        assert_eq!(known.accept_manifest(&two, NOW, &none), Ok(Accepted::Held));
-    }
-
-    #[test]
-    fn what_was_accepted_stays_after_it_expired_and_nothing_new_comes() {
-        let (_dir, home) = home();
-        let (mut known, tenant) = world();
-        known.save(&home).unwrap();
-        let mut known = Known::load(&home, 9000).unwrap().unwrap();
-        assert!(known.judge().tenant(&tenant.id).is_some());
-        let late = known.accept_manifest(&manifest(&tenant, 1, 1), 9000, &ObjectMap::new());
-        assert_eq!(late.unwrap_err().code(), "manifest_expired");
-    }
-
-    #[test]
-    fn a_root_of_another_fleet_is_refused_with_advice() {
-        let (mut known, _) = world();
-        let other = Root {
-            version: 1,
-            keys: vec![key(9).public()],
-            threshold: 1,
-            issued: 1,
-            expires: 5000,
-        };
-        let error = known.accept(&other.sign(&[&key(9)]), NOW).unwrap_err();
-        assert_eq!(error.code(), Code::Refused);
-        assert!(error.to_text().contains("root_same_version_other_digest"));
-    }
-
-    #[test]
-    fn a_damaged_memory_stops_everything() {
-        let (_dir, home) = home();
-        write_private(&home.file(FILE), b"{\"memory\":{").unwrap();
-        assert_eq!(Known::load(&home, NOW).unwrap_err().code(), Code::Io);
-    }
-
-    #[test]
-    fn the_cache_holds_whole_objects_only() {
-        let (_dir, home) = home();
-        let (kept, dropped) = (b"kept".to_vec(), b"dropped".to_vec());
-        let digest = Digest::of(&kept);
-        let both = ObjectMap::from([
-            (digest, kept.clone()),
-            (Digest::of(&dropped), dropped.clone()),
-        ]);
-        keep_objects(&home, &both).unwrap();
-        keep_objects(&home, &ObjectMap::from([(digest, kept.clone())])).unwrap();
-        assert_eq!(load_object(&home, &digest), Some(kept));
-        assert_eq!(load_object(&home, &Digest::of(&dropped)), None);
-        write_private(&home.file(OBJECTS).join(digest.to_string()), b"changed").unwrap();
-        assert_eq!(load_object(&home, &digest), None);
-    }
-}
+mod tests;

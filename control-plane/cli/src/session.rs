@@ -178,7 +178,7 @@ impl<'a> Session<'a> {
     pub async fn open(cx: &'a Context) -> Result<Self, Error> {
         let lock = cx.home.lock()?;
         let connection = Connection::load(&cx.home)?;
-        let known = Known::load(&cx.home, now())?.ok_or_else(|| {
+        let known = Known::load(&cx.home)?.ok_or_else(|| {
             Error::new(
                 Code::NotLoggedIn,
                 "this home has forgotten which fleet it belongs to",
@@ -200,7 +200,7 @@ impl<'a> Session<'a> {
         token: Option<Zeroizing<String>>,
     ) -> Result<Self, Error> {
         let lock = cx.home.lock()?;
-        let known = match (Known::load(&cx.home, now())?, fleet) {
+        let known = match (Known::load(&cx.home)?, fleet) {
             (Some(known), Some(fleet)) if known.fleet() != fleet => {
                 return Err(Error::new(
                     Code::Exists,
@@ -319,7 +319,6 @@ impl<'a> Session<'a> {
     /// # Errors
     /// The file cannot be written.
     pub fn keep(&mut self) -> Result<(), Error> {
-        self.known.save(&self.cx.home)?;
         self.connection.save(&self.cx.home)
     }
 
@@ -335,7 +334,7 @@ impl<'a> Session<'a> {
     pub fn relock(&mut self) -> Result<(), Error> {
         if self.lock.is_none() {
             self.lock = Some(self.cx.home.lock()?);
-            if let Some(known) = Known::load(&self.cx.home, now())? {
+            if let Some(known) = Known::load(&self.cx.home)? {
                 self.known = known;
             }
         }
@@ -353,9 +352,8 @@ impl<'a> Session<'a> {
     /// It is refused here or there.
     pub async fn publish(&mut self, envelope: &Envelope) -> Result<StatementAnswer, Error> {
         self.must_have_the_time()?;
-        self.known.accept(envelope, now())?;
         // Remembered first: were it the other way round, a kill in between would let us sign the same version twice.
-        self.known.save(&self.cx.home)?;
+        self.known.accept(envelope, now())?;
         self.post(envelope).await
     }
 
@@ -438,7 +436,6 @@ impl<'a> Session<'a> {
         for pool in &list.pools {
             self.known.accept_pools(&pool.statements, now())?;
         }
-        self.known.save(&self.cx.home)?;
         Ok(list)
     }
 
@@ -499,7 +496,6 @@ impl<'a> Session<'a> {
         let state = self.known.judge().tenant(&id);
         let tenant = state.map(|state| state.tenant.clone());
         let tenant = tenant.ok_or_else(|| refused("tenant", Refusal::TenantUnknown))?;
-        self.known.save(&self.cx.home)?;
         Ok((tenant, view))
     }
 

@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use redb::{
     Builder, Database, DatabaseError, ReadableDatabase, ReadableTable, StorageError,
@@ -43,9 +43,20 @@ struct Inner {
     /// `None` after a failed write, until it can be opened again: redb takes nothing more then.
     database: RwLock<Option<Database>>,
     history: Arc<History>,
+    /// The commit that failed on its way to the disk, until it is known that the disk does not have it.
+    unsettled: Mutex<Option<Unsettled>>,
     /// Held from the beginning of a commit until the history has it, so that watches see commits in their order.
     writing: Mutex<()>,
     id: StoreId,
+}
+
+/// What a commit replaces.
+#[derive(Debug)]
+struct Unsettled {
+    /// Of the commit.
+    revision: u64,
+    /// Each key with what it had before, in the order of the changes.
+    before: Vec<(String, Option<(u64, Vec<u8>)>)>,
 }
 
 /// How a file becomes a database; `create` but in tests.
@@ -73,6 +84,7 @@ impl Redb {
             create,
             database: RwLock::new(Some(database)),
             history: Arc::new(History::new(revision)),
+            unsettled: Mutex::new(None),
             writing: Mutex::new(()),
             id,
         };
@@ -130,10 +142,48 @@ impl Inner {
             let opened = open(&self.path, self.create)?;
             let (_, revision) =
                 begin(&opened, self.id).map_err(|failure| failure.named(&self.path))?;
+            let revision = self
+                .settle(&opened, revision)
+                .map_err(|failure| failure.named(&self.path))?;
             self.history.restart(revision);
             *database = Some(opened);
         }
         Ok(())
+    }
+
+    /// A commit that failed may be on the disk all the same. Its caller was told that nothing was changed, and so it is
+    /// taken back; the revision after that.
+    fn settle(&self, database: &Database, revision: u64) -> Result<u64, Failure> {
+        let mut unsettled = self.unsettled();
+        let made = unsettled.as_ref().filter(|made| made.revision == revision);
+        let Some(Unsettled { before, .. }) = made else {
+            *unsettled = None;
+            return Ok(revision);
+        };
+        let revision = revision - 1;
+        let transaction = database.begin_write()?;
+        {
+            let mut data = transaction.open_table(DATA)?;
+            for (key, before) in before.iter().rev() {
+                match before {
+                    Some((revision, value)) => {
+                        drop(data.insert(key.as_str(), (*revision, value.as_slice()))?);
+                    }
+                    None => drop(data.remove(key.as_str())?),
+                }
+            }
+            let mut meta = transaction.open_table(META)?;
+            meta.insert(META_REVISION, revision.to_be_bytes().as_slice())?;
+        }
+        transaction.commit()?;
+        *unsettled = None;
+        Ok(revision)
+    }
+
+    fn unsettled(&self) -> MutexGuard<'_, Option<Unsettled>> {
+        self.unsettled
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -191,6 +241,7 @@ impl Store for Redb {
         self.run(move |database| {
             let _writing = inner.writing.lock().unwrap_or_else(PoisonError::into_inner);
             let transaction = database.begin_write()?;
+            let mut before = Vec::with_capacity(changes.len());
             let revision = {
                 let mut data = transaction.open_table(DATA)?;
                 let mut meta = transaction.open_table(META)?;
@@ -206,17 +257,22 @@ impl Store for Redb {
                         .as_deref(),
                 ) + 1;
                 for Change { key, value } in &changes {
-                    match value {
-                        Some(value) => {
-                            drop(data.insert(key.as_str(), (revision, value.as_slice()))?);
-                        }
-                        None => drop(data.remove(key.as_str())?),
-                    }
+                    let replaced = match value {
+                        Some(value) => data.insert(key.as_str(), (revision, value.as_slice()))?,
+                        None => data.remove(key.as_str())?,
+                    };
+                    let replaced = replaced.map(|found| {
+                        let (revision, value) = found.value();
+                        (revision, value.to_vec())
+                    });
+                    before.push((key.clone(), replaced));
                 }
                 meta.insert(META_REVISION, revision.to_be_bytes().as_slice())?;
                 revision
             };
+            *inner.unsettled() = Some(Unsettled { revision, before });
             transaction.commit()?;
+            *inner.unsettled() = None;
             inner.history.push(Event { revision, changes });
             Ok(revision)
         })

@@ -62,7 +62,6 @@ const EXCEPTIONS: &[(&str, usize)] = &[
     ("node/sandbox/src/layers.rs", 2),
     ("node/sandbox/src/memory.rs", 2),
     ("node/supervisor/src/shell/hear.rs", 1),
-    ("vault/broker/src/vault/accept.rs", 4),
     ("vault/trust/src/dsse.rs", 1),
     ("vault/trust/src/join.rs", 2),
     ("vault/trust/src/judge/tenant.rs", 1),

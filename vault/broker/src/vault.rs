@@ -2,8 +2,8 @@
 
 mod accept;
 mod evidence;
-mod freshness;
 mod image;
+mod memory;
 mod open;
 mod reflected;
 mod room;
@@ -126,8 +126,8 @@ impl VaultError {
     }
 }
 
-/// See the module. One change at a time holds `changing`, judges and writes to the disk; only then it takes the lock that
-/// calls read under: deciding a call never waits for the disk.
+/// Everything that the vault knows. One change at a time holds `changing`: it is decided, written to the disk, and only then
+/// applied under the lock that calls read under. Deciding a call never waits for the disk.
 pub(crate) struct Vault {
     state: RwLock<State>,
     changing: Mutex<Staging>,
@@ -182,12 +182,6 @@ impl Vault {
 
     fn write(&self) -> RwLockWriteGuard<'_, State> {
         self.state.write().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Puts the new judge in place. The old one, which may be large, goes when calls can read again.
-    fn replace(&self, judge: Judge) {
-        let old = std::mem::replace(&mut self.write().judge, judge);
-        drop(old);
     }
 
     fn liveness(&self) -> MutexGuard<'_, Liveness> {
@@ -369,11 +363,10 @@ fn describe_tenant(state: &TenantState, now: Seconds) -> serde_json::Value {
 mod tests {
     use casemate_trust::freshness::{FreshnessDemand, MAX_MAX_AGE_SECS};
     use casemate_trust::id::{Digest, FleetId};
-    use casemate_trust::judge::{Accord, FreshnessSeen, MAX_TENANTS, Memory, Seen, TenantSeen};
+    use casemate_trust::judge::Accord;
     use casemate_trust::key::SigningKey;
     use casemate_trust::name::MAX_NAME_BYTES;
     use casemate_trust::statement::{KeySet, MAX_SECRETS, MAX_VERSION, Manifest, Tenant};
-    use casemate_vault_store::MAX_FILE_BYTES;
     use casemate_wire::control::Message as _;
     use casemate_wire::control::vault::FromVault;
 
@@ -417,33 +410,5 @@ mod tests {
             describe_tenant(&state, MAX_VERSION).to_string().len() + MAX_SECRETS.to_string().len();
         // The rest of the description is a dozen short members.
         assert!(bytes > 250 && MAX_DESCRIBED_TENANTS * bytes + 8 * 1024 < FromVault::MAX_BYTES);
-    }
-
-    #[test]
-    fn the_memory_of_as_many_tenants_as_are_ever_remembered_can_be_written() {
-        let seen = Seen {
-            version: u64::MAX,
-            digest: Digest([255; 32]),
-        };
-        let tenant = TenantSeen {
-            tenant: seen,
-            manifest: Some(seen),
-            freshness: Some(FreshnessSeen {
-                version: u64::MAX,
-                issued: u64::MAX,
-                digest: Digest([255; 32]),
-            }),
-        };
-        let tenants = (0..MAX_TENANTS).map(|number| {
-            let mut id = [255; 32];
-            id[..8].copy_from_slice(&number.to_be_bytes());
-            (TenantId(id), tenant.clone())
-        });
-        let memory = Memory {
-            tenants: tenants.collect(),
-            ..Judge::new(FleetId([255; 32]), None).memory().clone()
-        };
-        // As much again is left for everything else.
-        assert!(serde_json::to_vec(&memory).unwrap().len() < MAX_FILE_BYTES / 2);
     }
 }

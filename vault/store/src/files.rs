@@ -13,8 +13,6 @@ use crate::{MAX_FILE_BYTES, StoreError};
 /// A sealed file beside the records.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StateFile {
-    /// What must never be forgotten.
-    Memory,
     /// The node's keys and its fleet.
     Identity,
     /// The lease of this boot.
@@ -24,7 +22,6 @@ pub enum StateFile {
 impl StateFile {
     pub(crate) const fn name(self) -> &'static str {
         match self {
-            Self::Memory => "memory",
             Self::Identity => "identity",
             Self::Lease => "lease",
         }
@@ -107,27 +104,34 @@ pub fn replace_file(path: &Path, mode: u32, bytes: &[u8]) -> Result<(), StoreErr
     path.parent().map_or(Ok(()), sync_folder)
 }
 
+/// What a file holds; `None` when there is none.
+pub(crate) fn read(path: &Path) -> Result<Option<Vec<u8>>, StoreError> {
+    let opened = match File::open(path) {
+        Ok(opened) => opened,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(failed("cannot open", path)(error)),
+    };
+    let mut bytes = Vec::new();
+    opened
+        .take(MAX_FILE_BYTES as u64 + 1)
+        .read_to_end(&mut bytes)
+        .map_err(failed("cannot read", path))?;
+    if bytes.len() > MAX_FILE_BYTES {
+        return Err(StoreError::Sealed(path.to_owned()));
+    }
+    Ok(Some(bytes))
+}
+
 pub(crate) fn read_sealed(
     folder: &Path,
     file: StateFile,
     sealer: &Sealer,
 ) -> Result<Option<Zeroizing<Vec<u8>>>, StoreError> {
     let path = folder.join(file.name());
-    let opened = match File::open(&path) {
-        Ok(opened) => opened,
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(failed("cannot open", &path)(error)),
+    let Some(sealed) = read(&path)? else {
+        return Ok(None);
     };
-    let mut sealed = Vec::new();
-    opened
-        .take(MAX_FILE_BYTES as u64 + 1)
-        .read_to_end(&mut sealed)
-        .map_err(failed("cannot read", &path))?;
-    let bytes = if sealed.len() > MAX_FILE_BYTES {
-        None
-    } else {
-        sealer.open(file.name(), &sealed)
-    };
+    let bytes = sealer.open(file.name(), &sealed);
     bytes.map(Some).ok_or(StoreError::Sealed(path))
 }
 

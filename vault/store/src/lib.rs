@@ -3,7 +3,7 @@
 //! ```text
 //! DIR/records/        sled: statements, releases, secrets, grants: a cache of what the control plane holds; and counts of
 //!                     secrets in answers, which matter for an hour
-//! DIR/memory          what must never be forgotten (highest versions seen); sealed, replaced whole
+//! DIR/memory          what must never be forgotten (highest versions seen); a sealed log
 //! DIR/identity        the node's keys and its fleet; sealed, replaced whole
 //! DIR/set-aside/      what could not be read: kept for a person, never deleted
 //! DIR/reserve/        room for what takes something away, on a disk that something else has filled
@@ -14,6 +14,7 @@
 #![forbid(unsafe_code)]
 
 mod files;
+mod memory;
 mod records;
 mod reserve;
 mod sealing;
@@ -25,6 +26,8 @@ use casemate_trust::Random;
 use zeroize::Zeroizing;
 
 pub use files::{StateFile, replace_file};
+pub use memory::StoredMemory;
+use memory::{MEMORY, MemoryLog};
 pub use records::{Kind, Named, Write};
 use reserve::{LOG_BYTES, Reserve};
 pub use reserve::{ReserveState, Room};
@@ -63,6 +66,9 @@ pub enum StoreError {
     /// process.
     #[error("a write to {} has failed: the vault must be started again", .0.display())]
     Broken(PathBuf),
+    /// A frame of the memory that has no base yet.
+    #[error("the memory has to be written whole before it grows")]
+    MemoryNotBegun,
     /// It could not be read again.
     #[error("{} would be larger than {MAX_FILE_BYTES} bytes", .0.display())]
     TooLarge(PathBuf),
@@ -116,6 +122,8 @@ pub struct Store {
     records: records::Records,
     /// Who writes holds it.
     reserve: Mutex<Reserve>,
+    /// Taken after the reserve; `None` before the memory was first written.
+    memory: Mutex<Option<MemoryLog>>,
     _lock: std::fs::File,
 }
 
@@ -134,7 +142,7 @@ impl Store {
         let lock = files::lock(folder)?;
         let sealer = Sealer::new(key)?;
         let mut reserve = Reserve::open(folder)?;
-        let memory = std::fs::metadata(folder.join(StateFile::Memory.name()));
+        let memory = std::fs::metadata(folder.join(MEMORY));
         reserve.covers(memory.map_or(0, |found| found.len()));
         let opened = within(&mut reserve, Room::Root, || records::Records::open(folder));
         reserve.fill();
@@ -145,6 +153,7 @@ impl Store {
                 sealer,
                 records,
                 reserve: Mutex::new(reserve),
+                memory: Mutex::default(),
                 _lock: lock,
             },
             SetAside {
@@ -172,7 +181,7 @@ impl Store {
         reserve.state()
     }
 
-    /// Writes all of `writes` or none, then replaces the memory with `memory`, and returns when both are on the disk. A kill in
+    /// Writes all of `writes` or none, then appends `frame` to the memory, and returns when both are on the disk. A kill in
     /// between leaves records that are newer than the memory.
     ///
     /// # Errors
@@ -180,25 +189,77 @@ impl Store {
     pub fn commit(
         &self,
         writes: &[Write],
-        memory: Option<&[u8]>,
+        frame: Option<&[u8]>,
         room: Room,
         random: Random<'_>,
     ) -> Result<(), StoreError> {
         let sealed = records::seal(&self.sealer, writes, random)?;
-        let memory = memory
-            .map(|bytes| self.seal_file(StateFile::Memory, bytes, random))
-            .transpose()?;
         let put = sealed.iter().filter_map(|(_, bytes)| bytes.as_ref());
         let records_bytes: usize = put.map(Vec::len).sum();
-        let needed = 2 * records_bytes + memory.as_ref().map_or(0, Vec::len);
         let mut reserve = self.reserve();
+        let mut memory = self.memory();
+        let frame = match (frame, &mut *memory) {
+            (None, _) => None,
+            (Some(_), None) => return Err(StoreError::MemoryNotBegun),
+            (Some(frame), Some(log)) => Some((log.seal(&self.sealer, frame, random)?, log)),
+        };
+        let needed = 2 * records_bytes + frame.as_ref().map_or(0, |(frame, _)| frame.len());
         reserve.make_room(needed as u64 + LOG_BYTES, room)?;
         let mut done = self.records.commit(&sealed);
-        if let (Ok(()), Some(memory)) = (&done, &memory) {
-            done = self.replace_sealed(&mut reserve, StateFile::Memory, memory);
+        if let (Ok(()), Some((frame, log))) = (&done, frame) {
+            // Records that are ahead of the memory are for a start to set right, before anything else is written.
+            done = within(&mut reserve, Room::Root, || log.append(&frame))
+                .inspect_err(|_| self.records.close());
+            reserve.covers(log.length());
         }
         reserve.fill();
         done
+    }
+
+    fn memory(&self) -> MutexGuard<'_, Option<MemoryLog>> {
+        self.memory.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The memory as it is on the disk; `None` when there is none.
+    ///
+    /// # Errors
+    /// It is damaged or of another key, or the disk failed.
+    pub fn read_memory(&self) -> Result<Option<StoredMemory>, StoreError> {
+        MemoryLog::read(&self.folder, &self.sealer)
+    }
+
+    /// Replaces the memory as a whole: its base is now these frames. It may use the reserve, as every write of a state file.
+    ///
+    /// # Errors
+    /// The disk is full or failed; the memory is as it was.
+    pub fn write_memory(
+        &self,
+        frames: impl ExactSizeIterator<Item = Vec<u8>>,
+        random: Random<'_>,
+    ) -> Result<(), StoreError> {
+        let mut reserve = self.reserve();
+        let log = MemoryLog::write(&self.folder, &self.sealer, frames, random, |write| {
+            within(&mut reserve, Room::Root, write)
+        });
+        let done = log.map(|log| {
+            reserve.covers(log.length());
+            *self.memory() = Some(log);
+        });
+        reserve.fill();
+        done
+    }
+
+    /// Whether the memory has grown so long that it should be written anew.
+    pub fn is_memory_long(&self) -> bool {
+        self.memory().as_ref().is_some_and(MemoryLog::is_long)
+    }
+
+    /// Moves a memory that does not open out of the way; says where it is.
+    ///
+    /// # Errors
+    /// The disk failed.
+    pub fn set_memory_aside(&self) -> Result<PathBuf, StoreError> {
+        files::set_aside(&self.folder, &self.folder.join(MEMORY))
     }
 
     /// Every record of a kind, opened. Those that do not open are set aside and named in `set_aside`.
@@ -237,9 +298,15 @@ impl Store {
         bytes: &[u8],
         random: Random<'_>,
     ) -> Result<(), StoreError> {
-        let sealed = self.seal_file(file, bytes, random)?;
+        let path = self.folder.join(file.name());
+        let sealed = self.sealer.seal(file.name(), bytes, random)?;
+        if sealed.len() > MAX_FILE_BYTES {
+            return Err(StoreError::TooLarge(path));
+        }
         let mut reserve = self.reserve();
-        let done = self.replace_sealed(&mut reserve, file, &sealed);
+        let done = within(&mut reserve, Room::Root, || {
+            replace_file(&path, files::PRIVATE, &sealed)
+        });
         reserve.fill();
         done
     }
@@ -260,43 +327,6 @@ impl Store {
         let done = within(&mut reserve, room, || replace_file(path, mode, bytes));
         reserve.fill();
         done
-    }
-
-    fn seal_file(
-        &self,
-        file: StateFile,
-        bytes: &[u8],
-        random: Random<'_>,
-    ) -> Result<Vec<u8>, StoreError> {
-        let sealed = self.sealer.seal(file.name(), bytes, random)?;
-        if sealed.len() > MAX_FILE_BYTES {
-            return Err(StoreError::TooLarge(self.folder.join(file.name())));
-        }
-        Ok(sealed)
-    }
-
-    fn replace_sealed(
-        &self,
-        reserve: &mut Reserve,
-        file: StateFile,
-        sealed: &[u8],
-    ) -> Result<(), StoreError> {
-        let path = self.folder.join(file.name());
-        within(reserve, Room::Root, || {
-            replace_file(&path, files::PRIVATE, sealed)
-        })?;
-        if file == StateFile::Memory {
-            reserve.covers(sealed.len() as u64);
-        }
-        Ok(())
-    }
-
-    /// Moves a state file that does not open out of the way; says where it is.
-    ///
-    /// # Errors
-    /// The disk failed.
-    pub fn set_aside(&self, file: StateFile) -> Result<PathBuf, StoreError> {
-        files::set_aside(&self.folder, &self.folder.join(file.name()))
     }
 }
 

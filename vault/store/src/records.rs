@@ -160,7 +160,8 @@ impl Records {
             .inspect_err(|_| self.close())
     }
 
-    fn close(&self) {
+    /// Nothing more is read or written: see [`StoreError::Broken`].
+    pub(crate) fn close(&self) {
         let mut db = self.db.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(db) = db.take() {
             // Dropping it can wait for ever, for a flush of what could not be written.

@@ -22,6 +22,26 @@ fn all(store: &Store) -> (Vec<Named>, SetAside) {
     (store.all(Kind::Tenant, &mut aside).unwrap(), aside)
 }
 
+fn remember(store: &Store, frames: &[&[u8]]) {
+    let frames = frames.iter().map(|frame| frame.to_vec());
+    store.write_memory(frames, &mut random).unwrap();
+}
+
+/// Appends a frame to the memory, with a record.
+fn append(store: &Store, frame: &[u8]) {
+    let record = [put("a", frame)];
+    store
+        .commit(&record, Some(frame), Room::Free, &mut random)
+        .unwrap();
+}
+
+fn remembered(store: &Store) -> Vec<Vec<u8>> {
+    match store.read_memory().unwrap().unwrap() {
+        StoredMemory::Frames(frames) => frames.iter().map(|frame| frame.to_vec()).collect(),
+        StoredMemory::Whole(_) => panic!("a memory of an earlier format"),
+    }
+}
+
 #[test]
 fn what_was_committed_is_there_again_and_sealed() {
     let folder = tempfile::tempdir().unwrap();
@@ -39,19 +59,14 @@ fn what_was_committed_is_there_again_and_sealed() {
             &mut random,
         )
         .unwrap();
-    store
-        .write(StateFile::Memory, b"remember me", &mut random)
-        .unwrap();
+    remember(&store, &[b"remember me"]);
     drop(store);
     let (store, _) = Store::open(folder.path(), &key()).unwrap();
     assert_eq!(
         all(&store).0,
         [("a".to_owned(), Zeroizing::new(b"the plain text".to_vec()))]
     );
-    assert_eq!(
-        store.read(StateFile::Memory).unwrap().unwrap().as_slice(),
-        b"remember me"
-    );
+    assert_eq!(remembered(&store), [b"remember me"]);
     assert!(store.read(StateFile::Identity).unwrap().is_none());
     assert_eq!(
         store.get(Kind::Tenant, "a").unwrap().unwrap().as_slice(),
@@ -103,7 +118,7 @@ fn a_store_that_cannot_be_opened_is_set_aside_and_state_files_stay() {
     store
         .commit(&[put("a", b"1")], None, Room::Free, &mut random)
         .unwrap();
-    store.write(StateFile::Memory, b"m", &mut random).unwrap();
+    remember(&store, &[b"m"]);
     drop(store);
     fs::write(
         folder.path().join("records/conf"),
@@ -114,10 +129,7 @@ fn a_store_that_cannot_be_opened_is_set_aside_and_state_files_stay() {
     let place = aside.records.unwrap();
     assert!(place.join("db").is_file(), "kept for a person");
     assert!(all(&store).0.is_empty());
-    assert_eq!(
-        store.read(StateFile::Memory).unwrap().unwrap().as_slice(),
-        b"m"
-    );
+    assert_eq!(remembered(&store), [b"m"]);
 }
 
 /// What stands for a node's records: several of sled's segments, and one record too large for any.
@@ -177,7 +189,7 @@ fn damage_that_sled_finds_late_sets_the_store_aside_and_nothing_panics() {
             .commit(&[put(&name, &bytes)], None, Room::Free, &mut random)
             .unwrap();
     }
-    store.write(StateFile::Memory, b"m", &mut random).unwrap();
+    remember(&store, &[b"m"]);
     drop(store);
     // Opened once more, so that sled has written down where its pages are.
     drop(Store::open(original.path(), &key()).unwrap());
@@ -209,10 +221,7 @@ fn damage_that_sled_finds_late_sets_the_store_aside_and_nothing_panics() {
             }
         }
         assert_eq!(fs::read(folder.path().join("memory")).unwrap(), memory);
-        assert_eq!(
-            store.read(StateFile::Memory).unwrap().unwrap().as_slice(),
-            b"m"
-        );
+        assert_eq!(remembered(&store), [b"m"]);
     }
     println!("whole {whole}, found at opening {at_open}, at reading {at_reading}");
     assert!(
@@ -263,14 +272,129 @@ fn flipped_truncated_and_empty_state_files_do_not_open() {
             Err(StoreError::Sealed(_))
         ));
     }
-    fs::copy(&path, folder.path().join("memory")).unwrap();
     fs::write(folder.path().join("memory"), &whole).unwrap();
     assert!(
-        matches!(store.read(StateFile::Memory), Err(StoreError::Sealed(_))),
+        matches!(store.read_memory(), Err(StoreError::Sealed(_))),
         "one file cannot stand in for another"
     );
-    let aside = store.set_aside(StateFile::Memory).unwrap();
-    assert!(aside.is_file() && store.read(StateFile::Memory).unwrap().is_none());
+    let aside = store.set_memory_aside().unwrap();
+    assert!(aside.is_file() && store.read_memory().unwrap().is_none());
+}
+
+/// A memory with a base of two frames and three that were appended, and where each of them ends.
+fn log(folder: &Path) -> (Vec<u8>, Vec<usize>) {
+    let path = folder.join("memory");
+    let (store, _) = Store::open(folder, &key()).unwrap();
+    remember(&store, &[b"one", b"two"]);
+    let mut ends = vec![fs::read(&path).unwrap().len()];
+    for frame in [&b"three"[..], b"four", &[5; 300]] {
+        append(&store, frame);
+        ends.push(fs::read(&path).unwrap().len());
+    }
+    (fs::read(&path).unwrap(), ends)
+}
+
+#[test]
+fn a_memory_grows_by_what_is_appended_and_is_read_in_order() {
+    let folder = tempfile::tempdir().unwrap();
+    let (store, _) = Store::open(folder.path(), &key()).unwrap();
+    let early = store.commit(&[put("a", b"1")], Some(b"x"), Room::Free, &mut random);
+    assert!(matches!(early, Err(StoreError::MemoryNotBegun)));
+    assert!(all(&store).0.is_empty(), "nothing is written of it");
+    drop(store);
+    let (bytes, ends) = log(folder.path());
+    assert_eq!(ends[3], bytes.len());
+    assert!(ends[1] - ends[0] < 5 + 50);
+    let (store, _) = Store::open(folder.path(), &key()).unwrap();
+    let expected = [&b"one"[..], b"two", b"three", b"four", &[5; 300]];
+    assert_eq!(remembered(&store), expected);
+    // A process that has read it writes a base of its own before it appends.
+    remember(&store, &expected);
+    append(&store, b"six");
+    assert_eq!(remembered(&store)[5], b"six");
+}
+
+/// As a kill or a power cut leaves it: the last frame ends early, or its last blocks read as zeros.
+#[test]
+fn a_write_to_the_memory_that_was_cut_short_takes_nothing_else_with_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let (bytes, ends) = log(folder.path());
+    let (before, last) = (ends[2], ends[3]);
+    let (store, _) = Store::open(folder.path(), &key()).unwrap();
+    let whole = remembered(&store);
+    for cut in before..last {
+        let mut zeros = bytes[..cut].to_vec();
+        zeros.resize(last, 0);
+        for torn in [&bytes[..cut], &zeros] {
+            fs::write(folder.path().join("memory"), torn).unwrap();
+            // Zeros in place of less than a tag are damage: no block is so small.
+            if torn.len() == last && last - cut < 16 {
+                continue;
+            }
+            assert_eq!(remembered(&store), whole[..4], "cut at {cut}");
+        }
+    }
+}
+
+/// One byte wrong, anywhere, in a file that was written to its end: it does not open.
+#[test]
+fn a_memory_that_is_damaged_does_not_open_in_part() {
+    let folder = tempfile::tempdir().unwrap();
+    let (bytes, ends) = log(folder.path());
+    let path = folder.path().join("memory");
+    let (store, _) = Store::open(folder.path(), &key()).unwrap();
+    let fails = |bytes: &[u8]| {
+        fs::write(&path, bytes).unwrap();
+        matches!(store.read_memory(), Err(StoreError::Sealed(_)))
+    };
+    for at in 0..bytes.len() {
+        let mut flipped = bytes.clone();
+        flipped[at] ^= 0x10;
+        assert!(fails(&flipped), "byte {at}");
+    }
+    assert!(fails(&bytes[..ends[0] - 1]), "a part of the base");
+    // The third frame left out, repeated, or of another log.
+    let frame = |at: usize| &bytes[ends[at]..ends[at + 1]];
+    assert!(fails(&[&bytes[..ends[0]], frame(1), frame(2)].concat()));
+    assert!(fails(&[&bytes[..ends[1]], frame(0), frame(1)].concat()));
+    let other = tempfile::tempdir().unwrap();
+    let (foreign, _) = log(other.path());
+    assert!(fails(&[&bytes[..ends[0]], &foreign[ends[0]..]].concat()));
+    assert!(!fails(&bytes));
+}
+
+/// The file as the programs before wrote it, sealed with its name.
+#[test]
+fn a_memory_of_the_format_before_is_read_and_replaced() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("memory");
+    let (store, _) = Store::open(folder.path(), &key()).unwrap();
+    let sealer = sealing::Sealer::new(&key()).unwrap();
+    let sealed = sealer
+        .seal("memory", b"{\"fleet\":1}", &mut random)
+        .unwrap();
+    fs::write(&path, &sealed).unwrap();
+    let whole = StoredMemory::Whole(Zeroizing::new(b"{\"fleet\":1}".to_vec()));
+    assert_eq!(store.read_memory().unwrap(), Some(whole));
+    remember(&store, &[b"one"]);
+    assert_eq!(remembered(&store), [b"one"]);
+    fs::write(&path, &sealed[1..]).unwrap();
+    assert!(matches!(store.read_memory(), Err(StoreError::Sealed(_))));
+}
+
+#[test]
+fn a_memory_is_long_when_more_was_appended_than_its_base_holds() {
+    let folder = tempfile::tempdir().unwrap();
+    let (store, _) = Store::open(folder.path(), &key()).unwrap();
+    for base in [10, 600_000] {
+        remember(&store, &[&vec![1; base]]);
+        assert!(!store.is_memory_long());
+        let most = base.max(256 * 1024);
+        append(&store, &vec![2; most - 100]);
+        assert!(!store.is_memory_long());
+        append(&store, &[3; 200]);
+        assert!(store.is_memory_long());
+    }
 }
 
 impl Store {

@@ -27,7 +27,7 @@ const MAX_PUBLIC_BYTES: usize = 16 * 1024;
 pub(super) fn init(cx: &Context, args: &FleetInit) -> Result<(), Error> {
     let control = control_keys(&args.control_public)?;
     let _lock = cx.home.lock()?;
-    if cx.keys().has(ROOT) || Known::load(&cx.home, now())?.is_some() {
+    if cx.keys().has(ROOT) || Known::load(&cx.home)?.is_some() {
         return Err(Error::new(
             Code::Exists,
             "this home belongs to a fleet already",
@@ -146,7 +146,6 @@ pub(super) fn online(cx: &Context, args: &FleetOnline) -> Result<(), Error> {
     let expires = issued + u64::from(args.lifetime.expires_days) * DAY;
     let online = online_key(known.fleet(), version, &control, (issued, expires));
     known.accept(&online.sign(&[&key]), issued)?;
-    known.save(&cx.home)?;
     let result = json!({ "fleet": known.fleet(), "version": version, "expires": expires });
     cx.output
         .result(&result, || format!("online key {version} is signed"))?;
@@ -213,7 +212,7 @@ pub(super) fn fingerprint(cx: &Context) -> Result<(), Error> {
 }
 
 pub(super) fn here(cx: &Context) -> Result<Known, Error> {
-    Known::load(&cx.home, now())?.ok_or_else(|| {
+    Known::load(&cx.home)?.ok_or_else(|| {
         Error::new(
             Code::NotLoggedIn,
             "this home belongs to no fleet",

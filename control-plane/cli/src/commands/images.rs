@@ -23,6 +23,7 @@ use crate::args::ImagePush;
 use crate::client::Api;
 use crate::error::{Code, Error};
 use crate::machine::{DAY, date, now};
+use crate::memory::refused_statement;
 use crate::output::{Progress, table};
 use crate::session::{Context, Session};
 
@@ -117,7 +118,8 @@ pub(super) async fn push(cx: &Context, args: &ImagePush) -> Result<(), Error> {
     };
     let envelope = statement.sign(&[&root]);
     // What would be refused is refused before minutes of upload, and changes nothing.
-    session.known.clone().accept(&envelope, now())?;
+    let decided = session.known.decide(&envelope, now());
+    drop(decided.map_err(|refusal| refused_statement(&envelope, refusal))?);
     // Others work with this home meanwhile.
     session.unlock();
     let progress = cx.output.progress("uploading the image");
@@ -265,8 +267,13 @@ fn doubt(session: &mut Session<'_>, view: &ImageView) -> Option<String> {
     if !is_same {
         return Some("the list and the statement differ".into());
     }
-    match session.known.accept_image(&view.statement, now()) {
-        Ok(_) | Err(Refusal::ImageExpired(_)) => None,
+    match session.known.decide(&view.statement, now()) {
+        Ok(change) => session
+            .known
+            .keep(change, &view.statement)
+            .err()
+            .map(|error| error.summary()),
+        Err(Refusal::ImageExpired(_)) => None,
         Err(refusal) => Some(refusal.to_string()),
     }
 }

@@ -30,10 +30,8 @@ pub(super) fn rotate_root(cx: &Context) -> Result<(), Error> {
             expires: issued + ROOT_DAYS * DAY,
         };
         known.accept(&successor.sign(&[&old, &next]), issued)?;
-        known.save(&cx.home)?;
     }
-    let count = known.sign_anew(&next);
-    known.save(&cx.home)?;
+    let count = known.sign_anew(&next)?;
     let kept = keys.promote_key(ROOT)?;
     let version = known.judge().root().map_or(0, |root| root.version);
     let result = json!({ "fleet": known.fleet(), "root": version, "signed_anew": count, "earlier_key": kept });

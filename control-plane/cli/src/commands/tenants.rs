@@ -509,6 +509,13 @@ mod tests {
 
     use super::*;
 
+    /// Takes a statement of the root that nothing stands against.
+    fn accept(judge: &mut Judge, envelope: &casemate_trust::dsse::Envelope) {
+        let decided = judge.decide(envelope, 1, &casemate_trust::judge::no_objects);
+        let (committed, ()) = decided.unwrap().commit(|_| Ok::<_, ()>(())).unwrap();
+        judge.apply(committed);
+    }
+
     fn key(seed: u8) -> SigningKey {
         SigningKey::from_seed(&[seed; 32]).unwrap()
     }
@@ -524,7 +531,7 @@ mod tests {
         };
         let root = root.sign(&[&key(1)]);
         let mut judge = Judge::new(FleetId(root.payload_digest().0), None);
-        judge.accept_root(&root, 1).unwrap();
+        accept(&mut judge, &root);
         let tenant = Tenant::first(
             judge.fleet(),
             "shop".parse().unwrap(),
@@ -533,7 +540,7 @@ mod tests {
             1,
             9000,
         );
-        judge.accept_tenant(&tenant.sign(&[&key(1)]), 1).unwrap();
+        accept(&mut judge, &tenant.sign(&[&key(1)]));
         let other = TenantId([7; 32]);
         let hosts = |host: &str| [host.parse::<HostPattern>().unwrap()];
         let taken = require_free(&judge, &[], &other, &hosts("a.shop.test")).unwrap_err();

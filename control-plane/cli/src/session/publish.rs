@@ -25,8 +25,7 @@ impl Session<'_> {
             for summary in self.list_tenants().await? {
                 self.read_tenant(summary.id).await?;
             }
-            self.known.sign_anew(root);
-            self.known.save(&self.cx.home)?;
+            self.known.sign_anew(root)?;
         }
         Ok(())
     }

@@ -35,17 +35,20 @@ pub struct Renewed {
 impl Tenancy<'_> {
     /// Judges the statement that the control plane shows. A statement that a node would refuse is passed over: the manifest is
     /// then as fresh as without it, and can be renewed.
-    pub(super) fn read_freshness(&mut self, shown: Option<&Envelope>) {
-        let Some(envelope) = shown else { return };
-        let judged = self.session.known.accept_freshness(envelope, now());
-        if let Err(refusal) = judged
-            && !matches!(refusal, Refusal::FreshnessExpired(_))
-        {
-            self.session.cx.output.warn(&format!(
+    ///
+    /// # Errors
+    /// What was accepted cannot be written down.
+    pub(super) fn read_freshness(&mut self, shown: Option<&Envelope>) -> Result<(), Error> {
+        let Some(envelope) = shown else { return Ok(()) };
+        match self.session.known.decide(envelope, now()) {
+            Ok(change) => drop(self.session.known.keep(change, envelope)?),
+            Err(Refusal::FreshnessExpired(_)) => {}
+            Err(refusal) => self.session.cx.output.warn(&format!(
                 "the control plane shows a statement of freshness that nodes refuse ({}); it is passed over",
                 refusal.code()
-            ));
+            )),
         }
+        Ok(())
     }
 
     /// Whether the newest manifest is fresh.
@@ -101,16 +104,13 @@ impl Tenancy<'_> {
             issued: now,
         };
         let envelope = statement.sign(&signers.iter().collect::<Vec<_>>());
-        let mut known = self.session.known.clone();
-        known
-            .accept_freshness(&envelope, now)
-            .map_err(|refusal| refused("statement of freshness", refusal))?;
+        let decided = self.session.known.decide(&envelope, now);
+        let change = decided.map_err(|refusal| refused("statement of freshness", refusal))?;
         let path = format!("/v1/tenants/{}/freshness", self.id);
         let api = &mut self.session.api;
         api.send_json::<FreshnessAnswer>(Method::PUT, &path, &envelope)
             .await?;
-        self.session.known = known;
-        self.session.known.save(&self.session.cx.home)?;
+        self.session.known.keep(change, &envelope)?;
         Ok(Renewed {
             version,
             until: now + demand.max_age_secs,

@@ -133,8 +133,7 @@ impl<'a> Tenancy<'a> {
             None => {}
         }
         let freshness = self.view.freshness.clone();
-        self.read_freshness(freshness.as_ref());
-        self.session.known.save(&self.session.cx.home)?;
+        self.read_freshness(freshness.as_ref())?;
         let mut all = ObjectMap::new();
         for digest in self.manifest().map(listed).unwrap_or_default() {
             all.insert(digest, self.object(&digest).await?);
@@ -147,12 +146,9 @@ impl<'a> Tenancy<'a> {
     async fn read_manifest(&mut self, envelope: &Envelope, has_one: bool) -> Result<(), Error> {
         let mut objects = ObjectMap::new();
         loop {
-            match self
-                .session
-                .known
-                .accept_manifest(envelope, now(), &objects)
-            {
-                Ok(_) => return Ok(()),
+            let known = &mut self.session.known;
+            match known.decide_manifest(envelope, now(), &objects) {
+                Ok(change) => return known.keep(change, envelope).map(drop),
                 Err(Refusal::Missing(digests)) if objects.is_empty() => {
                     for digest in digests {
                         objects.insert(digest, self.object(&digest).await?);
@@ -268,15 +264,13 @@ impl<'a> Tenancy<'a> {
             objects.extend(draft.objects.clone());
             objects.retain(|digest, _| listed.contains(digest));
             let envelope = manifest.sign(&keys);
-            let mut known = self.session.known.clone();
-            known
-                .accept_manifest(&envelope, now(), &objects)
-                .map_err(|refusal| self.own_fault(refusal))?;
+            let known = &self.session.known;
+            let decided = known.decide_manifest(&envelope, now(), &objects);
+            let change = decided.map_err(|refusal| self.own_fault(refusal))?;
             self.upload(&draft).await?;
             match self.hand_in(&envelope, &objects).await {
                 Ok(HandedIn::Taken) => {
-                    self.session.known = known;
-                    self.session.known.save(&self.session.cx.home)?;
+                    self.session.known.keep(change, &envelope)?;
                     keep_objects(&self.session.cx.home, &objects)?;
                     self.objects = objects;
                     self.is_ahead = false;

@@ -5,6 +5,7 @@ use casemate_trust::id::TenantId;
 use casemate_trust::name::Name;
 
 use super::held::Held;
+use super::image::newest_of;
 
 /// Whether a tenant may answer for no host: the operator has removed it. Its manifest is signed by keys that it does not have
 /// any more, so a node that joins later would only refuse it.
@@ -86,7 +87,7 @@ impl casemate_push::Catalog for NodeCatalog<'_> {
     }
 
     fn image(&self, pool: &Name) -> Option<StatementId> {
-        self.held.index.images.get(pool).cloned()
+        newest_of(self.held, pool)
     }
 
     fn manifest(&self, tenant: &TenantId) -> Option<(u64, &[u8])> {

@@ -103,7 +103,7 @@ impl Plane {
         let Ok(_removing) = self.keeping.try_write() else {
             return Ok(0);
         };
-        let writing = self.begin().await?;
+        let writing = self.begin().await;
         let Some(listed) = self.listed_for_certain(tenant).await? else {
             tracing::warn!(%tenant, "the stored manifest is not the one that was judged: nothing is removed");
             return Ok(0);

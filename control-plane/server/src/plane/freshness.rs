@@ -5,19 +5,19 @@ use casemate_api::error::code;
 use casemate_api::fleet::Outcome;
 use casemate_api::limits::FRESHNESS_INTERVAL_SECS;
 use casemate_api::tenant::FreshnessAnswer;
-use casemate_control_store::{Change, Store as _};
+use casemate_control_store::Store as _;
 use casemate_push::StatementId;
 use casemate_trust::Seconds;
 use casemate_trust::dsse::Envelope;
 use casemate_trust::freshness::Freshness;
 use casemate_trust::id::TenantId;
-use casemate_trust::judge::{Accepted, Refusal};
+use casemate_trust::judge::Refusal;
 use casemate_trust::statement::Statement as _;
 use serde_json::json;
 
 use super::held::Index;
 use super::rates::Kind;
-use super::{Actor, Plane, key, now};
+use super::{Actor, Plane};
 use crate::fault::Fault;
 
 /// Seconds of the period in which renewals in time leave one audit record: a year of renewals leaves 365.
@@ -44,27 +44,21 @@ impl Plane {
             issued: statement.issued,
         };
         self.reserve().await?;
-        let writing = self.begin().await?;
+        let writing = self.begin().await;
         let before = self.held_freshness(tenant);
-        let judged = self
+        let decided = self
             .must_not_be_too_soon(before.as_ref(), &statement)
-            .and_then(|()| self.accept_freshness(&envelope));
-        if judged.map_err(|fault| fault.about(&id))? == Accepted::Held {
+            .and_then(|()| self.decide(&id, &envelope));
+        let decided = decided.map_err(|fault| fault.about(&id))?;
+        if decided.change.is_empty() {
             return Ok(FreshnessAnswer {
                 accepted: Outcome::Held,
                 revision: self.store.revision(),
             });
         }
-        let changes = vec![Change::put(key::statement(&id), envelope.to_bytes())];
         let is_recorded = before.is_none_or(|before| self.is_news(&before, &statement));
-        let revision = if is_recorded {
-            let action = "freshness.put";
-            writing.commit(actor, action, &id, vec![], changes).await?
-        } else {
-            writing.commit_unrecorded(changes).await?
-        };
-        self.change(|held| held.index.insert(revision, id, envelope.to_bytes()));
-        writing.announce();
+        let recorded = is_recorded.then_some((actor, "freshness.put"));
+        let revision = writing.accept(decided, id, &envelope, recorded).await?;
         Ok(FreshnessAnswer {
             accepted: Outcome::New,
             revision,
@@ -97,22 +91,10 @@ impl Plane {
         taken.map_err(|_| too_soon("many at once".to_owned()))
     }
 
-    fn accept_freshness(&self, envelope: &Envelope) -> Result<Accepted, Fault> {
-        self.change(|held| match &mut held.judge {
-            Some(judge) => Ok(judge.accept_freshness(envelope, now())?),
-            None => Err(Fault::no_fleet()),
-        })
-    }
-
     /// The tenant's statement that the judge holds.
     fn held_freshness(&self, tenant: &TenantId) -> Option<Freshness> {
         let held = self.held();
         held.judge.as_ref()?.tenant(tenant)?.freshness.clone()
-    }
-
-    /// Whether the judge holds a statement of freshness of the tenant.
-    pub(super) fn has_freshness(&self, tenant: &TenantId) -> bool {
-        self.held_freshness(tenant).is_some()
     }
 
     /// Whether a statement is about another manifest, came after its predecessor had expired, or is the first of its day.
@@ -145,11 +127,7 @@ impl Index {
         };
         let held = self.held.range(bound(0, 0)..=bound(below, u64::MAX));
         let superseded: Vec<_> = held.map(|(id, _)| id.clone()).collect();
-        for id in superseded {
-            if let Some((revision, _)) = self.held.remove(&id) {
-                self.by_revision.remove(&revision);
-            }
-        }
+        superseded.iter().for_each(|id| self.remove(id));
     }
 
     /// A tenant's newest statement of freshness.

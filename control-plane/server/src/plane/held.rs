@@ -1,5 +1,5 @@
 //! What is held in memory: everything but objects, bundles and audit records. The store is the record of truth; this is
-//! read from it at the start, and again after a write that failed.
+//! read from it at the start, and changes after each write.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -13,15 +13,14 @@ use casemate_trust::freshness::Freshness;
 use casemate_trust::id::{Digest, FleetId, TenantId};
 use casemate_trust::image::Image;
 use casemate_trust::join::{Grant, TokenRecord};
-use casemate_trust::judge::{FreshnessSeen, ImageSeen, Judge, Memory, Refusal, Seen, TenantSeen};
+use casemate_trust::judge::{Judge, Memory, Row, RowKey};
 use casemate_trust::key::PublicKey;
 use casemate_trust::name::Name;
 use casemate_trust::revocation::Revocations;
-use casemate_trust::statement::{Manifest, OnlineKey, Pool, Root, Statement, Tenant};
+use casemate_trust::statement::{Manifest, OnlineKey, Pool, Root, Statement as _, Tenant};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::image::{self, NewestImages};
 use super::key;
 
 /// A token of the API as it is stored.
@@ -65,22 +64,12 @@ pub(crate) struct Index {
     pub(super) by_revision: BTreeMap<u64, StatementId>,
     pub(super) held: BTreeMap<StatementId, (u64, Vec<u8>)>,
     grants: BTreeMap<Name, BTreeMap<u64, (u64, Vec<u8>)>>,
-    pub(super) images: NewestImages,
 }
 
 impl Index {
-    /// Adds a statement; of online keys, lists of revoked nodes, manifests and a pool's images the older one goes, an
-    /// envelope that was signed anew replaces.
+    /// Adds a statement; of online keys, lists of revoked nodes and manifests the older one goes, an envelope that was signed
+    /// anew replaces.
     pub(crate) fn insert(&mut self, revision: u64, id: StatementId, bytes: Vec<u8>) {
-        if matches!(id, StatementId::Image { .. })
-            && let Some((_, image)) = image::read(&bytes)
-        {
-            for superseded in self.images.take(&id, &image.pools) {
-                if let Some((revision, _)) = self.held.remove(&superseded) {
-                    self.by_revision.remove(&revision);
-                }
-            }
-        }
         self.drop_freshness(&id);
         let lone = match &id {
             StatementId::OnlineKey { .. } => Some(
@@ -111,13 +100,15 @@ impl Index {
                 .into_iter()
                 .collect(),
         };
-        for id in replaced {
-            if let Some((revision, _)) = self.held.remove(&id) {
-                self.by_revision.remove(&revision);
-            }
-        }
+        replaced.iter().for_each(|id| self.remove(id));
         self.by_revision.insert(revision, id.clone());
         self.held.insert(id, (revision, bytes));
+    }
+
+    pub(super) fn remove(&mut self, id: &StatementId) {
+        if let Some((revision, _)) = self.held.remove(id) {
+            self.by_revision.remove(&revision);
+        }
     }
 
     pub(crate) fn insert_grant(&mut self, node: Name, epoch: u64, revision: u64, bytes: Vec<u8>) {
@@ -171,7 +162,7 @@ impl Index {
     }
 }
 
-/// See the module.
+/// The control plane's state, owned by the [`Plane`](super::Plane): read by everybody, changed after each write.
 #[derive(Debug)]
 pub(crate) struct Held {
     pub(crate) store: StoreId,
@@ -184,8 +175,6 @@ pub(crate) struct Held {
     pub(crate) audit: Option<AuditRecord>,
     /// Whether the audit chain was found unbroken.
     pub(crate) audit_intact: bool,
-    /// A write failed: memory may be ahead of the disk and is read anew before the next one.
-    pub(crate) is_stale: bool,
 }
 
 impl Held {
@@ -210,7 +199,6 @@ impl Held {
                 .collect(),
             audit: None,
             audit_intact: true,
-            is_stale: false,
         };
         held.tokens = rows(store, key::TOKEN)
             .await?
@@ -239,116 +227,42 @@ impl Held {
             .is_some_and(|judge| judge.is_revoked(node))
     }
 
-    /// Has the judge take again what it took before, remembering that it did, so that what has expired since is taken too.
-    #[expect(clippy::too_many_lines, reason = "older than the limit")]
+    /// Has the judge take again what it took before.
     async fn load_statements(&mut self, store: &Redb) -> Result<(), StoreError> {
-        let stored = Statements::read(store).await?;
-        let Some(mut judge) = stored
-            .memory()
-            .map(|memory| Judge::remembering(memory, None))
-        else {
+        let (mut statements, mut listed_objects) = (Vec::new(), BTreeMap::new());
+        for prefix in STATEMENTS {
+            let mut found: Vec<_> = rows::<Envelope>(store, prefix).await?.collect();
+            // Images are judged in the order in which they came.
+            if prefix == key::IMAGE {
+                found.sort_by_key(|(entry, _)| entry.revision);
+            }
+            for (entry, envelope) in found {
+                let id = match statement_id(&envelope) {
+                    Ok(id) => id,
+                    Err(error) => {
+                        tracing::error!(key = entry.key, error, "a stored record cannot be read");
+                        continue;
+                    }
+                };
+                if let Ok(manifest) = Manifest::read(&envelope) {
+                    let found = objects(store, &manifest.tenant, &listed(&manifest)).await?;
+                    listed_objects.extend(found);
+                }
+                self.index.insert(entry.revision, id, entry.value);
+                statements.push((entry.key, envelope));
+            }
+        }
+        // The first root of all is the fleet, and roots come first.
+        let is_root = |(_, envelope): &&(_, Envelope)| envelope.payload_type() == Root::TYPE;
+        let Some((_, root)) = statements.first().filter(is_root) else {
             return Ok(());
         };
-        let check = |taken: Result<_, Refusal>, entry: &Entry| {
-            if let Err(refusal) = taken {
-                let (key, code) = (&entry.key, refusal.code());
-                tracing::warn!(
-                    key,
-                    code,
-                    "a stored statement is not accepted any more: {refusal}"
-                );
-            }
-        };
-        for (index, (entry, envelope, Root { version, .. })) in stored.roots.iter().enumerate() {
-            // Only the newest: it is remembered by its digest, and nothing lower is taken.
-            if index + 1 == stored.roots.len() {
-                check(judge.accept_root(envelope, 0), entry);
-            }
-            self.index.insert(
-                entry.revision,
-                StatementId::Root { version: *version },
-                entry.value.clone(),
-            );
-        }
-        for (entry, envelope, OnlineKey { version, .. }) in &stored.online {
-            check(judge.accept_online_key(envelope, 0), entry);
-            self.index.insert(
-                entry.revision,
-                StatementId::OnlineKey { version: *version },
-                entry.value.clone(),
-            );
-        }
-        for (entry, envelope, Revocations { version, .. }) in &stored.revocations {
-            check(judge.accept_revocations(envelope, 0), entry);
-            self.index.insert(
-                entry.revision,
-                StatementId::Revocations { version: *version },
-                entry.value.clone(),
-            );
-        }
-        for (entry, envelope, pool) in &stored.pools {
-            check(judge.accept_pool(envelope, 0), entry);
-            let (name, epoch) = (pool.name.clone(), pool.epoch);
-            self.index.insert(
-                entry.revision,
-                StatementId::Pool { name, epoch },
-                entry.value.clone(),
-            );
-        }
-        for (entry, envelope, image) in &stored.images {
-            check(judge.accept_image(envelope, 0), entry);
-            let id = StatementId::Image {
-                version: image.version.as_u64(),
-                statement: envelope.payload_digest(),
-            };
-            self.index.insert(entry.revision, id, entry.value.clone());
-        }
-        for (
-            index,
-            (
-                entry,
-                envelope,
-                Tenant {
-                    id: tenant,
-                    version,
-                    ..
-                },
-            ),
-        ) in stored.tenants.iter().enumerate()
-        {
-            let is_newest = stored
-                .tenants
-                .get(index + 1)
-                .is_none_or(|(_, _, next)| next.id != *tenant);
-            if is_newest {
-                check(judge.accept_tenant(envelope, 0), entry);
-            }
-            let (tenant, version) = (*tenant, *version);
-            self.index.insert(
-                entry.revision,
-                StatementId::Tenant { tenant, version },
-                entry.value.clone(),
-            );
-        }
-        for (entry, envelope, manifest) in &stored.manifests {
-            let objects = objects(store, &manifest.tenant, &listed(manifest)).await?;
-            let find = |digest: &Digest| objects.get(digest).map(|object| object.bytes.clone());
-            check(judge.accept_manifest(envelope, 0, &find), entry);
-            let (tenant, version) = (manifest.tenant, manifest.version);
-            self.index.insert(
-                entry.revision,
-                StatementId::Manifest { tenant, version },
-                entry.value.clone(),
-            );
-        }
-        for (entry, envelope, statement) in &stored.freshness {
-            check(judge.accept_freshness(envelope, 0), entry);
-            let id = StatementId::Freshness {
-                tenant: statement.tenant,
-                version: statement.version,
-                issued: statement.issued,
-            };
-            self.index.insert(entry.revision, id, entry.value.clone());
+        let memory = Memory::new(FleetId(root.payload_digest().0));
+        let find = |digest: &Digest| Some(listed_objects.get(digest)?.bytes.clone());
+        let (judge, refused) = Judge::replay(memory, None, statements, &find);
+        for (key, refusal) in refused {
+            let code = refusal.code();
+            tracing::warn!(key, code, %refusal, "a stored statement is not accepted any more");
         }
         self.judge = Some(judge);
         Ok(())
@@ -376,103 +290,77 @@ impl Held {
     }
 }
 
-/// A stored statement: where it lies, as it was signed, and what it says.
-type Stored<T> = (Entry, Envelope, T);
+/// Where statements lie, roots first.
+const STATEMENTS: [&str; 8] = [
+    key::ROOT,
+    key::ONLINE,
+    key::REVOCATIONS,
+    key::POOL,
+    key::IMAGE,
+    key::TENANT,
+    key::MANIFEST,
+    key::FRESHNESS,
+];
 
-/// Every stored statement, each kind by name and version.
-struct Statements {
-    roots: Vec<Stored<Root>>,
-    online: Vec<Stored<OnlineKey>>,
-    revocations: Vec<Stored<Revocations>>,
-    pools: Vec<Stored<Pool>>,
-    /// In the order in which they came.
-    images: Vec<Stored<Image>>,
-    tenants: Vec<Stored<Tenant>>,
-    manifests: Vec<Stored<Manifest>>,
-    freshness: Vec<Stored<Freshness>>,
+/// What an envelope claims to be.
+pub(super) fn statement_id(envelope: &Envelope) -> Result<StatementId, String> {
+    Ok(match envelope.payload_type() {
+        Root::TYPE => StatementId::Root {
+            version: Root::read(envelope)?.version,
+        },
+        OnlineKey::TYPE => StatementId::OnlineKey {
+            version: OnlineKey::read(envelope)?.version,
+        },
+        Revocations::TYPE => StatementId::Revocations {
+            version: Revocations::read(envelope)?.version,
+        },
+        Pool::TYPE => {
+            let Pool { name, epoch, .. } = Pool::read(envelope)?;
+            StatementId::Pool { name, epoch }
+        }
+        Image::TYPE => StatementId::Image {
+            version: Image::read(envelope)?.version.as_u64(),
+            statement: envelope.payload_digest(),
+        },
+        Tenant::TYPE => {
+            let Tenant { id, version, .. } = Tenant::read(envelope)?;
+            let tenant = id;
+            StatementId::Tenant { tenant, version }
+        }
+        Manifest::TYPE => {
+            let Manifest {
+                tenant, version, ..
+            } = Manifest::read(envelope)?;
+            StatementId::Manifest { tenant, version }
+        }
+        Freshness::TYPE => {
+            let statement = Freshness::read(envelope)?;
+            StatementId::Freshness {
+                tenant: statement.tenant,
+                version: statement.version,
+                issued: statement.issued,
+            }
+        }
+        _ => {
+            let expected = "expected a Root, OnlineKey, Pool, Revocations, Tenant or Image";
+            return Err(expected.to_owned());
+        }
+    })
 }
 
-impl Statements {
-    async fn read(store: &Redb) -> Result<Self, StoreError> {
-        let mut images = statements(store, key::IMAGE).await?;
-        images.sort_by_key(|(entry, _, _): &Stored<Image>| entry.revision);
-        Ok(Self {
-            images,
-            roots: statements(store, key::ROOT).await?,
-            online: statements(store, key::ONLINE).await?,
-            revocations: statements(store, key::REVOCATIONS).await?,
-            pools: statements(store, key::POOL).await?,
-            tenants: statements(store, key::TENANT).await?,
-            manifests: statements(store, key::MANIFEST).await?,
-            freshness: statements(store, key::FRESHNESS).await?,
-        })
-    }
-
-    /// What the judge remembered when it had taken these; `None` before there is a fleet.
-    fn memory(&self) -> Option<Memory> {
-        let seen = |version: u64, envelope: &Envelope| Seen {
-            version,
-            digest: envelope.payload_digest(),
-        };
-        let fleet = FleetId(self.roots.first()?.1.payload_digest().0);
-        let issued = self.roots.iter().map(|(_, _, root)| root.issued);
-        let issued = issued.chain(self.online.iter().map(|(_, _, online)| online.issued));
-        let issued = issued.chain(self.pools.iter().map(|(_, _, pool)| pool.issued));
-        let issued = issued.chain(self.revocations.iter().map(|(_, _, list)| list.issued));
-        let issued = issued.chain(self.images.iter().map(|(_, _, image)| image.issued));
-        let mut memory = Memory {
-            fleet,
-            root: self
-                .roots
-                .last()
-                .map(|(_, envelope, root)| seen(root.version, envelope)),
-            online: self
-                .online
-                .last()
-                .map(|(_, envelope, online)| seen(online.version, envelope)),
-            pools: BTreeMap::new(),
-            tenants: BTreeMap::new(),
-            images: BTreeMap::new(),
-            revocations: self
-                .revocations
-                .last()
-                .map(|(_, envelope, list)| seen(list.version, envelope)),
-            floor: issued.max().unwrap_or(0),
-        };
-        for (_, envelope, pool) in &self.pools {
-            memory.remember_pool(&pool.name, seen(pool.epoch, envelope));
-        }
-        for (_, envelope, image) in &self.images {
-            let seen = ImageSeen {
-                version: image.version,
-                digest: image.digest,
-                statement: envelope.payload_digest(),
-            };
-            memory.remember_image(&image.pools, seen);
-        }
-        for (_, envelope, tenant) in &self.tenants {
-            let tenant_seen = TenantSeen {
-                tenant: seen(tenant.version, envelope),
-                manifest: None,
-                freshness: None,
-            };
-            memory.tenants.insert(tenant.id, tenant_seen);
-        }
-        for (_, envelope, manifest) in &self.manifests {
-            if let Some(tenant) = memory.tenants.get_mut(&manifest.tenant) {
-                tenant.manifest = Some(seen(manifest.version, envelope));
-            }
-        }
-        for (_, envelope, statement) in &self.freshness {
-            if let Some(tenant) = memory.tenants.get_mut(&statement.tenant) {
-                tenant.freshness = Some(FreshnessSeen {
-                    version: statement.version,
-                    issued: statement.issued,
-                    digest: envelope.payload_digest(),
-                });
-            }
-        }
-        Some(memory)
+/// What else than the statement itself a change takes out of the store. Objects go later, with others that nothing lists.
+pub(super) fn dropped(row: &Row) -> Option<StatementId> {
+    match row {
+        Row::Drop(RowKey::Freshness(tenant)) => Some(StatementId::Freshness {
+            tenant: *tenant,
+            version: 0,
+            issued: 0,
+        }),
+        Row::Drop(RowKey::Image(version, statement)) => Some(StatementId::Image {
+            version: version.as_u64(),
+            statement: *statement,
+        }),
+        _ => None,
     }
 }
 
@@ -567,14 +455,4 @@ pub(crate) async fn rows<T: DeserializeOwned>(
     Ok(found
         .into_iter()
         .filter_map(|entry| parse(&entry).map(|row| (entry, row))))
-}
-
-async fn statements<T: Statement>(
-    store: &Redb,
-    prefix: &str,
-) -> Result<Vec<Stored<T>>, StoreError> {
-    let envelopes = rows::<Envelope>(store, prefix).await?;
-    Ok(envelopes
-        .filter_map(|(entry, envelope)| T::read(&envelope).ok().map(|read| (entry, envelope, read)))
-        .collect())
 }

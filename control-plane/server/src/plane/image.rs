@@ -8,6 +8,7 @@ use casemate_push::StatementId;
 use casemate_trust::dsse::Envelope;
 use casemate_trust::id::Digest;
 use casemate_trust::image::Image;
+use casemate_trust::judge::ImageSeen;
 use casemate_trust::name::Name;
 use casemate_trust::statement::Statement as _;
 use futures_util::Stream;
@@ -16,50 +17,38 @@ use tokio::fs::File;
 use tokio::io::Take;
 
 use super::Plane;
-use super::held::Index;
+use super::held::Held;
 use crate::fault::Fault;
 
-/// The newest image statement of each pool.
-#[derive(Debug, Default, Clone)]
-pub(super) struct NewestImages(BTreeMap<Name, StatementId>);
+/// The newest image of a pool.
+pub(super) fn newest_of(held: &Held, pool: &Name) -> Option<StatementId> {
+    let id = id(held.judge.as_ref()?.memory().images.get(pool)?);
+    held.index.get(&id).is_some().then_some(id)
+}
 
-impl NewestImages {
-    /// The newest that names a pool.
-    pub(super) fn get(&self, pool: &Name) -> Option<&StatementId> {
-        self.0.get(pool)
-    }
-
-    /// Takes the statement for the pools in which it is the newest; those that are the newest of no pool any more.
-    pub(super) fn take(&mut self, id: &StatementId, pools: &[Name]) -> Vec<StatementId> {
-        let mut before = Vec::new();
-        for pool in pools {
-            let held = self.0.get(pool);
-            if held.is_none_or(|held| held.version() <= id.version()) {
-                before.extend(self.0.insert(pool.clone(), id.clone()));
-            }
-        }
-        before.retain(|before| !self.0.values().any(|id| id == before));
-        before.sort();
-        before.dedup();
-        before
+fn id(seen: &ImageSeen) -> StatementId {
+    StatementId::Image {
+        version: seen.version.as_u64(),
+        statement: seen.statement,
     }
 }
 
 /// What a stored image statement says.
-pub(super) fn read(bytes: &[u8]) -> Option<(Envelope, Image)> {
+fn read(bytes: &[u8]) -> Option<(Envelope, Image)> {
     let envelope = Envelope::parse(bytes).ok()?;
     let image = Image::read(&envelope).ok()?;
     Some((envelope, image))
 }
 
 /// Every image that is the newest of a pool.
-fn newest(index: &Index) -> impl Iterator<Item = (Envelope, Image, Vec<Name>)> {
-    let mut pools = BTreeMap::<&StatementId, Vec<Name>>::new();
-    for (pool, id) in &index.images.0 {
-        pools.entry(id).or_default().push(pool.clone());
+fn newest(held: &Held) -> impl Iterator<Item = (Envelope, Image, Vec<Name>)> {
+    let mut pools = BTreeMap::<StatementId, Vec<Name>>::new();
+    let seen = held.judge.iter().flat_map(|judge| &judge.memory().images);
+    for (pool, seen) in seen {
+        pools.entry(id(seen)).or_default().push(pool.clone());
     }
     pools.into_iter().filter_map(|(id, pools)| {
-        let (envelope, image) = read(index.get(id)?.1)?;
+        let (envelope, image) = read(held.index.get(&id)?.1)?;
         Some((envelope, image, pools))
     })
 }
@@ -78,7 +67,7 @@ impl Plane {
         body: impl Stream<Item = Result<bytes::Bytes, Fault>> + Unpin,
     ) -> Result<ImageUpload, Fault> {
         self.reserve().await?;
-        let named: BTreeSet<_> = newest(&self.held().index)
+        let named: BTreeSet<_> = newest(&self.held())
             .map(|(_, image, _)| image.digest)
             .collect();
         self.images.put(digest, place, body, &named).await
@@ -117,7 +106,7 @@ impl Plane {
             expires: image.expires,
             statement,
         };
-        let mut images: Vec<_> = newest(&held.index).map(view).collect();
+        let mut images: Vec<_> = newest(&held).map(view).collect();
         images.sort_by_key(|image| std::cmp::Reverse(image.version));
         ImageList { images }
     }
@@ -132,8 +121,8 @@ impl Plane {
     ) -> Result<Option<(u64, Take<File>)>, Fault> {
         let is_newest = {
             let held = self.held();
-            let id = held.index.images.get(pool);
-            let bytes = id.and_then(|id| held.index.get(id)).map(|(_, bytes)| bytes);
+            let id = newest_of(&held, pool);
+            let bytes = id.and_then(|id| Some(held.index.get(&id)?.1));
             bytes
                 .and_then(read)
                 .is_some_and(|(_, image)| image.digest == *digest)
@@ -142,32 +131,5 @@ impl Plane {
             return Ok(None);
         }
         self.images.read(digest, offset, bytes).await
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn id(version: u64, statement: u8) -> StatementId {
-        StatementId::Image {
-            version,
-            statement: Digest([statement; 32]),
-        }
-    }
-
-    #[test]
-    fn a_statement_goes_when_it_is_the_newest_of_no_pool() {
-        let (main, canary): (Name, Name) = ("main".parse().unwrap(), "canary".parse().unwrap());
-        let both = [main.clone(), canary.clone()];
-        let mut newest = NewestImages::default();
-        assert_eq!(newest.take(&id(1, 1), &both), []);
-        assert_eq!(newest.take(&id(2, 2), std::slice::from_ref(&canary)), []);
-        // The same version for all.
-        assert_eq!(newest.take(&id(2, 3), &both), [id(1, 1), id(2, 2)]);
-        assert_eq!(newest.get(&canary), Some(&id(2, 3)));
-        // One that is lower in a pool is not its newest, whenever it is read.
-        assert_eq!(newest.take(&id(1, 1), std::slice::from_ref(&main)), []);
-        assert_eq!(newest.get(&main), Some(&id(2, 3)));
     }
 }

@@ -35,9 +35,11 @@ use casemate_api::fleet::PublicKeys;
 use casemate_api::limits::AUDIT_PAGE_RECORDS;
 use casemate_api::token::Scope;
 use casemate_control_store::{Change, Compare, Redb, Store as _, StoreError};
+use casemate_push::StatementId;
 use casemate_trust::Seconds;
 use casemate_trust::dsse::Envelope;
 use casemate_trust::id::{Digest, TenantId};
+use casemate_trust::judge::{self, Judge};
 use casemate_trust::name::Name;
 use tokio::sync::{Mutex, MutexGuard, watch};
 
@@ -288,28 +290,11 @@ impl Plane {
     }
 
     /// Begins a change: there is one at a time.
-    async fn begin(&self) -> Result<Writing<'_>, Fault> {
-        let guard = self.writing.lock().await;
-        self.refresh().await?;
-        Ok(Writing {
+    async fn begin(&self) -> Writing<'_> {
+        Writing {
             plane: self,
-            _guard: guard,
-        })
-    }
-
-    /// Reads the state anew after a write that failed. It may have been made all the same, so that every connection looks at
-    /// what is there now, and those of nodes that are not there are closed.
-    async fn refresh(&self) -> Result<(), StoreError> {
-        if self.held().is_stale {
-            let held = Held::load(&self.store).await?;
-            self.change(|stale| {
-                *stale = held;
-                self.presence.keep(|node| stale.nodes.contains_key(node));
-            });
-            self.announce();
-            tracing::info!("the state was read anew after a write that failed");
+            _guard: self.writing.lock().await,
         }
-        Ok(())
     }
 
     /// Wakes every connection.
@@ -349,8 +334,8 @@ struct Writing<'a> {
 }
 
 impl Writing<'_> {
-    /// Writes a change with its audit record; its revision. If that fails, memory is read anew before the next change,
-    /// because the judge may have seen what the disk has not. On a full disk the operator's changes find room all the same.
+    /// Writes a change with its audit record; its revision. If that fails, nothing has changed, neither on the disk nor in
+    /// memory. On a full disk the operator's changes find room all the same.
     async fn commit(
         &self,
         actor: &Actor,
@@ -380,35 +365,57 @@ impl Writing<'_> {
             }
             written => written,
         };
-        let revision = self.written(written).await?;
+        let revision = written?;
         tracing::info!(actor = record.actor, action, subject, revision, "changed");
         self.plane.change(|held| held.audit = Some(record));
         Ok(revision)
     }
 
-    /// Writes a change that leaves no audit record; its revision.
-    async fn commit_unrecorded(&self, changes: Vec<Change>) -> Result<u64, Fault> {
-        let written = self.plane.store.commit(vec![], changes).await;
-        self.written(written).await
-    }
-
-    /// What came of a write. If it failed, memory may be ahead of the disk.
-    async fn written(&self, written: Result<u64, StoreError>) -> Result<u64, Fault> {
-        match written {
-            Ok(revision) => Ok(revision),
-            Err(error) => {
-                self.plane.change(|held| held.is_stale = true);
-                // What cannot be read now either is read when the next change begins.
-                self.plane.refresh().await.ok();
-                Err(error.into())
+    /// Writes what a decided statement changes, and only then has the judge apply it; its revision.
+    async fn accept(
+        &self,
+        decided: Decided,
+        id: StatementId,
+        envelope: &Envelope,
+        recorded: Option<(&Actor, &str)>,
+    ) -> Result<u64, Fault> {
+        let Decided {
+            change,
+            mut founder,
+        } = decided;
+        let dropped: Vec<_> = change.rows().iter().filter_map(held::dropped).collect();
+        let mut rows = vec![Change::put(key::statement(&id), envelope.to_bytes())];
+        rows.extend(dropped.iter().map(|id| Change::delete(key::statement(id))));
+        let write = async {
+            match recorded {
+                Some((actor, action)) => self.commit(actor, action, &id, vec![], rows).await,
+                None => Ok(self.plane.store.commit(vec![], rows).await?),
             }
-        }
+        };
+        let (committed, revision) = change.commit_with(write).await?;
+        self.plane.change(|held| {
+            if let Some(judge) = held.judge.as_mut().or(founder.as_mut()) {
+                judge.apply(committed);
+            }
+            held.judge = held.judge.take().or(founder);
+            dropped.iter().for_each(|id| held.index.remove(id));
+            held.index.insert(revision, id, envelope.to_bytes());
+        });
+        self.announce();
+        Ok(revision)
     }
 
     /// Wakes every connection.
     fn announce(&self) {
         self.plane.announce();
     }
+}
+
+/// A statement that was decided and is not written yet.
+struct Decided {
+    change: judge::Change,
+    /// The judge that the first root makes.
+    founder: Option<Judge>,
 }
 
 fn json<T: serde::Serialize>(row: &T) -> Vec<u8> {

@@ -49,7 +49,7 @@ impl Plane {
         mut record: TokenRecord,
     ) -> Result<(), Fault> {
         record.used_by = None;
-        let writing = self.begin().await?;
+        let writing = self.begin().await;
         {
             let held = self.held();
             let judge = held.judge.as_ref().ok_or_else(Fault::no_fleet)?;
@@ -121,7 +121,7 @@ impl Plane {
         // What a stranger sends is checked against the registered tokens before it costs a write.
         let record = self.token_of(&envelope, request)?;
         self.reserve().await?;
-        let writing = self.begin().await?;
+        let writing = self.begin().await;
         let digest = envelope.payload_digest();
         let replaced = {
             let held = self.held();
@@ -211,7 +211,7 @@ impl Plane {
         actor: &Actor,
         admission: Admission,
     ) -> Result<NodeView, Fault> {
-        let writing = self.begin().await?;
+        let writing = self.begin().await;
         let about = format!(
             "{} in {}, key {}",
             admission.name, admission.pool, admission.node_key
@@ -303,7 +303,7 @@ impl Plane {
         name: &Name,
         new: NewGrants,
     ) -> Result<NodeView, Fault> {
-        let writing = self.begin().await?;
+        let writing = self.begin().await;
         {
             let held = self.held();
             let node = held
@@ -337,7 +337,7 @@ impl Plane {
 
     /// Throws a node out: its row, its grants and its connection go.
     pub(crate) async fn revoke(&self, actor: &Actor, name: &Name) -> Result<(), Fault> {
-        let writing = self.begin().await?;
+        let writing = self.begin().await;
         self.remove(&writing, actor, name).await
     }
 
@@ -364,7 +364,7 @@ impl Plane {
 
     /// The same for a program that starts.
     pub(crate) async fn remove_revoked_before(&self) -> Result<(), Fault> {
-        let writing = self.begin().await?;
+        let writing = self.begin().await;
         self.remove_revoked(&writing, &Actor::Program).await
     }
 
@@ -469,9 +469,7 @@ impl Plane {
         let Some(last) = self.presence.depart(visit) else {
             return;
         };
-        let Ok(_writing) = self.begin().await else {
-            return;
-        };
+        let _writing = self.begin().await;
         if self.held().nodes.contains_key(&visit.node) {
             let changes = vec![Change::put(key::seen(&visit.node), json(&last))];
             if let Err(error) =

@@ -331,15 +331,6 @@ impl Presence {
         }
     }
 
-    /// Throws out all nodes but these.
-    pub(crate) fn keep(&self, is_member: impl Fn(&Name) -> bool) {
-        let mut gone: Vec<Name> = self.lock().0.keys().cloned().collect();
-        gone.retain(|node| !is_member(node));
-        for node in &gone {
-            self.revoke(node);
-        }
-    }
-
     fn update(&self, node: &Name, update: impl FnOnce(&mut Last)) {
         if let Some(live) = self.lock().0.get_mut(node) {
             live.last.last_seen = Some(now());

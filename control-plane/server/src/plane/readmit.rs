@@ -32,7 +32,7 @@ impl Plane {
             node_key,
             ..
         } = request.clone();
-        let writing = self.begin().await?;
+        let writing = self.begin().await;
         let about = format!("{name} in {pool}, key {node_key}");
         {
             let held = self.held();

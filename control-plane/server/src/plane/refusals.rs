@@ -121,7 +121,7 @@ impl Plane {
         let subject = format!("{code}{more}: {subject}");
         let recorded = async {
             self.reserve().await?;
-            let writing = self.begin().await?;
+            let writing = self.begin().await;
             writing
                 .commit(actor, action, &subject, vec![], vec![])
                 .await

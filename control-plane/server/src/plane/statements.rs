@@ -13,18 +13,17 @@ use casemate_trust::Seconds;
 use casemate_trust::dsse::Envelope;
 use casemate_trust::id::{Digest, FleetId, TenantId};
 use casemate_trust::image::Image;
-use casemate_trust::judge::{Accepted, Judge, Refusal};
+use casemate_trust::judge::{self, Judge, Refusal, no_objects};
 use casemate_trust::late::Early;
 use casemate_trust::release::Release;
-use casemate_trust::revocation::Revocations;
 use casemate_trust::secret::Secret;
-use casemate_trust::statement::{Manifest, OnlineKey, Pool, Root, Statement, Tenant};
+use casemate_trust::statement::{Manifest, OnlineKey, Statement as _};
 use serde::Deserialize;
 use serde_json::json;
 
 use super::rates::Kind;
 use super::storage::{Item, Kept};
-use super::{Actor, Plane, Writing, held, key, now};
+use super::{Actor, Decided, Plane, held, key, now};
 use crate::fault::Fault;
 
 /// How far ahead of the control plane's clock a statement may be dated, seconds: a day, in which a wrong clock is noticed.
@@ -52,24 +51,14 @@ impl Plane {
             }
             None => None,
         };
-        let writing = self.begin().await?;
-        let judged = self.judge(&id, &envelope);
-        let accepted = judged.map_err(|fault| fault.about(&id))?;
-        let is_new = accepted != Accepted::Held || self.is_signed_anew(&id, &envelope);
+        let writing = self.begin().await;
+        let decided = self.decide(&id, &envelope);
+        let decided = decided.map_err(|fault| fault.about(&id))?;
+        let is_new = !decided.change.is_empty() || self.is_signed_anew(&id, &envelope);
         let revision = if is_new {
-            let mut changes = vec![Change::put(key::statement(&id), envelope.to_bytes())];
-            if let Some(image) = &image {
-                let mut newest = self.held().index.images.clone();
-                let superseded = newest.take(&id, &image.pools);
-                let superseded = superseded.iter().filter(|other| **other != id);
-                changes.extend(superseded.map(|id| Change::delete(key::statement(id))));
-            }
-            let revision = writing
-                .commit(actor, "statement.put", &id, vec![], changes)
-                .await?;
             let names_nodes = matches!(id, StatementId::Revocations { .. });
-            self.change(|held| held.index.insert(revision, id, envelope.to_bytes()));
-            writing.announce();
+            let recorded = Some((actor, "statement.put"));
+            let revision = writing.accept(decided, id, &envelope, recorded).await?;
             if names_nodes {
                 self.remove_revoked(&writing, actor).await?;
             }
@@ -83,35 +72,19 @@ impl Plane {
 
     /// What an envelope claims to be, and whether this actor may hand in such a thing at all.
     fn identify(&self, actor: &Actor, envelope: &Envelope) -> Result<StatementId, Fault> {
-        let malformed = |message| Fault::from(Refusal::Malformed(message));
-        let id = match envelope.payload_type() {
-            Root::TYPE => Root::read(envelope).map(|root| StatementId::Root {
-                version: root.version,
-            }),
-            OnlineKey::TYPE => OnlineKey::read(envelope).map(|online| StatementId::OnlineKey {
-                version: online.version,
-            }),
-            Pool::TYPE => Pool::read(envelope).map(|pool| StatementId::Pool {
-                name: pool.name,
-                epoch: pool.epoch,
-            }),
-            Tenant::TYPE => Tenant::read(envelope).map(|tenant| StatementId::Tenant {
-                tenant: tenant.id,
-                version: tenant.version,
-            }),
-            Revocations::TYPE => Revocations::read(envelope).map(|list| StatementId::Revocations {
-                version: list.version,
-            }),
-            Image::TYPE => Image::read(envelope).map(|image| StatementId::Image {
-                version: image.version.as_u64(),
-                statement: envelope.payload_digest(),
-            }),
-            Manifest::TYPE => {
-                Err("a manifest goes to its tenant: PUT /v1/tenants/{id}/manifest".to_owned())
-            }
-            _ => Err("expected a Root, OnlineKey, Pool, Revocations, Tenant or Image".to_owned()),
-        };
-        let id = id.map_err(malformed)?;
+        let malformed = |message: String| Fault::from(Refusal::Malformed(message));
+        let id = held::statement_id(envelope).map_err(malformed)?;
+        if matches!(
+            id,
+            StatementId::Manifest { .. } | StatementId::Freshness { .. }
+        ) {
+            let path = match id {
+                StatementId::Manifest { .. } => "manifest",
+                _ => "freshness",
+            };
+            let message = format!("a {path} goes to its tenant: PUT /v1/tenants/{{id}}/{path}");
+            return Err(malformed(message));
+        }
         let may = match actor {
             Actor::Token {
                 scope: Scope::Operator,
@@ -132,7 +105,8 @@ impl Plane {
         }
     }
 
-    fn judge(&self, id: &StatementId, envelope: &Envelope) -> Result<Accepted, Fault> {
+    /// Decides any statement that lists no objects, beside everybody who reads.
+    pub(super) fn decide(&self, id: &StatementId, envelope: &Envelope) -> Result<Decided, Fault> {
         if let Ok(online) = OnlineKey::read(envelope)
             && (online.liveness, online.quic, online.api)
                 != (self.keys.liveness, self.keys.quic, self.keys.api)
@@ -140,28 +114,15 @@ impl Plane {
             let message = "the online key names other keys than this control plane holds; sign those of its public.json";
             return Err(Fault::new(422, code::ONLINE_KEY_OTHER, message));
         }
-        self.change(|held| {
-            let judge = match &mut held.judge {
-                Some(judge) => judge,
-                // The fleet is the first root's digest: whoever holds the first operator token says which.
-                none if matches!(id, StatementId::Root { version: 1 }) => {
-                    let mut judge = Judge::new(FleetId(envelope.payload_digest().0), None);
-                    let accepted = judge.accept_root(envelope, now())?;
-                    *none = Some(judge);
-                    return Ok(accepted);
-                }
-                None => return Err(Fault::no_fleet()),
-            };
-            let accepted = match id {
-                StatementId::Root { .. } => judge.accept_root(envelope, now()),
-                StatementId::OnlineKey { .. } => judge.accept_online_key(envelope, now()),
-                StatementId::Pool { .. } => judge.accept_pool(envelope, now()),
-                StatementId::Revocations { .. } => judge.accept_revocations(envelope, now()),
-                StatementId::Image { .. } => judge.accept_image(envelope, now()),
-                _ => judge.accept_tenant(envelope, now()),
-            };
-            Ok(accepted?)
-        })
+        let held = self.held();
+        let is_first = matches!(id, StatementId::Root { version: 1 });
+        // The fleet is the first root's digest: whoever holds the first operator token says which.
+        let founder = (held.judge.is_none() && is_first)
+            .then(|| Judge::new(FleetId(envelope.payload_digest().0), None));
+        let judge = held.judge.as_ref().or(founder.as_ref());
+        let judge = judge.ok_or_else(Fault::no_fleet)?;
+        let change = judge.decide(envelope, now(), &no_objects)?;
+        Ok(Decided { change, founder })
     }
 
     /// Whether the same statement now has the newest root's signature and the stored one has not: after a change of the
@@ -213,7 +174,7 @@ impl Plane {
         };
         self.reserve().await?;
         let (at, item) = (key::object(tenant, digest), Item::Object(*digest));
-        let _writing = self.begin().await?;
+        let _writing = self.begin().await;
         if self.stays(tenant, &item) && self.store.get(&at).await?.is_some() {
             return Ok(());
         }
@@ -260,46 +221,38 @@ impl Plane {
                 .about(&id));
         }
         self.reserve().await?;
-        let writing = self.begin().await?;
-        let judged = self.judge_manifest(&writing, &envelope, &manifest).await;
-        match judged.map_err(|fault| fault.about(&id))? {
-            Outcome::Held => Ok(ManifestAnswer {
+        let writing = self.begin().await;
+        let decided = self.decide_manifest(&envelope, &manifest).await;
+        let change = decided.map_err(|fault| fault.about(&id))?;
+        if change.is_empty() {
+            return Ok(ManifestAnswer {
                 accepted: Outcome::Held,
                 revision: self.store.revision(),
-            }),
-            Outcome::New => {
-                let mut changes = vec![Change::put(key::statement(&id), envelope.to_bytes())];
-                // A statement of freshness about an older manifest is superseded.
-                if self.held().index.freshness(tenant).is_some() && !self.has_freshness(tenant) {
-                    changes.push(Change::delete(key::freshness(tenant)));
-                }
-                let revision = writing
-                    .commit(actor, "manifest.put", &id, vec![], changes)
-                    .await?;
-                self.change(|held| held.index.insert(revision, id, envelope.to_bytes()));
-                writing.announce();
-                self.due.add([*tenant]);
-                Ok(ManifestAnswer {
-                    accepted: Outcome::New,
-                    revision,
-                })
-            }
+            });
         }
+        let decided = Decided {
+            change,
+            founder: None,
+        };
+        let recorded = Some((actor, "manifest.put"));
+        let revision = writing.accept(decided, id, &envelope, recorded).await?;
+        self.due.add([*tenant]);
+        Ok(ManifestAnswer {
+            accepted: Outcome::New,
+            revision,
+        })
     }
 
-    async fn judge_manifest(
+    async fn decide_manifest(
         &self,
-        _: &Writing<'_>,
         envelope: &Envelope,
         manifest: &Manifest,
-    ) -> Result<Outcome, Fault> {
+    ) -> Result<judge::Change, Fault> {
         self.must_be_next(envelope, manifest)?;
         // First without objects: whatever is wrong with the manifest itself shows before anything is read for it.
-        let digests = match self.accept_manifest(envelope, &BTreeMap::new()) {
-            Ok(Accepted::Held) => return Ok(Outcome::Held),
-            Ok(Accepted::New | Accepted::Again) => return Ok(Outcome::New),
+        let digests = match self.decide_listing(envelope, &BTreeMap::new()) {
             Err(Refusal::Missing(digests)) => digests,
-            Err(refusal) => return Err(refusal.into()),
+            decided => return Ok(decided?),
         };
         let objects = held::objects(&self.store, &manifest.tenant, &digests).await?;
         let missing: Vec<_> = digests
@@ -311,20 +264,18 @@ impl Plane {
         }
         self.must_fit_egress(&manifest.tenant, &objects)?;
         self.must_have_bundles(&manifest.tenant, &objects).await?;
-        self.accept_manifest(envelope, &objects)?;
-        Ok(Outcome::New)
+        Ok(self.decide_listing(envelope, &objects)?)
     }
 
-    fn accept_manifest(
+    fn decide_listing(
         &self,
         envelope: &Envelope,
         objects: &BTreeMap<Digest, StoredObject>,
-    ) -> Result<Accepted, Refusal> {
+    ) -> Result<judge::Change, Refusal> {
         let find = |digest: &Digest| objects.get(digest).map(|object| object.bytes.clone());
-        self.change(|held| match &mut held.judge {
-            Some(judge) => judge.accept_manifest(envelope, now(), &find),
-            None => Err(Refusal::RootUnknown),
-        })
+        let held = self.held();
+        let judge = held.judge.as_ref().ok_or(Refusal::RootUnknown)?;
+        judge.decide(envelope, now(), &find)
     }
 
     /// Two deploys at once: one wins, the other is told what it has to build on.

@@ -52,7 +52,7 @@ impl Plane {
 
     /// Leaves the audit record of a restore.
     pub(crate) async fn restored(&self, subject: &str) -> Result<(), Fault> {
-        let writing = self.begin().await?;
+        let writing = self.begin().await;
         let action = "store.restore";
         writing
             .commit(&Actor::Program, action, subject, vec![], vec![])

@@ -1,11 +1,11 @@
-//! A control plane's state in a folder, for the tests of what stands on it; and what it does when a write fails.
+//! A control plane's state in a folder, for the tests of what stands on it.
 
 use std::path::Path;
 use std::sync::Arc;
 
 use casemate_api::token::{MadeToken, NewToken};
 use casemate_control_store::StoreId;
-use casemate_push::{Member, close};
+use casemate_push::Member;
 use casemate_trust::id::FleetId;
 use casemate_trust::key::{PublicKey, SigningKey};
 use casemate_trust::statement::{Root, Statement as _};
@@ -77,21 +77,4 @@ pub(crate) async fn token(plane: &Plane, scope: Scope) -> MadeToken {
         expires: None,
     };
     plane.make_token(&Actor::Program, new).await.unwrap()
-}
-
-#[tokio::test]
-async fn what_a_failed_write_has_changed_all_the_same_reaches_every_connection() {
-    let folder = tempfile::tempdir().unwrap();
-    let plane = plane(folder.path()).await;
-    let visit = plane.arrive(&member()).unwrap();
-    let mut changes = plane.changes();
-    let gone = vec![Change::delete(key::node(&visit.node))];
-    plane.store.commit(vec![], gone).await.unwrap();
-    plane.change(|held| held.is_stale = true);
-    drop(plane.begin().await.unwrap());
-    assert_eq!(*visit.closing.borrow(), Some(close::REVOKED));
-    assert!(changes.has_changed().unwrap());
-    changes.mark_unchanged();
-    drop(plane.begin().await.unwrap());
-    assert!(!changes.has_changed().unwrap(), "once");
 }

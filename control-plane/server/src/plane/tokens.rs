@@ -44,7 +44,7 @@ impl Plane {
         if new.expires.is_some_and(|expires| expires <= now()) {
             return Err(Fault::bad_request("the token would have expired already"));
         }
-        let writing = self.begin().await?;
+        let writing = self.begin().await;
         if self.held().tokens.len() >= MAX_TOKENS {
             return Err(Fault::too_many("tokens", MAX_TOKENS));
         }
@@ -99,7 +99,7 @@ impl Plane {
 
     /// Takes a token away.
     pub(crate) async fn delete_token(&self, actor: &Actor, id: &str) -> Result<(), Fault> {
-        let writing = self.begin().await?;
+        let writing = self.begin().await;
         let found = self
             .held()
             .tokens

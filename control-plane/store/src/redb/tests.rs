@@ -1,4 +1,4 @@
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use redb::StorageBackend;
 use redb::backends::FileBackend;
@@ -146,4 +146,88 @@ async fn a_full_disk_loses_nothing_and_ends_when_there_is_room() {
     assert!(store.get("during").await.unwrap().is_none());
     assert_eq!(store.get("before").await.unwrap().unwrap().value, b"1");
     assert_eq!(put(&store, "after", b"2").await.unwrap(), 2);
+}
+
+/// A disk that does what it is asked and says that it did not, for one of the syncs after
+/// [`FAILS_IN`] was set.
+#[derive(Debug)]
+struct Liar(FileBackend);
+
+static FAILS_IN: AtomicUsize = AtomicUsize::new(usize::MAX);
+
+impl StorageBackend for Liar {
+    fn len(&self) -> io::Result<u64> {
+        self.0.len()
+    }
+    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        self.0.read(offset, out)
+    }
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.0.set_len(len)
+    }
+    fn sync_data(&self) -> io::Result<()> {
+        self.0.sync_data()?;
+        match FAILS_IN.fetch_sub(1, Ordering::SeqCst) {
+            0 => Err(io::Error::other("a sync failed")),
+            _ => Ok(()),
+        }
+    }
+    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.0.write(offset, data)
+    }
+}
+
+/// Whoever was told that a commit has failed is told the truth, also where the disk has taken all
+/// of it.
+#[tokio::test]
+async fn a_commit_that_failed_has_changed_nothing_wherever_it_failed() {
+    let create: Create = |builder, path| {
+        let mut options = File::options();
+        options.read(true).write(true).create(true).truncate(false);
+        let file = options.open(path).map_err(StorageError::Io)?;
+        builder.create_with_backend(Liar(FileBackend::new(file)?))
+    };
+    let (mut failed, mut made) = (0, 0);
+    for sync in 0..8 {
+        let folder = tempfile::tempdir().unwrap();
+        FAILS_IN.store(usize::MAX, Ordering::SeqCst);
+        let path = folder.path().join("store");
+        let store = Redb::open_with(&path, ID, create).unwrap();
+        put(&store, "replaced", b"old").await.unwrap();
+        put(&store, "removed", b"old").await.unwrap();
+        FAILS_IN.store(sync, Ordering::SeqCst);
+        let changes = vec![
+            Change::put("replaced", b"new"),
+            Change::put("added", b"new"),
+            Change::put("replaced", b"newer"),
+            Change::delete("removed"),
+        ];
+        let Err(error) = store.commit(vec![], changes).await else {
+            continue;
+        };
+        assert!(matches!(error, StoreError::Io { .. }), "{error}");
+        failed += 1;
+        // What somebody finds who reads the file as it is.
+        let copied = folder.path().join("copy");
+        fs::copy(&path, &copied).unwrap();
+        let there = Redb::open(&copied, ID).unwrap();
+        made += usize::from(there.get("added").await.unwrap().is_some());
+        for (key, value) in [("replaced", 1), ("removed", 2)] {
+            let found = store.get(key).await.unwrap().unwrap();
+            assert_eq!(
+                (found.value.as_slice(), found.revision),
+                (&b"old"[..], value)
+            );
+        }
+        assert!(store.get("added").await.unwrap().is_none());
+        assert_eq!(put(&store, "next", b"3").await.unwrap(), 3);
+        drop(store);
+        let again = Redb::open(&path, ID).unwrap();
+        assert_eq!(again.revision(), 3);
+        assert!(again.get("added").await.unwrap().is_none());
+    }
+    assert!(
+        failed > 0 && made > 0,
+        "{failed} failed, {made} were made all the same"
+    );
 }

@@ -7,8 +7,6 @@ use std::path::{Path, PathBuf};
 use casemate_trust::image::Image;
 use casemate_vault_store::{Room, Store, StoreError};
 
-/// Name of the newest image's record.
-pub(super) const IMAGE_RECORD: &str = "newest";
 /// The file, in the vault's folder.
 const FILE: &str = "image.json";
 /// Nothing in it is secret.

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, RwLock};
 
 use casemate_trust::dsse::Envelope;
+use casemate_trust::id::Digest;
 use casemate_trust::join::{Grant, JoinError, JoinToken, MAX_TOKEN_BYTES};
 use casemate_trust::judge::{Judge, Memory, PoolSeen, TenantSeen};
 use casemate_trust::late::Late;
@@ -19,6 +20,7 @@ use zeroize::Zeroizing;
 
 use super::evidence::Evidence;
 use super::image::ImageFile;
+use super::memory::frames;
 use super::room::Spending;
 use super::{Reflected, State, Vault, VaultError};
 use crate::clock;
@@ -27,6 +29,18 @@ use crate::identity::Identity;
 
 /// Of the storage key's file: others must not read it.
 const KEY_MODE: u32 = 0o600;
+
+/// Kinds of records that are statements, in the order in which each finds what it builds on.
+const STATEMENTS: [Kind; 8] = [
+    Kind::Root,
+    Kind::OnlineKey,
+    Kind::Revocations,
+    Kind::Pool,
+    Kind::Image,
+    Kind::Tenant,
+    Kind::Manifest,
+    Kind::Freshness,
+];
 
 /// A lease as it is kept for a restart within one boot.
 #[derive(Serialize, Deserialize)]
@@ -45,22 +59,18 @@ impl Vault {
         let (store, mut aside) = Store::open(&config.state, &storage.vault_key())?;
         let identity = identity(config, &store)?;
         let (memory, lost) = memory(config, &store, identity.join_request().is_none())?;
-        let here = Some(identity.pool.clone());
-        let judge = match memory {
-            Some(memory) if memory.fleet == identity.fleet => Judge::remembering(memory, here),
-            _ => Judge::new(identity.fleet, here),
-        };
+        let memory = memory.filter(|memory| memory.fleet == identity.fleet);
+        let memory = memory.unwrap_or_else(|| Memory::new(identity.fleet));
+        let judge = replay(&store, memory, &identity, &mut aside)?;
+        // A kill between records and memory leaves the memory behind what was replayed: it catches up before anything is
+        // acknowledged.
+        store.write_memory(frames(judge.memory()), &mut clock::random)?;
         let mut state = State {
             judge,
             pool_keys: PoolKeys::default(),
             identity,
         };
-        replay(&store, &mut state, &mut aside)?;
-        // A kill between records and memory leaves the memory behind what was replayed: it catches up before anything is
-        // acknowledged.
-        let remembered =
-            serde_json::to_vec(state.judge.memory()).expect("maps with text as keys are JSON");
-        store.write(StateFile::Memory, &remembered, &mut clock::random)?;
+        open_grants(&store, &mut state, &mut aside)?;
         let image_file = ImageFile::in_folder(&config.state);
         if let Some(image) = state.judge.image(&state.identity.pool) {
             image_file.write(&store, image)?;
@@ -196,19 +206,18 @@ fn memory(
     store: &Store,
     is_member: bool,
 ) -> Result<(Option<Memory>, bool), VaultError> {
-    let read = store.read(StateFile::Memory);
-    let parsed = match read {
+    let parsed = match store.read_memory() {
         // A new node has nothing to remember; a member that remembers nothing has lost it.
         Ok(None) if !is_member => return Ok((None, false)),
         Ok(None) => None,
-        Ok(Some(bytes)) => serde_json::from_slice::<Memory>(&bytes).ok(),
+        Ok(Some(stored)) => super::memory::read(&stored),
         Err(StoreError::Sealed(_)) => None,
         Err(error) => return Err(error.into()),
     };
     match parsed {
         Some(memory) => Ok((Some(memory), false)),
         None if config.accept_lost_memory => {
-            let place = store.set_aside(StateFile::Memory).ok();
+            let place = store.set_memory_aside().ok();
             tracing::error!(aside = ?place, "rollback memory could not be read; starting without it because accept_lost_memory is set");
             Ok((None, true))
         }
@@ -218,51 +227,48 @@ fn memory(
     }
 }
 
-/// Shows the judge again what it accepted before: signatures and digests are checked as if it came from the network, dates
-/// are not, because what was accepted goes on.
-fn replay(store: &Store, state: &mut State, aside: &mut SetAside) -> Result<(), VaultError> {
+/// The judge as it was when the last change was written. Dates and signatures were right then; what was accepted goes on.
+fn replay(
+    store: &Store,
+    memory: Memory,
+    identity: &Identity,
+    aside: &mut SetAside,
+) -> Result<Judge, VaultError> {
     let objects: HashMap<String, Zeroizing<Vec<u8>>> =
         store.all(Kind::Object, aside)?.into_iter().collect();
-    let clock = clock::unix();
-    for kind in [
-        Kind::Root,
-        Kind::OnlineKey,
-        Kind::Revocations,
-        Kind::Pool,
-        Kind::Image,
-        Kind::Tenant,
-        Kind::Manifest,
-        Kind::Freshness,
-    ] {
-        for (name, bytes) in store.all(kind, aside)? {
-            let Ok(envelope) = Envelope::parse(&bytes) else {
-                continue;
-            };
-            let judge = &mut state.judge;
-            let result = match kind {
-                Kind::Root => judge.accept_root(&envelope, clock),
-                Kind::OnlineKey => judge.accept_online_key(&envelope, clock),
-                Kind::Revocations => judge.accept_revocations(&envelope, clock),
-                Kind::Pool => judge.accept_pool(&envelope, clock),
-                Kind::Image => judge.accept_image(&envelope, clock),
-                Kind::Tenant => judge.accept_tenant(&envelope, clock),
-                Kind::Freshness => judge.accept_freshness(&envelope, clock),
-                _ => judge.accept_manifest(&envelope, clock, &|digest| {
-                    objects.get(&digest.to_string()).map(|bytes| bytes.to_vec())
-                }),
-            };
-            // A root that was replaced is only the next one's ancestor.
-            if let Err(refusal) = result
-                && kind != Kind::Root
-            {
-                let code = refusal.code();
-                tracing::warn!(
-                    ?kind, name, code, %refusal,
-                    "stored statement is no longer valid; requesting it again from the control plane"
-                );
-            }
+    let find = |digest: &Digest| objects.get(&digest.to_string()).map(|bytes| bytes.to_vec());
+    let mut failed = None;
+    // One kind at a time: all together may be larger than what the judge holds of them.
+    let rows = STATEMENTS.into_iter().flat_map(|kind| {
+        let found = store.all(kind, aside);
+        let found = found.unwrap_or_else(|error| {
+            failed = Some(error);
+            Vec::new()
+        });
+        found.into_iter().filter_map(move |(name, bytes)| {
+            let envelope = Envelope::parse(&bytes).ok()?;
+            Some(((kind, name), envelope))
+        })
+    });
+    let (judge, refused) = Judge::replay(memory, Some(identity.pool.clone()), rows, &find);
+    if let Some(error) = failed {
+        return Err(error.into());
+    }
+    for ((kind, name), refusal) in refused {
+        // A root that was replaced is only the next one's ancestor.
+        if kind != Kind::Root {
+            let code = refusal.code();
+            tracing::warn!(
+                ?kind, name, code, %refusal,
+                "stored statement is no longer valid; requesting it again from the control plane"
+            );
         }
     }
+    Ok(judge)
+}
+
+/// Opens the keys of the pool that this node was granted, unless it is revoked.
+fn open_grants(store: &Store, state: &mut State, aside: &mut SetAside) -> Result<(), VaultError> {
     if state.is_revoked() {
         tracing::error!("the root has revoked this node: credentials are not used");
         return Ok(());

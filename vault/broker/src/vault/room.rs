@@ -5,9 +5,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, PoisonError};
 
 use casemate_trust::dsse::Envelope;
-use casemate_trust::id::{Digest, TenantId};
-use casemate_trust::judge::Judge;
-use casemate_vault_store::{Kind, Room, Store, StoreError};
+use casemate_trust::id::TenantId;
+use casemate_trust::judge::{Accord, Change, Judge, Row, RowKey};
+use casemate_vault_store::{Room, Store, StoreError};
+
+use super::accept::record;
 
 /// What signatures and base64 add to a payload, bytes: sixteen keys' signatures with their ids, and a third. What is longer
 /// was made so by whoever carries it.
@@ -26,15 +28,25 @@ const WRITE_BYTES: usize = 4 * 1024;
 pub(super) struct Spending(Mutex<BTreeMap<TenantId, usize>>);
 
 impl Spending {
-    /// Room for a statement that the judge has accepted as the root's, or as a tenant's about itself.
-    pub(super) fn of_statement(
+    /// Room for a change that a statement of so many bytes makes.
+    pub(super) fn of_change(
         &self,
         store: &Store,
         judge: &Judge,
-        envelope: &Envelope,
-        (kind, name, tenant): (Kind, &str, Option<TenantId>),
-        bytes: usize,
+        change: &Change,
+        (envelope, bytes): (&Envelope, usize),
     ) -> Result<Room, StoreError> {
+        let statement = change.rows().iter().find_map(|row| match row {
+            Row::Put(key, _) => Some(key),
+            Row::Drop(_) => None,
+        });
+        let tenant = match statement {
+            Some(RowKey::Manifest(tenant)) => {
+                return self.of_manifest(store, judge, change, (*tenant, bytes));
+            }
+            Some(RowKey::Tenant(tenant, _) | RowKey::Freshness(tenant)) => Some(*tenant),
+            _ => None,
+        };
         let by_root = || {
             let root = judge.root();
             root.is_some_and(|root| envelope.verify(&root.keys, root.threshold))
@@ -43,27 +55,36 @@ impl Spending {
         if bytes <= plain && (tenant.is_none() || by_root()) {
             return Ok(Room::Root);
         }
-        match tenant {
-            Some(tenant) => Ok(self.of_tenant(store, tenant, bytes, length(store, kind, name)?)),
-            None => Ok(Room::Free),
+        match (tenant, statement) {
+            (Some(tenant), Some(key)) => {
+                Ok(self.of_tenant(store, tenant, bytes, length(store, key)?))
+            }
+            _ => Ok(Room::Free),
         }
     }
 
     /// Room for a manifest: with no object that was not held, and no longer in all than what it replaces and drops, it is a
     /// withdrawal, a rollback or a renewal.
-    pub(super) fn of_manifest(
+    fn of_manifest(
         &self,
         store: &Store,
-        tenant: TenantId,
-        bytes: usize,
-        (held, listed): (&BTreeSet<Digest>, &BTreeSet<Digest>),
+        judge: &Judge,
+        change: &Change,
+        (tenant, bytes): (TenantId, usize),
     ) -> Result<Room, StoreError> {
-        if !listed.is_subset(held) {
-            return Ok(Room::Free);
-        }
-        let mut freed = length(store, Kind::Manifest, &tenant.to_string())?;
-        for digest in held.difference(listed) {
-            freed += length(store, Kind::Object, &digest.to_string())?;
+        let accord = judge
+            .tenant(&tenant)
+            .and_then(|state| state.manifest.as_ref());
+        let held = accord.map_or_else(BTreeSet::new, Accord::objects);
+        let mut freed = length(store, &RowKey::Manifest(tenant))?;
+        for row in change.rows() {
+            match row {
+                Row::Put(RowKey::Object(digest), _) if !held.contains(digest) => {
+                    return Ok(Room::Free);
+                }
+                Row::Drop(key @ RowKey::Object(_)) => freed += length(store, key)?,
+                _ => {}
+            }
         }
         Ok(self.of_tenant(store, tenant, bytes, freed))
     }
@@ -86,8 +107,9 @@ impl Spending {
     }
 }
 
-/// Of a record as it is held.
-fn length(store: &Store, kind: Kind, name: &str) -> Result<usize, StoreError> {
-    let held = store.get(kind, name)?;
+/// Of a row as it is held.
+fn length(store: &Store, key: &RowKey) -> Result<usize, StoreError> {
+    let (kind, name) = record(key);
+    let held = store.get(kind, &name)?;
     Ok(held.map_or(0, |bytes| bytes.len()))
 }

@@ -1,10 +1,9 @@
 //! Judging statements of freshness, and whether a manifest is fresh by them.
 
-use std::sync::Arc;
-
 use serde::{Deserialize, Serialize};
 
-use super::{Accepted, Age, Judge, Refusal, TenantSeen, TenantState, accepted};
+use super::change::Held;
+use super::{Age, Change, Judge, MemoryRow, Refusal, RowKey, TenantSeen, TenantState, accepted};
 use crate::Seconds;
 use crate::dsse::Envelope;
 use crate::freshness::{Freshness, FreshnessDemand, MAX_SKEW_SECS};
@@ -66,14 +65,11 @@ pub enum Stale {
 impl Judge {
     /// Judges a `Freshness`. A statement about a manifest that is newer than the held one is accepted
     /// from the tenant's keys alone: the newer manifest, which names its delegated key, is not held.
-    ///
-    /// # Errors
-    /// The refusal, by name; nothing has changed.
-    pub fn accept_freshness(
-        &mut self,
+    pub(super) fn decide_freshness(
+        &self,
         envelope: &Envelope,
-        clock: Seconds,
-    ) -> Result<Accepted, Refusal> {
+        clock: Option<Seconds>,
+    ) -> Result<Change, Refusal> {
         let statement = Freshness::read(envelope).map_err(Refusal::Malformed)?;
         self.must_be_our_fleet(statement.fleet)?;
         let id = statement.tenant;
@@ -87,26 +83,30 @@ impl Judge {
             _ => Age::New,
         };
         if age == Age::Same && held.freshness.is_some() {
-            return Ok(Accepted::Held);
+            return Ok(self.unchanged());
         }
         must_be_of_newest_manifest(&statement, memory)?;
         if age == Age::New {
             must_be_newest(&statement, memory)?;
-            self.must_be_in_time(&statement, held, clock)?;
-            must_be_signed(envelope, &statement, held, memory)?;
+            if let Some(clock) = clock {
+                self.must_be_in_time(&statement, held, clock)?;
+                must_be_signed(envelope, &statement, held, memory)?;
+            }
         }
-        let seen = FreshnessSeen {
+        let freshness = Some(FreshnessSeen {
             version: statement.version,
             issued: statement.issued,
             digest,
-        };
-        if let (Some(memory), Some(state)) =
-            (self.memory.tenants.get_mut(&id), self.tenants.get_mut(&id))
-        {
-            memory.freshness = Some(seen);
-            Arc::make_mut(state).freshness = Some(statement);
-        }
-        Ok(accepted(age))
+        });
+        let seen = MemoryRow::Tenant(
+            id,
+            TenantSeen {
+                freshness,
+                ..*memory
+            },
+        );
+        let row = (RowKey::Freshness(id), envelope);
+        Ok(self.put(accepted(age), row, Held::Freshness(statement), vec![seen]))
     }
 
     fn must_be_in_time(

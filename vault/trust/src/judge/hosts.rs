@@ -7,7 +7,6 @@
 //! statements that are held, and not at the order in which they came.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::ops::Bound;
 
 use super::{Judge, TenantState};
 use crate::Seconds;
@@ -28,7 +27,8 @@ impl Rank {
     }
 }
 
-type Ranks = BTreeSet<Rank>;
+/// Sorted. Most patterns are one tenant's, for which a set would take ten times as much.
+type Ranks = Vec<Rank>;
 
 /// The patterns of all tenants: by what follows the first label, then by that label, so that a host name finds its
 /// wildcard and a wildcard its host names.
@@ -41,7 +41,11 @@ impl HostClaims {
             let (label, parent) = pattern.label_and_parent();
             let labels = self.0.entry(parent.to_owned()).or_default();
             let ranks = labels.entry(label.to_owned()).or_default();
-            ranks.insert(Rank::of(tenant));
+            let rank = Rank::of(tenant);
+            if let Err(at) = ranks.binary_search(&rank) {
+                ranks.reserve_exact(1);
+                ranks.insert(at, rank);
+            }
         }
     }
 
@@ -52,7 +56,7 @@ impl HostClaims {
                 continue;
             };
             if let Some(ranks) = labels.get_mut(label) {
-                ranks.remove(&Rank::of(tenant));
+                ranks.retain(|rank| *rank != Rank::of(tenant));
                 if ranks.is_empty() {
                     labels.remove(label);
                 }
@@ -66,7 +70,7 @@ impl HostClaims {
     fn owner(&self, host: &HostName) -> Option<TenantId> {
         let (label, parent) = host.label_and_parent();
         let labels = self.0.get(parent)?;
-        let first = |label| labels.get(label).and_then(BTreeSet::first);
+        let first = |label| labels.get(label).and_then(|ranks| ranks.first());
         let owner = first(label).into_iter().chain(first(WILDCARD)).min();
         owner.map(|Rank(_, id)| *id)
     }
@@ -110,7 +114,8 @@ impl Judge {
             let ahead = self
                 .claims
                 .overlapping(pattern)
-                .flat_map(|ranks| ranks.range(..Rank::of(tenant)));
+                .flatten()
+                .filter(|rank| **rank < Rank::of(tenant));
             ahead.map(|Rank(_, other)| *other).collect::<BTreeSet<_>>()
         };
         let contested = tenant.hosts.iter().flat_map(|pattern| {
@@ -120,13 +125,11 @@ impl Judge {
         contested.collect()
     }
 
-    /// Whose hosts may be others now that a tenant's newest statement has taken the place of `before`: only tenants that
-    /// come after that tenant, since it takes nothing from those ahead of it. The cost is that of the patterns that overlap
-    /// with the changed ones.
-    pub fn affected_by(&self, id: &TenantId, before: Option<&Tenant>) -> BTreeSet<TenantId> {
-        let Some(now) = self.tenant(id).map(|state| &state.tenant) else {
-            return BTreeSet::new();
-        };
+    /// Whose hosts may be others once `next` is the newest statement of its tenant: only tenants that come after that
+    /// tenant, since it takes nothing from those ahead of it. The cost is that of the patterns that overlap with the
+    /// changed ones.
+    pub(super) fn affected_by(&self, next: &Tenant) -> BTreeSet<TenantId> {
+        let before = self.tenant(&next.id).map(|state| &state.tenant);
         let patterns = |tenant: Option<&Tenant>| -> BTreeSet<HostPattern> {
             tenant
                 .iter()
@@ -134,11 +137,10 @@ impl Judge {
                 .cloned()
                 .collect()
         };
-        let (old, new) = (patterns(before), patterns(Some(now)));
-        let behind = (Bound::Excluded(Rank::of(now)), Bound::Unbounded);
+        let (old, new) = (patterns(before), patterns(Some(next)));
         let changed = old.symmetric_difference(&new);
         let ranks = changed.flat_map(|pattern| self.claims.overlapping(pattern));
-        let affected = ranks.flat_map(|ranks| ranks.range(behind));
+        let affected = ranks.flatten().filter(|rank| **rank > Rank::of(next));
         affected.map(|Rank(_, other)| *other).collect()
     }
 }

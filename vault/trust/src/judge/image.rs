@@ -1,8 +1,11 @@
 //! Judging images: in each pool versions only rise, and one version has one content.
 
+use std::collections::BTreeSet;
+
 use serde::{Deserialize, Serialize};
 
-use super::{Accepted, Judge, MAX_POOLS_HELD, Memory, Refusal};
+use super::change::Held;
+use super::{Accepted, Change, Judge, MAX_POOLS_HELD, MemoryRow, Refusal, Row, RowKey};
 use crate::Seconds;
 use crate::dsse::Envelope;
 use crate::id::Digest;
@@ -11,7 +14,7 @@ use crate::name::Name;
 use crate::statement::Statement as _;
 
 /// The newest image of a pool.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct ImageSeen {
     /// Its version.
     pub version: ImageVersion,
@@ -19,22 +22,6 @@ pub struct ImageSeen {
     pub digest: Digest,
     /// Digest of the statement's payload. The same image may be signed again, for more pools or for longer.
     pub statement: Digest,
-}
-
-impl Memory {
-    /// Remembers an image for each of these pools. One that is remembered with a higher version stays.
-    pub fn remember_image<'a>(
-        &mut self,
-        pools: impl IntoIterator<Item = &'a Name>,
-        image: ImageSeen,
-    ) {
-        for pool in pools {
-            let seen = self.images.get(pool);
-            if seen.is_none_or(|seen| seen.version <= image.version) {
-                self.images.insert(pool.clone(), image);
-            }
-        }
-    }
 }
 
 impl Judge {
@@ -50,14 +37,11 @@ impl Judge {
 
     /// Judges an `Image` for the pools that it names and that matter here. One that was accepted before, and is still the
     /// newest of a pool, is taken again for that pool, whatever has become of its others.
-    ///
-    /// # Errors
-    /// The refusal, by name; nothing has changed.
-    pub fn accept_image(
-        &mut self,
+    pub(super) fn decide_image(
+        &self,
         envelope: &Envelope,
-        clock: Seconds,
-    ) -> Result<Accepted, Refusal> {
+        clock: Option<Seconds>,
+    ) -> Result<Change, Refusal> {
         let image = Image::read(envelope).map_err(Refusal::Malformed)?;
         self.must_be_our_fleet(image.fleet)?;
         let here = self.here.as_ref();
@@ -67,43 +51,55 @@ impl Judge {
             return Err(Refusal::ImagePoolOther);
         }
         let statement = envelope.payload_digest();
-        let remembered: Vec<&Name> = pools
-            .iter()
-            .filter(|pool| {
-                let seen = self.memory.images.get(*pool);
-                seen.is_some_and(|seen| seen.statement == statement)
-            })
-            .collect();
+        let row = (RowKey::Image(image.version, statement), envelope);
+        let seen = |pool: &Name| self.memory.images.get(pool);
+        let is_remembered =
+            |pool: &&Name| seen(pool).is_some_and(|seen| seen.statement == statement);
+        let remembered: Vec<Name> = pools.iter().filter(is_remembered).cloned().collect();
         if !remembered.is_empty() {
-            let is_held = |pool: &&Name| self.images.get(*pool) == Some(&image);
+            let is_held = |pool: &Name| self.images.get(pool) == Some(&image);
             if remembered.iter().all(is_held) {
-                return Ok(Accepted::Held);
+                return Ok(self.unchanged());
             }
-            for pool in remembered {
-                self.images.insert(pool.clone(), image.clone());
-            }
-            return Ok(Accepted::Again);
+            let held = Held::Image(remembered, image);
+            return Ok(self.put(Accepted::Again, row, held, Vec::new()));
         }
         for pool in &pools {
             self.must_rise(pool, &image)?;
         }
-        let unseen = |pool: &&Name| !self.memory.images.contains_key(*pool);
-        if self.memory.images.len() + pools.iter().filter(unseen).count() > MAX_POOLS_HELD {
+        let unseen = pools.iter().filter(|pool| seen(pool).is_none()).count();
+        if self.memory.images.len() + unseen > MAX_POOLS_HELD {
             return Err(Refusal::TooMany("pools with an image"));
         }
-        self.must_be_signed_by_root(envelope, clock)?;
-        self.must_be_fresh(image.expires, clock, Refusal::ImageExpired)?;
-        let seen = ImageSeen {
+        if let Some(clock) = clock {
+            self.must_be_signed_by_root(envelope, clock)?;
+            self.must_be_fresh(image.expires, clock, Refusal::ImageExpired)?;
+        }
+        let newest = ImageSeen {
             version: image.version,
             digest: image.digest,
             statement,
         };
-        self.memory.remember_image(&pools, seen);
-        self.memory.floor = self.memory.floor.max(image.issued);
-        for pool in pools {
-            self.images.insert(pool, image.clone());
-        }
-        Ok(Accepted::New)
+        let of_pool = |pool: &Name| MemoryRow::Image(pool.clone(), newest);
+        let mut memory: Vec<_> = pools.iter().map(of_pool).collect();
+        memory.extend(self.floor(image.issued));
+        let superseded = self.superseded(&pools);
+        let mut change = self.put(Accepted::New, row, Held::Image(pools, image), memory);
+        change.rows.splice(..0, superseded);
+        Ok(change)
+    }
+
+    /// Rows of images that are the newest of no pool once another is the newest of `pools`.
+    fn superseded(&self, pools: &[Name]) -> Vec<Row> {
+        let images = &self.memory.images;
+        let before: BTreeSet<_> = pools.iter().filter_map(|pool| images.get(pool)).collect();
+        let stays = |seen: &&ImageSeen| {
+            let elsewhere = images.iter().filter(|(pool, _)| !pools.contains(pool));
+            elsewhere.into_iter().any(|(_, other)| other == *seen)
+        };
+        let gone = before.into_iter().filter(|seen| !stays(seen));
+        gone.map(|seen| Row::Drop(RowKey::Image(seen.version, seen.statement)))
+            .collect()
     }
 
     fn must_rise(&self, pool: &Name, image: &Image) -> Result<(), Refusal> {

@@ -1,6 +1,7 @@
 //! Judging the list of revoked nodes: its version only rises, and it outlives everything else.
 
-use super::{Accepted, Age, Judge, Refusal, Seen, accepted, age};
+use super::change::Held;
+use super::{Age, Change, Judge, MemoryRow, Refusal, RowKey, Seen, accepted, age};
 use crate::Seconds;
 use crate::dsse::Envelope;
 use crate::key::PublicKey;
@@ -44,36 +45,33 @@ impl Judge {
     }
 
     /// Judges a `Revocations`.
-    ///
-    /// # Errors
-    /// The refusal, by name; nothing has changed.
-    pub fn accept_revocations(
-        &mut self,
+    pub(super) fn decide_revocations(
+        &self,
         envelope: &Envelope,
-        clock: Seconds,
-    ) -> Result<Accepted, Refusal> {
+        clock: Option<Seconds>,
+    ) -> Result<Change, Refusal> {
         let list = Revocations::read(envelope).map_err(Refusal::Malformed)?;
         self.must_be_our_fleet(list.fleet)?;
-        let digest = envelope.payload_digest();
+        let (version, digest) = (list.version, envelope.payload_digest());
         let age = age(
             self.memory.revocations.as_ref(),
-            list.version,
+            version,
             digest,
             Refusal::RevocationsVersionLower,
             Refusal::RevocationsEqualOther,
         )?;
         if age == Age::Same && self.revocations.is_some() {
-            return Ok(Accepted::Held);
+            return Ok(self.unchanged());
         }
+        let mut memory = Vec::new();
         if age == Age::New {
-            self.must_be_signed_by_root(envelope, clock)?;
-            self.memory.revocations = Some(Seen {
-                version: list.version,
-                digest,
-            });
-            self.memory.floor = self.memory.floor.max(list.issued);
+            if let Some(clock) = clock {
+                self.must_be_signed_by_root(envelope, clock)?;
+            }
+            memory.push(MemoryRow::Revocations(Seen { version, digest }));
+            memory.extend(self.floor(list.issued));
         }
-        self.revocations = Some(list);
-        Ok(accepted(age))
+        let row = (RowKey::Revocations, envelope);
+        Ok(self.put(accepted(age), row, Held::Revocations(list), memory))
     }
 }

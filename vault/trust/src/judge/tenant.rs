@@ -3,7 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use super::{Accepted, Age, Judge, MAX_TENANTS, Refusal, Seen, TenantSeen, accepted, age};
+use super::change::Held;
+use super::{Age, Change, Judge, MAX_TENANTS, MemoryRow, Refusal, Row, RowKey, Seen, TenantSeen};
+use super::{accepted, age};
 use crate::Seconds;
 use crate::dsse::Envelope;
 use crate::freshness::Freshness;
@@ -51,148 +53,151 @@ impl Accord {
 /// Bytes of an object by its digest, as the caller has them. They are checked against the digest.
 pub type Objects<'a> = &'a dyn Fn(&Digest) -> Option<Vec<u8>>;
 
+/// The objects of somebody who has none: for every statement that is no manifest.
+pub fn no_objects(_digest: &Digest) -> Option<Vec<u8>> {
+    None
+}
+
 impl Judge {
     /// Judges a `Tenant`.
-    ///
-    /// # Errors
-    /// The refusal, by name; nothing has changed.
-    pub fn accept_tenant(
-        &mut self,
+    pub(super) fn decide_tenant(
+        &self,
         envelope: &Envelope,
-        clock: Seconds,
-    ) -> Result<Accepted, Refusal> {
+        clock: Option<Seconds>,
+    ) -> Result<Change, Refusal> {
         let tenant = Tenant::read(envelope).map_err(Refusal::Malformed)?;
         self.must_be_our_fleet(tenant.fleet)?;
-        let digest = envelope.payload_digest();
-        let seen = self.memory.tenants.get(&tenant.id);
-        let seen_tenant = seen.map(|seen| &seen.tenant);
+        let (id, version, digest) = (tenant.id, tenant.version, envelope.payload_digest());
+        let seen = self.memory.tenants.get(&id);
         let age = age(
-            seen_tenant,
-            tenant.version,
+            seen.map(|seen| &seen.tenant),
+            version,
             digest,
             Refusal::TenantVersionLower,
             Refusal::TenantEqualOther,
         )?;
-        let held = self.tenants.get(&tenant.id);
+        let held = self.tenants.get(&id).map(|held| &held.tenant);
         if age == Age::Same && held.is_some() {
-            return Ok(Accepted::Held);
+            return Ok(self.unchanged());
         }
         if seen.is_none() && self.memory.tenants.len() >= MAX_TENANTS {
             return Err(Refusal::TooMany("tenants"));
         }
+        let mut memory = Vec::new();
         if age == Age::New {
-            let by_root = self.must_be_signed_by_root(envelope, clock);
-            let signed_by_root = by_root.is_ok();
-            must_be_authorised(by_root, envelope, &tenant, held.map(|held| &held.tenant))?;
-            must_be_admitted_as_before(&tenant, held.map(|held| &held.tenant))?;
-            self.must_be_fresh(tenant.expires, clock, Refusal::TenantExpired)?;
-            let manifest = seen.and_then(|seen| seen.manifest);
-            let freshness = seen.and_then(|seen| seen.freshness);
-            let seen = TenantSeen {
-                tenant: Seen {
-                    version: tenant.version,
-                    digest,
-                },
-                manifest,
-                freshness,
-            };
-            self.memory.tenants.insert(tenant.id, seen);
-            if signed_by_root {
-                self.memory.floor = self.memory.floor.max(tenant.issued);
+            let by_root = self.must_be_signed_by_root(envelope, clock.unwrap_or(0));
+            if by_root.is_ok() {
+                memory.extend(self.floor(tenant.issued));
             }
+            if let Some(clock) = clock {
+                must_be_authorised(by_root, envelope, &tenant, held)?;
+                must_be_admitted_as_before(&tenant, held)?;
+                self.must_be_fresh(tenant.expires, clock, Refusal::TenantExpired)?;
+            }
+            let seen = TenantSeen {
+                tenant: Seen { version, digest },
+                manifest: seen.and_then(|seen| seen.manifest),
+                freshness: seen.and_then(|seen| seen.freshness),
+            };
+            memory.push(MemoryRow::Tenant(id, seen));
         }
-        let claims = Arc::make_mut(&mut self.claims);
+        let behind = self.affected_by(&tenant);
+        let row = (RowKey::Tenant(id, version), envelope);
+        let held = Held::Tenant(Box::new(tenant));
+        let mut change = self.put(accepted(age), row, held, memory);
+        change.affected = std::iter::once(id).chain(behind).collect();
+        Ok(change)
+    }
+
+    pub(super) fn hold_tenant(&mut self, tenant: Tenant) {
         if let Some(held) = self.tenants.get(&tenant.id) {
-            claims.remove(&held.tenant);
+            self.claims.remove(&held.tenant);
         }
-        claims.insert(&tenant);
+        self.claims.insert(&tenant);
         match self.tenants.get_mut(&tenant.id) {
-            Some(held) => Arc::make_mut(held).tenant = tenant,
-            None => drop(self.tenants.insert(
-                tenant.id,
-                Arc::new(TenantState {
+            Some(held) => held.tenant = tenant,
+            None => {
+                let id = tenant.id;
+                let state = TenantState {
                     tenant,
                     manifest: None,
                     freshness: None,
-                }),
-            )),
+                };
+                self.tenants.insert(id, Box::new(state));
+            }
         }
-        Ok(accepted(age))
     }
 
-    /// Judges a `Manifest` with what it lists. [`Refusal::Missing`] names the objects that are needed first; everything
-    /// about the manifest itself has then been found right.
-    ///
-    /// # Errors
-    /// The refusal, by name; nothing has changed.
-    pub fn accept_manifest(
-        &mut self,
+    /// Judges a `Manifest` with what it lists.
+    pub(super) fn decide_manifest(
+        &self,
         envelope: &Envelope,
-        clock: Seconds,
+        clock: Option<Seconds>,
         objects: Objects<'_>,
-    ) -> Result<Accepted, Refusal> {
+    ) -> Result<Change, Refusal> {
         let manifest = Manifest::read(envelope).map_err(Refusal::Malformed)?;
         self.must_be_our_fleet(manifest.fleet)?;
-        let held = self
-            .tenants
-            .get(&manifest.tenant)
-            .ok_or(Refusal::TenantUnknown)?;
+        let (id, version) = (manifest.tenant, manifest.version);
+        let (Some(held), Some(seen)) = (self.tenants.get(&id), self.memory.tenants.get(&id)) else {
+            return Err(Refusal::TenantUnknown);
+        };
         let digest = envelope.payload_digest();
-        let seen = self
-            .memory
-            .tenants
-            .get(&manifest.tenant)
-            .and_then(|seen| seen.manifest);
         let age = age(
-            seen.as_ref(),
-            manifest.version,
+            seen.manifest.as_ref(),
+            version,
             digest,
             Refusal::ManifestVersionLower,
             Refusal::ManifestEqualOther,
         )?;
         if age == Age::Same && held.manifest.is_some() {
-            return Ok(Accepted::Held);
+            return Ok(self.unchanged());
         }
         if manifest.tenant_version > held.tenant.version {
             return Err(Refusal::TenantUnknown);
         }
-        if age == Age::New {
+        let is_new = clock.filter(|_| age == Age::New);
+        if let Some(clock) = is_new {
             if !envelope.verify(&held.tenant.current.keys, held.tenant.current.threshold) {
                 return Err(Refusal::SignatureThreshold);
             }
             self.must_be_fresh(manifest.expires, clock, Refusal::ManifestExpired)?;
         }
-        let accord = self.gather(&held.tenant, manifest, digest, objects)?;
+        let (accord, listed) = self.gather(&held.tenant, manifest, digest, objects)?;
         // What was accepted once is not judged again by a `Tenant` that came later: that is for whoever makes the plan.
-        if age == Age::New {
+        if is_new.is_some() {
             must_fit(&held.tenant, &accord)?;
         }
-        let id = accord.manifest.tenant;
-        let seen = Seen {
-            version: accord.manifest.version,
-            digest,
-        };
-        if let (Some(memory), Some(state)) =
-            (self.memory.tenants.get_mut(&id), self.tenants.get_mut(&id))
-        {
-            memory.manifest = Some(seen);
-            let state = Arc::make_mut(state);
-            state
-                .freshness
-                .take_if(|statement| statement.version < seen.version);
-            state.manifest = Some(accord);
-        }
-        Ok(accepted(age))
+        let mut rows = dropped(held, &accord);
+        let manifest = Some(Seen { version, digest });
+        let seen = MemoryRow::Tenant(id, TenantSeen { manifest, ..*seen });
+        let row = (RowKey::Manifest(id), envelope);
+        let accord = Held::Manifest(Box::new(accord));
+        let mut change = self.put(accepted(age), row, accord, vec![seen]);
+        rows.append(&mut change.rows);
+        rows.extend(listed);
+        change.rows = rows;
+        change.affected = vec![id];
+        Ok(change)
     }
 
-    /// Finds and parses everything that the manifest lists and that matters here.
+    pub(super) fn hold_manifest(&mut self, accord: Accord) {
+        if let Some(state) = self.tenants.get_mut(&accord.manifest.tenant) {
+            let version = accord.manifest.version;
+            state
+                .freshness
+                .take_if(|statement| statement.version < version);
+            state.manifest = Some(accord);
+        }
+    }
+
+    /// Finds and parses everything that the manifest lists and that matters here, with its rows.
     fn gather(
         &self,
         tenant: &Tenant,
         manifest: Manifest,
         digest: Digest,
         objects: Objects<'_>,
-    ) -> Result<Accord, Refusal> {
+    ) -> Result<(Accord, Vec<Row>), Refusal> {
         let matters = |pool: &Name| self.here.as_ref().is_none_or(|here| here == pool);
         let mut missing = BTreeSet::new();
         let mut fetch = |digest: &Digest| match objects(digest) {
@@ -204,6 +209,7 @@ impl Judge {
             }
         };
         let (mut releases, mut secrets) = (BTreeMap::new(), BTreeMap::new());
+        let mut listed = BTreeMap::new();
         for (function, wanted) in manifest
             .functions
             .iter()
@@ -226,6 +232,7 @@ impl Judge {
                     return Err(Refusal::ReleaseOther(function.clone()));
                 }
                 releases.insert(*digest, Arc::new(release));
+                listed.insert(*digest, bytes);
             }
         }
         for (name, sealed) in &manifest.secrets {
@@ -247,18 +254,20 @@ impl Judge {
                     return Err(Refusal::SecretOther(name.clone()));
                 }
                 secrets.insert((name.clone(), pool.clone()), Arc::new(secret));
+                listed.insert(*digest, bytes);
             }
         }
-        if missing.is_empty() {
-            Ok(Accord {
-                manifest,
-                digest,
-                releases,
-                secrets,
-            })
-        } else {
-            Err(Refusal::Missing(missing.into_iter().collect()))
+        if !missing.is_empty() {
+            return Err(Refusal::Missing(missing.into_iter().collect()));
         }
+        let accord = Accord {
+            manifest,
+            digest,
+            releases,
+            secrets,
+        };
+        let row = |(digest, bytes)| Row::Put(RowKey::Object(digest), bytes);
+        Ok((accord, listed.into_iter().map(row).collect()))
     }
 
     /// The id under which a name is known here, if it is.
@@ -268,6 +277,21 @@ impl Judge {
             .find(|(_, state)| state.tenant.name == *name)
             .map(|(id, _)| *id)
     }
+}
+
+/// Rows that a tenant needs no more once it has this manifest: objects that only the manifest before
+/// lists, and a statement of freshness about an older one.
+fn dropped(held: &TenantState, next: &Accord) -> Vec<Row> {
+    let before = held.manifest.as_ref();
+    let before = before.map_or_else(BTreeSet::new, Accord::objects);
+    let listed = next.objects();
+    let objects = before
+        .difference(&listed)
+        .map(|digest| RowKey::Object(*digest));
+    let is_superseded = |statement: &&Freshness| statement.version < next.manifest.version;
+    let freshness = held.freshness.as_ref().filter(is_superseded);
+    let freshness = freshness.map(|statement| RowKey::Freshness(statement.tenant));
+    objects.chain(freshness).map(Row::Drop).collect()
 }
 
 /// A change is the root's to make; the keys alone, also the threshold's of the keys before.

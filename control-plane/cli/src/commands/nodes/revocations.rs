@@ -14,7 +14,7 @@ use crate::session::Context;
 pub(in crate::commands) fn sign_missing(cx: &Context) -> Result<bool, Error> {
     let _lock = cx.home.lock()?;
     let members: Vec<Admitted> = cx.home.read_json(NODES)?.unwrap_or_default();
-    let Some(mut known) = Known::load(&cx.home, now())? else {
+    let Some(mut known) = Known::load(&cx.home)? else {
         return Ok(false);
     };
     let judge = known.judge();
@@ -47,6 +47,5 @@ pub(in crate::commands) fn sign_missing(cx: &Context) -> Result<bool, Error> {
         ));
     }
     known.accept(&list.sign(&[&cx.root_key()?]), issued)?;
-    known.save(&cx.home)?;
     Ok(true)
 }

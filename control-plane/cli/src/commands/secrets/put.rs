@@ -482,6 +482,13 @@ mod tests {
 
     use super::*;
 
+    /// Takes a statement of the root that nothing stands against.
+    fn accept(judge: &mut Judge, envelope: &casemate_trust::dsse::Envelope) {
+        let decided = judge.decide(envelope, 1, &casemate_trust::judge::no_objects);
+        let (committed, ()) = decided.unwrap().commit(|_| Ok::<_, ()>(())).unwrap();
+        judge.apply(committed);
+    }
+
     #[test]
     fn nothing_is_sealed_to_an_expired_key_even_if_an_older_one_holds() {
         let key = SigningKey::from_seed(&[1; 32]).unwrap();
@@ -494,7 +501,7 @@ mod tests {
         };
         let root = root.sign(&[&key]);
         let mut judge = Judge::new(FleetId(root.payload_digest().0), None);
-        judge.accept_root(&root, 1).unwrap();
+        accept(&mut judge, &root);
         let mut pool = Pool {
             fleet: judge.fleet(),
             name: "main".parse().unwrap(),
@@ -503,10 +510,10 @@ mod tests {
             issued: 1,
             expires: 9000,
         };
-        judge.accept_pool(&pool.sign(&[&key]), 1).unwrap();
+        accept(&mut judge, &pool.sign(&[&key]));
         (pool.epoch, pool.expires) = (2, 5000);
         pool.public_key = SealingKey::of_seed(&[6; 32]).unwrap();
-        judge.accept_pool(&pool.sign(&[&key]), 1).unwrap();
+        accept(&mut judge, &pool.sign(&[&key]));
         assert_eq!(sealable(&judge, &pool.name, 4999).unwrap().epoch, 2);
         let error = sealable(&judge, &pool.name, 5000).unwrap_err();
         assert!(
@@ -522,11 +529,11 @@ mod tests {
             issued: 1,
         };
         list.revoke(key.public(), &pool.name, Some(1));
-        judge.accept_revocations(&list.sign(&[&key]), 1).unwrap();
+        accept(&mut judge, &list.sign(&[&key]));
         assert_eq!(sealable(&judge, &pool.name, 1).unwrap().epoch, 2);
         list.version = 2;
         list.revoke(key.public(), &pool.name, Some(2));
-        judge.accept_revocations(&list.sign(&[&key]), 1).unwrap();
+        accept(&mut judge, &list.sign(&[&key]));
         let error = sealable(&judge, &pool.name, 1).unwrap_err();
         assert!(error.to_text().contains("a revoked node knows"));
         let unknown = sealable(&judge, &"eu".parse().unwrap(), 1).unwrap_err();

@@ -45,9 +45,7 @@ fn statement(manifest: &Manifest, issued: Seconds) -> Freshness {
 }
 
 fn shown(world: &mut World, statement: &Freshness, signer: u8, clock: Seconds) -> &'static str {
-    let judged = world
-        .judge
-        .accept_freshness(&statement.sign(&[&key(signer)]), clock);
+    let judged = world.judge.accept(&statement.sign(&[&key(signer)]), clock);
     judged.map_or_else(|refusal| refusal.code(), |_| "accepted")
 }
 
@@ -69,9 +67,7 @@ fn a_manifest_is_fresh_for_as_long_as_its_tenant_renews_it() {
         let renewed = statement(&manifest, at);
         assert_eq!(shown(&mut world, &renewed, signer, at), "accepted");
         assert_eq!(standing(&world, at), Standing::Fresh(at + HOUR));
-        let again = world
-            .judge
-            .accept_freshness(&renewed.sign(&[&key(signer)]), at);
+        let again = world.judge.accept(&renewed.sign(&[&key(signer)]), at);
         assert_eq!(again, Ok(Accepted::Held));
     }
     assert!(is_stale(&world, NOW + 200 + HOUR));
@@ -155,7 +151,7 @@ fn a_statement_is_not_replayed_backwards_also_after_a_loss() {
     // Same time, other bytes: another signer's formatting changes the digest.
     let spaced = serde_json::to_vec_pretty(&second).unwrap();
     let spaced = Envelope::sign(Freshness::TYPE, spaced, &[&key(CRON)]);
-    let judged = world.judge.accept_freshness(&spaced, NOW + 20).unwrap_err();
+    let judged = world.judge.accept(&spaced, NOW + 20).unwrap_err();
     assert_eq!(judged.code(), "freshness_older");
 
     // What is held is lost, what is remembered is not.
@@ -166,7 +162,7 @@ fn a_statement_is_not_replayed_backwards_also_after_a_loss() {
     let memory = world.judge.memory().clone();
     let memory = serde_json::from_slice(&serde_json::to_vec(&memory).unwrap()).unwrap();
     world.judge = Judge::remembering(memory, Some(name("main")));
-    world.judge.accept_tenant(&statements[0], NOW).unwrap();
+    world.judge.accept(&statements[0], NOW).unwrap();
     world.accept(&statements[1]).unwrap();
     let late = NOW + 2 * HOUR;
     assert_eq!(shown(&mut world, &first, CRON, NOW + 20), "freshness_older");
@@ -232,9 +228,7 @@ fn a_deployment_is_fresh_by_its_own_signature_and_forgets_statements_on_older_ma
         ..world.tenant.clone()
     };
     let judge = &mut world.judge;
-    judge
-        .accept_tenant(&keys.sign(&[&key(TENANT)]), NOW)
-        .unwrap();
+    judge.accept(&keys.sign(&[&key(TENANT)]), NOW).unwrap();
     let next = statement(&newer, NOW + 30);
     assert_eq!(
         shown(&mut world, &next, TENANT, NOW + 30),
@@ -283,7 +277,7 @@ proptest! {
         let bit = bit % (bytes.len() * 8);
         bytes[bit / 8] ^= 1 << (bit % 8);
         let Ok(flipped) = Envelope::parse(&bytes) else { return Ok(()) };
-        let judged = world.judge.accept_freshness(&flipped, NOW + 10);
+        let judged = world.judge.accept(&flipped, NOW + 10);
         // A key id is a hint outside of the signature: a flip there changes nothing that is said.
         let same = flipped.unverified_payload() == envelope.unverified_payload()
             && flipped.payload_type() == envelope.payload_type();

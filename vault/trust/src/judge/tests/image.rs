@@ -17,7 +17,7 @@ fn image(world: &World, version: &str, content: u8, pools: &[&str]) -> Image {
 
 fn code(judge: &mut Judge, image: &Image) -> &'static str {
     let envelope = image.sign(&[&key(1)]);
-    judge.accept_image(&envelope, NOW).unwrap_err().code()
+    judge.accept(&envelope, NOW).unwrap_err().code()
 }
 
 #[test]
@@ -26,8 +26,8 @@ fn the_honest_path_rises() {
     for version in ["1.0.0", "1.0.1", "2.0.0"] {
         let image = image(&world, version, 1, &["main", "other"]);
         let envelope = image.sign(&[&key(1)]);
-        assert_eq!(world.judge.accept_image(&envelope, NOW), Ok(Accepted::New));
-        assert_eq!(world.judge.accept_image(&envelope, NOW), Ok(Accepted::Held));
+        assert_eq!(world.judge.accept(&envelope, NOW), Ok(Accepted::New));
+        assert_eq!(world.judge.accept(&envelope, NOW), Ok(Accepted::Held));
         assert_eq!(world.judge.image(&name("main")), Some(&image));
     }
     // This node is of pool main: what it does not run it does not remember.
@@ -39,7 +39,7 @@ fn the_honest_path_rises() {
 fn lower_other_bytes_foreign_expired_and_unsigned_images_are_refused() {
     let mut world = World::new();
     let good = image(&world, "1.2.3", 1, &["main"]);
-    let accepted = world.judge.accept_image(&good.sign(&[&key(1)]), NOW);
+    let accepted = world.judge.accept(&good.sign(&[&key(1)]), NOW);
     assert_eq!(accepted, Ok(Accepted::New));
     let before = world.judge.memory().clone();
     let lower = image(&world, "1.2.2", 1, &["main"]);
@@ -61,22 +61,23 @@ fn lower_other_bytes_foreign_expired_and_unsigned_images_are_refused() {
     };
     // By a stranger, by a tenant, by the root of a statement of another kind.
     for seed in [66, 10] {
-        let refused = judge.accept_image(&next.sign(&[&key(seed)]), NOW);
+        let refused = judge.accept(&next.sign(&[&key(seed)]), NOW);
         assert_eq!(refused, Err(Refusal::SignatureThreshold));
     }
-    let pool = world.pool.sign(&[&key(1)]);
-    let refused = judge.accept_image(&pool, NOW).unwrap_err();
+    let pool = serde_json::to_vec(&world.pool).unwrap();
+    let pool = Envelope::sign(Image::TYPE, pool, &[&key(1)]);
+    let refused = judge.accept(&pool, NOW).unwrap_err();
     assert_eq!(refused.code(), "statement_malformed");
     // The same image in a new statement is no way around the root's signature either.
     let longer = Image {
         expires: LATER + 1,
         ..good.clone()
     };
-    let refused = judge.accept_image(&longer.sign(&[&key(66)]), NOW);
+    let refused = judge.accept(&longer.sign(&[&key(66)]), NOW);
     assert_eq!(refused, Err(Refusal::SignatureThreshold));
     assert_eq!(*judge.memory(), before);
     assert_eq!(judge.image(&name("main")), Some(&good));
-    let accepted = judge.accept_image(&longer.sign(&[&key(1)]), NOW);
+    let accepted = judge.accept(&longer.sign(&[&key(1)]), NOW);
     assert_eq!(accepted, Ok(Accepted::New));
 }
 
@@ -84,20 +85,17 @@ fn lower_other_bytes_foreign_expired_and_unsigned_images_are_refused() {
 fn an_image_outlives_a_restart_a_change_of_root_and_its_own_expiry() {
     let mut world = World::new();
     let envelope = image(&world, "3.0.0", 1, &["main"]).sign(&[&key(1)]);
-    world.judge.accept_image(&envelope, NOW).unwrap();
+    world.judge.accept(&envelope, NOW).unwrap();
     let second = root(2, &[2]).sign(&[&key(1), &key(2)]);
-    world.judge.accept_root(&second, NOW).unwrap();
+    world.judge.accept(&second, NOW).unwrap();
     let written = serde_json::to_vec(world.judge.memory()).unwrap();
     let memory: Memory = serde_json::from_slice(&written).unwrap();
     let mut judge = Judge::remembering(memory, Some(name("main")));
-    judge.accept_root(&second, LATER - 1).unwrap();
-    assert_eq!(
-        judge.accept_image(&envelope, LATER + 1),
-        Ok(Accepted::Again)
-    );
-    assert_eq!(judge.accept_image(&envelope, LATER + 1), Ok(Accepted::Held));
+    judge.accept(&second, LATER - 1).unwrap();
+    assert_eq!(judge.accept(&envelope, LATER + 1), Ok(Accepted::Again));
+    assert_eq!(judge.accept(&envelope, LATER + 1), Ok(Accepted::Held));
     let lower = image(&world, "2.9.9", 1, &["main"]).sign(&[&key(2)]);
-    let refused = judge.accept_image(&lower, NOW).unwrap_err();
+    let refused = judge.accept(&lower, NOW).unwrap_err();
     assert_eq!(refused.code(), "image_version_lower");
 }
 
@@ -107,11 +105,11 @@ fn each_pool_has_its_own_newest_image() {
     let mut world = World::new();
     let first = root(1, &[1]).sign(&[&key(1)]);
     world.judge = Judge::new(world.fleet, None);
-    world.judge.accept_root(&first, NOW).unwrap();
+    world.judge.accept(&first, NOW).unwrap();
     let both = image(&world, "1.0.0", 1, &["main", "other"]);
     let canary = image(&world, "1.1.0", 2, &["other"]);
     for image in [&both, &canary] {
-        let accepted = world.judge.accept_image(&image.sign(&[&key(1)]), NOW);
+        let accepted = world.judge.accept(&image.sign(&[&key(1)]), NOW);
         assert_eq!(accepted, Ok(Accepted::New));
     }
     assert_eq!(world.judge.image(&name("main")), Some(&both));
@@ -122,16 +120,40 @@ fn each_pool_has_its_own_newest_image() {
     // Each is still the newest of a pool, and held again after a restart.
     let memory = world.judge.memory().clone();
     let mut judge = Judge::remembering(memory, None);
-    judge.accept_root(&first, NOW).unwrap();
+    judge.accept(&first, NOW).unwrap();
     for image in [&both, &canary] {
-        let accepted = judge.accept_image(&image.sign(&[&key(1)]), NOW);
+        let accepted = judge.accept(&image.sign(&[&key(1)]), NOW);
         assert_eq!(accepted, Ok(Accepted::Again));
     }
     let held: Vec<_> = judge.images().collect();
     assert_eq!(held, [(&name("main"), &both), (&name("other"), &canary)]);
     // The canary's image goes to the rest under a statement of its own.
     let all = image(&world, "1.1.0", 2, &["main", "other"]);
-    let accepted = judge.accept_image(&all.sign(&[&key(1)]), NOW);
+    let accepted = judge.accept(&all.sign(&[&key(1)]), NOW);
     assert_eq!(accepted, Ok(Accepted::New));
     assert_eq!(judge.image(&name("main")), Some(&all));
+}
+
+#[test]
+fn a_statement_goes_when_it_is_the_newest_of_no_pool() {
+    let mut judge = Judge::new(World::new().fleet, None);
+    judge.accept(&root(1, &[1]).sign(&[&key(1)]), NOW).unwrap();
+    let world = World::new();
+    let mut dropped = |version, content, pools: &[&str]| {
+        let signed = image(&world, version, content, pools).sign(&[&key(1)]);
+        let change = judge.decide(&signed, NOW, &no_objects).unwrap();
+        let drops = change.rows().iter().filter_map(|row| match row {
+            Row::Drop(RowKey::Image(version, _)) => Some(version.to_string()),
+            _ => None,
+        });
+        let drops: Vec<_> = drops.collect();
+        judge.accept(&signed, NOW).unwrap();
+        drops
+    };
+    let none: [&str; 0] = [];
+    assert_eq!(dropped("1.0.0", 1, &["main", "canary"]), none);
+    assert_eq!(dropped("2.0.0", 2, &["canary"]), none, "it is still main's");
+    // The same version for all.
+    assert_eq!(dropped("2.0.0", 2, &["main", "canary"]), ["1.0.0", "2.0.0"]);
+    assert_eq!(dropped("3.0.0", 3, &["other"]), none);
 }

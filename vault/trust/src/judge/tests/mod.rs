@@ -1,6 +1,7 @@
 //! Every refusal of a taken-over control plane, by name.
 
 mod adversary;
+mod change;
 mod freshness;
 mod hosts;
 mod image;
@@ -30,7 +31,7 @@ fn the_honest_path_is_accepted_and_again_is_held() {
 fn another_root_is_refused() {
     let mut world = World::new();
     let refused = |judge: &mut Judge, root: Root, keys: &[&SigningKey]| {
-        judge.accept_root(&root.sign(keys), NOW).unwrap_err().code()
+        judge.accept(&root.sign(keys), NOW).unwrap_err().code()
     };
     let judge = &mut world.judge;
     assert_eq!(
@@ -69,7 +70,7 @@ fn another_root_is_refused() {
         "statement_malformed"
     );
     judge
-        .accept_root(&root(2, &[2]).sign(&[&key(1), &key(2)]), NOW)
+        .accept(&root(2, &[2]).sign(&[&key(1), &key(2)]), NOW)
         .unwrap();
     assert_eq!(
         refused(judge, root(1, &[1]), &[&key(1)]),
@@ -92,9 +93,8 @@ fn an_online_key_of_its_own_is_refused() {
             expires: LATER,
         }
     };
-    let code = |judge: &mut Judge, envelope: Envelope| {
-        judge.accept_online_key(&envelope, NOW).unwrap_err().code()
-    };
+    let code =
+        |judge: &mut Judge, envelope: Envelope| judge.accept(&envelope, NOW).unwrap_err().code();
     let (own, good, other) = (
         online(1, 66).sign(&[&key(66)]),
         online(2, 20).sign(&[&key(1)]),
@@ -102,7 +102,7 @@ fn an_online_key_of_its_own_is_refused() {
     );
     let old = online(1, 20).sign(&[&key(1)]);
     assert_eq!(code(&mut world.judge, own), "signature_threshold");
-    world.judge.accept_online_key(&good, NOW).unwrap();
+    world.judge.accept(&good, NOW).unwrap();
     assert_eq!(
         code(&mut world.judge, other),
         "online_same_version_other_digest"
@@ -115,9 +115,8 @@ fn a_pool_key_of_its_own_is_refused() {
     let mut world = World::new();
     let mut own = world.pool.clone();
     own.public_key = SealingKey::of_seed(&[66; 32]).unwrap();
-    let code = |judge: &mut Judge, envelope: Envelope| {
-        judge.accept_pool(&envelope, NOW).unwrap_err().code()
-    };
+    let code =
+        |judge: &mut Judge, envelope: Envelope| judge.accept(&envelope, NOW).unwrap_err().code();
     assert_eq!(
         code(&mut world.judge, own.sign(&[&key(66)])),
         "pool_same_epoch_other_key"
@@ -139,7 +138,7 @@ fn a_pool_has_no_more_epochs_than_a_node_can_tell_of() {
             epoch,
             ..world.pool.clone()
         };
-        world.judge.accept_pool(&pool.sign(&[&key(1)]), NOW)
+        world.judge.accept(&pool.sign(&[&key(1)]), NOW)
     };
     for epoch in 2..=MAX_EPOCHS_HELD as u64 {
         assert_eq!(accept(epoch), Ok(Accepted::New));
@@ -155,7 +154,7 @@ fn a_tenant_of_its_own_is_refused() {
     let mut world = World::new();
     let code = |judge: &mut Judge, tenant: &Tenant, signer: u8| {
         judge
-            .accept_tenant(&tenant.sign(&[&key(signer)]), NOW)
+            .accept(&tenant.sign(&[&key(signer)]), NOW)
             .unwrap_err()
             .code()
     };
@@ -225,7 +224,7 @@ fn a_tenant_of_its_own_is_refused() {
     );
     world
         .judge
-        .accept_tenant(
+        .accept(
             &Tenant {
                 version: 2,
                 current: KeySet::single(key(11).public()),
@@ -247,7 +246,7 @@ fn manifests_signed_by_too_few_the_same_twice_a_removed_key_or_another_tenant_ar
     };
     world
         .judge
-        .accept_tenant(
+        .accept(
             &Tenant {
                 version: 2,
                 current,
@@ -418,15 +417,15 @@ fn a_lost_store_takes_the_same_again_and_nothing_lower() {
     let long_after = LATER + 1;
     world
         .judge
-        .accept_root(&root(1, &[1]).sign(&[&key(1)]), long_after)
+        .accept(&root(1, &[1]).sign(&[&key(1)]), long_after)
         .unwrap();
     world
         .judge
-        .accept_pool(&world.pool.sign(&[&key(1)]), long_after)
+        .accept(&world.pool.sign(&[&key(1)]), long_after)
         .unwrap();
     world
         .judge
-        .accept_tenant(&world.tenant.sign(&[&key(1)]), long_after)
+        .accept(&world.tenant.sign(&[&key(1)]), long_after)
         .unwrap();
     assert_eq!(world.accept(&old), Err("manifest_version_lower"));
     assert_eq!(world.accept(&new), Ok(Accepted::Again));
@@ -442,10 +441,7 @@ fn a_clock_of_1970_does_not_revive_what_expired() {
         expires: LATER + 9,
         ..world.tenant.clone()
     };
-    world
-        .judge
-        .accept_tenant(&newer.sign(&[&key(1)]), NOW)
-        .unwrap();
+    world.judge.accept(&newer.sign(&[&key(1)]), NOW).unwrap();
     let manifest = world.manifest(1).sign(&[&key(10)]);
     assert_eq!(
         world.accept(&manifest),
@@ -464,10 +460,7 @@ fn a_tenant_that_loses_a_host_loses_the_function_there() {
         hosts: vec!["other.test".parse().unwrap()],
         ..world.tenant.clone()
     };
-    world
-        .judge
-        .accept_tenant(&narrower.sign(&[&key(1)]), NOW)
-        .unwrap();
+    world.judge.accept(&narrower.sign(&[&key(1)]), NOW).unwrap();
     assert_eq!(
         world
             .judge

@@ -20,7 +20,7 @@ fn list(world: &World, version: u64, nodes: &[u8]) -> Revocations {
 
 fn code(judge: &mut Judge, list: &Revocations, signer: u8) -> &'static str {
     let envelope = list.sign(&[&key(signer)]);
-    judge.accept_revocations(&envelope, NOW).unwrap_err().code()
+    judge.accept(&envelope, NOW).unwrap_err().code()
 }
 
 #[test]
@@ -29,23 +29,17 @@ fn the_newest_list_counts_and_outlives_the_loss_of_what_is_held() {
     let node: PublicKey = key(21).public();
     assert_eq!(world.judge.must_not_be_revoked(&node), Ok(()));
     let first = list(&world, 1, &[21]).sign(&[&key(1)]);
-    assert_eq!(
-        world.judge.accept_revocations(&first, NOW),
-        Ok(Accepted::New)
-    );
-    assert_eq!(
-        world.judge.accept_revocations(&first, NOW),
-        Ok(Accepted::Held)
-    );
+    assert_eq!(world.judge.accept(&first, NOW), Ok(Accepted::New));
+    assert_eq!(world.judge.accept(&first, NOW), Ok(Accepted::Held));
     let refused = world.judge.must_not_be_revoked(&node).unwrap_err();
     assert_eq!(refused.code(), "node_revoked");
     assert!(world.judge.is_exposed(&name("main"), 1));
     let second = list(&world, 2, &[21, 22]).sign(&[&key(1)]);
-    world.judge.accept_revocations(&second, NOW).unwrap();
+    world.judge.accept(&second, NOW).unwrap();
     let mut later = Judge::remembering(world.judge.memory().clone(), None);
-    let lower = later.accept_revocations(&first, NOW).unwrap_err();
+    let lower = later.accept(&first, NOW).unwrap_err();
     assert_eq!(lower.code(), "revocations_version_lower");
-    assert_eq!(later.accept_revocations(&second, NOW), Ok(Accepted::Again));
+    assert_eq!(later.accept(&second, NOW), Ok(Accepted::Again));
     assert!(later.is_revoked(&key(22).public()));
 }
 
@@ -53,7 +47,7 @@ fn the_newest_list_counts_and_outlives_the_loss_of_what_is_held() {
 fn foreign_unsigned_and_contradicting_lists_are_refused() {
     let mut world = World::new();
     let good = list(&world, 5, &[21]);
-    let accepted = world.judge.accept_revocations(&good.sign(&[&key(1)]), NOW);
+    let accepted = world.judge.accept(&good.sign(&[&key(1)]), NOW);
     assert_eq!(accepted, Ok(Accepted::New));
     let before = world.judge.memory().clone();
     let (other, lower, next) = (

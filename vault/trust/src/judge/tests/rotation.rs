@@ -35,7 +35,7 @@ fn a_memory_of_the_newest_epoch_only_is_still_read() {
     };
     let mut judge = Judge::remembering(memory, None);
     assert_eq!(
-        judge.accept_pool(&other.sign(&[&key(1)]), NOW),
+        judge.accept(&other.sign(&[&key(1)]), NOW),
         Err(Refusal::PoolEqualOther)
     );
 }
@@ -49,33 +49,30 @@ fn every_epoch_outlives_a_change_of_root_and_a_restart() {
     });
     // One that was never seen may be lower than the newest.
     for at in [2, 1] {
-        assert_eq!(
-            world.judge.accept_pool(&envelopes[at], NOW),
-            Ok(Accepted::New)
-        );
+        assert_eq!(world.judge.accept(&envelopes[at], NOW), Ok(Accepted::New));
     }
     let second = root(2, &[2]).sign(&[&key(1), &key(2)]);
-    world.judge.accept_root(&second, NOW).unwrap();
+    world.judge.accept(&second, NOW).unwrap();
     let written = serde_json::to_vec(world.judge.memory()).unwrap();
     let memory: Memory = serde_json::from_slice(&written).unwrap();
     assert_eq!(memory, *world.judge.memory());
 
     let mut judge = Judge::remembering(memory, Some(name("main")));
-    judge.accept_root(&second, LATER).unwrap();
+    judge.accept(&second, LATER).unwrap();
     let mut other = pool(&world, 1);
     other.public_key = SealingKey::of_seed(&[66; 32]).unwrap();
     assert_eq!(
-        judge.accept_pool(&other.sign(&[&key(2)]), NOW),
+        judge.accept(&other.sign(&[&key(2)]), NOW),
         Err(Refusal::PoolEqualOther),
         "remembered, though not held"
     );
     for envelope in &envelopes {
-        assert_eq!(judge.accept_pool(envelope, LATER), Ok(Accepted::Again));
+        assert_eq!(judge.accept(envelope, LATER), Ok(Accepted::Again));
     }
     assert_eq!(judge.epochs(&name("main")).collect::<Vec<_>>(), [1, 2, 3]);
     let unseen = pool(&world, 4);
     assert_eq!(
-        judge.accept_pool(&unseen.sign(&[&key(1)]), NOW),
+        judge.accept(&unseen.sign(&[&key(1)]), NOW),
         Err(Refusal::SignatureThreshold),
         "the root that was replaced says nothing new"
     );
@@ -83,21 +80,21 @@ fn every_epoch_outlives_a_change_of_root_and_a_restart() {
 
 #[test]
 fn of_too_many_epochs_the_lowest_are_forgotten() {
-    let mut memory = World::new().judge.memory().clone();
     let seen = |version| Seen {
         version,
         digest: Digest([version as u8; 32]),
     };
     let most = MAX_EPOCHS_REMEMBERED as u64;
-    for version in (2..=most + 1).rev().chain([most + 2]) {
-        memory.remember_pool(&name("main"), seen(version));
-    }
-    let main = &memory.pools[&name("main")];
+    let epochs = (2..=most + 1).rev().chain([most + 2]);
+    let main = epochs.fold(None, |main: Option<PoolSeen>, version| {
+        Some(PoolSeen::with(main.as_ref(), seen(version)))
+    });
+    let main = main.unwrap();
     assert_eq!(main.newest, seen(most + 2));
     let older: Vec<u64> = main.older.keys().copied().collect();
     assert_eq!(older, (3..=most + 1).collect::<Vec<_>>());
-    memory.remember_pool(&name("main"), seen(2));
-    assert_eq!(memory.pools[&name("main")].older.len(), older.len());
+    let lower = PoolSeen::with(Some(&main), seen(2));
+    assert_eq!(lower.older.len(), older.len());
 }
 
 #[test]
@@ -112,7 +109,7 @@ fn an_expired_root_is_a_step_of_the_chain_and_signs_nothing_new() {
         }
         .sign(&[&key(1), &key(2)]),
     );
-    assert_eq!(late.accept_root(&first, LATER), Ok(Accepted::New));
+    assert_eq!(late.accept(&first, LATER), Ok(Accepted::New));
     let online = OnlineKey {
         fleet: world.fleet,
         version: 1,
@@ -132,15 +129,15 @@ fn an_expired_root_is_a_step_of_the_chain_and_signs_nothing_new() {
     };
     let say = |judge: &mut Judge, seed: u8, clock| {
         [
-            judge.accept_online_key(&online.sign(&[&key(seed)]), clock),
-            judge.accept_pool(&pool.sign(&[&key(seed)]), clock),
-            judge.accept_tenant(&tenant.sign(&[&key(seed)]), clock),
+            judge.accept(&online.sign(&[&key(seed)]), clock),
+            judge.accept(&pool.sign(&[&key(seed)]), clock),
+            judge.accept(&tenant.sign(&[&key(seed)]), clock),
         ]
     };
     let refused = |refusal: Refusal| [(); 3].map(|()| Err(refusal.clone()));
     let expired = |expires, clock| Refusal::RootExpired(crate::late::Late { expires, clock });
     assert_eq!(say(&mut late, 1, LATER), refused(expired(LATER, LATER)));
-    assert_eq!(late.accept_root(&second, LATER), Ok(Accepted::New));
+    assert_eq!(late.accept(&second, LATER), Ok(Accepted::New));
     assert_eq!(
         say(&mut late, 1, LATER),
         refused(Refusal::SignatureThreshold)
@@ -160,16 +157,16 @@ fn an_expired_root_is_a_step_of_the_chain_and_signs_nothing_new() {
         ..tenant.clone()
     };
     assert_eq!(
-        late.accept_tenant(&rotated.sign(&[&key(2)]), LATER + 9),
+        late.accept(&rotated.sign(&[&key(2)]), LATER + 9),
         Err(expired(LATER + 9, LATER + 9))
     );
     assert_eq!(
-        late.accept_tenant(&rotated.sign(&[&key(10)]), LATER + 9),
+        late.accept(&rotated.sign(&[&key(10)]), LATER + 9),
         Err(Refusal::TenantScopeWidened)
     );
     (rotated.expires, rotated.current) = (tenant.expires, KeySet::single(key(11).public()));
     assert_eq!(
-        late.accept_tenant(&rotated.sign(&[&key(10)]), LATER + 8),
+        late.accept(&rotated.sign(&[&key(10)]), LATER + 8),
         Ok(Accepted::New)
     );
 }

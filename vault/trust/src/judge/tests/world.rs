@@ -30,6 +30,30 @@ pub(super) fn root(version: u64, seeds: &[u8]) -> Root {
     }
 }
 
+impl Judge {
+    /// Decides and applies, for tests that look at the rules: nothing is written.
+    pub(super) fn accept(
+        &mut self,
+        envelope: &Envelope,
+        clock: Seconds,
+    ) -> Result<Accepted, Refusal> {
+        self.accept_with(envelope, clock, &no_objects)
+    }
+
+    pub(super) fn accept_with(
+        &mut self,
+        envelope: &Envelope,
+        clock: Seconds,
+        objects: Objects<'_>,
+    ) -> Result<Accepted, Refusal> {
+        let change = self.decide(envelope, clock, objects)?;
+        let accepted = change.accepted();
+        let (committed, ()) = change.commit(|_| Ok::<_, Refusal>(()))?;
+        self.apply(committed);
+        Ok(accepted)
+    }
+}
+
 /// A fleet with root key 1, pool `main`, tenant `shop` with key 10, one function, one secret.
 #[derive(Clone)]
 pub(super) struct World {
@@ -45,7 +69,7 @@ impl World {
         let first = root(1, &[1]).sign(&[&key(1)]);
         let fleet = FleetId(first.payload_digest().0);
         let mut judge = Judge::new(fleet, Some(name("main")));
-        judge.accept_root(&first, NOW).unwrap();
+        judge.accept(&first, NOW).unwrap();
         let pool = Pool {
             fleet,
             name: name("main"),
@@ -54,7 +78,7 @@ impl World {
             issued: 1,
             expires: LATER,
         };
-        judge.accept_pool(&pool.sign(&[&key(1)]), NOW).unwrap();
+        judge.accept(&pool.sign(&[&key(1)]), NOW).unwrap();
         let hosts = vec!["shop.test".parse().unwrap()];
         let tenant = Tenant::first(
             fleet,
@@ -64,7 +88,7 @@ impl World {
             1,
             LATER,
         );
-        judge.accept_tenant(&tenant.sign(&[&key(1)]), NOW).unwrap();
+        judge.accept(&tenant.sign(&[&key(1)]), NOW).unwrap();
         Self {
             judge,
             fleet,
@@ -157,7 +181,7 @@ impl World {
     pub(super) fn accept(&mut self, envelope: &Envelope) -> Result<Accepted, &'static str> {
         let objects = self.objects.clone();
         self.judge
-            .accept_manifest(envelope, NOW, &|digest| objects.get(digest).cloned())
+            .accept_with(envelope, NOW, &|digest| objects.get(digest).cloned())
             .map_err(|refusal| refusal.code())
     }
 

@@ -1,0 +1,189 @@
+//! What must never be forgotten: digests and versions, small enough to outlive the loss of the
+//! statements themselves. The memory is a set of rows, and a change names the rows that it
+//! replaces.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::freshness::FreshnessSeen;
+use super::image::ImageSeen;
+use crate::Seconds;
+use crate::id::{Digest, FleetId, TenantId};
+use crate::name::Name;
+
+/// Most epochs of a pool that are remembered, the highest: a key that is replaced each week and
+/// holds for 400 days has 58 at a time.
+pub const MAX_EPOCHS_REMEMBERED: usize = 64;
+
+/// A version and the digest that it had.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Seen {
+    /// Version, or epoch.
+    pub version: u64,
+    /// Digest of the payload.
+    pub digest: Digest,
+}
+
+/// The highest of one tenant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TenantSeen {
+    /// Its `Tenant` statement.
+    pub tenant: Seen,
+    /// Its manifest.
+    pub manifest: Option<Seen>,
+    /// Its newest statement of freshness.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub freshness: Option<FreshnessSeen>,
+}
+
+/// The epochs of one pool.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PoolSeen {
+    /// The newest.
+    #[serde(flatten)]
+    pub newest: Seen,
+    /// Digests of those before it, by epoch. Earlier programs remembered only the newest.
+    #[serde(default)]
+    pub older: BTreeMap<u64, Digest>,
+}
+
+impl PoolSeen {
+    pub(super) fn digest(&self, epoch: u64) -> Option<&Digest> {
+        if epoch == self.newest.version {
+            Some(&self.newest.digest)
+        } else {
+            self.older.get(&epoch)
+        }
+    }
+
+    /// The same with one more epoch. The lowest epochs are forgotten when there are too many.
+    pub(super) fn with(seen: Option<&Self>, epoch: Seen) -> Self {
+        let Some(seen) = seen else {
+            let older = BTreeMap::new();
+            return Self {
+                newest: epoch,
+                older,
+            };
+        };
+        let mut pool = seen.clone();
+        let older = if epoch.version > pool.newest.version {
+            std::mem::replace(&mut pool.newest, epoch)
+        } else {
+            epoch
+        };
+        pool.older.insert(older.version, older.digest);
+        while pool.older.len() >= MAX_EPOCHS_REMEMBERED {
+            pool.older.pop_first();
+        }
+        pool
+    }
+}
+
+/// Everything that must never be forgotten.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Memory {
+    /// The fleet: digest of the first root.
+    pub fleet: FleetId,
+    /// The root.
+    pub root: Option<Seen>,
+    /// The online key.
+    pub online: Option<Seen>,
+    /// Pools by name.
+    pub pools: BTreeMap<Name, PoolSeen>,
+    /// Tenants by id.
+    pub tenants: BTreeMap<TenantId, TenantSeen>,
+    /// The newest image of each pool. Earlier programs knew of none.
+    #[serde(default)]
+    pub images: BTreeMap<Name, ImageSeen>,
+    /// The list of revoked nodes. Earlier programs knew of none.
+    #[serde(default)]
+    pub revocations: Option<Seen>,
+    /// The latest time at which the root has signed something that was accepted: it is not earlier
+    /// than that.
+    pub floor: Seconds,
+}
+
+/// One row of a [`Memory`], as it is written. A later row of the same kind and name replaces an
+/// earlier one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MemoryRow {
+    /// The fleet; the first row of every memory.
+    Fleet(FleetId),
+    /// The root.
+    Root(Seen),
+    /// The online key.
+    Online(Seen),
+    /// The list of revoked nodes.
+    Revocations(Seen),
+    /// The epochs of a pool.
+    Pool(Name, PoolSeen),
+    /// The newest image of a pool.
+    Image(Name, ImageSeen),
+    /// What is remembered of a tenant.
+    Tenant(TenantId, TenantSeen),
+    /// The latest time at which the root has signed something that was accepted.
+    Floor(Seconds),
+}
+
+impl Memory {
+    /// The memory of somebody who knows a fleet's fingerprint and nothing else.
+    pub fn new(fleet: FleetId) -> Self {
+        Self {
+            fleet,
+            root: None,
+            online: None,
+            pools: BTreeMap::new(),
+            tenants: BTreeMap::new(),
+            images: BTreeMap::new(),
+            revocations: None,
+            floor: 0,
+        }
+    }
+
+    /// Replaces one row.
+    pub fn put(&mut self, row: MemoryRow) {
+        match row {
+            MemoryRow::Fleet(fleet) => self.fleet = fleet,
+            MemoryRow::Root(seen) => self.root = Some(seen),
+            MemoryRow::Online(seen) => self.online = Some(seen),
+            MemoryRow::Revocations(seen) => self.revocations = Some(seen),
+            MemoryRow::Pool(name, seen) => drop(self.pools.insert(name, seen)),
+            MemoryRow::Image(pool, seen) => drop(self.images.insert(pool, seen)),
+            MemoryRow::Tenant(id, seen) => drop(self.tenants.insert(id, seen)),
+            MemoryRow::Floor(floor) => self.floor = floor,
+        }
+    }
+
+    /// Every row, the fleet first.
+    pub fn rows(&self) -> impl Iterator<Item = MemoryRow> {
+        let single = [
+            Some(MemoryRow::Fleet(self.fleet)),
+            self.root.map(MemoryRow::Root),
+            self.online.map(MemoryRow::Online),
+            self.revocations.map(MemoryRow::Revocations),
+            Some(MemoryRow::Floor(self.floor)),
+        ];
+        let pools = self.pools.iter();
+        let images = self.images.iter();
+        let tenants = self.tenants.iter();
+        single
+            .into_iter()
+            .flatten()
+            .chain(pools.map(|(name, seen)| MemoryRow::Pool(name.clone(), seen.clone())))
+            .chain(images.map(|(pool, seen)| MemoryRow::Image(pool.clone(), *seen)))
+            .chain(tenants.map(|(id, seen)| MemoryRow::Tenant(*id, *seen)))
+    }
+
+    /// The memory that these rows make; `None` if the first is not the fleet.
+    pub fn from_rows(rows: impl IntoIterator<Item = MemoryRow>) -> Option<Self> {
+        let mut rows = rows.into_iter();
+        let MemoryRow::Fleet(fleet) = rows.next()? else {
+            return None;
+        };
+        let mut memory = Self::new(fleet);
+        rows.for_each(|row| memory.put(row));
+        Some(memory)
+    }
+}
