@@ -568,12 +568,19 @@ pub(crate) async fn rows<T: DeserializeOwned>(
         .filter_map(|entry| parse(&entry).map(|row| (entry, row))))
 }
 
+/// Every statement of a kind. A row that is damaged is passed over, as everywhere. A statement that was signed and accepted and
+/// cannot be read is a newer control plane's: a judge that went on without it would remember less than it has accepted.
 async fn statements<T: Statement>(
     store: &Redb,
     prefix: &str,
 ) -> Result<Vec<Stored<T>>, StoreError> {
     let envelopes = rows::<Envelope>(store, prefix).await?;
-    Ok(envelopes
-        .filter_map(|(entry, envelope)| T::read(&envelope).ok().map(|read| (entry, envelope, read)))
-        .collect())
+    let read = |(entry, envelope): (Entry, Envelope)| match T::read(&envelope) {
+        Ok(statement) => Ok((entry, envelope, statement)),
+        Err(message) => Err(StoreError::Unreadable {
+            key: entry.key,
+            message,
+        }),
+    };
+    envelopes.map(read).collect()
 }

@@ -326,6 +326,14 @@ impl Shell {
                 self.input(Input::NotStarted { child: id }).await?;
             }
             Happening::Exited(id, end) => {
+                // No start of this vault will open what a newer one has written.
+                let newer = End::Exit(i32::from(casemate_config::EXIT_NEWER));
+                if self.vault == Some(id) && end == newer {
+                    tracing::error!(
+                        "a newer casemate-vault has written its folder: this node ends"
+                    );
+                    return Ok(Some(casemate_config::EXIT_NEWER));
+                }
                 if let Some(child) = self.alive.get_mut(&id) {
                     child.ended = Some(end);
                 }

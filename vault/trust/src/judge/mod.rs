@@ -56,6 +56,7 @@ pub struct Seen {
 
 /// The highest of one tenant.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct TenantSeen {
     /// Its `Tenant` statement.
     pub tenant: Seen,
@@ -87,8 +88,10 @@ impl PoolSeen {
     }
 }
 
-/// What must never be forgotten.
+/// What must never be forgotten. What a later program remembers besides is refused, not dropped: it would be forgotten with the
+/// next write.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Memory {
     /// The fleet: digest of the first root.
     pub fleet: FleetId,
