@@ -173,7 +173,7 @@ pub async fn serve(config: Config, stop: impl Future<Output = ()>) -> Result<(),
     let listener = TcpListener::bind(config.api)
         .await
         .map_err(|error| quic::cannot_listen(config.api, &error))?;
-    let endpoint = quic::bind(config.quic, &keys)?;
+    let endpoint = quic::bind(config.quic, &keys, config.push_versions)?;
     let unknown = |error: std::io::Error| Failure::internal(error.to_string());
     let addresses = Addresses {
         api: listener.local_addr().map_err(unknown)?.to_string(),
@@ -215,7 +215,13 @@ pub async fn serve(config: Config, stop: impl Future<Output = ()>) -> Result<(),
     let backups = tokio::spawn(backup::serve(socket, Arc::clone(&plane), stopping.clone()));
     let logging = tokio::spawn(Arc::clone(&plane).write_logs(stopping.clone()));
     let removing = tokio::spawn(collect::run(Arc::clone(&plane), stopping.clone()));
-    let nodes = tokio::spawn(quic::serve(endpoint, plane, keys, stopping.clone()));
+    let nodes = tokio::spawn(quic::serve(
+        endpoint,
+        plane,
+        keys,
+        config.push_versions,
+        stopping.clone(),
+    ));
     tracing::info!("ready api={} quic={}", addresses.api, addresses.quic);
     stop.await;
     tracing::info!("stopping");
