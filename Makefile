@@ -123,7 +123,7 @@ install-files: ## Install what is built already, from INSTALL_FROM=target/releas
 	done
 	fill install/sysusers.d/casemate.conf '$(PREFIX)'/lib/sysusers.d/casemate.conf
 	fill install/tmpfiles.d/casemate.conf '$(PREFIX)'/lib/tmpfiles.d/casemate.conf
-	for guide in operate/install.md operate/README.md tenants/README.md; do
+	for guide in operate/install.md operate/upgrade.md operate/README.md tenants/README.md; do
 	    put 644 docs/$$guide '$(PREFIX)'/share/doc/casemate/$$guide
 	done
 	# What somebody has written there stays.

@@ -11,10 +11,6 @@ use casemate_trust::key::PublicKey;
 use casemate_trust::name::Name;
 use serde::{Deserialize, Serialize};
 
-/// The protocol in the TLS handshake; another one fails it.
-pub const ALPN: &[u8] = b"casemate-push/2";
-/// Version in [`Hello`].
-pub const PROTOCOL: u16 = 3;
 /// Largest frame, bytes: the largest envelope or the largest `Hello`, with room.
 pub const MAX_FRAME_BYTES: usize = 4 * 1024 * 1024;
 /// Statements that may wait for an answer: both ends' queues are bounded by it.
@@ -258,7 +254,7 @@ pub struct TenantHas {
 /// The first message of a member.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hello {
-    /// [`PROTOCOL`]
+    /// Version of the protocol that the handshake has agreed on: see [`crate::Versions`].
     pub protocol: u16,
     /// Its name, which must be the one that its key was admitted under.
     pub node: Name,

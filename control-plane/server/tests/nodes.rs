@@ -6,7 +6,7 @@ mod support;
 
 use casemate_api::node::{JoinList, NewGrants, NodeList, NodeView};
 use casemate_api::tenant::TenantStatus;
-use casemate_push::{NodeEnd, NodeEvent, StatementId, close};
+use casemate_push::{NodeEnd, NodeEvent, StatementId, VERSIONS, close};
 use casemate_trust::id::{Digest, TenantId};
 use casemate_trust::join::JoinToken;
 use casemate_trust::lease;
@@ -280,7 +280,7 @@ async fn unknown_keys_are_few_before_they_have_said_a_word_and_nodes_have_room_b
     // One more than there may be from one address.
     let mut strangers = Vec::new();
     for number in 100..=116 {
-        let config = quic_config(&key(number), control.keys.quic, casemate_push::ALPN);
+        let config = quic_config(&key(number), control.keys.quic, VERSIONS.alpns());
         strangers.push(connect(&control.quic, config).await.unwrap());
     }
     let refused = strangers.iter().map(|(_, connection)| {
@@ -501,7 +501,7 @@ async fn another_alpn_another_server_key_and_bundles_of_others_are_refused() {
     assert!(
         connect(
             &control.quic,
-            quic_config(&key(20), control.keys.quic, b"h3")
+            quic_config(&key(20), control.keys.quic, vec![b"h3".to_vec()])
         )
         .await
         .is_err()
@@ -509,7 +509,7 @@ async fn another_alpn_another_server_key_and_bundles_of_others_are_refused() {
     assert!(
         connect(
             &control.quic,
-            quic_config(&key(20), control.keys.api, casemate_push::ALPN)
+            quic_config(&key(20), control.keys.api, VERSIONS.alpns())
         )
         .await
         .is_err()

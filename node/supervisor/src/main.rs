@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod config;
+mod format;
 mod lock;
 mod shell;
 mod state;
@@ -57,6 +58,9 @@ fn main() -> ExitCode {
         Ok(lock) => lock,
         Err((code, message)) => return fail(code, message),
     };
+    if let Err((code, message)) = format::open(&config.state) {
+        return fail(code, message);
+    }
     let admin = match shell::admin::bind(&config.admin_socket) {
         Ok(admin) => admin,
         Err(error) => {

@@ -11,7 +11,7 @@ mod staging;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-use casemate_config::{EXIT_IO, EXIT_SOFTWARE, EXIT_TEMPORARY, EXIT_USAGE};
+use casemate_config::{EXIT_IO, EXIT_NEWER, EXIT_SOFTWARE, EXIT_TEMPORARY, EXIT_USAGE};
 use casemate_trust::Seconds;
 use casemate_trust::id::TenantId;
 use casemate_trust::join::JoinError;
@@ -116,6 +116,9 @@ impl VaultError {
             Self::Store {
                 store: StoreError::Locked(_) | StoreError::Full(_),
             } => EXIT_TEMPORARY,
+            Self::Store {
+                store: StoreError::Format { .. },
+            } => EXIT_NEWER,
             Self::Store { .. }
             | Self::StorageKey { .. }
             | Self::StorageKeyLost(_)

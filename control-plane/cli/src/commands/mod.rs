@@ -201,6 +201,7 @@ async fn dispatch(cli: Cli, output: Output) -> Result<(), Error> {
         environment,
         clocks: OnceLock::new(),
     };
+    cx.home.must_be_readable()?;
     let done = act(&cx, command).await;
     done.map_err(|error| Clocks::explain(cx.clocks.get(), error))
 }

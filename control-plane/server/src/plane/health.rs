@@ -16,7 +16,7 @@ const MAX_SKEW_SECS: u64 = 5 * 60;
 /// Less than this of a lease is worth a word, seconds.
 const SHORT_LEASE_SECS: u64 = 60 * 60;
 /// Longest detail, characters.
-const MAX_DETAIL_CHARS: usize = 160;
+const MAX_DETAIL_CHARS: usize = 240;
 /// Deepest place at which certificates are looked for in a status.
 const MAX_DEPTH: usize = 4;
 /// How long two machines with one key count, seconds.
@@ -25,10 +25,12 @@ const DUPLICATE_SECS: Seconds = 24 * 60 * 60;
 /// What is known of a node's health; `None` if it has not said anything.
 pub(super) fn of(last: &Last, now: Seconds) -> Option<HealthView> {
     let status = &last.status;
-    if !status.is_object() && last.refused.is_empty() && last.duplicate.is_none() {
+    let is_silent = !status.is_object() && last.refused.is_empty();
+    if is_silent && last.duplicate.is_none() && last.apart.is_none() {
         return None;
     }
     let checks = [
+        protocol(last),
         identity(last, now),
         walls(status),
         vault(status),
@@ -68,6 +70,12 @@ fn check(name: &str, ok: bool, detail: impl Into<String>) -> CheckView {
         ok,
         detail: detail.into(),
     }
+}
+
+/// Whether the node can be spoken to at all.
+fn protocol(last: &Last) -> Option<CheckView> {
+    let apart = last.apart.as_ref()?;
+    Some(check("protocol", false, apart))
 }
 
 fn identity(last: &Last, now: Seconds) -> Option<CheckView> {
@@ -406,6 +414,7 @@ mod tests {
         }
         let mut node = last(healthy());
         node.duplicate = Some(900);
+        node.apart = Some("no common push protocol".into());
         node.clock_ahead_secs = Some(-3 * 24 * 60 * 60);
         let refused = Refused {
             what: "pool main".into(),
@@ -415,6 +424,7 @@ mod tests {
         };
         node.refused = vec![(StatementId::Root { version: 1 }, refused)];
         let expected = [
+            "protocol: no common push protocol",
             "identity: two machines have this node's key: its disk was copied",
             "clock: the node's clock is 4320 minutes behind the control plane's",
             "refusal: pool_expired: pool main",

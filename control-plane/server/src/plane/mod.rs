@@ -213,6 +213,11 @@ impl Plane {
         self.presence.hello(node, hello, is_tenant);
     }
 
+    /// A node has connected whose versions of the protocol are all newer or all older than ours, and why it is not served.
+    pub(crate) fn apart(&self, node: &Name, software: &str, why: &str) {
+        self.presence.apart(node, software, why);
+    }
+
     /// Up to where a node was sent everything.
     pub(crate) fn synced(&self, node: &Name, revision: Option<u64>) {
         self.presence.synced(node, revision);

@@ -60,6 +60,10 @@ pub(crate) struct Last {
     /// How far the node's clock was ahead of ours when it last said what it shows.
     #[serde(default)]
     pub(super) clock_ahead_secs: Option<i64>,
+    /// Why it was not served when it last connected: it speaks no version of the protocol that we speak. It comes again within
+    /// minutes, so that a restart needs no memory of it.
+    #[serde(skip)]
+    pub(super) apart: Option<String>,
 }
 
 impl Last {
@@ -75,6 +79,7 @@ impl Last {
             stopped: Vec::new(),
             duplicate: None,
             clock_ahead_secs: None,
+            apart: None,
         }
     }
 
@@ -254,13 +259,7 @@ impl Presence {
         let (nodes, numbers) = &mut *self.lock();
         *numbers += 1;
         let (closing, receiver) = watch::channel(None);
-        let live = nodes.entry(node.clone()).or_insert_with(|| Live {
-            last: Last::new(node.clone()),
-            visit: None,
-            written: None,
-            is_watched: false,
-            suspected: None,
-        });
+        let live = entry(nodes, node);
         let is_duplicate = live.last.duplicate.is_some_and(is_recent);
         if is_duplicate && live.visit.is_some() {
             live.last.duplicate = Some(now());
@@ -341,8 +340,18 @@ impl Presence {
     pub(crate) fn hello(&self, node: &Name, hello: &Hello, is_tenant: impl Fn(&TenantId) -> bool) {
         self.update(node, |last| {
             last.software = Some(hello.software.clone());
+            last.apart = None;
             last.has(&hello.has, is_tenant);
         });
+    }
+
+    /// A node has connected that speaks no version of the protocol that we speak.
+    pub(crate) fn apart(&self, node: &Name, software: &str, why: &str) {
+        let (nodes, _) = &mut *self.lock();
+        let last = &mut entry(nodes, node).last;
+        last.last_seen = Some(now());
+        last.software = Some(software.to_owned());
+        last.apart = Some(why.to_owned());
     }
 
     pub(crate) fn synced(&self, node: &Name, revision: Option<u64>) {
@@ -402,11 +411,21 @@ impl Presence {
     }
 }
 
+fn entry<'a>(nodes: &'a mut HashMap<Name, Live>, node: &Name) -> &'a mut Live {
+    nodes.entry(node.clone()).or_insert_with(|| Live {
+        last: Last::new(node.clone()),
+        visit: None,
+        written: None,
+        is_watched: false,
+        suspected: None,
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
 
-    use casemate_push::{PROTOCOL, TenantHas};
+    use casemate_push::{TenantHas, VERSIONS};
     use casemate_trust::id::{Digest, FleetId};
     use casemate_trust::key::PublicKey;
 
@@ -428,7 +447,7 @@ mod tests {
             (TenantId([tenant; 32]), has)
         };
         Hello {
-            protocol: PROTOCOL,
+            protocol: VERSIONS.newest,
             node: node(),
             node_key: PublicKey::from_bytes([1; 32]),
             fleet: FleetId([2; 32]),

@@ -1,6 +1,7 @@
 //! The shell around the state machine: one loop that takes what happens, asks the state what to do, and does it.
 
 pub(crate) mod admin;
+mod agree;
 mod bundles;
 mod children;
 mod effects;
@@ -16,7 +17,7 @@ use std::os::unix::net::UnixListener;
 use std::time::{Duration, Instant};
 
 use casemate_channel::budget::Budget;
-use casemate_push::{Cursor, Has, Hello, PROTOCOL, TenantHas};
+use casemate_push::{Cursor, Has, Hello, TenantHas, VERSIONS};
 use casemate_sandbox::launch::{Client, End, Event, NOTE_BYTES, Program};
 use casemate_trust::id::{Digest, FleetId, TenantId};
 use casemate_trust::judge::MAX_TENANTS;
@@ -327,6 +328,14 @@ impl Shell {
                 self.input(Input::NotStarted { child: id }).await?;
             }
             Happening::Exited(id, end) => {
+                // No start of this vault will open what a newer one has written.
+                let newer = End::Exit(i32::from(casemate_config::EXIT_NEWER));
+                if self.vault == Some(id) && end == newer {
+                    tracing::error!(
+                        "a newer casemate-vault has written its folder: this node ends"
+                    );
+                    return Ok(Some(casemate_config::EXIT_NEWER));
+                }
                 if let Some(child) = self.alive.get_mut(&id) {
                     child.ended = Some(end);
                 }
@@ -468,9 +477,10 @@ impl Shell {
         let (ours, theirs) = casemate_channel::control::pair()?;
         self.children
             .vault(self.vault, ToVault::Signer, vec![theirs]);
-        let tls = tls::client(&identity.node_key, &identity.control_key, ours)
+        let tls = tls::client(&identity.node_key, &identity.control_key, ours, VERSIONS)
             .map_err(io::Error::other)?;
         let link = push::Link {
+            versions: VERSIONS,
             address: identity.control_address.clone(),
             tls,
             join_request: identity.join_request.clone(),
@@ -523,7 +533,8 @@ impl Shell {
             revocations: have.revocations,
         };
         let hello = Hello {
-            protocol: PROTOCOL,
+            // The connection writes what was agreed on.
+            protocol: VERSIONS.newest,
             node,
             node_key: PublicKey::from_bytes(identity.node_key),
             fleet: FleetId(identity.fleet),

@@ -14,7 +14,9 @@ use casemate_vault_core::kept::Kept;
 use casemate_vault_core::keys::{PoolKeys, STORAGE_KEY_BYTES, StorageKey};
 use casemate_vault_core::liveness::Liveness;
 use casemate_vault_core::opening::open_grant;
-use casemate_vault_store::{Kind, SetAside, StateFile, Store, StoreError, replace_file};
+use casemate_vault_store::{
+    Kind, SetAside, StateFile, Store, StoreError, must_be_readable, replace_file,
+};
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
@@ -55,6 +57,8 @@ pub(super) struct StoredLease {
 impl Vault {
     /// Opens the vault: with its own identity, or with a token as a new node.
     pub(crate) fn open(config: &Config) -> Result<Self, VaultError> {
+        // Before a storage key is made: what a newer vault has written stays as it is.
+        must_be_readable(&config.state)?;
         let storage = storage_key(&config.storage_key_file, &config.state)?;
         let (store, mut aside) = Store::open(&config.state, &storage.vault_key())?;
         let identity = identity(config, &store)?;

@@ -259,6 +259,18 @@ impl Fleet {
         fleet
     }
 
+    /// Starts a vault on a folder that it refuses: what it says, and its exit code.
+    pub(crate) async fn refused(folder: &Path) -> (String, i32) {
+        let mut vault = Vault::start(folder);
+        let failed = vault.wait(|message| match message {
+            FromVault::Failed { message } => Some(message),
+            _ => None,
+        });
+        let message = failed.await;
+        let status = vault.child.wait().unwrap();
+        (message, status.code().unwrap())
+    }
+
     /// Without a vault that runs.
     fn of_folder(folder: tempfile::TempDir, upstream: &Upstream) -> Self {
         let root = Root {

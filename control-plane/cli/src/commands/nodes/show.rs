@@ -48,6 +48,13 @@ pub(in crate::commands) async fn list(cx: &Context) -> Result<(), Error> {
         ));
     }
     for node in &list.nodes {
+        if let Some(why) = apart(node) {
+            cx.output.warn(&format!(
+                "node {} is not served: {}",
+                node.name,
+                printable(why)
+            ));
+        }
         if node
             .duplicate_seen
             .is_some_and(|seen| now().saturating_sub(seen) < DAY)
@@ -71,6 +78,13 @@ pub(in crate::commands) async fn list(cx: &Context) -> Result<(), Error> {
         }
     }
     Ok(())
+}
+
+/// Why a node is not served that speaks none of the control plane's versions of the push protocol.
+fn apart(node: &NodeSummary) -> Option<&str> {
+    let checks = node.health.as_ref()?.checks.iter();
+    let mut failed = checks.filter(|check| check.name == "protocol" && !check.ok);
+    failed.next().map(|check| check.detail.as_str())
 }
 
 fn row(node: &NodeSummary) -> Vec<String> {
