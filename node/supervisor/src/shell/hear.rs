@@ -45,6 +45,7 @@ impl Shell {
                 self.carry(carried);
             }
             FromVault::Plan(part) => self.input(Input::Plan(part)).await?,
+            FromVault::AllPlans => self.input(Input::Told).await?,
             FromVault::LeaseWanted { nonce } => self.say(Say::Lease(nonce)),
             FromVault::Have(part) => match self.haves.take(*part) {
                 Ok(Some(have)) => {
