@@ -208,7 +208,7 @@ pub(crate) async fn run(
                 return Ok(0);
             },
         }
-        if end_by.is_some() && shell.gateway.is_none() {
+        if end_by.is_some() && shell.gateway.is_none() && !shell.state.has_workers() {
             // The vault goes last: functions that finish may still call out.
             shell.children.vault(shell.vault, ToVault::Stop, Vec::new());
             tracing::info!("drained");
