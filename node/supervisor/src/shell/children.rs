@@ -172,8 +172,10 @@ async fn events(launch: Arc<Client>, watch: Arc<UnixStream>, happenings: mpsc::S
                 Happening::Refused(id, format!("{refusal:?}"))
             }
             Ok(Some(Event::Exited { id, end })) => Happening::Exited(id, end),
-            // A child to adopt comes first or never: launch is not what it was.
-            Ok(Some(Event::Adopted { .. }) | None) | Err(_) => Happening::LaunchGone,
+            // What is to be adopted comes first or never: launch is not what it was.
+            Ok(Some(Event::Adopted { .. } | Event::Held { .. }) | None) | Err(_) => {
+                Happening::LaunchGone
+            }
         };
         let last = matches!(happening, Happening::LaunchGone);
         if happenings.send(happening).await.is_err() || last {

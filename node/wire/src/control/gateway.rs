@@ -98,6 +98,9 @@ pub struct Start {
     pub shares: Shares,
 }
 
+/// Sockets that a gateway listens on at most. Each is held by launch too, for the next gateway.
+pub const MAX_SOCKETS: usize = 256;
+
 /// Whether the node should get callers.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Standing {
