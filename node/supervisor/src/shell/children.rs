@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use casemate_channel::Control;
@@ -55,6 +55,27 @@ impl Children {
         tokio::spawn(events(launch, watch, self.happenings.clone()));
     }
 
+    /// The next listening socket that launch holds, and its number. Not once events come as happenings.
+    pub(crate) async fn held(&self) -> io::Result<(u64, OwnedFd)> {
+        let receive = || self.launch.recv_with_descriptor();
+        let received = self.watch.async_io(Interest::READABLE, receive).await?;
+        let Some((Event::Held { id }, Some(socket))) = received else {
+            let what = format!("expected a listening socket from launch, got {received:?}");
+            return Err(io::Error::other(what));
+        };
+        Ok((id, socket))
+    }
+
+    /// Has launch hold a listening socket.
+    pub(crate) async fn hold(&self, id: u64, socket: BorrowedFd<'_>) -> io::Result<()> {
+        let command = Command::Hold { id };
+        self.watch
+            .async_io(Interest::WRITABLE, || {
+                self.launch.send(&command, Some(socket))
+            })
+            .await
+    }
+
     /// The next child of a supervisor that has crashed, as launch hands it over; everything that it says comes as
     /// happenings. Not once events do.
     pub(crate) async fn adopt(&mut self) -> io::Result<Event> {
@@ -104,19 +125,20 @@ impl Children {
                 ours,
                 ("casemate-vault", id),
                 happenings,
-                Happening::Vault,
+                |id, message, _| Happening::Vault(id, message),
             )?),
             Program::Gateway => Voice::Gateway(speak::<ToGateway, FromGateway>(
                 ours,
                 ("casemate-gateway", id),
                 happenings,
-                Happening::Gateway,
+                // No message of the gateway has more than one.
+                |id, message, fds| Happening::Gateway(id, message, fds.into_iter().next()),
             )?),
             Program::Worker => Voice::Worker(speak::<ToWorker, FromWorker>(
                 ours,
                 ("casemate-worker", id),
                 happenings,
-                Happening::Worker,
+                |id, message, _| Happening::Worker(id, message),
             )?),
         })
     }
@@ -189,7 +211,7 @@ fn speak<Out, In>(
     socket: OwnedFd,
     (program, id): (&'static str, u64),
     happenings: mpsc::Sender<Happening>,
-    heard: fn(u64, Box<In>) -> Happening,
+    heard: fn(u64, Box<In>, Vec<OwnedFd>) -> Happening,
 ) -> io::Result<mpsc::Sender<(Out, Vec<OwnedFd>)>>
 where
     Out: Message + Send + Sync + 'static,
@@ -212,8 +234,9 @@ where
     tokio::spawn(async move {
         loop {
             match control.recv().await {
-                Ok(Some((message, _))) => {
-                    if happenings.send(heard(id, Box::new(message))).await.is_err() {
+                Ok(Some((message, fds))) => {
+                    let happening = heard(id, Box::new(message), fds);
+                    if happenings.send(happening).await.is_err() {
                         return;
                     }
                 }
@@ -285,7 +308,8 @@ mod tests {
             let (honest, others) = pair().unwrap();
             let start = |socket, id| {
                 let child = ("casemate-worker", id);
-                speak::<ToWorker, FromWorker>(socket, child, happenings.clone(), Happening::Worker)
+                let heard = |id, message, _| Happening::Worker(id, message);
+                speak::<ToWorker, FromWorker>(socket, child, happenings.clone(), heard)
             };
             let _queues = (start(theirs, 1).unwrap(), start(others, 2).unwrap());
             packet(&hostile, bytes, fds);
