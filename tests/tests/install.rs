@@ -225,6 +225,18 @@ fn systemd_takes_the_units_the_users_and_the_folders() {
     assert!(users.contains("casemate-vault:x:700002:700002:"), "{users}");
 }
 
+#[test]
+fn the_service_manager_keeps_as_many_sockets_as_launch_holds() {
+    let unit = Installed::new().unit("casemate-node.service");
+    let most = casemate_wire::control::gateway::MAX_SOCKETS;
+    for setting in [
+        format!("FileDescriptorStoreMax={most}"),
+        "NotifyAccess=main".to_owned(),
+    ] {
+        assert!(unit.lines().any(|line| line == setting), "{setting}");
+    }
+}
+
 /// Set in the process that has what the unit leaves.
 const INNER: &str = "CASEMATE_TEST_UNDER_UNIT";
 

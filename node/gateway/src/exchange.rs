@@ -153,7 +153,7 @@ pub async fn answer(
                 .map(|bytes| Body::whole(bytes, flight))
         }
     };
-    if is_unread && head.version < Version::HTTP_2 {
+    if (is_unread || gateway.is_draining()) && head.version < Version::HTTP_2 {
         let close = HeaderValue::from_static("close");
         response.headers_mut().insert(CONNECTION, close);
     }

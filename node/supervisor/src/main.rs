@@ -29,7 +29,10 @@ struct Arguments {
     /// Where init says what it does with the machine, on one that boots images; an absolute path.
     #[arg(long, value_name = "FILE")]
     machine: Option<PathBuf>,
-    /// Children of a supervisor that has crashed, which launch hands over first.
+    /// Listening sockets that launch holds and hands over first.
+    #[arg(long, value_name = "NUMBER", default_value_t = 0)]
+    held: u32,
+    /// Children of a supervisor that has crashed, which launch hands over then.
     #[arg(long, value_name = "NUMBER", default_value_t = 0)]
     adopt: u32,
 }
@@ -85,8 +88,12 @@ fn main() -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return fail(EXIT_SOFTWARE, format!("cannot start threads: {error}")),
     };
+    let inheritance = shell::Inheritance {
+        sockets: arguments.held,
+        children: arguments.adopt,
+    };
     runtime.block_on(async {
-        match shell::run(config, launch, admin, layers, arguments.adopt).await {
+        match shell::run(config, launch, admin, layers, inheritance).await {
             Ok(code) => ExitCode::from(code),
             Err(error) => fail(EXIT_SOFTWARE, format!("the supervisor ends: {error}")),
         }

@@ -24,7 +24,7 @@ use upstream::{Certificate, Upstream};
 use worker::{call, channel};
 
 /// Every format that a vault's folder has had.
-const FIXTURES: [&str; 1] = ["vault-1"];
+const FIXTURES: [&str; 2] = ["vault-1", "vault-2"];
 /// Where the upstream listens whose address and port the fixtures' releases and secrets name. Nobody else uses it: the whole of
 /// 127.0.0.0/8 is this machine.
 const UPSTREAM: ([u8; 4], u16) = ([127, 77, 13, 1], 18_443);

@@ -9,10 +9,12 @@ mod hear;
 mod images;
 mod push;
 mod report;
+mod sockets;
 mod tls;
 
 use std::collections::BTreeMap;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 use std::time::{Duration, Instant};
 
@@ -36,6 +38,7 @@ use crate::state::{AdoptedChild, AdoptedKind, Input, Single, Supervision, image}
 use bundles::Bundles;
 use children::Children;
 use push::{Heard, Records, Say};
+use sockets::Sockets;
 
 /// Things that happened and wait; whoever has more to tell waits.
 const MAX_HAPPENINGS: usize = 1024;
@@ -60,7 +63,8 @@ pub(crate) enum Happening {
     Deaf(u64),
     LaunchGone,
     Vault(u64, Box<FromVault>),
-    Gateway(u64, Box<FromGateway>),
+    /// With the descriptor, of a message that has one.
+    Gateway(u64, Box<FromGateway>, Option<OwnedFd>),
     Worker(u64, Box<FromWorker>),
     Push(Heard),
     /// The disk has done something for an image.
@@ -112,6 +116,7 @@ struct Shell {
     /// What the vault has, as far as it has said so.
     haves: Arriving<Have>,
     layers: BTreeMap<&'static str, Vec<LayerReport>>,
+    sockets: Sockets,
     addresses: Vec<String>,
     /// What the gateway serves.
     certificates: Vec<Certificate>,
@@ -124,6 +129,15 @@ struct Shell {
     asks: Vec<oneshot::Sender<serde_json::Value>>,
 }
 
+/// What launch hands over first.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Inheritance {
+    /// Listening sockets.
+    pub(crate) sockets: u32,
+    /// Children of a supervisor that has crashed.
+    pub(crate) children: u32,
+}
+
 /// Runs the node until it is told to end; the exit code.
 #[expect(clippy::too_many_lines, reason = "older than the limit")]
 pub(crate) async fn run(
@@ -131,7 +145,7 @@ pub(crate) async fn run(
     launch: Client,
     admin: UnixListener,
     layers: Vec<LayerReport>,
-    adopts: u32,
+    inheritance: Inheritance,
 ) -> io::Result<u8> {
     let (happenings, mut happened) = mpsc::channel(MAX_HAPPENINGS);
     let mut terminate = signal(SignalKind::terminate())?;
@@ -142,6 +156,7 @@ pub(crate) async fn run(
     let state = Supervision::new(config.bounds);
     let image = image::Fetching::new(config.machine.is_some());
     let images = images::Folder::below(&config.state);
+    let sockets = Sockets::new(&config.gateway);
     let mut shell = Shell {
         config,
         state,
@@ -163,6 +178,7 @@ pub(crate) async fn run(
         happenings,
         haves: Arriving::new(MAX_TENANTS as u32),
         layers: BTreeMap::from([("supervisor", layers)]),
+        sockets,
         addresses: Vec::new(),
         certificates: Vec::new(),
         description: serde_json::Value::Null,
@@ -172,7 +188,8 @@ pub(crate) async fn run(
         images,
         asks: Vec::new(),
     };
-    shell.adopt(adopts).await?;
+    shell.adopt_sockets(inheritance.sockets).await?;
+    shell.adopt(inheritance.children).await?;
     let mut ticks = tokio::time::interval(Duration::from_millis(Supervision::TICK_MS));
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
     let mut looks = tokio::time::interval(CPU_TIME_INTERVAL);
@@ -210,7 +227,7 @@ pub(crate) async fn run(
                 return Ok(0);
             },
         }
-        if end_by.is_some() && shell.gateway.is_none() {
+        if end_by.is_some() && shell.gateway.is_none() && !shell.state.has_workers() {
             // The vault goes last: functions that finish may still call out.
             shell.children.vault(shell.vault, ToVault::Stop, Vec::new());
             tracing::info!("drained");
@@ -354,8 +371,8 @@ impl Shell {
             Happening::Vault(id, message) if self.vault == Some(id) => {
                 return self.hear_vault(*message).await;
             }
-            Happening::Gateway(id, message) if self.gateway == Some(id) => {
-                return self.hear_gateway(*message).await;
+            Happening::Gateway(id, message, descriptor) if self.gateway == Some(id) => {
+                return self.hear_gateway(*message, descriptor).await;
             }
             Happening::Vault(..) | Happening::Gateway(..) => {}
             Happening::Worker(id, message) => return self.hear_worker(id, *message).await,
