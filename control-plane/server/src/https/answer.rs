@@ -45,7 +45,9 @@ pub(super) async fn answer(mut ask: Ask) -> Result<Response, Fault> {
             .health()
             .await
             .map(|()| json(&serde_json::json!({ "status": "ok" }))),
-        Operation::Openapi => Ok(([(CONTENT_TYPE, "application/json")], OPENAPI.clone()).into_response()),
+        Operation::Openapi => {
+            Ok(([(CONTENT_TYPE, "application/json")], OPENAPI.clone()).into_response())
+        }
         Operation::Fleet => Ok(shared(&FLEET, &plane.fleet())),
         Operation::PostStatement => {
             let body = ask.body(MAX_ENVELOPE_BYTES).await?;
