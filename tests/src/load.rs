@@ -52,10 +52,22 @@ pub const PATHS: [&str; 2] = ["/slow", "/"];
 #[derive(Debug, Default)]
 pub struct Tally {
     answered: AtomicU64,
-    again: AtomicU64,
+    /// By [`Again`].
+    again: [AtomicU64; 3],
     lost: AtomicU64,
     longest_ms: AtomicU64,
     losses: Mutex<Vec<String>>,
+}
+
+/// Why a call is sent once more, on another connection.
+#[derive(Debug, Clone, Copy)]
+enum Again {
+    /// The connection had ended before the request was sent.
+    Unsent,
+    /// A GOAWAY says that the gateway has not begun it.
+    NotBegun,
+    /// A kept connection that had rested for long was closed meanwhile.
+    Rested,
 }
 
 /// See the module.
@@ -90,11 +102,15 @@ impl Tally {
     /// In one line, and a line for each of the first losses.
     pub fn describe(&self) -> String {
         let losses = self.losses.lock().unwrap_or_else(PoisonError::into_inner);
+        let again = |why: Again| self.again[why as usize].load(Ordering::Relaxed);
         format!(
-            "{} answered, {} lost, {} sent again on another connection, the longest took {} ms\n{}",
+            "{} answered, {} lost; sent again on another connection: {} that had not been sent, {} that GOAWAY says were not \
+             begun, {} on a connection that had rested; the longest took {} ms\n{}",
             self.answered(),
             self.lost(),
-            self.again.load(Ordering::Relaxed),
+            again(Again::Unsent),
+            again(Again::NotBegun),
+            again(Again::Rested),
             self.longest_ms.load(Ordering::Relaxed),
             losses.join("\n")
         )
@@ -198,8 +214,8 @@ impl Target {
         Ok(())
     }
 
-    fn again(&self) {
-        self.tally.again.fetch_add(1, Ordering::Relaxed);
+    fn again(&self, why: Again) {
+        self.tally.again[why as usize].fetch_add(1, Ordering::Relaxed);
     }
 }
 
@@ -292,7 +308,11 @@ async fn call_kept(
                 if !was_kept || !(is_unsent || has_rested) {
                     return Err(anyhow::Error::new(error.into_error()).context("the answer"));
                 }
-                target.again();
+                target.again(if is_unsent {
+                    Again::Unsent
+                } else {
+                    Again::Rested
+                });
             }
         }
     }
@@ -364,7 +384,11 @@ async fn call_http2(
                 if !is_unsent && !is_unprocessed(&error) {
                     return Err(anyhow::Error::new(error).context("the answer"));
                 }
-                target.again();
+                target.again(if is_unsent {
+                    Again::Unsent
+                } else {
+                    Again::NotBegun
+                });
                 // The next connection is made once.
                 let mut shared = shared.lock().await;
                 if shared.count == count {
