@@ -34,6 +34,35 @@ fn must_be_healthy(fleet: &Fleet) {
     assert!(healthy.is_ok(), "{last}");
 }
 
+/// The release that the newest deployment brought loads no better when it is deployed or gone back to once more, and nobody
+/// says that it runs.
+fn must_fail_again(fleet: &Fleet, project: &Path) {
+    let again = |args: &[&str]| fleet.tenant.run_in(project, args, b"").unwrap();
+    let ran = again(&["deploy"]);
+    assert_eq!(ran.code, 81, "{}{}", ran.stdout, ran.stderr);
+    let told = "stopped while loading";
+    assert!(ran.stderr.contains(told), "{}", ran.stderr);
+    let status = fleet.tenant.json(project, &["status"]).unwrap();
+    let functions = status["functions"].as_array().unwrap();
+    let current = |name: &str| {
+        let found = functions.iter().find(|one| one["name"] == name).unwrap();
+        found["nodes_current"].as_u64().unwrap()
+    };
+    assert_eq!((current("calm"), current("other")), (0, 1));
+    let shown = fleet.tenant.json(project, &["versions", "calm"]).unwrap();
+    let versions = shown["functions"][0]["versions"].as_array().unwrap();
+    let (broken, first) = (versions.first().unwrap(), versions.last().unwrap());
+    assert_eq!(broken["nodes"], serde_json::json!([]));
+    must_be_healthy(fleet);
+    let back_to = |version: &serde_json::Value| {
+        let release = version["release"].as_str().unwrap();
+        again(&["rollback", "calm", "--to", release])
+    };
+    assert_eq!(back_to(first).code, 0);
+    let ran = back_to(broken);
+    assert_eq!(ran.code, 81, "{}{}", ran.stdout, ran.stderr);
+}
+
 async fn text(fleet: &Fleet) -> (u16, String) {
     let answer = caller::get(fleet.node.gateway, HOST, "/").await.unwrap();
     (answer.status.as_u16(), answer.text())
@@ -67,41 +96,7 @@ async fn a_release_that_does_not_load_fails_its_deployment_and_changes_nothing_f
     // Another function of the tenant is none the worse for it, and the same release is no better the second time.
     let other = fleet.small_project("other", "", &answers("other")).unwrap();
     block_in_place(|| fleet.deploy(&other)).unwrap();
-    let again =
-        |args: &[&str]| block_in_place(|| fleet.tenant.run_in(&project, args, b"")).unwrap();
-    let ran = again(&["deploy"]);
-    assert_eq!(ran.code, 81, "{}{}", ran.stdout, ran.stderr);
-    assert!(
-        ran.stderr.contains("stopped while loading"),
-        "{}",
-        ran.stderr
-    );
-    let status = block_in_place(|| fleet.tenant.json(&project, &["status"])).unwrap();
-    let functions = status["functions"].as_array().unwrap();
-    let current = |name: &str| {
-        let found = functions.iter().find(|one| one["name"] == name).unwrap();
-        found["nodes_current"].as_u64().unwrap()
-    };
-    assert_eq!((current("calm"), current("other")), (0, 1));
-    let versions = block_in_place(|| fleet.tenant.json(&project, &["versions", "calm"])).unwrap();
-    assert_eq!(
-        versions["functions"][0]["versions"][0]["nodes"],
-        serde_json::json!([])
-    );
-    block_in_place(|| must_be_healthy(&fleet));
-    let first = versions["functions"][0]["versions"]
-        .as_array()
-        .unwrap()
-        .last()
-        .unwrap();
-    let first = first["release"].as_str().unwrap().to_owned();
-    let broken = versions["functions"][0]["versions"][0]["release"]
-        .as_str()
-        .unwrap()
-        .to_owned();
-    assert_eq!(again(&["rollback", "calm", "--to", &first]).code, 0);
-    let ran = again(&["rollback", "calm", "--to", &broken]);
-    assert_eq!(ran.code, 81, "{}{}", ran.stdout, ran.stderr);
+    block_in_place(|| must_fail_again(&fleet, &project));
     assert_eq!(text(&fleet).await, served);
     // The node tries the release once more, and serves what it served.
     block_in_place(|| fleet.node.kill()).unwrap();
