@@ -6,7 +6,12 @@ use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|url: &str| {
     if let Ok(target) = Target::parse(url) {
-        let sent = format!("{}://{}{}", target.scheme.as_str(), target.authority(), target.path_and_query());
+        let sent = format!(
+            "{}://{}{}",
+            target.scheme.as_str(),
+            target.authority(),
+            target.path_and_query()
+        );
         assert_eq!(Target::parse(&sent), Ok(target));
     }
 });

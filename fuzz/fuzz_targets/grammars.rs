@@ -18,8 +18,17 @@ fuzz_target!(|text: &str| {
     if let Ok(path) = CanonicalPath::new(text) {
         let canonical = path.as_str();
         assert!(canonical.starts_with('/') && !canonical.contains("//"));
-        assert!(!canonical.split('/').any(|segment| segment == ".." || segment == "."));
+        assert!(
+            !canonical
+                .split('/')
+                .any(|segment| segment == ".." || segment == ".")
+        );
         assert_eq!(CanonicalPath::new(canonical), Ok(path.clone()));
     }
-    let _rest = (text.parse::<Name>(), text.parse::<Identifier>(), text.parse::<Method>(), text.parse::<HostPattern>());
+    let _rest = (
+        text.parse::<Name>(),
+        text.parse::<Identifier>(),
+        text.parse::<Method>(),
+        text.parse::<HostPattern>(),
+    );
 });

@@ -1,4 +1,5 @@
-//! A hostile upstream's gzip: each step is bounded, and however the body is cut, the same comes out.
+//! A hostile upstream's gzip: each step is bounded, and however the body is cut, the same comes
+//! out.
 #![no_main]
 
 use bytes::Bytes;
@@ -20,7 +21,10 @@ fn decoded(body: &[u8], piece: usize) -> (Vec<u8>, Result<(), GzipError>) {
                 Err(error) => return (all, Err(error)),
             }
             assert!(output.len() <= STEP_OUTPUT_BYTES);
-            assert!(!more || input.len() < before || !output.is_empty(), "a step does nothing");
+            assert!(
+                !more || input.len() < before || !output.is_empty(),
+                "a step does nothing"
+            );
             all.extend_from_slice(&output);
         }
     }

@@ -8,10 +8,16 @@ use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|bytes: &[u8]| {
     if let Ok(release) = Release::parse(bytes) {
-        assert_eq!(Release::parse(&release.to_bytes()).expect("what was parsed parses again"), release);
+        assert_eq!(
+            Release::parse(&release.to_bytes()).expect("what was parsed parses again"),
+            release
+        );
     }
     if let Ok(secret) = Secret::parse(bytes) {
-        assert_eq!(Secret::parse(&secret.to_bytes()).expect("what was parsed parses again"), secret);
+        assert_eq!(
+            Secret::parse(&secret.to_bytes()).expect("what was parsed parses again"),
+            secret
+        );
     }
     let _grant = Grant::parse(bytes);
 });

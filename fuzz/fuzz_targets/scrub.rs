@@ -1,4 +1,5 @@
-//! A hostile upstream's body on its way to a function: however it is cut, the secret is never in it.
+//! A hostile upstream's body on its way to a function: however it is cut, the secret is never in
+//! it.
 #![no_main]
 
 use casemate_trust::release::Slot;
@@ -25,17 +26,24 @@ fn scrubbed(secret: &[u8], body: &[u8], piece: usize) -> Option<(Vec<u8>, u32)> 
 fuzz_target!(|input: (&[u8], &[u8], u8)| {
     let (secret, body, piece) = input;
     let piece = usize::from(piece).max(1);
-    let (Some(searcher), Some((seen, matches))) =
-        (searcher(secret), scrubbed(secret, body, piece))
+    let (Some(searcher), Some((seen, matches))) = (searcher(secret), scrubbed(secret, body, piece))
     else {
         return;
     };
     let mut head = HeadScrubber::new(&searcher);
-    if head.finds(body) == Ok(false) && !body.windows(2).any(|pair| matches!(pair, b"\n\n" | b"\r\r")) {
+    if head.finds(body) == Ok(false)
+        && !body
+            .windows(2)
+            .any(|pair| matches!(pair, b"\n\n" | b"\r\r"))
+    {
         assert_eq!((seen.as_slice(), matches), (body, 0));
     }
     // What stands for a secret may itself look like one.
-    let canonical: Vec<u8> = secret.iter().filter(|byte| byte.is_ascii_graphic()).copied().collect();
+    let canonical: Vec<u8> = secret
+        .iter()
+        .filter(|byte| byte.is_ascii_graphic())
+        .copied()
+        .collect();
     let may_be_marker = b"[scrubbed]".iter().any(|byte| canonical.contains(byte));
     if !may_be_marker && matches > 0 {
         assert!(seen.windows(10).any(|window| window == b"[scrubbed]"));

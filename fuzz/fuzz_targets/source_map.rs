@@ -1,4 +1,5 @@
-//! Source maps of a hostile bundle, as the worker cuts them down and its engine's library then reads them.
+//! Source maps of a hostile bundle, as the worker cuts them down and its engine's library then
+//! reads them.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
@@ -18,7 +19,11 @@ fuzz_target!(|bytes: &[u8]| {
     for line in [0, 1, 7, u32::MAX] {
         for column in [0, 1, 80, u32::MAX] {
             if let Some(token) = map.lookup_token(line, column) {
-                let _ = (token.get_source(), token.get_src_line(), token.get_src_col());
+                let _ = (
+                    token.get_source(),
+                    token.get_src_line(),
+                    token.get_src_col(),
+                );
             }
         }
     }

@@ -7,7 +7,11 @@ use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|input: (bool, Vec<Vec<u8>>)| {
     let (acceptor, pieces) = input;
-    let mut channel = Channel::new(if acceptor { Side::Acceptor } else { Side::Opener });
+    let mut channel = Channel::new(if acceptor {
+        Side::Acceptor
+    } else {
+        Side::Opener
+    });
     let mut held = 0;
     for piece in pieces {
         if channel.receive(&piece).is_err() {
@@ -17,7 +21,10 @@ fuzz_target!(|input: (bool, Vec<Vec<u8>>)| {
             match event {
                 Event::Request { id, .. } if id % 3 == 0 => channel.reset(id, 1),
                 Event::Request { id, .. } if id % 3 == 1 => {
-                    let head = ResponseHead { status: 200, fields: Default::default() };
+                    let head = ResponseHead {
+                        status: 200,
+                        fields: Default::default(),
+                    };
                     channel.respond(id, &head, true).expect("a head that fits");
                 }
                 Event::Request { id, .. } if id % 7 == 0 => channel.go_away(id),
@@ -26,7 +33,10 @@ fuzz_target!(|input: (bool, Vec<Vec<u8>>)| {
                 _ => {}
             }
         }
-        assert!(held <= CHANNEL_WINDOW_BYTES as usize, "{held} bytes that were not used");
+        assert!(
+            held <= CHANNEL_WINDOW_BYTES as usize,
+            "{held} bytes that were not used"
+        );
         assert!(channel.streams() <= MAX_STREAMS);
     }
 });

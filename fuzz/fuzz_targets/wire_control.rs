@@ -8,9 +8,12 @@ use casemate_wire::control::{decode, encode};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|bytes: &[u8]| {
-    let Ok(payload) = casemate_wire::frame::control_payload(bytes) else { return };
+    let Ok(payload) = casemate_wire::frame::control_payload(bytes) else {
+        return;
+    };
     if let Ok(message) = decode::<FromWorker>(payload) {
-        let again = decode::<FromWorker>(&encode(&message).expect("it fitted")).expect("what was decoded decodes again");
+        let again = decode::<FromWorker>(&encode(&message).expect("it fitted"))
+            .expect("what was decoded decodes again");
         assert_eq!(message, again);
     }
     let _worker = decode::<ToWorker>(payload);

@@ -331,6 +331,7 @@ impl Machine {
     }
 
     /// Boots it with the disk that it has.
+    #[expect(clippy::too_many_lines, reason = "one story, step by step")]
     pub fn boot(&mut self, hardware: &Hardware) -> Result<()> {
         self.cut_power()?;
         let mut command = Command::new("qemu-system-x86_64");

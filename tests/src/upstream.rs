@@ -149,6 +149,7 @@ async fn accept(listener: TcpListener, tls: TlsAcceptor, seen: Arc<Seens>, key: 
 
 type Body = Either<Full<Bytes>, Incoming>;
 
+#[expect(clippy::too_many_lines, reason = "one story, step by step")]
 async fn answer(request: Request<Incoming>, seen: &Seens, key: &str) -> Response<Body> {
     let (head, body) = request.into_parts();
     let authorised = head

@@ -20,12 +20,17 @@ fn marks(name: &str) -> (String, String) {
 /// What a function reads in `error.code`.
 fn codes_of_calls() -> String {
     let mut table =
-        "| code | meaning | answer when your function does not catch it |\n|---|---|---|\n"
+        "| code | kind | meaning | answer when your function does not catch it |\n|---|---|---|---|\n"
             .to_owned();
     for code in CallCode::ALL {
         let answer = Code::Failed(code.failure());
+        let kind = if code.is_policy() {
+            "policy"
+        } else {
+            "failure"
+        };
         let row = format!(
-            "| `{}` | {} | {} `{}` |",
+            "| `{}` | {kind} | {} | {} `{}` |",
             code.name(),
             code.meaning(),
             answer.status().as_u16(),

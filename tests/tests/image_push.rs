@@ -129,6 +129,7 @@ impl World {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[expect(clippy::too_many_lines, reason = "one story, step by step")]
 async fn an_image_arrives_whole_over_kills_of_both_ends_and_deployments_meanwhile() {
     let mut world = block_in_place(|| World::start("1.2.3", IMAGE_BYTES));
     // A node that boots no images acknowledges, and fetches nothing.

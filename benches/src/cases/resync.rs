@@ -1,5 +1,6 @@
-//! A full resync: a vault with an empty store is shown every tenant of a fleet, one statement after the other, each judged,
-//! written and synced before it is accepted. Its time and what it writes have to grow with the tenants, not with their square.
+//! A full resync: a vault with an empty store is shown every tenant of a fleet, one statement
+//! after the other, each judged, written and synced before it is accepted. Its time and what it
+//! writes have to grow with the tenants, not with their square.
 
 use std::process::{Child, Command, Stdio};
 use std::time::Instant;
@@ -14,8 +15,8 @@ use casemate_trust::statement::{KeySet, Root, Statement as _, Tenant};
 use casemate_wire::control::vault::{FromVault, ObjectKind, ToVault, Verdict};
 
 use crate::Run;
-use crate::cases::memory::kib;
 use crate::peer::Who;
+use crate::process::kib;
 use crate::report::{Case, Row};
 
 /// Tenants of the fleet.
@@ -139,7 +140,8 @@ pub(crate) async fn run(run: &Run) -> Result<Case> {
         let written = mb(vault.figure("io", "wchar")? - before);
         let resident = mb(vault.figure("status", "VmRSS")?);
         run.say(&format!(
-            "resync: {count} tenants in {secs:.1} s, {written:.1} MB written, {resident:.1} MB resident"
+            "resync: {count} tenants in {secs:.1} s, {written:.1} MB written, \
+             {resident:.1} MB resident"
         ));
         let what = format!("{count} tenants");
         let figures = [secs, written, resident];

@@ -99,15 +99,77 @@ pub enum Body {
     Lines(&'static str),
 }
 
-/// One thing that can be asked.
+macro_rules! operations {
+    ($($variant:ident, $name:literal;)+) => {
+        /// What can be asked, by name. The server has an answer for each: its `match` is exhaustive.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub enum Operation {
+            $(#[doc = concat!("`", $name, "`")] $variant,)+
+        }
+
+        impl Operation {
+            /// All of them.
+            pub const ALL: &[Self] = &[$(Self::$variant,)+];
+
+            /// The name in generated clients and in the audit log.
+            pub const fn as_str(self) -> &'static str {
+                match self {
+                    $(Self::$variant => $name,)+
+                }
+            }
+        }
+    };
+}
+
+operations! {
+    Health, "health";
+    Openapi, "openapi";
+    Fleet, "fleet";
+    PostStatement, "post_statement";
+    ListPools, "list_pools";
+    ListTenants, "list_tenants";
+    GetTenant, "get_tenant";
+    PutObject, "put_object";
+    GetObject, "get_object";
+    PutManifest, "put_manifest";
+    PutFreshness, "put_freshness";
+    TenantStatus, "tenant_status";
+    TenantLogs, "tenant_logs";
+    PutBundle, "put_bundle";
+    HeadBundle, "head_bundle";
+    ListImages, "list_images";
+    GetImage, "get_image";
+    PutImage, "put_image";
+    MakeToken, "make_token";
+    ListTokens, "list_tokens";
+    OwnToken, "own_token";
+    DeleteToken, "delete_token";
+    RegisterJoinToken, "register_join_token";
+    ListJoins, "list_joins";
+    AdmitNode, "admit_node";
+    ReadmitNode, "readmit_node";
+    ListNodes, "list_nodes";
+    GetNode, "get_node";
+    GrantNode, "grant_node";
+    RevokeNode, "revoke_node";
+    Audit, "audit";
+}
+
+impl std::fmt::Display for Operation {
+    fn fmt(&self, to: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        to.write_str(self.as_str())
+    }
+}
+
+/// One thing that can be asked: an operation, and how.
 #[derive(Debug, Clone, Copy)]
 pub struct Endpoint {
     /// Method.
     pub method: Method,
     /// Path with `{parameters}`.
     pub path: &'static str,
-    /// Name in generated clients.
-    pub id: &'static str,
+    /// Which operation.
+    pub id: Operation,
     /// What it does.
     pub summary: &'static str,
     /// Who may ask.
@@ -123,7 +185,7 @@ pub struct Endpoint {
 const fn ask(
     method: Method,
     path: &'static str,
-    id: &'static str,
+    id: Operation,
     access: Access,
     summary: &'static str,
 ) -> Endpoint {
@@ -164,56 +226,56 @@ use Method::{Delete, Get, Head, Post, Put};
 /// Everything that can be asked.
 #[rustfmt::skip]
 pub const ENDPOINTS: &[Endpoint] = &[
-    ask(Get, "/healthz", "health", Public, "Whether the server runs and its store answers"),
-    ask(Get, "/v1/openapi.json", "openapi", Public, "This document").gives(Json("object")),
-    ask(Get, "/v1/fleet", "fleet", Public, "What a client checks the fleet with").gives(Json("FleetView")),
-    ask(Post, "/v1/statements", "post_statement", Statements, "Hands in a signed Root, OnlineKey, Pool, Tenant or Image")
+    ask(Get, "/healthz", Operation::Health, Public, "Whether the server runs and its store answers"),
+    ask(Get, "/v1/openapi.json", Operation::Openapi, Public, "This document").gives(Json("object")),
+    ask(Get, "/v1/fleet", Operation::Fleet, Public, "What a client checks the fleet with").gives(Json("FleetView")),
+    ask(Post, "/v1/statements", Operation::PostStatement, Statements, "Hands in a signed Root, OnlineKey, Pool, Tenant or Image")
         .takes(Envelope).gives(Json("StatementAnswer")),
-    ask(Get, "/v1/pools", "list_pools", Any, "All pools with their statements").gives(Json("PoolList")),
-    ask(Get, "/v1/tenants", "list_tenants", Any, "The tenants that the token may see").gives(Json("TenantList")),
-    ask(Get, "/v1/tenants/{id}", "get_tenant", LookOwn, "A tenant's statements and newest manifest").gives(Json("TenantView")),
-    ask(Put, "/v1/tenants/{id}/objects/{digest}", "put_object", Own,
+    ask(Get, "/v1/pools", Operation::ListPools, Any, "All pools with their statements").gives(Json("PoolList")),
+    ask(Get, "/v1/tenants", Operation::ListTenants, Any, "The tenants that the token may see").gives(Json("TenantList")),
+    ask(Get, "/v1/tenants/{id}", Operation::GetTenant, LookOwn, "A tenant's statements and newest manifest").gives(Json("TenantView")),
+    ask(Put, "/v1/tenants/{id}/objects/{digest}", Operation::PutObject, Own,
         "Uploads a release or a sealed secret; over the tenant's storage: 413 `quota_exceeded`").takes(Bytes),
-    ask(Get, "/v1/tenants/{id}/objects/{digest}", "get_object", LookOwn, "A release or a sealed secret").gives(Bytes),
-    ask(Put, "/v1/tenants/{id}/manifest", "put_manifest", Own, "Hands in the next manifest")
+    ask(Get, "/v1/tenants/{id}/objects/{digest}", Operation::GetObject, LookOwn, "A release or a sealed secret").gives(Bytes),
+    ask(Put, "/v1/tenants/{id}/manifest", Operation::PutManifest, Own, "Hands in the next manifest")
         .takes(Envelope).gives(Json("ManifestAnswer")),
-    ask(Put, "/v1/tenants/{id}/freshness", "put_freshness", Own,
+    ask(Put, "/v1/tenants/{id}/freshness", Operation::PutFreshness, Own,
         "Renews the freshness of the newest manifest; 429 `too_soon` shortly after the renewal before")
         .takes(Envelope).gives(Json("FreshnessAnswer")),
-    ask(Get, "/v1/tenants/{id}/status", "tenant_status", LookOwn, "What the nodes made of the newest manifest")
+    ask(Get, "/v1/tenants/{id}/status", Operation::TenantStatus, LookOwn, "What the nodes made of the newest manifest")
         .gives(Json("TenantStatus")),
-    ask(Get, "/v1/tenants/{id}/logs", "tenant_logs", LookOwn, "The tenant's log; streams while following")
+    ask(Get, "/v1/tenants/{id}/logs", Operation::TenantLogs, LookOwn, "The tenant's log; streams while following")
         .gives(Lines("LogRecord")).with_query(&[
             "follow", "function", "since", "since_ms", "until_ms", "level", "status", "request", "grep", "node",
         ]),
-    ask(Put, "/v1/bundles/{digest}", "put_bundle", Tenants,
+    ask(Put, "/v1/bundles/{digest}", Operation::PutBundle, Tenants,
         "Uploads a bundle; over the tenant's storage: 413 `quota_exceeded`").takes(Bytes),
-    ask(Head, "/v1/bundles/{digest}", "head_bundle", Tenants,
+    ask(Head, "/v1/bundles/{digest}", Operation::HeadBundle, Tenants,
         "Whether a bundle is there, and will be when the manifest comes that lists it"),
-    ask(Get, "/v1/images", "list_images", Look, "The newest image of each pool").gives(Json("ImageList")),
-    ask(Get, "/v1/images/{digest}", "get_image", Look, "How much of an image is there").gives(Json("ImageUpload")),
-    ask(Put, "/v1/images/{digest}", "put_image", Operator,
+    ask(Get, "/v1/images", Operation::ListImages, Look, "The newest image of each pool").gives(Json("ImageList")),
+    ask(Get, "/v1/images/{digest}", Operation::GetImage, Look, "How much of an image is there").gives(Json("ImageUpload")),
+    ask(Put, "/v1/images/{digest}", Operation::PutImage, Operator,
         "Uploads a part of an image, of `bytes` in all, from `offset` on; 409 `conflict` says from where")
         .takes(Bytes).gives(Json("ImageUpload")).with_query(&["offset", "bytes"]),
-    ask(Post, "/v1/tokens", "make_token", Operator, "Makes a token and shows it once")
+    ask(Post, "/v1/tokens", Operation::MakeToken, Operator, "Makes a token and shows it once")
         .takes(Json("NewToken")).gives(Json("MadeToken")),
-    ask(Get, "/v1/tokens", "list_tokens", Look, "All tokens without their secret part").gives(Json("TokenList")),
-    ask(Get, "/v1/token", "own_token", Any, "The token that asks, without its secret part").gives(Json("TokenView")),
-    ask(Delete, "/v1/tokens/{token}", "delete_token", Operator, "Takes a token away"),
-    ask(Post, "/v1/nodes/tokens", "register_join_token", Operator, "Registers the public part of a join token")
+    ask(Get, "/v1/tokens", Operation::ListTokens, Look, "All tokens without their secret part").gives(Json("TokenList")),
+    ask(Get, "/v1/token", Operation::OwnToken, Any, "The token that asks, without its secret part").gives(Json("TokenView")),
+    ask(Delete, "/v1/tokens/{token}", Operation::DeleteToken, Operator, "Takes a token away"),
+    ask(Post, "/v1/nodes/tokens", Operation::RegisterJoinToken, Operator, "Registers the public part of a join token")
         .takes(Json("NewJoinToken")),
-    ask(Get, "/v1/nodes/joins", "list_joins", Look, "Join requests that wait").gives(Json("JoinList")),
-    ask(Post, "/v1/nodes/admit", "admit_node", Operator, "Registers a node's key and stores its grants")
+    ask(Get, "/v1/nodes/joins", Operation::ListJoins, Look, "Join requests that wait").gives(Json("JoinList")),
+    ask(Post, "/v1/nodes/admit", Operation::AdmitNode, Operator, "Registers a node's key and stores its grants")
         .takes(Json("Admission")).gives(Json("NodeView")),
-    ask(Post, "/v1/nodes", "readmit_node", Operator, "Registers again a node that a restored control plane does not know")
+    ask(Post, "/v1/nodes", Operation::ReadmitNode, Operator, "Registers again a node that a restored control plane does not know")
         .takes(Json("Readmission")).gives(Json("NodeView")),
-    ask(Get, "/v1/nodes", "list_nodes", Look, "All nodes").gives(Json("NodeList")),
-    ask(Get, "/v1/nodes/{name}", "get_node", Look, "One node: what it has, what it refused, which layers are in force")
+    ask(Get, "/v1/nodes", Operation::ListNodes, Look, "All nodes").gives(Json("NodeList")),
+    ask(Get, "/v1/nodes/{name}", Operation::GetNode, Look, "One node: what it has, what it refused, which layers are in force")
         .gives(Json("NodeView")),
-    ask(Post, "/v1/nodes/{name}/grants", "grant_node", Operator, "Stores more pool keys sealed to a node")
+    ask(Post, "/v1/nodes/{name}/grants", Operation::GrantNode, Operator, "Stores more pool keys sealed to a node")
         .takes(Json("NewGrants")).gives(Json("NodeView")),
-    ask(Delete, "/v1/nodes/{name}", "revoke_node", Operator, "Throws a node out and closes its connection"),
-    ask(Get, "/v1/audit", "audit", Look, "Hash-chained records of every change").gives(Json("AuditPage")).with_query(&["since"]),
+    ask(Delete, "/v1/nodes/{name}", Operation::RevokeNode, Operator, "Throws a node out and closes its connection"),
+    ask(Get, "/v1/audit", Operation::Audit, Look, "Hash-chained records of every change").gives(Json("AuditPage")).with_query(&["since"]),
 ];
 
 /// The endpoint of a method and a path with `{parameters}`. GET also answers HEAD.
@@ -251,6 +313,17 @@ mod tests {
     }
 
     #[test]
+    fn every_operation_stands_in_the_table_once() {
+        let mut listed: Vec<_> = ENDPOINTS.iter().map(|endpoint| endpoint.id).collect();
+        listed.sort_unstable();
+        assert_eq!(listed, Operation::ALL);
+        let mut names: Vec<_> = Operation::ALL.iter().map(|id| id.as_str()).collect();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), Operation::ALL.len());
+    }
+
+    #[test]
     fn a_read_only_token_changes_nothing() {
         let changing = ENDPOINTS
             .iter()
@@ -268,7 +341,12 @@ mod tests {
 
     #[test]
     fn an_operator_does_not_speak_for_a_tenant() {
-        for id in ["put_manifest", "put_freshness", "put_object", "put_bundle"] {
+        for id in [
+            Operation::PutManifest,
+            Operation::PutFreshness,
+            Operation::PutObject,
+            Operation::PutBundle,
+        ] {
             let endpoint = ENDPOINTS.iter().find(|endpoint| endpoint.id == id).unwrap();
             assert!(
                 !endpoint
@@ -281,10 +359,10 @@ mod tests {
 
     #[test]
     fn head_is_get_without_a_body() {
-        assert_eq!(find("HEAD", "/v1/fleet").unwrap().id, "fleet");
+        assert_eq!(find("HEAD", "/v1/fleet").unwrap().id, Operation::Fleet);
         assert_eq!(
             find("HEAD", "/v1/bundles/{digest}").unwrap().id,
-            "head_bundle"
+            Operation::HeadBundle
         );
         assert!(find("PUT", "/v1/fleet").is_none());
     }

@@ -65,12 +65,10 @@ impl Violation {
 /// A frame's bytes.
 pub fn encode<T: Serialize>(message: &T) -> Vec<u8> {
     let start = vec![0; LENGTH_BYTES];
-    // Our messages are plain data, which postcard writes without fail.
-    let mut bytes = postcard::to_extend(message, start).unwrap_or_default();
-    let length = u32::try_from(bytes.len().saturating_sub(LENGTH_BYTES)).unwrap_or(u32::MAX);
-    if let Some(head) = bytes.first_chunk_mut::<LENGTH_BYTES>() {
-        *head = length.to_be_bytes();
-    }
+    let mut bytes = postcard::to_extend(message, start).expect("plain data has an encoding");
+    let length = bytes.len() - LENGTH_BYTES;
+    let length = u32::try_from(length).expect("messages are far below 4 GiB");
+    bytes[..LENGTH_BYTES].copy_from_slice(&length.to_be_bytes());
     bytes
 }
 

@@ -585,11 +585,7 @@ impl Bounded for ToNode {
 /// The beginning of a text, at a character's edge.
 pub(crate) fn shorten(mut text: String, most: usize) -> String {
     if text.len() > most {
-        let edge = (0..=most)
-            .rev()
-            .find(|at| text.is_char_boundary(*at))
-            .unwrap_or_default();
-        text.truncate(edge);
+        text.truncate(text.floor_char_boundary(most));
     }
     text
 }

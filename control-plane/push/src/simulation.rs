@@ -235,6 +235,7 @@ impl Default for Vault {
 }
 
 impl Vault {
+    #[expect(clippy::too_many_lines, reason = "one story, step by step")]
     fn judge(&mut self, id: &StatementId, bytes: &[u8]) -> Result<(), &'static str> {
         let raise = |held: &mut u64, version: u64, may_skip: bool| match version {
             lower if lower < *held => Err("lower"),
@@ -384,6 +385,7 @@ impl Link {
     }
 
     /// Moves a few bytes each way, and lets the vault judge some of what waits. Whether anything moved.
+    #[expect(clippy::too_many_lines, reason = "one story, step by step")]
     fn step(&mut self, world: &World, vault: &mut Vault, dice: &mut Dice) -> bool {
         let mut moved = false;
         while let Some(frame) = self.node.poll_transmit() {

@@ -98,6 +98,7 @@ impl Config {
     }
 
     /// From text; a relative `state` is relative to `folder`. Mistakes are `line: what`.
+    #[expect(clippy::too_many_lines, reason = "older than the limit")]
     fn parse(text: &str, folder: &Path) -> Result<Self, Vec<String>> {
         let (table, errors) = DeTable::parse_recoverable(text);
         let line = |offset: usize| text[..offset.min(text.len())].matches('\n').count() + 1;

@@ -134,7 +134,7 @@ fn tell() -> impl FnMut(Progress) {
 fn say_backup(made: &BackupOutcome, json: bool, what: &str) {
     let label = &made.backup;
     let text = if json {
-        serde_json::to_string(made).unwrap_or_default()
+        serde_json::to_string(made).expect("plain data is JSON")
     } else {
         let audit = if made.audit_intact {
             "unbroken"
@@ -188,7 +188,7 @@ fn init(state: &Path, json: bool) -> Result<(), Failure> {
     log(None)?;
     let made = runtime()?.block_on(casemate_control::init(state))?;
     let text = if json {
-        serde_json::to_string(&made).unwrap_or_default()
+        serde_json::to_string(&made).expect("plain data is JSON")
     } else {
         let (state, public, token) = (
             made.state.display(),

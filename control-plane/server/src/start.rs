@@ -150,6 +150,7 @@ struct Addresses {
 ///
 /// # Errors
 /// It could not start.
+#[expect(clippy::too_many_lines, reason = "older than the limit")]
 pub async fn serve(config: Config, stop: impl Future<Output = ()>) -> Result<(), Failure> {
     let state = &config.state;
     if let Err(error) = std::fs::read_dir(state.join(KEYS)) {

@@ -339,6 +339,7 @@ async fn uploads_are_bounded_checked_and_can_be_repeated() {
 }
 
 #[tokio::test]
+#[expect(clippy::too_many_lines, reason = "one story, step by step")]
 async fn a_tenants_token_reaches_nothing_of_another_tenant() {
     let control = Control::new().await;
     let fleet = Fleet::new(&control).await;

@@ -66,6 +66,7 @@ async fn list(control: &Control) -> Vec<(String, Vec<String>)> {
 }
 
 #[tokio::test]
+#[expect(clippy::too_many_lines, reason = "one story, step by step")]
 async fn only_the_operator_uploads_and_what_is_signed_is_there() {
     let mut control = Control::new().await;
     let fleet = Fleet::new(&control).await;

@@ -125,6 +125,7 @@ async fn a_token_that_is_taken_away_reads_no_further_in_a_log() {
 }
 
 #[tokio::test]
+#[expect(clippy::too_many_lines, reason = "one story, step by step")]
 async fn logs_outlive_a_restart_and_can_be_searched() {
     let mut control = Control::new().await;
     let (fleet, tenant, mut node) = serving(&control).await;

@@ -17,6 +17,7 @@ use support::node::{admission, connect, hello, joining, member, quic_config, ser
 use support::{Control, Fleet, Node, SOON, eventually};
 
 #[tokio::test]
+#[expect(clippy::too_many_lines, reason = "one story, step by step")]
 async fn a_node_joins_and_is_served_on_the_same_connection() {
     let control = Control::new().await;
     let fleet = Fleet::new(&control).await;

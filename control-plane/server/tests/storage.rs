@@ -319,6 +319,7 @@ async fn left(control: &Control, listed: &BTreeSet<String>) -> usize {
 }
 
 #[tokio::test]
+#[expect(clippy::too_many_lines, reason = "one story, step by step")]
 async fn a_kill_in_the_middle_of_a_removal_loses_nothing_that_is_listed() {
     let mut control = Control::new().await;
     let fleet = Fleet::new(&control).await;

@@ -131,47 +131,22 @@ pub fn build(
         }
     }
     for file in &plan.programs {
-        let tree = if file.path == INIT {
-            &mut first
-        } else {
-            &mut system
-        };
+        let is_init = file.path == INIT;
+        let tree = if is_init { &mut first } else { &mut system };
         tree.program(&file.path, programs.get(file)?)?;
     }
-    for (name, paths) in &profile.files {
-        let package = other(&others, name)?;
-        for path in paths {
-            let bytes = package.file(path)?.to_vec();
-            if bytes.starts_with(b"\x7fELF") {
-                system.program(path, bytes)?;
-            } else {
-                system.file(path, bytes)?;
-            }
-        }
-    }
+    add_files(&mut system, &profile, &others)?;
     let certificates = certificates(other(&others, &profile.certificates)?);
     system.file(CERTIFICATES, certificates)?;
     let os_release = os_release(plan);
-    system.file("etc/os-release", os_release.as_str())?;
-    system.file("etc/casemate/image.json", description(plan))?;
-    system.file("etc/nsswitch.conf", "hosts: files dns\n")?;
-    system.file("etc/hosts", "127.0.0.1 localhost\n::1 localhost\n")?;
-    system.add("etc/resolv.conf", Node::Link("/run/resolv.conf".into()))?;
+    add_settings(&mut system, plan, &os_release)?;
     add_libraries(&mut system, &libraries)?;
     add_libraries(&mut first, &libraries)?;
     add_modules(
         &mut first,
         &kernel.modules(&FIRST_MODULES.map(str::to_owned))?,
     )?;
-    let disk = kernel.modules(&[DISK_MODULE.to_owned()])?;
-    // Init loads this one alone, with a size: built into the kernel, it would have another.
-    let [(name, bytes)] = &disk[..] else {
-        return Err(Error::Module {
-            name: DISK_MODULE.to_owned(),
-            message: format!("expected one module, got {}", disk.len()),
-        });
-    };
-    first.file(&format!("{MODULE_FOLDER}/{name}"), *bytes)?;
+    add_disk_module(&mut first, &kernel)?;
     add_modules(&mut system, &kernel.modules(&profile.modules)?)?;
     let executables = first.executables().chain(system.executables());
     let executables = executables.map(ToOwned::to_owned).collect();
@@ -202,6 +177,47 @@ pub fn build(
     };
     image.uki = image.unify(None)?;
     Ok(image)
+}
+
+/// Adds what the system says of itself, and how names are resolved.
+fn add_settings(system: &mut Tree, plan: &Plan, os_release: &str) -> Result<(), Error> {
+    system.file("etc/os-release", os_release)?;
+    system.file("etc/casemate/image.json", description(plan))?;
+    system.file("etc/nsswitch.conf", "hosts: files dns\n")?;
+    system.file("etc/hosts", "127.0.0.1 localhost\n::1 localhost\n")?;
+    system.add("etc/resolv.conf", Node::Link("/run/resolv.conf".into()))
+}
+
+/// Adds the profile's files from their packages; what can be run, as programs.
+fn add_files(
+    system: &mut Tree,
+    profile: &Profile,
+    others: &BTreeMap<&str, Package>,
+) -> Result<(), Error> {
+    for (name, paths) in &profile.files {
+        let package = other(others, name)?;
+        for path in paths {
+            let bytes = package.file(path)?.to_vec();
+            if bytes.starts_with(b"\x7fELF") {
+                system.program(path, bytes)?;
+            } else {
+                system.file(path, bytes)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Adds the module that makes a disk in memory. Init loads it alone, with a size: built into the kernel, it would have another.
+fn add_disk_module(first: &mut Tree, kernel: &Kernel<'_>) -> Result<(), Error> {
+    let disk = kernel.modules(&[DISK_MODULE.to_owned()])?;
+    let [(name, bytes)] = &disk[..] else {
+        return Err(Error::Module {
+            name: DISK_MODULE.to_owned(),
+            message: format!("expected one module, got {}", disk.len()),
+        });
+    };
+    first.file(&format!("{MODULE_FOLDER}/{name}"), *bytes)
 }
 
 /// Adds modules, and the order in which they are loaded.

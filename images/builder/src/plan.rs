@@ -173,8 +173,7 @@ impl Plan {
 
     /// The text that [`Plan::read`] takes.
     pub fn to_text(&self) -> String {
-        // Strings and numbers only: it has a text.
-        serde_json::to_string_pretty(self).unwrap_or_default() + "\n"
+        serde_json::to_string_pretty(self).expect("strings and numbers are JSON") + "\n"
     }
 }
 

@@ -31,16 +31,10 @@ pub(crate) fn bill(plan: &Plan, packages: &[(&PackageFile, &Package)]) -> String
         .iter()
         .map(|(file, package)| debian(file, package))
         .collect();
-    // Our own build script wrote it: it reads.
-    if let Ok(crates) = serde_json::from_str::<Crates>(CRATES) {
-        components.extend(
-            crates
-                .crates
-                .iter()
-                .map(|linked| rust(linked, &crates.texts)),
-        );
-    }
-    let time = jiff::Timestamp::from_second(plan.time.into()).unwrap_or_default();
+    let crates: Crates = serde_json::from_str(CRATES).expect("our build script wrote it");
+    let linked = crates.crates.iter();
+    components.extend(linked.map(|linked| rust(linked, &crates.texts)));
+    let time = jiff::Timestamp::from_second(plan.time.into()).expect("32 bits of seconds");
     let bill = json!({
         "bomFormat": "CycloneDX",
         "specVersion": "1.6",
@@ -51,8 +45,7 @@ pub(crate) fn bill(plan: &Plan, packages: &[(&PackageFile, &Package)]) -> String
         },
         "components": components,
     });
-    // Plain data, which has a text.
-    serde_json::to_string_pretty(&bill).unwrap_or_default() + "\n"
+    serde_json::to_string_pretty(&bill).expect("plain data is JSON") + "\n"
 }
 
 fn debian(file: &PackageFile, package: &Package) -> Value {

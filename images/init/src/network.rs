@@ -76,6 +76,7 @@ pub(crate) async fn run(network: Network, news: mpsc::Sender<News>) {
     }
 }
 
+#[expect(clippy::too_many_lines, reason = "older than the limit")]
 async fn bring_up(network: &Network, news: &mpsc::Sender<News>) -> Result<(), Problem> {
     let failed = |what: &str, error: &dyn std::fmt::Display| {
         Problem::new(

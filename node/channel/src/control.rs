@@ -236,7 +236,10 @@ fn packet<'a>(
     memfd: Option<&'a OwnedFd>,
     fds: &[BorrowedFd<'a>],
 ) -> (Vec<u8>, Vec<BorrowedFd<'a>>) {
-    debug_assert!(fds.len() <= MAX_DESCRIPTORS);
+    assert!(
+        fds.len() <= MAX_DESCRIPTORS,
+        "more descriptors than a packet has"
+    );
     let inline = if memfd.is_some() { &[] } else { payload };
     (
         control_packet(inline),

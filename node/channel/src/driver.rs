@@ -198,7 +198,7 @@ async fn drive(mut socket: UnixStream, side: Side, shared: Arc<Shared>) {
     }
     shared.close();
     // Set once, here.
-    let _ = shared.ended.set(());
+    let _already = shared.ended.set(());
 }
 
 impl Shared {
@@ -340,7 +340,7 @@ impl Shared {
             while let Some(event) = state.channel.event() {
                 if event == Event::GoAway {
                     // Again and again is no news.
-                    let _ = self.going_away.set(());
+                    let _already = self.going_away.set(());
                 }
                 state.arrive(event);
             }

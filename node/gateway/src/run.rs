@@ -45,6 +45,7 @@ pub enum RunError {
 ///
 /// # Errors
 /// See [`RunError`].
+#[expect(clippy::too_many_lines, reason = "older than the limit")]
 pub async fn run(prepared: Prepared) -> Result<(), RunError> {
     let Prepared {
         start,

@@ -205,6 +205,7 @@ impl Folder {
 }
 
 #[tokio::test]
+#[expect(clippy::too_many_lines, reason = "one story, step by step")]
 async fn tls_chooses_the_certificate_by_name_and_http2_by_alpn() {
     let folder = Folder(tempfile::tempdir().unwrap());
     let ((a, a_der), (b, b_der)) = (folder.certificate("a.test"), folder.certificate("b.test"));

@@ -1,5 +1,7 @@
 //! The few calls that no safe crate wraps.
 
+#![allow(unsafe_code, reason = "calls that no safe crate wraps")]
+
 use std::io;
 use std::time::Duration;
 

@@ -276,6 +276,7 @@ pub(crate) struct Config {
 
 impl Config {
     /// Reads the file; relative paths in it are relative to it.
+    #[expect(clippy::too_many_lines, reason = "older than the limit")]
     pub(crate) fn read(
         file: &Path,
         state: &Path,

@@ -104,7 +104,7 @@ impl Channel {
     }
 
     fn open_with(&mut self, head: &RequestHead, flags: u8) -> Result<StreamId, OpenError> {
-        debug_assert_eq!(self.side, Side::Opener);
+        assert_eq!(self.side, Side::Opener, "only the opener opens streams");
         if self.going_away || self.highest == StreamId::MAX {
             return Err(OpenError::GoingAway);
         }

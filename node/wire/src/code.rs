@@ -1,7 +1,7 @@
 //! Codes of outgoing calls: what a function reads in `error.code`, written once.
 //!
-//! The vault and the worker name a code by its variant, the tenants' guide has its table from [`CallCode::ALL`], and a
-//! test compares the scripts of the worker with it.
+//! The vault and the worker name a code by its variant. The tenants' guide has its table from [`CallCode::ALL`]. Tests
+//! compare the guide and the worker's scripts with it.
 
 use crate::control::Failure;
 
@@ -112,6 +112,43 @@ codes! {
 }
 
 impl CallCode {
+    /// Whether a policy said no: the release, the manifest, the operator, or the node's own rules and shares. The same
+    /// call gets the same answer until one of these changes. Otherwise something has failed, and a later call may
+    /// succeed.
+    pub const fn is_policy(self) -> bool {
+        match self {
+            Self::EgressDenied
+            | Self::AddressDenied
+            | Self::EgressCeiling
+            | Self::CallInvalid
+            | Self::RangesUndeclared
+            | Self::ReleaseWithdrawn
+            | Self::CredentialLeaseExpired
+            | Self::CredentialWithdrawn
+            | Self::CredentialExpired
+            | Self::CredentialReflected
+            | Self::CredentialStale
+            | Self::NodeRevoked
+            | Self::RevocationsMissing
+            | Self::TooManyCalls
+            | Self::TooManyUpstreams
+            | Self::SubrequestLimit
+            | Self::NoRequest
+            | Self::RequestEnded => true,
+            Self::CredentialUnopenable
+            | Self::CallFailed
+            | Self::VaultUnavailable
+            | Self::UpstreamDns
+            | Self::UpstreamUnreachable
+            | Self::UpstreamTls
+            | Self::UpstreamTimeout
+            | Self::UpstreamFailed
+            | Self::UpstreamEncoding
+            | Self::UpstreamTransferEncoding
+            | Self::UpstreamUnsearchable => false,
+        }
+    }
+
     /// The code of this name.
     pub fn parse(name: &str) -> Option<Self> {
         Self::ALL.iter().copied().find(|code| code.name() == name)
@@ -132,6 +169,18 @@ mod tests {
             assert!(meaning.len() > 20 && !meaning.contains("  "), "{meaning}");
         }
         assert_eq!(CallCode::parse("nothing"), None);
+    }
+
+    #[test]
+    fn what_happens_on_the_way_to_an_upstream_is_no_policy() {
+        for code in CallCode::ALL {
+            if code.name().starts_with("upstream_") {
+                assert!(!code.is_policy(), "{code:?}");
+            }
+            if code.failure() == Failure::EgressDenied {
+                assert!(code.is_policy(), "{code:?}");
+            }
+        }
     }
 
     #[test]

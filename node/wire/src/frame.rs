@@ -112,7 +112,10 @@ impl Header {
 
 /// Appends a frame. The payload must be within [`MAX_PAYLOAD_BYTES`].
 pub(crate) fn write(out: &mut Vec<u8>, kind: Kind, flags: u8, stream: u32, payload: &[u8]) {
-    debug_assert!(payload.len() <= MAX_PAYLOAD_BYTES);
+    assert!(
+        payload.len() <= MAX_PAYLOAD_BYTES,
+        "a payload over its bound"
+    );
     out.extend_from_slice(
         &Header {
             length: payload.len() as u32,
@@ -138,7 +141,10 @@ pub(crate) fn write_with<E>(
     let written = payload(out);
     if written.is_ok() {
         let length = (out.len() - start - HEADER_BYTES) as u32;
-        debug_assert!(length as usize <= MAX_PAYLOAD_BYTES);
+        assert!(
+            length as usize <= MAX_PAYLOAD_BYTES,
+            "a payload over its bound"
+        );
         out[start..start + 4].copy_from_slice(&length.to_le_bytes());
     } else {
         out.truncate(start);

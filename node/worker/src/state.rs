@@ -430,63 +430,70 @@ impl Worker {
                 });
             }
             Done::Written(handle, body, result) => {
-                let Some(held) = state.sending.get_mut(&handle) else {
-                    return;
-                };
-                let request = held.owner;
-                held.busy = None;
-                let wanted = result.is_ok();
-                if wanted {
-                    held.body = Some(body);
-                } else {
-                    state.sending.remove(&handle);
-                }
-                self.tell(Event::Taken {
-                    request,
-                    body: handle,
-                    wanted,
-                });
-                if !wanted
-                    && state
-                        .requests
-                        .get(&request)
-                        .is_some_and(|request| request.response == handle)
-                {
-                    drop(state);
-                    self.caller_left(request);
-                }
+                drop(state);
+                self.written(handle, body, result.is_ok());
             }
             Done::Opened(call, opened, body) => {
                 drop(state);
                 self.call_opened(call, opened, body);
             }
             Done::Answered(call, result) => {
-                let Some((request, _)) = state.calling.remove(&call) else {
-                    return;
-                };
-                let event = match result {
-                    Ok((head, _)) if head.status == REFUSED => refusal(request, call, &head),
-                    Ok((head, body)) => {
-                        let headers = fields::to_script(&head.fields);
-                        let body = if body.is_end() {
-                            0
-                        } else {
-                            state.hold_receiving(request, body)
-                        };
-                        Event::Answered {
-                            request,
-                            call,
-                            status: head.status,
-                            headers,
-                            body,
-                        }
-                    }
-                    Err(error) => lost(request, call, error),
-                };
                 drop(state);
-                self.tell(event);
+                self.call_answered(call, result);
             }
         }
+    }
+
+    /// A piece of a body was taken, or its reader has gone: nothing more is wanted.
+    fn written(&self, handle: Handle, body: SendBody, is_wanted: bool) {
+        let mut state = self.state.borrow_mut();
+        let Some(held) = state.sending.get_mut(&handle) else {
+            return;
+        };
+        let request = held.owner;
+        held.busy = None;
+        if is_wanted {
+            held.body = Some(body);
+        } else {
+            state.sending.remove(&handle);
+        }
+        self.tell(Event::Taken {
+            request,
+            body: handle,
+            wanted: is_wanted,
+        });
+        let response = state.requests.get(&request).map(|request| request.response);
+        if !is_wanted && response == Some(handle) {
+            drop(state);
+            self.caller_left(request);
+        }
+    }
+
+    fn call_answered(&self, call: Handle, result: Result<(ResponseHead, RecvBody), StreamError>) {
+        let mut state = self.state.borrow_mut();
+        let Some((request, _)) = state.calling.remove(&call) else {
+            return;
+        };
+        let event = match result {
+            Ok((head, _)) if head.status == REFUSED => refusal(request, call, &head),
+            Ok((head, body)) => {
+                let headers = fields::to_script(&head.fields);
+                let body = match body.is_end() {
+                    true => 0,
+                    false => state.hold_receiving(request, body),
+                };
+                Event::Answered {
+                    request,
+                    call,
+                    status: head.status,
+                    headers,
+                    body,
+                }
+            }
+            Err(error) => lost(request, call, error),
+        };
+        drop(state);
+        self.tell(event);
     }
 
     /// Requests whose callers have gone away are told and, when nothing keeps them, ended.

@@ -11,6 +11,7 @@ use harness::{function_with, head, load};
 const SHARED: &[u8] = b"\0asm\x01\0\0\0\x05\x04\x01\x03\x01\x01\x07\x05\x01\x01m\x02\0";
 
 #[tokio::test]
+#[expect(clippy::too_many_lines, reason = "one story, step by step")]
 async fn no_way_leads_to_memory_that_is_shared() {
     let source = r#"
         import asset from "./shared.wasm";

@@ -192,6 +192,7 @@ async fn tell(asked: Asked, story: &mut Story, folder: &Path) -> Result<()> {
 }
 
 /// Everything from the function's source to its callers, the same on every node.
+#[expect(clippy::too_many_lines, reason = "one story, step by step")]
 async fn play<N>(
     asked: Asked,
     story: &mut Story,

@@ -22,8 +22,7 @@ pub(crate) fn boot_ms() -> u64 {
 /// Which boot this is; empty where the kernel does not say, and then no lease survives a restart.
 pub(crate) fn boot_id() -> String {
     std::fs::read_to_string("/proc/sys/kernel/random/boot_id")
-        .map(|id| id.trim().to_owned())
-        .unwrap_or_default()
+        .map_or_else(|_| String::new(), |id| id.trim().to_owned())
 }
 
 /// Unpredictable bytes from the kernel.

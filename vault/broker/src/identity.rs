@@ -105,7 +105,7 @@ impl Identity {
             control_address: self.control_address.clone(),
             control_key: self.control_key,
         };
-        Zeroizing::new(serde_json::to_vec(&stored).unwrap_or_default())
+        Zeroizing::new(serde_json::to_vec(&stored).expect("keys and names are JSON"))
     }
 
     /// Takes a newer token, for a node that never became a member with the one before.

@@ -113,8 +113,7 @@ fn close_in(config: &Config) -> Result<Closed, String> {
     made.map_err(|error| format!("cannot make {}: {error}", config.state.display()))?;
     let failed = |error: SandboxError| {
         let cause = std::error::Error::source(&error)
-            .map(|cause| format!(": {cause}"))
-            .unwrap_or_default();
+            .map_or_else(String::new, |cause| format!(": {cause}"));
         format!("cannot close the sandbox: {error}{cause}")
     };
     let descriptors = casemate_sandbox::raise_descriptors().map_err(failed)?;

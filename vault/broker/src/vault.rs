@@ -100,9 +100,7 @@ pub(crate) enum VaultError {
 
 /// The innermost reason, for the one line that an operator reads.
 fn cause(error: &StoreError) -> String {
-    std::error::Error::source(error)
-        .map(|source| format!(": {source}"))
-        .unwrap_or_default()
+    std::error::Error::source(error).map_or_else(String::new, |source| format!(": {source}"))
 }
 
 impl VaultError {

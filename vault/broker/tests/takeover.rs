@@ -57,6 +57,7 @@ fn signed(manifest: &Manifest, keys: &[&SigningKey]) -> Vec<u8> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[expect(clippy::too_many_lines, reason = "one story, step by step")]
 async fn every_refusal_of_a_taken_over_control_plane_by_name() {
     let upstream = Upstream::start(KEY).await;
     let mut fleet = Fleet::start(&upstream).await;

@@ -1,6 +1,6 @@
 //! Which resolved addresses may be dialled. The check is made on the address that is then dialled.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 

@@ -176,9 +176,9 @@ pub fn fill<'a>(
             path_and_query = with_parameter(target, name, secret);
         }
         Some((slot, secret)) => {
-            let name = slot.header().unwrap_or_default().to_owned();
+            let name = slot.header().expect("a slot that is no query parameter");
             fields.push((
-                name,
+                name.to_owned(),
                 Bytes::from_owner(Wiped(header_value(slot, secret))),
                 true,
             ));
@@ -208,12 +208,12 @@ fn header_value(slot: &Slot, secret: &SecretValue) -> Vec<u8> {
 /// The query without any parameter that decodes to the slot's name, and with the slot at its end.
 fn with_parameter(target: &Target, name: &str, secret: &SecretValue) -> Zeroizing<String> {
     let is_slot = |pair: &&str| {
-        let key = pair.split('=').next().unwrap_or_default().replace('+', " ");
+        let key = pair.split('=').next().unwrap_or(pair).replace('+', " ");
         percent_decode_str(&key)
             .decode_utf8_lossy()
             .eq_ignore_ascii_case(name)
     };
-    let query = target.query.as_deref().unwrap_or_default();
+    let query = target.query.as_deref().unwrap_or("");
     let kept: Vec<&str> = query
         .split('&')
         .filter(|pair| !pair.is_empty() && !is_slot(pair))

@@ -90,7 +90,7 @@ impl Target {
     /// `host` or `host:port`, as `Host` and `:authority` carry it.
     pub fn authority(&self) -> String {
         let host = match self.host.as_ip() {
-            Some(std::net::IpAddr::V6(address)) => format!("[{address}]"),
+            Some(core::net::IpAddr::V6(address)) => format!("[{address}]"),
             _ => self.host.to_string(),
         };
         if self.port == self.scheme.default_port() {
@@ -112,7 +112,7 @@ impl Target {
 fn split_authority(authority: &str) -> Result<(&str, Option<&str>), TargetError> {
     if let Some(bracketed) = authority.strip_prefix('[') {
         let (host, rest) = bracketed.split_once(']').ok_or(TargetError::Host)?;
-        let is_v6 = host.parse::<std::net::Ipv6Addr>().is_ok();
+        let is_v6 = host.parse::<core::net::Ipv6Addr>().is_ok();
         return match (is_v6, rest.strip_prefix(':')) {
             (true, Some(port)) => Ok((host, Some(port))),
             (true, None) if rest.is_empty() => Ok((host, None)),

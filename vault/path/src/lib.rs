@@ -312,7 +312,7 @@ mod tests {
         let text = String::from_utf8_lossy(&bytes).replace('\\', "/");
         let mut segments: Vec<&str> = Vec::new();
         for segment in text.split('/') {
-            match segment.split(';').next().unwrap_or_default() {
+            match segment.split(';').next().unwrap_or(segment) {
                 "" | "." => {}
                 ".." => drop(segments.pop()),
                 other => segments.push(other),

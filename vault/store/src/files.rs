@@ -132,10 +132,8 @@ pub(crate) fn read_sealed(
 
 /// Moves something into `set-aside/` under a name that is free.
 pub(crate) fn set_aside(folder: &Path, path: &Path) -> Result<PathBuf, StoreError> {
-    let to = free_place(
-        folder,
-        &path.file_name().unwrap_or_default().to_string_lossy(),
-    )?;
+    let name = path.file_name().expect("the path of a file of ours");
+    let to = free_place(folder, &name.to_string_lossy())?;
     fs::rename(path, &to).map_err(failed("cannot set aside", path))?;
     sync_folder(folder)?;
     Ok(to)

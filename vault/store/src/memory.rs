@@ -1,15 +1,16 @@
-//! The rollback memory: a log of sealed frames, in a file that outlives the loss of the records. Each
-//! commit appends one frame, so that a change costs its own size and not that of the whole memory.
+//! The rollback memory: a log of sealed frames, in a file that outlives the loss of the records.
+//! Each commit appends one frame, so that a change costs its own size and not that of the whole
+//! memory.
 //!
 //! ```text
 //! header   "casemate memory 2\n", 16 random bytes (the log's id), u32 number of base frames
 //! frame    u32 length, its complement, sealed bytes
 //! ```
 //! Numbers are big-endian. The base is written at once, by replacing the file; frames after it are
-//! appended and synced one at a time. Id, base and position of a frame are in its additional data: no
-//! frame can be left out, repeated or moved, but for the last ones of the file. A frame that a kill or
-//! a power cut left unfinished was never acknowledged; it is passed over. Anything else that does not
-//! open is damage.
+//! appended and synced one at a time. Id, base and position of a frame are in its additional data:
+//! no frame can be left out, repeated or moved, but for the last ones of the file. A frame that a
+//! kill or a power cut left unfinished was never acknowledged; it is passed over. Anything else
+//! that does not open is damage.
 //!
 //! The format before, number 1, is one sealed text, replaced whole. It is read, and never written.
 
@@ -31,7 +32,8 @@ const MAGIC: &[u8] = b"casemate memory 2\n";
 const ID_BYTES: usize = 16;
 /// A frame's length and its complement.
 const HEAD_BYTES: usize = 8;
-/// Blocks that a power cut kept off the disk read as zeros; a sealed frame ends so by chance once in 2^128.
+/// Blocks that a power cut kept off the disk read as zeros; a sealed frame ends so by chance once
+/// in 2^128.
 const UNWRITTEN: [u8; 16] = [0; 16];
 /// What is appended before the log is called long, bytes, however small the base is.
 const SHORT_BYTES: u64 = 256 * 1024;
@@ -144,8 +146,8 @@ impl MemoryLog {
         stored.map(Some).ok_or(StoreError::Sealed(path))
     }
 
-    /// Replaces the file by a log that has these frames as its base, wholly or not at all; `replace` does it and may try
-    /// again.
+    /// Replaces the file by a log that has these frames as its base, wholly or not at all;
+    /// `replace` does it and may try again.
     pub(crate) fn write(
         folder: &Path,
         sealer: &Sealer,
@@ -193,8 +195,8 @@ impl MemoryLog {
         Ok(sealed)
     }
 
-    /// Appends the frame that was sealed, and returns when it is on the disk. After a failure the same
-    /// frame may be tried again; no other may come before the file was replaced.
+    /// Appends the frame that was sealed, and returns when it is on the disk. After a failure the
+    /// same frame may be tried again; no other may come before the file was replaced.
     pub(crate) fn append(&mut self, sealed: &[u8]) -> Result<(), StoreError> {
         let written = self.file.write_all_at(sealed, self.length);
         written

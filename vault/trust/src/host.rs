@@ -1,6 +1,6 @@
 //! Host names, as statements, rules and routes carry them: lower-case letters, digits and hyphens, A-labels only.
 
-use std::net::IpAddr;
+use core::net::IpAddr;
 use std::str::FromStr;
 
 use crate::encoding::parsed_string;

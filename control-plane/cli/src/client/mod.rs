@@ -375,6 +375,7 @@ async fn in_time<T>(
 }
 
 /// The error for an answer that is not a success.
+#[expect(clippy::too_many_lines, reason = "older than the limit")]
 fn refused(status: StatusCode, body: &[u8]) -> Error {
     let mut detail = serde_json::from_slice::<ErrorBody>(body).map_or_else(
         |_| ErrorDetail {

@@ -19,6 +19,7 @@ use crate::tenancy::{
 };
 
 /// `casemate deploy`
+#[expect(clippy::too_many_lines, reason = "older than the limit")]
 pub(super) async fn deploy(cx: &Context, args: &Deploy) -> Result<(), Error> {
     let project = cx.project(&args.project.project)?;
     let progress = cx.output.progress(format!("bundling {}", project.main));

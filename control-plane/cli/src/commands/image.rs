@@ -20,6 +20,7 @@ use crate::session::Context;
 const SOURCE_DATE: &str = "SOURCE_DATE_EPOCH";
 
 /// `casemate image build`
+#[expect(clippy::too_many_lines, reason = "older than the limit")]
 pub(super) fn build(cx: &Context, args: &ImageBuild) -> Result<(), Error> {
     let programs = match &args.programs {
         Some(folder) => folder.clone(),

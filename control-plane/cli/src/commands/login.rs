@@ -16,6 +16,7 @@ use crate::session::{Context, Session};
 const MAX_TOKEN_BYTES: u64 = 4096;
 
 /// `casemate login`
+#[expect(clippy::too_many_lines, reason = "older than the limit")]
 pub(super) async fn login(cx: &Context, args: &Login) -> Result<(), Error> {
     let environment = cx.environment.as_ref();
     let control = environment.and_then(|environment| environment.control.as_ref());

@@ -153,6 +153,7 @@ fn no_pool(pool: &Name) -> Error {
 }
 
 /// `casemate node admit`
+#[expect(clippy::too_many_lines, reason = "older than the limit")]
 pub(super) async fn admit(cx: &Context, args: &NodeAdmit) -> Result<(), Error> {
     let mut session = Session::open(cx).await?;
     session.read_pools().await?;

@@ -17,6 +17,7 @@ use crate::tenancy::Tenancy;
 const MIB_BYTES: u64 = 1024 * 1024;
 
 /// `casemate status`
+#[expect(clippy::too_many_lines, reason = "older than the limit")]
 pub(super) async fn status(cx: &Context, whose: &Whose) -> Result<(), Error> {
     let mut tenancy = Tenancy::open(cx, whose.tenant.as_ref()).await?;
     tenancy.session.read_pools().await?;

@@ -41,6 +41,7 @@ pub(super) fn key(cx: &Context, args: &TenantKey) -> Result<(), Error> {
 }
 
 /// `casemate tenant add`
+#[expect(clippy::too_many_lines, reason = "older than the limit")]
 pub(super) async fn add(cx: &Context, args: &TenantAdd) -> Result<(), Error> {
     let keys = key_set(args)?;
     let root = cx.root_key()?;

@@ -110,6 +110,7 @@ impl Tenancy<'_> {
     ///
     /// # Errors
     /// A node refused, holds a newer one, or not all were in time. The manifest stays signed and is taken when they can.
+    #[expect(clippy::too_many_lines, reason = "older than the limit")]
     pub async fn wait(&mut self, signing: &Signing, wanted: Until) -> Result<Option<Reach>, Error> {
         self.session.unlock();
         let output = self.session.cx.output;

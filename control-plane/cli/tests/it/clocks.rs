@@ -88,6 +88,7 @@ async fn a_wrong_clock_is_named_with_both_times_and_signs_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[expect(clippy::too_many_lines, reason = "one story, step by step")]
 async fn everything_that_expires_is_listed_and_warned_of_in_time() {
     let World {
         fake,

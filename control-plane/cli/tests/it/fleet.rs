@@ -142,6 +142,7 @@ async fn a_restored_control_plane_loses_again_what_was_revoked() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[expect(clippy::too_many_lines, reason = "one story, step by step")]
 async fn listings_are_json_and_tables() {
     let World {
         fake,

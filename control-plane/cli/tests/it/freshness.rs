@@ -166,6 +166,7 @@ fn write(path: &Path, text: &str) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[expect(clippy::too_many_lines, reason = "one story, step by step")]
 async fn no_manifest_is_called_the_newest_on_the_control_planes_claim_alone() {
     let World {
         fake,

@@ -185,6 +185,7 @@ fn files(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[expect(clippy::too_many_lines, reason = "one story, step by step")]
 async fn bad_input_has_an_exit_code_and_a_next_step() {
     let World {
         tenant, fake, _dir, ..

@@ -181,6 +181,7 @@ async fn of_two_deploys_at_once_one_is_told_and_both_are_there() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[expect(clippy::too_many_lines, reason = "one story, step by step")]
 async fn a_threshold_of_keys_and_a_passphrase() {
     let dir = tempfile::tempdir().unwrap();
     let fake = Fake::start(3).await;

@@ -132,6 +132,7 @@ async fn a_rotation_that_was_cut_off_goes_on() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[expect(clippy::too_many_lines, reason = "one story, step by step")]
 async fn a_tenant_replaces_its_stolen_key_and_the_operator_a_lost_one() {
     let World {
         fake,

@@ -96,8 +96,7 @@ impl ControlEnd {
         has.version = newest
             .map(|(version, _)| version)
             .max()
-            .unwrap_or_default()
-            .max(has.version);
+            .map_or(has.version, |newest| newest.max(has.version));
     }
 
     fn plan_manifest(

@@ -7,7 +7,7 @@ use std::time::Duration;
 use axum::body::{Body, Bytes};
 use axum::response::{IntoResponse as _, Response};
 use casemate_api::audit::AuditQuery;
-use casemate_api::error::code;
+use casemate_api::endpoint::Operation;
 use casemate_api::limits::{MAX_ENVELOPE_BYTES, MAX_JSON_BYTES, MAX_OBJECT_BYTES};
 use casemate_api::log::LogQuery;
 use casemate_api::node::NewJoinToken;
@@ -20,6 +20,7 @@ use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
 use super::ask::Ask;
+use super::room::Shared;
 use crate::fault::Fault;
 use crate::plane::{Following, Plane};
 
@@ -27,31 +28,35 @@ use crate::plane::{Following, Plane};
 /// token that is worth nothing any more ends what it began.
 const LONGEST_SILENCE: Duration = Duration::from_secs(30);
 
+static OPENAPI: Shared = Shared::new();
+static FLEET: Shared = Shared::new();
+
 /// Answers what was routed and authorised.
+#[expect(clippy::too_many_lines, reason = "older than the limit")]
 pub(super) async fn answer(mut ask: Ask) -> Result<Response, Fault> {
     let plane = Arc::clone(&ask.plane);
     let actor = ask.actor.clone();
     match ask.endpoint.id {
-        "health" => plane
+        Operation::Health => plane
             .health()
             .await
             .map(|()| json(&serde_json::json!({ "status": "ok" }))),
-        "openapi" => Ok(json(&casemate_api::openapi::document())),
-        "fleet" => Ok(json(&plane.fleet())),
-        "post_statement" => {
+        Operation::Openapi => Ok(shared(&OPENAPI, &casemate_api::openapi::document())),
+        Operation::Fleet => Ok(shared(&FLEET, &plane.fleet())),
+        Operation::PostStatement => {
             let body = ask.body(MAX_ENVELOPE_BYTES).await?;
             Ok(json(&plane.post_statement(&actor, &body).await?))
         }
-        "list_pools" => Ok(json(&plane.pools())),
-        "list_tenants" => Ok(json(&plane.tenants(&actor))),
-        "get_tenant" => Ok(json(&plane.tenant(&ask.param("id")?)?)),
-        "put_object" => {
+        Operation::ListPools => Ok(json(&plane.pools())),
+        Operation::ListTenants => Ok(json(&plane.tenants(&actor))),
+        Operation::GetTenant => Ok(json(&plane.tenant(&ask.param("id")?)?)),
+        Operation::PutObject => {
             let (tenant, digest) = (ask.param("id")?, ask.param("digest")?);
             let body = ask.body(MAX_OBJECT_BYTES).await?;
             plane.put_object(&tenant, &digest, body).await?;
             Ok(StatusCode::NO_CONTENT.into_response())
         }
-        "get_object" => {
+        Operation::GetObject => {
             let (tenant, digest): (TenantId, Digest) = (ask.param("id")?, ask.param("digest")?);
             let found = plane
                 .object(&tenant, &digest)
@@ -59,33 +64,33 @@ pub(super) async fn answer(mut ask: Ask) -> Result<Response, Fault> {
                 .ok_or_else(|| Fault::not_found("object"))?;
             Ok(([(CONTENT_TYPE, "application/octet-stream")], found.bytes).into_response())
         }
-        "put_manifest" => {
+        Operation::PutManifest => {
             let tenant = ask.param("id")?;
             let body = ask.body(MAX_ENVELOPE_BYTES).await?;
             Ok(json(&plane.put_manifest(&actor, &tenant, &body).await?))
         }
-        "put_freshness" => {
+        Operation::PutFreshness => {
             let tenant = ask.param("id")?;
             let body = ask.body(MAX_JSON_BYTES).await?;
             Ok(json(&plane.put_freshness(&actor, &tenant, &body).await?))
         }
-        "tenant_status" => Ok(json(&plane.tenant_status(&ask.param("id")?)?)),
-        "tenant_logs" => logs(ask),
-        "put_bundle" => put_bundle(ask).await,
-        "head_bundle" => {
+        Operation::TenantStatus => Ok(json(&plane.tenant_status(&ask.param("id")?)?)),
+        Operation::TenantLogs => logs(ask),
+        Operation::PutBundle => put_bundle(ask).await,
+        Operation::HeadBundle => {
             let (tenant, digest) = (ask.own_tenant()?, ask.param("digest")?);
             let size = plane.bundle_size(&tenant, &digest).await?;
             let size = size.ok_or_else(|| Fault::not_found("bundle"))?;
             Ok(([(CONTENT_LENGTH, size)], StatusCode::OK).into_response())
         }
-        "list_images" => Ok(json(&plane.list_images())),
-        "get_image" => Ok(json(&plane.image_upload(&ask.param("digest")?).await?)),
-        "put_image" => {
+        Operation::ListImages => Ok(json(&plane.list_images())),
+        Operation::GetImage => Ok(json(&plane.image_upload(&ask.param("digest")?).await?)),
+        Operation::PutImage => {
             let (digest, place) = (ask.param("digest")?, ask.query()?);
             let body = ask.stream();
             Ok(json(&plane.put_image(&digest, place, body).await?))
         }
-        "make_token" => {
+        Operation::MakeToken => {
             let new = ask.json(MAX_JSON_BYTES).await?;
             Ok((
                 StatusCode::CREATED,
@@ -93,52 +98,56 @@ pub(super) async fn answer(mut ask: Ask) -> Result<Response, Fault> {
             )
                 .into_response())
         }
-        "own_token" => Ok(json(&plane.own_token(&actor)?)),
-        "list_tokens" => Ok(json(&plane.tokens())),
-        "delete_token" => {
+        Operation::OwnToken => Ok(json(&plane.own_token(&actor)?)),
+        Operation::ListTokens => Ok(json(&plane.tokens())),
+        Operation::DeleteToken => {
             let id: String = ask.param("token")?;
             plane.delete_token(&actor, &id).await?;
             Ok(StatusCode::NO_CONTENT.into_response())
         }
-        "register_join_token" => {
+        Operation::RegisterJoinToken => {
             let NewJoinToken { record } = ask.json(MAX_JSON_BYTES).await?;
             plane.register_join_token(&actor, record).await?;
             Ok(StatusCode::NO_CONTENT.into_response())
         }
-        "list_joins" => Ok(json(&plane.joins())),
-        "admit_node" => {
+        Operation::ListJoins => Ok(json(&plane.joins())),
+        Operation::AdmitNode => {
             let admission = ask.json(MAX_JSON_BYTES).await?;
             Ok(json(&plane.admit(&actor, admission).await?))
         }
-        "readmit_node" => {
+        Operation::ReadmitNode => {
             let readmission = ask.json(MAX_JSON_BYTES).await?;
             Ok(json(&plane.readmit(&actor, readmission).await?))
         }
-        "list_nodes" => Ok(json(&plane.nodes())),
-        "get_node" => Ok(json(&plane.node(&ask.param("name")?)?)),
-        "grant_node" => {
+        Operation::ListNodes => Ok(json(&plane.nodes())),
+        Operation::GetNode => Ok(json(&plane.node(&ask.param("name")?)?)),
+        Operation::GrantNode => {
             let name = ask.param("name")?;
             let grants = ask.json(MAX_JSON_BYTES).await?;
             Ok(json(&plane.grant(&actor, &name, grants).await?))
         }
-        "revoke_node" => {
+        Operation::RevokeNode => {
             plane.revoke(&actor, &ask.param("name")?).await?;
             Ok(StatusCode::NO_CONTENT.into_response())
         }
-        "audit" => {
+        Operation::Audit => {
             let AuditQuery { since } = ask.query()?;
             Ok(json(&plane.audit(since).await?))
         }
-        other => Err(Fault::new(
-            500,
-            code::INTERNAL,
-            format!("{other} is in the table and has no answer"),
-        )),
     }
 }
 
 fn json<T: Serialize>(answer: &T) -> Response {
     axum::Json(answer).into_response()
+}
+
+/// What everybody may ask, as often as they like.
+fn shared<T: Serialize>(last: &Shared, answer: &T) -> Response {
+    match serde_json::to_vec(answer) {
+        Ok(text) => ([(CONTENT_TYPE, "application/json")], last.bytes(text)).into_response(),
+        // As it answers itself.
+        Err(_) => json(answer),
+    }
 }
 
 async fn put_bundle(mut ask: Ask) -> Result<Response, Fault> {

@@ -9,6 +9,7 @@ mod held;
 mod image;
 mod key;
 mod log_files;
+mod log_readers;
 mod logs;
 mod nodes;
 mod presence;
@@ -51,7 +52,8 @@ use catalog::NodeCatalog;
 use collect::Due;
 use held::Held;
 pub use log_files::LogLimits;
-pub(crate) use logs::{Following, Logs};
+pub(crate) use log_readers::Following;
+pub(crate) use logs::Logs;
 pub(crate) use nodes::{Joining, Unwelcome};
 use presence::Presence;
 pub(crate) use presence::Visit;
@@ -415,8 +417,7 @@ struct Decided {
 }
 
 fn json<T: serde::Serialize>(row: &T) -> Vec<u8> {
-    // Rows are plain data with string keys, which always serialise.
-    serde_json::to_vec(row).unwrap_or_default()
+    serde_json::to_vec(row).expect("plain data with text as keys is JSON")
 }
 
 /// Unix time, seconds.

@@ -148,7 +148,8 @@ async fn a_full_disk_loses_nothing_and_ends_when_there_is_room() {
     assert_eq!(put(&store, "after", b"2").await.unwrap(), 2);
 }
 
-/// A disk that does what it is asked and says that it did not, for one of the syncs after [`FAILS_IN`] was set.
+/// A disk that does what it is asked and says that it did not, for one of the syncs after
+/// [`FAILS_IN`] was set.
 #[derive(Debug)]
 struct Liar(FileBackend);
 
@@ -176,7 +177,8 @@ impl StorageBackend for Liar {
     }
 }
 
-/// Whoever was told that a commit has failed is told the truth, also where the disk has taken all of it.
+/// Whoever was told that a commit has failed is told the truth, also where the disk has taken all
+/// of it.
 #[tokio::test]
 async fn a_commit_that_failed_has_changed_nothing_wherever_it_failed() {
     let create: Create = |builder, path| {

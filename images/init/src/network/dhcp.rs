@@ -209,8 +209,7 @@ impl Client {
             OptionCode::NtpServers,
             OptionCode::AddressLeaseTime,
         ]));
-        // Plain data, which has an encoding.
-        message.to_vec().unwrap_or_default()
+        message.to_vec().expect("plain data has an encoding")
     }
 
     /// An answer to us; nothing of another's.

@@ -1,5 +1,7 @@
 //! In the place of a program that `casemate-launch` starts.
 
+#![allow(unsafe_code, reason = "a hostile program")]
+
 use std::fmt::Write;
 use std::fs;
 use std::io::{IoSlice, Read};

@@ -98,6 +98,7 @@ pub(crate) fn with_walls() -> impl Iterator<Item = (User, Node)> {
 }
 
 impl Node {
+    #[expect(clippy::too_many_lines, reason = "one story, step by step")]
     pub(crate) fn start(user: User) -> Self {
         static NODES: AtomicU32 = AtomicU32::new(0);
         let base = 800_000 + 10_000 * NODES.fetch_add(1, Ordering::Relaxed);

@@ -17,6 +17,7 @@ use super::{Child, Serving, Shell};
 use crate::state::{Effect, Input, NotStored, Single, WORKER_PIDS};
 
 impl Shell {
+    #[expect(clippy::too_many_lines, reason = "older than the limit")]
     pub(super) async fn effect(&mut self, effect: Effect) -> io::Result<()> {
         match effect {
             Effect::StartSingle { child, which } => {

@@ -129,6 +129,7 @@ impl Shell {
         Ok(None)
     }
 
+    #[expect(clippy::too_many_lines, reason = "older than the limit")]
     pub(super) async fn hear_worker(
         &mut self,
         id: u64,
@@ -216,6 +217,7 @@ impl Shell {
         Ok(None)
     }
 
+    #[expect(clippy::too_many_lines, reason = "older than the limit")]
     pub(super) async fn hear_push(&mut self, heard: Heard) -> io::Result<()> {
         match heard {
             Heard::ImagePiece {

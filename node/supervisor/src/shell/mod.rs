@@ -124,6 +124,7 @@ struct Shell {
 }
 
 /// Runs the node until it is told to end; the exit code.
+#[expect(clippy::too_many_lines, reason = "older than the limit")]
 pub(crate) async fn run(
     config: Config,
     launch: Client,

@@ -276,6 +276,7 @@ async fn connect(link: &Link) -> Result<(Endpoint, Connection), Broken> {
 }
 
 /// One connection from beginning to end; it never ends well.
+#[expect(clippy::too_many_lines, reason = "older than the limit")]
 async fn session(
     link: &mut Link,
     says: &mut mpsc::Receiver<Say>,

@@ -91,6 +91,7 @@ impl Function {
 
 impl Supervision {
     /// Takes a tenant's newest plan in place of the one before.
+    #[expect(clippy::too_many_lines, reason = "older than the limit")]
     pub(super) fn plan(&mut self, plan: Plan, now_ms: Millis) {
         let wanted: BTreeSet<&str> = plan
             .functions

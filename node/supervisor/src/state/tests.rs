@@ -483,6 +483,7 @@ fn programs_that_end_are_started_again_ever_more_slowly() {
 /// Anything may happen at any time; whatever it is, there are never more workers than allowed, no worker gets a second
 /// function, nobody is served whose bundle is not here, and effects name only what exists.
 #[test]
+#[expect(clippy::too_many_lines, reason = "one story, step by step")]
 fn simulation() {
     let mut functions = 0;
     for seed in 0..200u64 {

@@ -138,7 +138,7 @@ impl Failure {
             + Self::ALL
                 .iter()
                 .position(|other| *other == self)
-                .unwrap_or_default() as u16
+                .expect("ALL has every failure") as u16
     }
 
     /// From the code of a reset stream; `None` for the channel's own codes.

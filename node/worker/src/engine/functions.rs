@@ -156,6 +156,7 @@ fn uint8_array<'s>(scope: &mut Scope<'_, 's, '_>, pieces: &Pieces) -> v8::Local<
 }
 
 impl Functions {
+    #[expect(clippy::too_many_lines, reason = "older than the limit")]
     pub(super) fn tell(&self, scope: &mut Scope<'_, '_, '_>, event: &Event) {
         match event {
             Event::Dispatch {

@@ -4,6 +4,8 @@
 //! stands still, and ends when the microtask queue is empty. What takes time is an operation of [`ops::Host`] whose end
 //! comes back as an [`Event`], in a turn of the request that began it; so CPU time is charged to whoever caused it.
 
+#![allow(unsafe_code, reason = "V8 and the process's own memory and timers")]
+
 mod clock;
 #[cfg(test)]
 mod error_classes;

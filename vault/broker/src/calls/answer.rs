@@ -114,7 +114,7 @@ impl AnswerBody {
     /// What the function may see of a piece, or of what was held back when the body has ended.
     async fn scrub(&mut self, piece: Option<Bytes>) -> Result<Bytes, Refused> {
         let Some((scrubber, watch)) = &mut self.scrubber else {
-            return Ok(piece.unwrap_or_default());
+            return Ok(piece.unwrap_or(Bytes::from_static(b"")));
         };
         let mut visible = BytesMut::new();
         let mut rest = piece.as_deref();

@@ -93,6 +93,7 @@ pub(super) struct Credentialed {
 
 /// Decides by the release that belongs to the channel, opens the secret, and builds the request.
 /// The call is listed as under way before the lock is released that a withdrawal needs.
+#[expect(clippy::too_many_lines, reason = "older than the limit")]
 pub(super) fn prepare(
     vault: &Vault,
     in_flight: &Arc<InFlight>,
@@ -199,9 +200,17 @@ pub(super) fn authorised<'a>(
     })
 }
 
-/// The release or the operator's ceiling says no. Their codes are among those of calls: `tests/codes.rs` compares.
+/// The release or the operator's ceiling says no, or no release could allow the call.
 fn denied(denial: &Denial) -> Refused {
-    let code = CallCode::parse(denial.code()).unwrap_or(CallCode::EgressDenied);
+    let code = match denial {
+        Denial::Target(_) | Denial::Method => CallCode::CallInvalid,
+        Denial::Ceiling { .. } => CallCode::EgressCeiling,
+        Denial::Binding(_)
+        | Denial::Elsewhere { .. }
+        | Denial::Host { .. }
+        | Denial::MethodOrPath(_)
+        | Denial::Path => CallCode::EgressDenied,
+    };
     Refused::new(code, denial.to_string())
 }
 

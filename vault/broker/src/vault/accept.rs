@@ -59,8 +59,9 @@ impl Rejection {
 
     /// An error with its cause.
     fn of(code: &str, error: &dyn std::error::Error) -> Self {
-        let cause = error.source().map(|cause| format!(": {cause}"));
-        Self::new(code, format!("{error}{}", cause.unwrap_or_default()))
+        let cause = error.source();
+        let cause = cause.map_or_else(String::new, |cause| format!(": {cause}"));
+        Self::new(code, format!("{error}{cause}"))
     }
 }
 

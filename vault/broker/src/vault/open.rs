@@ -180,8 +180,7 @@ fn identity(config: &Config, store: &Store) -> Result<Identity, VaultError> {
         let path = config
             .join_token_file
             .as_ref()
-            .map(|path| path.display().to_string())
-            .unwrap_or_default();
+            .map_or_else(String::new, |path| path.display().to_string());
         return Err(VaultError::Token {
             path,
             source: JoinError::Expired(Late { expires, clock }),

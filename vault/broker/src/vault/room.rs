@@ -1,7 +1,7 @@
 //! Which statements may use the store's reserve, when something else has filled the disk: what takes away, and what the root
 //! says. A tenant or a control plane cannot spend the reserve: what it holds for them never grows by such a write.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, PoisonError};
 
 use casemate_trust::dsse::Envelope;
@@ -75,7 +75,7 @@ impl Spending {
         let accord = judge
             .tenant(&tenant)
             .and_then(|state| state.manifest.as_ref());
-        let held = accord.map(Accord::objects).unwrap_or_default();
+        let held = accord.map_or_else(BTreeSet::new, Accord::objects);
         let mut freed = length(store, &RowKey::Manifest(tenant))?;
         for row in change.rows() {
             match row {

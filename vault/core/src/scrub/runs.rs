@@ -152,7 +152,7 @@ impl Coding {
                 decimals(run, numbers);
                 // Of `{"0":115,"1":107}` every second number counts.
                 for (skip, step) in [(0, 1), (0, 2), (1, 2)] {
-                    let numbers = numbers.get(skip..).unwrap_or_default();
+                    let numbers = numbers.get(skip..).unwrap_or(&[]);
                     listed(numbers, step, needed, part, search)?;
                 }
                 ControlFlow::Continue(())
@@ -378,7 +378,7 @@ impl<const LETTERS: usize, const BITS: usize> Base<LETTERS, BITS> {
         search: Search<'_, B>,
     ) -> ControlFlow<B> {
         for skip in 0..LETTERS {
-            let letters = letters.get(skip..).unwrap_or_default();
+            let letters = letters.get(skip..).unwrap_or(&[]);
             Self::groups(letters, needed, part, search)?;
         }
         ControlFlow::Continue(())

@@ -1,9 +1,9 @@
 //! The commit protocol. A statement is decided, its change is written, and only then applied:
 //!
-//! 1. [`Judge::decide`] looks at the state and changes nothing. The answer is a [`Change`] or a named
-//!    refusal.
-//! 2. [`Change::commit`] hands the rows to the owner (vault, control plane, command line), who writes
-//!    them in one transaction. A change that was not written cannot become a [`Committed`].
+//! 1. [`Judge::decide`] looks at the state and changes nothing. The answer is a [`Change`] or a
+//!    named refusal.
+//! 2. [`Change::commit`] hands the rows to the owner (vault, control plane, command line), who
+//!    writes them in one transaction. A change that was not written cannot become a [`Committed`].
 //! 3. [`Judge::apply`] takes the `Committed` into the state that it was decided of, and no other.
 //!
 //! [`Judge::replay`] makes the same state from the rows that were written.
@@ -119,8 +119,8 @@ impl Change {
         &self.memory
     }
 
-    /// Tenants for whom something may be otherwise: the statement's own first, then those whose hosts
-    /// it takes or gives back.
+    /// Tenants for whom something may be otherwise: the statement's own first, then those whose
+    /// hosts it takes or gives back.
     pub fn affected(&self) -> &[TenantId] {
         &self.affected
     }
@@ -197,8 +197,8 @@ impl Judge {
         }
     }
 
-    /// Takes a change in that was written. This costs no signature, no copy of other tenants, and no
-    /// disk.
+    /// Takes a change in that was written. This costs no signature, no copy of other tenants, and
+    /// no disk.
     ///
     /// # Panics
     /// The change was decided of another judge, or of an earlier state of this one: what is on the

@@ -10,9 +10,10 @@ use crate::dsse::Envelope;
 use crate::statement::{OnlineKey, Pool, Root, Statement as _};
 
 impl Judge {
-    /// Judges a `Root`, whether or not it has expired: a step of the chain may have (TUF, section 5.3), or nobody who comes
-    /// late could follow it. What else an expired root signs is refused. A stored root is judged like a new one, because its
-    /// chain is what ties a store to the fleet.
+    /// Judges a `Root`, whether or not it has expired: a step of the chain may have (TUF, section
+    /// 5.3), or nobody who comes late could follow it. What else an expired root signs is refused.
+    /// A stored root is judged like a new one, because its chain is what ties a store to the
+    /// fleet.
     pub(super) fn decide_root(&self, envelope: &Envelope) -> Result<Change, Refusal> {
         let root = Root::read(envelope).map_err(Refusal::Malformed)?;
         let digest = envelope.payload_digest();
@@ -36,7 +37,8 @@ impl Judge {
             (None, _) => {}
             // Remembered: the digest says that it is the same.
             (Some(_), None) if age == Age::Same => {}
-            // Newer than remembered, but the keys of the remembered one are gone: it must come first.
+            // Newer than remembered, but the keys of the remembered one are gone: it must come
+            // first.
             (Some(seen), None) => {
                 return Err(Refusal::RootVersionGap {
                     held: seen.version,
@@ -97,7 +99,8 @@ impl Judge {
         Ok(self.put(accepted(age), row, Held::OnlineKey(online), memory))
     }
 
-    /// Judges a `Pool`. Older epochs of a pool stay held: secrets are still sealed to them until they expire.
+    /// Judges a `Pool`. Older epochs of a pool stay held: secrets are still sealed to them until
+    /// they expire.
     pub(super) fn decide_pool(
         &self,
         envelope: &Envelope,

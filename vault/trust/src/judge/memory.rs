@@ -1,5 +1,6 @@
 //! What must never be forgotten: digests and versions, small enough to outlive the loss of the
-//! statements themselves. The memory is a set of rows, and a change names the rows that it replaces.
+//! statements themselves. The memory is a set of rows, and a change names the rows that it
+//! replaces.
 
 use std::collections::BTreeMap;
 
@@ -11,8 +12,8 @@ use crate::Seconds;
 use crate::id::{Digest, FleetId, TenantId};
 use crate::name::Name;
 
-/// Most epochs of a pool that are remembered, the highest: a key that is replaced each week and holds for 400 days has 58
-/// at a time.
+/// Most epochs of a pool that are remembered, the highest: a key that is replaced each week and
+/// holds for 400 days has 58 at a time.
 pub const MAX_EPOCHS_REMEMBERED: usize = 64;
 
 /// A version and the digest that it had.
@@ -98,7 +99,8 @@ pub struct Memory {
     /// The list of revoked nodes. Earlier programs knew of none.
     #[serde(default)]
     pub revocations: Option<Seen>,
-    /// The latest time at which the root has signed something that was accepted: it is not earlier than that.
+    /// The latest time at which the root has signed something that was accepted: it is not earlier
+    /// than that.
     pub floor: Seconds,
 }
 

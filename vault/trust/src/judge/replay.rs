@@ -5,15 +5,18 @@ use crate::dsse::Envelope;
 use crate::name::Name;
 
 impl Judge {
-    /// The judge that has written these rows. Each row carries what its owner calls it. The rows come in the order of their
-    /// [`RowKey`](super::RowKey)s, in which each finds what it builds on, but images in the order in which they came.
+    /// The judge that has written these rows. Each row carries what its owner calls it. The rows
+    /// come in the order of their [`RowKey`](super::RowKey)s, in which each finds what it builds
+    /// on, but images in the order in which they came.
     ///
-    /// A row that is newer than the memory was judged before it was written, and the write was cut short before the memory: it
-    /// is remembered now, and [`Judge::memory`] has to be written before anything is acknowledged. Nothing lower than the
-    /// memory is taken, nor another statement of the same version; those rows come back with the refusal. A superseded root
+    /// A row that is newer than the memory was judged before it was written, and the write was cut
+    /// short before the memory: it is remembered now, and [`Judge::memory`] has to be written
+    /// before anything is acknowledged. Nothing lower than the memory is taken, nor another
+    /// statement of the same version; those rows come back with the refusal. A superseded root
     /// among them is only the next one's ancestor.
     ///
-    /// Whoever could write rows of their own could write the memory as well: the store keeps them out.
+    /// Whoever could write rows of their own could write the memory as well: the store keeps them
+    /// out.
     pub fn replay<T>(
         memory: Memory,
         here: Option<Name>,

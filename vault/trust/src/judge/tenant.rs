@@ -282,8 +282,9 @@ impl Judge {
 /// Rows that a tenant needs no more once it has this manifest: objects that only the manifest before
 /// lists, and a statement of freshness about an older one.
 fn dropped(held: &TenantState, next: &Accord) -> Vec<Row> {
-    let before = held.manifest.as_ref().map(Accord::objects);
-    let (before, listed) = (before.unwrap_or_default(), next.objects());
+    let before = held.manifest.as_ref();
+    let before = before.map_or_else(BTreeSet::new, Accord::objects);
+    let listed = next.objects();
     let objects = before
         .difference(&listed)
         .map(|digest| RowKey::Object(*digest));

@@ -18,6 +18,7 @@ use crate::session::{Context, Session};
 pub(in crate::commands) const TOKENS: &str = "joins.json";
 
 /// `casemate node token`
+#[expect(clippy::too_many_lines, reason = "older than the limit")]
 pub(in crate::commands) async fn token(cx: &Context, args: &NodeToken) -> Result<(), Error> {
     if args.cancel {
         return cancel(cx, &args.name);

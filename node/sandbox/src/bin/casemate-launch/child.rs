@@ -1,6 +1,8 @@
 //! What happens between clone(2) and the program: a straight list in the new process, which has one thread, a copy of our
 //! memory, and must never come back to it.
 
+#![allow(unsafe_code, reason = "a new process between clone and exec")]
+
 use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -138,6 +140,7 @@ pub(crate) fn decode(report: &[u8]) -> Option<(Step, Errno)> {
 
 enum Never {}
 
+#[expect(clippy::too_many_lines, reason = "older than the limit")]
 fn follow(plan: &Plan<'_>, line: &OwnedFd) -> Result<Never, (Step, Errno)> {
     // Our parent first puts us into a cgroup and maps our ids. Nothing comes if it died meanwhile.
     let mut go = [0];

@@ -2,6 +2,8 @@
 //! supervisor that crashes is started again, and adopts the children that its predecessor has started: launch has kept the
 //! supervisor's ends of their control sockets, so that they notice nothing.
 
+#![allow(unsafe_code, reason = "a descriptor that the kernel hands over")]
+
 mod restart;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};

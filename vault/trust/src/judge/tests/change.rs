@@ -1,4 +1,5 @@
-//! The commit protocol: what is decided is written before it is applied, to the state that it was decided of.
+//! The commit protocol: what is decided is written before it is applied, to the state that it was
+//! decided of.
 
 use super::*;
 use crate::freshness::FreshnessDemand;
@@ -55,7 +56,8 @@ fn a_change_of_another_judge_is_not_applied() {
     other.judge.apply(committed);
 }
 
-/// A kill between records and memory: the tenant's earlier statement, whose keys have signed this one, is overwritten.
+/// A kill between records and memory: the tenant's earlier statement, whose keys have signed this
+/// one, is overwritten.
 #[test]
 fn a_rotation_whose_memory_was_not_written_is_remembered_at_the_next_start() {
     let mut world = World::new();

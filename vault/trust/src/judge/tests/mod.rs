@@ -149,6 +149,7 @@ fn a_pool_has_no_more_epochs_than_a_node_can_tell_of() {
 }
 
 #[test]
+#[expect(clippy::too_many_lines, reason = "one story, step by step")]
 fn a_tenant_of_its_own_is_refused() {
     let mut world = World::new();
     let code = |judge: &mut Judge, tenant: &Tenant, signer: u8| {
