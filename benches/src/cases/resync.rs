@@ -15,8 +15,8 @@ use casemate_trust::statement::{KeySet, Root, Statement as _, Tenant};
 use casemate_wire::control::vault::{FromVault, ObjectKind, ToVault, Verdict};
 
 use crate::Run;
-use crate::cases::memory::kib;
 use crate::peer::Who;
+use crate::process::kib;
 use crate::report::{Case, Row};
 
 /// Tenants of the fleet.
