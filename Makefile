@@ -70,6 +70,17 @@ test-image: build ## Boot the image through firmware with Secure Boot and TPM, u
 	$(V8)
 	cargo nextest run -p casemate-tests --locked --test image --run-ignored only -E "$(ONLY)"
 
+.PHONY: test-upgrade
+FROM ?=
+test-upgrade: build ## Replace the programs of the revision FROM=... part by part with the present ones while a fleet serves, and go back
+	@[ -n '$(FROM)' ] || { echo "name the revision to upgrade from: make test-upgrade FROM=v0.1.0" >&2; exit 2; }
+	$(V8)
+	git worktree remove --force target/earlier/source 2>/dev/null || true
+	git worktree add --detach target/earlier/source '$(FROM)'
+	(cd target/earlier/source && CARGO_TARGET_DIR=../build cargo build --workspace --locked)
+	git worktree remove --force target/earlier/source
+	CASEMATE_EARLIER="$$PWD/target/earlier/build/debug" cargo nextest run --workspace --locked -E 'package(casemate-tests) & binary(upgrade)'
+
 .PHONY: test-shares
 test-shares: build ## Fill memory and spin in ninety functions of two tenants, and measure a neighbour's pace: minutes, as root, on a quiet machine
 	$(V8)

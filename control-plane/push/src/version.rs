@@ -17,7 +17,7 @@ use crate::message::{MAX_TEXT_BYTES, shorten};
 pub const APART: &[u8] = b"casemate-push/apart";
 /// The versions that this program speaks. Who adds one: give changed messages types of their own beside those of the version
 /// before, have [`crate::ControlEnd`] and [`crate::NodeEnd`] choose by the version that was agreed on, and record the new
-/// version's conversations (`tests/recorded.rs`).
+/// version's conversations (`tests/recorded`).
 pub const VERSIONS: Versions = Versions {
     oldest: 3,
     newest: 3,

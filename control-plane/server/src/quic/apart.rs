@@ -1,12 +1,20 @@
-//! Nodes without a version of the protocol in common with this control plane: they are told, and so is the operator.
+//! Which version of the protocol is spoken; and nodes that have none in common with this control plane: they are told, and so
+//! is the operator.
 
 use std::net::SocketAddr;
 
-use casemate_push::{MAX_OFFER_BYTES, Offer, close};
+use casemate_push::{Agreed, MAX_OFFER_BYTES, Offer, Versions, close};
 use casemate_trust::key::PublicKey;
-use quinn::RecvStream;
+use quinn::crypto::rustls::HandshakeData;
+use quinn::{Connection, RecvStream};
 
 use super::connection::{Ending, FIRST_WORD, Gone, Shell, Stop};
+
+/// What the handshake has agreed on.
+pub(super) fn agreed(connection: &Connection, versions: Versions) -> Option<Agreed> {
+    let data = connection.handshake_data()?.downcast::<HandshakeData>();
+    versions.agreed(data.ok()?.protocol.as_deref()?)
+}
 
 /// Reads what the node speaks, keeps it for whoever lists the nodes, and says why the connection ends.
 pub(super) async fn part(

@@ -12,7 +12,6 @@ use casemate_trust::key::PublicKey;
 use casemate_trust::lease::Lease;
 use casemate_trust::statement::Statement as _;
 use futures_util::StreamExt as _;
-use quinn::crypto::rustls::HandshakeData;
 use quinn::{Connecting, Connection, RecvStream, SendStream, VarInt};
 use rustls::pki_types::CertificateDer;
 use tokio::sync::watch;
@@ -123,7 +122,7 @@ impl Shell {
             () = seat.evicted() => return evicted().into(),
         };
         match opened {
-            Ok(Ok((send, recv))) => match agreed(connection, self.versions) {
+            Ok(Ok((send, recv))) => match apart::agreed(connection, self.versions) {
                 Some(Agreed::Version(version)) => {
                     self.talk(connection, (key, version), seat, send, recv)
                         .await
@@ -207,12 +206,6 @@ fn peer_key(connection: &Connection) -> Option<PublicKey> {
         .downcast::<Vec<CertificateDer<'static>>>()
         .ok()?;
     tls::public_key(identity.first()?)
-}
-
-/// What the handshake has agreed on.
-fn agreed(connection: &Connection, versions: Versions) -> Option<Agreed> {
-    let data = connection.handshake_data()?.downcast::<HandshakeData>();
-    versions.agreed(data.ok()?.protocol.as_deref()?)
 }
 
 enum Stage {
