@@ -118,7 +118,8 @@ pub(crate) fn restrict() -> Result<(), Failure> {
             _ => {}
         }
     }
-    // No core dump of a process that has opened a secret: everything that we start has this limit too.
+    // No core dump of a process that has opened a secret: everything that we start has this limit
+    // too.
     let none = Rlimit {
         current: Some(0),
         maximum: Some(0),
@@ -130,7 +131,8 @@ pub(crate) fn restrict() -> Result<(), Failure> {
         maximum: Some(DESCRIPTORS),
     };
     setrlimit(Resource::Nofile, many).map_err(Failure::step("raise the limit of descriptors"))?;
-    // Ctrl-Alt-Del asks us instead of ending the machine at once. A machine without a keyboard may not know it.
+    // Ctrl-Alt-Del asks us instead of ending the machine at once. A machine without a keyboard may
+    // not know it.
     let _ = reboot(RebootCommand::CadOff);
     Ok(())
 }
@@ -141,7 +143,8 @@ pub(crate) fn load_module(name: &str, parameters: &CStr) -> io::Result<()> {
     Ok(finit_module(file, parameters, 0)?)
 }
 
-/// Loads those that are listed, in their order; what could not be loaded. A machine needs not all of them.
+/// Loads those that are listed, in their order; what could not be loaded. A machine needs not all
+/// of them.
 pub(crate) fn load_modules() -> Vec<Problem> {
     let order = fs::read_to_string(MODULE_ORDER).unwrap_or_default();
     let failed = order
@@ -187,7 +190,8 @@ fn memory_of(text: &str) -> String {
 
 /// Below it the kernel gives no port to who does not ask for one.
 const FIRST_EPHEMERAL_PORT: u16 = 32_768;
-/// Tables of sockets, and what one that takes from anybody has as its state (`include/net/tcp_states.h`).
+/// Tables of sockets, and what one that takes from anybody has as its state
+/// (`include/net/tcp_states.h`).
 const SOCKETS: [(&str, &str, &str); 4] = [
     ("tcp", "/proc/net/tcp", "0A"),
     ("tcp", "/proc/net/tcp6", "0A"),
@@ -231,7 +235,8 @@ pub(crate) fn read_json<T: serde::de::DeserializeOwned>(
     Ok(Some(serde_json::from_slice(&text)?))
 }
 
-/// Opens a file in a folder of somebody who is believed less than init: no pipe that never begins, and nothing elsewhere.
+/// Opens a file in a folder of somebody who is believed less than init: no pipe that never begins,
+/// and nothing elsewhere.
 pub(crate) fn open_file(path: &Path) -> io::Result<File> {
     use rustix::fs::{Mode, OFlags};
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
