@@ -42,8 +42,8 @@ build: ## Install what is missing and build every program
 	$(V8)
 	cargo build --workspace --locked
 
-# Crates that only decide: their tests take seconds.
-PURE = casemate-path casemate-trust casemate-vault-core casemate-wire casemate-api casemate-push
+# Crates that only decide: their tests take seconds. `-p` would build what they need with other features than `make build` does.
+PURE = package(/^casemate-(path|trust|vault-core|wire|api|push)$$/)
 
 .PHONY: check
 check: ## What has to hold for every commit: format, spelling, lints of what has changed, architecture rules, what only decides
@@ -54,8 +54,8 @@ check: ## What has to hold for every commit: format, spelling, lints of what has
 	stage spelling typos
 	changed=$$(scripts/changed)
 	[ -z "$$changed" ] || stage "lints of what has changed" cargo clippy $$changed --all-targets --locked -- -D warnings
-	stage "architecture rules" cargo nextest run -p casemate-tests --test tidy --locked
-	stage "what only decides" cargo nextest run $(addprefix -p ,$(PURE)) --locked
+	stage "architecture rules" cargo nextest run --workspace --locked --test tidy
+	stage "what only decides" cargo nextest run --workspace --locked --lib -E '$(PURE)'
 	stages_done
 
 .PHONY: test
