@@ -212,11 +212,7 @@ fn must_last(served: &CertifiedKey, key: CertifiedKey) -> Result<CertifiedKey, S
 }
 
 fn cut(text: &str) -> String {
-    let mut end = text.len().min(MAX_CERTIFICATE_TEXT_BYTES);
-    while !text.is_char_boundary(end) {
-        end -= 1;
-    }
-    text[..end].to_owned()
+    text[..text.floor_char_boundary(MAX_CERTIFICATE_TEXT_BYTES)].to_owned()
 }
 
 #[cfg(test)]
