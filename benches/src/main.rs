@@ -8,6 +8,7 @@ mod load;
 mod ours;
 mod peer;
 mod plot;
+mod process;
 mod report;
 
 use std::io::Write as _;

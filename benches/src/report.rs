@@ -7,10 +7,10 @@ use std::process::Command;
 use anyhow::Result;
 use serde::Serialize;
 
-use crate::cases::memory::kib;
 use crate::compare::{Rounds, Spread};
 use crate::load::Sample;
 use crate::peer::{self, Who};
+use crate::process::kib;
 
 /// A line of a table.
 #[derive(Debug, Clone, Serialize)]

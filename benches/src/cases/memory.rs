@@ -13,55 +13,13 @@ use crate::Run;
 use crate::ours::Ours;
 use crate::peer::{self, Peer, Who};
 use crate::plot;
+use crate::process::pss_kib;
 use crate::report::{Case, Row};
 
 const MOST: usize = 100;
 const FUNCTIONS: [usize; 3] = [1, 10, MOST];
 /// One process each: more would measure this machine's memory and nothing else.
 const MOST_PROCESSES: usize = 10;
-
-/// Children of each process.
-fn children() -> BTreeMap<u32, Vec<u32>> {
-    let mut children = BTreeMap::<u32, Vec<u32>>::new();
-    for entry in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
-        let Ok(pid) = entry.file_name().to_string_lossy().parse::<u32>() else {
-            continue;
-        };
-        let stat = std::fs::read_to_string(entry.path().join("stat")).unwrap_or_default();
-        // The name in parentheses may hold anything.
-        let parent = stat
-            .rsplit_once(')')
-            .and_then(|(_, rest)| rest.split_whitespace().nth(1));
-        if let Some(parent) = parent.and_then(|parent| parent.parse().ok()) {
-            children.entry(parent).or_default().push(pid);
-        }
-    }
-    children
-}
-
-/// A figure of one of /proc's texts about memory, KiB.
-pub(crate) fn kib(text: &str, name: &str) -> Option<u64> {
-    let value = |line: &str| {
-        let value = line.strip_prefix(name)?.strip_prefix(':')?;
-        value.trim().strip_suffix(" kB")?.parse().ok()
-    };
-    text.lines().find_map(value)
-}
-
-/// PSS of a process and all below it, KiB.
-pub(crate) fn pss_kib(root: u32) -> Result<u64> {
-    let children = children();
-    let (mut open, mut total) = (vec![root], 0);
-    while let Some(pid) = open.pop() {
-        open.extend(children.get(&pid).into_iter().flatten());
-        let Ok(text) = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")) else {
-            // It has just ended, or has no memory of its own.
-            continue;
-        };
-        total += kib(&text, "Pss").context("smaps_rollup without Pss")?;
-    }
-    Ok(total)
-}
 
 fn row(count: usize, who: Who, kib: u64, before: u64) -> Row {
     row_of(format!("{count} functions"), count, who, kib, before)
@@ -176,17 +134,4 @@ fn deno(count: usize, code: &Path, run: &Run) -> Result<u64> {
         all += pss_kib(peer.running.pid())?;
     }
     Ok(all)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_figure_is_found_by_its_whole_name() {
-        let text = "Pss_Dirty:   10 kB\nPss:         7 kB\nHugePages_Total:   0\n";
-        assert_eq!(kib(text, "Pss"), Some(7));
-        assert_eq!(kib(text, "HugePages_Total"), None);
-        assert_eq!(kib(text, "Swap"), None);
-    }
 }

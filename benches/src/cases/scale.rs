@@ -19,10 +19,10 @@ use tokio::sync::mpsc;
 use tokio::task::block_in_place;
 
 use crate::Run;
-use crate::cases::memory::{kib, pss_kib};
 use crate::compare::percentile;
 use crate::peer::Who;
 use crate::plot;
+use crate::process::{kib, pss_kib};
 use crate::report::{Case, Row};
 
 /// Connected nodes.

@@ -45,27 +45,10 @@ impl Fleet {
     /// Root key 1, pool `main`, tenant `shop` with key 10, all handed in.
     pub async fn new(control: &Plane) -> Self {
         let operator = control.operator();
-        let root = Root {
-            version: 1,
-            keys: vec![key(1).public()],
-            threshold: 1,
-            issued: 1,
-            expires: LATER,
-        };
-        let root = root.sign(&[&key(1)]);
-        let id = FleetId(root.payload_digest().0);
-        let pool = pool(id, "main", 1);
-        let tenant = tenant(id, "shop", 10);
-        let mut fleet = Self {
-            id,
-            root,
-            pool,
-            tenant,
-            tenant_token: String::new(),
-        };
+        let mut fleet = Self::of_earlier(String::new());
         let statements = [
             fleet.root.clone(),
-            online(id, &control.keys).sign(&[&key(1)]),
+            online(fleet.id, &control.keys).sign(&[&key(1)]),
             fleet.pool.sign(&[&key(1)]),
             fleet.tenant.sign(&[&key(1)]),
         ];
@@ -77,6 +60,26 @@ impl Fleet {
         }
         fleet.tenant_token = token(&operator, Scope::Tenant(fleet.tenant.id)).await;
         fleet
+    }
+
+    /// The same, where a control plane has it already.
+    pub fn of_earlier(tenant_token: String) -> Self {
+        let root = Root {
+            version: 1,
+            keys: vec![key(1).public()],
+            threshold: 1,
+            issued: 1,
+            expires: LATER,
+        };
+        let root = root.sign(&[&key(1)]);
+        let id = FleetId(root.payload_digest().0);
+        Self {
+            id,
+            root,
+            pool: pool(id, "main", 1),
+            tenant: tenant(id, "shop", 10),
+            tenant_token,
+        }
     }
 
     pub fn release(&self, tenant: &Tenant, bundle: &[u8]) -> Release {

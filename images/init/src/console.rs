@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io::Write as _;
 
-use crate::kernel::Image;
+use crate::image::Image;
 
 /// Columns of the names at the left.
 const NAME_COLUMNS: usize = 10;

@@ -12,9 +12,13 @@ mod button;
 mod clock;
 mod console;
 mod disk;
+mod figures;
+mod files;
+mod image;
 mod kernel;
 mod network;
 mod node;
+mod node_state;
 mod recovery;
 mod root;
 mod secure_boot;
@@ -32,6 +36,7 @@ use tokio::runtime::{Builder, Runtime};
 
 use boot_partition::BootPartition;
 use console::Page;
+use image::Image;
 use node::Waited;
 use seed::{RECOVERY_KEY, Seed};
 use settings::Settings;
@@ -103,7 +108,7 @@ fn run() -> Result<node::End, Failure> {
     root::enter_system()?;
     kernel::mount_all()?;
     kernel::restrict()?;
-    let image = kernel::Image::read()?;
+    let image = Image::read()?;
     let mut page = Page::new(&image);
     for problem in kernel::load_modules() {
         page.problem(problem);
@@ -160,7 +165,7 @@ fn run() -> Result<node::End, Failure> {
         let stays = seed.forget(RECOVERY_KEY);
         stays.into_iter().for_each(|problem| page.problem(problem));
     }
-    if let Err(problem) = settings.offer(&storage, &mut page) {
+    if let Err(problem) = settings.offer(storage.key.as_ref(), storage.is_new, &mut page) {
         return wait(page, problem);
     }
     runtime()?.block_on(node::run(page, settings, seed, storage, update))

@@ -23,7 +23,7 @@ use crate::seed::{JOIN_TOKEN, NODE, Seed, VAULT};
 use crate::settings::{Settings, UID_BASE};
 use crate::storage::Storage;
 use crate::update::{Health, MACHINE, Next, Update};
-use crate::{Failure, button, clock, kernel, network};
+use crate::{Failure, button, clock, figures, network};
 
 const LAUNCH: &str = "/usr/lib/casemate/casemate-launch";
 /// The only variable that launch gets.
@@ -167,7 +167,7 @@ pub(crate) async fn run(
     let (news, mut told) = mpsc::channel(8);
     tokio::spawn(network::run(settings.network.clone(), news));
     let mut node = Node {
-        is_newcomer: !settings.has_identity(),
+        is_newcomer: !settings.state.has_identity(),
         page,
         settings,
         seed,
@@ -291,7 +291,7 @@ impl Node {
 
     fn start(&mut self) {
         self.start_at = None;
-        if !self.settings.has_token && !self.settings.has_identity() {
+        if !self.settings.has_token && !self.settings.state.has_identity() {
             self.page.state("waiting for a join token");
             self.page.problem(Problem::new(
                 "this node belongs to no fleet, and the seed has no join token",
@@ -305,7 +305,7 @@ impl Node {
             .arg("--vault")
             .arg(self.settings.live.join(VAULT))
             .arg("--state")
-            .arg(&self.settings.state)
+            .arg(self.settings.state.folder())
             .args(["--uid-base", &UID_BASE.to_string()])
             .args(["--machine", MACHINE])
             .env_clear()
@@ -415,7 +415,7 @@ impl Node {
             self.terminate(running);
         }
         let Some(running) = self.running else { return };
-        let socket = self.settings.state.join("node/admin.sock");
+        let socket = self.settings.state.admin_socket();
         let status = tokio::time::timeout(STATUS_WITHIN, read_status(&socket)).await;
         match status {
             Ok(Ok(status)) => {
@@ -443,8 +443,8 @@ impl Node {
         self.health = health(status);
         let report = report(status, is_member);
         if self.page.state(report.state) {
-            self.page.line("memory", kernel::memory());
-            self.page.line("ports", kernel::ports());
+            self.page.line("memory", figures::memory());
+            self.page.line("ports", figures::ports());
         }
         if let (Some(node), Some(pool)) = (vault["node"].as_str(), vault["pool"].as_str()) {
             self.page.line("node", format!("{node} in pool {pool}"));

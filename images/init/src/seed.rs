@@ -163,7 +163,7 @@ fn is_known(name: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kernel::Image;
+    use crate::image::Image;
 
     fn page() -> Page {
         Page::new(&Image {

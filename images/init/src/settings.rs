@@ -15,10 +15,11 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::console::{Page, Problem};
-use crate::kernel::{read_json, write_whole};
+use crate::files::{read_json, write_whole};
+use crate::node_state::NodeState;
 use crate::recovery::Key;
 use crate::seed::{JOIN_TOKEN, NETWORK, NODE, SECRETS, STORAGE, Seed, UPDATE, VAULT};
-use crate::{storage as opened, update};
+use crate::update;
 
 /// Where the files of a seed are kept, for root alone.
 const KEPT: &str = "config.json";
@@ -32,10 +33,6 @@ const LIVE: &str = "/run/casemate";
 const FIXED: [&str; 2] = ["admin_socket", "storage_key_file"];
 /// Where the vault finds the key that init has opened.
 const STORAGE_KEY: &str = "storage.key";
-/// The node's own state.
-pub(crate) const NODE_STATE: &str = "casemate";
-/// There once the vault has made itself one.
-const IDENTITY: &str = "vault/identity";
 
 /// Launch counts the programs' users from here.
 pub(crate) const UID_BASE: u32 = 700_000;
@@ -139,7 +136,7 @@ pub(crate) struct Settings {
     /// Where the programs find their configuration.
     pub(crate) live: PathBuf,
     /// The node's state folder.
-    pub(crate) state: PathBuf,
+    pub(crate) state: NodeState,
     /// Whether a join token is at hand.
     pub(crate) has_token: bool,
     /// Without a TPM that seals the storage key, nothing is served.
@@ -236,7 +233,8 @@ impl Settings {
             ));
             Kept::default()
         });
-        let has_joined = has_identity(state);
+        let node_state = NodeState::on(state);
+        let has_joined = node_state.has_identity();
         let mut given = Files::new();
         for (name, item) in &seed.items {
             let is_new = before.files.get(name) != Some(&item.bytes);
@@ -266,7 +264,7 @@ impl Settings {
             require_tpm: is_unsound || storage.is_none_or(|storage| storage.require_tpm),
             update: update::Settings::default(),
             live: LIVE.into(),
-            state: state.join(NODE_STATE),
+            state: node_state,
             has_token: token.is_some(),
             files,
             given,
@@ -301,14 +299,14 @@ impl Settings {
     /// vault does not keep that itself. What somebody else has kept in our place is not used.
     pub(crate) fn offer(
         &mut self,
-        storage: &opened::Storage,
+        key: Option<&Key>,
+        is_new_key: bool,
         page: &mut Page,
     ) -> Result<(), Problem> {
-        let key = storage.key.as_ref();
         // Until this machine has joined there is nothing that a foreign setting could harm.
         if let Some(key) = key
-            && self.has_identity()
-            && !storage.is_new
+            && self.state.has_identity()
+            && !is_new_key
             && !self.before.is_proven(key)
         {
             let problem = Problem::new(
@@ -357,11 +355,6 @@ impl Settings {
         }
         Ok(())
     }
-
-    /// Whether the vault has made itself an identity before.
-    pub(crate) fn has_identity(&self) -> bool {
-        self.state.join(IDENTITY).exists()
-    }
 }
 
 /// A file that was kept only after it had parsed; none when it does not.
@@ -374,13 +367,7 @@ fn read_in<T: DeserializeOwned + Default>(files: &Files, name: &str) -> Option<T
 
 /// Whether a machine with this state partition has neither joined nor kept a file of a seed.
 pub(crate) fn is_new(state: &Path) -> bool {
-    !has_identity(state) && !state.join(KEPT).exists()
-}
-
-/// Whether the vault on this state partition has made itself an identity, and so has sealed
-/// something.
-pub(crate) fn has_identity(state: &Path) -> bool {
-    state.join(NODE_STATE).join(IDENTITY).exists()
+    !NodeState::on(state).has_identity() && !state.join(KEPT).exists()
 }
 
 /// Whether a file of the seed may take the place of the one before. The node's programs read their

@@ -25,16 +25,14 @@ use zeroize::Zeroizing;
 pub(crate) use boot::Boot;
 
 use crate::console::{Page, Problem};
-use crate::kernel::{read_json, write_whole};
+use crate::files::{read_json, write_whole};
+use crate::node_state::NodeState;
 use crate::recovery::{KEY_BYTES, Key, RecoveryKey, random_key};
-use crate::settings::has_identity;
 use crate::tpm::{Fault, Sealed, Tpm};
 
 /// On the state partition, for root alone.
 const FOLDER: &str = "keys";
 const SEALED: &str = "storage.json";
-/// Where the vault keeps the key when nobody else does.
-const CLEAR: &str = "casemate/vault/storage.key";
 /// Longest file with a sealed key, bytes.
 const MAX_SEALED_BYTES: u64 = 64 * 1024;
 /// Derives the owner's authorization of the TPM.
@@ -124,7 +122,7 @@ impl Storage {
     ) -> Result<Self, Problem> {
         let folder = state.join(FOLDER);
         let kept = read_kept(&folder)?;
-        let clear = state.join(CLEAR);
+        let clear = NodeState::on(state).clear_storage_key();
         let opened = match &kept {
             None => Self::first(state, &folder, &mut boot, terms, page)?,
             Some(kept) => Self::again(kept, &folder, &mut boot, terms, page)?,
@@ -200,8 +198,9 @@ impl Storage {
                 recovery: None,
             });
         }
-        let has_sealed = has_identity(state);
-        let key = match fs::read(state.join(CLEAR)) {
+        let node = NodeState::on(state);
+        let has_sealed = node.has_identity();
+        let key = match fs::read(node.clear_storage_key()) {
             // Without an identity nothing is sealed with it yet, and whoever has put it there would
             // know it.
             Ok(bytes) if has_sealed => <[u8; KEY_BYTES]>::try_from(&Zeroizing::new(bytes)[..])

@@ -36,16 +36,12 @@ pub(crate) use trial::Health;
 
 use crate::boot_partition::{BootPartition, Entry, Fault, TRIES};
 use crate::console::{Page, Problem};
-use crate::kernel::{open_file, read_json, write_whole};
-use crate::settings::NODE_STATE;
+use crate::files::{open_file, read_json, write_whole};
+use crate::node_state::NodeState;
 use crate::storage::{Mode, Storage};
 
 /// On the state partition, for root alone.
 const RECORD: &str = "update.json";
-/// What the vault has accepted, in the node's state.
-const ACCEPTED: &str = "vault/image.json";
-/// Where the supervisor puts images, each by its digest.
-const IMAGES: &str = "node/images";
 /// What the node is told of the machine; in a folder of its own, which the supervisor may read.
 pub(crate) const MACHINE: &str = "/run/machine/machine.json";
 /// Longest of these files, bytes.
@@ -148,7 +144,7 @@ pub(crate) struct Update {
     /// What it does now, for people.
     doing: Option<String>,
     record_file: PathBuf,
-    node: PathBuf,
+    node: NodeState,
     told: Vec<u8>,
 }
 
@@ -178,7 +174,7 @@ impl Update {
             is_blessed: false,
             doing: None,
             record_file,
-            node: state.join(NODE_STATE),
+            node: NodeState::on(state),
             told: Vec::new(),
         };
         if let Some(boot) = update.boot.clone() {
@@ -403,7 +399,7 @@ impl Update {
 
     /// Begins to write the image that the vault has accepted, when it is newer and here.
     fn take_what_is_new(&mut self, page: &mut Page) {
-        let Ok(Some(accepted)) = read_json::<Accepted>(&self.node.join(ACCEPTED), MAX_FILE_BYTES)
+        let Ok(Some(accepted)) = read_json::<Accepted>(&self.node.accepted_image(), MAX_FILE_BYTES)
         else {
             return;
         };
@@ -421,7 +417,7 @@ impl Update {
             ));
             return;
         };
-        let path = self.node.join(IMAGES).join(accepted.digest.to_string());
+        let path = self.node.images().join(accepted.digest.to_string());
         let file = open_file(&path).and_then(|file| {
             let is_whole = file.metadata()?.len() == accepted.bytes;
             is_whole

@@ -2,17 +2,34 @@
 //!
 //! Functions of several tenants may be neighbours under one parent domain. A cookie with `Domain=` that parent would be
 //! sent to all of them, and would replace theirs. The gateway knows the host of the request and no other bound that it
-//! could rely on, so a cookie may name that host, or no host.
+//! could rely on, so a cookie may name that host, or no host. A cookie that names its host goes to all hosts below it too,
+//! so it may not where another tenant has one of them.
 
-/// Whether a `Set-Cookie` value names a domain other than `host` (lower case, no port, no last dot).
+/// Where a cookie goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reach {
+    /// To the host that sets it alone.
+    Host,
+    /// To that host and all below it.
+    Below,
+    /// Further.
+    Wider,
+}
+
+/// Where a `Set-Cookie` value of `host` (lower case, no port, no last dot) goes.
 ///
 /// Read as browsers do (RFC 6265, section 5.2): attributes come after the first semicolon, names in any case, one leading
 /// dot is ignored, an attribute without a value too. Browsers obey the last of several; here none may be wider.
-pub fn is_too_wide(value: &[u8], host: &str) -> bool {
+pub fn reach(value: &[u8], host: &str) -> Reach {
     let attributes = value.split(|byte| *byte == b';').skip(1);
-    attributes
-        .filter_map(domain)
-        .any(|domain| !domain.eq_ignore_ascii_case(host.as_bytes()))
+    let mut reach = Reach::Host;
+    for domain in attributes.filter_map(domain) {
+        if !domain.eq_ignore_ascii_case(host.as_bytes()) {
+            return Reach::Wider;
+        }
+        reach = Reach::Below;
+    }
+    reach
 }
 
 /// The domain, if this attribute is one that has a value.
@@ -45,9 +62,16 @@ mod tests {
             "a=1; x-domain=shared.test",
             "",
         ] {
-            assert!(!is_too_wide(value.as_bytes(), "f.shared.test"), "{value}");
+            let reach = reach(value.as_bytes(), "f.shared.test");
+            let names_host = value.to_ascii_lowercase().contains("f.shared.test");
+            let expected = if names_host {
+                Reach::Below
+            } else {
+                Reach::Host
+            };
+            assert_eq!(reach, expected, "{value}");
         }
-        assert!(!is_too_wide(b"a=1; Domain=127.0.0.1", "127.0.0.1"));
+        assert_eq!(reach(b"a=1; Domain=127.0.0.1", "127.0.0.1"), Reach::Below);
     }
 
     #[test]
@@ -71,8 +95,13 @@ mod tests {
             "a=\"x; Domain=shared.test\"",
             "a=1; Domain=f.shared.test,shared.test",
         ] {
-            assert!(is_too_wide(value.as_bytes(), "f.shared.test"), "{value}");
+            assert_eq!(
+                reach(value.as_bytes(), "f.shared.test"),
+                Reach::Wider,
+                "{value}"
+            );
         }
-        assert!(is_too_wide(b"a=1; Domain=\xc3\xa4.test", "xn--4ca.test"));
+        let unicode = reach(b"a=1; Domain=\xc3\xa4.test", "xn--4ca.test");
+        assert_eq!(unicode, Reach::Wider);
     }
 }

@@ -229,7 +229,9 @@ async fn forward(
         progress.is_unread &= !go_on(upload, to, &connection, lease.worker.head_wait());
     }
     let (response, rest) = (conversation.head, conversation.rest);
-    to_caller((&head.method, &host.name), response, rest, lease).await
+    let has_neighbours = || gateway.table.load().has_neighbours_below(&host.name);
+    let asked = (&head.method, &*host.name);
+    to_caller(asked, has_neighbours, response, rest, lease).await
 }
 
 /// Sends the rest of a body beside and after the answer, for as long as the worker has the request: what a function gave
@@ -294,6 +296,7 @@ fn fits(head: &Parts) -> bool {
         .path_and_query()
         .map_or(0, |rest| rest.as_str().len());
     fields::count(&head.headers) <= fields::MAX_REQUEST_FIELDS
+        && !fields::has_too_many_options(&head.headers)
         && target + lines.sum::<usize>() <= fields::MAX_HEAD_BYTES
 }
 
@@ -439,6 +442,7 @@ async fn explain(error: StreamError, stream: StreamId, lease: &Lease) -> Trouble
 /// A worker's answer as HTTP, or 500 `exception` where it is none.
 async fn to_caller(
     (method, host): (&Method, &str),
+    has_neighbours: impl Fn() -> bool,
     head: ResponseHead,
     rest: RecvBody,
     lease: Lease,
@@ -452,7 +456,7 @@ async fn to_caller(
         mut fields,
         length,
         wide_cookies,
-    } = fields::to_caller(&head.fields, host).map_err(|_| broken(()))?;
+    } = fields::to_caller(&head.fields, host, has_neighbours).map_err(|_| broken(()))?;
     lease.function().dropped_cookies(wide_cookies);
     if method == Method::HEAD || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED)
     {

@@ -6,7 +6,7 @@ use casemate_wire::Fields;
 use http::header::{CONNECTION, CONTENT_LENGTH, COOKIE, DATE};
 use http::{HeaderMap, HeaderName, HeaderValue};
 
-use crate::cookies;
+use crate::cookies::{self, Reach};
 
 /// Fields in a request's head at most, cookies counted as one; HTTP/1 is held to the same number by its parser.
 pub const MAX_REQUEST_FIELDS: usize = 100;
@@ -41,31 +41,51 @@ fn stays_here(name: &str) -> bool {
     )
 }
 
-/// Whether one of the `Connection` fields names `name`.
-fn listed<'a>(mut connection: impl Iterator<Item = &'a [u8]>, name: &str) -> bool {
-    connection.any(|value| {
-        let mut options = value.split(|byte| *byte == b',');
-        options.any(|option| option.trim_ascii().eq_ignore_ascii_case(name.as_bytes()))
-    })
+/// What the `Connection` fields of a head name: at most as much as a head may have fields. Each field is compared with each
+/// option, so a head of nothing but options would otherwise take its length in fields times its length in options.
+struct Options<'a> {
+    named: Vec<&'a [u8]>,
+    are_too_many: bool,
+}
+
+impl<'a> Options<'a> {
+    fn of(connection: impl Iterator<Item = &'a [u8]>) -> Self {
+        let options = connection.flat_map(|value| value.split(|byte| *byte == b','));
+        let options = options.map(<[u8]>::trim_ascii);
+        let options = options.filter(|option| !option.is_empty());
+        let named: Vec<_> = options.take(MAX_REQUEST_FIELDS + 1).collect();
+        Self {
+            are_too_many: named.len() > MAX_REQUEST_FIELDS,
+            named,
+        }
+    }
+
+    /// Whether a field stays on its hop. Where the options are too many, each does.
+    fn name(&self, field: &str) -> bool {
+        let is_field = |option: &&[u8]| option.eq_ignore_ascii_case(field.as_bytes());
+        self.are_too_many || self.named.iter().any(is_field)
+    }
+}
+
+/// Whether the `Connection` fields of a caller's head name more than it may have fields.
+pub fn has_too_many_options(fields: &HeaderMap) -> bool {
+    let connection = fields.get_all(CONNECTION).iter();
+    Options::of(connection.map(HeaderValue::as_bytes)).are_too_many
 }
 
 /// A caller's fields as they go to a worker, with room for some more. `Host` is left out: the gateway writes the one that
 /// it judged. So is `Expect`: the gateway asks for the body when the worker can take it.
 pub fn to_worker(fields: &HeaderMap) -> Fields {
     let mut out = Fields::with_capacity(fields.len() + OWN_FIELDS, ROOM_BYTES);
-    let options = fields
-        .contains_key(CONNECTION)
-        .then(|| fields.get_all(CONNECTION));
+    let connection = fields.get_all(CONNECTION).iter();
+    let options = Options::of(connection.map(HeaderValue::as_bytes));
     for (name, value) in fields {
         let text = name.as_str();
         if stays_here(text) || matches!(text, "host" | "expect") {
             continue;
         }
-        let is_listed = |options: &http::header::GetAll<'_, HeaderValue>| {
-            listed(options.iter().map(HeaderValue::as_bytes), text)
-        };
         // The length belongs to the body, whatever `Connection` says.
-        if name != CONTENT_LENGTH && options.as_ref().is_some_and(is_listed) {
+        if name != CONTENT_LENGTH && options.name(text) {
             continue;
         }
         if name != COOKIE {
@@ -129,17 +149,24 @@ pub struct Outgoing {
 }
 
 /// A worker's fields as they go to a caller of this host. Fields of ours (`:`) never go out; the length is written anew
-/// from what is really sent.
+/// from what is really sent. `has_neighbours`: whether another tenant has a host below this one.
 ///
 /// # Errors
-/// A name, a value or a length that is no HTTP.
-pub fn to_caller(fields: &Fields, host: &str) -> Result<Outgoing, BadResponse> {
+/// A name, a value or a length that is no HTTP, or more options of the connection than a head may have fields.
+pub fn to_caller(
+    fields: &Fields,
+    host: &str,
+    has_neighbours: impl Fn() -> bool,
+) -> Result<Outgoing, BadResponse> {
     // Room for what is added on the way out.
     let mut out = HeaderMap::with_capacity(fields.len() + 2);
     let mut length = None;
     let mut wide_cookies = 0;
-    let connection = || fields.iter().filter(|(name, _)| *name == "connection");
-    let has_options = connection().next().is_some();
+    let connection = fields.iter().filter(|(name, _)| *name == "connection");
+    let options = Options::of(connection.map(|(_, value)| value));
+    if options.are_too_many {
+        return Err(BadResponse);
+    }
     for (name, value) in fields.iter() {
         if name.starts_with(':') || stays_here(name) {
             continue;
@@ -152,12 +179,19 @@ pub fn to_caller(fields: &Fields, host: &str) -> Result<Outgoing, BadResponse> {
             length = Some(declared);
             continue;
         }
-        if has_options && listed(connection().map(|(_, value)| value), name) {
+        if options.name(name) {
             continue;
         }
-        if name == "set-cookie" && cookies::is_too_wide(value, host) {
-            wide_cookies += 1;
-            continue;
+        if name == "set-cookie" {
+            let is_too_wide = match cookies::reach(value, host) {
+                Reach::Host => false,
+                Reach::Below => has_neighbours(),
+                Reach::Wider => true,
+            };
+            if is_too_wide {
+                wide_cookies += 1;
+                continue;
+            }
         }
         let header = HeaderName::from_bytes(name.as_bytes()).map_err(|_| BadResponse)?;
         let value = HeaderValue::from_bytes(value).map_err(|_| BadResponse)?;
@@ -181,7 +215,7 @@ pub fn to_caller(fields: &Fields, host: &str) -> Result<Outgoing, BadResponse> {
 pub fn trailers_to_caller(fields: &Fields) -> Result<HeaderMap, BadResponse> {
     let plain: Fields = fields.iter().filter(|(name, _)| is_trailer(name)).collect();
     // Cookies are no trailers: no host is needed.
-    to_caller(&plain, "").map(|outgoing| outgoing.fields)
+    to_caller(&plain, "", || false).map(|outgoing| outgoing.fields)
 }
 
 fn parse_length(value: &[u8]) -> Result<u64, BadResponse> {
@@ -248,6 +282,29 @@ mod tests {
     }
 
     #[test]
+    fn options_beyond_the_fields_that_a_head_may_have_are_not_compared_with_each_field() {
+        let listed = |count: usize| vec!["x"; count].join(", ,");
+        for (count, too_many) in [(MAX_REQUEST_FIELDS, false), (MAX_REQUEST_FIELDS + 1, true)] {
+            let mut head = map(&[("x-kept", "1"), ("content-length", "3")]);
+            let value = HeaderValue::from_str(&listed(count)).unwrap();
+            head.insert(CONNECTION, value);
+            assert_eq!(has_too_many_options(&head), too_many);
+            // Nothing is passed on that an option may have named.
+            let expected: &[&str] = match too_many {
+                true => &["content-length"],
+                false => &["x-kept", "content-length"],
+            };
+            assert_eq!(names(&to_worker(&head)), expected);
+            let answer = Fields::default().with("connection", listed(count));
+            let passes = to_caller(&answer, "a.test", || false).is_ok();
+            assert_eq!(passes, !too_many);
+        }
+        let long = listed(20_000);
+        let options = Options::of([long.as_bytes()].into_iter());
+        assert!(options.named.len() <= MAX_REQUEST_FIELDS + 1);
+    }
+
+    #[test]
     fn the_crumbs_of_a_cookie_are_one_field() {
         for (crumbs, whole) in [
             (&["a=1"][..], "a=1"),
@@ -282,17 +339,23 @@ mod tests {
             fields: out,
             length,
             wide_cookies,
-        } = to_caller(&fields, "f.shared.test").unwrap();
+        } = to_caller(&fields, "f.shared.test", || false).unwrap();
         assert_eq!(length, Some(12));
         assert_eq!(out.get_all("set-cookie").iter().count(), 2);
         assert_eq!((out.len(), wide_cookies), (2, 1));
+        let beside_neighbours = to_caller(&fields, "f.shared.test", || true).unwrap();
+        assert_eq!(beside_neighbours.wide_cookies, 2);
     }
 
     #[test]
     fn lengths_that_are_none_or_differ_are_refused() {
         for value in ["", "-1", "+1", "1, 1", " 1", "0x1", "18446744073709551616"] {
             assert_eq!(
-                to_caller(&Fields::default().with("content-length", value), "a.test"),
+                to_caller(
+                    &Fields::default().with("content-length", value),
+                    "a.test",
+                    || false
+                ),
                 Err(BadResponse),
                 "{value:?}"
             );
@@ -303,6 +366,7 @@ mod tests {
                     .with("content-length", one)
                     .with("content-length", other),
                 "a.test",
+                || false,
             )
             .map(|outgoing| outgoing.length)
         };
@@ -320,7 +384,7 @@ mod tests {
         #[test]
         fn nothing_of_a_worker_splits_a_response(fields in hostile_fields()) {
             let fields: Fields = fields.into_iter().collect();
-            if let Ok(out) = to_caller(&fields, "a.test") {
+            if let Ok(out) = to_caller(&fields, "a.test", || false) {
                 for (name, value) in &out.fields {
                     prop_assert!(!name.as_str().starts_with(':') && !stays_here(name.as_str()));
                     prop_assert!(!value.as_bytes().iter().any(|byte| matches!(byte, b'\r' | b'\n' | 0)));

@@ -1,7 +1,7 @@
 //! From a host to a function, and the perimeter: what is refused before a worker is woken. Pure.
 
-use std::collections::HashMap;
-use std::sync::Arc;
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, OnceLock};
 
 use casemate_path::{CanonicalPath, PathPattern};
 use casemate_wire::control::FunctionKey;
@@ -16,6 +16,8 @@ const DEFAULT_METHODS: &str = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS";
 #[derive(Debug)]
 pub struct Table<F> {
     hosts: HashMap<Arc<str>, Arc<Site<F>>>,
+    /// Hosts below which another tenant has one; found when it is first asked for.
+    parents: OnceLock<HashSet<Arc<str>>>,
 }
 
 /// A function as callers reach it.
@@ -44,6 +46,7 @@ impl<F> Default for Table<F> {
     fn default() -> Self {
         Self {
             hosts: HashMap::new(),
+            parents: OnceLock::new(),
         }
     }
 }
@@ -52,6 +55,28 @@ impl<F> Table<F> {
     /// Where this host leads; lower case, no port.
     pub fn find(&self, host: &str) -> Option<&Arc<Site<F>>> {
         self.hosts.get(host)
+    }
+
+    /// Whether another tenant has a host below this one.
+    pub fn has_neighbours_below(&self, host: &str) -> bool {
+        let parents = self.parents.get_or_init(|| self.parents_of_neighbours());
+        parents.contains(host)
+    }
+
+    fn parents_of_neighbours(&self) -> HashSet<Arc<str>> {
+        let mut parents = HashSet::new();
+        for (host, site) in &self.hosts {
+            let mut below: &str = host;
+            while let Some((_, parent)) = below.split_once('.') {
+                let above = self.hosts.get_key_value(parent);
+                let is_neighbour = |above: &Site<F>| above.key.tenant != site.key.tenant;
+                if let Some((name, _)) = above.filter(|(_, above)| is_neighbour(above)) {
+                    parents.insert(name.clone());
+                }
+                below = parent;
+            }
+        }
+        parents
     }
 
     /// The table in which exactly these hosts lead to this function. A host that led elsewhere leads here now.
@@ -75,6 +100,7 @@ impl<F> Table<F> {
             hosts: others
                 .map(|(host, site)| (host.clone(), site.clone()))
                 .collect(),
+            parents: OnceLock::new(),
         }
     }
 }
@@ -219,6 +245,32 @@ mod tests {
         assert_eq!(find(&table.without(&key("one")), "b.test"), None);
         assert_eq!(find(&table.without(&key("one")), "c.test"), Some(3));
         assert_eq!(find(&table, "C.test"), None);
+    }
+
+    #[test]
+    fn a_host_has_neighbours_below_where_another_tenant_has_a_host_there() {
+        let of_tenant = |tenant: u8, function: &str| {
+            let mut site = site(function, 1);
+            site.key.tenant = [tenant; 32];
+            site
+        };
+        let hosts = |hosts: &[&str]| hosts.iter().map(|host| (*host).into()).collect::<Vec<_>>();
+        let table = Table::default()
+            .with(&hosts(&["a.test", "www.a.test"]), of_tenant(1, "one"))
+            .with(&hosts(&["b.test", "xa.test"]), of_tenant(2, "two"));
+        assert!(!table.has_neighbours_below("a.test"));
+        let table = table.with(&hosts(&["x.y.a.test"]), of_tenant(2, "three"));
+        for (host, expected) in [
+            ("a.test", true),
+            ("www.a.test", false),
+            ("b.test", false),
+            ("x.y.a.test", false),
+        ] {
+            assert_eq!(table.has_neighbours_below(host), expected, "{host}");
+        }
+        let mut gone = key("three");
+        gone.tenant = [2; 32];
+        assert!(!table.without(&gone).has_neighbours_below("a.test"));
     }
 
     #[test]

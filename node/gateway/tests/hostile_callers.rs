@@ -314,6 +314,14 @@ async fn heads_beyond_their_limits_are_refused() {
         answer.starts_with("HTTP/1.1 431") && answer.contains("head_too_large"),
         "{answer}"
     );
+    // Each would be compared with each field of the head.
+    let options = "x, ".repeat(10_000);
+    let answer = node
+        .raw(format!(
+            "GET / HTTP/1.1\r\nHost: a.test\r\nConnection: {options}close\r\n\r\n"
+        ))
+        .await;
+    assert!(answer.starts_with("HTTP/1.1 431"), "{answer}");
     let name = "a".repeat(300);
     let answer = node
         .raw(format!(

@@ -327,6 +327,16 @@ async fn a_cookie_for_a_parent_domain_is_dropped_and_the_log_told_once_in_a_whil
         assert!(!answer.contains("stolen"), "{answer}");
         assert_eq!(node.record().await.wide_cookies, dropped);
     }
+    // From now on a cookie for all hosts below `a.test` would reach another tenant.
+    let mut neighbour = harness::route("g", &["shop.a.test"], harness::perimeter());
+    if let ToGateway::Route(route) = &mut neighbour {
+        route.key.tenant = [2; 32];
+    }
+    node.say(neighbour).await;
+    node.settle().await;
+    let answer = node.get("a.test", "/").await;
+    assert_eq!(answer.matches("set-cookie: ").count(), 1, "{answer}");
+    assert!(!answer.contains("mine=1"), "{answer}");
 }
 
 #[tokio::test]

@@ -20,12 +20,16 @@ use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
 use super::ask::Ask;
+use super::room::Shared;
 use crate::fault::Fault;
 use crate::plane::{Following, Plane};
 
 /// A log that is followed says something this often, if only an empty line: so both ends notice that the other has gone, and a
 /// token that is worth nothing any more ends what it began.
 const LONGEST_SILENCE: Duration = Duration::from_secs(30);
+
+static OPENAPI: Shared = Shared::new();
+static FLEET: Shared = Shared::new();
 
 /// Answers what was routed and authorised.
 #[expect(clippy::too_many_lines, reason = "older than the limit")]
@@ -37,8 +41,8 @@ pub(super) async fn answer(mut ask: Ask) -> Result<Response, Fault> {
             .health()
             .await
             .map(|()| json(&serde_json::json!({ "status": "ok" }))),
-        Operation::Openapi => Ok(json(&casemate_api::openapi::document())),
-        Operation::Fleet => Ok(json(&plane.fleet())),
+        Operation::Openapi => Ok(shared(&OPENAPI, &casemate_api::openapi::document())),
+        Operation::Fleet => Ok(shared(&FLEET, &plane.fleet())),
         Operation::PostStatement => {
             let body = ask.body(MAX_ENVELOPE_BYTES).await?;
             Ok(json(&plane.post_statement(&actor, &body).await?))
@@ -135,6 +139,15 @@ pub(super) async fn answer(mut ask: Ask) -> Result<Response, Fault> {
 
 fn json<T: Serialize>(answer: &T) -> Response {
     axum::Json(answer).into_response()
+}
+
+/// What everybody may ask, as often as they like.
+fn shared<T: Serialize>(last: &Shared, answer: &T) -> Response {
+    match serde_json::to_vec(answer) {
+        Ok(text) => ([(CONTENT_TYPE, "application/json")], last.bytes(text)).into_response(),
+        // As it answers itself.
+        Err(_) => json(answer),
+    }
 }
 
 async fn put_bundle(mut ask: Ask) -> Result<Response, Fault> {

@@ -10,8 +10,9 @@ use axum::body::{Body, Bytes, HttpBody as _};
 use axum::extract::{RawPathParams, Request};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodFilter, on};
-use casemate_api::endpoint::{ENDPOINTS, Endpoint, Method};
+use casemate_api::endpoint::{Access, ENDPOINTS, Endpoint, Method, Operation};
 use casemate_api::error::code;
+use casemate_api::log::LogQuery;
 use casemate_api::token::Scope;
 use casemate_trust::id::TenantId;
 use futures_util::{Stream, StreamExt as _};
@@ -24,34 +25,22 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::answer;
+use super::room::{self, Room};
 use super::seat::Seat;
 use crate::fault::Fault;
-use crate::places::{Place, Places};
+use crate::places::Place;
 use crate::plane::{Actor, Plane};
 
 /// Between two chunks of a body.
 const CHUNK_TIMEOUT: Duration = Duration::from_secs(30);
 /// For a whole body: the largest bundle at 100 kB a second.
 const BODY_TIMEOUT: Duration = Duration::from_secs(120);
-/// Changes under way at a time, each with a body of up to a MiB in memory: of tenants, and as many of the operator's tokens,
-/// which find room whatever tenants do.
-const MAX_CHANGES: usize = 256;
-/// Of them with one token.
-pub(super) const MAX_CHANGES_OF_TOKEN: usize = 64;
-
 /// Where a request comes from: an extension of it.
 #[derive(Clone)]
 pub(super) struct Remote {
     pub(super) address: IpAddr,
     /// The slot of its connection.
     pub(super) seat: Arc<Seat>,
-}
-
-/// Room for changes, by the id of their token.
-#[derive(Clone)]
-struct Room {
-    operators: Arc<Places<String>>,
-    tenants: Arc<Places<String>>,
 }
 
 /// One question.
@@ -78,10 +67,7 @@ pub(super) fn router(
     stopping: &CancellationToken,
     tasks: &TaskTracker,
 ) -> Router {
-    let room = Room {
-        operators: Places::new(MAX_CHANGES, MAX_CHANGES_OF_TOKEN),
-        tenants: Places::new(MAX_CHANGES, MAX_CHANGES_OF_TOKEN),
-    };
+    let room = Room::new();
     let mut router = Router::new();
     for endpoint in ENDPOINTS {
         let (plane, stopping, tasks) = (Arc::clone(plane), stopping.clone(), tasks.clone());
@@ -178,7 +164,10 @@ impl Ask {
         let (plane, actor) = (Arc::clone(&self.plane), self.actor.clone());
         let (endpoint, path) = (self.endpoint, self.path.clone());
         let answered = match authorised {
-            Ok(_place) => answer::answer(self).await,
+            Ok(place) => {
+                let answered = answer::answer(self).await;
+                answered.map(|answer| room::hold(answer, place))
+            }
             Err(fault) => Err(fault),
         };
         if let Err(fault) = &answered
@@ -193,7 +182,7 @@ impl Ask {
 
     /// Whether this actor may ask this; the table says.
     pub(super) fn authorise(&mut self) -> Result<(), Fault> {
-        if self.endpoint.access == casemate_api::endpoint::Access::Public {
+        if self.endpoint.access == Access::Public {
             return Ok(());
         }
         let unknown = || {
@@ -232,19 +221,13 @@ impl Ask {
         Ok(())
     }
 
-    /// A place for a change, to be held until it is made.
+    /// A place for the question, to be held until its answer has been taken.
     fn find_room(&self) -> Result<Option<Place<String>>, Fault> {
-        let places = match &self.actor {
-            _ if !changes(self.endpoint) => return Ok(None),
-            Actor::Token {
-                scope: Scope::Operator,
-                ..
-            } => &self.room.operators,
-            _ => &self.room.tenants,
+        let follows = self.endpoint.id == Operation::TenantLogs && {
+            let LogQuery { follow, .. } = self.query()?;
+            follow
         };
-        let place = places.take(self.actor.to_string());
-        let too_many = || Fault::too_many("changes under way with one token", MAX_CHANGES_OF_TOKEN);
-        place.map(Some).ok_or_else(too_many)
+        self.room.find(&self.actor, self.endpoint, follows)
     }
 
     /// A parameter of the path.

@@ -4,6 +4,7 @@ mod activity;
 mod answer;
 mod ask;
 mod patient;
+mod room;
 mod seat;
 #[cfg(test)]
 mod tests;

@@ -60,7 +60,7 @@ async fn one_token_has_so_many_changes_under_way_and_no_more() {
     let tasks = TaskTracker::new();
     let router = ask::router(&plane, &CancellationToken::new(), &tasks);
     let router = TowerToHyperService::new(router);
-    let begun = (0..=ask::MAX_CHANGES_OF_TOKEN).map(|_| {
+    let begun = (0..=room::MAX_QUESTIONS_OF_TOKEN).map(|_| {
         let body = futures_util::stream::pending::<Result<&[u8], Infallible>>();
         let request = request("POST", "/v1/tokens", &slow.token);
         Box::pin(router.call(request.map(|_| Body::from_stream(body))))
@@ -70,6 +70,34 @@ async fn one_token_has_so_many_changes_under_way_and_no_more() {
     assert_eq!(first.unwrap().status(), 429);
     let unknown = request("DELETE", "/v1/tokens/none", &other.token);
     assert_eq!(router.call(unknown).await.unwrap().status(), 404);
+}
+
+#[tokio::test]
+async fn one_token_leaves_so_many_answers_untaken_and_no_more() {
+    let folder = tempfile::tempdir().unwrap();
+    let plane = plane(folder.path()).await;
+    let [greedy, other] = [
+        token(&plane, Scope::ReadOnly).await,
+        token(&plane, Scope::ReadOnly).await,
+    ];
+    let tasks = TaskTracker::new();
+    let router = ask::router(&plane, &CancellationToken::new(), &tasks);
+    let router = TowerToHyperService::new(router);
+    let ask = async |token: &str| {
+        let answer = router.call(request("GET", "/v1/audit", token));
+        answer.await.unwrap()
+    };
+    let mut untaken = Vec::new();
+    for _ in 0..room::MAX_QUESTIONS_OF_TOKEN {
+        let answer = ask(&greedy.token).await;
+        assert_eq!(answer.status(), 200);
+        untaken.push(answer);
+    }
+    assert_eq!(ask(&greedy.token).await.status(), 429);
+    assert_eq!(ask(&other.token).await.status(), 200);
+    // One that is taken or given up makes room.
+    drop(untaken.pop());
+    assert_eq!(ask(&greedy.token).await.status(), 200);
 }
 
 /// A client's end of a connection that is closed when nothing happens for a moment.

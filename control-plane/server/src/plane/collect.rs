@@ -21,13 +21,10 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::held::{self, Held};
-use super::storage::Item;
+use super::storage::{GRACE_SECS, Item};
 use super::{Actor, Plane, key, now};
 use crate::fault::Fault;
 
-/// How long what no manifest lists stays after its upload, seconds: much longer than a deploy takes from its first upload
-/// to its manifest, and short enough that uploads which came to nothing do not fill a tenant's storage.
-pub(super) const GRACE_SECS: Seconds = 60 * 60;
 /// Between two looks at every tenant; one tenant is looked at after each of its manifests.
 const INTERVAL: Duration = Duration::from_secs(10 * 60);
 /// Between two batches: other changes go first.

@@ -6,26 +6,25 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use casemate_api::limits::{LOG_BYTES_PER_TENANT, LOG_RECORDS_PER_TENANT};
-use casemate_api::log::{LogQuery, LogRecord};
+use casemate_api::log::LogRecord;
 use casemate_push::LogEntry;
 use casemate_trust::id::TenantId;
 use casemate_trust::name::Name;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use super::Plane;
 use super::log_files::{LogFiles, LogLimits, Waiting};
-use super::{Plane, log_files};
+use super::log_readers::Turns;
 
-/// Records that are handed on at a time.
-const BATCH: usize = 256;
 /// Largest sum of all tenants' kept records, bytes: what thirty-two noisy tenants keep of their own.
 const MAX_BYTES: usize = 32 * LOG_BYTES_PER_TENANT;
 
 #[derive(Debug)]
-struct Ring {
-    records: VecDeque<Arc<LogRecord>>,
+pub(super) struct Ring {
+    pub(super) records: VecDeque<Arc<LogRecord>>,
     bytes: usize,
-    newest: watch::Sender<u64>,
+    pub(super) newest: watch::Sender<u64>,
 }
 
 /// Between two writes to the disk: what is lost with a program that is killed.
@@ -33,39 +32,21 @@ const WRITE_INTERVAL: Duration = Duration::from_secs(1);
 /// What numbers go up by at a start: more than the records that a killed program had shown and not written, so that whoever
 /// goes on behind the last one that was seen misses none.
 const NUMBERS_BETWEEN_STARTS: u64 = 1_000_000;
-/// Files that are read at a time, by all readers together.
-const MAX_READING: usize = 4;
-
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct Logs {
     rings: Mutex<Rings>,
-    waiting: Mutex<Waiting>,
+    pub(super) waiting: Mutex<Waiting>,
     /// `None` if the folder cannot be used: the newest records are in memory all the same.
     files: Mutex<Option<LogFiles>>,
-    reading: Semaphore,
+    pub(super) turns: Turns,
 }
 
 #[derive(Debug, Default)]
-struct Rings {
-    by_tenant: BTreeMap<TenantId, Ring>,
+pub(super) struct Rings {
+    pub(super) by_tenant: BTreeMap<TenantId, Ring>,
     /// Of all of them.
     bytes: usize,
-}
-
-/// A reader's place in a log.
-#[derive(Debug)]
-pub(crate) struct Following {
-    tenant: TenantId,
-    query: LogQuery,
-    /// Files of what is no longer in memory, which are read first.
-    files: VecDeque<PathBuf>,
-    /// Records of the file that was read last.
-    found: VecDeque<Arc<LogRecord>>,
-    /// The first record that is not looked for in files.
-    in_memory_from: u64,
-    seen: u64,
-    newest: watch::Receiver<u64>,
 }
 
 impl Logs {
@@ -88,12 +69,12 @@ impl Logs {
             rings: Mutex::new(rings),
             waiting: Mutex::default(),
             files: Mutex::new(files),
-            reading: Semaphore::new(MAX_READING),
+            turns: Turns::default(),
         }
     }
 
     /// Writes what waits.
-    fn write(&self) {
+    pub(super) fn write(&self) {
         let waiting =
             std::mem::take(&mut *self.waiting.lock().unwrap_or_else(PoisonError::into_inner));
         if waiting.lost > 0 {
@@ -108,19 +89,19 @@ impl Logs {
         }
     }
 
-    fn files_before(&self, tenant: &TenantId, seq: u64) -> VecDeque<PathBuf> {
+    pub(super) fn files_before(&self, tenant: &TenantId, seq: u64) -> VecDeque<PathBuf> {
         let files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
         let files = files.as_ref().map(|files| files.before(tenant, seq));
         files.unwrap_or_default()
     }
 
-    fn lock(&self) -> MutexGuard<'_, Rings> {
+    pub(super) fn lock(&self) -> MutexGuard<'_, Rings> {
         self.rings.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Rings {
-    fn of(&mut self, tenant: TenantId) -> &mut Ring {
+    pub(super) fn of(&mut self, tenant: TenantId) -> &mut Ring {
         self.by_tenant.entry(tenant).or_insert_with(Ring::new)
     }
 
@@ -141,7 +122,7 @@ impl Rings {
     }
 
     /// Keeps a record. When all of them are too much, whoever has most loses the older half: a flood costs its own tenant.
-    fn push(&mut self, node: &Name, entry: LogEntry) -> Arc<LogRecord> {
+    pub(super) fn push(&mut self, node: &Name, entry: LogEntry) -> Arc<LogRecord> {
         let ring = self.of(entry.tenant);
         let before = ring.bytes;
         let record = ring.push(node, entry);
@@ -201,7 +182,7 @@ impl Ring {
     }
 }
 
-fn size(record: &LogRecord) -> usize {
+pub(super) fn size(record: &LogRecord) -> usize {
     let optional = |text: &Option<String>| text.as_ref().map_or(0, String::len);
     size_of::<LogRecord>()
         + record.message.len()
@@ -255,105 +236,15 @@ impl Plane {
             }
         }
     }
-
-    /// A place in a tenant's log.
-    pub(crate) fn follow(&self, tenant: TenantId, query: LogQuery) -> Following {
-        let (newest, in_memory_from) = {
-            let mut rings = self.logs.lock();
-            let ring = rings.of(tenant);
-            let first = ring.records.front().map(|record| record.seq);
-            let newest = ring.newest.subscribe();
-            let next = *newest.borrow() + 1;
-            (newest, first.unwrap_or(next))
-        };
-        // A number that was never given is of a log that is lost: everything is news then.
-        let is_known = |since: &u64| *since < in_memory_from || *since <= *newest.borrow();
-        let seen = query.since.filter(is_known).unwrap_or(0);
-        let files = if query.is_search() && seen + 1 < in_memory_from {
-            self.logs.files_before(&tenant, in_memory_from)
-        } else {
-            VecDeque::new()
-        };
-        Following {
-            tenant,
-            files,
-            found: VecDeque::new(),
-            in_memory_from,
-            seen,
-            query,
-            newest,
-        }
-    }
-
-    /// The next records; empty at the end of a log that is not followed. Waits for more otherwise.
-    pub(crate) async fn next_logs(&self, following: &mut Following) -> Vec<Arc<LogRecord>> {
-        loop {
-            self.read_files(following).await;
-            if !following.found.is_empty() {
-                let count = following.found.len().min(BATCH);
-                return following.found.drain(..count).collect();
-            }
-            following.newest.borrow_and_update();
-            let found = self.logs_after(following);
-            if !found.is_empty()
-                || !following.query.follow
-                || following.newest.changed().await.is_err()
-            {
-                return found;
-            }
-        }
-    }
-
-    /// Reads files until one of them holds something that is wanted.
-    async fn read_files(&self, following: &mut Following) {
-        while following.found.is_empty()
-            && let Some(path) = following.files.pop_front()
-        {
-            let Ok(_reading) = self.logs.reading.acquire().await else {
-                return;
-            };
-            let (query, seen) = (following.query.clone(), following.seen);
-            let before = following.in_memory_from;
-            let read = tokio::task::spawn_blocking(move || {
-                let records = log_files::read(&path).into_iter();
-                let wanted = records.filter(|record| {
-                    (seen + 1..before).contains(&record.seq) && query.wants(record)
-                });
-                wanted.map(Arc::new).collect()
-            });
-            following.found = read.await.unwrap_or_default();
-        }
-    }
-
-    fn logs_after(&self, following: &mut Following) -> Vec<Arc<LogRecord>> {
-        let rings = self.logs.lock();
-        let Some(ring) = rings.by_tenant.get(&following.tenant) else {
-            return Vec::new();
-        };
-        let from = ring
-            .records
-            .partition_point(|record| record.seq <= following.seen);
-        let mut found = Vec::new();
-        for record in ring.records.range(from..) {
-            following.seen = record.seq;
-            if following.query.wants(record) {
-                found.push(Arc::clone(record));
-            }
-            if found.len() == BATCH {
-                break;
-            }
-        }
-        found
-    }
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use casemate_push::{LogLevel, MAX_LOG_BYTES};
 
     use super::*;
 
-    fn entry(tenant: u8, bytes: usize) -> LogEntry {
+    pub(in super::super) fn entry(tenant: u8, bytes: usize) -> LogEntry {
         LogEntry {
             tenant: TenantId([tenant; 32]),
             function: "web".parse().unwrap(),

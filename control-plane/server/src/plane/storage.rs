@@ -14,10 +14,13 @@ use futures_util::{Stream, StreamExt as _};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use super::collect::GRACE_SECS;
 use super::{Plane, held, key, now};
 use crate::bundles::Bundles;
 use crate::fault::Fault;
+
+/// How long what no manifest lists stays after its upload, seconds: much longer than a deploy takes from its first upload
+/// to its manifest, and short enough that uploads which came to nothing do not fill a tenant's storage.
+pub(super) const GRACE_SECS: Seconds = 60 * 60;
 
 /// Something that is kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

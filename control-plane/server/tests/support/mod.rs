@@ -52,6 +52,26 @@ impl Control {
         control
     }
 
+    /// On the state folder of an earlier program, in `state` of this folder, which has the operator's token too.
+    pub async fn of_earlier(folder: tempfile::TempDir) -> Self {
+        let operator = std::fs::read_to_string(folder.path().join("operator.token")).unwrap();
+        let keys = std::fs::read(folder.path().join("state/public.json")).unwrap();
+        let mut control = Self {
+            plane: Plane {
+                api: String::new(),
+                quic: String::new(),
+                keys: serde_json::from_slice(&keys).unwrap(),
+                operator,
+            },
+            folder,
+            tenant_storage_mib: 1024,
+            stop: None,
+            task: None,
+        };
+        control.start().await;
+        control
+    }
+
     pub fn state(&self) -> PathBuf {
         self.folder.path().join("state")
     }

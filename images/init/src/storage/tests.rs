@@ -3,7 +3,7 @@ use casemate_trust::image::ImageVersion;
 use tempfile::TempDir;
 
 use super::*;
-use crate::kernel::Image;
+use crate::image::Image;
 use crate::tpm::tests::{Emulator, approval, image_key};
 
 const IMAGE: &[u8] = b"image";
@@ -268,7 +268,7 @@ fn without_a_tpm_the_vault_keeps_the_key_unless_that_is_forbidden() {
     };
     assert_eq!(bench.boot(&unmeasured).unwrap().mode, Mode::Clear);
     // The vault's key goes into the TPM when there is one.
-    let clear = bench.state.path().join(CLEAR);
+    let clear = NodeState::on(bench.state.path()).clear_storage_key();
     let identity = bench.state.path().join("casemate/vault/identity");
     fs::create_dir_all(clear.parent().unwrap()).unwrap();
     fs::write(&identity, b"sealed with it").unwrap();
@@ -283,7 +283,7 @@ fn without_a_tpm_the_vault_keeps_the_key_unless_that_is_forbidden() {
 #[test]
 fn a_key_that_somebody_has_put_there_is_not_used() {
     let bench = Bench::new();
-    let clear = bench.state.path().join(CLEAR);
+    let clear = NodeState::on(bench.state.path()).clear_storage_key();
     fs::create_dir_all(clear.parent().unwrap()).unwrap();
     fs::write(&clear, [7; KEY_BYTES]).unwrap();
     assert_ne!(*bench.boot(&USUAL).unwrap().key.unwrap(), [7; KEY_BYTES]);

@@ -1,6 +1,6 @@
 use super::*;
 use crate::boot_partition::tests::{names, partition, rename};
-use crate::kernel::Image;
+use crate::image::Image;
 
 const WELL: Health = Health {
     vault: true,
@@ -292,7 +292,7 @@ fn an_image_that_never_came_up_or_was_never_started_is_refused() {
 fn a_cut_before_the_image_counts_is_no_fault_of_the_image() {
     let mut bench = Bench::new();
     let mut update = bench.boot("1.0.0");
-    update.record.trying = read_json(&update.node.join(ACCEPTED), MAX_FILE_BYTES).unwrap();
+    update.record.trying = read_json(&update.node.accepted_image(), MAX_FILE_BYTES).unwrap();
     update.save().unwrap();
     let mut update = bench.boot("1.0.0");
     assert!(update.record.trying.is_none() && Bench::refused(&update).is_none());

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::Arc;
+use std::time::Duration;
 
 use casemate_channel::Control;
 use casemate_sandbox::launch::{Client, Command, Event, Program};
@@ -14,11 +15,77 @@ use casemate_wire::control::worker::{FromWorker, ToWorker};
 use tokio::io::Interest;
 use tokio::net::UnixStream;
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 
 use super::Happening;
 
 /// Messages that wait for one child; one that lets more wait is ended.
 const MAX_QUEUE: usize = 4096;
+
+/// Messages of a child that are heard at once, and in each [`PACE_ROUND`] for ever: several times what an honest worker says
+/// that fails every request. A worker that was taken over says more, and would take a processor from all tenants, since the
+/// supervisor's time is nobody's.
+const PACE_BURST: u32 = 20_000;
+const PACE_MESSAGES: u32 = 1000;
+const PACE_ROUND: Duration = Duration::from_millis(100);
+
+/// How fast a child is heard. What it says beyond that waits in its socket, and the child with it.
+#[derive(Debug)]
+struct Pace {
+    left: u32,
+    round: Instant,
+}
+
+impl Pace {
+    fn new() -> Self {
+        Self {
+            left: PACE_BURST,
+            round: Instant::now(),
+        }
+    }
+
+    /// Waits until one more message may be heard.
+    async fn keep(&mut self) {
+        if self.left == 0 {
+            tokio::time::sleep_until(self.round + PACE_ROUND).await;
+        }
+        let rounds = self.round.elapsed().as_millis() / PACE_ROUND.as_millis();
+        if rounds > 0 {
+            let rounds = u32::try_from(rounds).unwrap_or(u32::MAX);
+            let more = rounds.saturating_mul(PACE_MESSAGES);
+            self.left = self.left.saturating_add(more).min(PACE_BURST);
+            self.round = Instant::now();
+        }
+        self.left = self.left.saturating_sub(1);
+    }
+}
+
+/// Who speaks.
+#[derive(Debug)]
+struct Speaker {
+    program: &'static str,
+    id: u64,
+    /// Of whoever may be hostile.
+    pace: Option<Pace>,
+}
+
+impl Speaker {
+    fn own(program: &'static str, id: u64) -> Self {
+        Self {
+            program,
+            id,
+            pace: None,
+        }
+    }
+
+    fn worker(id: u64) -> Self {
+        Self {
+            program: "casemate-worker",
+            id,
+            pace: Some(Pace::new()),
+        }
+    }
+}
 
 /// A way to say something to a child.
 #[derive(Debug)]
@@ -102,19 +169,19 @@ impl Children {
         Ok(match program {
             Program::Vault => Voice::Vault(speak::<ToVault, FromVault>(
                 ours,
-                ("casemate-vault", id),
+                Speaker::own("casemate-vault", id),
                 happenings,
                 Happening::Vault,
             )?),
             Program::Gateway => Voice::Gateway(speak::<ToGateway, FromGateway>(
                 ours,
-                ("casemate-gateway", id),
+                Speaker::own("casemate-gateway", id),
                 happenings,
                 Happening::Gateway,
             )?),
             Program::Worker => Voice::Worker(speak::<ToWorker, FromWorker>(
                 ours,
-                ("casemate-worker", id),
+                Speaker::worker(id),
                 happenings,
                 Happening::Worker,
             )?),
@@ -185,7 +252,11 @@ async fn events(launch: Arc<Client>, watch: Arc<UnixStream>, happenings: mpsc::S
 /// Two tasks for a child: one writes what is queued, one reads what it says until it closes.
 fn speak<Out, In>(
     socket: OwnedFd,
-    (program, id): (&'static str, u64),
+    Speaker {
+        program,
+        id,
+        mut pace,
+    }: Speaker,
     happenings: mpsc::Sender<Happening>,
     heard: fn(u64, Box<In>) -> Happening,
 ) -> io::Result<mpsc::Sender<(Out, Vec<OwnedFd>)>>
@@ -209,6 +280,9 @@ where
     });
     tokio::spawn(async move {
         loop {
+            if let Some(pace) = &mut pace {
+                pace.keep().await;
+            }
             match control.recv().await {
                 Ok(Some((message, _))) => {
                     if happenings.send(heard(id, Box::new(message))).await.is_err() {
@@ -282,7 +356,7 @@ mod tests {
             let (hostile, theirs) = pair().unwrap();
             let (honest, others) = pair().unwrap();
             let start = |socket, id| {
-                let child = ("casemate-worker", id);
+                let child = Speaker::worker(id);
                 speak::<ToWorker, FromWorker>(socket, child, happenings.clone(), Happening::Worker)
             };
             let _queues = (start(theirs, 1).unwrap(), start(others, 2).unwrap());
@@ -297,5 +371,33 @@ mod tests {
             honest.send(&loaded, &[]).await.unwrap();
             assert!(matches!(next().await, Happening::Worker(2, message) if *message == loaded));
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_worker_that_says_more_than_any_honest_one_is_heard_at_a_pace() {
+        let (happenings, mut happened) = mpsc::channel(8);
+        let (hostile, theirs) = pair().unwrap();
+        let child = Speaker::worker(1);
+        let queue =
+            speak::<ToWorker, FromWorker>(theirs, child, happenings, Happening::Worker).unwrap();
+        let hostile = Control::<FromWorker, ToWorker>::new(hostile).unwrap();
+        let all = PACE_BURST + 3 * PACE_MESSAGES;
+        tokio::spawn(async move {
+            for _ in 0..all {
+                let nothing = FromWorker::Outcomes(Vec::new());
+                hostile.send(&nothing, &[]).await.unwrap();
+            }
+        });
+        let begin = Instant::now();
+        for heard in 1..=all {
+            assert!(matches!(
+                happened.recv().await,
+                Some(Happening::Worker(1, _))
+            ));
+            let rounds = begin.elapsed().as_millis() / PACE_ROUND.as_millis();
+            let most = PACE_BURST + PACE_MESSAGES * u32::try_from(rounds).unwrap();
+            assert!(heard <= most, "{heard} of {most}");
+        }
+        drop(queue);
     }
 }

@@ -101,7 +101,7 @@ impl Shell {
         );
         if access.wide_cookies > 0 {
             let message = format!(
-                "{} cookies were dropped: their `Domain` is not the host of the request; leave `Domain` out",
+                "{} cookies were dropped: with their `Domain` they would reach hosts of other tenants; leave `Domain` out",
                 access.wide_cookies
             );
             let request = Some(access.request.clone());

@@ -3,18 +3,15 @@
 use std::error::Error as _;
 use std::future::Future;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use casemate_trust::host::HostName;
-use casemate_vault_core::address::dialable;
+use casemate_trust::id::TenantId;
 use casemate_wire::CallCode;
-use hickory_resolver::TokioResolver;
-use hickory_resolver::config::{NameServerConfig, ResolverConfig};
-use hickory_resolver::net::runtime::TokioRuntimeProvider;
 use hyper_util::client::legacy::connect::{Connected, Connection};
 use hyper_util::rt::TokioIo;
 use ipnet::IpNet;
@@ -28,90 +25,10 @@ use tokio_rustls::client::TlsStream;
 
 use super::Refused;
 use super::cut::{Cut, CutWhenOver};
-use crate::config::Config;
+use super::resolve::Resolving;
 
 /// Until a connection stands, TLS included, for each address that is tried.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// Until a name is resolved.
-const RESOLVE_TIMEOUT: Duration = Duration::from_secs(10);
-/// Addresses of a name that are tried, in order.
-const MAX_ADDRESSES: usize = 4;
-
-/// Names to addresses, and which of them may be dialled.
-pub(crate) struct Resolving {
-    resolver: TokioResolver,
-    hosts: std::collections::BTreeMap<String, Vec<IpAddr>>,
-    allowed: Vec<IpNet>,
-}
-
-impl Resolving {
-    pub(crate) fn new(config: &Config) -> Result<Self, String> {
-        let servers = &config.resolver.servers;
-        let builder = if servers.is_empty() {
-            TokioResolver::builder_tokio().or_else(|error| {
-                // A machine without resolv.conf still serves functions that call nobody.
-                tracing::warn!(%error, "the machine's resolver cannot be read; only names in `resolver.hosts` resolve");
-                let nobody = ResolverConfig::from_parts(None, vec![], vec![]);
-                Ok::<_, String>(TokioResolver::builder_with_config(nobody, TokioRuntimeProvider::default()))
-            })?
-        } else {
-            let servers = servers
-                .iter()
-                .map(|ip| NameServerConfig::udp_and_tcp(*ip))
-                .collect();
-            TokioResolver::builder_with_config(
-                ResolverConfig::from_parts(None, vec![], servers),
-                TokioRuntimeProvider::default(),
-            )
-        };
-        let resolver = builder
-            .build()
-            .map_err(|error| format!("the resolver cannot start: {error}"))?;
-        Ok(Self {
-            resolver,
-            hosts: config.resolver.hosts.clone(),
-            allowed: config.private_addresses.clone(),
-        })
-    }
-
-    /// The addresses of a host that may be dialled: public ones, and those of the tenant's private networks or, for a
-    /// tenant without an egress ceiling, of the node's.
-    async fn addresses(
-        &self,
-        host: &HostName,
-        private: Option<&[IpNet]>,
-    ) -> Result<Vec<IpAddr>, Refused> {
-        let resolved = match (host.as_ip(), self.hosts.get(host.as_str())) {
-            (Some(address), _) => vec![address],
-            (None, Some(addresses)) => addresses.clone(),
-            (None, None) => {
-                let failed = |why: String| {
-                    Refused::new(
-                        CallCode::UpstreamDns,
-                        format!("the name {host} cannot be resolved: {why}"),
-                    )
-                };
-                // Fully qualified: no search domain of the machine's may lead it elsewhere.
-                let lookup = tokio::time::timeout(
-                    RESOLVE_TIMEOUT,
-                    self.resolver.lookup_ip(format!("{host}.")),
-                );
-                let found = lookup
-                    .await
-                    .map_err(|_| failed("no answer in time".into()))?
-                    .map_err(|error| failed(error.to_string()))?;
-                found.iter().collect()
-            }
-        };
-        let mut may = dialable(&resolved, private.unwrap_or(&self.allowed));
-        may.truncate(MAX_ADDRESSES);
-        if may.is_empty() {
-            let message = format!("{host} has no public address, and the operator allows no other");
-            return Err(Refused::new(CallCode::AddressDenied, message));
-        }
-        Ok(may)
-    }
-}
 
 /// Whom to trust.
 pub(crate) struct Trust {
@@ -191,6 +108,7 @@ pub(crate) struct Dialer {
     port: u16,
     tls: Option<TlsConnector>,
     resolving: Arc<Resolving>,
+    tenant: TenantId,
     private: Option<Vec<IpNet>>,
 }
 
@@ -199,20 +117,24 @@ impl Dialer {
         (host, port): (HostName, u16),
         tls: Option<TlsConnector>,
         resolving: Arc<Resolving>,
-        private: Option<Vec<IpNet>>,
+        (tenant, private): (TenantId, Option<Vec<IpNet>>),
     ) -> Self {
         Self {
             host,
             port,
             tls,
             resolving,
+            tenant,
             private,
         }
     }
 
     async fn dial(self) -> Result<TokioIo<Dialled>, Refused> {
         let private = self.private.as_deref();
-        let addresses = self.resolving.addresses(&self.host, private).await?;
+        let addresses = self
+            .resolving
+            .addresses(&self.tenant, &self.host, private)
+            .await?;
         let mut last = Refused::new(
             CallCode::UpstreamUnreachable,
             format!("{} cannot be reached", self.host),

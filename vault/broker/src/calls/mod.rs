@@ -8,6 +8,7 @@ mod dial;
 mod heads;
 mod in_flight;
 mod prepare;
+mod resolve;
 mod share;
 mod upstream;
 mod watch;

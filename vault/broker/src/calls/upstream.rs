@@ -15,8 +15,9 @@ use ipnet::IpNet;
 use tokio::sync::watch;
 
 use super::body::CallBody;
-use super::dial::{Dialer, Resolving, Trust};
+use super::dial::{Dialer, Trust};
 use super::prepare::SecretKey;
+use super::resolve::Resolving;
 use super::{MAX_CALLS, Refused};
 use crate::config::Config;
 
@@ -99,7 +100,7 @@ pub(crate) struct Upstreams {
 
 impl Upstreams {
     pub(crate) fn new(config: &Config, max_idle: usize) -> Result<Self, String> {
-        let resolving = Arc::new(Resolving::new(config)?);
+        let resolving = Arc::new(Resolving::new(config));
         Ok(Self {
             pools: Mutex::default(),
             resolving,
@@ -127,7 +128,7 @@ impl Upstreams {
             (place.host.clone(), place.port),
             tls,
             self.resolving.clone(),
-            place.private.clone(),
+            (place.tenant, place.private.clone()),
         );
         let mut builder = Client::builder(TokioExecutor::new());
         builder

@@ -218,6 +218,47 @@ impl Fleet {
 
     #[expect(clippy::too_many_lines, reason = "one story, step by step")]
     pub(crate) async fn start_with(upstream: &Upstream, config: &str) -> Self {
+        let fleet = Self::of_folder(tempfile::tempdir().unwrap(), upstream);
+        let control = ("127.0.0.1:1".to_owned(), key(21).public());
+        let token = JoinToken::new(
+            fleet.fleet,
+            control,
+            "edge-1".parse().unwrap(),
+            "main".parse().unwrap(),
+            FAR,
+            &mut random,
+        );
+        let folder = fleet.folder.path();
+        std::fs::write(folder.join("token"), token.expose_secret().as_bytes()).unwrap();
+        let hosts = format!(
+            "[resolver.hosts]\n\"{}\" = [\"{}\"]\n",
+            upstream.host, upstream.address
+        );
+        std::fs::write(
+            folder.join("vault.toml"),
+            format!("join_token_file = \"token\"\ntrust_anchors = []\n{config}{hosts}"),
+        )
+        .unwrap();
+        Self {
+            vault: Some(Vault::start(folder)),
+            ..fleet
+        }
+    }
+
+    /// The vault of an earlier program, whose node was a member.
+    pub(crate) async fn of_earlier(folder: tempfile::TempDir, upstream: &Upstream) -> Self {
+        let mut fleet = Self::of_folder(folder, upstream);
+        fleet.kill_and_restart().await;
+        let hello = fleet.vault().wait(|message| match message {
+            FromVault::Hello(hello) => Some(*hello),
+            _ => None,
+        });
+        fleet.hello = Some(hello.await);
+        fleet
+    }
+
+    /// Without a vault that runs.
+    fn of_folder(folder: tempfile::TempDir, upstream: &Upstream) -> Self {
         let root = Root {
             version: 1,
             keys: vec![key(1).public()],
@@ -244,38 +285,13 @@ impl Fleet {
             1,
             FAR,
         );
-        let folder = tempfile::tempdir().unwrap();
-        let control = ("127.0.0.1:1".to_owned(), key(21).public());
-        let token = JoinToken::new(
-            fleet,
-            control,
-            "edge-1".parse().unwrap(),
-            "main".parse().unwrap(),
-            FAR,
-            &mut random,
-        );
-        std::fs::write(
-            folder.path().join("token"),
-            token.expose_secret().as_bytes(),
-        )
-        .unwrap();
-        let hosts = format!(
-            "[resolver.hosts]\n\"{}\" = [\"127.0.0.1\"]\n",
-            upstream.host
-        );
-        std::fs::write(
-            folder.path().join("vault.toml"),
-            format!("join_token_file = \"token\"\ntrust_anchors = []\n{config}{hosts}"),
-        )
-        .unwrap();
-        let vault = Some(Vault::start(folder.path()));
         let (upstream_host, upstream_port, ca) = (
             upstream.host.clone(),
             upstream.port,
             upstream.ca_pem.clone(),
         );
         Self {
-            vault,
+            vault: None,
             folder,
             fleet,
             tenant,
@@ -293,6 +309,16 @@ impl Fleet {
 
     pub(crate) fn vault(&mut self) -> &mut Vault {
         self.vault.as_mut().unwrap()
+    }
+
+    /// The folder with the vault's configuration and its state.
+    pub(crate) fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// Ends the vault.
+    pub(crate) fn kill(&mut self) {
+        self.vault = None;
     }
 
     /// With these limits, shell commands, from its next start on.
@@ -390,6 +416,11 @@ impl Fleet {
                 }
             })
             .await
+    }
+
+    /// The root's first statement.
+    pub(crate) fn root(&self) -> Vec<u8> {
+        self.root.to_bytes()
     }
 
     /// Shows everything that the root says, and the grant.

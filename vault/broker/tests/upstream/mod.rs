@@ -6,6 +6,8 @@ pub(crate) mod raw;
 
 use std::convert::Infallible;
 use std::io::Write as _;
+use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -16,6 +18,8 @@ use hyper::body::{Frame, Incoming};
 use hyper::{Request, Response};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 
@@ -36,8 +40,57 @@ impl Seen {
     }
 }
 
+/// The name that every upstream has.
+const HOST: &str = "pay.test";
+
+/// What an upstream proves its name with, as PEM.
+pub(crate) struct Certificate {
+    ca: String,
+    leaf: String,
+    key: String,
+}
+
+impl Certificate {
+    /// A new one, of an authority of its own.
+    pub(crate) fn new() -> Self {
+        let ca_key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::new(Vec::<String>::new()).unwrap();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let ca = params.self_signed(&ca_key).unwrap();
+        let leaf_key = KeyPair::generate().unwrap();
+        let leaf = CertificateParams::new(vec![HOST.to_owned()])
+            .unwrap()
+            .signed_by(&leaf_key, &Issuer::new(params, ca_key))
+            .unwrap();
+        Self {
+            ca: ca.pem(),
+            leaf: leaf.pem(),
+            key: leaf_key.serialize_pem(),
+        }
+    }
+
+    /// The one that [`Certificate::keep`] has put into a folder.
+    pub(crate) fn kept(folder: &Path) -> Self {
+        let read = |name| std::fs::read_to_string(folder.join(name)).unwrap();
+        Self {
+            ca: read("upstream-ca.pem"),
+            leaf: read("upstream.pem"),
+            key: read("upstream.key"),
+        }
+    }
+
+    /// Puts it into a folder.
+    pub(crate) fn keep(&self, folder: &Path) {
+        let write = |name, text: &str| std::fs::write(folder.join(name), text).unwrap();
+        write("upstream-ca.pem", &self.ca);
+        write("upstream.pem", &self.leaf);
+        write("upstream.key", &self.key);
+    }
+}
+
 pub(crate) struct Upstream {
     pub(crate) host: String,
+    pub(crate) address: IpAddr,
     pub(crate) port: u16,
     pub(crate) ca_pem: String,
     seen: Arc<Mutex<Vec<Seen>>>,
@@ -48,32 +101,34 @@ pub(crate) struct Upstream {
 impl Upstream {
     /// Listens, with a certificate of its own.
     async fn listen(alpn: &[&str]) -> (Self, TcpListener, TlsAcceptor) {
-        let host = "pay.test".to_owned();
-        let ca_key = KeyPair::generate().unwrap();
-        let mut params = CertificateParams::new(Vec::<String>::new()).unwrap();
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        let ca = params.self_signed(&ca_key).unwrap();
-        let leaf_key = KeyPair::generate().unwrap();
-        let leaf = CertificateParams::new(vec![host.clone()])
-            .unwrap()
-            .signed_by(&leaf_key, &Issuer::new(params, ca_key))
-            .unwrap();
-        let private = rustls::pki_types::PrivatePkcs8KeyDer::from(leaf_key.serialize_der()).into();
+        let anywhere = ([127, 0, 0, 1], 0).into();
+        Self::listen_with(&Certificate::new(), anywhere, alpn).await
+    }
+
+    async fn listen_with(
+        certificate: &Certificate,
+        address: SocketAddr,
+        alpn: &[&str],
+    ) -> (Self, TcpListener, TlsAcceptor) {
+        let leaf = CertificateDer::from_pem_slice(certificate.leaf.as_bytes()).unwrap();
+        let private = PrivateKeyDer::from_pem_slice(certificate.key.as_bytes()).unwrap();
         let mut tls = rustls::ServerConfig::builder_with_provider(Arc::new(
             rustls::crypto::ring::default_provider(),
         ))
         .with_safe_default_protocol_versions()
         .unwrap()
         .with_no_client_auth()
-        .with_single_cert(vec![leaf.der().clone()], private)
+        .with_single_cert(vec![leaf], private)
         .unwrap();
         tls.alpn_protocols = alpn.iter().map(|name| name.as_bytes().to_vec()).collect();
         let tls = TlsAcceptor::from(Arc::new(tls));
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let listener = TcpListener::bind(address).await.unwrap();
+        let address = listener.local_addr().unwrap();
         let upstream = Self {
-            host,
-            port: listener.local_addr().unwrap().port(),
-            ca_pem: ca.pem(),
+            host: HOST.to_owned(),
+            address: address.ip(),
+            port: address.port(),
+            ca_pem: certificate.ca.clone(),
             seen: Arc::default(),
             produced: Arc::default(),
         };
@@ -86,7 +141,22 @@ impl Upstream {
     }
 
     pub(crate) async fn start_with(key: &'static str, alpn: &[&str]) -> Self {
-        let (upstream, listener, tls) = Self::listen(alpn).await;
+        let listening = Self::listen(alpn).await;
+        Self::serve(key, listening)
+    }
+
+    /// At this address, with this certificate.
+    pub(crate) async fn start_at(
+        address: SocketAddr,
+        certificate: &Certificate,
+        key: &'static str,
+    ) -> Self {
+        let listening = Self::listen_with(certificate, address, &["h2", "http/1.1"]).await;
+        Self::serve(key, listening)
+    }
+
+    fn serve(key: &'static str, listening: (Self, TcpListener, TlsAcceptor)) -> Self {
+        let (upstream, listener, tls) = listening;
         let seen = upstream.seen.clone();
         let produced = upstream.produced.clone();
         tokio::spawn(async move {

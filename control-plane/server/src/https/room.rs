@@ -1,0 +1,154 @@
+//! Room for questions, from when one is asked until its answer has been taken. What a client asks for and does not take stays
+//! in memory, and an HTTP/2 client can leave thousands of answers untaken over a few connections.
+
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
+
+use axum::body::{Body, Bytes};
+use axum::response::Response;
+use casemate_api::endpoint::{Endpoint, Method};
+use casemate_api::token::Scope;
+use hyper::body::{Frame, SizeHint};
+
+use crate::fault::Fault;
+use crate::places::{Place, Places};
+use crate::plane::Actor;
+
+/// Questions of one kind at a time: of tenants' tokens and those that only read, and as many of operators' tokens, which find
+/// room whatever the others do.
+const MAX_QUESTIONS: usize = 256;
+/// Of them with one token.
+pub(super) const MAX_QUESTIONS_OF_TOKEN: usize = 64;
+
+/// See the module. What is asked without a token finds room in the answer itself: see [`Shared`].
+#[derive(Clone)]
+pub(super) struct Room {
+    changes: OfKind,
+    answers: OfKind,
+    /// Answers that go on until their reader leaves.
+    followed: OfKind,
+}
+
+/// Places of one kind, by the id of the token.
+#[derive(Clone)]
+struct OfKind {
+    what: &'static str,
+    operators: Arc<Places<String>>,
+    others: Arc<Places<String>>,
+}
+
+impl OfKind {
+    fn new(what: &'static str) -> Self {
+        let places = || Places::new(MAX_QUESTIONS, MAX_QUESTIONS_OF_TOKEN);
+        Self {
+            what,
+            operators: places(),
+            others: places(),
+        }
+    }
+}
+
+impl Room {
+    pub(super) fn new() -> Self {
+        Self {
+            changes: OfKind::new("changes under way with one token"),
+            answers: OfKind::new("answers under way with one token"),
+            followed: OfKind::new("logs followed with one token"),
+        }
+    }
+
+    /// A place for a question of this actor; none is needed without a token.
+    pub(super) fn find(
+        &self,
+        actor: &Actor,
+        endpoint: &Endpoint,
+        follows: bool,
+    ) -> Result<Option<Place<String>>, Fault> {
+        let Actor::Token { id, scope, .. } = actor else {
+            return Ok(None);
+        };
+        let kind = match endpoint.method {
+            Method::Get | Method::Head if follows => &self.followed,
+            Method::Get | Method::Head => &self.answers,
+            Method::Put | Method::Post | Method::Delete => &self.changes,
+        };
+        let places = match scope {
+            Scope::Operator => &kind.operators,
+            Scope::Tenant(_) | Scope::ReadOnly => &kind.others,
+        };
+        let place = places.take(id.clone());
+        let too_many = || Fault::too_many(kind.what, MAX_QUESTIONS_OF_TOKEN);
+        place.map(Some).ok_or_else(too_many)
+    }
+}
+
+/// The answer with the place of its question, which is free again when the answer has been taken or given up.
+pub(super) fn hold(answer: Response, place: Option<Place<String>>) -> Response {
+    match place {
+        Some(place) => answer.map(|body| {
+            Body::new(Held {
+                body,
+                _place: place,
+            })
+        }),
+        None => answer,
+    }
+}
+
+struct Held {
+    body: Body,
+    _place: Place<String>,
+}
+
+impl hyper::body::Body for Held {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        Pin::new(&mut self.body).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// An answer that is the same for everybody: it is in memory once, however many strangers have asked for it.
+#[derive(Debug, Default)]
+pub(super) struct Shared(Mutex<Bytes>);
+
+impl Shared {
+    pub(super) const fn new() -> Self {
+        Self(Mutex::new(Bytes::new()))
+    }
+
+    /// The same bytes as last time, if they are.
+    pub(super) fn bytes(&self, now: Vec<u8>) -> Bytes {
+        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if *last != now {
+            *last = now.into();
+        }
+        last.clone()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_everybody_is_answered_is_in_memory_once() {
+        let shared = Shared::new();
+        let [one, other] = [(); 2].map(|()| shared.bytes(b"the same".to_vec()));
+        assert_eq!(one.as_ptr(), other.as_ptr());
+        assert_eq!(shared.bytes(b"changed".to_vec()), "changed");
+    }
+}

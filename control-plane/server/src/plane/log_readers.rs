@@ -1,0 +1,286 @@
+//! Who reads the log records of a tenant: what is in memory of them, and before that what is in files.
+
+use std::collections::{HashMap, VecDeque};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+use casemate_api::log::{LogQuery, LogRecord};
+use casemate_trust::id::TenantId;
+use tokio::sync::{Semaphore, watch};
+
+use super::logs::size;
+use super::{Plane, log_files};
+
+/// Records that are handed on at a time, and about how many bytes of them: who takes none of them has them in memory.
+const BATCH: usize = 256;
+const BATCH_BYTES: usize = 64 * 1024;
+/// Of a file, about so many bytes of records that are wanted are held for a reader; for more it is read again.
+const MAX_FOUND_BYTES: usize = 1024 * 1024;
+/// Files that are read at a time, by all readers together; by those of one log, one.
+const MAX_READING: usize = 4;
+
+/// A reader's place in a log.
+#[derive(Debug)]
+pub(crate) struct Following {
+    tenant: TenantId,
+    query: LogQuery,
+    /// Files of what is no longer in memory, which are read first.
+    files: VecDeque<PathBuf>,
+    /// Records of the file that was read last.
+    found: VecDeque<Arc<LogRecord>>,
+    /// The first record that is not looked for in files.
+    in_memory_from: u64,
+    seen: u64,
+    newest: watch::Receiver<u64>,
+}
+
+/// Whose turn it is to read files.
+#[derive(Debug)]
+pub(super) struct Turns {
+    all: Semaphore,
+    of_tenants: Mutex<HashMap<TenantId, Weak<Semaphore>>>,
+}
+
+impl Default for Turns {
+    fn default() -> Self {
+        Self {
+            all: Semaphore::new(MAX_READING),
+            of_tenants: Mutex::default(),
+        }
+    }
+}
+
+impl Turns {
+    /// One permit for all readers of a log: however many there are, those of another log wait for one file of it.
+    fn of(&self, tenant: TenantId) -> Arc<Semaphore> {
+        let turns = &mut *self
+            .of_tenants
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if let Some(turn) = turns.get(&tenant).and_then(Weak::upgrade) {
+            return turn;
+        }
+        turns.retain(|_, turn| turn.strong_count() > 0);
+        let turn = Arc::new(Semaphore::new(1));
+        turns.insert(tenant, Arc::downgrade(&turn));
+        turn
+    }
+}
+
+/// How many of these records are handed on at a time.
+fn batch(found: &VecDeque<Arc<LogRecord>>) -> usize {
+    let mut bytes = 0;
+    let fit = found.iter().take(BATCH).take_while(|record| {
+        let is_room = bytes < BATCH_BYTES;
+        bytes += size(record);
+        is_room
+    });
+    fit.count()
+}
+
+/// The first of the records that are wanted, and whether these are all.
+fn found(
+    records: Vec<LogRecord>,
+    is_wanted: impl Fn(&LogRecord) -> bool,
+) -> (VecDeque<Arc<LogRecord>>, bool) {
+    let (mut found, mut bytes) = (VecDeque::new(), 0);
+    for record in records.into_iter().filter(is_wanted) {
+        if bytes >= MAX_FOUND_BYTES {
+            return (found, false);
+        }
+        bytes += size(&record);
+        found.push_back(Arc::new(record));
+    }
+    (found, true)
+}
+
+impl Plane {
+    /// A place in a tenant's log.
+    pub(crate) fn follow(&self, tenant: TenantId, query: LogQuery) -> Following {
+        let (newest, in_memory_from) = {
+            let mut rings = self.logs.lock();
+            let ring = rings.of(tenant);
+            let first = ring.records.front().map(|record| record.seq);
+            let newest = ring.newest.subscribe();
+            let next = *newest.borrow() + 1;
+            (newest, first.unwrap_or(next))
+        };
+        // A number that was never given is of a log that is lost: everything is news then.
+        let is_known = |since: &u64| *since < in_memory_from || *since <= *newest.borrow();
+        let seen = query.since.filter(is_known).unwrap_or(0);
+        let files = if query.is_search() && seen + 1 < in_memory_from {
+            self.logs.files_before(&tenant, in_memory_from)
+        } else {
+            VecDeque::new()
+        };
+        Following {
+            tenant,
+            files,
+            found: VecDeque::new(),
+            in_memory_from,
+            seen,
+            query,
+            newest,
+        }
+    }
+
+    /// The next records; empty at the end of a log that is not followed. Waits for more otherwise.
+    pub(crate) async fn next_logs(&self, following: &mut Following) -> Vec<Arc<LogRecord>> {
+        loop {
+            self.read_files(following).await;
+            if !following.found.is_empty() {
+                let count = batch(&following.found);
+                return following.found.drain(..count).collect();
+            }
+            following.newest.borrow_and_update();
+            let found = self.logs_after(following);
+            if !found.is_empty()
+                || !following.query.follow
+                || following.newest.changed().await.is_err()
+            {
+                return found;
+            }
+        }
+    }
+
+    /// Reads files until one of them holds something that is wanted.
+    async fn read_files(&self, following: &mut Following) {
+        let turn = self.logs.turns.of(following.tenant);
+        while following.found.is_empty()
+            && let Some(path) = following.files.pop_front()
+        {
+            let Ok(_turn) = turn.acquire().await else {
+                return;
+            };
+            let Ok(_reading) = self.logs.turns.all.acquire().await else {
+                return;
+            };
+            let (query, seen) = (following.query.clone(), following.seen);
+            let before = following.in_memory_from;
+            let read = tokio::task::spawn_blocking(move || {
+                let found = found(log_files::read(&path), |record| {
+                    (seen + 1..before).contains(&record.seq) && query.wants(record)
+                });
+                (found, path)
+            });
+            let Ok(((found, is_whole), path)) = read.await else {
+                continue;
+            };
+            if let Some(last) = found.back().filter(|_| !is_whole) {
+                following.seen = last.seq;
+                following.files.push_front(path);
+            }
+            following.found = found;
+        }
+    }
+
+    fn logs_after(&self, following: &mut Following) -> Vec<Arc<LogRecord>> {
+        let rings = self.logs.lock();
+        let Some(ring) = rings.by_tenant.get(&following.tenant) else {
+            return Vec::new();
+        };
+        let from = ring
+            .records
+            .partition_point(|record| record.seq <= following.seen);
+        let (mut found, mut bytes) = (Vec::new(), 0);
+        for record in ring.records.range(from..) {
+            following.seen = record.seq;
+            if following.query.wants(record) {
+                bytes += size(record);
+                found.push(Arc::clone(record));
+            }
+            if found.len() == BATCH || bytes >= BATCH_BYTES {
+                break;
+            }
+        }
+        found
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+    use std::time::Duration;
+
+    use super::super::logs::tests::entry;
+    use super::*;
+
+    /// A plane whose tenant with this number has a file of log records that lies in this folder.
+    async fn plane_with_files(folder: &Path, tenants: &[u8], records: usize) -> Arc<Plane> {
+        let plane = crate::plane::tests::plane(folder).await;
+        let node = "edge-1".parse().unwrap();
+        for tenant in tenants {
+            let id = TenantId([*tenant; 32]);
+            // Numbers beyond those in memory, as after a restart.
+            let of_tenant: Vec<_> = {
+                let mut rings = plane.logs.lock();
+                let records = (0..records).map(|_| rings.push(&node, entry(*tenant, 1000)));
+                let records = records.collect();
+                rings.by_tenant.remove(&id);
+                rings.of(id).newest.send_replace(1_000_000);
+                records
+            };
+            let mut waiting = plane.logs.waiting.lock().unwrap();
+            for record in &of_tenant {
+                waiting.push(&id, record);
+            }
+        }
+        plane.logs.write();
+        plane
+    }
+
+    fn search(plane: &Plane, tenant: u8, grep: &str) -> Following {
+        let query = LogQuery {
+            grep: Some(grep.into()),
+            ..LogQuery::default()
+        };
+        plane.follow(TenantId([tenant; 32]), query)
+    }
+
+    #[tokio::test]
+    async fn what_is_found_in_files_is_handed_on_whole_and_held_in_parts() {
+        let folder = tempfile::tempdir().unwrap();
+        let records = 3 * MAX_FOUND_BYTES / 1000;
+        let plane = plane_with_files(folder.path(), &[1], records).await;
+        let mut searching = search(&plane, 1, "x");
+        let mut seqs = Vec::new();
+        loop {
+            let batch = plane.next_logs(&mut searching).await;
+            let held = searching.found.iter().map(|record| size(record));
+            assert!(held.sum::<usize>() <= MAX_FOUND_BYTES + 2000);
+            let bytes: usize = batch.iter().map(|record| size(record)).sum();
+            assert!(bytes <= BATCH_BYTES + 2000, "{bytes}");
+            if batch.is_empty() {
+                break;
+            }
+            seqs.extend(batch.iter().map(|record| record.seq));
+        }
+        assert_eq!(seqs, (1..=records as u64).collect::<Vec<_>>());
+    }
+
+    #[tokio::test]
+    async fn who_searches_a_log_without_end_keeps_nobody_from_another_log() {
+        let folder = tempfile::tempdir().unwrap();
+        let plane = plane_with_files(folder.path(), &[1, 2], 3).await;
+        // A file that is read for ever: a pipe to which nobody writes.
+        let greedy = plane.logs.files_before(&TenantId([1; 32]), u64::MAX);
+        std::fs::remove_file(&greedy[0]).unwrap();
+        let made = std::process::Command::new("mkfifo")
+            .arg(&greedy[0])
+            .status();
+        assert!(made.unwrap().success());
+        let searches = (0..2 * MAX_READING).map(|_| {
+            let (plane, mut searching) = (Arc::clone(&plane), search(&plane, 1, "x"));
+            tokio::spawn(async move { plane.next_logs(&mut searching).await })
+        });
+        let searches: Vec<_> = searches.collect();
+        tokio::task::yield_now().await;
+        let mut searching = search(&plane, 2, "x");
+        let found = tokio::time::timeout(Duration::from_secs(20), plane.next_logs(&mut searching));
+        let found = found.await.map(|found| found.len());
+        searches.iter().for_each(tokio::task::JoinHandle::abort);
+        // Lets the reader of the pipe find its end.
+        drop(std::fs::OpenOptions::new().write(true).open(&greedy[0]));
+        assert_eq!(found, Ok(3));
+    }
+}
