@@ -39,7 +39,8 @@ pub fn tell_commands(listener: fn(&str)) {
     let _first = LISTENER.set(listener);
 }
 
-/// Tells the listener of a command that is about to run, and of its folder where that is another than before.
+/// Tells the listener of a command that is about to run, and of its folder where that is another
+/// than before.
 pub fn about_to_run(command: &Command) {
     let Some(listener) = LISTENER.get() else {
         return;
@@ -166,7 +167,8 @@ impl Running {
             self.child.try_wait(),
             rustix::process::Pid::from_raw(self.child.id() as i32),
         ) {
-            // It may have ended between the look and the signal; the pid is not reused before `wait`.
+            // It may have ended between the look and the signal; the pid is not reused before
+            // `wait`.
             let _gone = rustix::process::kill_process(pid, signal);
         }
     }

@@ -169,7 +169,8 @@ fn systemd_takes_the_units_the_users_and_the_folders() {
     let installed = Installed::new();
     for unit in UNITS {
         let path = format!("/usr/lib/systemd/system/{unit}");
-        // A root of its own has none of the units and tools that every system has, which is all that may be missing.
+        // A root of its own has none of the units and tools that every system has, which is all that
+        // may be missing.
         let Some(ran) = installed.tool("systemd-analyze", &["verify", "--man=no", &path]) else {
             return;
         };
@@ -240,7 +241,8 @@ fn the_service_manager_keeps_as_many_sockets_as_launch_holds() {
 /// Set in the process that has what the unit leaves.
 const INNER: &str = "CASEMATE_TEST_UNDER_UNIT";
 
-/// Capabilities beside which launch makes no walls, and the kernel's promise that no program gains any: as the unit has them.
+/// Capabilities beside which launch makes no walls, and the kernel's promise that no program gains
+/// any: as the unit has them.
 #[test]
 fn a_node_serves_with_the_capabilities_that_its_unit_leaves() {
     if std::env::var_os(INNER).is_some() {

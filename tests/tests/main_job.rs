@@ -270,7 +270,8 @@ async fn a_worker_killed_in_the_middle_costs_its_caller_a_502_and_nobody_else_an
     neighbour.await.unwrap();
 }
 
-/// Makes, with its source map, a bundle of more than half of what a tenant may have on the node of the test below.
+/// Makes, with its source map, a bundle of more than half of what a tenant may have on the node of
+/// the test below.
 const LARGE_BYTES: usize = 2_800_000;
 
 fn large(fleet: &Fleet, name: &str) -> std::path::PathBuf {

@@ -1,4 +1,5 @@
-//! The drill of the operator's guide: the control plane's disk is lost, and yesterday's backup takes its place.
+//! The drill of the operator's guide: the control plane's disk is lost, and yesterday's backup
+//! takes its place.
 
 #![allow(clippy::unwrap_used, reason = "a test that panics says enough")]
 

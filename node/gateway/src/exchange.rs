@@ -180,11 +180,7 @@ pub async fn answer(
 
 /// Paths in a parsed URI are ASCII or UTF-8 of a caller; cut between characters.
 fn recorded(text: &str) -> String {
-    let mut end = text.len().min(MAX_RECORDED_BYTES);
-    while !text.is_char_boundary(end) {
-        end -= 1;
-    }
-    text[..end].to_owned()
+    text[..text.floor_char_boundary(MAX_RECORDED_BYTES)].to_owned()
 }
 
 async fn forward(
