@@ -322,7 +322,7 @@ async fn a_tenant_has_a_share_of_the_disk_and_is_told_when_it_is_used_up() {
     };
     block_in_place(|| fleet.node.wait_for("the refusal", SOON, is_short)).unwrap();
     // The second one comes when there is room.
-    let removed = ["remove", "first"];
+    let removed = ["remove", "first", "--yes"];
     let removed = block_in_place(|| fleet.tenant.run_in(&first, &removed, b"")).unwrap();
     assert_eq!(removed.code, 0, "{}", removed.stderr);
     until(gateway, "second", "/", serves("second")).await;

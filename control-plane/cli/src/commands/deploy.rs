@@ -5,6 +5,7 @@ use casemate_trust::name::Name;
 use casemate_trust::release::{Credential, MAX_RELEASE_BYTES, Release};
 use serde_json::json;
 
+use super::confirm::confirm;
 use super::status::warn_of_lost_hosts;
 use super::{origin, short};
 use crate::args::{Deploy, Prune, Remove, Renew, Rollback, Signing};
@@ -358,6 +359,7 @@ pub(super) async fn prune(cx: &Context, args: &Prune) -> Result<(), Error> {
 
 /// `casemate remove`
 pub(super) async fn remove(cx: &Context, args: &Remove) -> Result<(), Error> {
+    confirm(args.yes, "withdraw the function", args.function.as_str())?;
     let mut tenancy = Tenancy::open(cx, args.signing.whose.tenant.as_ref()).await?;
     let version = tenancy
         .change(&args.signing, |tenancy, draft| {
