@@ -1,6 +1,10 @@
 //! A node is upgraded, restarted, and started again in parts, under callers who never rest: none of them is lost.
 
 #![allow(clippy::unwrap_used, reason = "a test that panics says enough")]
+#![allow(
+    clippy::print_stdout,
+    reason = "how many were answered is worth a look"
+)]
 
 use casemate_tests::fleet::{Fleet, SOON};
 use casemate_tests::load::{Load, RATE};
