@@ -1,6 +1,9 @@
 //! `casemate-node`: the supervisor of a node. Started by `casemate-launch`, whose command socket is descriptor 0.
 #![forbid(unsafe_code)]
 
+#[cfg(test)]
+#[path = "../../../tests/fixtures/archive.rs"]
+mod archive;
 mod config;
 mod format;
 mod lock;
