@@ -9,6 +9,13 @@ MAKEFLAGS += --no-print-directory
 V8 = archive=$$(node/worker/v8/find); if [ -n "$$archive" ]; then export RUSTY_V8_ARCHIVE="$$archive"; fi
 # Where `scripts/setup` puts tools in the versions that CI uses.
 export PATH := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/casemate/tools/bin:$(PATH)
+# The compiler that rust-toolchain.toml names. A machine that has it as `stable` alone, and cannot fetch toolchains, uses that.
+PINNED := $(shell sed -n 's/^channel = "\(.*\)"/\1/p' rust-toolchain.toml)
+ifeq ($(shell rustup which --toolchain $(PINNED) rustc 2>/dev/null),)
+ifneq ($(findstring rustc $(PINNED),$(shell rustc +stable --version 2>/dev/null)),)
+export RUSTUP_TOOLCHAIN := stable
+endif
+endif
 ONCE ?=
 KEEP ?=
 DEMO = target/debug/casemate-demo $(if $(ONCE),--once) $(if $(KEEP),--keep)
