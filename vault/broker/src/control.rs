@@ -61,7 +61,7 @@ pub(crate) async fn serve(
     tokio::spawn(async move {
         loop {
             tokio::time::sleep(LEASE_INTERVAL).await;
-            watched.close_what_is_withdrawn();
+            watched.close_what_is_withdrawn(&[]);
         }
     });
     let mut leases = tokio::time::interval(LEASE_INTERVAL);
@@ -130,7 +130,7 @@ async fn handle(
                 tell(control, &FromVault::Joined).await?;
             }
             if !effect.tenants.is_empty() || effect.revoked {
-                calls.close_what_is_withdrawn();
+                calls.close_what_is_withdrawn(&effect.tenants);
             }
             if effect.image {
                 tell_image(control, vault).await?;

@@ -212,8 +212,10 @@ impl Calls {
     }
 
     /// Ends calls that rest on what was withdrawn, has expired or needs a lease that is over;
-    /// closes their connections and forgets their credentials.
-    pub(crate) fn close_what_is_withdrawn(&self) {
+    /// closes their connections and forgets their credentials. Connections that carry no
+    /// credential are looked at for the tenants whose manifests have changed: nothing else
+    /// withdraws them, and a tenant may have thousands of rules.
+    pub(crate) fn close_what_is_withdrawn(&self, changed: &[TenantId]) {
         let state = self.vault.read();
         self.in_flight.end_where(|authority| {
             let (tenant, _) = prepare::authorised(
@@ -236,7 +238,7 @@ impl Calls {
             .retain(|tenant, name, digest| holds(tenant, &(name.clone(), *digest)));
         self.upstreams.retain(|place| match &place.secret {
             Some(secret) => holds(&place.tenant, secret),
-            None => is_declared(&state, place),
+            None => !changed.contains(&place.tenant) || is_declared(&state, place),
         });
     }
 
