@@ -7,6 +7,15 @@ MAKEFLAGS += --no-print-directory
 
 # `node/worker/v8/find` says on stderr which V8 is used and prints its path, or nothing for the crate's own download.
 V8 = archive=$$(node/worker/v8/find); if [ -n "$$archive" ]; then export RUSTY_V8_ARCHIVE="$$archive"; fi
+# Where `scripts/setup` puts tools in the versions that CI uses.
+export PATH := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/casemate/tools/bin:$(PATH)
+# The compiler that rust-toolchain.toml names. A machine that has it as `stable` alone, and cannot fetch toolchains, uses that.
+PINNED := $(shell sed -n 's/^channel = "\(.*\)"/\1/p' rust-toolchain.toml)
+ifeq ($(shell rustup which --toolchain $(PINNED) rustc 2>/dev/null),)
+ifneq ($(findstring rustc $(PINNED),$(shell rustc +stable --version 2>/dev/null)),)
+export RUSTUP_TOOLCHAIN := stable
+endif
+endif
 ONCE ?=
 KEEP ?=
 DEMO = target/debug/casemate-demo $(if $(ONCE),--once) $(if $(KEEP),--keep)
@@ -40,28 +49,37 @@ build: ## Install what is missing and build every program
 	$(V8)
 	cargo build --workspace --locked
 
+# Crates that only decide: their tests take seconds. `-p` would build what they need with other features than `make build` does.
+PURE = package(/^casemate-(path|trust|vault-core|wire|api|push)$$/)
+
+.PHONY: check
+check: ## What has to hold for every commit: format, spelling, lints of what has changed, architecture rules, what only decides
+	@. scripts/stages
+	stage setup scripts/setup check
+	$(V8)
+	stage format cargo fmt --all --check
+	stage spelling typos
+	changed=$$(scripts/changed)
+	[ -z "$$changed" ] || stage "lints of what has changed" cargo clippy $$changed --all-targets --locked -- -D warnings
+	stage "architecture rules" cargo nextest run --workspace --locked --test tidy
+	stage "what only decides" cargo nextest run --workspace --locked --lib -E '$(PURE)'
+	stages_done
+
 .PHONY: test
 test: ## Install what is missing and run every check and test, but for those that take minutes
-	@scripts/setup test
+	@. scripts/stages
+	stage setup scripts/setup test
 	$(V8)
-	start=$$SECONDS
-	step() { printf '\n== %s (%d s so far)\n' "$$*" $$((SECONDS - start)) >&2; }
-	step format
-	cargo fmt --all --check
-	step dependency policy
-	cargo deny --locked check --hide-inclusion-graph bans licenses sources
-	step build
-	cargo build --workspace --all-targets --locked
-	step tests
-	cargo nextest run --workspace --locked --no-fail-fast
-	step clippy
-	cargo clippy --workspace --all-targets --locked -- -D warnings
-	step docs
-	RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps --locked
-	cargo test --workspace --doc --locked
-	step fuzz targets compile
-	cargo check --manifest-path fuzz/Cargo.toml --locked
-	step done
+	stage format cargo fmt --all --check
+	stage spelling typos
+	stage "dependency policy" cargo deny --locked check --hide-inclusion-graph bans licenses sources
+	stage build cargo build --workspace --all-targets --locked
+	stage tests cargo nextest run --workspace --locked --no-fail-fast
+	stage lints cargo clippy --workspace --all-targets --locked -- -D warnings
+	stage docs env RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps --locked
+	stage "examples in docs" cargo test --workspace --doc --locked
+	stage "fuzz targets compile" cargo check --manifest-path fuzz/Cargo.toml --locked
+	stages_done
 
 .PHONY: test-image
 ONLY ?= all()
@@ -69,6 +87,17 @@ test-image: build ## Boot the image through firmware with Secure Boot and TPM, u
 	@scripts/setup test-image
 	$(V8)
 	cargo nextest run -p casemate-tests --locked --test image --run-ignored only -E "$(ONLY)"
+
+.PHONY: test-upgrade
+FROM ?=
+test-upgrade: build ## Replace the programs of the revision FROM=... part by part with the present ones while a fleet serves, and go back
+	@[ -n '$(FROM)' ] || { echo "name the revision to upgrade from: make test-upgrade FROM=v0.1.0" >&2; exit 2; }
+	$(V8)
+	git worktree remove --force target/earlier/source 2>/dev/null || true
+	git worktree add --detach target/earlier/source '$(FROM)'
+	(cd target/earlier/source && CARGO_TARGET_DIR=../build cargo build --workspace --locked)
+	git worktree remove --force target/earlier/source
+	CASEMATE_EARLIER="$$PWD/target/earlier/build/debug" cargo nextest run --workspace --locked -E 'package(casemate-tests) & binary(upgrade)'
 
 .PHONY: test-shares
 test-shares: build ## Fill memory and spin in ninety functions of two tenants, and measure a neighbour's pace: minutes, as root, on a quiet machine
@@ -123,7 +152,7 @@ install-files: ## Install what is built already, from INSTALL_FROM=target/releas
 	done
 	fill install/sysusers.d/casemate.conf '$(PREFIX)'/lib/sysusers.d/casemate.conf
 	fill install/tmpfiles.d/casemate.conf '$(PREFIX)'/lib/tmpfiles.d/casemate.conf
-	for guide in operate/install.md operate/README.md tenants/README.md; do
+	for guide in operate/install.md operate/upgrade.md operate/README.md tenants/README.md; do
 	    put 644 docs/$$guide '$(PREFIX)'/share/doc/casemate/$$guide
 	done
 	# What somebody has written there stays.

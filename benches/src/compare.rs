@@ -1,5 +1,6 @@
-//! Measuring in turn: A B C, A B C, ... so that what disturbs the machine disturbs all. What is claimed is the ratio of two samples
-//! of one round; its median and its spread say whether it means anything.
+//! Measuring in turn: A B C, A B C, ... so that what disturbs the machine disturbs all. What is
+//! claimed is the ratio of two samples of one round; its median and its spread say whether it means
+//! anything.
 
 use std::collections::BTreeMap;
 
@@ -60,7 +61,8 @@ impl Spread {
 }
 
 impl Rounds {
-    /// Measures each in turn, so many rounds; each second round in the other order. Before the first each is warmed up.
+    /// Measures each in turn, so many rounds; each second round in the other order. Before the
+    /// first each is warmed up.
     pub(crate) fn measure(
         who: &[Who],
         rounds: u32,

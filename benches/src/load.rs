@@ -1,5 +1,5 @@
-//! Load from programs that others wrote and know: `wrk` for as many requests as go through, `oha` for a fixed rate. Neither is
-//! slowed down by this process.
+//! Load from programs that others wrote and know: `wrk` for as many requests as go through, `oha`
+//! for a fixed rate. Neither is slowed down by this process.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -79,7 +79,8 @@ pub(crate) fn wrk(target: &Target, load: &Load, folder: &Path) -> Result<Sample>
     Ok(serde_json::from_str(result)?)
 }
 
-/// So many requests a second, each counted from when it was due: one that had to wait for another counts as slow.
+/// So many requests a second, each counted from when it was due: one that had to wait for another
+/// counts as slow.
 pub(crate) fn oha(target: &Target, load: &Load, per_second: u32) -> Result<Sample> {
     let mut command = Command::new("oha");
     command.args([

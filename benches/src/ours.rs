@@ -1,4 +1,5 @@
-//! Casemate as a user has it: a fleet of one node with its real programs, and functions that are deployed to it.
+//! Casemate as a user has it: a fleet of one node with its real programs, and functions that are
+//! deployed to it.
 
 use std::path::{Path, PathBuf};
 
@@ -77,7 +78,8 @@ impl Ours {
         loop {
             let answer = caller::get(self.fleet.node.gateway, &host, "/").await;
             match answer {
-                // 404 may be the function's own answer, and is the gateway's before there is a route.
+                // 404 may be the function's own answer, and is the gateway's before there is a
+                // route.
                 Ok(answer) if answer.status != 503 && !answer.text().contains("no_such_host") => {
                     return Ok(host);
                 }

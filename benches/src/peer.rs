@@ -1,4 +1,5 @@
-//! Those that are compared: we, what a user would take instead, and a plain server as the floor that no runtime can beat.
+//! Those that are compared: we, what a user would take instead, and a plain server as the floor
+//! that no runtime can beat.
 
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
@@ -119,7 +120,8 @@ fn started(name: &str, command: Command, address: SocketAddr, folder: &Path) -> 
     Ok(Peer { running, address })
 }
 
-/// workerd with these functions, each reached by its name as the first label of the host, or the only one by every host.
+/// workerd with these functions, each reached by its name as the first label of the host, or the
+/// only one by every host.
 pub(crate) fn workerd(functions: &[(String, PathBuf)], folder: &Path) -> Result<Peer> {
     workerd_with(functions, None, folder)
 }

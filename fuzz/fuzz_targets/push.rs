@@ -1,7 +1,7 @@
-//! A control plane that says anything to a node.
+//! A control plane that says anything to a node, and a node whose offer of versions is anything.
 #![no_main]
 
-use casemate_push::NodeEnd;
+use casemate_push::{NodeEnd, Offer};
 use casemate_push::bundle::Receiver;
 use libfuzzer_sys::fuzz_target;
 
@@ -9,6 +9,7 @@ fuzz_target!(|pieces: Vec<Vec<u8>>| {
     let mut node = NodeEnd::joining(vec![1]);
     let mut receiver = Receiver::default();
     for piece in pieces {
+        let _offer = Offer::decode(&piece);
         if node.receive(&piece).is_err() {
             return;
         }

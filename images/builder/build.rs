@@ -1,5 +1,5 @@
-//! Writes down which crates are linked into a node's programs, with their licences: casemate itself knows them then, wherever
-//! it runs.
+//! Writes down which crates are linked into a node's programs, with their licences: casemate itself
+//! knows them then, wherever it runs.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::error::Error;

@@ -39,6 +39,7 @@ const SYMBOLS: &[(&str, i64)] = &[
     ("F_SETFD", libc::F_SETFD as i64),
     ("F_SETFL", libc::F_SETFL as i64),
     ("F_SETLK", libc::F_SETLK as i64),
+    ("IPPROTO_TCP", libc::IPPROTO_TCP as i64),
     ("MSG_NOSIGNAL", libc::MSG_NOSIGNAL as i64),
     ("NO_FLAG", 0),
     (
@@ -48,6 +49,7 @@ const SYMBOLS: &[(&str, i64)] = &[
     ("PR_GET_AUXV", 0x4155_5856),
     ("PR_SET_NAME", libc::PR_SET_NAME as i64),
     ("SELF", 0),
+    ("TCP_NODELAY", libc::TCP_NODELAY as i64),
 ];
 
 #[derive(Clone, Deserialize)]

@@ -26,9 +26,11 @@ pub struct Control {
 }
 
 impl Control {
-    /// Makes the keys and the first start, on ports that the kernel chooses and that are kept from then on.
+    /// Makes the keys and the first start, on ports that the kernel chooses and that are kept from
+    /// then on.
     ///
-    /// `seen_as` is the address by which nodes reach this machine, where that is not the loopback one.
+    /// `seen_as` is the address by which nodes reach this machine, where that is not the loopback
+    /// one.
     pub fn start(folder: &Path, seen_as: Option<&str>) -> Result<Self> {
         std::fs::create_dir_all(folder)?;
         let mut init = Command::new(program("casemate-control")?);
@@ -92,7 +94,8 @@ impl Control {
             .arg(to))
     }
 
-    /// Puts its state aside and the one of a backup in its place, as after the loss of a disk. It does not run meanwhile.
+    /// Puts its state aside and the one of a backup in its place, as after the loss of a disk. It
+    /// does not run meanwhile.
     pub fn restore(&mut self, from: &Path) -> Result<()> {
         self.kill()?;
         std::fs::rename(self.state(), self.folder.join("lost"))?;

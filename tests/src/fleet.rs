@@ -1,4 +1,5 @@
-//! A whole fleet: control plane, operator, one node, one tenant with a secret, and the upstream that it calls.
+//! A whole fleet: control plane, operator, one node, one tenant with a secret, and the upstream
+//! that it calls.
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
@@ -73,8 +74,8 @@ impl Fleet {
 }
 
 impl<N> Fleet<N> {
-    /// The same with a node of another kind, which `start` starts with its folder and its join token. `seen_as` is the address
-    /// by which that node reaches this machine.
+    /// The same with a node of another kind, which `start` starts with its folder and its join
+    /// token. `seen_as` is the address by which that node reaches this machine.
     pub fn start_with(
         folder: &Path,
         seen_as: Option<&str>,
@@ -197,7 +198,8 @@ impl<N> Fleet<N> {
         Ok(folder)
     }
 
-    /// Seals the upstream's key for the port and the certificate authority that the project's slot names.
+    /// Seals the upstream's key for the port and the certificate authority that the project's slot
+    /// names.
     pub fn put_secret(&self, project: &Path) -> Result<()> {
         self.put_secret_with(project, &[])
     }

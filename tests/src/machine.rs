@@ -1,4 +1,5 @@
-//! A node that is a machine of its own: the image that is made of our programs, booted by QEMU under software emulation.
+//! A node that is a machine of its own: the image that is made of our programs, booted by QEMU
+//! under software emulation.
 
 use std::fs::File;
 use std::io::{Cursor, Write as _};
@@ -128,8 +129,8 @@ pub struct Hardware {
     pub more: Vec<String>,
 }
 
-/// Firmware for a machine that boots from its disk, in Debian's package `ovmf`: code that refuses what is not signed, and
-/// variables with a key whose private half everybody has.
+/// Firmware for a machine that boots from its disk, in Debian's package `ovmf`: code that refuses
+/// what is not signed, and variables with a key whose private half everybody has.
 const FIRMWARE: &str = "/usr/share/OVMF/OVMF_CODE_4M.secboot.fd";
 const VARIABLES: &str = "/usr/share/OVMF/OVMF_VARS_4M.snakeoil.fd";
 /// Without a key, firmware starts everything.
@@ -146,7 +147,8 @@ pub fn signed_image(folder: &Path) -> Result<Image> {
     signed(folder, make(USUAL_PROFILE, VERSION, &programs_folder()?)?)
 }
 
-/// An image of this version, signed, in which some programs are others: the name of one, and whose file stands in its place.
+/// An image of this version, signed, in which some programs are others: the name of one, and whose
+/// file stands in its place.
 pub fn changed_image(folder: &Path, version: &str, changes: &[(&str, &str)]) -> Result<Image> {
     let from = programs_folder()?;
     let programs = folder.join(format!("programs-{version}"));
@@ -219,7 +221,8 @@ pub struct Machine {
     pub gateway: SocketAddr,
 }
 
-/// Starts a TPM; QEMU's arguments for it. What it keeps it writes at once, so ending it is a power cut as well.
+/// Starts a TPM; QEMU's arguments for it. What it keeps it writes at once, so ending it is a power
+/// cut as well.
 fn start_tpm(folder: &Path) -> Result<(Running, [String; 6])> {
     std::fs::create_dir_all(folder)?;
     let socket = folder.join("control");
@@ -266,7 +269,8 @@ impl Machine {
         Self::with_disk(folder, From::Emulator, hardware)
     }
 
-    /// Boots a machine through its firmware, which starts only what is signed, from a disk with this image on it.
+    /// Boots a machine through its firmware, which starts only what is signed, from a disk with
+    /// this image on it.
     pub fn start_from_disk(folder: &Path, image: &Image, hardware: &Hardware) -> Result<Self> {
         std::fs::create_dir_all(folder)?;
         let path = uki_path(&image.version);
@@ -322,7 +326,8 @@ impl Machine {
         Ok(disk.write_all_at(partition.get_ref(), BOOT_START)?)
     }
 
-    /// Turns Secure Boot off or on in the firmware's settings, as somebody does who sits at the machine.
+    /// Turns Secure Boot off or on in the firmware's settings, as somebody does who sits at the
+    /// machine.
     pub fn set_secure_boot(&mut self, on: bool) -> Result<()> {
         self.cut_power()?;
         let from = if on { VARIABLES } else { NO_KEYS };
@@ -342,8 +347,9 @@ impl Machine {
         let has_firmware = self.from != From::Emulator;
         let smm = if has_firmware { "on" } else { "off" };
         command.arg("-machine").arg(format!("q35,smm={smm}"));
-        // QEMU's emulation of a second processor does not come through a warm start; and of the machines that firmware
-        // starts, whose system management mode wants all processors at once, one did not come up.
+        // QEMU's emulation of a second processor does not come through a warm start; and of the
+        // machines that firmware starts, whose system management mode wants all processors at once,
+        // one did not come up.
         let processors = if hardware.restarts || has_firmware {
             "1"
         } else {

@@ -12,6 +12,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail};
 use serde_json::Value;
 
+use crate::manager::Manager;
 use crate::programs::{Running, about_to_run, program, wait_until};
 
 /// Until it listens: V8 starts slowly in a debug build on a busy machine.
@@ -30,6 +31,7 @@ pub struct Node {
     uid_base: u32,
     user: Option<u32>,
     running: Option<Running>,
+    manager: Option<Manager>,
     /// Where callers reach its gateway.
     pub gateway: SocketAddr,
 }
@@ -100,6 +102,7 @@ impl Node {
             uid_base,
             user: settings.user,
             running: None,
+            manager: None,
             gateway: "127.0.0.1:0".parse()?,
         };
         node.write_config(&require, settings.workers)?;
@@ -141,6 +144,9 @@ impl Node {
         about_to_run(&command);
         // A socket of an earlier run would answer for nobody.
         let _removed = std::fs::remove_file(self.admin_socket());
+        if let Some(manager) = &mut self.manager {
+            command = manager.wrap(&command)?;
+        }
         let mut running = Running::start("casemate-launch", command, &self.folder.join("log"))?;
         let listening = wait_until(START_TIMEOUT, || {
             if let Some(status) = running.ended()? {
@@ -155,6 +161,12 @@ impl Node {
             .with_context(|| format!("the node does not listen; it said:\n{}", running.log()))?;
         self.gateway = listening.parse()?;
         self.running = Some(running);
+        Ok(())
+    }
+
+    /// Has a service manager start it from the next time on. Not of a node with a user of its own.
+    pub fn manage(&mut self) -> Result<()> {
+        self.manager = Some(Manager::new(&self.folder)?);
         Ok(())
     }
 

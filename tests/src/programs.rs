@@ -1,5 +1,6 @@
 //! The real programs as child processes: found, started, logged, ended.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -18,13 +19,28 @@ static LISTENER: OnceLock<fn(&str)> = OnceLock::new();
 /// The folder that the last of these commands ran in.
 static FOLDER: Mutex<Option<PathBuf>> = Mutex::new(None);
 
+/// Programs that are taken from another folder than this one's: those of an earlier build.
+static ELSEWHERE: Mutex<BTreeMap<String, PathBuf>> = Mutex::new(BTreeMap::new());
+
+/// From now on these programs are taken from `folder`, or from this program's own.
+pub fn take_from(folder: Option<&Path>, names: &[&str]) {
+    let mut elsewhere = ELSEWHERE.lock().unwrap_or_else(PoisonError::into_inner);
+    for name in names {
+        match folder {
+            Some(folder) => drop(elsewhere.insert((*name).to_owned(), folder.to_owned())),
+            None => drop(elsewhere.remove(*name)),
+        }
+    }
+}
+
 /// From now on `listener` is told of each command that a person would type, as a shell takes it.
 pub fn tell_commands(listener: fn(&str)) {
     // A second listener would hear half.
     let _first = LISTENER.set(listener);
 }
 
-/// Tells the listener of a command that is about to run, and of its folder where that is another than before.
+/// Tells the listener of a command that is about to run, and of its folder where that is another
+/// than before.
 pub fn about_to_run(command: &Command) {
     let Some(listener) = LISTENER.get() else {
         return;
@@ -53,9 +69,13 @@ fn quoted(word: &str) -> String {
     format!("'{}'", word.replace('\'', r"'\''"))
 }
 
-/// Path of one of our programs, built into the same folder as this one.
+/// Path of one of our programs, built into the same folder as this one unless [`take_from`] has said otherwise.
 pub fn program(name: &str) -> Result<PathBuf> {
-    let folder = programs_folder()?;
+    let elsewhere = ELSEWHERE.lock().unwrap_or_else(PoisonError::into_inner);
+    let folder = match elsewhere.get(name) {
+        Some(folder) => folder.clone(),
+        None => programs_folder()?,
+    };
     let path = folder.join(name);
     if !path.is_file() {
         bail!("{} is not built: run `make build` first", path.display());
@@ -147,7 +167,8 @@ impl Running {
             self.child.try_wait(),
             rustix::process::Pid::from_raw(self.child.id() as i32),
         ) {
-            // It may have ended between the look and the signal; the pid is not reused before `wait`.
+            // It may have ended between the look and the signal; the pid is not reused before
+            // `wait`.
             let _gone = rustix::process::kill_process(pid, signal);
         }
     }

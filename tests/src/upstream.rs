@@ -64,13 +64,15 @@ struct Seens {
 impl Upstream {
     /// Its certificate authority is made anew each time.
     ///
-    /// Listens on a loopback port under a certificate for `host` (and `localhost`, `127.0.0.1`). Accepts `Bearer KEY` only.
+    /// Listens on a loopback port under a certificate for `host` (and `localhost`, `127.0.0.1`).
+    /// Accepts `Bearer KEY` only.
     ///
-    /// - `/echo` answers with the request's headers and body, in clear, `/stream` with the body as it comes, in its
-    ///   content encoding;
-    /// - `/note` stores the body of a POST, answers with it and with the `Origin`, and returns it to a GET with or without
-    ///   the key;
-    /// - `/redirect?to=URL` answers 302 to that URL, `/leak` puts the key into a header and a redirect's location;
+    /// - `/echo` answers with the request's headers and body, in clear, `/stream` with the body as
+    ///   it comes, in its content encoding;
+    /// - `/note` stores the body of a POST, answers with it and with the `Origin`, and returns it
+    ///   to a GET with or without the key;
+    /// - `/redirect?to=URL` answers 302 to that URL, `/leak` puts the key into a header and a
+    ///   redirect's location;
     /// - anything else answers JSON that names method and path.
     pub async fn start(host: &str, key: &str) -> Result<Self> {
         Self::start_with(host, key, Seens::default()).await

@@ -1,6 +1,8 @@
-//! A function that tries to learn its own credential from an upstream that returns text, with the real programs.
+//! A function that tries to learn its own credential from an upstream that returns text, with the
+//! real programs.
 //!
-//! `node/worker/tests/attacker.rs` shows that each of the attacker's ways finds a leak where there is one.
+//! `node/worker/tests/attacker.rs` shows that each of the attacker's ways finds a leak where there
+//! is one.
 
 #![allow(clippy::unwrap_used, clippy::print_stdout)] // The functions beside the tests are tests too.
 
@@ -111,7 +113,8 @@ impl Attacker {
 
     async fn recovers_nothing(&self, fleet: &Fleet) {
         let secret = self.secret;
-        // With all but a letter known a guess would be a complete match, which shows that it is right.
+        // With all but a letter known a guess would be a complete match, which shows that it is
+        // right.
         for known in [BEGINNING, &secret[..secret.len() - LETTERS - 1]] {
             let began = Instant::now();
             let mut calls = 0;
@@ -142,7 +145,8 @@ impl Attacker {
             let answer = self.ask(fleet, CERTAIN[1], known, 1).await;
             assert!(answer.text().contains(self.secret), "{}", answer.text());
         }
-        // The third match ends the call before its answer begins, or in the middle; from then on there is none.
+        // The third match ends the call before its answer begins, or in the middle; from then on
+        // there is none.
         let answer = self.ask(fleet, CERTAIN[1], known, 1).await;
         assert!(answer.status.is_server_error(), "{}", answer.text());
         let answer = self.ask(fleet, CERTAIN[1], known, 1).await;

@@ -1,4 +1,5 @@
-//! What bad input gets, with the real programs: a clear error that names what, where and what would be right.
+//! What bad input gets, with the real programs: a clear error that names what, where and what would
+//! be right.
 
 #![allow(clippy::unwrap_used, reason = "a test that panics says enough")]
 
@@ -89,7 +90,8 @@ fn mistakes(fleet: &Fleet) {
     let huge = fleet.small_project("huge", "", &big).unwrap();
     refused(&huge, &["deploy"], b"", 65, &["10 MiB"]);
 
-    // Two deploys at once: both end well or one is told that it may be run again; the last word is one of the two.
+    // Two deploys at once: both end well or one is told that it may be run again; the last word is
+    // one of the two.
     let children: Vec<_> = (0..2)
         .map(|_| {
             fleet

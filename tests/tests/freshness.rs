@@ -1,4 +1,5 @@
-//! Freshness with the real programs: a tenant demands it and renews it, and then nothing of the tenant arrives any more.
+//! Freshness with the real programs: a tenant demands it and renews it, and then nothing of the
+//! tenant arrives any more.
 
 #![allow(clippy::unwrap_used, reason = "a test that panics says enough")]
 

@@ -131,7 +131,8 @@ async fn a_function_cannot_get_at_its_own_secret() {
         );
         assert!(!text.contains(UPSTREAM_KEY), "{name}: {text}");
     }
-    // Whatever reached the upstream came with the vault's key, in its one place, and with nothing of the function's there.
+    // Whatever reached the upstream came with the vault's key, in its one place, and with nothing
+    // of the function's there.
     let seen = upstream.seen();
     assert!(!seen.is_empty());
     for seen in seen {

@@ -1,5 +1,5 @@
-//! `casemate image push` with the real programs: from the operator's file to a verified file on the node's disk, whatever is
-//! killed in between, and whatever the control plane sends.
+//! `casemate image push` with the real programs: from the operator's file to a verified file on the
+//! node's disk, whatever is killed in between, and whatever the control plane sends.
 
 #![allow(clippy::unwrap_used, reason = "a test that panics says enough")]
 

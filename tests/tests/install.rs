@@ -169,14 +169,16 @@ fn systemd_takes_the_units_the_users_and_the_folders() {
     let installed = Installed::new();
     for unit in UNITS {
         let path = format!("/usr/lib/systemd/system/{unit}");
-        // A root of its own has none of the units that every system has, which is all that may be missing.
+        // A root of its own has none of the units and tools that every system has, which is all that
+        // may be missing.
         let Some(ran) = installed.tool("systemd-analyze", &["verify", "--man=no", &path]) else {
             return;
         };
         let said = String::from_utf8_lossy(&ran.stderr).into_owned();
-        let of_ours = said
-            .lines()
-            .filter(|line| line.contains(unit) && !line.contains("sysinit.target not found"));
+        let of_every_system = ["sysinit.target not found", "Command kill is not executable"];
+        let of_ours = said.lines().filter(|line| {
+            line.contains(unit) && !of_every_system.iter().any(|other| line.contains(other))
+        });
         assert_eq!(of_ours.count(), 0, "{unit}: {said}");
         let exposed = ["security", "--offline=true", &path];
         let Some(ran) = installed.tool("systemd-analyze", &exposed) else {
@@ -224,10 +226,23 @@ fn systemd_takes_the_units_the_users_and_the_folders() {
     assert!(users.contains("casemate-vault:x:700002:700002:"), "{users}");
 }
 
+#[test]
+fn the_service_manager_keeps_as_many_sockets_as_launch_holds() {
+    let unit = Installed::new().unit("casemate-node.service");
+    let most = casemate_wire::control::gateway::MAX_SOCKETS;
+    for setting in [
+        format!("FileDescriptorStoreMax={most}"),
+        "NotifyAccess=main".to_owned(),
+    ] {
+        assert!(unit.lines().any(|line| line == setting), "{setting}");
+    }
+}
+
 /// Set in the process that has what the unit leaves.
 const INNER: &str = "CASEMATE_TEST_UNDER_UNIT";
 
-/// Capabilities beside which launch makes no walls, and the kernel's promise that no program gains any: as the unit has them.
+/// Capabilities beside which launch makes no walls, and the kernel's promise that no program gains
+/// any: as the unit has them.
 #[test]
 fn a_node_serves_with_the_capabilities_that_its_unit_leaves() {
     if std::env::var_os(INNER).is_some() {

@@ -1,4 +1,5 @@
-//! Keys are replaced under a fleet that serves: the root's, then the tenant's; then the tenant is removed.
+//! Keys are replaced under a fleet that serves: the root's, then the tenant's; then the tenant is
+//! removed.
 
 #![allow(clippy::unwrap_used, reason = "a test that panics says enough")]
 

@@ -7,6 +7,7 @@ use std::path::Path;
 use casemate_tests::caller;
 use casemate_tests::cli::Ran;
 use casemate_tests::fleet::{Fleet, SOON};
+use casemate_tests::programs::wait_until;
 use tokio::task::block_in_place;
 
 const HOST: &str = "calm.apps.demo.test";
@@ -18,6 +19,48 @@ fn answers(text: &str) -> String {
 fn deploy(fleet: &Fleet, project: &Path, source: &str) -> Ran {
     std::fs::write(project.join("main.js"), source).unwrap();
     block_in_place(|| fleet.tenant.run_in(project, &["deploy"], b"")).unwrap()
+}
+
+/// The node is as it should be, in the operator's list of nodes, within some reports.
+fn must_be_healthy(fleet: &Fleet) {
+    let mut last = serde_json::Value::Null;
+    let healthy = wait_until(SOON, || {
+        let nodes = fleet.operator.json(&fleet.folder, &["node", "list"])?;
+        last = nodes[0]["health"]["checks"].clone();
+        let checks = last.as_array().cloned().unwrap_or_default();
+        let is_healthy = !checks.is_empty() && checks.iter().all(|check| check["ok"] == true);
+        Ok(is_healthy.then_some(()))
+    });
+    assert!(healthy.is_ok(), "{last}");
+}
+
+/// The release that the newest deployment brought loads no better when it is deployed or gone back to once more, and nobody
+/// says that it runs.
+fn must_fail_again(fleet: &Fleet, project: &Path) {
+    let again = |args: &[&str]| fleet.tenant.run_in(project, args, b"").unwrap();
+    let ran = again(&["deploy"]);
+    assert_eq!(ran.code, 81, "{}{}", ran.stdout, ran.stderr);
+    let told = "stopped while loading";
+    assert!(ran.stderr.contains(told), "{}", ran.stderr);
+    let status = fleet.tenant.json(project, &["status"]).unwrap();
+    let functions = status["functions"].as_array().unwrap();
+    let current = |name: &str| {
+        let found = functions.iter().find(|one| one["name"] == name).unwrap();
+        found["nodes_current"].as_u64().unwrap()
+    };
+    assert_eq!((current("calm"), current("other")), (0, 1));
+    let shown = fleet.tenant.json(project, &["versions", "calm"]).unwrap();
+    let versions = shown["functions"][0]["versions"].as_array().unwrap();
+    let (broken, first) = (versions.first().unwrap(), versions.last().unwrap());
+    assert_eq!(broken["nodes"], serde_json::json!([]));
+    must_be_healthy(fleet);
+    let back_to = |version: &serde_json::Value| {
+        let release = version["release"].as_str().unwrap();
+        again(&["rollback", "calm", "--to", release])
+    };
+    assert_eq!(back_to(first).code, 0);
+    let ran = back_to(broken);
+    assert_eq!(ran.code, 81, "{}{}", ran.stdout, ran.stderr);
 }
 
 async fn text(fleet: &Fleet) -> (u16, String) {
@@ -50,9 +93,11 @@ async fn a_release_that_does_not_load_fails_its_deployment_and_changes_nothing_f
         }
         assert_eq!(text(&fleet).await, served);
     }
-    // Another function of the tenant is none the worse for it.
+    // Another function of the tenant is none the worse for it, and the same release is no better the second time.
     let other = fleet.small_project("other", "", &answers("other")).unwrap();
     block_in_place(|| fleet.deploy(&other)).unwrap();
+    block_in_place(|| must_fail_again(&fleet, &project));
+    assert_eq!(text(&fleet).await, served);
     // The node tries the release once more, and serves what it served.
     block_in_place(|| fleet.node.kill()).unwrap();
     block_in_place(|| fleet.node.restart()).unwrap();

@@ -270,7 +270,8 @@ async fn a_worker_killed_in_the_middle_costs_its_caller_a_502_and_nobody_else_an
     neighbour.await.unwrap();
 }
 
-/// Makes, with its source map, a bundle of more than half of what a tenant may have on the node of the test below.
+/// Makes, with its source map, a bundle of more than half of what a tenant may have on the node of
+/// the test below.
 const LARGE_BYTES: usize = 2_800_000;
 
 fn large(fleet: &Fleet, name: &str) -> std::path::PathBuf {
@@ -321,7 +322,7 @@ async fn a_tenant_has_a_share_of_the_disk_and_is_told_when_it_is_used_up() {
     };
     block_in_place(|| fleet.node.wait_for("the refusal", SOON, is_short)).unwrap();
     // The second one comes when there is room.
-    let removed = ["remove", "first"];
+    let removed = ["remove", "first", "--yes"];
     let removed = block_in_place(|| fleet.tenant.run_in(&first, &removed, b"")).unwrap();
     assert_eq!(removed.code, 0, "{}", removed.stderr);
     until(gateway, "second", "/", serves("second")).await;

@@ -1,4 +1,5 @@
-//! Requests on a whole node: bodies that are read late or not at all, and workers that end while callers go on asking.
+//! Requests on a whole node: bodies that are read late or not at all, and workers that end while
+//! callers go on asking.
 
 #![allow(clippy::unwrap_used, reason = "a test that panics says enough")]
 

@@ -1,4 +1,5 @@
-//! The drill of the operator's guide: the control plane's disk is lost, and yesterday's backup takes its place.
+//! The drill of the operator's guide: the control plane's disk is lost, and yesterday's backup
+//! takes its place.
 
 #![allow(clippy::unwrap_used, reason = "a test that panics says enough")]
 
@@ -100,7 +101,7 @@ async fn after_a_restore_of_yesterdays_backup_everybody_finds_the_way() {
         .unwrap()
         .len();
     assert_eq!(earlier, 4, "every day can still be gone back to: {status}");
-    block_in_place(|| fleet.tenant.ok(&project, &["remove", "day"], b"")).unwrap();
+    block_in_place(|| fleet.tenant.ok(&project, &["remove", "day", "--yes"], b"")).unwrap();
     let gone = || {
         let answered = tokio::runtime::Handle::current().block_on(caller::get(
             fleet.node.gateway,

@@ -1,5 +1,5 @@
-//! Two greedy tenants and a modest one on one node, with the real programs: functions that fill their memory, functions
-//! that spin, and a neighbour that answers.
+//! Two greedy tenants and a modest one on one node, with the real programs: functions that fill
+//! their memory, functions that spin, and a neighbour that answers.
 
 #![allow(clippy::unwrap_used, clippy::print_stdout)] // The functions beside the tests are tests too.
 
@@ -27,7 +27,8 @@ export default {
 };"#;
 const MODEST_HOST: &str = "modest.apps.demo.test";
 
-/// Fills most of the memory that it may have, heap and buffers, touches all of it for a while, and begins again.
+/// Fills most of the memory that it may have, heap and buffers, touches all of it for a while, and
+/// begins again.
 const FILL: &str = r#"
 const held = [];
 let buffer;
@@ -176,8 +177,9 @@ async fn under(attack: Attack) -> (Pace, Pace) {
         .map(|host| besiege(fleet.node.gateway, host, over.clone(), answers.clone()))
         .map(tokio::spawn)
         .collect();
-    // The attack is under way when memory and processor time of some workers have run out. Callers do not always learn that
-    // it was the memory: the gateway may see the worker's channel close before it is told why.
+    // The attack is under way when memory and processor time of some workers have run out. Callers
+    // do not always learn that it was the memory: the gateway may see the worker's channel close
+    // before it is told why.
     let under_way = || {
         let is_spinning = answers.lock().unwrap().contains_key("exceeded_cpu");
         is_spinning && fleet.node.log().contains("end=OutOfMemory")
@@ -211,7 +213,8 @@ async fn a_neighbour_of_functions_that_fill_memory_and_spin_is_served() {
     println!("idle: {idle}; attacked: {attacked}");
 }
 
-/// The long form, with figures: `make test-shares`. On a machine that others load too the figures say nothing.
+/// The long form, with figures: `make test-shares`. On a machine that others load too the figures
+/// say nothing.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "takes the machine's processors and gigabytes of memory for minutes"]
 async fn forty_that_fill_memory_and_fifty_that_spin_leave_a_neighbour_its_pace() {

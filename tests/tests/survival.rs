@@ -1,4 +1,5 @@
-//! The vault and the gateway are killed under load, and a worker is stopped: what does not need them goes on.
+//! The vault and the gateway are killed under load, and a worker is stopped: what does not need
+//! them goes on.
 
 #![allow(clippy::unwrap_used, reason = "a test that panics says enough")]
 

@@ -1,4 +1,5 @@
-//! TypeScript with everything that it adds, in a workspace, from the sources to what a node's V8 answers.
+//! TypeScript with everything that it adds, in a workspace, from the sources to what a node's V8
+//! answers.
 
 #![allow(clippy::unwrap_used, reason = "a test that fails says where")]
 

@@ -1,5 +1,5 @@
-//! The upstream that functions call, in a process of its own. Says where it listens and who signed its certificate, as JSON in a
-//! line, and runs until it is ended.
+//! The upstream that functions call, in a process of its own. Says where it listens and who signed
+//! its certificate, as JSON in a line, and runs until it is ended.
 #![forbid(unsafe_code)]
 
 use std::io::Write as _;

@@ -40,8 +40,8 @@ pub(crate) async fn calling(run: &Run) -> Result<Calling> {
     })
 }
 
-/// One upstream over TLS, kept alive. Ours: the vault opens the sealed key and sets the header. Theirs: the key is in the function's
-/// text.
+/// One upstream over TLS, kept alive. Ours: the vault opens the sealed key and sets the header.
+/// Theirs: the key is in the function's text.
 pub(crate) async fn upstream(run: &Run) -> Result<Case> {
     let Calling {
         upstream,
@@ -84,9 +84,10 @@ pub(crate) async fn upstream(run: &Run) -> Result<Case> {
     Ok(case)
 }
 
-/// What a call of a function adds to the same call made directly: the function that calls, less a function that calls nobody, less the
-/// call itself. Ours goes through the vault, theirs is made in their own process. The load's own cost is in both that are taken off and
-/// in the whole once: the difference of the two rows is what the vault and its walls cost.
+/// What a call of a function adds to the same call made directly: the function that calls, less a
+/// function that calls nobody, less the call itself. Ours goes through the vault, theirs is made in
+/// their own process. The load's own cost is in both that are taken off and in the whole once: the
+/// difference of the two rows is what the vault and its walls cost.
 fn added(pairs: &[(Who, Target, Target); 2], direct: &Target, run: &Run) -> Result<Vec<Row>> {
     run.say("upstream, what a call adds");
     let one = |target: &Target, path: &'static str| -> Result<f64> {
@@ -128,7 +129,8 @@ fn function(call: &str) -> String {
     )
 }
 
-/// Each request is for the next of a hundred functions. Ours: a process with walls each. workerd: all in one process.
+/// Each request is for the next of a hundred functions. Ours: a process with walls each. workerd:
+/// all in one process.
 pub(crate) async fn rotation(run: &Run) -> Result<Case> {
     let code = block_in_place(|| peer::bundled("hello", &run.folder))?;
     let max = u32::try_from(FUNCTIONS)? * 2 + 4;

@@ -1,5 +1,5 @@
-//! Memory of functions that wait for a request: what each has for itself and its share of the rest (PSS, proc(5)), over all
-//! processes of whoever runs it.
+//! Memory of functions that wait for a request: what each has for itself and its share of the rest
+//! (PSS, proc(5)), over all processes of whoever runs it.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

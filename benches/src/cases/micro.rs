@@ -1,4 +1,5 @@
-//! Single steps: their times by Criterion, and where they are pure their instructions by valgrind, which repeat exactly.
+//! Single steps: their times by Criterion, and where they are pure their instructions by valgrind,
+//! which repeat exactly.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

@@ -1,5 +1,6 @@
-//! Push to many nodes: real QUIC and the real protocol, from nodes that run no functions. How long a manifest takes to all of them, what
-//! each costs the control plane, and how they come back when it has restarted.
+//! Push to many nodes: real QUIC and the real protocol, from nodes that run no functions. How long
+//! a manifest takes to all of them, what each costs the control plane, and how they come back when
+//! it has restarted.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -26,7 +27,8 @@ use crate::report::{Case, Row};
 
 /// Connected nodes.
 const NODES: [u32; 3] = [100, 1000, 10_000];
-/// Memory that a node takes, here and in the control plane, KiB; as many are connected as there is memory for.
+/// Memory that a node takes, here and in the control plane, KiB; as many are connected as there is
+/// memory for.
 const NODE_KIB: u64 = 1024;
 /// Nodes that join at a time; the control plane takes 16 strangers of an address.
 const JOINS_AT_A_TIME: usize = 8;

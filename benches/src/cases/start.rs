@@ -1,4 +1,5 @@
-//! What comes before the first answer: a function that nobody has asked for a while, and one that is new.
+//! What comes before the first answer: a function that nobody has asked for a while, and one that
+//! is new.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -39,8 +40,9 @@ fn row(what: &str, who: Who, times: &[Duration], ours: Option<f64>) -> Row {
     }
 }
 
-/// The first answer of a function that does not run. With us a worker waits that has had no function yet; with the others the
-/// process is started, which is how they put a wall around a tenant.
+/// The first answer of a function that does not run. With us a worker waits that has had no
+/// function yet; with the others the process is started, which is how they put a wall around a
+/// tenant.
 pub(crate) async fn cold(run: &Run) -> Result<Case> {
     let code = block_in_place(|| peer::bundled("hello", &run.folder))?;
     let ours = block_in_place(|| Ours::start(Workers::default()))?;

@@ -1,4 +1,5 @@
-//! Audit records: one for every change and every refused try, each holding the hash of the one before.
+//! Audit records: one for every change and every refused try, each holding the hash of the one
+//! before.
 
 use casemate_trust::Seconds;
 use casemate_trust::id::Digest;

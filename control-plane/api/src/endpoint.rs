@@ -101,7 +101,8 @@ pub enum Body {
 
 macro_rules! operations {
     ($($variant:ident, $name:literal;)+) => {
-        /// What can be asked, by name. The server has an answer for each: its `match` is exhaustive.
+        /// What can be asked, by name. The server has an answer for each: its `match` is
+        /// exhaustive.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
         pub enum Operation {
             $(#[doc = concat!("`", $name, "`")] $variant,)+

@@ -43,7 +43,8 @@ impl ErrorBody {
     }
 }
 
-/// Stable codes. A refused statement carries the judge's own (`casemate_trust::judge::Refusal::code`) instead.
+/// Stable codes. A refused statement carries the judge's own
+/// (`casemate_trust::judge::Refusal::code`) instead.
 pub mod code {
     /// 401: no token, or none that is known and unexpired.
     pub const UNAUTHENTICATED: &str = "unauthenticated";
@@ -59,13 +60,15 @@ pub mod code {
     pub const TOO_LARGE: &str = "too_large";
     /// 408: the body came too slowly.
     pub const TIMEOUT: &str = "timeout";
-    /// 413: the tenant's storage is full; `details.used_bytes`, `details.asked_bytes` and `details.limit_bytes`.
+    /// 413: the tenant's storage is full; `details.used_bytes`, `details.asked_bytes` and
+    /// `details.limit_bytes`.
     pub const QUOTA_EXCEEDED: &str = "quota_exceeded";
     /// 422: the bytes have another digest than the path says; `details.digest`.
     pub const DIGEST_MISMATCH: &str = "digest_mismatch";
     /// 422: neither a release nor a secret of this tenant.
     pub const OBJECT_MALFORMED: &str = "object_malformed";
-    /// 409: another manifest was first; `details.version` and `details.digest` are the current ones.
+    /// 409: another manifest was first; `details.version` and `details.digest` are the current
+    /// ones.
     pub const MANIFEST_CONFLICT: &str = "manifest_conflict";
     /// 422: listed objects were not uploaded; `details.digests`.
     pub const OBJECTS_MISSING: &str = "objects_missing";
@@ -91,7 +94,8 @@ pub mod code {
     pub const ONLINE_KEY_OTHER: &str = "online_key_other";
     /// 429: more than can be kept of these; `details.limit`.
     pub const TOO_MANY: &str = "too_many";
-    /// 422: a statement is dated in the future, so that a clock is wrong: this one, or that of who signed.
+    /// 422: a statement is dated in the future, so that a clock is wrong: this one, or that of who
+    /// signed.
     pub const FROM_FUTURE: &str = "statement_from_future";
     /// 429: freshness was renewed a moment ago, and that renewal holds; `details.interval_secs`.
     pub const TOO_SOON: &str = "too_soon";

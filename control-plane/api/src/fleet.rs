@@ -8,8 +8,8 @@ use casemate_trust::name::Name;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-/// What a client needs to check the fleet from the fingerprint that it got out of band. Nothing in it is to be believed
-/// before that.
+/// What a client needs to check the fleet from the fingerprint that it got out of band. Nothing in
+/// it is to be believed before that.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct FleetView {
     /// The fleet, once a root was uploaded.
@@ -31,8 +31,9 @@ pub struct FleetView {
     pub version: String,
 }
 
-/// Public halves of the control plane's keys, as `casemate-control init` writes them into `public.json`. The operator
-/// carries them to the machine with the root key, which signs them into an `OnlineKey`.
+/// Public halves of the control plane's keys, as `casemate-control init` writes them into
+/// `public.json`. The operator carries them to the machine with the root key, which signs them into
+/// an `OnlineKey`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PublicKeys {

@@ -1,10 +1,12 @@
-//! Types of the control plane's HTTPS API: what travels, who may ask, which errors come back, within which limits.
+//! Types of the control plane's HTTPS API: what travels, who may ask, which errors come back,
+//! within which limits.
 //!
-//! One table, [`endpoint::ENDPOINTS`], says what there is and who may ask. The server routes and authorises by it, the
-//! OpenAPI document ([`openapi::document`]) is made from it, so neither can say something else than the other.
+//! One table, [`endpoint::ENDPOINTS`], says what there is and who may ask. The server routes and
+//! authorises by it, the OpenAPI document ([`openapi::document`]) is made from it, so neither can
+//! say something else than the other.
 //!
-//! Whoever talks to a control plane pins the key of its self-signed certificate (`OnlineKey::api`, or the key in
-//! `public.json` before a fleet exists); no public certificate authority takes part.
+//! Whoever talks to a control plane pins the key of its self-signed certificate (`OnlineKey::api`,
+//! or the key in `public.json` before a fleet exists); no public certificate authority takes part.
 //!
 //! | module | holds |
 //! |---|---|

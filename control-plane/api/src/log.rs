@@ -172,7 +172,8 @@ impl<'de> Deserialize<'de> for StatusPattern {
 }
 
 impl LogRecord {
-    /// The status of the answer, of a record that says how a request was answered: `GET /path 200 1234 us`.
+    /// The status of the answer, of a record that says how a request was answered: `GET /path 200
+    /// 1234 us`.
     pub fn status(&self) -> Option<u16> {
         let mut words = self.message.rsplitn(4, ' ');
         let (unit, time, status) = (words.next()?, words.next()?, words.next()?);
@@ -186,7 +187,8 @@ impl LogRecord {
 }
 
 impl LogQuery {
-    /// Whether it looks for something, in everything that is kept; else the newest records are meant.
+    /// Whether it looks for something, in everything that is kept; else the newest records are
+    /// meant.
     pub fn is_search(&self) -> bool {
         self.since_ms.is_some()
             || self.until_ms.is_some()

@@ -107,7 +107,7 @@ pub struct MachineView {
 /// One thing that a node needs to serve.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct CheckView {
-    /// `walls`, `vault`, `gateway`, `workers`, `disk`, `lease`, `image`, `certificates`, `refusal`, `clock` or `identity`.
+    /// `protocol`, `walls`, `vault`, `gateway`, `workers`, `disk`, `lease`, `image`, `certificates`, `refusal`, `clock` or `identity`.
     pub name: String,
     /// Whether it is as it should be.
     pub ok: bool,

@@ -111,8 +111,8 @@ pub struct TenantStatus {
     pub stopped_credentials: Vec<StoppedCredential>,
 }
 
-/// A credential that nodes have stopped for a function, because answers held the secret three times within an hour
-/// (`credential_reflected`). It is the nodes' word.
+/// A credential that nodes have stopped for a function, because answers held the secret three times
+/// within an hour (`credential_reflected`). It is the nodes' word.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct StoppedCredential {
     /// The function.
@@ -128,8 +128,9 @@ pub struct StoppedCredential {
     pub until: Seconds,
 }
 
-/// What is stored for a tenant: its bundles, releases and sealed secrets. Uploads that would go over the limit are refused
-/// with `quota_exceeded`; what the newest manifest does not list is removed some time after its upload.
+/// What is stored for a tenant: its bundles, releases and sealed secrets. Uploads that would go
+/// over the limit are refused with `quota_exceeded`; what the newest manifest does not list is
+/// removed some time after its upload.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct StorageView {
     /// In use, with uploads under way.
@@ -149,8 +150,8 @@ pub struct FunctionStatus {
     pub pools: Vec<Name>,
     /// Hosts that its release names.
     pub hosts: Vec<String>,
-    /// Those of them that are another tenant's, which the operator admitted first: a node that knows that tenant leads
-    /// their callers there.
+    /// Those of them that are another tenant's, which the operator admitted first: a node that
+    /// knows that tenant leads their callers there.
     #[serde(default)]
     pub hosts_of_other_tenants: Vec<String>,
     /// Nodes that hold the newest manifest, by version and digest, of those in its pools.
@@ -172,12 +173,14 @@ pub struct NodeProgress {
     pub connected: bool,
     /// The highest manifest version that it acknowledged.
     pub manifest_version: Option<u64>,
-    /// Digest of that manifest's payload, where it is known: another one of the same version is not the same manifest.
+    /// Digest of that manifest's payload, where it is known: another one of the same version is not
+    /// the same manifest.
     #[schema(value_type = Option<String>)]
     pub manifest_digest: Option<Digest>,
     /// Unix time of that acknowledgement.
     pub acknowledged: Option<Seconds>,
-    /// The node has every bundle that it needs for that: it runs there, and does so after a restart with nobody there to ask.
+    /// The node has every bundle that it needs for that: it runs there, and does so after a restart
+    /// with nobody there to ask.
     #[serde(default)]
     pub is_stored: bool,
     /// What it refused since.

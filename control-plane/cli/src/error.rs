@@ -53,6 +53,8 @@ pub enum Code {
     WaitBroken,
     /// A release is signed and stored, and a node cannot load it: what ran there before goes on.
     LoadFailed,
+    /// A newer `casemate` has written the home folder.
+    Newer,
     /// A file could not be written.
     CannotCreate,
     /// Reading or writing failed.
@@ -88,6 +90,7 @@ impl Code {
         Self::NotAcknowledged,
         Self::WaitBroken,
         Self::LoadFailed,
+        Self::Newer,
         Self::CannotCreate,
         Self::Io,
         Self::Closed,
@@ -119,6 +122,7 @@ impl Code {
             Self::NotAcknowledged => "not_acknowledged",
             Self::WaitBroken => "wait_broken",
             Self::LoadFailed => "load_failed",
+            Self::Newer => "newer",
             Self::CannotCreate => "cannot_create",
             Self::Io => "io",
             Self::Closed => "closed",
@@ -131,7 +135,7 @@ impl Code {
         match self {
             Self::Closed => 0,
             Self::Usage | Self::Project => 64,
-            Self::Bundle | Self::SecretValue => 65,
+            Self::Bundle | Self::SecretValue | Self::Newer => 65,
             Self::Input | Self::NotFound => 66,
             Self::Unreachable => 69,
             Self::Internal => 70,
@@ -324,10 +328,11 @@ mod tests {
             Code::NotAcknowledged => 19,
             Code::WaitBroken => 20,
             Code::LoadFailed => 21,
-            Code::CannotCreate => 22,
-            Code::Io => 23,
-            Code::Closed => 24,
-            Code::Internal => 25,
+            Code::Newer => 22,
+            Code::CannotCreate => 23,
+            Code::Io => 24,
+            Code::Closed => 25,
+            Code::Internal => 26,
         }
     }
 

@@ -11,6 +11,7 @@
 //! tenant.key        tenant: the key that signs manifests; tenant.pub is its public half
 //! objects/          tenant: releases and sealed secrets that the newest manifest lists
 //! bundles/          tenant: bundles of those releases that were deployed from this home
+//! format.json       which format all this has; read first
 //! ```
 //! Every file is 0600 in folders of 0700, and replaced as a whole: a kill leaves the old one or the new one.
 
@@ -20,12 +21,18 @@ use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use casemate_trust::format::{Format, MARK, Marking};
 use casemate_trust::name::Name;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::error::{Code, Error};
 
+/// The formats of a home folder. What earlier programs would misread gets a number of its own, and a fixture.
+const FORMAT: Format = Format {
+    what: "this home folder",
+    newest: 1,
+};
 /// Largest file that is read from the home folder, in bytes: far above a memory of thousands of tenants.
 const MAX_FILE_BYTES: u64 = 64 * 1024 * 1024;
 /// How long another `casemate` with the same home is waited for: most commands are through by then.
@@ -94,6 +101,36 @@ impl Home {
         self.path.join(name)
     }
 
+    /// Refuse the home of a newer `casemate`, before anything in it is read or changed.
+    ///
+    /// # Errors
+    /// A newer program has written it, or its mark cannot be read.
+    pub fn must_be_readable(&self) -> Result<(), Error> {
+        match self.marking()? {
+            Marking::Needed => self.mark(),
+            Marking::Done | Marking::Wanted => Ok(()),
+        }
+    }
+
+    fn marking(&self) -> Result<Marking, Error> {
+        let path = self.file(MARK);
+        let checked = FORMAT.check(read_private(&path)?.as_deref());
+        checked.map_err(|error| {
+            Error::new(
+                Code::Newer,
+                "this home folder is not opened",
+                "install the newer casemate on this machine, or give another home with `--home DIR`; an older casemate would \
+                 forget what it does not know, and with that what refuses a rollback",
+            )
+            .at(path.display())
+            .source(error)
+        })
+    }
+
+    fn mark(&self) -> Result<(), Error> {
+        write_private(&self.file(MARK), &FORMAT.mark())
+    }
+
     /// Keep other `casemate` programs out of this home until the lock is dropped.
     ///
     /// # Errors
@@ -115,7 +152,15 @@ impl Home {
         let until = Instant::now() + wait;
         loop {
             match file.try_lock() {
-                Ok(()) => return Ok(Lock { _file: file }),
+                Ok(()) => {
+                    match self.marking()? {
+                        Marking::Done => {}
+                        Marking::Needed => self.mark()?,
+                        // Whoever only reads may do so on a full disk; the next lock tries again.
+                        Marking::Wanted => drop(self.mark()),
+                    }
+                    return Ok(Lock { _file: file });
+                }
                 Err(TryLockError::WouldBlock) if Instant::now() < until => {
                     std::thread::sleep(LOCK_RETRY);
                 }

@@ -23,6 +23,7 @@ const OBJECTS: &str = "objects";
 const MAX_BEFORE: usize = 64;
 
 #[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct Stored {
     /// What refuses a rollback.
     memory: Memory,
@@ -31,6 +32,7 @@ struct Stored {
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct Held {
     roots: Vec<Envelope>,
     online: Option<Envelope>,

@@ -529,10 +529,10 @@ impl<'a> Session<'a> {
             _ => None,
         };
         let id = found.ok_or_else(|| {
-            let next = if tenants.is_empty() {
-                "ask the operator to admit you: `casemate tenant add NAME --key` with the key of `casemate tenant key`"
-            } else {
-                "say for whom: `--tenant NAME`"
+            let next = match (tenants.is_empty(), self.cx.keys().has(crate::keys::ROOT)) {
+                (true, true) => "no tenant has been admitted yet: `casemate tenant add` admits one",
+                (true, false) => "ask the operator to admit you: `casemate tenant add NAME --key` with the key of `casemate tenant key`",
+                (false, _) => "say for whom: `--tenant NAME`",
             };
             Error::new(Code::NotFound, "it is not clear which tenant is meant", next)
         })?;

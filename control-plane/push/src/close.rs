@@ -15,3 +15,5 @@ pub const REPLACED: u32 = 5;
 pub const JOIN_REFUSED: u32 = 6;
 /// Another machine with the same key is connected and stays so; try again later.
 pub const DUPLICATE: u32 = 7;
+/// The two ends have no version of the protocol in common; the reason says which they speak. Try again later.
+pub const APART: u32 = 8;

@@ -29,12 +29,12 @@ pub enum Violation {
     /// An object or bundle with other bytes than its digest says.
     #[error("bytes with another digest than announced")]
     Digest,
-    /// Another protocol version.
-    #[error("expected protocol {ours}, got {theirs}")]
+    /// Another protocol version than the handshake has agreed on.
+    #[error("expected push protocol {ours}, which the handshake agreed on, got {theirs}")]
     Protocol {
-        /// Ours.
+        /// Agreed on.
         ours: u16,
-        /// Theirs.
+        /// What the hello says.
         theirs: u16,
     },
     /// A node that is none.

@@ -11,7 +11,7 @@ use crate::codec::{Decoder, Violation, encode};
 use crate::listing::Listings;
 use crate::message::{
     Cursor, Has, Hello, MAX_AHEAD_BYTES, MAX_BUNDLES_IN_HAND, MAX_IMAGE_PIECES, MAX_TEXT_BYTES,
-    MAX_UNACKED, PROTOCOL, StatementId, ToControl, ToNode, shorten,
+    MAX_UNACKED, StatementId, ToControl, ToNode, shorten,
 };
 
 /// Entries in the queue of what is to be sent, each a digest: the largest manifest and as many fetches.
@@ -45,6 +45,8 @@ struct Object {
 /// See the crate's documentation.
 #[derive(Debug)]
 pub struct ControlEnd {
+    /// What the handshake has agreed on.
+    version: u16,
     state: State,
     decoder: Decoder,
     answers: VecDeque<ToNode>,
@@ -72,18 +74,19 @@ pub struct ControlEnd {
 }
 
 impl ControlEnd {
-    /// The end for a key that was admitted.
-    pub fn member(member: Member) -> Self {
-        Self::new(State::Silent(member))
+    /// The end for a key that was admitted, in the version that the handshake has agreed on.
+    pub fn member(member: Member, version: u16) -> Self {
+        Self::new(State::Silent(member), version)
     }
 
     /// The end for a key that nobody knows.
-    pub fn stranger() -> Self {
-        Self::new(State::Stranger { has_asked: false })
+    pub fn stranger(version: u16) -> Self {
+        Self::new(State::Stranger { has_asked: false }, version)
     }
 
-    fn new(state: State) -> Self {
+    fn new(state: State, version: u16) -> Self {
         Self {
+            version,
             state,
             decoder: Decoder::default(),
             answers: VecDeque::new(),
@@ -139,7 +142,7 @@ impl ControlEnd {
                 "anything but a join request from a stranger",
             )),
             (State::Silent(member), ToControl::Hello(hello)) => {
-                check_hello(member, &hello)?;
+                check_hello(member, &hello, self.version)?;
                 self.state = State::Served(member.clone());
                 self.begin(&hello, catalog.now());
                 Ok(Some(ControlEvent::Hello(hello)))
@@ -455,10 +458,10 @@ impl ControlEnd {
     }
 }
 
-fn check_hello(member: &Member, hello: &Hello) -> Result<(), Violation> {
-    if hello.protocol != PROTOCOL {
+fn check_hello(member: &Member, hello: &Hello, version: u16) -> Result<(), Violation> {
+    if hello.protocol != version {
         return Err(Violation::Protocol {
-            ours: PROTOCOL,
+            ours: version,
             theirs: hello.protocol,
         });
     }
@@ -477,13 +480,13 @@ mod tests {
 
     use super::*;
     use crate::simulation::{Dice, Vault, World, member, tenant};
-    use crate::{ToControl, encode};
+    use crate::{ToControl, VERSIONS, encode};
 
     #[test]
     fn a_manifest_is_read_once_however_often_its_objects_are_asked_for() {
         let (mut world, mut dice) = (World::new(1), Dice(1));
         world.publish_manifest(tenant(1), &mut dice);
-        let mut control = ControlEnd::member(member());
+        let mut control = ControlEnd::member(member(), VERSIONS.newest);
         let hello = ToControl::Hello(Box::new(Vault::default().hello()));
         control.receive(&encode(&hello)).unwrap();
         control.poll_event(&world).unwrap();

@@ -1,6 +1,6 @@
 //! The push protocol between control plane and node: both ends as state machines, no IO, no clock.
 //!
-//! A node opens one QUIC connection ([`ALPN`], raw public keys at both ends) and on it one long bidirectional stream.
+//! A node opens one QUIC connection ([`Versions`], raw public keys at both ends) and on it one long bidirectional stream.
 //! Both directions carry frames: a big-endian `u32` length, at most [`MAX_FRAME_BYTES`], then one postcard message
 //! ([`ToControl`], [`ToNode`]). Bundles come on unidirectional streams that the control plane opens
 //! ([`bundle::Receiver`]), and so do images, in pieces that the node asks for one by one: a transfer of minutes goes on after a
@@ -21,10 +21,10 @@
 //! [`Violation`] means: close the connection with [`Violation::close_code`] and, at the node, try again later.
 //!
 //! ```
-//! use casemate_push::{Hello, NodeEnd, NodeEvent, Has, PROTOCOL};
+//! use casemate_push::{Hello, NodeEnd, NodeEvent, Has, VERSIONS};
 //! # use casemate_trust::{id::FleetId, key::PublicKey};
 //! let hello = Hello {
-//!     protocol: PROTOCOL,
+//!     protocol: VERSIONS.newest, // what the handshake has agreed on
 //!     node: "edge-1".parse()?,
 //!     node_key: PublicKey::from_bytes([1; 32]),
 //!     fleet: FleetId([2; 32]),
@@ -66,20 +66,25 @@ mod control;
 mod listing;
 mod message;
 mod node;
+mod not_stored;
 #[cfg(test)]
 mod simulation;
 #[cfg(test)]
 mod tests;
+mod version;
 
 pub use backoff::Backoff;
 pub use catalog::{Catalog, ControlEvent, Member, StoredObject, Transmit};
 pub use codec::{Violation, encode};
 pub use control::ControlEnd;
 pub use message::{
-    ALPN, Cursor, Has, Hello, LOAD_FAILED, LogEntry, LogLevel, MAX_AHEAD_BYTES, MAX_BATCH_BYTES,
-    MAX_BATCH_RECORDS, MAX_FETCH_DIGESTS, MAX_FETCHES, MAX_FRAME_BYTES, MAX_HELLO_TENANTS,
-    MAX_IMAGE_PIECE_BYTES, MAX_LOG_BYTES, MAX_STATUS_BYTES, MAX_TEXT_BYTES, MAX_UNACKED, NO_PLACE,
-    NONCE_BYTES, NotStored, ObjectKind, PROTOCOL, StatementId, StoreId, TenantHas, ToControl,
-    ToNode, is_transient,
+    Cursor, Has, Hello, LogEntry, LogLevel, MAX_AHEAD_BYTES, MAX_BATCH_BYTES, MAX_BATCH_RECORDS,
+    MAX_FETCH_DIGESTS, MAX_FETCHES, MAX_FRAME_BYTES, MAX_HELLO_TENANTS, MAX_IMAGE_PIECE_BYTES,
+    MAX_LOG_BYTES, MAX_STATUS_BYTES, MAX_TEXT_BYTES, MAX_UNACKED, NONCE_BYTES, NotStored,
+    ObjectKind, StatementId, StoreId, TenantHas, ToControl, ToNode,
 };
 pub use node::{Expected, NodeEnd, NodeEvent};
+pub use not_stored::{
+    LOAD_FAILED, LOAD_FAILED_EARLIER, NO_PLACE, cannot_be_loaded, is_not_loaded, is_transient,
+};
+pub use version::{APART, Agreed, MAX_OFFER_BYTES, Offer, VERSIONS, Versions, apart};

@@ -11,10 +11,6 @@ use casemate_trust::key::PublicKey;
 use casemate_trust::name::Name;
 use serde::{Deserialize, Serialize};
 
-/// The protocol in the TLS handshake; another one fails it.
-pub const ALPN: &[u8] = b"casemate-push/2";
-/// Version in [`Hello`].
-pub const PROTOCOL: u16 = 3;
 /// Largest frame, bytes: the largest envelope or the largest `Hello`, with room.
 pub const MAX_FRAME_BYTES: usize = 4 * 1024 * 1024;
 /// Statements that may wait for an answer: both ends' queues are bounded by it.
@@ -258,7 +254,7 @@ pub struct TenantHas {
 /// The first message of a member.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hello {
-    /// [`PROTOCOL`]
+    /// Version of the protocol that the handshake has agreed on: see [`crate::Versions`].
     pub protocol: u16,
     /// Its name, which must be the one that its key was admitted under.
     pub node: Name,
@@ -324,18 +320,6 @@ impl LogEntry {
         let optional = |text: &Option<String>| text.as_ref().map_or(0, String::len);
         self.message.len() + optional(&self.request) + optional(&self.failure)
     }
-}
-
-/// [`NotStored::code`] of a release that cannot be loaded: the text holds the tenant's stack.
-pub const LOAD_FAILED: &str = "load_failed";
-/// [`NotStored::code`] of a release that waits for a worker to be loaded in.
-pub const NO_PLACE: &str = "no_place";
-/// Codes of a node's refusals that pass without anybody's word: the node tries again by itself, with pauses.
-const TRANSIENT: [&str; 3] = [NO_PLACE, "storage_full", "storage_failed"];
-
-/// Whether the node that reports this code tries again by itself.
-pub fn is_transient(code: &str) -> bool {
-    TRANSIENT.contains(&code)
 }
 
 /// That a node does not keep bundles of a manifest which it has accepted, or does not run a release that it wants.

@@ -317,7 +317,7 @@ impl Vault {
         has.more_tenants = has.tenants.len() > self.listed;
         has.tenants = has.tenants.into_iter().take(self.listed).collect();
         Hello {
-            protocol: PROTOCOL,
+            protocol: VERSIONS.newest,
             node: name("edge"),
             node_key: KEY,
             fleet: FLEET,
@@ -373,7 +373,7 @@ impl Link {
     pub(crate) fn new(vault: &Vault) -> Self {
         Self {
             node: NodeEnd::member(vault.hello()),
-            control: ControlEnd::member(member()),
+            control: ControlEnd::member(member(), VERSIONS.newest),
             to_node: Vec::new(),
             to_control: Vec::new(),
             unjudged: Vec::new(),

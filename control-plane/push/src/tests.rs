@@ -8,7 +8,7 @@ use crate::simulation::{Dice, Link, Vault, World, member, name, next_frame, tena
 use crate::*;
 
 fn served(world: &World) -> ControlEnd {
-    let mut control = ControlEnd::member(member());
+    let mut control = ControlEnd::member(member(), VERSIONS.newest);
     control
         .receive(&encode(&ToControl::Hello(Box::new(
             Vault::default().hello(),
@@ -25,7 +25,7 @@ fn served(world: &World) -> ControlEnd {
 fn a_stranger_may_only_join() {
     let (world, vault) = (World::new(1), Vault::default());
     let first_word = |message| {
-        let mut control = ControlEnd::stranger();
+        let mut control = ControlEnd::stranger(VERSIONS.newest);
         control.receive(&encode(&message)).unwrap();
         control.poll_event(&world).unwrap_err()
     };
@@ -33,7 +33,7 @@ fn a_stranger_may_only_join() {
     assert_eq!(first_word(hello), Violation::Unknown);
     let lease = ToControl::Lease { nonce: [0; 32] };
     assert!(matches!(first_word(lease), Violation::Unexpected(_)));
-    let mut control = ControlEnd::stranger();
+    let mut control = ControlEnd::stranger(VERSIONS.newest);
     let join = encode(&ToControl::Join { request: vec![1] });
     control.receive(&join).unwrap();
     assert!(matches!(
@@ -51,7 +51,10 @@ fn a_stranger_may_only_join() {
 fn a_join_becomes_a_membership_on_the_same_connection() {
     let (mut world, mut vault, mut dice) = (World::new(1), Vault::default(), Dice(1));
     world.put_next(|version| StatementId::Root { version });
-    let (mut node, mut control) = (NodeEnd::joining(vec![1]), ControlEnd::stranger());
+    let (mut node, mut control) = (
+        NodeEnd::joining(vec![1]),
+        ControlEnd::stranger(VERSIONS.newest),
+    );
     control.receive(&node.poll_transmit().unwrap()).unwrap();
     assert!(matches!(
         control.poll_event(&world),
@@ -91,12 +94,12 @@ fn a_hello_of_somebody_else_is_refused() {
             ..hello.clone()
         },
         Hello {
-            protocol: PROTOCOL + 1,
+            protocol: VERSIONS.newest + 1,
             ..hello
         },
     ];
     for hello in hellos {
-        let mut control = ControlEnd::member(member());
+        let mut control = ControlEnd::member(member(), VERSIONS.newest);
         control
             .receive(&encode(&ToControl::Hello(Box::new(hello))))
             .unwrap();
@@ -280,7 +283,7 @@ fn logs_that_come_too_fast_are_counted_not_kept() {
 
 /// Statements that a control plane sends to a node that says this hello.
 fn sent_after(world: &World, hello: Hello) -> Vec<StatementId> {
-    let mut control = ControlEnd::member(member());
+    let mut control = ControlEnd::member(member(), VERSIONS.newest);
     let mut node = NodeEnd::member(hello);
     control.receive(&node.poll_transmit().unwrap()).unwrap();
     while control.poll_event(world).unwrap().is_some() {}

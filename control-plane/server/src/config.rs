@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
+use casemate_push::{VERSIONS, Versions};
 use casemate_trust::join::MAX_ADDRESS_BYTES;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
@@ -68,6 +69,8 @@ pub struct Config {
     pub api_limits: ApiLimits,
     /// What is kept of the tenants' logs.
     pub log_limits: LogLimits,
+    /// Versions of the push protocol that are spoken: this program's, unless a test plays an earlier or a later one.
+    pub push_versions: Versions,
     /// Log filter; `CASEMATE_LOG` goes before it.
     pub log: Option<String>,
 }
@@ -173,6 +176,7 @@ impl Config {
                 tenant_storage_mib: numbers.tenant_storage_mib,
                 api_limits: numbers.api_limits,
                 log_limits: numbers.log_limits,
+                push_versions: VERSIONS,
                 log: found.remove("log").map(|(_, filter)| filter),
             }),
             _ => Err(mistakes

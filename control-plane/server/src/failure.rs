@@ -22,6 +22,11 @@ impl Failure {
         Self::new(64, message)
     }
 
+    /// 65: a newer control plane has written what is to be read.
+    pub(crate) fn newer(message: impl Into<String>) -> Self {
+        Self::new(65, message)
+    }
+
     /// 69: something that is needed cannot be had, such as a port.
     pub(crate) fn unavailable(message: impl Into<String>) -> Self {
         Self::new(69, message)
@@ -56,6 +61,7 @@ impl From<StoreError> for Failure {
         };
         match error {
             StoreError::Locked(_) => Self::temporary(message),
+            StoreError::Unreadable { .. } => Self::newer(message),
             _ => Self::io(message),
         }
     }

@@ -12,7 +12,7 @@
 //! | `arrivals`, `places` | slots of connections: without proof of identity, and with it |
 //! | `bundles`, `images` | bundles in an object store; files of images |
 //! | `backup` | a copy of the state while it is used, and the way back |
-//! | `tls`, `keys`, `files`, `config` | what it starts from |
+//! | `tls`, `keys`, `files`, `format`, `config` | what it starts from |
 #![forbid(unsafe_code)]
 
 mod arrivals;
@@ -22,6 +22,7 @@ mod config;
 mod failure;
 mod fault;
 mod files;
+mod format;
 mod https;
 mod images;
 mod keys;

@@ -21,7 +21,7 @@ use crate::images::Images;
 use crate::keys::Keys;
 use crate::plane::{Actor, Folders, LogLimits, Logs, Plane, collect};
 use crate::reserve::Reserve;
-use crate::{files, https, keys, quic, tls};
+use crate::{files, format, https, keys, quic, tls};
 
 pub(crate) const KEYS: &str = "keys";
 pub(crate) const BUNDLES: &str = "bundles";
@@ -95,6 +95,7 @@ pub(crate) async fn open(
     tenant_limit_bytes: u64,
     log_limits: LogLimits,
 ) -> Result<Plane, Failure> {
+    let marking = format::check(state)?;
     let path = state.join(STORE);
     if !is_new && !path.exists() {
         let message = format!(
@@ -107,6 +108,7 @@ pub(crate) async fn open(
         StoreId(keys::random().map_err(|_| Failure::internal("the kernel gave no random bytes"))?);
     let store = tokio::task::spawn_blocking(move || Redb::open(&path, store)).await;
     let store = store.map_err(|error| Failure::internal(error.to_string()))??;
+    format::mark(state, marking)?;
     let folder = state.join(BUNDLES);
     let bundles = Bundles::open(&folder)
         .map_err(|error| Failure::io(format!("cannot open {}: {error}", folder.display())))?;
@@ -167,11 +169,12 @@ pub async fn serve(config: Config, stop: impl Future<Output = ()>) -> Result<(),
         );
         return Err(Failure::config(message));
     }
+    format::check(state)?;
     let keys = Arc::new(Keys::open(&state.join(KEYS))?);
     let listener = TcpListener::bind(config.api)
         .await
         .map_err(|error| quic::cannot_listen(config.api, &error))?;
-    let endpoint = quic::bind(config.quic, &keys)?;
+    let endpoint = quic::bind(config.quic, &keys, config.push_versions)?;
     let unknown = |error: std::io::Error| Failure::internal(error.to_string());
     let addresses = Addresses {
         api: listener.local_addr().map_err(unknown)?.to_string(),
@@ -213,7 +216,13 @@ pub async fn serve(config: Config, stop: impl Future<Output = ()>) -> Result<(),
     let backups = tokio::spawn(backup::serve(socket, Arc::clone(&plane), stopping.clone()));
     let logging = tokio::spawn(Arc::clone(&plane).write_logs(stopping.clone()));
     let removing = tokio::spawn(collect::run(Arc::clone(&plane), stopping.clone()));
-    let nodes = tokio::spawn(quic::serve(endpoint, plane, keys, stopping.clone()));
+    let nodes = tokio::spawn(quic::serve(
+        endpoint,
+        plane,
+        keys,
+        config.push_versions,
+        stopping.clone(),
+    ));
     tracing::info!("ready api={} quic={}", addresses.api, addresses.quic);
     stop.await;
     tracing::info!("stopping");

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use casemate_push::Versions;
 use casemate_trust::key::{PublicKey, SEED_BYTES, SigningKey};
 use rustls::client::danger::HandshakeSignatureValid;
 use rustls::crypto::{CryptoProvider, ring, verify_tls13_signature_with_raw_key};
@@ -53,8 +54,9 @@ pub(crate) fn api(key: &SigningKey) -> Result<ServerConfig, Failure> {
     Ok(config)
 }
 
-/// What the QUIC socket speaks. Every Ed25519 key may connect; what it may do then is decided by the key.
-pub(crate) fn quic(key: &SigningKey) -> Result<ServerConfig, Failure> {
+/// What the QUIC socket speaks. Every Ed25519 key may connect; what it may do then is decided by the key. Of the versions that
+/// a node offers, the newest of ours is taken.
+pub(crate) fn quic(key: &SigningKey, versions: Versions) -> Result<ServerConfig, Failure> {
     let der = pkcs8(key);
     let signing = ring::sign::any_eddsa_type(&PrivatePkcs8KeyDer::from(der.as_slice()));
     let signing = signing.map_err(|error| Failure::internal(error.to_string()))?;
@@ -63,7 +65,7 @@ pub(crate) fn quic(key: &SigningKey) -> Result<ServerConfig, Failure> {
     let mut config = builder()?
         .with_client_cert_verifier(Arc::new(AnyEd25519Key(ring::default_provider())))
         .with_cert_resolver(Arc::new(AlwaysResolvesServerRawPublicKeys::new(certified)));
-    config.alpn_protocols = vec![casemate_push::ALPN.to_vec()];
+    config.alpn_protocols = versions.alpns();
     // No resumption and no 0-RTT: each connection proves its key anew.
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;

@@ -588,3 +588,14 @@ async fn the_key_of_the_certificate_is_the_one_that_init_printed() {
     let public: casemate_api::fleet::PublicKeys = serde_json::from_slice(&public).unwrap();
     assert_eq!(public, control.keys);
 }
+
+#[tokio::test]
+async fn every_answer_names_the_version_of_the_control_plane() {
+    let control = Control::new().await;
+    let expected = concat!("casemate-control/", env!("CARGO_PKG_VERSION"));
+    for (path, status) in [("/v1/fleet", 200), ("/v1/tokens", 401), ("/v9/later", 404)] {
+        let answer = control.client("").open("GET", path, Vec::new()).await;
+        assert_eq!(answer.status().as_u16(), status);
+        assert_eq!(answer.headers()["server"], expected, "{path}");
+    }
+}

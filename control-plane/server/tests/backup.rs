@@ -204,7 +204,11 @@ async fn without_a_running_control_plane_the_state_is_read_as_it_lies() {
     )
     .unwrap();
     let no = restore(to.clone(), state.clone()).await.unwrap_err();
-    assert!(no.message.contains("format 1, got 2"), "{}", no.message);
+    assert!(
+        no.code == 65 && no.message.contains("has format 2, written by casemate"),
+        "{}",
+        no.message
+    );
     std::fs::write(to.join("backup.json"), &label).unwrap();
     let store = std::fs::read(to.join("store.redb")).unwrap();
     std::fs::write(to.join("store.redb"), &store[..store.len() / 3]).unwrap();

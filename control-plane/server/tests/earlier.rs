@@ -9,7 +9,8 @@ mod support;
 use std::path::{Path, PathBuf};
 
 use casemate_api::audit::{AuditPage, AuditRecord};
-use casemate_control::Progress;
+use casemate_control::{Failure, Progress};
+use casemate_control_store::{Change, Redb, Store as _, StoreId};
 use casemate_push::{NodeEnd, StatementId};
 use casemate_trust::id::Digest;
 use casemate_trust::revocation::Revocations;
@@ -183,5 +184,82 @@ async fn backups_of_earlier_programs_are_restored() {
         let restored = tokio::task::spawn_blocking(work).await.unwrap().unwrap();
         assert!(restored.audit_intact && restored.missing_bundles.is_empty());
         same_as_written_and_goes_on(name, folder).await;
+    }
+}
+
+async fn on_a_thread<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    tokio::task::spawn_blocking(work).await.unwrap()
+}
+
+/// Why a control plane does not start on this state folder.
+async fn refused(state: &Path) -> Failure {
+    let served = casemate_control::serve(support::config(state), std::future::pending());
+    served.await.unwrap_err()
+}
+
+/// Files of a state folder, but those that say nothing of the state.
+fn snapshot(state: &Path) -> Vec<(PathBuf, Vec<u8>)> {
+    let entries = std::fs::read_dir(state).unwrap();
+    let files = entries.map(|entry| entry.unwrap().path());
+    let mut files: Vec<_> = files
+        .filter(|path| path.is_file())
+        .map(|path| (path.clone(), std::fs::read(path).unwrap()))
+        .collect();
+    files.sort();
+    files
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_newer_control_plane_has_written_is_left_alone() {
+    let folder = archive::unpack(STATES[STATES.len() - 1]);
+    let state = folder.path().join("state");
+    let newer = r#"{"format":99,"software":"9.0.0"}"#;
+    std::fs::write(state.join("format.json"), newer).unwrap();
+    let before = snapshot(&state);
+    let no = refused(&state).await;
+    assert_eq!(no.code, 65, "{}", no.message);
+    for part in [
+        "format 99",
+        "casemate 9.0.0",
+        env!("CARGO_PKG_VERSION"),
+        "install",
+    ] {
+        assert!(no.message.contains(part), "{part}: {}", no.message);
+    }
+    let (from, to) = (state.clone(), folder.path().join("backup"));
+    let no = on_a_thread(move || casemate_control::backup(&from, &to, &mut |_: Progress| ())).await;
+    assert_eq!(no.unwrap_err().code, 65);
+    assert_eq!(snapshot(&state), before);
+
+    // A backup is made of the state with its mark, and what is newer in it is refused too.
+    let folder = archive::unpack(BACKUPS[BACKUPS.len() - 1]);
+    std::fs::write(folder.path().join("backup/format.json"), newer).unwrap();
+    let (from, to) = (folder.path().join("backup"), folder.path().join("state"));
+    let made = to.clone();
+    let no =
+        on_a_thread(move || casemate_control::restore(&from, &to, &mut |_: Progress| ())).await;
+    assert_eq!(no.unwrap_err().code, 65);
+    assert!(!made.exists());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_statement_that_only_a_newer_control_plane_reads_is_not_forgotten() {
+    let folder = archive::unpack(STATES[STATES.len() - 1]);
+    let state = folder.path().join("state");
+    let manifest = Fleet::of_earlier(String::new()).manifest(9, b"", None);
+    let mut manifest = serde_json::to_value(manifest).unwrap();
+    manifest["of_a_later_version"] = json!(true);
+    let payload = serde_json::to_vec(&manifest).unwrap();
+    let kind = casemate_trust::statement::Manifest::TYPE;
+    let envelope = casemate_trust::dsse::Envelope::sign(kind, payload, &[&key(10)]);
+    let row = format!("manifest/{}", Fleet::of_earlier(String::new()).tenant.id);
+    let store = Redb::open(&state.join("store.redb"), StoreId([0; 16])).unwrap();
+    let change = Change::put(&row, envelope.to_bytes());
+    store.commit(vec![], vec![change]).await.unwrap();
+    drop(store);
+    let no = refused(&state).await;
+    assert_eq!(no.code, 65, "{}", no.message);
+    for part in [row.as_str(), "of_a_later_version", "newer control plane"] {
+        assert!(no.message.contains(part), "{part}: {}", no.message);
     }
 }

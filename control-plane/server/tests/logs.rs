@@ -57,6 +57,11 @@ async fn logs_reach_their_tenant_and_follow() {
             fleet.tenant.id,
         )
     };
+    let other = casemate_trust::id::TenantId([3; 32]);
+    node.end.log(LogEntry {
+        tenant: other,
+        ..reflected.clone()
+    });
     node.end.log(reflected);
     node.write().await;
     following.frame().await.unwrap().unwrap();
@@ -67,6 +72,11 @@ async fn logs_reach_their_tenant_and_follow() {
         ("node edge-1", "credential.use")
     );
     assert!(record.subject.starts_with("credential_reflected"));
+    let names_other = |subject: &str| subject.contains(&other.to_string());
+    assert!(
+        !page.records.iter().any(|one| names_other(&one.subject)),
+        "a node speaks for no other"
+    );
     let since = tenant
         .get(&format!("{path}?since=2&function=web"))
         .await

@@ -6,11 +6,11 @@ mod support;
 
 use casemate_api::node::{JoinList, NewGrants, NodeList, NodeView};
 use casemate_api::tenant::TenantStatus;
-use casemate_push::{NodeEnd, NodeEvent, StatementId, close};
+use casemate_push::{NodeEnd, NodeEvent, StatementId, VERSIONS, close};
 use casemate_trust::id::{Digest, TenantId};
 use casemate_trust::join::JoinToken;
 use casemate_trust::lease;
-use casemate_trust::statement::{OnlineKey, Statement as _};
+use casemate_trust::statement::{KeySet, OnlineKey, Statement as _, Tenant};
 use quinn::ConnectionError;
 use support::fleet::{LATER, key, name, tenant_path};
 use support::node::{admission, connect, hello, joining, member, quic_config, serving};
@@ -164,6 +164,27 @@ async fn refusals_of_a_node_are_visible_and_end_with_the_next_version() {
 }
 
 #[tokio::test]
+async fn a_node_that_joins_later_is_not_sent_the_manifest_of_a_tenant_that_was_removed() {
+    let control = Control::new().await;
+    let fleet = Fleet::new(&control).await;
+    let tenant = control.client(&fleet.tenant_token);
+    fleet.deploy(&tenant, 1, b"bundle").await;
+    let removed = Tenant {
+        version: 2,
+        current: KeySet::single(key(99).public()),
+        hosts: Vec::new(),
+        ..fleet.tenant.clone()
+    };
+    let operator = control.operator();
+    let statement = removed.sign(&[&key(1)]).to_bytes();
+    operator.ask("POST", "/v1/statements", statement).await.ok();
+    let mut node = member(&control, &fleet, "edge-1", &key(20)).await;
+    let ids = node.sync().await.ids();
+    let is_manifest = |id: &StatementId| matches!(id, StatementId::Manifest { .. });
+    assert!(!ids.iter().any(is_manifest), "{ids:?}");
+}
+
+#[tokio::test]
 async fn stopped_credentials_of_a_nodes_own_functions_are_in_the_tenants_status() {
     let control = Control::new().await;
     let (fleet, tenant, mut node) = serving(&control).await;
@@ -259,7 +280,7 @@ async fn unknown_keys_are_few_before_they_have_said_a_word_and_nodes_have_room_b
     // One more than there may be from one address.
     let mut strangers = Vec::new();
     for number in 100..=116 {
-        let config = quic_config(&key(number), control.keys.quic, casemate_push::ALPN);
+        let config = quic_config(&key(number), control.keys.quic, VERSIONS.alpns());
         strangers.push(connect(&control.quic, config).await.unwrap());
     }
     let refused = strangers.iter().map(|(_, connection)| {
@@ -480,7 +501,7 @@ async fn another_alpn_another_server_key_and_bundles_of_others_are_refused() {
     assert!(
         connect(
             &control.quic,
-            quic_config(&key(20), control.keys.quic, b"h3")
+            quic_config(&key(20), control.keys.quic, vec![b"h3".to_vec()])
         )
         .await
         .is_err()
@@ -488,7 +509,7 @@ async fn another_alpn_another_server_key_and_bundles_of_others_are_refused() {
     assert!(
         connect(
             &control.quic,
-            quic_config(&key(20), control.keys.api, casemate_push::ALPN)
+            quic_config(&key(20), control.keys.api, VERSIONS.alpns())
         )
         .await
         .is_err()

@@ -7,7 +7,8 @@ mod support;
 use std::collections::BTreeSet;
 use std::io::{BufRead as _, BufReader};
 use std::net::TcpListener;
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::{Arc, Mutex};
@@ -80,6 +81,71 @@ fn ended(output: &Output, code: i32, says: &str) {
     let text = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(code), "{text}");
     assert!(text.contains(says), "{text}");
+}
+
+/// The program as a service manager runs it: for a user who owns the folder and may not write beside it.
+fn as_the_service(folder: &Path) -> Command {
+    let state = folder.join("state");
+    std::fs::create_dir(&state).unwrap();
+    let mut command = program();
+    if std::fs::metadata("/proc/self").unwrap().uid() == 0 {
+        let (nobody, nogroup) = (65_534, 65_534);
+        std::os::unix::fs::chown(&state, Some(nobody), Some(nogroup)).unwrap();
+        command.uid(nobody).gid(nogroup);
+    }
+    let only_read = std::fs::Permissions::from_mode(0o555);
+    std::fs::set_permissions(folder, only_read).unwrap();
+    command
+}
+
+#[test]
+fn a_folder_that_was_made_for_the_user_of_the_service_is_filled_where_it_is() {
+    let folder = tempfile::tempdir().unwrap();
+    let state = folder.path().join("state");
+    let mut command = as_the_service(folder.path());
+    // A file system that is mounted there has this, and a program that was killed leaves that.
+    std::fs::create_dir(state.join("lost+found")).unwrap();
+    std::fs::create_dir(state.join(".state.new-1")).unwrap();
+    let inode = |path: &Path| std::fs::metadata(path).unwrap().ino();
+    let before = inode(&state);
+    let made = command.args(["init", "--state"]).arg(&state).output();
+    let made = made.unwrap();
+    let told = String::from_utf8_lossy(&made.stderr);
+    assert!(made.status.success(), "{told}");
+    assert_eq!(inode(&state), before, "the folder is kept");
+    let mode = std::fs::metadata(&state).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o700);
+    let names = std::fs::read_dir(&state).unwrap();
+    let name = |entry: std::io::Result<std::fs::DirEntry>| entry.unwrap().file_name().into_string();
+    let names: BTreeSet<String> = names.map(|entry| name(entry).unwrap()).collect();
+    assert!(names.contains("keys") && names.contains("store.redb"));
+    let is_hidden = |name: &String| name.starts_with('.');
+    assert!(!names.iter().any(is_hidden), "{names:?}");
+    ended(&init(&state), 73, "not empty");
+    // A backup is restored into such a folder too.
+    let backup = folder.path().join("state/backup");
+    let copied = program()
+        .args(["backup", "--state"])
+        .arg(&state)
+        .arg("--to")
+        .arg(&backup)
+        .output()
+        .unwrap();
+    assert!(copied.status.success(), "{copied:?}");
+    let other = tempfile::tempdir().unwrap();
+    let place = other.path().join("state");
+    std::fs::create_dir(&place).unwrap();
+    let before = inode(&place);
+    let restored = program()
+        .args(["restore", "--from"])
+        .arg(&backup)
+        .arg("--state")
+        .arg(&place)
+        .output()
+        .unwrap();
+    assert!(restored.status.success(), "{restored:?}");
+    assert_eq!(inode(&place), before, "the folder is kept");
+    assert!(place.join("keys").is_dir());
 }
 
 #[test]

@@ -16,6 +16,17 @@ pub enum StoreError {
         /// What was found.
         message: String,
     },
+    /// An entry that is whole is not what its reader knows.
+    #[error(
+        "the store's entry {key} cannot be read by this version ({message}): a newer control plane has written it; run that version \
+         or go back to a backup from before it; nothing was changed"
+    )]
+    Unreadable {
+        /// Its key.
+        key: String,
+        /// What was expected.
+        message: String,
+    },
     /// No space left.
     #[error("the disk of the store {0} is full: nothing was written")]
     Full(PathBuf),

@@ -1,11 +1,13 @@
-//! The control plane's revisioned store: a sorted map of keys, one revision counter over all of them.
+//! The control plane's revisioned store: a sorted map of keys, one revision counter over all of
+//! them.
 //!
-//! The model is etcd's: [`Store::get`], [`Store::range`], [`Store::commit`] (compare, then write, all or nothing) and
-//! [`Store::watch`]. [`Redb`] keeps it in one file, which one program opens at a time. [`conformance`] says what every
-//! backend does.
+//! The model is etcd's: [`Store::get`], [`Store::range`], [`Store::commit`] (compare, then write,
+//! all or nothing) and [`Store::watch`]. [`Redb`] keeps it in one file, which one program opens at
+//! a time. [`conformance`] says what every backend does.
 //!
-//! What `commit` has returned is on disk. A commit that failed for want of space, or because the disk did not answer, has
-//! changed nothing that a later read sees; the store goes on as soon as the disk does.
+//! What `commit` has returned is on disk. A commit that failed for want of space, or because the
+//! disk did not answer, has changed nothing that a later read sees; the store goes on as soon as
+//! the disk does.
 #![forbid(unsafe_code)]
 
 pub mod conformance;
@@ -127,8 +129,8 @@ pub trait Store: Send + Sync + 'static {
     /// One key.
     fn get(&self, key: &str) -> impl Future<Output = Result<Option<Entry>, StoreError>> + Send;
 
-    /// Up to [`MAX_RANGE`] keys that begin with `prefix`, in order, those after the key `after` if one is given. Fewer
-    /// than `limit` means that there are no more.
+    /// Up to [`MAX_RANGE`] keys that begin with `prefix`, in order, those after the key `after` if
+    /// one is given. Fewer than `limit` means that there are no more.
     fn range(
         &self,
         prefix: &str,

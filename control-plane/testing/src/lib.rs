@@ -1,5 +1,6 @@
-//! A control plane as its users see it, for tests and benchmarks: an operator and a tenant over HTTPS, and nodes that speak the push
-//! protocol over QUIC and run no functions. What is not as it should be panics: this is no code for a product.
+//! A control plane as its users see it, for tests and benchmarks: an operator and a tenant over
+//! HTTPS, and nodes that speak the push protocol over QUIC and run no functions. What is not as it
+//! should be panics: this is no code for a product.
 #![forbid(unsafe_code)]
 #![allow(missing_docs, reason = "names of a test's own world")]
 #![allow(clippy::unwrap_used, reason = "a test that panics says enough")]

@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use casemate_api::node::{Admission, JoinList};
 use casemate_push::bundle::{Part, Receiver};
-use casemate_push::{Has, Hello, NodeEnd, NodeEvent, PROTOCOL, StatementId, TenantHas};
+use casemate_push::{
+    Agreed, Has, Hello, NodeEnd, NodeEvent, Offer, StatementId, TenantHas, VERSIONS, Versions,
+};
 use casemate_trust::dsse::Envelope;
 use casemate_trust::id::{Digest, FleetId};
 use casemate_trust::join::JoinToken;
@@ -41,7 +43,11 @@ pub struct Node {
 }
 
 /// The client configuration of a node with this key, which expects that key.
-pub fn quic_config(key: &SigningKey, control: PublicKey, alpn: &[u8]) -> quinn::ClientConfig {
+pub fn quic_config(
+    key: &SigningKey,
+    control: PublicKey,
+    alpns: Vec<Vec<u8>>,
+) -> quinn::ClientConfig {
     let der = [&PKCS8_PREFIX[..], key.expose_secret()].concat();
     let signing = ring::sign::any_eddsa_type(&PrivatePkcs8KeyDer::from(der)).unwrap();
     let spki = CertificateDer::from([&SPKI_PREFIX[..], key.public().as_bytes()].concat());
@@ -53,7 +59,7 @@ pub fn quic_config(key: &SigningKey, control: PublicKey, alpn: &[u8]) -> quinn::
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(Raw(control, ring::default_provider())))
         .with_client_cert_resolver(Arc::new(AlwaysResolvesClientRawPublicKeys::new(certified)));
-    config.alpn_protocols = vec![alpn.to_vec()];
+    config.alpn_protocols = alpns;
     let mut config =
         quinn::ClientConfig::new(Arc::new(QuicClientConfig::try_from(config).unwrap()));
     let mut transport = TransportConfig::default();
@@ -90,7 +96,7 @@ fn text(error: impl std::fmt::Display) -> String {
 
 pub fn hello(name: &str, key: &SigningKey, fleet: FleetId) -> Hello {
     Hello {
-        protocol: PROTOCOL,
+        protocol: VERSIONS.newest,
         node: name.parse().unwrap(),
         node_key: key.public(),
         fleet,
@@ -171,9 +177,20 @@ impl Node {
         key: &SigningKey,
         end: NodeEnd,
     ) -> Result<Self, String> {
-        let config = quic_config(key, control.keys.quic, casemate_push::ALPN);
+        let config = quic_config(key, control.keys.quic, VERSIONS.alpns());
         let connected = tokio::time::timeout(SOON, try_connect(&control.quic, config)).await;
-        let (endpoint, connection) = connected.map_err(|_| QUIET)?.map_err(text)?;
+        let connected = connected.map_err(|_| QUIET)?.map_err(text)?;
+        Self::on(connected, end).await
+    }
+
+    /// On a connection that stands.
+    ///
+    /// # Errors
+    /// The connection is lost.
+    pub async fn on(
+        (endpoint, connection): (Endpoint, Connection),
+        end: NodeEnd,
+    ) -> Result<Self, String> {
         let (send, recv) = connection.open_bi().await.map_err(text)?;
         let mut node = Self {
             end,
@@ -184,6 +201,53 @@ impl Node {
         };
         node.try_write().await?;
         Ok(node)
+    }
+
+    /// Connects as a program that speaks these versions: the version that was agreed on, and the member that speaks it.
+    pub async fn speaking(
+        control: &Plane,
+        key: &SigningKey,
+        versions: Versions,
+        mut hello: Hello,
+    ) -> (u16, Self) {
+        let (endpoint, connection) = Self::meet(control, key, versions).await;
+        let data = connection.handshake_data().unwrap();
+        let data = data.downcast::<quinn::crypto::rustls::HandshakeData>();
+        let name = data.unwrap().protocol.unwrap();
+        let Some(Agreed::Version(version)) = versions.agreed(&name) else {
+            panic!("no version in common")
+        };
+        hello.protocol = version;
+        let node = Self::on((endpoint, connection), NodeEnd::member(hello)).await;
+        (version, node.unwrap())
+    }
+
+    /// Connects as a program that has no version in common with the control plane: close code and reason.
+    pub async fn apart(
+        control: &Plane,
+        key: &SigningKey,
+        versions: Versions,
+        software: &str,
+    ) -> (u64, String) {
+        let (_endpoint, connection) = Self::meet(control, key, versions).await;
+        let (mut send, _recv) = connection.open_bi().await.unwrap();
+        let offer = Offer::encode(versions, software);
+        send.write_all(&offer).await.unwrap();
+        match tokio::time::timeout(SOON, connection.closed())
+            .await
+            .unwrap()
+        {
+            ConnectionError::ApplicationClosed(close) => (
+                close.error_code.into_inner(),
+                String::from_utf8_lossy(&close.reason).into_owned(),
+            ),
+            other => panic!("{other}"),
+        }
+    }
+
+    async fn meet(control: &Plane, key: &SigningKey, versions: Versions) -> (Endpoint, Connection) {
+        let config = quic_config(key, control.keys.quic, versions.alpns());
+        connect(&control.quic, config).await.unwrap()
     }
 
     /// Writes what waits.

@@ -21,7 +21,8 @@ const CERTIFICATES: &str = "etc/ssl/certs/ca-certificates.crt";
 /// Where Debian's loader looks for libraries.
 const LIBRARY_FOLDER: &str = "lib/x86_64-linux-gnu";
 
-/// Folders of the system that something is mounted on. What the boot stub passes on is found in `.extra`.
+/// Folders of the system that something is mounted on. What the boot stub passes on is found in
+/// `.extra`.
 const FOLDERS: &[&str] = &[".extra", "dev", "proc", "run", "state", "sys", "tmp"];
 
 /// Where init stands in the initramfs: the kernel looks for it there.
@@ -30,7 +31,8 @@ const INIT: &str = "init";
 const SYSTEM: &str = "system.squashfs";
 /// Folders of the initramfs: for devices, and for the system until it is the root.
 const FIRST_FOLDERS: &[&str] = &["dev", "mnt"];
-/// What mounting the system needs of the kernel: init loads it as it is listed, but for the disk in memory, to which it says a size.
+/// What mounting the system needs of the kernel: init loads it as it is listed, but for the disk in
+/// memory, to which it says a size.
 const FIRST_MODULES: [&str; 1] = ["squashfs"];
 const DISK_MODULE: &str = "brd";
 
@@ -208,7 +210,8 @@ fn add_files(
     Ok(())
 }
 
-/// Adds the module that makes a disk in memory. Init loads it alone, with a size: built into the kernel, it would have another.
+/// Adds the module that makes a disk in memory. Init loads it alone, with a size: built into the
+/// kernel, it would have another.
 fn add_disk_module(first: &mut Tree, kernel: &Kernel<'_>) -> Result<(), Error> {
     let disk = kernel.modules(&[DISK_MODULE.to_owned()])?;
     let [(name, bytes)] = &disk[..] else {

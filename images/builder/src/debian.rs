@@ -1,4 +1,5 @@
-//! Where Debian packages come from: apt, which checks the archive's signature, so that a digest that it names is Debian's.
+//! Where Debian packages come from: apt, which checks the archive's signature, so that a digest
+//! that it names is Debian's.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -51,7 +52,8 @@ impl Apt {
 
 impl Source for Apt {
     fn find(&mut self, names: &[&str]) -> Result<BTreeMap<String, PackageFile>, Error> {
-        // An empty folder: of a file that lies in it already apt prints nothing. All at once: it reads its lists each time.
+        // An empty folder: of a file that lies in it already apt prints nothing. All at once: it
+        // reads its lists each time.
         let folder = tempfile::tempdir().map_err(Error::file("a temporary folder"))?;
         let told = run(folder.path(), &[&["--print-uris"], names].concat())?;
         let found = names.iter().map(|name| {

@@ -1,4 +1,5 @@
-//! A disk with a GPT (UEFI 5): the boot partition with FAT on it, and an empty state partition that init makes ext4 of.
+//! A disk with a GPT (UEFI 5): the boot partition with FAT on it, and an empty state partition that
+//! init makes ext4 of.
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -51,8 +52,9 @@ pub fn boot_files<'a>(image: &'a Image, uki_path: &'a str) -> [BootFile<'a>; 3] 
     ]
 }
 
-/// Writes a disk image: a boot partition with these files, if there are any, and a state partition of `state_bytes`. The
-/// file is sparse. The same arguments give the same bytes; `identity` tells disks apart.
+/// Writes a disk image: a boot partition with these files, if there are any, and a state partition
+/// of `state_bytes`. The file is sparse. The same arguments give the same bytes; `identity` tells
+/// disks apart.
 ///
 /// # Errors
 /// The file cannot be written, or the boot files do not fit.
@@ -137,8 +139,8 @@ fn write_boot(mut window: Window<'_>, files: &[BootFile<'_>], identity: &str) ->
     fat.unmount()
 }
 
-/// Files are from the first day that FAT knows: without a date, firmware does not rename a file, and the boot loader counts
-/// tries by renaming.
+/// Files are from the first day that FAT knows: without a date, firmware does not rename a file,
+/// and the boot loader counts tries by renaming.
 #[derive(Debug)]
 struct FirstDay;
 

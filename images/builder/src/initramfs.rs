@@ -24,7 +24,8 @@ pub(crate) fn archive(tree: &Tree, time: u32) -> Result<Vec<u8>, Error> {
             max: MAX_FILE_BYTES,
             got: bytes.len() as u64,
         })?;
-        // A number of its own for each: the kernel takes files with one number for links to one file.
+        // A number of its own for each: the kernel takes files with one number for links to one
+        // file.
         let entry = Builder::new(path)
             .ino(u32::try_from(number + 1).unwrap_or(u32::MAX))
             .nlink(if matches!(node, Node::Folder) { 2 } else { 1 })

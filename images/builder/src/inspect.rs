@@ -1,4 +1,5 @@
-//! What an image says of itself: the `.osrel` section of a unified kernel image is `os-release(5)` (UAPI group, UKI).
+//! What an image says of itself: the `.osrel` section of a unified kernel image is `os-release(5)`
+//! (UAPI group, UKI).
 
 use casemate_measured_boot::{Approvals, ImageKey, SECTIONS, SignedApproval, measured};
 use object::pe::IMAGE_DIRECTORY_ENTRY_SECURITY;
@@ -14,14 +15,16 @@ const MAX_BYTES: usize = 64 * 1024;
 /// Longest value of a line, bytes.
 const MAX_VALUE_BYTES: usize = 64;
 
-/// What an image says of itself. Whoever made the file wrote it: it is as good as the file's signature.
+/// What an image says of itself. Whoever made the file wrote it: it is as good as the file's
+/// signature.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Inspected {
     /// `IMAGE_VERSION=`
     pub version: String,
     /// `VARIANT_ID=`, the profile; images of earlier builds do not say it.
     pub profile: Option<String>,
-    /// There is a signature for firmware to check (Authenticode). Whether firmware likes it is not looked at.
+    /// There is a signature for firmware to check (Authenticode). Whether firmware likes it is not
+    /// looked at.
     pub is_signed: bool,
     /// A key approves that boots of exactly this file open what is sealed to a machine's TPM.
     pub is_approved: bool,

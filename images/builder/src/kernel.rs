@@ -38,7 +38,8 @@ impl<'a> Kernel<'a> {
         self.package.file(&format!("boot/vmlinuz-{}", self.release))
     }
 
-    /// The modules of these names and those that they depend on, each after those. What is built in is left out.
+    /// The modules of these names and those that they depend on, each after those. What is built in
+    /// is left out.
     pub(crate) fn modules(&self, names: &[String]) -> Result<Vec<(String, &'a [u8])>, Error> {
         let mut ordered = Vec::new();
         let mut seen = BTreeSet::new();

@@ -1,6 +1,8 @@
-//! Adding sections to a PE file (Microsoft's "PE Format"): what a boot stub needs of it and no more.
+//! Adding sections to a PE file (Microsoft's "PE Format"): what a boot stub needs of it and no
+//! more.
 //!
-//! The offsets are computed from the file. The stub's manual gives fixed ones, which end at 16 MiB for the kernel.
+//! The offsets are computed from the file. The stub's manual gives fixed ones, which end at 16 MiB
+//! for the kernel.
 
 use crate::Error;
 
@@ -41,7 +43,8 @@ struct Layout {
     headers: usize,
 }
 
-/// The file with the sections behind its own, in this order. Any signature or checksum that it had is not valid any more.
+/// The file with the sections behind its own, in this order. Any signature or checksum that it had
+/// is not valid any more.
 pub(crate) fn add_sections(file: &[u8], sections: &[Section<'_>]) -> Result<Vec<u8>, Error> {
     let layout = Layout::of(file)?;
     let room = layout.headers.saturating_sub(layout.table) / SECTION_HEADER_BYTES;

@@ -89,7 +89,8 @@ impl Programs {
 pub struct Plan {
     /// Name of the profile.
     pub profile: String,
-    /// SHA-256 of the profile's text, in hexadecimal: another casemate may have another one of that name.
+    /// SHA-256 of the profile's text, in hexadecimal: another casemate may have another one of that
+    /// name.
     pub profile_sha256: String,
     /// Version of the image.
     pub version: String,

@@ -1,4 +1,5 @@
-//! What an image is made of, for people who have to answer for it: a CycloneDX 1.6 bill of materials, with licence texts.
+//! What an image is made of, for people who have to answer for it: a CycloneDX 1.6 bill of
+//! materials, with licence texts.
 
 use serde::Deserialize;
 use serde_json::{Value, json};

@@ -1,4 +1,5 @@
-//! Signatures: those that firmware checks (UEFI Secure Boot), by sbsigntool, and the one that TPMs check.
+//! Signatures: those that firmware checks (UEFI Secure Boot), by sbsigntool, and the one that TPMs
+//! check.
 
 use std::fs;
 use std::path::PathBuf;
@@ -20,11 +21,12 @@ pub struct SecureBootKey {
 }
 
 impl Image {
-    /// Signs everything that firmware starts, and approves that boots of this image open what nodes have sealed to their TPMs
-    /// under the same key.
+    /// Signs everything that firmware starts, and approves that boots of this image open what nodes
+    /// have sealed to their TPMs under the same key.
     ///
     /// # Errors
-    /// sbsigntool is not there, the key is no good, or the image's version is not one of three numbers.
+    /// sbsigntool is not there, the key is no good, or the image's version is not one of three
+    /// numbers.
     pub fn sign(&mut self, key: &SecureBootKey) -> Result<(), Error> {
         let version: ImageVersion = self.version.parse()?;
         let pem = Zeroizing::new(fs::read(&key.key).map_err(Error::file(&key.key))?);

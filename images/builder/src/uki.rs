@@ -1,4 +1,5 @@
-//! The unified kernel image (UAPI.5): one file that firmware starts, with everything inside of its signature.
+//! The unified kernel image (UAPI.5): one file that firmware starts, with everything inside of its
+//! signature.
 
 use casemate_measured_boot::{Approval, ApprovalKey, Approvals, command_lines, measured};
 use casemate_trust::image::ImageVersion;
@@ -15,8 +16,8 @@ pub(crate) struct Parts<'a> {
     pub(crate) kernel: &'a [u8],
 }
 
-/// How a stub says what it is, and the version whose measurements are known: another one may measure more, or otherwise, and an
-/// image would be approved that never opens its storage key.
+/// How a stub says what it is, and the version whose measurements are known: another one may
+/// measure more, or otherwise, and an image would be approved that never opens its storage key.
 const STUB_NAME: &[u8] = b"#### LoaderInfo: systemd-stub ";
 const MEASURED_STUB: &[u8] = b"252";
 
@@ -37,8 +38,8 @@ fn check_stub(stub: &[u8]) -> Result<(), Error> {
     )))
 }
 
-/// Puts the parts behind the stub. The kernel is the last: it may need more memory than it has bytes. With a key, it approves
-/// of what the stub will measure.
+/// Puts the parts behind the stub. The kernel is the last: it may need more memory than it has
+/// bytes. With a key, it approves of what the stub will measure.
 pub(crate) fn unify(
     stub: &[u8],
     parts: &Parts<'_>,

@@ -1,5 +1,5 @@
-//! The boot partition: FAT, with a file for each image. The boot loader starts the newest one that has tries left, and counts
-//! them in the file's name (systemd-boot, "Automatic Boot Assessment"):
+//! The boot partition: FAT, with a file for each image. The boot loader starts the newest one that
+//! has tries left, and counts them in the file's name (systemd-boot, "Automatic Boot Assessment"):
 //!
 //! ```text
 //! casemate_1.2.3.efi      blessed
@@ -97,8 +97,9 @@ impl BootPartition {
         self.with(|_, folder| images_in(folder))
     }
 
-    /// Writes an image beside those that are there, to be tried `TRIES` times; `before_it_counts` is done when it is whole and the
-    /// boot loader does not know it yet. What is neither it nor `running` makes room first.
+    /// Writes an image beside those that are there, to be tried `TRIES` times; `before_it_counts`
+    /// is done when it is whole and the boot loader does not know it yet. What is neither it nor
+    /// `running` makes room first.
     pub(crate) fn add(
         &self,
         running: ImageVersion,
@@ -168,8 +169,8 @@ impl BootPartition {
     }
 }
 
-/// Files are from the first day that FAT knows: without a date, firmware does not rename a file, and the boot loader counts
-/// tries by renaming.
+/// Files are from the first day that FAT knows: without a date, firmware does not rename a file,
+/// and the boot loader counts tries by renaming.
 #[derive(Debug)]
 struct FirstDay;
 
@@ -211,7 +212,8 @@ fn exists(folder: &Dir<'_, File>, name: &str) -> io::Result<bool> {
     Ok(false)
 }
 
-/// Copies it all. The file's entry has its first cluster from the first piece on: what a power cut leaves can be removed with it.
+/// Copies it all. The file's entry has its first cluster from the first piece on: what a power cut
+/// leaves can be removed with it.
 fn copy(from: &mut dyn Read, to: &mut dyn Write) -> io::Result<()> {
     let mut chunk = vec![0; CHUNK_BYTES];
     let mut is_first = true;

@@ -1,4 +1,5 @@
-//! The power button, as a hypervisor's "shut down" presses it: from the kernel's input events (`linux/input.h`).
+//! The power button, as a hypervisor's "shut down" presses it: from the kernel's input events
+//! (`linux/input.h`).
 
 use std::fs::{self, File};
 use std::io::Read as _;

@@ -1,4 +1,5 @@
-//! The clock: never before the image was made, and set by SNTP (RFC 4330) when a server answers. Nobody waits for it.
+//! The clock: never before the image was made, and set by SNTP (RFC 4330) when a server answers.
+//! Nobody waits for it.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};

@@ -1,4 +1,5 @@
-//! What an operator sees on the machine's console: one page of plain text, shown anew when something on it has changed.
+//! What an operator sees on the machine's console: one page of plain text, shown anew when
+//! something on it has changed.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;

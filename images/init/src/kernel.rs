@@ -97,7 +97,8 @@ pub(crate) fn restrict() -> Result<(), Failure> {
             _ => {}
         }
     }
-    // No core dump of a process that has opened a secret: everything that we start has this limit too.
+    // No core dump of a process that has opened a secret: everything that we start has this limit
+    // too.
     let none = Rlimit {
         current: Some(0),
         maximum: Some(0),
@@ -109,7 +110,8 @@ pub(crate) fn restrict() -> Result<(), Failure> {
         maximum: Some(DESCRIPTORS),
     };
     setrlimit(Resource::Nofile, many).map_err(Failure::step("raise the limit of descriptors"))?;
-    // Ctrl-Alt-Del asks us instead of ending the machine at once. A machine without a keyboard may not know it.
+    // Ctrl-Alt-Del asks us instead of ending the machine at once. A machine without a keyboard may
+    // not know it.
     let _ = reboot(RebootCommand::CadOff);
     Ok(())
 }
@@ -120,7 +122,8 @@ pub(crate) fn load_module(name: &str, parameters: &CStr) -> io::Result<()> {
     Ok(finit_module(file, parameters, 0)?)
 }
 
-/// Loads those that are listed, in their order; what could not be loaded. A machine needs not all of them.
+/// Loads those that are listed, in their order; what could not be loaded. A machine needs not all
+/// of them.
 pub(crate) fn load_modules() -> Vec<Problem> {
     let order = fs::read_to_string(MODULE_ORDER).unwrap_or_default();
     let failed = order

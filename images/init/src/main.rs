@@ -1,9 +1,10 @@
-//! `casemate-init`: the first program of a node's image. It makes the system the root, mounts what the kernel offers, loads
-//! modules, reads the seed, finds or makes the state partition, brings up the network, and then runs the node and says on the
-//! console how it is.
+//! `casemate-init`: the first program of a node's image. It makes the system the root, mounts what
+//! the kernel offers, loads modules, reads the seed, finds or makes the state partition, brings up
+//! the network, and then runs the node and says on the console how it is.
 //!
-//! Nothing of it answers to anybody: there is no shell, no login and no port. What goes wrong is shown on the console,
-//! with what to do; what cannot be gone on from starts the machine again after ten seconds.
+//! Nothing of it answers to anybody: there is no shell, no login and no port. What goes wrong is
+//! shown on the console, with what to do; what cannot be gone on from starts the machine again
+//! after ten seconds.
 #![forbid(unsafe_code)]
 
 mod boot_partition;
@@ -151,7 +152,8 @@ fn run() -> Result<node::End, Failure> {
         match runtime()?.block_on(node::wait(again, is_new))? {
             Waited::End(end) => return Ok(end),
             Waited::Found(found) => seed = found,
-            // An image that is tried and does not open the key is no good; another fault may have passed.
+            // An image that is tried and does not open the key is no good; another fault may have
+            // passed.
             Waited::LongEnough if update.is_trial() => {
                 update.give_up(&why);
                 return Ok(node::End::Restart);
@@ -169,7 +171,8 @@ fn run() -> Result<node::End, Failure> {
     runtime()?.block_on(node::run(page, settings, seed, storage, update))
 }
 
-/// A state in which nothing can be served: it stays on the console for a while, and then the machine looks again.
+/// A state in which nothing can be served: it stays on the console for a while, and then the
+/// machine looks again.
 fn wait(mut page: Page, problem: console::Problem) -> Result<node::End, Failure> {
     page.state("waiting for the operator");
     page.problem(problem);

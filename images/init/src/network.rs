@@ -29,7 +29,8 @@ const APPEAR_WITHIN: Duration = Duration::from_secs(10);
 /// Before an interface whose client has failed is tried again.
 const AGAIN: Duration = Duration::from_secs(10);
 const LOOK_INTERVAL: Duration = Duration::from_millis(50);
-/// Of a default route, with the interface's number: each interface has one of its own, and none displaces another's.
+/// Of a default route, with the interface's number: each interface has one of its own, and none
+/// displaces another's.
 const METRIC: u32 = 100;
 const SERVER_PORT: u16 = 67;
 const CLIENT_PORT: u16 = 68;
@@ -398,8 +399,9 @@ async fn apply(
     Ok(())
 }
 
-/// Whether packets must come from where ours would go (RFC 3704). Without an address everything comes from elsewhere, also a
-/// server's offer of one; with several interfaces a caller may come over another one than the answer goes.
+/// Whether packets must come from where ours would go (RFC 3704). Without an address everything
+/// comes from elsewhere, also a server's offer of one; with several interfaces a caller may come
+/// over another one than the answer goes.
 fn filter_sources(interface: &Interface, on: bool) {
     let value = match (on, interface.is_only) {
         (false, _) => "0",

@@ -36,7 +36,8 @@ const MAX_STATUS_BYTES: u64 = 4 * 1024 * 1024;
 const STATUS_WITHIN: Duration = Duration::from_secs(5);
 /// A node that has said nothing for so long is ended and started again.
 const SILENT_FOR: Duration = Duration::from_secs(60);
-/// Before a node that ended is started again; twice as long after each time, until it has run for a while.
+/// Before a node that ended is started again; twice as long after each time, until it has run for a
+/// while.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 /// A node that ran for so long was well.
@@ -120,7 +121,8 @@ pub(crate) enum Waited<T> {
     LongEnough,
 }
 
-/// Nothing can be served: until somebody wants the machine to end, or something is found, or it has taken long enough.
+/// Nothing can be served: until somebody wants the machine to end, or something is found, or it has
+/// taken long enough.
 pub(crate) async fn wait<T>(
     time: Duration,
     mut look: impl FnMut() -> Option<T>,
@@ -372,8 +374,8 @@ impl Node {
         });
     }
 
-    /// It reads its nameservers once. Not every change is worth a restart, and a server on the wire decides none: the first
-    /// ones are, and others after a while.
+    /// It reads its nameservers once. Not every change is worth a restart, and a server on the wire
+    /// decides none: the first ones are, and others after a while.
     fn has_old_nameservers(&self, running: Running) -> bool {
         let now = &self.view.nameservers;
         let is_due = self.started_with.is_empty() || running.since.elapsed() > RAN_WELL;
@@ -494,7 +496,8 @@ impl Node {
     }
 }
 
-/// What a node says of itself. One that says what is not understood, or more than is read, is there all the same.
+/// What a node says of itself. One that says what is not understood, or more than is read, is there
+/// all the same.
 async fn read_status(socket: &Path) -> std::io::Result<Option<Value>> {
     let mut text = Vec::new();
     let stream = UnixStream::connect(socket).await?;

@@ -1,4 +1,5 @@
-//! The recovery key: opens the storage key when the TPM does not. The operator keeps it, on paper or in a safe.
+//! The recovery key: opens the storage key when the TPM does not. The operator keeps it, on paper
+//! or in a safe.
 
 use data_encoding::BASE32_NOPAD;
 use ring::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};

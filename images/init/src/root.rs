@@ -1,5 +1,5 @@
-//! From the kernel's first files to the system: the initramfs has this program, and the system as a compressed file system, of
-//! which only what is read takes memory.
+//! From the kernel's first files to the system: the initramfs has this program, and the system as a
+//! compressed file system, of which only what is read takes memory.
 
 use std::ffi::CString;
 use std::fs::{self, File};
@@ -23,8 +23,8 @@ const SECOND_ROOT: &str = "/mnt";
 /// What the boot stub has put beside the initramfs' own files (systemd-stub(7)).
 const FROM_STUB: &str = "/.extra";
 
-/// Makes the system the root, read only, on a mount of its own: whoever makes a smaller root for a program (`pivot_root(2)`) needs
-/// one there, and the kernel's first root has none above it.
+/// Makes the system the root, read only, on a mount of its own: whoever makes a smaller root for a
+/// program (`pivot_root(2)`) needs one there, and the kernel's first root has none above it.
 pub(crate) fn enter_system() -> Result<(), Failure> {
     let failed = |step: &str| Failure::step::<Errno>(format!("{step} for the root"));
     let dev_flags = MountFlags::NOSUID | MountFlags::NOEXEC;
@@ -50,7 +50,8 @@ pub(crate) fn enter_system() -> Result<(), Failure> {
     chdir("/").map_err(failed("change folder"))
 }
 
-/// Moves the system there: it is in memory once. A loop device would spare the copy, and needs a call that no safe crate has.
+/// Moves the system there: it is in memory once. A loop device would spare the copy, and needs a
+/// call that no safe crate has.
 fn fill_disk() -> io::Result<()> {
     let mut system = File::open(SYSTEM)?;
     let kib = system.metadata()?.len().div_ceil(1024);

@@ -21,7 +21,8 @@ pub(crate) fn is_on() -> bool {
     value.is_ok_and(|value| is_set(&value))
 }
 
-/// Four bytes of attributes stand before the value (the kernel's `Documentation/filesystems/efivarfs.rst`).
+/// Four bytes of attributes stand before the value (the kernel's
+/// `Documentation/filesystems/efivarfs.rst`).
 fn is_set(variable: &[u8]) -> bool {
     matches!(variable, [_, _, _, _, 1])
 }

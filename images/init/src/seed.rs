@@ -1,4 +1,5 @@
-//! What the operator gives a machine at its first boot: a few named files, over whichever way the machine has.
+//! What the operator gives a machine at its first boot: a few named files, over whichever way the
+//! machine has.
 //!
 //! | way | name there | of file `join-token` |
 //! |---|---|---|
@@ -66,7 +67,8 @@ pub(crate) struct Seed {
 }
 
 impl Seed {
-    /// Everything that can be found. A machine that knows nothing yet waits a while for a disk that its drivers find late.
+    /// Everything that can be found. A machine that knows nothing yet waits a while for a disk that
+    /// its drivers find late.
     pub(crate) fn find(page: &mut Page, is_new: bool) -> Self {
         let until = Instant::now() + APPEARS_WITHIN;
         loop {
@@ -132,7 +134,8 @@ impl Seed {
         ));
     }
 
-    /// A secret was used: nobody finds it on a disk any more. A problem for each disk on which it stays.
+    /// A secret was used: nobody finds it on a disk any more. A problem for each disk on which it
+    /// stays.
     pub(crate) fn forget(&mut self, name: &str) -> Vec<Problem> {
         self.items.remove(name);
         let is_on = |secrets: &[String]| secrets.iter().any(|secret| secret == name);

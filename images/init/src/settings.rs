@@ -1,4 +1,5 @@
-//! What this machine was told: the files of the seed, and those of an earlier seed, which the state partition keeps.
+//! What this machine was told: the files of the seed, and those of an earlier seed, which the state
+//! partition keeps.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -294,8 +295,8 @@ impl Settings {
         self.update = read_in(&self.files, UPDATE).unwrap_or_default();
     }
 
-    /// Keeps everything, and puts it where the programs look for it, with the storage key, if the vault does not keep that
-    /// itself. What somebody else has kept in our place is not used.
+    /// Keeps everything, and puts it where the programs look for it, with the storage key, if the
+    /// vault does not keep that itself. What somebody else has kept in our place is not used.
     pub(crate) fn offer(
         &mut self,
         key: Option<&Key>,
@@ -369,8 +370,8 @@ pub(crate) fn is_new(state: &Path) -> bool {
     !NodeState::on(state).has_identity() && !state.join(KEPT).exists()
 }
 
-/// Whether a file of the seed may take the place of the one before. The node's programs read their own to the end, and say
-/// what they make of it.
+/// Whether a file of the seed may take the place of the one before. The node's programs read their
+/// own to the end, and say what they make of it.
 fn is_sound(name: &str, bytes: &[u8], page: &mut Page) -> bool {
     let wrong = match (name, std::str::from_utf8(bytes)) {
         (_, Err(error)) => vec![format!("{name}: {error}")],

@@ -6,7 +6,8 @@
 //! | `recovery` | the same | the operator's recovery key, for this boot; sealed anew when the TPM allows |
 //! | `clear` | the vault's own file | whoever has the disk has it; the page says so, and `require_tpm` forbids it |
 //!
-//! A key that once was sealed is never replaced by a new one: without it, nothing on the partition opens.
+//! A key that once was sealed is never replaced by a new one: without it, nothing on the partition
+//! opens.
 
 mod boot;
 
@@ -45,7 +46,8 @@ pub(crate) enum Mode {
     Clear,
 }
 
-/// `keys/storage.json`. A newer image may know more fields, and the one before must open it all the same.
+/// `keys/storage.json`. A newer image may know more fields, and the one before must open it all the
+/// same.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Kept {
     sealed: Sealed,
@@ -199,7 +201,8 @@ impl Storage {
         let node = NodeState::on(state);
         let has_sealed = node.has_identity();
         let key = match fs::read(node.clear_storage_key()) {
-            // Without an identity nothing is sealed with it yet, and whoever has put it there would know it.
+            // Without an identity nothing is sealed with it yet, and whoever has put it there would
+            // know it.
             Ok(bytes) if has_sealed => <[u8; KEY_BYTES]>::try_from(&Zeroizing::new(bytes)[..])
                 .map(Zeroizing::new)
                 .map_err(|_| lost("the vault's file is no storage key")),
@@ -347,8 +350,8 @@ struct Sealing<'a> {
     was_shown: bool,
 }
 
-/// Seals a key to the TPM as it is now, and keeps what came out. A cut at any point leaves a key that opens, if need be by the
-/// recovery key.
+/// Seals a key to the TPM as it is now, and keeps what came out. A cut at any point leaves a key
+/// that opens, if need be by the recovery key.
 fn seal(
     boot: &mut Boot,
     folder: &Path,
@@ -402,9 +405,9 @@ fn finish_owner(boot: &mut Boot, key: &Key, page: &mut Page) {
     }
 }
 
-/// A TPM that nothing of ours is sealed to any more: what was sealed before, to another state of this machine, must not open
-/// later. Its floor. One of ours whose key is lost with its disk is cleared when this machine is to be another node; one of
-/// somebody else's is left alone.
+/// A TPM that nothing of ours is sealed to any more: what was sealed before, to another state of
+/// this machine, must not open later. Its floor. One of ours whose key is lost with its disk is
+/// cleared when this machine is to be another node; one of somebody else's is left alone.
 fn make_free(tpm: &mut Tpm, ours: &[u8], is_wanted: bool) -> Result<u64, Fault> {
     if !tpm.is_owned()? {
         return Ok(0);

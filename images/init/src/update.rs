@@ -1,4 +1,5 @@
-//! Updates of the image: takes what the vault has accepted, tries it, and keeps it when the node is well with it.
+//! Updates of the image: takes what the vault has accepted, tries it, and keeps it when the node is
+//! well with it.
 //!
 //! ```mermaid
 //! stateDiagram-v2
@@ -11,8 +12,9 @@
 //!     Steady --> Steady: back from an image whose tries are used up, it is refused from now on
 //! ```
 //!
-//! The vault is the judge: what its file names was signed by the fleet's root, for this node's pool, with a version that only
-//! rises. The supervisor brings the bytes; they count when their digest does.
+//! The vault is the judge: what its file names was signed by the fleet's root, for this node's
+//! pool, with a version that only rises. The supervisor brings the bytes; they count when their
+//! digest does.
 
 mod trial;
 
@@ -57,7 +59,8 @@ const RETRY: Duration = Duration::from_secs(60);
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Settings {
-    /// Longest pause before the restart into a new image, so that not all nodes of a pool restart at once. Seconds.
+    /// Longest pause before the restart into a new image, so that not all nodes of a pool restart
+    /// at once. Seconds.
     pub(crate) spread_secs: u32,
     /// How long the node must be well with a new image. Seconds.
     pub(crate) healthy_secs: u32,
@@ -294,7 +297,8 @@ impl Update {
         if self.is_blessed {
             shut_out_older(storage, page);
         }
-        // What was not started from this disk is nobody's word; one that is given to the machine proves itself too.
+        // What was not started from this disk is nobody's word; one that is given to the machine
+        // proves itself too.
         if matches!(self.phase, Phase::Untried) || self.boot.is_none() {
             let secs = |secs: u32| Duration::from_secs(secs.into());
             let at_least = Health {
@@ -358,7 +362,8 @@ impl Update {
             Phase::Failed(until) if now < *until => Next::GoOn,
             Phase::Restarting(_) => Next::GoOn,
             Phase::Steady | Phase::Failed(_) => {
-                // A machine whose key is sealed to nothing that the next boot has stays as it is, and so does one that is not well.
+                // A machine whose key is sealed to nothing that the next boot has stays as it is,
+                // and so does one that is not well.
                 if health.vault && storage.mode != Mode::Recovery {
                     self.take_what_is_new(page);
                 }

@@ -1,4 +1,5 @@
-//! The image key: RSA, since firmware and every TPM know it, and since its signatures are the same each time.
+//! The image key: RSA, since firmware and every TPM know it, and since its signatures are the same
+//! each time.
 
 use pkcs1::RsaPublicKey;
 use pkcs1::der::Decode as _;

@@ -34,13 +34,14 @@ impl fmt::Debug for PcrValue {
     }
 }
 
-/// Sections that systemd's stub measures into PCR 11, in its order (systemd-stub(7), version 252). `.pcrsig` is not among
-/// them: it says what the others come to.
+/// Sections that systemd's stub measures into PCR 11, in its order (systemd-stub(7), version 252).
+/// `.pcrsig` is not among them: it says what the others come to.
 pub const SECTIONS: &[&str] = &[
     ".linux", ".osrel", ".cmdline", ".initrd", ".splash", ".dtb", ".pcrpkey",
 ];
 
-/// PCR 11 after the stub has measured these sections: of each its name with a zero byte, and then its bytes.
+/// PCR 11 after the stub has measured these sections: of each its name with a zero byte, and then
+/// its bytes.
 pub fn measured(sections: &[(&str, &[u8])]) -> PcrValue {
     let mut value = PcrValue::ZERO;
     for name in SECTIONS {
@@ -54,9 +55,10 @@ pub fn measured(sections: &[(&str, &[u8])]) -> PcrValue {
     value
 }
 
-/// What PCR 12 can come to when nobody has changed the command line: nothing passes one (the firmware starts the stub), the boot
-/// loader passes the image's own and measures it, or the stub takes that (without Secure Boot) and measures it once more.
-/// Both measure UTF-16 with a zero at the end.
+/// What PCR 12 can come to when nobody has changed the command line: nothing passes one (the
+/// firmware starts the stub), the boot loader passes the image's own and measures it, or the stub
+/// takes that (without Secure Boot) and measures it once more. Both measure UTF-16 with a zero at
+/// the end.
 pub fn command_lines(command_line: &str) -> [PcrValue; 3] {
     let units = command_line.encode_utf16().chain([0]);
     let event: Vec<u8> = units.flat_map(u16::to_le_bytes).collect();

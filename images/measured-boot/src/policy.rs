@@ -15,7 +15,8 @@ pub const PLATFORM_PCR: u8 = 7;
 pub const FLOOR_INDEX: u32 = 0x0180_ca5e;
 /// Its length: a version as one number.
 pub const FLOOR_BYTES: u16 = 8;
-/// `TPMA_NV`: the owner may write (1), whoever knows its empty authorization may read (18), no lock-out (25).
+/// `TPMA_NV`: the owner may write (1), whoever knows its empty authorization may read (18), no
+/// lock-out (25).
 pub const FLOOR_ATTRIBUTES: u32 = 1 << 1 | 1 << 18 | 1 << 25;
 /// `TPMA_NV_WRITTEN`, part of its name from the first write on.
 pub const NV_WRITTEN: u32 = 1 << 29;
@@ -35,7 +36,8 @@ pub struct Approval {
     pub version: ImageVersion,
     /// PCR 11 after the stub.
     pub pcr11: PcrValue,
-    /// PCR 12 then: what the image's own command line comes to on its way through a boot loader, or nothing.
+    /// PCR 12 then: what the image's own command line comes to on its way through a boot loader, or
+    /// nothing.
     pub pcr12: PcrValue,
 }
 

@@ -1,11 +1,12 @@
-//! What may be recorded of one function: of what its workers say, as a second line behind a worker's own budget, which one that
-//! was taken over does not keep to; and of its requests.
+//! What may be recorded of one function: of what its workers say, as a second line behind a
+//! worker's own budget, which one that was taken over does not keep to; and of its requests.
 
-/// Records that may come at once, and in a second for ever: twice what a worker gives its console lines, for requests that
-/// fail are recorded too.
+/// Records that may come at once, and in a second for ever: twice what a worker gives its console
+/// lines, for requests that fail are recorded too.
 const BURST_RECORDS: f64 = 2000.0;
 const RECORDS_PER_SEC: f64 = 400.0;
-/// Bytes of text in them, likewise; a thousand bytes a record and more are few functions' habit for long.
+/// Bytes of text in them, likewise; a thousand bytes a record and more are few functions' habit for
+/// long.
 const BURST_BYTES: f64 = 4.0 * 1024.0 * 1024.0;
 const BYTES_PER_SEC: f64 = 512.0 * 1024.0;
 
@@ -29,7 +30,8 @@ impl Budget {
         }
     }
 
-    /// Takes a record of so many bytes out; how many were dropped before it, or nothing when this one is too.
+    /// Takes a record of so many bytes out; how many were dropped before it, or nothing when this
+    /// one is too.
     pub fn spend(&mut self, bytes: usize, now_ms: u64) -> Option<u32> {
         let secs = now_ms.saturating_sub(self.filled_ms) as f64 / 1000.0;
         self.filled_ms = now_ms;

@@ -45,8 +45,8 @@ pub enum ControlError {
 }
 
 impl ControlError {
-    /// Whether one message is lost and no more: the socket still works. `Truncated` is also what a process meets that has
-    /// no descriptors left, and no fault of the sender's then.
+    /// Whether one message is lost and no more: the socket still works. `Truncated` is also what a
+    /// process meets that has no descriptors left, and no fault of the sender's then.
     pub fn is_of_one_message(&self) -> bool {
         !matches!(self, Self::Socket(_))
     }
@@ -154,7 +154,8 @@ impl<Out: Message, In: Message> Control<Out, In> {
         })
     }
 
-    /// Sends a message with descriptors, at most [`MAX_DESCRIPTORS`]; waits while the other end's buffer is full.
+    /// Sends a message with descriptors, at most [`MAX_DESCRIPTORS`]; waits while the other end's
+    /// buffer is full.
     ///
     /// # Errors
     /// See [`ControlError`]; the message was not sent.
@@ -171,7 +172,8 @@ impl<Out: Message, In: Message> Control<Out, In> {
         sent.map_err(ControlError::Socket)
     }
 
-    /// Sends a message without waiting; `false` when the other end's buffer is full and nothing was sent.
+    /// Sends a message without waiting; `false` when the other end's buffer is full and nothing was
+    /// sent.
     ///
     /// # Errors
     /// See [`ControlError`].
@@ -189,8 +191,9 @@ impl<Out: Message, In: Message> Control<Out, In> {
     /// The next message with its descriptors; `None` when the other end has closed.
     ///
     /// # Errors
-    /// See [`ControlError`]; the packet is gone, and its descriptors are closed. From a peer that nothing but hostility lets
-    /// err, close the channel; after [`ControlError::is_of_one_message`] it may also be read on.
+    /// See [`ControlError`]; the packet is gone, and its descriptors are closed. From a peer that
+    /// nothing but hostility lets err, close the channel; after [`ControlError::is_of_one_message`]
+    /// it may also be read on.
     pub async fn recv(&self) -> Result<Option<(In, Vec<OwnedFd>)>, ControlError> {
         let mut packet = vec![0; HEADER_BYTES + MAX_INLINE_BYTES];
         let received = self.socket.async_io(Interest::READABLE, || {
@@ -221,7 +224,8 @@ impl<Out: Message, In: Message> Control<Out, In> {
     }
 }
 
-/// A message over the inline limit goes into a memfd; its packet is then empty. No message encodes to nothing.
+/// A message over the inline limit goes into a memfd; its packet is then empty. No message encodes
+/// to nothing.
 fn spill(payload: &[u8]) -> Result<Option<OwnedFd>, ControlError> {
     if payload.len() <= MAX_INLINE_BYTES {
         return Ok(None);

@@ -1,13 +1,14 @@
-//! A bounded queue for those who do not wait, of which nobody has more than a share: when it is full, who has most in it
-//! loses. For records of many functions on one way out, so that no function can make those of others disappear.
+//! A bounded queue for those who do not wait, of which nobody has more than a share: when it is
+//! full, who has most in it loses. For records of many functions on one way out, so that no
+//! function can make those of others disappear.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
 
-/// See the module. Keys (`K`) must be few for ever, such as functions that somebody signed for: of one that lost something
-/// the count is kept until it is told.
+/// See the module. Keys (`K`) must be few for ever, such as functions that somebody signed for: of
+/// one that lost something the count is kept until it is told.
 #[derive(Debug)]
 pub struct Queue<K, T> {
     lanes: Mutex<Lanes<K, T>>,
@@ -184,7 +185,8 @@ mod tests {
         assert_eq!(all(&queue), [Taken { item: 2, lost: 1 }]);
     }
 
-    /// Whatever comes: never more than the bound, nothing twice, and what is not taken out was counted as lost.
+    /// Whatever comes: never more than the bound, nothing twice, and what is not taken out was
+    /// counted as lost.
     #[test]
     fn simulation() {
         let mut lost_at_all = 0;

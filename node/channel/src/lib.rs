@@ -1,7 +1,9 @@
-//! The tokio driver of `casemate-wire`: one socket pair, one channel; and control channels, which pass descriptors.
+//! The tokio driver of `casemate-wire`: one socket pair, one channel; and control channels, which
+//! pass descriptors.
 //!
-//! [`opener`] and [`acceptor`] each spawn one task that moves bytes between the socket and a [`casemate_wire::Channel`];
-//! everything that the handles say between two of its turns goes out in one write. It works on a current-thread runtime.
+//! [`opener`] and [`acceptor`] each spawn one task that moves bytes between the socket and a
+//! [`casemate_wire::Channel`]; everything that the handles say between two of its turns goes out in
+//! one write. It works on a current-thread runtime.
 #![forbid(unsafe_code)]
 
 pub mod budget;
@@ -51,7 +53,8 @@ pub struct Acceptor {
     _alive: Arc<driver::Alive>,
 }
 
-/// The opening end of the channel on this socket. The channel closes when the last clone and the last stream are dropped.
+/// The opening end of the channel on this socket. The channel closes when the last clone and the
+/// last stream are dropped.
 ///
 /// # Errors
 /// The descriptor is no stream socket, or there is no runtime to register it with.
@@ -91,15 +94,15 @@ pub fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
 }
 
 impl Opener {
-    /// Opens a stream when the channel can carry one more, after all that asked before; with `end`, without a request
-    /// body.
+    /// Opens a stream when the channel can carry one more, after all that asked before; with `end`,
+    /// without a request body.
     pub fn open_in_turn(&self, head: RequestHead, end: bool) -> Opening {
         let body = if end { Body::None } else { Body::Sent };
         Opening::new(&self.shared, &self._alive, head, body)
     }
 
-    /// As [`Opener::open_in_turn`], with a body of which only the beginning goes before the other end asks for the rest:
-    /// see [`SendBody::asked`] and [`casemate_wire::channel::EARLY_BYTES`].
+    /// As [`Opener::open_in_turn`], with a body of which only the beginning goes before the other
+    /// end asks for the rest: see [`SendBody::asked`] and [`casemate_wire::channel::EARLY_BYTES`].
     pub fn open_to_ask_in_turn(&self, head: RequestHead) -> Opening {
         Opening::new(&self.shared, &self._alive, head, Body::WhenAsked)
     }
@@ -128,8 +131,8 @@ impl Opener {
         self.shared.closed().await;
     }
 
-    /// The other end has begun none of the streams above this one, as somebody else says: they end with
-    /// [`casemate_wire::RESET_REFUSED`].
+    /// The other end has begun none of the streams above this one, as somebody else says: they end
+    /// with [`casemate_wire::RESET_REFUSED`].
     pub fn refuse_above(&self, last: casemate_wire::StreamId) {
         self.shared.refuse_above(last);
     }
@@ -147,15 +150,15 @@ impl Acceptor {
         Some(stream::incoming(&self.shared, &self._alive, id, head, end))
     }
 
-    /// Ends when the channel is over and, as far as the other end reads, all that was said is written: a process that exits
-    /// earlier takes its last words with it.
+    /// Ends when the channel is over and, as far as the other end reads, all that was said is
+    /// written: a process that exits earlier takes its last words with it.
     pub fn ended(&self) -> impl Future<Output = ()> + 'static {
         let shared = self.shared.clone();
         async move { shared.ended().await }
     }
 
-    /// Tells the other end to open no more streams. Those that were accepted go on; the others end as not begun, and the
-    /// other end may send their requests elsewhere.
+    /// Tells the other end to open no more streams. Those that were accepted go on; the others end
+    /// as not begun, and the other end may send their requests elsewhere.
     pub fn go_away(&self) {
         self.shared.go_away();
     }

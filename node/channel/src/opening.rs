@@ -1,7 +1,8 @@
 //! Opening a stream when the channel can carry one more.
 //!
-//! Callers that find the channel full wait in one queue and open in the order in which they came. A channel is full
-//! while too much output waits to be written, or while as many streams as allowed are open; both pass.
+//! Callers that find the channel full wait in one queue and open in the order in which they came. A
+//! channel is full while too much output waits to be written, or while as many streams as allowed
+//! are open; both pass.
 
 use std::collections::VecDeque;
 use std::pin::Pin;
@@ -16,8 +17,8 @@ use crate::{Exchange, StreamError, stream};
 /// Names a caller in the queue.
 type Ticket = u64;
 
-/// Callers that wait to open a stream, the first one first. Each holds its own head, so the queue needs no bound
-/// beyond that of whoever holds the futures.
+/// Callers that wait to open a stream, the first one first. Each holds its own head, so the queue
+/// needs no bound beyond that of whoever holds the futures.
 #[derive(Debug, Default)]
 pub(crate) struct Openings {
     waiting: VecDeque<(Ticket, Waker)>,
@@ -112,8 +113,8 @@ struct Waiting {
     ticket: Option<Ticket>,
 }
 
-/// A stream being opened: resolves when the channel can carry it and those who came before have opened theirs. Dropping
-/// it gives the turn to the next.
+/// A stream being opened: resolves when the channel can carry it and those who came before have
+/// opened theirs. Dropping it gives the turn to the next.
 #[derive(Debug)]
 #[must_use = "a stream is opened by polling"]
 pub struct Opening {

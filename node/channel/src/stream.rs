@@ -255,7 +255,8 @@ impl SendBody {
             .await
     }
 
-    /// Waits until the other end has asked for the body: see [`crate::Opener::open_to_ask_in_turn`].
+    /// Waits until the other end has asked for the body: see
+    /// [`crate::Opener::open_to_ask_in_turn`].
     ///
     /// # Errors
     /// The stream was reset or the channel is over.
@@ -269,8 +270,9 @@ impl SendBody {
         self.half.shared.lock().failure(self.half.id).is_some()
     }
 
-    /// Sends the beginning of these bytes that can go at once, without a copy in between, and says how long it is. What is left
-    /// is for [`SendBody::send`], which also says when the stream is over.
+    /// Sends the beginning of these bytes that can go at once, without a copy in between, and says
+    /// how long it is. What is left is for [`SendBody::send`], which also says when the stream is
+    /// over.
     pub fn send_now(&mut self, bytes: &[u8]) -> usize {
         let Half { shared, id, .. } = &self.half;
         shared.with(|state| {
@@ -323,8 +325,8 @@ impl Drop for SendBody {
     }
 }
 
-/// Receives a body. Dropping a response's before its end resets the stream; dropping a request's lets the sender go on
-/// unheard.
+/// Receives a body. Dropping a response's before its end resets the stream; dropping a request's
+/// lets the sender go on unheard.
 #[derive(Debug)]
 pub struct RecvBody {
     half: Half,

@@ -222,7 +222,8 @@ async fn an_end_that_writes_without_pause_keeps_nobody_else_waiting() {
 #[tokio::test(flavor = "multi_thread")]
 async fn heads_of_requests_whose_answers_nobody_reads_do_not_fill_memory() {
     const HEAD_BYTES: usize = 60_000;
-    /// What the acceptor may take in: its output, what it reads at a time, and the socket's own buffers.
+    /// What the acceptor may take in: its output, what it reads at a time, and the socket's own
+    /// buffers.
     const MOST_BYTES: usize = 16 << 20;
     let (one, other) = pair().unwrap();
     let mut accepts = acceptor(one).unwrap();

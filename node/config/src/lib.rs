@@ -13,6 +13,8 @@ const MAX_MISTAKES: usize = 20;
 
 /// Exit code of a program whose command line or configuration is wrong (`EX_USAGE`).
 pub const EXIT_USAGE: u8 = 64;
+/// Exit code when a newer program has written the state (`EX_DATAERR`).
+pub const EXIT_NEWER: u8 = 65;
 /// Exit code when something that is needed is not there, such as a free port (`EX_UNAVAILABLE`).
 pub const EXIT_UNAVAILABLE: u8 = 69;
 /// Exit code of a fault of ours (`EX_SOFTWARE`).

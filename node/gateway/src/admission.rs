@@ -1,4 +1,5 @@
-//! The shell around [`crate::places`]: connections that hold a place, and connections that wait for one.
+//! The shell around [`crate::places`]: connections that hold a place, and connections that wait for
+//! one.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -38,7 +39,8 @@ struct Refused {
     logged_ms: Option<u64>,
 }
 
-/// No place came free in time, or too many connections wait already. The connection is to be closed.
+/// No place came free in time, or too many connections wait already. The connection is to be
+/// closed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("connection limit of this network reached")]
 pub struct NoPlace;
@@ -72,8 +74,8 @@ impl Admissions {
         })
     }
 
-    /// A place for a connection from this address, or a position in the queue. May close another connection. To be asked
-    /// in the order in which connections come.
+    /// A place for a connection from this address, or a position in the queue. May close another
+    /// connection. To be asked in the order in which connections come.
     ///
     /// # Errors
     /// There is no place, and too many connections wait already.
@@ -109,7 +111,8 @@ impl Admissions {
         }
     }
 
-    /// A panic in a holder leaves books that agree: every change is finished before anything can fail.
+    /// A panic in a holder leaves books that agree: every change is finished before anything can
+    /// fail.
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -150,7 +153,8 @@ pub struct Waiter(oneshot::Receiver<Seat>, Arc<Admissions>);
 impl Drop for Waiter {
     fn drop(&mut self) {
         self.0.close();
-        // A seat that was granted meanwhile goes on to the next connection; its drop takes the lock itself.
+        // A seat that was granted meanwhile goes on to the next connection; its drop takes the lock
+        // itself.
         drop(self.0.try_recv());
         self.1.state().places.forget(|waiter| !waiter.is_closed());
     }

@@ -16,7 +16,8 @@ use crate::connection::InFlight;
 use crate::fields;
 use crate::workers::{Lease, now_ms};
 
-/// A response's body broke off: the caller's connection, or stream, is cut, so that it cannot be taken for whole.
+/// A response's body broke off: the caller's connection, or stream, is cut, so that it cannot be
+/// taken for whole.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Cut {
     /// The worker's stream ended early.
@@ -58,8 +59,8 @@ struct Flow {
     over: bool,
 }
 
-/// Seen by the connection too, which cuts a body that does not move: hyper does not even ask for the next piece while
-/// the caller reads none.
+/// Seen by the connection too, which cuts a body that does not move: hyper does not even ask for
+/// the next piece while the caller reads none.
 #[derive(Debug)]
 pub struct SharedFlow {
     source: Mutex<Source>,
@@ -80,7 +81,8 @@ pub enum Stalled {
     No,
     /// It did not, and the worker was let go; the caller's side ends with an error.
     Cut,
-    /// It has no worker any more, and the caller does not take what is left: only the end of the connection helps.
+    /// It has no worker any more, and the caller does not take what is left: only the end of the
+    /// connection helps.
     Untaken,
 }
 
@@ -129,7 +131,8 @@ pub enum Known {
     Broken(StreamError),
 }
 
-/// Takes what has arrived with the head: small responses are then whole, and go out in one piece with their length.
+/// Takes what has arrived with the head: small responses are then whole, and go out in one piece
+/// with their length.
 pub fn known(mut body: RecvBody) -> Known {
     match body.next().now_or_never() {
         None => Known::Begun(None, body),

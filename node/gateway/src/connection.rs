@@ -11,6 +11,7 @@ use tokio::sync::Notify;
 
 use crate::admission::HeadNotice;
 use crate::body::{SharedFlow, Stalled};
+use crate::drain::REST;
 use crate::requests::RequestPlace;
 use crate::workers::now_ms;
 
@@ -183,6 +184,19 @@ impl Connection {
         } else {
             Verdict::Stay
         }
+    }
+
+    /// Whether a connection of a gateway that drains since then is asked to go now. HTTP/2 is at once: what is under way goes
+    /// on, and the caller is told which requests are. HTTP/1 has no such word but in an answer, so a connection that has
+    /// none to get is let rest first: a request may be on its way.
+    pub fn may_go(&self, now_ms: u64, drains_since_ms: u64) -> bool {
+        if self.http2.load(Ordering::Relaxed) {
+            return true;
+        }
+        let is_busy =
+            self.flight.load(Ordering::Relaxed) > 0 || self.head_ms.load(Ordering::Relaxed) > 0;
+        let since_ms = self.rest_ms.load(Ordering::Relaxed).max(drains_since_ms);
+        !is_busy && u128::from(now_ms.saturating_sub(since_ms)) >= REST.as_millis()
     }
 
     pub(crate) fn received(&self) {
@@ -375,6 +389,28 @@ mod tests {
             connection.judge(now_ms() + 61_000, PATIENCE, false),
             Verdict::Close
         );
+    }
+
+    #[test]
+    fn a_drained_connection_goes_when_it_has_rested_and_http2_at_once() {
+        let rest_ms = REST.as_millis() as u64;
+        let connection = self::connection();
+        let start_ms = now_ms();
+        // Nothing has come yet: it may be on its way.
+        assert!(!connection.may_go(start_ms + rest_ms - 1, start_ms));
+        assert!(connection.may_go(start_ms + rest_ms + 1000, start_ms));
+        connection.received();
+        assert!(!connection.may_go(start_ms + 100 * rest_ms, start_ms));
+        let flight = connection.begin(false);
+        assert!(!connection.may_go(start_ms + 100 * rest_ms, start_ms));
+        drop(flight);
+        // It has rested long before the drain began.
+        let drains_ms = now_ms() + 100 * rest_ms;
+        assert!(!connection.may_go(drains_ms, drains_ms));
+        assert!(connection.may_go(drains_ms + rest_ms, drains_ms));
+        let http2 = self::connection();
+        let _flight = http2.begin(true);
+        assert!(http2.may_go(start_ms, start_ms));
     }
 
     #[test]

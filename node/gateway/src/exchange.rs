@@ -153,7 +153,7 @@ pub async fn answer(
                 .map(|bytes| Body::whole(bytes, flight))
         }
     };
-    if is_unread && head.version < Version::HTTP_2 {
+    if (is_unread || gateway.is_draining()) && head.version < Version::HTTP_2 {
         let close = HeaderValue::from_static("close");
         response.headers_mut().insert(CONNECTION, close);
     }
@@ -180,11 +180,7 @@ pub async fn answer(
 
 /// Paths in a parsed URI are ASCII or UTF-8 of a caller; cut between characters.
 fn recorded(text: &str) -> String {
-    let mut end = text.len().min(MAX_RECORDED_BYTES);
-    while !text.is_char_boundary(end) {
-        end -= 1;
-    }
-    text[..end].to_owned()
+    text[..text.floor_char_boundary(MAX_RECORDED_BYTES)].to_owned()
 }
 
 async fn forward(

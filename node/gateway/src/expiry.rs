@@ -6,7 +6,8 @@ const VERSION: u8 = 0xa0;
 const UTC_TIME: u8 = 0x17;
 const GENERALIZED_TIME: u8 = 0x18;
 
-/// Seconds since 1970 at which a certificate (RFC 5280, section 4.1) ends; `None` where it cannot be read.
+/// Seconds since 1970 at which a certificate (RFC 5280, section 4.1) ends; `None` where it cannot
+/// be read.
 pub fn not_after(certificate: &[u8]) -> Option<u64> {
     let (certificate, _) = take(certificate, SEQUENCE)?;
     let (mut rest, _) = take(certificate, SEQUENCE)?;
@@ -83,7 +84,8 @@ fn time(tag: u8, text: &[u8]) -> Option<u64> {
     };
     let leap_days = year / 4 - year / 100 + year / 400;
     let days = year * 365 + leap_days + (month * 153 + 2) / 5 + day;
-    // Days from 1 March of the year 0 to 1 January 1970, and one, since days of the month count from one.
+    // Days from 1 March of the year 0 to 1 January 1970, and one, since days of the month count
+    // from one.
     Some(days.checked_sub(719_469)? * 86_400 + seconds)
 }
 

@@ -1,5 +1,6 @@
-//! How many HTTP/2 frames that cost the caller little and make the gateway work may come. The HTTP/2 implementation
-//! bounds streams, resets and header blocks; it answers PING and SETTINGS without end. Time comes in as milliseconds.
+//! How many HTTP/2 frames that cost the caller little and make the gateway work may come. The
+//! HTTP/2 implementation bounds streams, resets and header blocks; it answers PING and SETTINGS
+//! without end. Time comes in as milliseconds.
 
 /// Bytes of a frame's head (RFC 9113, section 4.1).
 const HEAD_BYTES: usize = 9;
@@ -7,8 +8,9 @@ const HEAD_BYTES: usize = 9;
 const FLAG_ACK: u8 = 1;
 /// Of DATA.
 const FLAG_END_STREAM: u8 = 1;
-/// A WINDOW_UPDATE may come for every so many bytes that were sent to the caller, beyond the bucket. A frame of DATA
-/// with one byte is ten bytes, and some callers give credit back twice for each frame, for stream and connection.
+/// A WINDOW_UPDATE may come for every so many bytes that were sent to the caller, beyond the
+/// bucket. A frame of DATA with one byte is ten bytes, and some callers give credit back twice for
+/// each frame, for stream and connection.
 const BYTES_PER_WINDOW_UPDATE: u64 = 4;
 
 /// Frames without end: the connection is to be closed.

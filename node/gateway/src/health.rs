@@ -1,8 +1,9 @@
-//! What balancers ask: whether the gateway runs, and whether it should get callers. On listeners of their own, so that a
-//! probe reaches no tenant's host and callers cannot ask.
+//! What balancers ask: whether the gateway runs, and whether it should get callers. On listeners of
+//! their own, so that a probe reaches no tenant's host and callers cannot ask.
 //!
-//! `/.well-known/casemate/health` answers 200 as long as the gateway serves. `/.well-known/casemate/ready` answers 200, or
-//! 503 with the reason: the routes are still loading, the node drains, or no worker can start.
+//! `/.well-known/casemate/health` answers 200 as long as the gateway serves.
+//! `/.well-known/casemate/ready` answers 200, or 503 with the reason: the routes are still loading,
+//! the node drains, or no worker can start.
 
 use std::convert::Infallible;
 use std::sync::Arc;

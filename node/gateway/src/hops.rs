@@ -1,7 +1,8 @@
 //! How often a request has passed through nodes of this product already (RFC 8586). Pure.
 //!
-//! The vault sets `CDN-Loop: casemate; hops=N` on every call that a function makes; functions cannot. A call that comes
-//! back to a function carries the number with it, and a loop ends after [`MAX_HOPS`].
+//! The vault sets `CDN-Loop: casemate; hops=N` on every call that a function makes; functions
+//! cannot. A call that comes back to a function carries the number with it, and a loop ends after
+//! [`MAX_HOPS`].
 
 use http::{HeaderMap, HeaderName};
 
@@ -23,7 +24,8 @@ pub struct Loop;
 pub fn count(fields: &HeaderMap) -> Result<u8, Loop> {
     let mut most = 0;
     for value in fields.get_all(CDN_LOOP) {
-        // A comma in somebody else's quoted text could only make an entry of ours too many, never one too few.
+        // A comma in somebody else's quoted text could only make an entry of ours too many, never
+        // one too few.
         for entry in value.as_bytes().split(|byte| *byte == b',') {
             let mut parts = entry.split(|byte| *byte == b';').map(<[u8]>::trim_ascii);
             if !parts

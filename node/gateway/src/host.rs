@@ -34,8 +34,8 @@ pub enum HostError {
 }
 
 impl<'a> Host<'a> {
-    /// From `name`, `name.` or any of these with `:port`. Users, percent-encoding, other scripts than ASCII, zones,
-    /// and everything else that two programs could read in two ways are refused.
+    /// From `name`, `name.` or any of these with `:port`. Users, percent-encoding, other scripts
+    /// than ASCII, zones, and everything else that two programs could read in two ways are refused.
     ///
     /// # Errors
     /// Not such a text.
@@ -57,8 +57,9 @@ impl<'a> Host<'a> {
         Ok(Self { name, port })
     }
 
-    /// From a request: the authority of its target, if it has one (HTTP/2, or the absolute form), and its `Host`
-    /// fields. `required`: HTTP/1.1, where the field may not be missing (RFC 9112, section 3.2).
+    /// From a request: the authority of its target, if it has one (HTTP/2, or the absolute form),
+    /// and its `Host` fields. `required`: HTTP/1.1, where the field may not be missing (RFC 9112,
+    /// section 3.2).
     ///
     /// # Errors
     /// None, several, or different ones.

@@ -4,7 +4,7 @@
 //! [`expiry`], [`host`], [`target`], [`route`], [`hops`], [`fields`], [`cookies`], [`places`], [`requests`], [`pool`] and [`answer`]
 //! know no socket and no clock. Around them: [`start`] (bind, read, wall in), [`admission`] (places for connections),
 //! [`watched`] (bytes), [`serve`] (connections), [`exchange`] (one request), [`upload`] and [`body`] (bodies),
-//! [`renew`] (certificates), [`health`] (probes), [`supervise`] (the control channel), [`run`] (all of it).
+//! [`renew`] (certificates), [`health`] (probes), [`supervise`] (the control channel), [`drain`] (the end), [`run`] (all of it).
 //!
 //! A connection passes: a place for its network. A request passes: a framing with one reading, which host is it, is there
 //! a route, the perimeter (method, path, size), hops, a place for its tenant, a worker with room, its channel.
@@ -20,6 +20,7 @@ pub mod answer;
 pub mod body;
 pub mod connection;
 pub mod cookies;
+pub mod drain;
 pub mod exchange;
 pub mod expiry;
 pub mod fields;

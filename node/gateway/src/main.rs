@@ -18,8 +18,8 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     log();
-    // Asked for before the walls close: the answer comes from files. The other half is for the functions, and threads that
-    // have little to do spend it on waking each other.
+    // Asked for before the walls close: the answer comes from files. The other half is for the
+    // functions, and threads that have little to do spend it on waking each other.
     let threads = std::thread::available_parallelism().map_or(1, |count| count.get().div_ceil(2));
     let prepared = match start::prepare() {
         Ok(prepared) => prepared,

@@ -1,5 +1,5 @@
-//! The workers of one function, and the requests that wait for one. Decides only: time comes in as milliseconds, and
-//! grants go out as values.
+//! The workers of one function, and the requests that wait for one. Decides only: time comes in as
+//! milliseconds, and grants go out as values.
 
 use std::collections::VecDeque;
 
@@ -36,7 +36,8 @@ struct Seat<W> {
     streams: u32,
     /// Its release is the wanted one, or was. One that is made ready before it is wanted waits.
     was_wanted: bool,
-    /// Told to, or the release is not the wanted one any more and `Drained` is said: never comes back.
+    /// Told to, or the release is not the wanted one any more and `Drained` is said: never comes
+    /// back.
     retired: bool,
     drained_said: bool,
     idle_since_ms: u64,
@@ -382,7 +383,8 @@ mod tests {
     }
 
     proptest! {
-        /// In any order of events: no worker over its concurrency, none of another release, nobody served twice.
+        /// In any order of events: no worker over its concurrency, none of another release, nobody
+        /// served twice.
         #[test]
         fn places_are_never_given_beyond_what_there_is(steps in proptest::collection::vec((0u8..7, 0u64..4), 0..200)) {
             let mut pool: Pool<Caller, u64> = Pool::default();

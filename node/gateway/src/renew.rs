@@ -1,6 +1,8 @@
-//! Certificates that are renewed while they are served: their files are looked at again and again, and when told to.
+//! Certificates that are renewed while they are served: their files are looked at again and again,
+//! and when told to.
 //!
-//! A pair of files that cannot be served is refused, with a log record once per change, and the earlier pair is served on.
+//! A pair of files that cannot be served is refused, with a log record once per change, and the
+//! earlier pair is served on.
 
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
@@ -60,7 +62,8 @@ fn stamps(files: &CertificateFiles) -> [Option<Stamp>; 2] {
     [Stamp::of(&files.chain), Stamp::of(&files.key)]
 }
 
-/// The folders in which the files lie, and those that their links lead to: what a closed gateway may read.
+/// The folders in which the files lie, and those that their links lead to: what a closed gateway
+/// may read.
 pub fn folders(files: &[CertificateFiles]) -> Vec<PathBuf> {
     let mut folders = Vec::new();
     for path in files.iter().flat_map(|files| [&files.chain, &files.key]) {
@@ -128,7 +131,8 @@ impl Renewal {
         }
     }
 
-    /// Takes the pairs whose files have changed, if they can be served. `asked`: those that have not, too.
+    /// Takes the pairs whose files have changed, if they can be served. `asked`: those that have
+    /// not, too.
     fn look(&self, asked: bool) {
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         for (place, (files, seen)) in self.files.iter().zip(seen.iter_mut()).enumerate() {
@@ -208,11 +212,7 @@ fn must_last(served: &CertifiedKey, key: CertifiedKey) -> Result<CertifiedKey, S
 }
 
 fn cut(text: &str) -> String {
-    let mut end = text.len().min(MAX_CERTIFICATE_TEXT_BYTES);
-    while !text.is_char_boundary(end) {
-        end -= 1;
-    }
-    text[..end].to_owned()
+    text[..text.floor_char_boundary(MAX_CERTIFICATE_TEXT_BYTES)].to_owned()
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! Requests in flight, divided between tenants. Atomics only: a request takes no lock here.
 //!
-//! A tenant has at most its share. The last eighth of all places is a reserve: half of it for tenants with few requests
-//! in flight, half of it for tenants with none.
+//! A tenant has at most its share. The last eighth of all places is a reserve: half of it for
+//! tenants with few requests in flight, half of it for tenants with none.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -55,7 +55,8 @@ impl Requests {
 }
 
 impl Tenant {
-    /// Begins a request, or nothing when the tenant has its share in flight or all places are taken.
+    /// Begins a request, or nothing when the tenant has its share in flight or all places are
+    /// taken.
     pub fn begin(self: &Arc<Self>) -> Option<RequestPlace> {
         let mine = self.in_flight.fetch_add(1, Ordering::Relaxed);
         let all = self.all.in_flight.fetch_add(1, Ordering::Relaxed);

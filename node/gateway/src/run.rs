@@ -1,11 +1,14 @@
 //! From closed walls to the end.
 
+use std::net::TcpListener;
+use std::os::fd::AsFd as _;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use casemate_channel::{ControlError, Skipped};
 use casemate_wire::control::gateway::{FromGateway, ToGateway};
 use ring::rand::{SecureRandom as _, SystemRandom};
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 use tokio_rustls::TlsAcceptor;
 
@@ -13,13 +16,32 @@ use crate::connection::Patience;
 use crate::exchange::RequestIds;
 use crate::health;
 use crate::renew::Renewal;
-use crate::serve::{self, Gateway};
+use crate::serve::Gateway;
 use crate::start::{Prepared, Supervisor};
 use crate::supervise;
 use crate::tls::{Certificates, TlsError};
 
 /// The last words to the supervisor may take so long.
 const FAREWELL: Duration = Duration::from_secs(5);
+
+/// For requests that are under way when SIGTERM comes, which names no time.
+const GRACE: Duration = Duration::from_secs(10);
+
+/// What a supervisor hears first: the sockets that callers come to, for the next gateway, and that we listen.
+struct Greeting {
+    sockets: Vec<TcpListener>,
+    ready: FromGateway,
+}
+
+impl Greeting {
+    async fn send(&self, supervisor: &Supervisor) -> Result<(), ControlError> {
+        for (place, socket) in (0..).zip(&self.sockets) {
+            let message = FromGateway::Socket { place };
+            supervisor.send(&message, &[socket.as_fd()]).await?;
+        }
+        supervisor.send(&self.ready, &[]).await
+    }
+}
 
 /// Why the gateway ended without having been drained.
 #[derive(Debug, thiserror::Error)]
@@ -41,7 +63,7 @@ pub enum RunError {
     Random,
 }
 
-/// Serves until the supervisor drains us, at most its grace time longer.
+/// Serves until the supervisor or SIGTERM drains us, at most the grace time longer.
 ///
 /// # Errors
 /// See [`RunError`].
@@ -81,22 +103,32 @@ pub async fn run(prepared: Prepared) -> Result<(), RunError> {
         certificates,
         renewal.clone(),
     );
+    let mut terminate = signal(SignalKind::terminate())?;
+    let supervisor = Arc::new(Supervisor::new(control)?);
+    let all = listeners.iter().map(|(listener, _)| listener);
+    let copies = all.chain(&health).map(TcpListener::try_clone);
+    let greeting = Greeting {
+        sockets: copies.collect::<Result<_, _>>()?,
+        ready: FromGateway::Ready {
+            addresses: addresses.clone(),
+            layers,
+        },
+    };
     for (listener, speaks_tls) in listeners {
         let listener = tokio::net::TcpListener::from_std(listener)?;
-        tokio::spawn(serve::listen(
-            gateway.clone(),
+        let tls = tls.clone().filter(|_| speaks_tls);
+        gateway.listen(
             listener,
-            tls.clone().filter(|_| speaks_tls),
-        ));
+            tls,
+            Duration::from_millis(start.load_wait_ms.into()),
+        );
     }
     for listener in health {
         let listener = tokio::net::TcpListener::from_std(listener)?;
         tokio::spawn(health::listen(gateway.clone(), listener));
     }
-    let supervisor = Arc::new(Supervisor::new(control)?);
     tracing::info!(?addresses, "listening");
-    let ready = FromGateway::Ready { addresses, layers };
-    supervisor.send(&ready, &[]).await?;
+    greeting.send(&supervisor).await?;
 
     if let Some(renewal) = renewal {
         // Ends with the process, or with the control channel, which ends the process.
@@ -110,14 +142,14 @@ pub async fn run(prepared: Prepared) -> Result<(), RunError> {
         stopped,
     ));
     let grace = tokio::select! {
-        grace = obey_until_drain(&gateway, &supervisor, &ready) => grace?,
+        grace = obey_until_drain(&gateway, &supervisor, &greeting) => grace?,
+        _ = terminate.recv() => GRACE,
         _ = &mut speaking => return Err(RunError::Alone),
     };
-    gateway.drain();
     tokio::select! {
-        done = tokio::time::timeout(grace, gateway.drained()) => tracing::info!(in_time = done.is_ok(), "drained"),
+        in_time = gateway.drain(grace) => tracing::info!(in_time, "drained"),
         // Workers still come and go.
-        broken = until_broken(&gateway, &supervisor, &ready) => return Err(broken),
+        broken = until_broken(&gateway, &supervisor, &greeting) => return Err(broken),
     }
     drop(stop);
     let said = tokio::time::timeout(FAREWELL, speaking).await;
@@ -132,10 +164,10 @@ pub async fn run(prepared: Prepared) -> Result<(), RunError> {
 async fn until_broken(
     gateway: &Arc<Gateway>,
     supervisor: &Supervisor,
-    ready: &FromGateway,
+    greeting: &Greeting,
 ) -> RunError {
     loop {
-        if let Err(error) = obey_until_drain(gateway, supervisor, ready).await {
+        if let Err(error) = obey_until_drain(gateway, supervisor, greeting).await {
             return error;
         }
     }
@@ -144,7 +176,7 @@ async fn until_broken(
 async fn obey_until_drain(
     gateway: &Arc<Gateway>,
     supervisor: &Supervisor,
-    ready: &FromGateway,
+    greeting: &Greeting,
 ) -> Result<Duration, RunError> {
     let mut skipped = Skipped::default();
     loop {
@@ -160,7 +192,7 @@ async fn obey_until_drain(
             Err(error) => return Err(error.into()),
         };
         if message == ToGateway::Resume {
-            supervisor.send(ready, &[]).await?;
+            greeting.send(supervisor).await?;
             continue;
         }
         if let Some(grace) = supervise::obey(gateway, message, fds) {

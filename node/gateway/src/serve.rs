@@ -21,11 +21,11 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::time::MissedTickBehavior;
 use tokio_rustls::TlsAcceptor;
-use tokio_util::task::TaskTracker;
 
 use crate::admission::{Admissions, Entry, Seat};
 use crate::body::Body;
 use crate::connection::{Connection, Patience, Verdict};
+use crate::drain::{self, Drain};
 use crate::exchange::{self, RequestIds};
 use crate::fields::MAX_HEAD_BYTES;
 use crate::health::Unready;
@@ -80,9 +80,10 @@ pub struct Gateway {
     /// Of the certificates.
     pub renewal: Option<Arc<Renewal>>,
     admissions: Arc<Admissions>,
-    connections: TaskTracker,
     records: fair::Queue<FunctionKey, Access>,
-    draining: watch::Sender<bool>,
+    /// Whether all routes are known, or were at a time.
+    is_loaded: watch::Sender<bool>,
+    drain: Drain,
 }
 
 impl Gateway {
@@ -104,16 +105,44 @@ impl Gateway {
             certificates,
             renewal,
             admissions: Admissions::new(max_connections, shares),
-            connections: TaskTracker::new(),
             records: fair::Queue::new(MAX_RECORDS),
-            draining: watch::Sender::new(false),
+            is_loaded: watch::Sender::new(false),
+            drain: Drain::default(),
         })
+    }
+
+    /// Takes what the supervisor says of the node.
+    pub fn stand(&self, standing: Standing) {
+        let is_loaded = standing.is_loaded;
+        self.standing.store(Arc::new(standing));
+        if is_loaded {
+            self.is_loaded.send_replace(true);
+        }
+    }
+
+    /// Serves a listener until the gateway accepts no more. Callers stay in its queue until all routes are known, but no
+    /// longer than `load_wait`: from then on they are told that the node is loading.
+    pub fn listen(
+        self: &Arc<Self>,
+        listener: TcpListener,
+        tls: Option<TlsAcceptor>,
+        load_wait: Duration,
+    ) {
+        let gateway = self.clone();
+        self.drain.listens(async move {
+            let mut is_loaded = gateway.is_loaded.subscribe();
+            tokio::select! {
+                () = gateway.drain.closes() => return,
+                _ = tokio::time::timeout(load_wait, is_loaded.wait_for(|loaded| *loaded)) => {}
+            }
+            listen(gateway, listener, tls).await;
+        });
     }
 
     /// Why the node should get no callers, if so.
     pub fn unready(&self) -> Option<Unready> {
         let standing = self.standing.load();
-        if *self.draining.borrow() {
+        if self.is_draining() {
             Some(Unready::Draining)
         } else if !standing.is_loaded {
             Some(Unready::Loading)
@@ -153,15 +182,14 @@ impl Gateway {
         name != host && certificates.place(name) != certificates.place(host)
     }
 
-    /// Accepts no more; connections finish what is under way.
-    pub fn drain(&self) {
-        self.draining.send_replace(true);
+    /// Whether the gateway is about to end.
+    pub fn is_draining(&self) -> bool {
+        self.drain.has_begun()
     }
 
-    /// Waits until every connection has ended.
-    pub async fn drained(&self) {
-        self.connections.close();
-        self.connections.wait().await;
+    /// Has callers go and accepts no more, see [`Drain`]; whether all have gone within `grace`.
+    pub async fn drain(&self, grace: Duration) -> bool {
+        self.drain.run(grace).await
     }
 }
 
@@ -171,19 +199,18 @@ fn counted(taken: fair::Taken<Access>) -> Access {
     access
 }
 
-/// Serves a listener until the gateway drains. A connection without a place waits in a task of its own, so that no
+/// Serves a listener until the gateway accepts no more. A connection without a place waits in a task of its own, so that no
 /// network delays another one.
-pub async fn listen(gateway: Arc<Gateway>, listener: TcpListener, tls: Option<TlsAcceptor>) {
-    let mut draining = gateway.draining.subscribe();
+async fn listen(gateway: Arc<Gateway>, listener: TcpListener, tls: Option<TlsAcceptor>) {
     loop {
         tokio::select! {
-            () = begins(&mut draining) => return,
+            () = gateway.drain.closes() => return,
             accepted = listener.accept() => match accepted {
                 Ok((stream, address)) => match gateway.admissions.ask(address.ip()) {
                     Ok(entry) => {
                         let tls = tls.clone();
                         let connecting = connect(gateway.clone(), stream, address, tls, entry);
-                        gateway.connections.spawn(connecting);
+                        gateway.drain.connects(connecting);
                     }
                     Err(error) => tracing::debug!(%error, "connection closed"),
                 },
@@ -196,12 +223,6 @@ pub async fn listen(gateway: Arc<Gateway>, listener: TcpListener, tls: Option<Tl
     }
 }
 
-/// Waits until draining begins.
-async fn begins(draining: &mut watch::Receiver<bool>) {
-    // Fails only when the gateway is gone, which its connections outlive.
-    let _ = draining.wait_for(|draining| *draining).await;
-}
-
 async fn connect(
     gateway: Arc<Gateway>,
     stream: TcpStream,
@@ -209,13 +230,9 @@ async fn connect(
     tls: Option<TlsAcceptor>,
     entry: Entry,
 ) {
-    let mut draining = gateway.draining.subscribe();
-    let seat = tokio::select! {
-        () = begins(&mut draining) => return,
-        seat = entry.seat() => match seat {
-            Ok(seat) => seat,
-            Err(error) => return tracing::debug!(%error, "connection closed"),
-        },
+    let seat = match entry.seat().await {
+        Ok(seat) => seat,
+        Err(error) => return tracing::debug!(%error, "connection closed"),
     };
     tokio::select! {
         biased;
@@ -291,9 +308,9 @@ async fn serve<S: AsyncRead + AsyncWrite + Unpin + 'static>(
     let period = (gateway.patience.header.min(gateway.patience.idle) / 4).clamp(shortest, longest);
     let mut judging = tokio::time::interval(period);
     judging.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut draining = gateway.draining.subscribe();
+    let mut drains_since_ms = None;
+    let mut is_asked_to_go = false;
     let mut closes_ms = None;
-    let mut drains = false;
     loop {
         tokio::select! {
             biased;
@@ -304,14 +321,20 @@ async fn serve<S: AsyncRead + AsyncWrite + Unpin + 'static>(
                 return;
             }
             () = connection.cut.notified() => return,
-            () = begins(&mut draining), if !drains => {
-                drains = true;
-                serving.as_mut().graceful_shutdown();
+            () = gateway.drain.begins(), if drains_since_ms.is_none() => {
+                drains_since_ms = Some(now_ms());
+                judging = tokio::time::interval(period.min(drain::LOOK_PERIOD));
+                judging.set_missed_tick_behavior(MissedTickBehavior::Delay);
             }
             _ = judging.tick() => {
                 let now_ms = now_ms();
                 if closes_ms.is_some_and(|closes_ms| now_ms >= closes_ms) {
                     return;
+                }
+                let may_go = |since_ms| connection.may_go(now_ms, since_ms);
+                if !is_asked_to_go && drains_since_ms.is_some_and(may_go) {
+                    is_asked_to_go = true;
+                    serving.as_mut().graceful_shutdown();
                 }
                 match connection.judge(now_ms, gateway.patience, seat.is_crowded()) {
                     Verdict::Stay => closes_ms = None,

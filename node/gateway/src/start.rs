@@ -1,12 +1,14 @@
-//! From the process's start to closed walls: read what the supervisor says, bind, read certificates, close.
+//! From the process's start to closed walls: read what the supervisor says, take the sockets of an earlier gateway, bind the
+//! others, read certificates, close.
 
+use std::collections::BTreeMap;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::Arc;
 
 use casemate_channel::{Control, ControlError};
 use casemate_sandbox::{Access, LayerReport, Profile};
-use casemate_wire::control::gateway::{FromGateway, Start, ToGateway};
+use casemate_wire::control::gateway::{FromGateway, MAX_SOCKETS, Start, ToGateway};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::renew;
@@ -15,8 +17,9 @@ use crate::tls::{Certificates, TlsError};
 /// The control channel.
 pub type Supervisor = Control<FromGateway, ToGateway>;
 
-/// Callers that the kernel keeps for us until we accept them.
-const BACKLOG: i32 = 1024;
+/// Callers that the kernel keeps for us until we accept them, and while there is no gateway. The kernel keeps no more than
+/// `net.core.somaxconn`, which is 4096 unless somebody has set it.
+const BACKLOG: i32 = 4096;
 
 /// Why the gateway did not start.
 #[derive(Debug, thiserror::Error)]
@@ -31,7 +34,7 @@ pub enum StartError {
     #[error("the control channel closed before `Start`")]
     Closed,
     /// Another message came first.
-    #[error("expected `Start` as the first message")]
+    #[error("expected sockets and then `Start` as the first messages")]
     Order,
     /// Not an address.
     #[error("listener {0:?}: expected an address and a port such as 0.0.0.0:443")]
@@ -86,6 +89,9 @@ pub struct Prepared {
     pub control: OwnedFd,
 }
 
+/// Sockets of an earlier gateway, by their places.
+type Given = BTreeMap<u32, OwnedFd>;
+
 /// Waits for `Start` and does as it says. The process has one thread here: walls that are a thread's own are then
 /// inherited by all that come.
 ///
@@ -103,12 +109,18 @@ pub fn prepare() -> Result<Prepared, StartError> {
     let watched = control.try_clone().map_err(StartError::Descriptor)?;
     runtime.block_on(async move {
         let supervisor = Supervisor::new(watched).map_err(StartError::Descriptor)?;
-        let start = match supervisor.recv().await.map_err(StartError::Control)? {
-            Some((ToGateway::Start(start), _)) => start,
-            Some(_) => return tell(&supervisor, StartError::Order).await,
-            None => return Err(StartError::Closed),
+        let mut given = Given::new();
+        let start = loop {
+            match supervisor.recv().await.map_err(StartError::Control)? {
+                Some((ToGateway::Start(start), _)) => break start,
+                Some((ToGateway::Socket { place }, fds)) if given.len() < MAX_SOCKETS => {
+                    given.extend(fds.into_iter().next().map(|socket| (place, socket)));
+                }
+                Some(_) => return tell(&supervisor, StartError::Order).await,
+                None => return Err(StartError::Closed),
+            }
         };
-        match open(start, control) {
+        match open(start, given, control) {
             Ok(prepared) => Ok(prepared),
             Err(error) => tell(&supervisor, error).await,
         }
@@ -128,7 +140,7 @@ async fn tell(supervisor: &Supervisor, error: StartError) -> Result<Prepared, St
     Err(error)
 }
 
-fn open(mut start: Start, control: OwnedFd) -> Result<Prepared, StartError> {
+fn open(mut start: Start, mut given: Given, control: OwnedFd) -> Result<Prepared, StartError> {
     let certificates = Certificates::read(&start.certificates)?;
     if let Some(listener) = start
         .listeners
@@ -137,12 +149,17 @@ fn open(mut start: Start, control: OwnedFd) -> Result<Prepared, StartError> {
     {
         return Err(StartError::NoCertificate(listener.address.clone()));
     }
+    let mut places = 0..;
+    let mut socket = |address: &str| match places.next().and_then(|place| given.remove(&place)) {
+        Some(socket) => adopt(socket, address),
+        None => bind(address),
+    };
     let listeners = start
         .listeners
         .iter()
-        .map(|listener| Ok((bind(&listener.address)?, listener.tls)));
+        .map(|listener| Ok((socket(&listener.address)?, listener.tls)));
     let listeners = listeners.collect::<Result<Vec<_>, StartError>>()?;
-    let health = start.health.iter().map(|address| bind(address));
+    let health = start.health.iter().map(|address| socket(address));
     let health = health.collect::<Result<Vec<_>, StartError>>()?;
     let address = |socket: &TcpListener| socket.local_addr().map(|address| address.to_string());
     let sockets = listeners.iter().map(|(socket, _)| socket);
@@ -186,6 +203,17 @@ fn connections(asked: u32, descriptors: u64) -> u32 {
         );
     }
     asked.min(most)
+}
+
+/// A socket that an earlier gateway has opened, with whoever waits in its queue.
+fn adopt(socket: OwnedFd, address: &str) -> Result<TcpListener, StartError> {
+    let listener = TcpListener::from(socket);
+    let adopted = listener.set_nonblocking(true);
+    adopted.map_err(|source| StartError::Bind {
+        address: address.to_owned(),
+        source,
+    })?;
+    Ok(listener)
 }
 
 fn bind(text: &str) -> Result<TcpListener, StartError> {

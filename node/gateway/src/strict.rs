@@ -1,12 +1,14 @@
 //! What a caller's bytes must be before an HTTP parser sees them. Knows no socket and no clock.
 //!
-//! On HTTP/1 the scanner follows the framing of requests and refuses every framing that two programs could read in two
-//! ways: `Content-Length` beside `Transfer-Encoding`, a second `Content-Length`, transfer codings other than `chunked`,
-//! line feeds without carriage return, folded lines, chunk sizes that are not plain hexadecimal numbers. The parser
-//! behind it is laxer; because only one reading is left, both agree where each request ends.
+//! On HTTP/1 the scanner follows the framing of requests and refuses every framing that two
+//! programs could read in two ways: `Content-Length` beside `Transfer-Encoding`, a second
+//! `Content-Length`, transfer codings other than `chunked`, line feeds without carriage return,
+//! folded lines, chunk sizes that are not plain hexadecimal numbers. The parser behind it is laxer;
+//! because only one reading is left, both agree where each request ends.
 //!
-//! After a refusal the parser gets nothing more of what the caller sends. It gets a few bytes that it refuses with 400
-//! itself ([`Scanner::refusal`]), in the order of the requests on the connection, and then the end of the stream.
+//! After a refusal the parser gets nothing more of what the caller sends. It gets a few bytes that
+//! it refuses with 400 itself ([`Scanner::refusal`]), in the order of the requests on the
+//! connection, and then the end of the stream.
 //!
 //! On HTTP/2 it counts frames: see [`crate::frames`].
 
@@ -15,7 +17,8 @@ use crate::frames::{Flood, Frames};
 
 /// What an HTTP/2 connection begins with (RFC 9113, section 3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-/// Longest line with the size of a chunk and its extensions, bytes. Extensions have no meaning here.
+/// Longest line with the size of a chunk and its extensions, bytes. Extensions have no meaning
+/// here.
 const MAX_SIZE_LINE_BYTES: usize = 256;
 /// Digits of a chunk's size: more than any body that is let through.
 const MAX_SIZE_DIGITS: usize = 15;
@@ -52,9 +55,11 @@ enum State {
     Refused(&'static [u8]),
 }
 
-/// Not a character of any head, and the end of the head: the parser looks at a head when it is whole.
+/// Not a character of any head, and the end of the head: the parser looks at a head when it is
+/// whole.
 const BAD_HEAD: &[u8] = b"\0\r\n\r\n";
-/// Wherever a chunk, its extensions or its trailers have come to, no line feed follows the carriage return.
+/// Wherever a chunk, its extensions or its trailers have come to, no line feed follows the carriage
+/// return.
 const BAD_CHUNK: &[u8] = b"\r\0";
 
 /// What the lines of a head have said.
@@ -81,8 +86,8 @@ impl Default for Scanner {
 }
 
 impl Scanner {
-    /// Looks at the next bytes; the parser may have so many of them. `frames`: the budget that is used when the
-    /// connection is HTTP/2.
+    /// Looks at the next bytes; the parser may have so many of them. `frames`: the budget that is
+    /// used when the connection is HTTP/2.
     ///
     /// # Errors
     /// Frames without end; the connection is to be closed.
@@ -110,7 +115,8 @@ impl Scanner {
         Ok(at)
     }
 
-    /// What the parser gets next of a refused stream, at most so many bytes; none is the end. `None`: nothing is refused.
+    /// What the parser gets next of a refused stream, at most so many bytes; none is the end.
+    /// `None`: nothing is refused.
     pub fn refusal(&mut self, room: usize) -> Option<&'static [u8]> {
         let State::Refused(left) = &mut self.state else {
             return None;
@@ -312,7 +318,8 @@ impl Head {
     }
 }
 
-/// Name and value of a line. A folded line and a space before the colon make a name that is no token.
+/// Name and value of a line. A folded line and a space before the colon make a name that is no
+/// token.
 fn split_field(line: &[u8]) -> Result<(&[u8], &[u8]), Ambiguous> {
     let colon = line
         .iter()
@@ -455,7 +462,8 @@ mod tests {
     }
 
     proptest! {
-        /// However bytes are cut into pieces, the parser gets the same, and nothing after a refusal.
+        /// However bytes are cut into pieces, the parser gets the same, and nothing after a
+        /// refusal.
         #[test]
         fn pieces_make_no_difference(
             bytes in "(GET / HTTP/1.1\r\n|POST / HTTP/1.0\r\n|Content-Length: 3\r\n\

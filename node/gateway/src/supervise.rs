@@ -24,7 +24,11 @@ const RECORDS_PERIOD: Duration = Duration::from_millis(20);
 /// Does one thing that the supervisor says, except for `Resume`, and for `Drain`, which is given back.
 pub fn obey(gateway: &Arc<Gateway>, message: ToGateway, fds: Vec<OwnedFd>) -> Option<Duration> {
     match message {
-        ToGateway::Start(_) => tracing::error!("second Start message from the supervisor ignored"),
+        ToGateway::Start(_) | ToGateway::Socket { .. } => {
+            tracing::error!(
+                "second Start message, or a socket after it, from the supervisor ignored"
+            );
+        }
         ToGateway::Route(route) => lead(gateway, *route),
         ToGateway::Channel {
             key,
@@ -65,7 +69,7 @@ pub fn obey(gateway: &Arc<Gateway>, message: ToGateway, fds: Vec<OwnedFd>) -> Op
         }
         ToGateway::Standing(mut standing) => {
             standing.expected.sort_unstable();
-            gateway.standing.store(Arc::new(standing));
+            gateway.stand(standing);
         }
         ToGateway::Reload => gateway.renewal.iter().for_each(|renewal| renewal.ask()),
         ToGateway::Resume => {}

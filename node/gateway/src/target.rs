@@ -1,4 +1,5 @@
-//! The URL of a request, as the function sees it: parsed and serialised by the WHATWG URL standard. Pure.
+//! The URL of a request, as the function sees it: parsed and serialised by the WHATWG URL standard.
+//! Pure.
 
 use std::ops::Range;
 
@@ -19,7 +20,8 @@ impl Target {
     /// From the host and the rest of a request's target.
     ///
     /// # Errors
-    /// The path would not stay what it is (dot segments, backslashes), or has bytes that a URL does not have.
+    /// The path would not stay what it is (dot segments, backslashes), or has bytes that a URL does
+    /// not have.
     pub fn new(is_tls: bool, host: &Host<'_>, path_and_query: &str) -> Result<Self, Code> {
         let path = path_and_query.split('?').next().unwrap_or_default();
         if !path_and_query.bytes().all(|byte| byte.is_ascii_graphic()) || !is_unambiguous(path) {

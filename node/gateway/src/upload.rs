@@ -1,8 +1,9 @@
 //! The bodies of requests: a caller's to a worker.
 //!
-//! Before a worker asks for a body, it gets only the beginning, and that beginning is kept: a request that its worker has
-//! not begun can be sent to another one. A caller that expects `100 Continue` is sent it when the worker asks
-//! (RFC 9110, section 10.1.1): the HTTP server sends it when the body is first polled.
+//! Before a worker asks for a body, it gets only the beginning, and that beginning is kept: a
+//! request that its worker has not begun can be sent to another one. A caller that expects `100
+//! Continue` is sent it when the worker asks (RFC 9110, section 10.1.1): the HTTP server sends it
+//! when the body is first polled.
 
 use std::pin::Pin;
 use std::time::Duration;
@@ -38,8 +39,8 @@ pub struct Bounds {
     pub idle: Duration,
 }
 
-/// A caller's body on its way to a worker. Every future here may be dropped and begun again: what has come is in the
-/// value.
+/// A caller's body on its way to a worker. Every future here may be dropped and begun again: what
+/// has come is in the value.
 #[derive(Debug)]
 pub struct Upload {
     from: Incoming,

@@ -17,24 +17,26 @@ use crate::workers::now_ms;
 /// What every HTTP/1.1 client has to skip.
 const PROBE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
 
-/// How long what a caller goes on sending is thrown away after the answer, so that the answer is not lost in the reset
-/// that a closed socket sends (RFC 9112, section 9.6). A connection that others wait for is closed earlier: see
-/// [`Connection::judge`].
+/// How long what a caller goes on sending is thrown away after the answer, so that the answer is
+/// not lost in the reset that a closed socket sends (RFC 9112, section 9.6). A connection that
+/// others wait for is closed earlier: see [`Connection::judge`].
 const LINGER: Duration = Duration::from_secs(30);
-/// The same, between two pieces: a caller that sends nothing for so long has read its answer or is gone.
+/// The same, between two pieces: a caller that sends nothing for so long has read its answer or is
+/// gone.
 const LINGER_QUIET: Duration = Duration::from_secs(5);
 /// The same, bytes: a caller that sends more than this after its answer is cut.
 const LINGER_BYTES: usize = 256 * 1024 * 1024;
 
 /// A socket, or TLS over one, between the caller and the HTTP parser.
 ///
-/// It tells its connection when bytes come and when they do not go, and holds the caller to [`crate::strict`] and
-/// [`crate::frames`].
+/// It tells its connection when bytes come and when they do not go, and holds the caller to
+/// [`crate::strict`] and [`crate::frames`].
 ///
-/// A caller that ends its side after a whole HTTP/1 request gets its answer: the parser hears of the end only when no
-/// request is under way. Such a caller may also have gone. An HTTP/1.1 caller that still waits after a while is sent
-/// `100 Continue`, which every client has to skip (RFC 9110, section 15.2); the kernel of a caller that has gone
-/// answers with a reset, and the next write fails.
+/// A caller that ends its side after a whole HTTP/1 request gets its answer: the parser hears of
+/// the end only when no request is under way. Such a caller may also have gone. An HTTP/1.1 caller
+/// that still waits after a while is sent `100 Continue`, which every client has to skip (RFC 9110,
+/// section 15.2); the kernel of a caller that has gone answers with a reset, and the next write
+/// fails.
 #[derive(Debug)]
 pub struct Watched<S> {
     stream: S,
@@ -132,9 +134,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Watched<S> {
 }
 
 impl<S: AsyncRead + Unpin> Watched<S> {
-    /// Throws away what still comes, until the caller ends its side too. A caller that sends in the middle of a request is
-    /// waited for; of another one, such as one whose next request crosses the end of the connection, what has come by now
-    /// is taken, and what follows it.
+    /// Throws away what still comes, until the caller ends its side too. A caller that sends in the
+    /// middle of a request is waited for; of another one, such as one whose next request crosses
+    /// the end of the connection, what has come by now is taken, and what follows it.
     fn poll_linger(&mut self, context: &mut Context<'_>) -> Poll<()> {
         let is_awaited = self.scanner.is_within_request();
         let linger = self.linger.get_or_insert_with(|| Linger::new(is_awaited));

@@ -10,16 +10,19 @@ use casemate_wire::control::{Failure, WorkerId};
 use rustix::net::Shutdown;
 use tokio::sync::SetOnce;
 
-/// A channel that closes is soon followed by the supervisor's reason. After this, the supervisor is asked to end the process.
+/// A channel that closes is soon followed by the supervisor's reason. After this, the supervisor is
+/// asked to end the process.
 pub const REASON_WAIT: Duration = Duration::from_millis(200);
-/// How long the callers of a worker whose channel has closed wait for the reason: on a machine under load the kernel takes
-/// its time to end a process with much memory, and so does the supervisor to hear of that.
+/// How long the callers of a worker whose channel has closed wait for the reason: on a machine
+/// under load the kernel takes its time to end a process with much memory, and so does the
+/// supervisor to hear of that.
 const VERDICT_WAIT: Duration = Duration::from_secs(5);
 
-/// Beyond the wall-clock limit of a request until its worker counts as stuck: on a machine under load a worker that keeps to
-/// its limits may itself wait seconds for a processor.
+/// Beyond the wall-clock limit of a request until its worker counts as stuck: on a machine under
+/// load a worker that keeps to its limits may itself wait seconds for a processor.
 const WALL_GRACE: Duration = Duration::from_secs(10);
-/// A worker gets requests before it has loaded its function; the supervisor ends one that loads longer than this.
+/// A worker gets requests before it has loaded its function; the supervisor ends one that loads
+/// longer than this.
 const LOAD_WAIT: Duration = Duration::from_secs(30);
 
 /// One worker process, as the gateway sees it.
@@ -103,8 +106,8 @@ impl Worker {
         told.await.unwrap_or(Some(Failure::WorkerLost))
     }
 
-    /// How long the head of a response may take. A worker ends each request within the wall-clock limit of its release;
-    /// one that does not is stopped, stuck or taken over.
+    /// How long the head of a response may take. A worker ends each request within the wall-clock
+    /// limit of its release; one that does not is stopped, stuck or taken over.
     pub fn head_wait(&self) -> Duration {
         let load = if self.has_answered.load(Ordering::Relaxed) {
             Duration::ZERO

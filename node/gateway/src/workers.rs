@@ -1,4 +1,5 @@
-//! The shell around [`crate::pool`]: functions with live channels, places in workers, and who is to be told.
+//! The shell around [`crate::pool`]: functions with live channels, places in workers, and who is to
+//! be told.
 
 use std::collections::HashMap;
 use std::os::fd::{AsFd as _, OwnedFd};
@@ -19,10 +20,11 @@ use crate::pool::{Due, Pool, Waiting};
 use crate::requests::{Requests, Tenant};
 pub use crate::worker::{Promise, Worker};
 
-/// How long a request waits for a worker: a cold start takes milliseconds, a node that is full longer.
+/// How long a request waits for a worker: a cold start takes milliseconds, a node that is full
+/// longer.
 pub const WAIT_MAX: Duration = Duration::from_secs(10);
-/// From saying that it takes no more requests until a worker has ended: what it has begun may still take the time that the
-/// supervisor gives a worker to stop.
+/// From saying that it takes no more requests until a worker has ended: what it has begun may still
+/// take the time that the supervisor gives a worker to stop.
 const GOING_AWAY: Duration = Duration::from_secs(15);
 /// How long after its channel has closed a worker's reason can come.
 const REASON_KEPT: Duration = Duration::from_secs(10);
@@ -116,8 +118,8 @@ pub struct Lease {
 }
 
 impl Lease {
-    /// The head of a response, if it comes within the wall-clock limit of the release. A worker that leaves it out gets no
-    /// more requests, and the supervisor ends it.
+    /// The head of a response, if it comes within the wall-clock limit of the release. A worker
+    /// that leaves it out gets no more requests, and the supervisor ends it.
     ///
     /// # Errors
     /// What the conversation says; [`Failure::ExceededWall`] when it takes too long.
@@ -184,8 +186,8 @@ impl Function {
         }
     }
 
-    /// Whether there is room in its log for one more access record with a path of so many bytes, and how many had none
-    /// before.
+    /// Whether there is room in its log for one more access record with a path of so many bytes,
+    /// and how many had none before.
     pub fn may_record(&self, bytes: usize) -> Option<u32> {
         lock(&self.records).spend(bytes, now_ms())
     }
@@ -332,7 +334,8 @@ impl Registry {
 
     /// Forgets functions without hosts, workers and callers.
     pub fn forget_what_is_over(&self) {
-        // Somebody else who holds one is just about to route to it, or to add a worker: it must stay the one of its name.
+        // Somebody else who holds one is just about to route to it, or to add a worker: it must
+        // stay the one of its name.
         lock(&self.functions)
             .retain(|_, function| Arc::strong_count(function) > 1 || !function.pool().is_over());
         lock(&self.tenants).retain(|_, tenant| tenant.strong_count() > 0);

@@ -98,7 +98,8 @@ async fn a_caller_is_told_to_go_on_when_the_function_asks_for_the_body() {
     for _ in 0..2 {
         caller.write_all(EXPECTING.as_bytes()).await.unwrap();
         let incoming = timeout(SOON, acceptor.accept()).await.unwrap().unwrap();
-        // Nothing has been sent before: the first bytes would be there by the end of another request.
+        // Nothing has been sent before: the first bytes would be there by the end of another
+        // request.
         node.get("nobody.test", "/").await;
         let mut early = [0; 1];
         let read = caller.try_read(&mut early);

@@ -222,7 +222,8 @@ async fn of_190_framings_and_heads_none_smuggles_a_request() {
             .write_all(format!("{request}{follows}").as_bytes())
             .await;
         let answer = read_all(&mut stream).await;
-        // Refused by the gateway's own words, the connection goes on: what follows is a request of its own.
+        // Refused by the gateway's own words, the connection goes on: what follows is a request of
+        // its own.
         let first = answer.split("\r\n").next().unwrap().to_owned();
         assert!(
             first.starts_with("HTTP/1.") && first[8..].starts_with(" 400"),

@@ -396,6 +396,40 @@ async fn rapid_reset_ends_the_connection_and_hurts_no_neighbour() {
     assert!(node.get("a.test", "/next").await.contains("/next"));
 }
 
+/// What the gateway has in memory, KiB.
+fn memory_kib(node: &Node) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", node.child.id())).unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmRSS:"));
+    let kib = line.unwrap().split_whitespace().nth(1).unwrap();
+    kib.parse().unwrap()
+}
+
+#[tokio::test]
+async fn bodies_in_the_smallest_pieces_that_nobody_reads_take_bounded_memory() {
+    const STREAMS: u32 = 4;
+    let node = Node::with_worker(|mut incoming| async move {
+        incoming.reply.cancelled().await;
+    })
+    .await;
+    let before = memory_kib(&node);
+    // The windows of the connection would let twice as many through.
+    let most = 250_000;
+    let sent = flood(node.connect().await, most, 200, |n| {
+        if n >= STREAMS {
+            return frame(0, 0, n % STREAMS * 2 + 1, b"xy");
+        }
+        let mut post = headers(n * 2 + 1, "/slow", true);
+        // Without the end of the stream, and `POST`.
+        (post[4], post[9]) = (4, 0x83);
+        post
+    });
+    let sent = timeout(Duration::from_secs(60), sent).await.unwrap();
+    let grown = memory_kib(&node).saturating_sub(before);
+    // Some are taken, so it is their number that ends the connection.
+    assert!((1000..most).contains(&sent), "{sent} pieces, {grown} KiB");
+    assert!(grown < 8 * 1024, "{sent} pieces, {grown} KiB");
+}
+
 #[tokio::test]
 async fn a_flood_of_continuations_ends_the_connection() {
     let node = Node::with_worker(describe).await;

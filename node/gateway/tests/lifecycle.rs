@@ -10,11 +10,13 @@ use bytes::Bytes;
 use casemate_wire::control::gateway::{CertificateFiles, FromGateway, Listener, ToGateway};
 use casemate_wire::control::{Failure, WorkerId};
 use harness::{
-    Node, RELEASE, SOON, describe, http2, key, ok, perimeter, read_all, route, spawn, start, work,
+    Node, RELEASE, SOON, describe, http2, key, ok, perimeter, read_all, read_until, route, spawn,
+    start, work,
 };
 use http::Request;
 use http_body_util::Full;
 use tokio::io::AsyncWriteExt as _;
+use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 #[tokio::test]
@@ -188,16 +190,6 @@ async fn draining_finishes_what_is_under_way() {
         "",
         "a connection that rests is closed"
     );
-    timeout(SOON, async {
-        while tokio::net::TcpStream::connect(&node.addresses[0])
-            .await
-            .is_ok()
-        {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-    })
-    .await
-    .expect("nobody listens any more");
     let mut body = incoming.reply.send(&ok(&[]), false);
     body.send(Bytes::from_static(b"late")).await.unwrap();
     tokio::time::sleep(Duration::from_millis(50)).await;
@@ -217,6 +209,116 @@ async fn draining_finishes_what_is_under_way() {
         "access records come before the farewell"
     );
     assert!(node.exit().await.success());
+}
+
+const GET: &[u8] = b"GET / HTTP/1.1\r\nHost: a.test\r\n\r\n";
+
+/// The end of an answer of [`describe`].
+const END: &str = ":hops=0\n";
+
+async fn say_drain(node: &mut Node) {
+    node.say(ToGateway::Drain { grace_ms: 15_000 }).await;
+    // Obeyed in order.
+    node.settle().await;
+}
+
+#[tokio::test]
+async fn a_gateway_that_drains_answers_what_comes_on_kept_and_on_new_connections() {
+    let mut node = Node::with_route().await;
+    let mut acceptor = node.worker("f", 1, 64).await;
+    let (mut kept, mut fresh) = (node.connect().await, node.connect().await);
+    // One request is under way all the time.
+    let mut held = node.connect().await;
+    held.write_all(GET).await.unwrap();
+    let held_request = timeout(SOON, acceptor.accept()).await.unwrap().unwrap();
+    tokio::spawn(work(acceptor, describe));
+    kept.write_all(GET).await.unwrap();
+    let first = read_until(&mut kept, END).await;
+    assert!(!first.contains("connection: close"), "{first}");
+    let (half, rest) = GET.split_at(10);
+    for stream in [&mut kept, &mut fresh] {
+        stream.write_all(half).await.unwrap();
+    }
+    // Seen by the gateway: answers on another connection come later.
+    assert!(node.get("a.test", "/").await.starts_with("HTTP/1.1 200"));
+    say_drain(&mut node).await;
+    let mut late = node.connect().await;
+    late.write_all(half).await.unwrap();
+    // A connection that has got an answer, one that has not, and one that comes now.
+    for stream in [&mut kept, &mut fresh, &mut late] {
+        stream.write_all(rest).await.unwrap();
+        let answer = read_all(stream).await;
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+        assert!(answer.contains("connection: close"), "{answer}");
+    }
+    held_request.reply.send(&ok(&[]), true).finish();
+    let answer = read_all(&mut held).await;
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    node.hear(|message| (*message == FromGateway::Stopped).then_some(()))
+        .await;
+    assert!(node.exit().await.success());
+}
+
+#[tokio::test]
+async fn a_caller_that_comes_while_there_is_no_gateway_is_answered_by_the_next_one() {
+    let mut node = Node::with_worker(describe).await;
+    let (address, sockets) = (node.addresses[0].clone(), std::mem::take(&mut node.sockets));
+    node.say(ToGateway::Drain { grace_ms: 15_000 }).await;
+    node.hear(|message| (*message == FromGateway::Stopped).then_some(()))
+        .await;
+    assert!(node.exit().await.success());
+    let mut stream = TcpStream::connect(&address).await.unwrap();
+    stream.write_all(GET).await.unwrap();
+
+    // The next one knows no route at first, and refuses nobody for that.
+    let mut start = start();
+    start.load_wait_ms = 600_000;
+    let mut node = Node::start_unloaded(start, &sockets).await;
+    assert_eq!(node.addresses, [address]);
+    node.settle().await;
+    node.say(route("f", &["a.test"], perimeter())).await;
+    node.stand(true, &[], true).await;
+    tokio::spawn(work(node.worker("f", 2, 64).await, describe));
+    let answer = read_until(&mut stream, "http://a.test/").await;
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+}
+
+#[tokio::test]
+async fn a_gateway_whose_routes_never_come_says_so_after_a_while() {
+    let mut start = start();
+    start.load_wait_ms = 100;
+    let node = Node::start_unloaded(start, &[]).await;
+    let mut stream = node.connect().await;
+    stream.write_all(GET).await.unwrap();
+    let answer = read_until(&mut stream, "not loaded its routes yet").await;
+    assert!(answer.starts_with("HTTP/1.1 503"), "{answer}");
+    assert!(answer.contains("retry-after"), "{answer}");
+}
+
+#[tokio::test]
+async fn sigterm_drains_too() {
+    let mut node = Node::with_route().await;
+    let mut acceptor = node.worker("f", 1, 64).await;
+    let mut stream = node.connect().await;
+    stream.write_all(GET).await.unwrap();
+    let incoming = timeout(SOON, acceptor.accept()).await.unwrap().unwrap();
+    let pid = rustix::process::Pid::from_child(&node.child);
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    incoming.reply.send(&ok(&[]), true).finish();
+    assert!(read_all(&mut stream).await.starts_with("HTTP/1.1 200"));
+    node.hear(|message| (*message == FromGateway::Stopped).then_some(()))
+        .await;
+    assert!(node.exit().await.success());
+}
+
+#[tokio::test]
+async fn a_supervisor_that_resumes_gets_the_sockets_again() {
+    let mut node = Node::with_route().await;
+    node.say(ToGateway::Resume).await;
+    node.hear(|message| (*message == FromGateway::Socket { place: 0 }).then_some(()))
+        .await;
+    node.hear(|message| matches!(message, FromGateway::Ready { .. }).then_some(()))
+        .await;
 }
 
 #[tokio::test]

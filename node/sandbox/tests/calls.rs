@@ -155,6 +155,25 @@ fn a_gateway_cannot_dial_out_with_a_listener_it_has() {
     }
 }
 
+/// The next gateway gets the same listeners: what is set on one stays.
+#[test]
+fn a_gateway_leaves_nothing_on_a_listener_for_the_next_one() {
+    let set = |level: i32, option: i32| {
+        let arguments = [-1, level.into(), option.into(), 0, 0];
+        outcome("gateway", libc::SYS_setsockopt, &arguments)
+    };
+    for (level, option) in [
+        (libc::SOL_SOCKET, libc::SO_ATTACH_FILTER),
+        (libc::SOL_SOCKET, libc::TCP_NODELAY),
+        (libc::IPPROTO_IP, libc::IP_MINTTL),
+        (libc::IPPROTO_TCP, libc::TCP_MD5SIG),
+        (libc::IPPROTO_TCP, libc::TCP_DEFER_ACCEPT),
+    ] {
+        assert_eq!(set(level, option), "blocked", "{level} {option}");
+    }
+    assert_eq!(set(libc::IPPROTO_TCP, libc::TCP_NODELAY), "returned");
+}
+
 #[test]
 fn sockets_are_of_the_families_that_a_program_needs() {
     let socket = |name, family: i32| {

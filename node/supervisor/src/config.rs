@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use casemate_config::{Mistake, Mistakes};
 use casemate_sandbox::{Access, LayerReport};
 use casemate_trust::release::MAX_BUNDLE_BYTES;
-use casemate_wire::control::gateway::{CertificateFiles, Listener, Shares, Start};
+use casemate_wire::control::gateway::{CertificateFiles, Listener, MAX_SOCKETS, Shares, Start};
 use serde::Deserialize;
 
 use crate::state::{Bounds, Room};
@@ -16,6 +16,10 @@ const MAX_WORKERS: usize = 4000;
 
 /// The most that `overcommit` may be: with more, the bound is none.
 const MAX_OVERCOMMIT: u32 = 100;
+
+/// How long callers wait in the queues of a gateway that does not know its routes. Several times what a vault takes to read and
+/// judge what it holds, on a slow machine too.
+const LOAD_WAIT_MS: u32 = 20_000;
 
 /// Layers that every program has. Namespaces are a worker's: the others need the network or their folder.
 const LAYERS_OF_ALL: &[&str] = &[
@@ -290,6 +294,13 @@ impl Config {
         if gateway.listen.is_empty() && gateway.listen_tls.is_empty() {
             mistake("gateway: expected an address in `listen` or `listen_tls`, such as \"0.0.0.0:8080\"".into());
         }
+        let sockets = gateway.listen.len() + gateway.listen_tls.len() + read.health.listen.len();
+        if sockets > MAX_SOCKETS {
+            mistake(format!(
+                "gateway: expected at most {MAX_SOCKETS} addresses in `listen`, `listen_tls` and \
+                 [health] together, got {sockets}"
+            ));
+        }
         if !gateway.listen_tls.is_empty() && gateway.certificates.is_empty() {
             mistake(
                 "gateway: `listen_tls` needs a [[gateway.certificates]] with `chain` and `key`"
@@ -337,6 +348,7 @@ impl Config {
             gateway: Start {
                 listeners,
                 health: read.health.listen.iter().map(ToString::to_string).collect(),
+                load_wait_ms: LOAD_WAIT_MS,
                 certificates,
                 max_connections: gateway.max_connections,
                 header_timeout_ms: gateway.header_timeout_ms,
@@ -502,6 +514,23 @@ mod tests {
         }
         let small = Room::of(0, None);
         assert_eq!((small.all_bytes, small.tenant_bytes), (10 * MIB, 10 * MIB));
+    }
+
+    #[test]
+    fn a_gateway_has_no_more_sockets_than_launch_holds() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("node.toml");
+        let read = |sockets: usize| {
+            let addresses: Vec<_> = (1..=sockets).map(|port| format!("[::]:{port}")).collect();
+            let text =
+                format!("[gateway]\nlisten = {addresses:?}\n[health]\nlisten = [\"[::]:9\"]\n");
+            std::fs::write(&file, text).unwrap();
+            Config::read(&file, folder.path(), None)
+        };
+        read(MAX_SOCKETS - 1).unwrap();
+        let text = read(MAX_SOCKETS).unwrap_err().to_string();
+        assert!(text.contains("at most 256 addresses"), "{text}");
+        assert!(text.contains("got 257"), "{text}");
     }
 
     #[test]

@@ -1,7 +1,11 @@
 //! `casemate-node`: the supervisor of a node. Started by `casemate-launch`, whose command socket is descriptor 0.
 #![forbid(unsafe_code)]
 
+#[cfg(test)]
+#[path = "../../../tests/fixtures/archive.rs"]
+mod archive;
 mod config;
+mod format;
 mod lock;
 mod shell;
 mod state;
@@ -28,7 +32,10 @@ struct Arguments {
     /// Where init says what it does with the machine, on one that boots images; an absolute path.
     #[arg(long, value_name = "FILE")]
     machine: Option<PathBuf>,
-    /// Children of a supervisor that has crashed, which launch hands over first.
+    /// Listening sockets that launch holds and hands over first.
+    #[arg(long, value_name = "NUMBER", default_value_t = 0)]
+    held: u32,
+    /// Children of a supervisor that has crashed, which launch hands over then.
     #[arg(long, value_name = "NUMBER", default_value_t = 0)]
     adopt: u32,
 }
@@ -57,6 +64,9 @@ fn main() -> ExitCode {
         Ok(lock) => lock,
         Err((code, message)) => return fail(code, message),
     };
+    if let Err((code, message)) = format::open(&config.state) {
+        return fail(code, message);
+    }
     let admin = match shell::admin::bind(&config.admin_socket) {
         Ok(admin) => admin,
         Err(error) => {
@@ -81,8 +91,12 @@ fn main() -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return fail(EXIT_SOFTWARE, format!("cannot start threads: {error}")),
     };
+    let inheritance = shell::Inheritance {
+        sockets: arguments.held,
+        children: arguments.adopt,
+    };
     runtime.block_on(async {
-        match shell::run(config, launch, admin, layers, arguments.adopt).await {
+        match shell::run(config, launch, admin, layers, inheritance).await {
             Ok(code) => ExitCode::from(code),
             Err(error) => fail(EXIT_SOFTWARE, format!("the supervisor ends: {error}")),
         }

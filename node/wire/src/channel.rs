@@ -15,7 +15,8 @@ use crate::{RESET_REFUSED, RESET_UNREAD};
 
 /// Body bytes that the other end may send on one stream before we have used them.
 pub const STREAM_WINDOW_BYTES: u32 = 256 * 1024;
-/// Of that, what may be sent before the other end has asked for a body: see [`Channel::open_to_ask`].
+/// Of that, what may be sent before the other end has asked for a body: see
+/// [`Channel::open_to_ask`].
 pub const EARLY_BYTES: u32 = 16 * 1024;
 /// Body bytes that the other end may send on all streams before we have used them.
 pub const CHANNEL_WINDOW_BYTES: u32 = 4 * 1024 * 1024;
@@ -23,10 +24,11 @@ pub const CHANNEL_WINDOW_BYTES: u32 = 4 * 1024 * 1024;
 pub const MAX_STREAMS: usize = 1024;
 /// Largest piece of a body in one frame: larger pieces would let one stream delay the others.
 pub const MAX_DATA_BYTES: usize = 32 * 1024;
-/// Output that waits before the caller should hold its senders back, bytes. Answers that the other end asks for and does
-/// not read must not fill our memory.
+/// Output that waits before the caller should hold its senders back, bytes. Answers that the other
+/// end asks for and does not read must not fill our memory.
 pub const MAX_OUTPUT_BYTES: usize = 1024 * 1024;
-/// Credit is given back in pieces of at least this size, so that small reads do not become many frames.
+/// Credit is given back in pieces of at least this size, so that small reads do not become many
+/// frames.
 const WINDOW_UPDATE_BYTES: u32 = 64 * 1024;
 
 /// Names a stream of this channel; never reused.
@@ -94,8 +96,8 @@ impl Channel {
         self.open_with(head, end_flag(end))
     }
 
-    /// Opens a stream of whose body only [`EARLY_BYTES`] go before the other end asks for the rest: see
-    /// [`Channel::is_asked`]. Until then the opener can still send the whole request elsewhere.
+    /// Opens a stream of whose body only [`EARLY_BYTES`] go before the other end asks for the rest:
+    /// see [`Channel::is_asked`]. Until then the opener can still send the whole request elsewhere.
     ///
     /// # Errors
     /// See [`OpenError`]; nothing was sent.
@@ -132,8 +134,8 @@ impl Channel {
         Ok(id)
     }
 
-    /// Whether the other end has asked for the body of this stream; `None`: the stream is gone. Where it has not,
-    /// [`Event::Writable`] says when that may have changed.
+    /// Whether the other end has asked for the body of this stream; `None`: the stream is gone.
+    /// Where it has not, [`Event::Writable`] says when that may have changed.
     pub fn is_asked(&mut self, id: StreamId) -> Option<bool> {
         let stream = self.streams.get_mut(&id)?;
         if stream.unasked && !stream.blocked {
@@ -178,8 +180,8 @@ impl Channel {
         Ok(())
     }
 
-    /// Sends as much of `bytes` as there is credit for, and says how much that was. [`Event::Writable`] says when more
-    /// may be tried. `None`: the stream is gone.
+    /// Sends as much of `bytes` as there is credit for, and says how much that was.
+    /// [`Event::Writable`] says when more may be tried. `None`: the stream is gone.
     pub fn send(&mut self, id: StreamId, bytes: &[u8]) -> Option<usize> {
         let stream = self
             .streams
@@ -250,8 +252,8 @@ impl Channel {
         }
     }
 
-    /// Nobody will read the rest of this body; what is held and what still comes is used at once. The sender is told to
-    /// stop when the answer has ended.
+    /// Nobody will read the rest of this body; what is held and what still comes is used at once.
+    /// The sender is told to stop when the answer has ended.
     pub fn discard(&mut self, id: StreamId) {
         if let Some(stream) = self.streams.get_mut(&id) {
             stream.discard = true;
@@ -261,8 +263,8 @@ impl Channel {
         }
     }
 
-    /// Says that no new streams will be opened or taken. Streams of the other end above `last` were not begun: they are
-    /// over, and the other end may send their requests elsewhere.
+    /// Says that no new streams will be opened or taken. Streams of the other end above `last` were
+    /// not begun: they are over, and the other end may send their requests elsewhere.
     pub fn go_away(&mut self, last: StreamId) {
         self.last = self.last.min(last);
         let last = self.last;
@@ -467,7 +469,8 @@ impl Channel {
     fn handle_window(&mut self, id: StreamId, payload: [u8; 4]) -> Result<(), Violation> {
         let more = u32::from_le_bytes(payload);
         if more < WINDOW_UPDATE_BYTES {
-            // Each update wakes whoever waits for it: only who wants to keep us busy sends more of them than we would.
+            // Each update wakes whoever waits for it: only who wants to keep us busy sends more of
+            // them than we would.
             return Err(Violation::Window(id));
         }
         let raise = |credit: u32, limit: u32| credit.checked_add(more).filter(|sum| *sum <= limit);
@@ -539,8 +542,8 @@ impl Channel {
         above
     }
 
-    /// A stream whose two directions have ended is forgotten; bytes that the caller still holds are given back at once,
-    /// since they are bounded by the window and no more can come.
+    /// A stream whose two directions have ended is forgotten; bytes that the caller still holds are
+    /// given back at once, since they are bounded by the window and no more can come.
     fn forget_if_over(&mut self, id: StreamId) {
         let over = |stream: &Stream| {
             stream.head_sent && stream.head_received && !stream.send_open && !stream.receive_open

@@ -8,13 +8,14 @@ use crate::head::{HeadError, MAX_FIELDS, MAX_NAME_BYTES, Reader, is_token};
 /// Of a field beside its name and value: two lengths.
 const LENGTHS_BYTES: usize = 6;
 
-/// Header fields in their order: names in lower case. A name that starts with `:` is ours and never comes from or goes
-/// to a network.
+/// Header fields in their order: names in lower case. A name that starts with `:` is ours and never
+/// comes from or goes to a network.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct Fields {
     count: usize,
     encoded: Vec<u8>,
-    /// The first field that does not fit into a head; it was left out, and the head is refused when it is written.
+    /// The first field that does not fit into a head; it was left out, and the head is refused when
+    /// it is written.
     fault: Option<HeadError>,
 }
 

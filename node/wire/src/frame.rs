@@ -14,7 +14,8 @@ pub const MAX_PAYLOAD_BYTES: usize = 64 * 1024;
 pub const FLAG_END: u8 = 1;
 /// On pings: this answers one.
 pub const FLAG_ACK: u8 = 2;
-/// On heads of requests: only the beginning of the body comes before the other end asks for the rest.
+/// On heads of requests: only the beginning of the body comes before the other end asks for the
+/// rest.
 pub const FLAG_ASK: u8 = 4;
 
 /// What a frame is.
@@ -128,7 +129,8 @@ pub(crate) fn write(out: &mut Vec<u8>, kind: Kind, flags: u8, stream: u32, paylo
     out.extend_from_slice(payload);
 }
 
-/// Appends a frame whose payload, within the same bound, is written in place; nothing when that fails.
+/// Appends a frame whose payload, within the same bound, is written in place; nothing when that
+/// fails.
 pub(crate) fn write_with<E>(
     out: &mut Vec<u8>,
     kind: Kind,

@@ -1,11 +1,13 @@
 //! The channel between our own processes: frames, streams, credits. Sans-IO.
 //!
-//! A channel is a byte stream (a `SOCK_STREAM` socket pair) whose two ends do not trust each other. One end *opens*
-//! streams, the other *accepts* them; a stream is one request and its response, each a head, data and an end. Both ways
-//! stay open until ended, so a response of status 101 makes of its stream a raw two-way pipe (WebSocket).
+//! A channel is a byte stream (a `SOCK_STREAM` socket pair) whose two ends do not trust each other.
+//! One end *opens* streams, the other *accepts* them; a stream is one request and its response,
+//! each a head, data and an end. Both ways stay open until ended, so a response of status 101 makes
+//! of its stream a raw two-way pipe (WebSocket).
 //!
-//! [`Channel`] takes bytes and commands in and gives bytes and [`Event`]s out; it knows no socket and no clock. Every
-//! length is bounded, and what the other end may make us hold is bounded by the credit that we gave it.
+//! [`Channel`] takes bytes and commands in and gives bytes and [`Event`]s out; it knows no socket
+//! and no clock. Every length is bounded, and what the other end may make us hold is bounded by the
+//! credit that we gave it.
 #![forbid(unsafe_code)]
 
 pub mod channel;

@@ -66,8 +66,8 @@ fn seeded(seed: &mut u64) -> u64 {
     z ^ (z >> 31)
 }
 
-/// Many streams, bodies both ways, cut into arbitrary pieces, some reset: what arrives is what was sent, in order, nobody
-/// breaks the rules, and in the end nothing is left.
+/// Many streams, bodies both ways, cut into arbitrary pieces, some reset: what arrives is what was
+/// sent, in order, nobody breaks the rules, and in the end nothing is left.
 #[expect(clippy::too_many_lines, reason = "one story, step by step")]
 fn simulate(mut seed: u64) {
     let (mut opener, mut acceptor) = (Channel::new(Side::Opener), Channel::new(Side::Acceptor));

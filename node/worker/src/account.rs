@@ -6,12 +6,13 @@ use crate::engine::Budget;
 use crate::engine::ops::RequestId;
 use crate::state::{Request, State, Worker};
 
-/// CPU time for code that runs for no request: timers of the modules, what is left of requests that are over, V8's own
-/// tasks. Collecting the garbage of a full heap, once requests stop, takes a tenth of it.
+/// CPU time for code that runs for no request: timers of the modules, what is left of requests that
+/// are over, V8's own tasks. Collecting the garbage of a full heap, once requests stop, takes a
+/// tenth of it.
 const NOBODY_CPU: Duration = Duration::from_secs(1);
 
-/// The account of nobody. Requests that are over leave it what they did not use, so all that a function can ever take is
-/// this, the time for loading, and its limit for each request.
+/// The account of nobody. Requests that are over leave it what they did not use, so all that a
+/// function can ever take is this, the time for loading, and its limit for each request.
 #[derive(Debug)]
 pub(crate) struct Nobody {
     left: Duration,
@@ -28,14 +29,16 @@ impl Nobody {
         self.left = self.left.saturating_sub(cpu);
     }
 
-    /// Takes what a request has left. Beyond [`NOBODY_CPU`] it is gone, or a busy hour would pay for a day without requests.
+    /// Takes what a request has left. Beyond [`NOBODY_CPU`] it is gone, or a busy hour would pay
+    /// for a day without requests.
     pub(crate) fn inherit(&mut self, left: Duration) {
         self.left = self.left.saturating_add(left).min(NOBODY_CPU);
     }
 }
 
 impl Worker {
-    /// What a turn of `request`, or of nobody if there is no such request, may use; `None` when there is nothing left.
+    /// What a turn of `request`, or of nobody if there is no such request, may use; `None` when
+    /// there is nothing left.
     pub(crate) fn budget(&self, request: RequestId) -> Option<Budget> {
         let state = self.state.borrow();
         let limits = state.limits;
@@ -71,7 +74,8 @@ impl Worker {
         }
     }
 
-    /// Adds equal parts to the accounts of all requests under way; without any, all of it to that of nobody.
+    /// Adds equal parts to the accounts of all requests under way; without any, all of it to that
+    /// of nobody.
     pub(crate) fn charge_all(&self, cpu: Duration) {
         let mut state = self.state.borrow_mut();
         let parts = u32::try_from(state.requests.len()).unwrap_or(u32::MAX);

@@ -1,4 +1,5 @@
-//! The bundle: a tar archive of modules, by name. Its bytes come from outside, so one function makes them a type.
+//! The bundle: a tar archive of modules, by name. Its bytes come from outside, so one function
+//! makes them a type.
 
 use std::collections::HashMap;
 
@@ -168,7 +169,8 @@ fn octal(field: &[u8]) -> Option<u64> {
     u64::from_str_radix(text, 8).ok()
 }
 
-/// Segments of letters, digits and a few signs, none of them `.` or `..`: so that a name is also a path of a URL.
+/// Segments of letters, digits and a few signs, none of them `.` or `..`: so that a name is also a
+/// path of a URL.
 fn is_plain(name: &str) -> bool {
     let plain = |byte: u8| {
         byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-' | b'@' | b'+' | b'~')

@@ -1,7 +1,7 @@
 //! Outgoing calls: from what JavaScript asked for to a stream of the vault's channel.
 //!
-//! A call for which the channel has no room waits, in the order of the calls, for as long as its request may take. The
-//! body of such a call waits with it: whole, or its first piece.
+//! A call for which the channel has no room waits, in the order of the calls, for as long as its
+//! request may take. The body of such a call waits with it: whole, or its first piece.
 
 use bytes::Bytes;
 use casemate_channel::{Exchange, StreamError};
@@ -18,8 +18,8 @@ use crate::state::{Done, Held, State, Worker};
 /// come through.
 const HOPS: &str = ":hops";
 
-/// What JavaScript has sent of a body whose call is not opened yet. It sends a piece when the one before is taken, so
-/// there is never more than one.
+/// What JavaScript has sent of a body whose call is not opened yet. It sends a piece when the one
+/// before is taken, so there is never more than one.
 #[derive(Debug)]
 pub(crate) enum Early {
     /// Nothing.

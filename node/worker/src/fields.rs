@@ -1,10 +1,12 @@
-//! Header fields between the channels and JavaScript, which has them as `name NUL value NUL ...` in Latin-1.
+//! Header fields between the channels and JavaScript, which has them as `name NUL value NUL ...` in
+//! Latin-1.
 
 use std::borrow::Cow;
 
 use casemate_wire::Fields;
 
-/// Fields about one connection, or about how a body travels on it: whoever makes the next connection says them anew.
+/// Fields about one connection, or about how a body travels on it: whoever makes the next
+/// connection says them anew.
 const OF_THE_CONNECTION: &[&str] = &[
     "connection",
     "content-length",
@@ -26,9 +28,10 @@ const USUAL_FIELDS: usize = 8;
 /// Of what we add, bytes: room is made for it.
 const ADDED_BYTES: usize = 64;
 
-/// The field whose values are no list with commas. A caller or an HTTP/2 upstream may send several, each with some of the
-/// cookies; whatever reads them as one field has them joined by [`BETWEEN_COOKIES`] (RFC 9113, section 8.2.3).
-/// `Set-Cookie`, the other such field, stays as many fields as it was everywhere.
+/// The field whose values are no list with commas. A caller or an HTTP/2 upstream may send several,
+/// each with some of the cookies; whatever reads them as one field has them joined by
+/// [`BETWEEN_COOKIES`] (RFC 9113, section 8.2.3). `Set-Cookie`, the other such field, stays as many
+/// fields as it was everywhere.
 const COOKIE: &str = "cookie";
 const BETWEEN_COOKIES: &[u8] = b"; ";
 
@@ -68,7 +71,8 @@ fn add_cookies(text: &mut Vec<u8>, value: &[u8]) {
 
 /// Fields from JavaScript, without those of the connection; `None` when they are too many.
 ///
-/// Names and values were checked by the `Headers` class. Should that have been got round, the channel refuses the head.
+/// Names and values were checked by the `Headers` class. Should that have been got round, the
+/// channel refuses the head.
 pub(crate) fn from_script(text: &[u8]) -> Option<Fields> {
     if text.len() > MAX_HEAD_BYTES {
         return None;

@@ -1,4 +1,5 @@
-//! What JavaScript asks for, done to the state. Called in the middle of a turn: nothing here waits or enters V8.
+//! What JavaScript asks for, done to the state. Called in the middle of a turn: nothing here waits
+//! or enters V8.
 
 use std::time::{Duration, Instant};
 
@@ -18,8 +19,8 @@ use crate::fields;
 use crate::logs::cut;
 use crate::state::{Done, Held, State, Worker};
 
-/// Pieces of a stream are joined until they have this size: more at a time would make more of every copy and of every piece that
-/// is decompressed.
+/// Pieces of a stream are joined until they have this size: more at a time would make more of every
+/// copy and of every piece that is decompressed.
 const JOINED_BYTES: usize = 32 * 1024;
 
 /// Level of a warning, as [`Host::log`] counts them.
@@ -335,7 +336,8 @@ impl State {
                 self.last_handle + 1
             };
             let handle = self.last_handle;
-            // Handles come round after four thousand million: one that is still in use is passed over.
+            // Handles come round after four thousand million: one that is still in use is passed
+            // over.
             let used = self.receiving.contains_key(&handle) || self.sending.contains_key(&handle);
             if !used && !self.calling.contains_key(&handle) {
                 return handle;
@@ -343,7 +345,8 @@ impl State {
         }
     }
 
-    /// Lets go of everything that belongs to a request; returns the timers and handles that JavaScript may wait for.
+    /// Lets go of everything that belongs to a request; returns the timers and handles that
+    /// JavaScript may wait for.
     pub(crate) fn let_go(&mut self, owner: RequestId, now: Instant) -> (Vec<u32>, Vec<Handle>) {
         let longest = Duration::from_millis(self.limits.wall_time_ms.into());
         let timers = self.timers.end(owner, now, longest);

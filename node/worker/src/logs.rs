@@ -1,4 +1,5 @@
-//! The budget of console lines: a function that logs faster than it loses lines, and hears how many.
+//! The budget of console lines: a function that logs faster than it loses lines, and hears how
+//! many.
 
 use std::time::Instant;
 

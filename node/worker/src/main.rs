@@ -1,8 +1,8 @@
 //! casemate-worker: one isolate, one function.
 //!
-//! Starts, closes itself in, and is then a spare; the supervisor's `Load` makes it one function for the rest of its life.
-//! The order matters: V8 and everything else that opens files or starts threads comes first, then the walls, then the
-//! first byte of tenant code.
+//! Starts, closes itself in, and is then a spare; the supervisor's `Load` makes it one function for
+//! the rest of its life. The order matters: V8 and everything else that opens files or starts
+//! threads comes first, then the walls, then the first byte of tenant code.
 
 mod account;
 mod bundle;
@@ -28,7 +28,8 @@ use tracing_subscriber::EnvFilter;
 /// `EX_SOFTWARE`: something of ours, not of the function.
 const EXIT_SOFTWARE: u8 = 70;
 
-/// How long the pool's thread stays without work: for ever, since none can be started behind the walls.
+/// How long the pool's thread stays without work: for ever, since none can be started behind the
+/// walls.
 const POOL_THREAD_STAYS: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 
 fn main() -> ExitCode {
@@ -61,7 +62,8 @@ fn start() -> Result<u8, Box<dyn std::error::Error>> {
         layers.extend(casemate_sandbox::close(casemate_sandbox::Profile::Worker)?);
         Ok(spare.live(layers).await)
     });
-    // Its threads stay until the process ends: the end of a thread is no system call that the walls let through.
+    // Its threads stay until the process ends: the end of a thread is no system call that the walls
+    // let through.
     std::mem::forget(runtime);
     code
 }

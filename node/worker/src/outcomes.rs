@@ -12,7 +12,8 @@ const MAX_OUTCOMES: usize = 128;
 const OUTCOMES_WAIT: Duration = Duration::from_millis(20);
 
 impl State {
-    /// Adds an outcome, which is told after [`OUTCOMES_WAIT`] at the latest; a failure is told at once.
+    /// Adds an outcome, which is told after [`OUTCOMES_WAIT`] at the latest; a failure is told at
+    /// once.
     pub(crate) fn outcome(&mut self, outcome: Outcome, now: Instant) {
         let is_failure = outcome.failure.is_some();
         self.outcomes.push(outcome);

@@ -41,7 +41,8 @@ impl State {
             .or_else(|| self.past.name(request))
     }
 
-    /// Says in the log what a request that ends leaves unfinished: whoever waits for it gets an error.
+    /// Says in the log what a request that ends leaves unfinished: whoever waits for it gets an
+    /// error.
     pub(crate) fn say_given_up(&mut self, request: &Request, id: RequestId) {
         let calls = self.calling.values().filter(|(owner, _)| *owner == id);
         let read = self

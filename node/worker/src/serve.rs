@@ -1,4 +1,5 @@
-//! The loop: what arrives becomes turns of the function, and what the function asks for is moved along.
+//! The loop: what arrives becomes turns of the function, and what the function asks for is moved
+//! along.
 
 use std::fmt;
 use std::os::fd::OwnedFd;
@@ -18,7 +19,8 @@ use crate::engine::{self, Engine, Event, Turn};
 use crate::spare::Order;
 use crate::state::Worker;
 
-/// Rounds before the platform's own asynchrony is polled although there are requests: so that neither starves.
+/// Rounds before the platform's own asynchrony is polled although there are requests: so that
+/// neither starves.
 const ROUNDS_PER_POLL: u32 = 32;
 
 /// Rounds after which the channels have a turn, so that answers do not wait for each other.
@@ -218,8 +220,9 @@ impl Server {
         Ok(())
     }
 
-    /// Ends the request that is to blame; the others that have begun end with the worker. The gateway hears first that
-    /// nothing more is to come here, and sends what has not begun elsewhere.
+    /// Ends the request that is to blame; the others that have begun end with the worker. The
+    /// gateway hears first that nothing more is to come here, and sends what has not begun
+    /// elsewhere.
     fn exceeded(&self, request: Option<RequestId>, failure: Failure) -> End {
         if let Some(acceptor) = &self.acceptor {
             acceptor.go_away();

@@ -1,22 +1,25 @@
 //! Source maps of the bundle, cut down to what a stack trace needs.
 //!
-//! A map comes from the tenant and is read when an error first shows its stack, by a library inside V8's isolate, at the
-//! cost of the request whose error it is. So its sizes are bounded before, and the text of the sources is left out.
-//! `fuzz/fuzz_targets/source_map.rs` compiles this file too: it names nothing of the worker.
+//! A map comes from the tenant and is read when an error first shows its stack, by a library inside
+//! V8's isolate, at the cost of the request whose error it is. So its sizes are bounded before, and
+//! the text of the sources is left out. `fuzz/fuzz_targets/source_map.rs` compiles this file too:
+//! it names nothing of the worker.
 
 use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 
 /// Largest map, in bytes. Most of it is the text of the sources, where a bundler includes that.
 const MAX_MAP_BYTES: usize = 8 * 1024 * 1024;
-/// Longest list of mappings, in bytes. Decoded, it takes five times as much memory, and fifteen times when it is made to.
+/// Longest list of mappings, in bytes. Decoded, it takes five times as much memory, and fifteen
+/// times when it is made to.
 const MAX_MAPPINGS_BYTES: usize = 2 * 1024 * 1024;
 /// Most source files.
 const MAX_SOURCES: usize = 10_000;
 /// Most names of the sources' identifiers. They are not shown, but mappings count them.
 const MAX_NAMES: usize = 200_000;
 
-/// The map as it is written (<https://tc39.es/ecma426/>). Maps that are made of sections have no `mappings`.
+/// The map as it is written (<https://tc39.es/ecma426/>). Maps that are made of sections have no
+/// `mappings`.
 #[derive(Deserialize)]
 struct Written {
     version: u32,
@@ -40,8 +43,8 @@ struct Reduced {
     mappings: String,
 }
 
-/// The map without what no stack trace shows; `None` when it is no map, or over a limit: stacks then name the bundle's own
-/// lines.
+/// The map without what no stack trace shows; `None` when it is no map, or over a limit: stacks
+/// then name the bundle's own lines.
 pub(crate) fn reduced(map: &[u8]) -> Option<Vec<u8>> {
     if map.len() > MAX_MAP_BYTES {
         return None;

@@ -132,7 +132,8 @@ impl Spare {
                 exit_code(Failure::WorkerLost)
             }
         };
-        // Its messages end with the last sender, and what it answers with the last handle of a stream.
+        // Its messages end with the last sender, and what it answers with the last handle of a
+        // stream.
         worker.end();
         drop((worker, outbox));
         let last_words = async {

@@ -1,7 +1,8 @@
 //! The worker's state: requests, and what belongs to each.
 //!
-//! Everything here belongs to a request and ends with it. Nothing waits: what takes time is a future in `work`, whose
-//! end becomes an [`Event`] for the function's side. Only [`crate::serve`] runs turns.
+//! Everything here belongs to a request and ends with it. Nothing waits: what takes time is a
+//! future in `work`, whose end becomes an [`Event`] for the function's side. Only [`crate::serve`]
+//! runs turns.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -29,8 +30,9 @@ use crate::logs::Logs;
 use crate::past::Past;
 use crate::timers::Timers;
 
-/// Answered requests that wait for promises given to `waitUntil`. They hold no place, or callers could fill all places
-/// with them; but each keeps its head, up to 48 KiB, and what the function keeps for it.
+/// Answered requests that wait for promises given to `waitUntil`. They hold no place, or callers
+/// could fill all places with them; but each keeps its head, up to 48 KiB, and what the function
+/// keeps for it.
 const MAX_WAITING: usize = 128;
 
 /// Status that only the vault sends: it refused.
@@ -39,7 +41,8 @@ const REFUSED: u16 = 0;
 /// The state behind the operations.
 pub(crate) struct Worker {
     pub(crate) state: RefCell<State>,
-    /// What happened and was not yet told to the function's side. Apart from the state, so that telling needs no borrow.
+    /// What happened and was not yet told to the function's side. Apart from the state, so that
+    /// telling needs no borrow.
     events: RefCell<VecDeque<Event>>,
     /// The time of this round of the loop.
     pub(crate) now: Cell<Instant>,
@@ -189,7 +192,8 @@ impl Worker {
         self.state.borrow_mut().vault = Some(vault);
     }
 
-    /// Takes a request in; over the limit it is sent back. Among too many that wait, the one that came first ends.
+    /// Takes a request in; over the limit it is sent back. Among too many that wait, the one that
+    /// came first ends.
     pub(crate) fn accept(&self, incoming: Incoming) {
         let Incoming {
             head, body, reply, ..
@@ -251,7 +255,8 @@ impl Worker {
         event
     }
 
-    /// Sends requests back of which the function has not heard yet: the worker ends, and another one may take them.
+    /// Sends requests back of which the function has not heard yet: the worker ends, and another
+    /// one may take them.
     pub(crate) fn refuse_undispatched(&self) {
         let mut state = self.state.borrow_mut();
         for event in self.events.borrow_mut().drain(..) {
@@ -280,7 +285,8 @@ impl Worker {
         }
         state.work.clear();
         state.vault = None;
-        // The engine lives on and has us: what waits for our last message must hear that there is none.
+        // The engine lives on and has us: what waits for our last message must hear that there is
+        // none.
         state.outbox = mpsc::channel(1).0;
     }
 
@@ -317,7 +323,8 @@ impl Worker {
         }
     }
 
-    /// Ends a request from outside: resets its response if that is not over, and lets go of all it has.
+    /// Ends a request from outside: resets its response if that is not over, and lets go of all it
+    /// has.
     pub(crate) fn abort(&self, request: RequestId, failure: Failure, message: &str) {
         self.state.borrow_mut().give_up(request, failure, message);
         self.finish(request);

@@ -1,8 +1,9 @@
 //! Timers of the function: which are due, and what becomes of them when their request ends.
 //!
-//! An interval ends with its request. A timer that fires once stays for a while: a later request may wait for a promise
-//! that only this timer settles. Code that such a timer wakes finds that its request has ended as soon as it asks for
-//! anything more, a further timer included, so it comes to an end of its own.
+//! An interval ends with its request. A timer that fires once stays for a while: a later request
+//! may wait for a promise that only this timer settles. Code that such a timer wakes finds that its
+//! request has ended as soon as it asks for anything more, a further timer included, so it comes to
+//! an end of its own.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -11,7 +12,8 @@ use hashbrown::HashMap;
 
 use crate::engine::ops::RequestId;
 
-/// Most timers at a time of requests that are under way, and of none: each holds a closure of the function.
+/// Most timers at a time of requests that are under way, and of none: each holds a closure of the
+/// function.
 const MAX_TIMERS: usize = 10_000;
 /// Most timers of requests that have ended.
 const MAX_KEPT: usize = 1000;
@@ -86,8 +88,8 @@ impl Timers {
         self.timers.values().any(|timer| timer.owner == owner)
     }
 
-    /// A request has ended. Returns the timers that will never fire: intervals, those that are due later than any
-    /// request that waits for them could last, and those for which there is no room.
+    /// A request has ended. Returns the timers that will never fire: intervals, those that are due
+    /// later than any request that waits for them could last, and those for which there is no room.
     pub(crate) fn end(&mut self, owner: RequestId, now: Instant, longest: Duration) -> Vec<u32> {
         let mut dropped = Vec::new();
         for (number, timer) in &mut self.timers {

@@ -1,4 +1,5 @@
-//! What belongs to a request and outlives it: promises that later requests wait for, and code that goes on.
+//! What belongs to a request and outlives it: promises that later requests wait for, and code that
+//! goes on.
 
 #![allow(clippy::unwrap_used, reason = "a test that panics says enough")]
 

@@ -1,7 +1,9 @@
-//! The attacker that the end-to-end tests send against the vault's scrubbing can see what it claims to see.
+//! The attacker that the end-to-end tests send against the vault's scrubbing can see what it claims
+//! to see.
 //!
-//! The vault is played here: one that leaks partial matches in each way, from which the attacker recovers the
-//! credential, and one that replaces complete matches alone, from which the attacker recovers nothing.
+//! The vault is played here: one that leaks partial matches in each way, from which the attacker
+//! recovers the credential, and one that replaces complete matches alone, from which the attacker
+//! recovers nothing.
 
 mod harness;
 
@@ -19,10 +21,11 @@ const SECRET: &str = "sk_live_5e9a07c3";
 const KNOWN: &str = "sk_live_5e9a";
 const SCRUBBED: &str = "[scrubbed]";
 
-/// Replaces a text that ends inside the credential once so many bytes match, as a leaking scrubber did.
+/// Replaces a text that ends inside the credential once so many bytes match, as a leaking scrubber
+/// did.
 const LEAKING_BYTES: usize = 8;
-/// What each further byte that matches costs a scrubber that spends time on partial matches. The attacker repeats a guess
-/// some thousand times in one body.
+/// What each further byte that matches costs a scrubber that spends time on partial matches. The
+/// attacker repeats a guess some thousand times in one body.
 const LEAKING_TIME: Duration = Duration::from_millis(5);
 /// What is seen in sizes and times depends on the machine's load: so often the attacker may try.
 const MAX_TRIES: usize = 20;
@@ -51,7 +54,8 @@ impl Scrubber {
         lines.join("\n")
     }
 
-    /// How many bytes at the end of a text wait for more: by position, or, leaking, those that a credential may begin with.
+    /// How many bytes at the end of a text wait for more: by position, or, leaking, those that a
+    /// credential may begin with.
     fn holds_back(self, text: &[u8]) -> usize {
         let most = text.len().min(SECRET.len() - 1);
         match self {
@@ -228,7 +232,8 @@ async fn the_attacker_finds_a_leak_in_the_sizes_of_pieces_and_in_time() {
             assert!(tries < MAX_TRIES, "{way:?}: last {found}");
         }
         println!("{way:?}: found after {tries} tries");
-        // By chance one letter may stand out, hardly two, and those that do are hardly the right ones.
+        // By chance one letter may stand out, hardly two, and those that do are hardly the right
+        // ones.
         let found = recovered(&mut worker, way, Sound, LETTERS).await;
         assert_ne!(found, SECRET[..KNOWN.len() + LETTERS], "{way:?}");
     }

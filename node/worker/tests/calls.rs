@@ -282,7 +282,8 @@ async fn a_refusal_can_be_caught_and_uncaught_it_is_no_exception() {
         "{}",
         outcome.message
     );
-    // An upstream that fails is an exception, not a denial: nothing in the release is to be changed.
+    // An upstream that fails is an exception, not a denial: nothing in the release is to be
+    // changed.
     let unreachable = [(":error", "upstream_dns"), (":message", "no such name")];
     let mut worker =
         function("export default { async fetch(request) { return await fetch(request.url); } };")

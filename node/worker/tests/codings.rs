@@ -1,4 +1,5 @@
-//! Content codings: what a body is and what its fields say stay together, however a function hands them on.
+//! Content codings: what a body is and what its fields say stay together, however a function hands
+//! them on.
 
 #![allow(clippy::unwrap_used, reason = "a test that panics says enough")]
 
@@ -49,7 +50,8 @@ fn deflate(bytes: &[u8]) -> Vec<u8> {
 /// `hello, brotli`, stored: RFC 7932, section 9.
 const BROTLI: &[u8] = b"\x0b\x06\x80hello, brotli\x03";
 
-/// Asks for `url`, answers the call that comes of it, and shows what was asked for there and what came of it.
+/// Asks for `url`, answers the call that comes of it, and shows what was asked for there and what
+/// came of it.
 async fn handed_on(
     worker: &mut Function,
     query: &str,

@@ -1,4 +1,5 @@
-//! More calls at once than the channel to the vault carries: they wait, in their order, and none fails for it.
+//! More calls at once than the channel to the vault carries: they wait, in their order, and none
+//! fails for it.
 
 #![allow(clippy::unwrap_used, reason = "a test that panics says enough")]
 

@@ -1,4 +1,5 @@
-//! Refused calls: what the function reads, and what its caller is answered when the function does not catch it.
+//! Refused calls: what the function reads, and what its caller is answered when the function does
+//! not catch it.
 
 #![allow(clippy::unwrap_used, reason = "a test that panics says enough")]
 

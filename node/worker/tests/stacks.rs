@@ -1,4 +1,5 @@
-//! Stacks lead to the tenant's own files: through the bundle's source map, and past the platform's frames.
+//! Stacks lead to the tenant's own files: through the bundle's source map, and past the platform's
+//! frames.
 
 #![allow(clippy::unwrap_used, reason = "a test that panics says enough")]
 
@@ -7,7 +8,8 @@ mod harness;
 use casemate_wire::control::worker::FromWorker;
 use harness::{Function, archive, function_with, head, load, receive, send_load, spare};
 
-/// Line 2 comes from line 4 of `src/deep/thrower.ts`, line 4 from line 10 of `src/main.ts`, and so on.
+/// Line 2 comes from line 4 of `src/deep/thrower.ts`, line 4 from line 10 of `src/main.ts`, and so
+/// on.
 const MAIN: &str = r#"function thrower(message) {
   throw new Error(message);
 }

@@ -98,9 +98,10 @@ async fn nothing_of_the_machinery_is_in_reach_and_the_platform_is_whole() {
 
 #[tokio::test]
 async fn call_sites_tell_where_code_runs_and_hand_out_none_of_it() {
-    // V8 hands out objects of frames up to the first in strict mode. deno_core compiles the platform's scripts strict, though
-    // they do not say so themselves; else the function would get hold of what our scripts trust. The platform's frames are
-    // not shown to the function at all. The spy is no frame itself.
+    // V8 hands out objects of frames up to the first in strict mode. deno_core compiles the
+    // platform's scripts strict, though they do not say so themselves; else the function would get
+    // hold of what our scripts trust. The platform's frames are not shown to the function at all.
+    // The spy is no frame itself.
     let source = r#"export default {
         fetch() {
             Error.prepareStackTrace = (error, sites) => sites;

@@ -1,6 +1,7 @@
-//! The main job, for a person to watch: a fleet, a node behind its walls, a tenant, a sealed key, a function, its callers.
-//! `casemate-demo` leaves everything running until Ctrl-C; `casemate-demo --once` ends by itself. With `--image` the node is a
-//! machine that an emulator boots from an image. With `--keep` the folder with everything in it stays.
+//! The main job, for a person to watch: a fleet, a node behind its walls, a tenant, a sealed key, a
+//! function, its callers. `casemate-demo` leaves everything running until Ctrl-C; `casemate-demo
+//! --once` ends by itself. With `--image` the node is a machine that an emulator boots from an
+//! image. With `--keep` the folder with everything in it stays.
 #![forbid(unsafe_code)]
 
 use std::io::Write as _;
@@ -23,7 +24,8 @@ use tokio::task::block_in_place;
 /// Between two calls of the caller that goes on while versions change.
 const CALL_INTERVAL: Duration = Duration::from_millis(20);
 
-/// How the project's npm packages are installed: as its lock file says, without any script of theirs.
+/// How the project's npm packages are installed: as its lock file says, without any script of
+/// theirs.
 const INSTALL: [&str; 5] = [
     "ci",
     "--ignore-scripts",

@@ -1,5 +1,6 @@
-//! First figures of the main job, with the real programs: run the release build for figures that mean something.
-//! Cold start, warm request, memory of an idle function, deploy to serve. Prints one line each.
+//! First figures of the main job, with the real programs: run the release build for figures that
+//! mean something. Cold start, warm request, memory of an idle function, deploy to serve. Prints
+//! one line each.
 #![forbid(unsafe_code)]
 
 use std::io::Write as _;

@@ -83,8 +83,8 @@ impl Updated {
     }
 }
 
-/// `make test-image`. An image that is pushed is blessed when the node is well with it; one that panics is started three times, and
-/// then the one before serves.
+/// `make test-image`. An image that is pushed is blessed when the node is well with it; one that
+/// panics is started three times, and then the one before serves.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "run by `make test-image`"]
 async fn an_update_is_blessed_and_one_that_panics_is_taken_back() {
@@ -120,7 +120,8 @@ async fn an_update_is_blessed_and_one_that_panics_is_taken_back() {
     block_in_place(|| node.wait_for(older)).unwrap();
 }
 
-/// `make test-image`. An image whose node dies, and one with which no function serves, are taken back too.
+/// `make test-image`. An image whose node dies, and one with which no function serves, are taken
+/// back too.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "run by `make test-image`"]
 async fn an_update_with_which_the_node_is_not_well_is_taken_back() {

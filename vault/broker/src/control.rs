@@ -184,8 +184,13 @@ async fn handle(
 /// What a supervisor is told first: that the vault is open, and what all tenants run.
 async fn greet(control: &Socket, vault: &Vault, hello: &Hello) -> Result<(), ControlError> {
     tell(control, &FromVault::Hello(Box::new(hello.clone()))).await?;
+    let mut has_plans = false;
     for tenant in vault.tenants() {
-        tell_plan(control, vault, tenant).await?;
+        has_plans |= tell_plan(control, vault, tenant).await?;
+    }
+    // Where records were lost, more may be missing than is known.
+    if has_plans && vault.refill.is_none() {
+        tell(control, &FromVault::AllPlans).await?;
     }
     tell_image(control, vault).await?;
     match vault.refill.clone() {
@@ -194,12 +199,20 @@ async fn greet(control: &Socket, vault: &Vault, hello: &Hello) -> Result<(), Con
     }
 }
 
-/// Says what a tenant runs, in parts of which the supervisor acts on none before it has all.
-async fn tell_plan(control: &Socket, vault: &Vault, tenant: TenantId) -> Result<(), ControlError> {
-    for part in vault.plan(&tenant).into_iter().flat_map(Part::cut) {
+/// Says what a tenant runs, if anything is known, in parts of which the supervisor acts on none before it has all. Whether
+/// there was a plan.
+async fn tell_plan(
+    control: &Socket,
+    vault: &Vault,
+    tenant: TenantId,
+) -> Result<bool, ControlError> {
+    let Some(plan) = vault.plan(&tenant) else {
+        return Ok(false);
+    };
+    for part in Part::cut(plan) {
         tell(control, &FromVault::Plan(Box::new(part))).await?;
     }
-    Ok(())
+    Ok(true)
 }
 
 /// Says which image the machine is to run, if any.

@@ -11,7 +11,7 @@ mod staging;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-use casemate_config::{EXIT_IO, EXIT_SOFTWARE, EXIT_TEMPORARY, EXIT_USAGE};
+use casemate_config::{EXIT_IO, EXIT_NEWER, EXIT_SOFTWARE, EXIT_TEMPORARY, EXIT_USAGE};
 use casemate_trust::Seconds;
 use casemate_trust::id::TenantId;
 use casemate_trust::join::JoinError;
@@ -55,6 +55,12 @@ pub(crate) enum VaultError {
         /// What is wrong.
         message: String,
     },
+    /// The storage key is missing, and what was sealed with it is there.
+    #[error(
+        "the storage key {0} is missing, and this node's identity was sealed with it: put the file back. If it is lost for good, \
+         `casemate node revoke` the node, move its state folder aside and give it a new join token"
+    )]
+    StorageKeyLost(String),
     /// The first start, and no token.
     #[error(
         "this node has no identity yet: set `join_token_file` in vault.toml to a file with the token that `casemate node token` printed"
@@ -110,8 +116,12 @@ impl VaultError {
             Self::Store {
                 store: StoreError::Locked(_) | StoreError::Full(_),
             } => EXIT_TEMPORARY,
+            Self::Store {
+                store: StoreError::Format { .. },
+            } => EXIT_NEWER,
             Self::Store { .. }
             | Self::StorageKey { .. }
+            | Self::StorageKeyLost(_)
             | Self::MemoryLost(_)
             | Self::StoreBroken => EXIT_IO,
             Self::Keys | Self::Control(_) => EXIT_SOFTWARE,

@@ -375,6 +375,32 @@ async fn a_secret_of_an_older_epoch_opens_after_a_change_of_root_and_a_restart()
     assert_eq!(answer.status, 200, "{}", answer.error());
 }
 
+/// Whether the vault says of itself that all its plans are told, before it answers another question.
+async fn has_all_plans(fleet: &mut Fleet) -> bool {
+    let vault = fleet.vault();
+    vault.send(ToVault::Describe, None).await;
+    let said = vault.wait(|message| match message {
+        FromVault::AllPlans => Some(true),
+        FromVault::Description { .. } => Some(false),
+        _ => None,
+    });
+    said.await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_vault_that_starts_again_says_that_all_plans_are_told_unless_some_may_be_lost() {
+    let upstream = Upstream::start(KEY).await;
+    let mut fleet = Fleet::start(&upstream).await;
+    fleet.join().await;
+    assert!(!has_all_plans(&mut fleet).await, "it has none yet");
+    fleet.deploy(2).await;
+    fleet.kill_and_restart().await;
+    assert!(has_all_plans(&mut fleet).await);
+    fleet.kill_and_restart().await;
+    fleet.damage_records_and_restart(4096);
+    assert!(!has_all_plans(&mut fleet).await);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn damaged_records_are_reported_and_filled_again_and_nothing_lower_comes() {
     let upstream = Upstream::start(KEY).await;

@@ -24,7 +24,7 @@ use upstream::{Certificate, Upstream};
 use worker::{call, channel};
 
 /// Every format that a vault's folder has had.
-const FIXTURES: [&str; 1] = ["vault-1"];
+const FIXTURES: [&str; 2] = ["vault-1", "vault-2"];
 /// Where the upstream listens whose address and port the fixtures' releases and secrets name. Nobody else uses it: the whole of
 /// 127.0.0.0/8 is this machine.
 const UPSTREAM: ([u8; 4], u16) = ([127, 77, 13, 1], 18_443);
@@ -213,4 +213,25 @@ async fn the_memory_of_an_earlier_program_outlives_its_records() {
             "{verdict:?}"
         );
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_folder_of_a_newer_vault_is_refused_with_both_versions() {
+    let folder = archive::unpack(FIXTURES[FIXTURES.len() - 1]);
+    let state = folder.path().join("vault");
+    let mark = r#"{"format":99,"software":"9.0.0"}"#;
+    std::fs::write(state.join("format.json"), mark).unwrap();
+    let memory = std::fs::read(state.join("memory")).unwrap();
+    let (message, code) = Fleet::refused(folder.path()).await;
+    assert_eq!(code, 65, "{message}");
+    for part in [
+        "format 99",
+        "casemate 9.0.0",
+        env!("CARGO_PKG_VERSION"),
+        "install",
+    ] {
+        assert!(message.contains(part), "{part}: {message}");
+    }
+    assert_eq!(std::fs::read(state.join("memory")).unwrap(), memory);
+    assert!(!state.join("reserve").exists());
 }

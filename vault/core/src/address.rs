@@ -4,7 +4,8 @@ use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-/// Addresses that are not the public internet (IANA's special-purpose registries, RFC 6890 and its successors).
+/// Addresses that are not the public internet (IANA's special-purpose registries, RFC 6890 and its
+/// successors).
 const SPECIAL_V4: &[([u8; 4], u8)] = &[
     ([0, 0, 0, 0], 8),
     ([10, 0, 0, 0], 8),
@@ -56,7 +57,8 @@ pub fn is_public(address: IpAddr) -> bool {
     }
 }
 
-/// The addresses that may be dialled, in their order: public ones, and those that the operator allowed.
+/// The addresses that may be dialled, in their order: public ones, and those that the operator
+/// allowed.
 pub fn dialable(resolved: &[IpAddr], allowed: &[IpNet]) -> Vec<IpAddr> {
     let may = |address: &&IpAddr| {
         is_public(**address) || allowed.iter().any(|net| net.contains(*address))

@@ -22,7 +22,8 @@ pub struct Allowed<'a> {
     pub limited: bool,
 }
 
-/// Why a call may not go. The function reads the text, and the code that the broker gives each variant.
+/// Why a call may not go. The function reads the text, and the code that the broker gives each
+/// variant.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Denial {
     /// The URL has no single meaning.
@@ -82,8 +83,8 @@ fn declared(credential: &Credential) -> String {
     }
 }
 
-/// Judges one call of a function whose release this is; `binding` is the capability that it used, if any, and `ceiling`
-/// what the operator allows the tenant at most.
+/// Judges one call of a function whose release this is; `binding` is the capability that it used,
+/// if any, and `ceiling` what the operator allows the tenant at most.
 ///
 /// # Errors
 /// See [`Denial`].
@@ -132,8 +133,8 @@ fn by_binding<'a>(
     }
 }
 
-/// A plain call: by the first slot, or else the first rule, that fits it. The last one that names its host says why
-/// none does.
+/// A plain call: by the first slot, or else the first rule, that fits it. The last one that names
+/// its host says why none does.
 fn by_rules(release: &Release, target: Target, method: Method) -> Result<Allowed<'_>, Denial> {
     let mut denial = Denial::Host {
         scheme: target.scheme.as_str(),

@@ -1,6 +1,7 @@
-//! Secrets that were opened before. Opening with the pool's key takes some hundred microseconds, most of a call's; so what was
-//! opened once is kept, sealed anew under a key that this process made for itself, and is in clear only while a call goes out.
-//! Whoever reads the memory of this process gains nothing by it: the pool's key, which opens everything, lies there too.
+//! Secrets that were opened before. Opening with the pool's key takes some hundred microseconds,
+//! most of a call's; so what was opened once is kept, sealed anew under a key that this process
+//! made for itself, and is in clear only while a call goes out. Whoever reads the memory of this
+//! process gains nothing by it: the pool's key, which opens everything, lies there too.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -53,7 +54,8 @@ impl Kept {
         }
     }
 
-    /// Opens a secret whose object has this digest. Whether it may be used is decided by the caller, each time anew.
+    /// Opens a secret whose object has this digest. Whether it may be used is decided by the
+    /// caller, each time anew.
     ///
     /// # Errors
     /// As for [`open_secret`]; a key that is gone opens nothing that was opened before either.

@@ -1,5 +1,6 @@
-//! The vault's decisions: opening, egress policy, injection, scrubbing. Pure: time, random bytes and answers of the network
-//! come in as arguments. Only `casemate-vault` links this crate, so only it can open a secret.
+//! The vault's decisions: opening, egress policy, injection, scrubbing. Pure: time, random bytes
+//! and answers of the network come in as arguments. Only `casemate-vault` links this crate, so only
+//! it can open a secret.
 //!
 //! | module | decides |
 //! |---|---|

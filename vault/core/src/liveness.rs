@@ -26,8 +26,9 @@ impl Liveness {
         }
     }
 
-    /// The same with the lease that an earlier run of this boot had, which may have been allowed to last longer: it ends
-    /// when one of today's would, counted from when it was asked for, or from now where that is not known.
+    /// The same with the lease that an earlier run of this boot had, which may have been allowed to
+    /// last longer: it ends when one of today's would, counted from when it was asked for, or from
+    /// now where that is not known.
     pub fn resume(lease_ms: u64, until_ms: u64, begun_ms: Option<u64>, now_ms: u64) -> Self {
         let begun_ms = begun_ms.unwrap_or(now_ms);
         let until_ms = until_ms.min(begun_ms.saturating_add(lease_ms));
@@ -52,7 +53,8 @@ impl Liveness {
         Some(self.until_ms?.saturating_sub(self.lease_ms))
     }
 
-    /// The nonce to ask with, when it is time: half of the lease is over, and no question is under way.
+    /// The nonce to ask with, when it is time: half of the lease is over, and no question is under
+    /// way.
     pub fn question(
         &mut self,
         now_ms: u64,
@@ -72,12 +74,14 @@ impl Liveness {
         Some(nonce)
     }
 
-    /// The question under way is void: whoever was to answer is gone. The next [`Self::question`] asks again.
+    /// The question under way is void: whoever was to answer is gone. The next [`Self::question`]
+    /// asks again.
     pub fn ask_again(&mut self) {
         self.asked = None;
     }
 
-    /// Judges an answer; what it claims. The lease runs from when the nonce was made, so a late answer is a short lease.
+    /// Judges an answer; what it claims. The lease runs from when the nonce was made, so a late
+    /// answer is a short lease.
     ///
     /// # Errors
     /// See [`LeaseError`]; nothing has changed.

@@ -92,8 +92,8 @@ pub fn open_grant(
     }
 }
 
-/// Opens a secret that the newest manifest lists. The judge has checked its place; the AAD is built from it again. For calls
-/// there is [`crate::kept::Kept`], which does it once.
+/// Opens a secret that the newest manifest lists. The judge has checked its place; the AAD is built
+/// from it again. For calls there is [`crate::kept::Kept`], which does it once.
 ///
 /// # Errors
 /// See [`OpeningError`].

@@ -1,4 +1,5 @@
-//! What goes on the wire: the function's header fields less what is not its to set, and the secret in its slot.
+//! What goes on the wire: the function's header fields less what is not its to set, and the secret
+//! in its slot.
 
 use std::collections::BTreeSet;
 
@@ -15,7 +16,8 @@ use crate::target::Target;
 /// Most header fields of a call.
 pub const MAX_FIELDS: usize = 128;
 
-/// Fields that belong to the connection (RFC 9110, section 7.6.1), that we set ourselves, or that a client never sends.
+/// Fields that belong to the connection (RFC 9110, section 7.6.1), that we set ourselves, or that a
+/// client never sends.
 const NOT_THE_FUNCTIONS: &[&str] = &[
     "host",
     "connection",
@@ -34,8 +36,8 @@ const NOT_THE_FUNCTIONS: &[&str] = &[
     "via",
 ];
 
-/// Header fields with which servers, frameworks and proxies replace the method or the path of a request. Names are
-/// written with `-`; servers fold `_` into it.
+/// Header fields with which servers, frameworks and proxies replace the method or the path of a
+/// request. Names are written with `-`; servers fold `_` into it.
 const OVERRIDES: &[&str] = &[
     "x-http-method",
     "x-method",
@@ -99,7 +101,8 @@ pub(crate) const QUERY_VALUE: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'_')
     .remove(b'~');
 
-/// The head of an outgoing call. The fields of the slot are marked, so that they are neither logged nor indexed.
+/// The head of an outgoing call. The fields of the slot are marked, so that they are neither logged
+/// nor indexed.
 pub struct Outgoing {
     /// Path and query.
     pub path_and_query: Zeroizing<String>,
@@ -122,11 +125,12 @@ impl Drop for Wiped {
     }
 }
 
-/// Builds the head of a call from what the function sent and, if a slot is to be filled, the opened secret. Whatever the
-/// function put into the slot itself, in any case and under any spelling that servers fold together, is dropped. Where
-/// the call is allowed by its method or path (`limited`), fields that replace these are dropped too: the server would
-/// carry out another request than the one that was judged. Where the answer is `searched`, the call asks for the one
-/// encoding in which it can be.
+/// Builds the head of a call from what the function sent and, if a slot is to be filled, the opened
+/// secret. Whatever the function put into the slot itself, in any case and under any spelling that
+/// servers fold together, is dropped. Where the call is allowed by its method or path (`limited`),
+/// fields that replace these are dropped too: the server would carry out another request than the
+/// one that was judged. Where the answer is `searched`, the call asks for the one encoding in which
+/// it can be.
 pub fn fill<'a>(
     target: &Target,
     fields: impl Iterator<Item = (&'a str, &'a [u8])> + Clone,

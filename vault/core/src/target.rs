@@ -1,4 +1,5 @@
-//! What a function's URL means. Only spellings with one meaning pass; what passes goes on the wire byte for byte.
+//! What a function's URL means. Only spellings with one meaning pass; what passes goes on the wire
+//! byte for byte.
 
 use casemate_trust::host::HostName;
 use casemate_trust::release::Scheme;

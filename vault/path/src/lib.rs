@@ -1,13 +1,14 @@
 //! Canonical paths, and the patterns that rules hold them to.
 //!
-//! A rule for paths is only as good as its agreement with the program behind it about which path a text names. Some
-//! programs decode `%2f`, resolve `..`, merge `//`, cut off what follows `;` or take `\` for `/`, and some do that
-//! twice. A [`CanonicalPath`] is a path that all of them read in the same way. It is the only thing that a
-//! [`PathPattern`] can be asked about, so the perimeter of a function and the rules for its outgoing calls cannot
-//! differ.
+//! A rule for paths is only as good as its agreement with the program behind it about which path a
+//! text names. Some programs decode `%2f`, resolve `..`, merge `//`, cut off what follows `;` or
+//! take `\` for `/`, and some do that twice. A [`CanonicalPath`] is a path that all of them read in
+//! the same way. It is the only thing that a [`PathPattern`] can be asked about, so the perimeter
+//! of a function and the rules for its outgoing calls cannot differ.
 //!
-//! Two spellings that RFC 3986 (section 6.2.2) holds for the same path have one canonical form: escapes of unreserved
-//! characters are decoded, and the digits of the others are upper case. A path with more than one reading is refused.
+//! Two spellings that RFC 3986 (section 6.2.2) holds for the same path have one canonical form:
+//! escapes of unreserved characters are decoded, and the digits of the others are upper case. A
+//! path with more than one reading is refused.
 #![forbid(unsafe_code)]
 
 use std::borrow::Cow;
@@ -38,7 +39,8 @@ pub struct PatternError(String);
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct CanonicalPath<'a>(Cow<'a, str>);
 
-/// `/a/b` (exactly that path) or `/a/*` (every path that begins with `/a/`). `/*` is every path. The text is canonical.
+/// `/a/b` (exactly that path) or `/a/*` (every path that begins with `/a/`). `/*` is every path.
+/// The text is canonical.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct PathPattern(String);
 
@@ -97,7 +99,8 @@ fn decode_unreserved(path: &str) -> Result<String, AmbiguousPath> {
         rest = after;
         decoded.push((high << 4 | low) as u8);
         match (high << 4 | low) as u8 {
-            // A program that decodes it finds another path; a program that decodes twice may find any path.
+            // A program that decodes it finds another path; a program that decodes twice may find
+            // any path.
             b'/' | b'\\' | b'%' | b';' | 0..=0x1f | 0x7f => return Err(AmbiguousPath),
             byte if is_unreserved(byte) => out.push(char::from(byte)),
             byte => out.push_str(&format!("%{byte:02X}")),
@@ -113,7 +116,8 @@ fn is_unreserved(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"-._~".contains(&byte)
 }
 
-/// Characters of a path segment that stand for themselves (RFC 3986, section 3.3), without the `;` of parameters.
+/// Characters of a path segment that stand for themselves (RFC 3986, section 3.3), without the `;`
+/// of parameters.
 fn is_plain(byte: u8) -> bool {
     is_unreserved(byte) || b"!$&'()*+,=:@".contains(&byte)
 }
@@ -178,8 +182,8 @@ impl<'de> Deserialize<'de> for PathPattern {
     }
 }
 
-/// Paths and what a rule for `/v1/*` says of each: the table that the perimeter and the rules for outgoing calls are
-/// both held to.
+/// Paths and what a rule for `/v1/*` says of each: the table that the perimeter and the rules for
+/// outgoing calls are both held to.
 pub const TABLE: &[(&str, Verdict)] = &[
     ("/v1/", Verdict::Matches),
     ("/v1/charges", Verdict::Matches),
@@ -290,8 +294,8 @@ mod tests {
         }
     }
 
-    /// A program that decodes so many times, takes backslashes for slashes, leaves out parameters, merges slashes and
-    /// resolves dot segments.
+    /// A program that decodes so many times, takes backslashes for slashes, leaves out parameters,
+    /// merges slashes and resolves dot segments.
     fn read_laxly(path: &str, decodings: usize) -> String {
         let mut bytes = path.as_bytes().to_vec();
         for _ in 0..decodings {
@@ -322,7 +326,8 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever way of reading a program has, a path that a prefix lets through stays below the prefix.
+        /// Whatever way of reading a program has, a path that a prefix lets through stays below the
+        /// prefix.
         #[test]
         fn no_reading_leads_out_of_a_prefix(
             path in "/v1/(\\.|%2e|%2E|%25|%2f|%5c|;|/|\\\\|a|%61|%3b|%|2e|x){0,8}",

@@ -5,6 +5,7 @@ use std::io::{self, ErrorKind, Read as _, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
+use casemate_trust::format::MAX_MARK_BYTES;
 use zeroize::Zeroizing;
 
 use crate::sealing::Sealer;
@@ -25,6 +26,11 @@ impl StateFile {
             Self::Identity => "identity",
             Self::Lease => "lease",
         }
+    }
+
+    /// Whether a state folder has it.
+    pub fn is_in(self, folder: &Path) -> bool {
+        fs::symlink_metadata(folder.join(self.name())).is_ok()
     }
 }
 
@@ -62,6 +68,21 @@ pub(crate) fn lock(folder: &Path) -> Result<File, StoreError> {
         Err(TryLockError::WouldBlock) => Err(StoreError::Locked(folder.to_owned())),
         Err(TryLockError::Error(error)) => Err(failed("cannot lock", &path)(error)),
     }
+}
+
+/// What a folder's mark holds, and a byte more than it may; `None` when there is none.
+pub(crate) fn read_mark(path: &Path) -> Result<Option<Vec<u8>>, StoreError> {
+    let opened = match File::open(path) {
+        Ok(opened) => opened,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(failed("cannot open", path)(error)),
+    };
+    let mut mark = Vec::new();
+    opened
+        .take(MAX_MARK_BYTES as u64 + 1)
+        .read_to_end(&mut mark)
+        .map_err(failed("cannot read", path))?;
+    Ok(Some(mark))
 }
 
 pub(crate) fn sync_folder(folder: &Path) -> Result<(), StoreError> {

@@ -8,6 +8,7 @@
 //! DIR/set-aside/      what could not be read: kept for a person, never deleted
 //! DIR/reserve/        room for what takes something away, on a disk that something else has filled
 //! DIR/lock            held while a vault runs
+//! DIR/format.json     which format all this has; read first
 //! ```
 //! Every record and file is sealed (ChaCha20-Poly1305, RFC 8439) with its name as additional data, so that none can stand
 //! in for another. Acknowledged means synced: sled's own flush does not reach the disk, so its files are synced after it.
@@ -23,6 +24,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use casemate_trust::Random;
+use casemate_trust::format::{Format, FormatError, MARK, Marking};
 use zeroize::Zeroizing;
 
 pub use files::{StateFile, replace_file};
@@ -38,12 +40,26 @@ pub const KEY_BYTES: usize = 32;
 /// Largest state file, bytes: over the memory of as many tenants and pools as are ever remembered.
 pub const MAX_FILE_BYTES: usize = 128 * 1024 * 1024;
 
+/// The formats of a vault's folder. What earlier vaults would misread gets a number of its own, and a fixture.
+pub const FORMAT: Format = Format {
+    what: "the vault's state",
+    newest: 2,
+};
+
 /// Why the store could not do as asked.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// Another vault has it.
     #[error("{} is in use by another vault", .0.display())]
     Locked(PathBuf),
+    /// A newer vault has written it.
+    #[error("cannot open {}", path.display())]
+    Format {
+        /// The folder.
+        path: PathBuf,
+        /// What its mark says.
+        source: FormatError,
+    },
     /// The operating system refused.
     #[error("{what} {}", path.display())]
     Io {
@@ -73,7 +89,11 @@ pub enum StoreError {
     #[error("{} would be larger than {MAX_FILE_BYTES} bytes", .0.display())]
     TooLarge(PathBuf),
     /// A sealed file does not open: another storage key, or changed.
-    #[error("{} does not open with this storage key", .0.display())]
+    #[error(
+        "{} does not open with this storage key: put back the file, or the key that it was sealed with. If that is lost for good, \
+         `casemate node revoke` the node, move its state folder aside and give it a new join token",
+        .0.display()
+    )]
     Sealed(PathBuf),
     /// sled failed.
     #[error("the record store failed: {0}")]
@@ -110,6 +130,20 @@ impl SetAside {
     }
 }
 
+/// Reads a folder's mark, before anything in the folder is read or changed.
+///
+/// # Errors
+/// A newer vault has written the folder, or the mark cannot be read.
+pub fn must_be_readable(folder: &Path) -> Result<Marking, StoreError> {
+    let mark = files::read_mark(&folder.join(MARK))?;
+    FORMAT
+        .check(mark.as_deref())
+        .map_err(|source| StoreError::Format {
+            path: folder.to_owned(),
+            source,
+        })
+}
+
 /// The store. One process has it at a time.
 #[derive(Debug)]
 pub struct Store {
@@ -129,20 +163,30 @@ impl Store {
     /// a memory compares. On a full disk the reserve is used.
     ///
     /// # Errors
-    /// In use, full, or refused by the system.
+    /// In use, of a newer vault, full, or refused by the system.
     pub fn open(
         folder: &Path,
         key: &Zeroizing<[u8; KEY_BYTES]>,
     ) -> Result<(Self, SetAside), StoreError> {
         files::make_folder(folder)?;
         let lock = files::lock(folder)?;
+        let marking = must_be_readable(folder)?;
         let sealer = Sealer::new(key)?;
         let mut reserve = Reserve::open(folder)?;
         let memory = std::fs::metadata(folder.join(MEMORY));
         reserve.covers(memory.map_or(0, |found| found.len()));
         let opened = within(&mut reserve, Room::Root, || records::Records::open(folder));
+        let marked = match (&opened, marking) {
+            (Err(_), _) | (Ok(_), Marking::Done) => Ok(()),
+            (Ok(_), Marking::Wanted | Marking::Needed) => within(&mut reserve, Room::Root, || {
+                replace_file(&folder.join(MARK), files::PRIVATE, &FORMAT.mark())
+            }),
+        };
         reserve.fill();
         let (records, set_aside) = opened?;
+        if marking == Marking::Needed {
+            marked?;
+        }
         Ok((
             Self {
                 folder: folder.to_owned(),

@@ -1,5 +1,6 @@
-//! Room on the disk for what takes something away. Files of one slice each hold it; a write that may use it removes them one
-//! after the other until it fits, and they are made again as soon as the disk has room.
+//! Room on the disk for what takes something away. Files of one slice each hold it; a write that
+//! may use it removes them one after the other until it fits, and they are made again as soon as
+//! the disk has room.
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write as _};
@@ -12,17 +13,20 @@ use rustix::io::Errno;
 use crate::StoreError;
 use crate::files::{failed, make_folder, sync_folder};
 
-/// What one file of the reserve holds, bytes. Removing one also frees an inode, for a disk that has run out of those.
+/// What one file of the reserve holds, bytes. Removing one also frees an inode, for a disk that has
+/// run out of those.
 const SLICE_BYTES: u64 = 1024 * 1024;
-/// The least that a file of the reserve holds, bytes: what is left of a slice after a write is taken back in such steps.
+/// The least that a file of the reserve holds, bytes: what is left of a slice after a write is
+/// taken back in such steps.
 const LEAST_BYTES: u64 = 4 * 1024;
-/// The reserve without the memory file, bytes. A write takes at most [`LOG_BYTES`] and twice the largest envelope, 4 MiB, for a
-/// moment, and leaves about as much garbage in sled's log as it writes until sled cleans up.
+/// The reserve without the memory file, bytes. A write takes at most [`LOG_BYTES`] and twice the
+/// largest envelope, 4 MiB, for a moment, and leaves about as much garbage in sled's log as it
+/// writes until sled cleans up.
 const BASE_BYTES: u64 = 16 * 1024 * 1024;
 /// What of it is for the root's statements alone, bytes.
 const ROOT_BYTES: u64 = 6 * 1024 * 1024;
-/// What a commit takes beyond twice its records, bytes: sled fills its log in segments of 512 KiB, and moves what still counts
-/// of an old one into a new one.
+/// What a commit takes beyond twice its records, bytes: sled fills its log in segments of 512 KiB,
+/// and moves what still counts of an old one into a new one.
 pub(crate) const LOG_BYTES: u64 = 2 * 1024 * 1024;
 /// Written at a time where the file system cannot allocate, bytes.
 const CHUNK_BYTES: usize = 64 * 1024;
@@ -149,7 +153,8 @@ impl Reserve {
         Ok(true)
     }
 
-    /// Sees that so many bytes are free, before a write begins that a full disk would cut short: sled does not recover from that.
+    /// Sees that so many bytes are free, before a write begins that a full disk would cut short:
+    /// sled does not recover from that.
     ///
     /// # Errors
     /// They are not, nor may the reserve, or what is left of it, be used for them.

@@ -402,3 +402,49 @@ impl Store {
         self.records.db()
     }
 }
+
+/// Every file below a folder.
+fn snapshot(folder: &Path) -> std::collections::BTreeMap<PathBuf, Vec<u8>> {
+    let mut found = std::collections::BTreeMap::new();
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            found.extend(snapshot(&path));
+        } else {
+            let bytes = fs::read(&path).unwrap();
+            found.insert(path, bytes);
+        }
+    }
+    found
+}
+
+#[test]
+fn what_a_newer_vault_has_written_is_refused_and_left_as_it_is() {
+    let folder = tempfile::tempdir().unwrap();
+    let (store, _) = Store::open(folder.path(), &key()).unwrap();
+    let memory = store.write(StateFile::Memory, b"remember me", &mut random);
+    memory.unwrap();
+    drop(store);
+    let mark = folder.path().join(MARK);
+    assert_eq!(fs::read(&mark).unwrap(), FORMAT.mark());
+    for wrong in [r#"{"format":2,"software":"9.0.0"}"#, "", "{}"] {
+        fs::write(&mark, wrong).unwrap();
+        let before = snapshot(folder.path());
+        let error = Store::open(folder.path(), &key()).unwrap_err();
+        assert!(matches!(error, StoreError::Format { .. }), "{error}");
+        let refused = must_be_readable(folder.path()).unwrap_err();
+        let cause = std::error::Error::source(&refused).unwrap().to_string();
+        assert_eq!(
+            cause.contains("casemate 9.0.0"),
+            wrong.contains('9'),
+            "{cause}"
+        );
+        assert_eq!(snapshot(folder.path()), before);
+    }
+    // From before there were marks.
+    fs::remove_file(&mark).unwrap();
+    let (store, aside) = Store::open(folder.path(), &key()).unwrap();
+    assert!(aside.is_empty() && mark.exists());
+    let memory = store.read(StateFile::Memory).unwrap().unwrap();
+    assert_eq!(memory.as_slice(), b"remember me");
+}

@@ -8,6 +8,7 @@
 //! | [`name`], [`host`], [`path`] | the grammars, each parsed once |
 //! | [`id`], [`key`], [`keyfile`] | digests, public and private keys, key files |
 //! | [`dsse`] | signed envelopes |
+//! | [`format`](mod@format) | formats of folders with state: what is newer than the program is refused |
 //! | [`statement`] | what the root and the tenants say |
 //! | [`note`] | who deployed a release, when, and what for |
 //! | [`freshness`] | how long a manifest's credentials are used without its tenant's renewal |
@@ -25,6 +26,7 @@ pub mod authority;
 pub mod ceiling;
 pub mod credential;
 pub mod dsse;
+pub mod format;
 pub mod freshness;
 pub mod host;
 pub mod id;

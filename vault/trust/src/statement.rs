@@ -54,16 +54,41 @@ pub trait Statement: Serialize + DeserializeOwned {
     /// Another type, not such a statement, or a flaw in itself.
     fn read(envelope: &Envelope) -> Result<Self, String> {
         if envelope.payload_type() != Self::TYPE {
+            let hint = if is_other_version(Self::TYPE, envelope.payload_type()) {
+                OF_NEWER
+            } else {
+                ""
+            };
             return Err(format!(
-                "expected {}, got {:?}",
+                "expected {}, got {:?}{hint}",
                 Self::TYPE,
                 crate::name::excerpt(envelope.payload_type())
             ));
         }
-        let statement: Self = serde_json::from_slice(envelope.unverified_payload())
-            .map_err(|error| error.to_string())?;
+        let statement: Self =
+            serde_json::from_slice(envelope.unverified_payload()).map_err(|error| {
+                let error = error.to_string();
+                let hint = if error.starts_with("unknown ") {
+                    OF_NEWER
+                } else {
+                    ""
+                };
+                error + hint
+            })?;
         statement.flaw().map_or(Ok(statement), Err)
     }
+}
+
+/// What is said to whoever reads what a newer program has signed.
+const OF_NEWER: &str = "; a newer casemate has signed this: upgrade the program that refuses it";
+
+/// Whether two payload types are versions of the same statement.
+fn is_other_version(one: &str, other: &str) -> bool {
+    let stem = |payload_type: &str| {
+        let (stem, version) = payload_type.strip_suffix("+json")?.rsplit_once(".v")?;
+        version.parse::<u32>().ok().map(|_| stem.to_owned())
+    };
+    stem(one).is_some_and(|one| stem(other) == Some(one))
 }
 
 /// The fleet's root keys. Version n + 1 is signed by itself and by version n; the fleet's id is the first one's digest.
@@ -393,5 +418,40 @@ impl Statement for Manifest {
             .or(freshness)
             .or_else(|| note::flaw(&self.notes))
             .or_else(|| span_flaw(self.issued, self.expires))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refusal(payload_type: &str, payload: &str) -> String {
+        let envelope = Envelope::sign(payload_type, payload.as_bytes().to_vec(), &[]);
+        Root::read(&envelope).unwrap_err()
+    }
+
+    #[test]
+    fn what_a_newer_program_has_signed_is_refused_by_that_name() {
+        let root = r#"{"version":1,"keys":[],"threshold":1,"issued":1,"expires":2,"later":true}"#;
+        let later = refusal(Root::TYPE, root);
+        assert!(
+            later.contains("`later`") && later.ends_with(OF_NEWER),
+            "{later}"
+        );
+        let version = refusal("application/vnd.casemate.root.v2+json", "{}");
+        assert!(
+            version.contains(Root::TYPE) && version.ends_with(OF_NEWER),
+            "{version}"
+        );
+        for other in [
+            Pool::TYPE,
+            "application/vnd.casemate.root.vx+json",
+            "root",
+            "",
+        ] {
+            let text = refusal(other, "{}");
+            assert!(!text.ends_with(OF_NEWER), "{text}");
+        }
+        assert!(!refusal(Root::TYPE, "{").ends_with(OF_NEWER));
     }
 }

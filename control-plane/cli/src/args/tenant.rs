@@ -175,6 +175,9 @@ pub struct SecretPut {
 pub struct SecretRemove {
     /// Name of the secret
     pub name: Identifier,
+    /// Do not ask
+    #[arg(long, short)]
+    pub yes: bool,
     /// How it is signed
     #[command(flatten)]
     pub signing: Signing,
@@ -265,6 +268,9 @@ pub struct Prune {
 pub struct Remove {
     /// The function
     pub function: Name,
+    /// Do not ask
+    #[arg(long, short)]
+    pub yes: bool,
     /// How it is signed
     #[command(flatten)]
     pub signing: Signing,

@@ -120,8 +120,8 @@ impl Frames {
                  `jsxImportSource` under `compilerOptions` in tsconfig.json"
             ),
             Some(Missing::Package(package)) => format!(
-                "run `npm install {package}` in {folder}; if it is a name of your own, define it as `paths` under \
-                 `compilerOptions` in tsconfig.json"
+                "run `npm install` in {folder}, or `npm install {package}` if no package.json names it yet; if it is a name of \
+                 your own, define it as `paths` under `compilerOptions` in tsconfig.json"
             ),
             Some(Missing::File(_)) => "correct the path of the import, relative to the file that it is in".to_owned(),
             None if matches!(complaint.kind(), EventKind::UnresolvedEntry) => {

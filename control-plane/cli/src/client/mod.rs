@@ -89,6 +89,8 @@ pub struct Api {
     token: Option<Zeroizing<String>>,
     connection: Option<SendRequest<Full<Bytes>>>,
     clocks: Option<Clocks>,
+    /// The control plane's program and version, as it names them.
+    software: Option<String>,
 }
 
 impl std::fmt::Debug for Api {
@@ -109,6 +111,7 @@ impl Api {
             token: None,
             connection: None,
             clocks: None,
+            software: None,
         };
         let key = api.connect().await?;
         Ok((api, key))
@@ -234,12 +237,21 @@ impl Api {
         if let Some(clocks) = date.and_then(|date| Clocks::of_answer(date, now())) {
             self.clocks = Some(clocks);
         }
+        let software = response.headers().get(header::SERVER);
+        self.software = software
+            .and_then(|software| software.to_str().ok())
+            .map(|software| software.chars().take(MAX_SHOWN_CHARS).collect());
         if response.status().is_success() {
             return Ok(response);
         }
         let status = response.status();
         let body = self.body(response).await.unwrap_or_default();
-        Err(refused(status, &body).at(format!("{}{path}", self.address)))
+        let error = refused(status, &body).at(format!("{}{path}", self.address));
+        Err(if may_be_unknown(status) {
+            error.lines(versions(self.software.as_deref()))
+        } else {
+            error
+        })
     }
 
     fn authority(&self) -> String {
@@ -270,9 +282,10 @@ impl Api {
             Error::new(
                 Code::Api,
                 "the control plane's answer is not understood",
-                "compare the versions of casemate and casemate-control",
+                "compare the versions of casemate and casemate-control, and upgrade the older one",
             )
             .at(format!("{}{path}", self.address))
+            .lines(versions(self.software.as_deref()))
             .source(error)
         })
     }
@@ -371,6 +384,29 @@ async fn in_time<T>(
             std::io::ErrorKind::TimedOut,
             format!("no answer within {} seconds", limit.as_secs()),
         ))
+    })
+}
+
+/// Whether a control plane that does not know what it was asked for answers with this.
+fn may_be_unknown(status: StatusCode) -> bool {
+    [
+        StatusCode::BAD_REQUEST,
+        StatusCode::NOT_FOUND,
+        StatusCode::METHOD_NOT_ALLOWED,
+        StatusCode::UNPROCESSABLE_ENTITY,
+    ]
+    .contains(&status)
+}
+
+/// The versions of both programs, where they differ.
+fn versions(theirs: Option<&str>) -> Option<String> {
+    let ours = env!("CARGO_PKG_VERSION");
+    let theirs = theirs?.strip_prefix("casemate-control/")?;
+    (theirs != ours).then(|| {
+        format!(
+            "the control plane is casemate-control {theirs}, and this is casemate {ours}: the older of the two may not know what \
+             the newer one says. The control plane is upgraded first"
+        )
     })
 }
 

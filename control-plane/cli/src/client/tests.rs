@@ -58,3 +58,16 @@ async fn nobody_there_is_said_within_the_timeout() {
     assert_eq!(error.code(), Code::Unreachable);
     assert_eq!(error.code().exit(), 69);
 }
+
+#[test]
+fn versions_that_differ_are_named_where_one_may_not_know_the_other() {
+    assert_eq!(versions(None), None);
+    assert_eq!(versions(Some("nginx/1.2")), None);
+    let ours = concat!("casemate-control/", env!("CARGO_PKG_VERSION"));
+    assert_eq!(versions(Some(ours)), None);
+    let text = versions(Some("casemate-control/0.0.9")).unwrap();
+    for part in ["0.0.9", env!("CARGO_PKG_VERSION"), "upgraded first"] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+    assert!(may_be_unknown(StatusCode::NOT_FOUND) && !may_be_unknown(StatusCode::FORBIDDEN));
+}

@@ -5,6 +5,7 @@ use casemate_trust::name::Name;
 use casemate_trust::release::{Credential, MAX_RELEASE_BYTES, Release};
 use serde_json::json;
 
+use super::confirm::confirm;
 use super::status::warn_of_lost_hosts;
 use super::{origin, short};
 use crate::args::{Deploy, Prune, Remove, Renew, Rollback, Signing};
@@ -81,7 +82,8 @@ pub(super) async fn deploy(cx: &Context, args: &Deploy) -> Result<(), Error> {
         "manifest {version} is signed and stored, release {}",
         short(&name)
     ));
-    let reach = tenancy.wait(&args.signing, Until::Runs).await?;
+    let until = Until::Runs(project.name());
+    let reach = tenancy.wait(&args.signing, until).await?;
     if reach.is_some() {
         let status = tenancy.status().await;
         let status = status.map_err(|error| broken(version, &error))?;
@@ -259,7 +261,7 @@ pub(super) async fn rollback(cx: &Context, args: &Rollback) -> Result<(), Error>
     let release = target.map(|target| target.to_string()).unwrap_or_default();
     let told = format!("{} goes back to release {}", args.function, short(&release));
     let more = json!({ "function": args.function, "release": release });
-    let until = Until::Runs;
+    let until = Until::Runs(&args.function);
     finish_when(until, &mut tenancy, &args.signing, version, more, &told).await
 }
 
@@ -357,6 +359,7 @@ pub(super) async fn prune(cx: &Context, args: &Prune) -> Result<(), Error> {
 
 /// `casemate remove`
 pub(super) async fn remove(cx: &Context, args: &Remove) -> Result<(), Error> {
+    confirm(args.yes, "withdraw the function", args.function.as_str())?;
     let mut tenancy = Tenancy::open(cx, args.signing.whose.tenant.as_ref()).await?;
     let version = tenancy
         .change(&args.signing, |tenancy, draft| {
@@ -383,7 +386,7 @@ pub(super) async fn finish(
 }
 
 async fn finish_when(
-    until: Until,
+    until: Until<'_>,
     tenancy: &mut Tenancy<'_>,
     signing: &Signing,
     version: u64,

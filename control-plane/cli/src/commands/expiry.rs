@@ -63,7 +63,8 @@ fn as_json(item: &Expiry, now: Seconds) -> Value {
 fn row(item: &Expiry, now: Seconds) -> Vec<String> {
     let left = match item.expires.checked_sub(now) {
         None | Some(0) => "EXPIRED".to_owned(),
-        Some(left) if left < DAY => format!("{} hours", left.div_ceil(3600)),
+        Some(left) if left < 3600 => "within the hour".to_owned(),
+        Some(left) if left < DAY => format!("{} hours (!)", left.div_ceil(3600)),
         Some(left) if left < WARN_BEFORE => format!("{} days (!)", left.div_ceil(DAY)),
         Some(left) => format!("{} days", left.div_ceil(DAY)),
     };

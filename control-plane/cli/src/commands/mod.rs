@@ -119,6 +119,8 @@ fn not_repeated(error: &clap::Error, typed: &[OsString]) -> Error {
             "cannot be used with another",
         ),
         ErrorKind::InvalidSubcommand => ("there is no such command", "not what is expected"),
+        ErrorKind::MissingSubcommand => ("a command is missing", "missing"),
+        ErrorKind::UnknownArgument => ("an option is not known here", "not known"),
         _ => ("an argument has an invalid value", "not what is expected"),
     };
     let declared = command
@@ -199,6 +201,7 @@ async fn dispatch(cli: Cli, output: Output) -> Result<(), Error> {
         environment,
         clocks: OnceLock::new(),
     };
+    cx.home.must_be_readable()?;
     let done = act(&cx, command).await;
     done.map_err(|error| Clocks::explain(cx.clocks.get(), error))
 }

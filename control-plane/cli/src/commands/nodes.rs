@@ -228,31 +228,47 @@ pub(super) async fn admit(cx: &Context, args: &NodeAdmit) -> Result<(), Error> {
             (count, 0) => format!("{count} admitted"),
             (count, not) => format!("{count} admitted, {not} not"),
         })?;
-    if args.name.is_some() && admitted.is_empty() {
-        let name = args
-            .name
-            .as_ref()
-            .map(ToString::to_string)
-            .unwrap_or_default();
-        return Err(match refused.first() {
-            Some(no) => Error::new(
-                Code::Refused,
-                format!(
-                    "{name} was not admitted ({})",
-                    no["code"].as_str().unwrap_or_default()
-                ),
-                format!(
-                    "make a new token with `casemate node token {name}` and start the node with it"
-                ),
-            ),
-            None => Error::new(
-                Code::NotFound,
-                format!("{name} has not asked to join within {wait} seconds"),
-                "start the node with its token and look into its log; it must reach the control plane's QUIC socket",
-            ),
-        });
+    match &args.name {
+        Some(name) if admitted.is_empty() => {
+            Err(not_admitted(&session, name, wait, refused.first())?)
+        }
+        _ => Ok(()),
     }
-    Ok(())
+}
+
+/// Why a node that was named is not admitted: what was wrong with its request, or that there was none.
+fn not_admitted(
+    session: &Session<'_>,
+    name: &Name,
+    wait_secs: u64,
+    refused: Option<&serde_json::Value>,
+) -> Result<Error, Error> {
+    if let Some(no) = refused {
+        let code = no["code"].as_str().unwrap_or_default();
+        return Ok(Error::new(
+            Code::Refused,
+            format!("{name} was not admitted ({code})"),
+            format!(
+                "make a new token with `casemate node token {name}` and start the node with it"
+            ),
+        ));
+    }
+    let is_member = members(session)?.iter().any(|(member, _)| member == name);
+    Ok(match is_member {
+        true => Error::new(
+            Code::Exists,
+            format!(
+                "{name} is a member, and no machine has asked to join by that name within {wait_secs} seconds"
+            ),
+            "nothing is to be done, unless another machine is to take its name: then `casemate node revoke` comes first, and \
+             a new token",
+        ),
+        false => Error::new(
+            Code::NotFound,
+            format!("{name} has not asked to join within {wait_secs} seconds"),
+            "start the node with its token and look into its log; it must reach the control plane's QUIC socket",
+        ),
+    })
 }
 
 async fn admit_one(

@@ -8,6 +8,7 @@ use casemate_trust::release::Scheme;
 use casemate_trust::secret::{SecretLimits, SecretPlace};
 use serde_json::json;
 
+use super::confirm::confirm;
 use super::deploy::finish;
 use crate::args::{SecretRemove, Whose};
 use crate::endpoint::authority;
@@ -112,6 +113,7 @@ pub(super) fn warn_of_old_keys(tenancy: &Tenancy<'_>, places: &[SecretPlace]) {
 
 /// `casemate secret rm`
 pub(super) async fn remove(cx: &Context, args: &SecretRemove) -> Result<(), Error> {
+    confirm(args.yes, "withdraw the secret", args.name.as_str())?;
     let mut tenancy = Tenancy::open(cx, args.signing.whose.tenant.as_ref()).await?;
     let version = tenancy
         .change(&args.signing, |tenancy, draft| {

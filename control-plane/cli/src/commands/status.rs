@@ -9,7 +9,7 @@ use serde_json::json;
 use super::{freshness, secrets, short, stopped};
 use crate::args::Whose;
 use crate::error::Error;
-use crate::machine::{date, printable};
+use crate::machine::{date, printable, printable_lines};
 use crate::output::table;
 use crate::session::Context;
 use crate::tenancy::Tenancy;
@@ -130,7 +130,7 @@ fn refusals(status: &TenantStatus) -> Option<String> {
             format!(
                 "{}: {}",
                 printable(&refused.code),
-                printable(&refused.message)
+                printable_lines(&refused.message)
             )
         })
         .collect();

@@ -205,6 +205,8 @@ fn signed_before(earlier: &Tenant) -> Error {
 fn key_set(args: &TenantAdd) -> Result<KeySet, Error> {
     let (mut keys, mut fingerprints) = (Vec::new(), Vec::new());
     for text in &args.keys {
+        // The file `tenant.pub` has quotes around the key.
+        let text = text.trim().trim_matches('"');
         match (
             text.parse::<PublicKey>(),
             text.to_ascii_lowercase().parse::<Digest>(),

@@ -12,7 +12,7 @@ use crate::error::Error;
 use crate::machine::{date, printable};
 use crate::output::table;
 use crate::session::Context;
-use crate::tenancy::Tenancy;
+use crate::tenancy::{Tenancy, not_loaded};
 
 /// One function.
 #[derive(Debug, Serialize)]
@@ -35,12 +35,32 @@ struct Version {
     nodes: Vec<Name>,
 }
 
-/// A node that does not have the newest manifest yet, and runs what an earlier one named.
+/// A node that does not run all that the newest manifest names: it does not have that yet, or has refused something of it.
 #[derive(Debug, Serialize)]
 struct Behind {
     node: Name,
     connected: bool,
     manifest: Option<u64>,
+    /// Code of what it has refused last.
+    refused: Option<String>,
+}
+
+impl Behind {
+    fn describe(&self, newest: Option<u64>) -> String {
+        let state = if self.connected { "connected" } else { "away" };
+        let held = self
+            .manifest
+            .map_or("none".to_owned(), |version| version.to_string());
+        let what = match &self.refused {
+            Some(code) => {
+                let code = printable(code);
+                format!("and does not run all of it ({code}): `casemate status` has the reason")
+            }
+            None if self.manifest == newest => "and fetches or loads what that names".to_owned(),
+            None => "and runs what that names".to_owned(),
+        };
+        format!("node {} ({state}) has manifest {held} {what}", self.node)
+    }
 }
 
 /// `casemate versions`
@@ -54,11 +74,12 @@ pub(super) async fn versions(cx: &Context, args: &Versions) -> Result<(), Error>
     let behind: Vec<_> = status
         .nodes
         .iter()
-        .filter(|node| !runs_newest(node, &status))
+        .filter(|node| !runs_newest(node, &status) || node.refused.is_some())
         .map(|node| Behind {
             node: node.node.clone(),
             connected: node.connected,
             manifest: node.manifest_version,
+            refused: node.refused.as_ref().map(|refused| refused.code.clone()),
         })
         .collect();
     let result = serde_json::json!({
@@ -71,20 +92,8 @@ pub(super) async fn versions(cx: &Context, args: &Versions) -> Result<(), Error>
             return "nothing is deployed yet".to_owned();
         }
         let mut parts = vec![shown(&functions, &status)];
-        parts.extend(behind.iter().map(|behind| {
-            let state = if behind.connected {
-                "connected"
-            } else {
-                "away"
-            };
-            let held = behind
-                .manifest
-                .map_or("none".to_owned(), |version| version.to_string());
-            format!(
-                "node {} ({state}) has manifest {held} and runs what that names",
-                behind.node
-            )
-        }));
+        let newest = status.manifest_version;
+        parts.extend(behind.iter().map(|behind| behind.describe(newest)));
         parts.join("\n")
     })
 }
@@ -111,7 +120,10 @@ fn functions(tenancy: &Tenancy<'_>, status: &TenantStatus, only: Option<&Name>) 
                 let text = |text: &String| Some(text.clone()).filter(|text| !text.is_empty());
                 let is_wanted = *release == wanted.release;
                 let runs = |node: &&NodeProgress| {
-                    is_wanted && wanted.pools.contains(&node.pool) && runs_newest(node, status)
+                    is_wanted
+                        && wanted.pools.contains(&node.pool)
+                        && runs_newest(node, status)
+                        && not_loaded(node, name).is_none()
                 };
                 Version {
                     release: *release,

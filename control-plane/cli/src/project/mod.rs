@@ -3,6 +3,7 @@
 mod environment;
 mod reader;
 
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use casemate_trust::authority::{CaError, CaPem};
@@ -117,8 +118,21 @@ impl Project {
     fn parse(folder: &Path, text: &str) -> Result<(Self, Vec<Environment>), Vec<String>> {
         let mistakes = Mistakes::default();
         let (file, errors) = DeTable::parse_recoverable(text);
-        for error in &errors {
-            mistakes.add(error.span().unwrap_or(0..0), error.message());
+        let mut errors: Vec<_> = errors
+            .iter()
+            .map(|error| (error.span().unwrap_or(0..0), error.message()))
+            .collect();
+        errors.sort_by_key(|(at, _)| at.start);
+        // What is wrong on the same line or the next, such as after a quote too many, is mostly a consequence.
+        let before_it = |at: &Range<usize>| text.get(..at.start).unwrap_or(text);
+        let line = |at: &Range<usize>| before_it(at).matches('\n').count();
+        let mut before: Option<usize> = None;
+        for (at, message) in &errors {
+            let follows = before.is_some_and(|before| line(at) <= before + 1);
+            before = Some(line(at));
+            if !follows {
+                mistakes.add(at.clone(), *message);
+            }
         }
         // What a half-read file lacks would only hide the mistake that made it so.
         if !errors.is_empty() {

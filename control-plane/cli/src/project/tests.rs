@@ -170,6 +170,15 @@ fn broken_toml_has_a_line_too() {
 }
 
 #[test]
+fn one_quote_too_many_is_one_mistake() {
+    let text = "name = \"shop\"\nhosts = [\"a.test\"\"]\n[limits]\ncpu_time_ms = 5\n";
+    assert_eq!(
+        mistakes(text),
+        "line 2, column 18: missing comma between array elements, expected `,`"
+    );
+}
+
+#[test]
 fn a_file_of_any_size_and_bytes_makes_no_panic() {
     proptest::proptest!(|(text in "[a-z\\[\\]=\"\n{}.0-9 #']{0,200}")| {
         drop(parse(&text));

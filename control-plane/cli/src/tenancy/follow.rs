@@ -51,11 +51,19 @@ impl Reach {
 
 /// What a node is to have come to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Until {
+pub enum Until<'a> {
     /// It has accepted the manifest: what that withdraws is withdrawn.
     Taken,
-    /// It has the bundles too and has loaded what is new in it: that runs.
-    Runs,
+    /// It has the bundles too and has loaded what is new in it, and this function's release: that runs.
+    Runs(&'a Name),
+}
+
+/// Why a node does not run the release of this function that its manifest wants, where it cannot load that.
+pub fn not_loaded<'a>(node: &'a NodeProgress, function: &Name) -> Option<&'a Refused> {
+    let is_not_loaded = |refused: &&Refused| {
+        casemate_push::is_not_loaded(&refused.code, &refused.message, function.as_str())
+    };
+    node.refused.as_ref().filter(is_not_loaded)
 }
 
 /// What one node made of the manifest that was signed here.
@@ -77,7 +85,7 @@ fn stand<'a>(
     ours: &Seen,
     id: &str,
     status: &TenantStatus,
-    until: Until,
+    until: Until<'_>,
 ) -> Stand<'a> {
     let held = node.manifest_version.zip(node.manifest_digest);
     let newest = status.manifest_version.zip(status.manifest_digest);
@@ -85,7 +93,13 @@ fn stand<'a>(
     let is_later = held == newest && newest.is_some_and(|(version, _)| version > ours.version);
     let is_there = is_ours || is_later;
     if is_there && (node.is_stored || until == Until::Taken) {
-        return Stand::Current;
+        // The same release may have failed to load when an earlier manifest brought it.
+        return match until {
+            Until::Runs(function) => {
+                not_loaded(node, function).map_or(Stand::Current, Stand::Refuses)
+            }
+            Until::Taken => Stand::Current,
+        };
     }
     match node.refused.as_ref().filter(|refused| refused.what == id) {
         Some(refused) if casemate_push::is_transient(&refused.code) => {
@@ -111,7 +125,11 @@ impl Tenancy<'_> {
     /// # Errors
     /// A node refused, holds a newer one, or not all were in time. The manifest stays signed and is taken when they can.
     #[expect(clippy::too_many_lines, reason = "older than the limit")]
-    pub async fn wait(&mut self, signing: &Signing, wanted: Until) -> Result<Option<Reach>, Error> {
+    pub async fn wait(
+        &mut self,
+        signing: &Signing,
+        wanted: Until<'_>,
+    ) -> Result<Option<Reach>, Error> {
         self.session.unlock();
         let output = self.session.cx.output;
         if signing.wait == 0 {
@@ -206,7 +224,11 @@ fn hindrance(node: &NodeProgress, version: u64, refused: &Refused) -> String {
 }
 
 fn refuses(node: &NodeProgress, version: u64, refused: &Refused) -> Error {
-    if refused.code == casemate_push::LOAD_FAILED {
+    let codes = [
+        casemate_push::LOAD_FAILED,
+        casemate_push::LOAD_FAILED_EARLIER,
+    ];
+    if codes.contains(&refused.code.as_str()) {
         let what = format!(
             "node {} cannot load what manifest {version} wants",
             node.node
@@ -280,7 +302,11 @@ mod tests {
     /// Where a node stands that holds `held` while the control plane's newest is `newest`.
     fn standing(held: Option<(u64, u8)>, newest: (u64, u8)) -> String {
         let node = holding(held, true);
-        stood(&node, newest, Until::Runs)
+        stood(&node, newest, Until::Runs(&web()))
+    }
+
+    fn web() -> Name {
+        "web".parse().unwrap()
     }
 
     fn holding(held: Option<(u64, u8)>, is_stored: bool) -> NodeProgress {
@@ -296,7 +322,7 @@ mod tests {
         }
     }
 
-    fn stood(node: &NodeProgress, newest: (u64, u8), until: Until) -> String {
+    fn stood(node: &NodeProgress, newest: (u64, u8), until: Until<'_>) -> String {
         let status = TenantStatus {
             id: TenantId([1; 32]),
             name: "shop".parse().unwrap(),
@@ -336,21 +362,21 @@ mod tests {
             at: 1,
         });
         assert_eq!(stood(&node, (5, 5), Until::Taken), "Current");
-        assert!(stood(&node, (5, 5), Until::Runs).starts_with("Refuses"));
+        assert!(stood(&node, (5, 5), Until::Runs(&web())).starts_with("Refuses"));
         let error = refuses(&node, 5, node.refused.as_ref().unwrap()).to_text();
         assert!(
             error.contains("bundle_quota") && error.contains("smaller bundles"),
             "{error}"
         );
         node.is_stored = true;
-        assert_eq!(stood(&node, (5, 5), Until::Runs), "Current");
+        assert_eq!(stood(&node, (5, 5), Until::Runs(&web())), "Current");
     }
 
     #[test]
     fn without_its_bundles_a_manifest_is_taken_and_does_not_run() {
         let node = holding(Some((5, 5)), false);
         assert_eq!(stood(&node, (5, 5), Until::Taken), "Current");
-        assert_eq!(stood(&node, (5, 5), Until::Runs), "Behind");
+        assert_eq!(stood(&node, (5, 5), Until::Runs(&web())), "Behind");
         let error = not_in_time(&[&node], 5, 1).to_text();
         assert!(error.contains("is fetching bundles"), "{error}");
     }
@@ -370,7 +396,7 @@ mod tests {
     fn a_release_that_does_not_load_fails_the_deployment_with_its_stack_and_a_code_of_its_own() {
         let stack = "`web` cannot be loaded: Error: no\n    at main.js:3:8";
         let node = refusing("load_failed", stack);
-        assert!(stood(&node, (5, 5), Until::Runs).starts_with("Refuses"));
+        assert!(stood(&node, (5, 5), Until::Runs(&web())).starts_with("Refuses"));
         assert_eq!(stood(&node, (5, 5), Until::Taken), "Current");
         let error = refuses(&node, 5, node.refused.as_ref().unwrap());
         insta::assert_snapshot!(error.to_text(), @r"
@@ -383,10 +409,23 @@ mod tests {
     }
 
     #[test]
+    fn a_release_that_did_not_load_before_fails_its_own_deployment_and_no_other() {
+        let text = "`api`, `web` cannot be loaded since an earlier deployment: Error: no";
+        let mut node = refusing("load_failed_earlier", text);
+        node.is_stored = true;
+        assert!(stood(&node, (5, 5), Until::Runs(&web())).starts_with("Refuses"));
+        let other = "other".parse().unwrap();
+        assert_eq!(stood(&node, (5, 5), Until::Runs(&other)), "Current");
+        assert_eq!(stood(&node, (5, 5), Until::Taken), "Current");
+        let error = refuses(&node, 5, node.refused.as_ref().unwrap());
+        assert_eq!(error.to_json()["error"]["exit"], 81);
+    }
+
+    #[test]
     fn what_passes_by_itself_is_waited_for_and_said() {
         for code in ["no_place", "storage_full"] {
             let node = refusing(code, "the disk is full");
-            assert!(stood(&node, (5, 5), Until::Runs).starts_with("Hindered"));
+            assert!(stood(&node, (5, 5), Until::Runs(&web())).starts_with("Hindered"));
             let told = hindrance(&node, 5, node.refused.as_ref().unwrap());
             assert!(
                 told.contains(code) && told.contains("tries again by itself"),

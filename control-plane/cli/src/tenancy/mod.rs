@@ -34,7 +34,7 @@ use crate::session::{Context, Session};
 const MAX_TRIES: u32 = 5;
 
 pub use draft::{Draft, egress_not_given, hosts_not_given, limits_not_given};
-pub use follow::{Reach, Until, broken};
+pub use follow::{Reach, Until, broken, not_loaded};
 pub use freshness::{Renewed, undemanded};
 use recover::HandedIn;
 

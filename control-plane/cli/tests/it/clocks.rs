@@ -107,6 +107,11 @@ async fn everything_that_expires_is_listed_and_warned_of_in_time() {
     fake.given().health = Some(HealthView {
         checks: vec![
             CheckView {
+                name: "protocol".into(),
+                ok: false,
+                detail: "no common push protocol".into(),
+            },
+            CheckView {
                 name: "lease".into(),
                 ok: false,
                 detail: "over".into(),
@@ -131,7 +136,11 @@ async fn everything_that_expires_is_listed_and_warned_of_in_time() {
     }
     let ran = operator.run(&["node", "list"]);
     assert!(
-        ran.out.contains("HEALTH") && ran.out.contains("lease certificate"),
+        ran.out.contains("HEALTH")
+            && ran.out.contains("protocol lease certificate")
+            && ran
+                .err
+                .contains("node edge-1 is not served: no common push protocol"),
         "{}",
         ran.out
     );

@@ -44,8 +44,8 @@ async fn an_environment_has_its_own_names_hosts_and_secrets() {
     assert_eq!(listed[0]["name"], "STAGING_PAY_KEY");
     let shown = web.json(&["versions", "web", "--env", "staging"]);
     assert_eq!(shown["functions"][0]["name"], "web-staging");
-    web.json(&["secret", "rm", "PAY_KEY", "--env", "staging"]);
-    let removed = web.json(&["remove", "web", "--env", "staging"]);
+    web.json(&["secret", "rm", "PAY_KEY", "--yes", "--env", "staging"]);
+    let removed = web.json(&["remove", "web", "--yes", "--env", "staging"]);
     assert_eq!(removed["function"], "web-staging");
     assert_eq!(
         web.json(&["versions"])["functions"]

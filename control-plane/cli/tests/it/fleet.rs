@@ -43,10 +43,19 @@ async fn a_node_joins_once_and_gets_the_key_of_each_epoch() {
             .contains(&token[5..40]),
         "the token itself is not kept"
     );
+    assert!(!operator.run(&["node", "list"]).err.contains("asks to join"));
     ask(&fake, token, 8);
+    let listed = operator.run(&["node", "list"]);
+    let told = "asks to join pool main as node edge-1: `casemate node admit edge-1`";
+    assert!(listed.err.contains(told), "{}", listed.err);
     let admitted = operator.json(&["node", "admit", "edge-1"]);
     assert_eq!(admitted["admitted"][0]["node"], "edge-1");
     assert_eq!(fake.given().grants.len(), 1);
+    // Admitted already, and no machine asks.
+    fake.given().joins.clear();
+    let ran = operator.run(&["node", "admit", "edge-1", "--wait", "0"]);
+    assert_eq!(ran.code, 73, "{}", ran.err);
+    assert!(ran.err.contains("edge-1 is a member"), "{}", ran.err);
     // The same token from another node.
     fake.given().joins.clear();
     ask(&fake, token, 9);

@@ -60,10 +60,10 @@ async fn the_demand_is_carried_by_every_other_change() {
     tenant.json(&["rollback", "web"]);
     let sealed = ["secret", "put", "KEY", "--host", "api.test"];
     tenant.json_with(&sealed, "a-value-of-some-length\n");
-    tenant.json(&["secret", "rm", "KEY"]);
+    tenant.json(&["secret", "rm", "KEY", "--yes"]);
     tenant.json(&["prune", "web", "--keep", "0"]);
     tenant.json(&["renew"]);
-    tenant.json(&["remove", "web"]);
+    tenant.json(&["remove", "web", "--yes"]);
     let after: Vec<_> = manifests(&fake).into_iter().skip(1).collect();
     assert_eq!(after.len(), 8);
     for manifest in after {

@@ -77,6 +77,33 @@ async fn what_cannot_be_taken_back_needs_somebody_who_says_so() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_line_of_secrets_that_is_not_understood_says_what_is_wrong_with_it() {
+    let World { tenant, _dir, .. } = world().await;
+    let ran = tenant.run(&["secret", "rm", "KEY", "--sure"]);
+    assert_eq!(ran.code, 64, "{}", ran.err);
+    let told = "an option is not known here";
+    assert!(ran.err.contains(told), "{}", ran.err);
+    assert!(!ran.err.contains("--sure"), "{}", ran.err);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn limits_that_a_secret_loses_are_named() {
+    let World { tenant, _dir, .. } = world().await;
+    let put = |more: &[&str]| {
+        let args = [&["secret", "put", "KEY", "--host", "api.test"][..], more].concat();
+        let value = "a value of many bytes";
+        let ran = tokio::task::block_in_place(|| tenant.try_with(&args, value));
+        assert_eq!(ran.code, 0, "{}", ran.err);
+        ran.err
+    };
+    let told = "KEY had limits until version 2";
+    assert!(!put(&["--path", "/v1/*"]).contains("had limits"));
+    assert!(!put(&["--path", "/v2/*"]).contains("had limits"));
+    let err = put(&[]);
+    assert!(err.contains(told) && err.contains("--path"), "{err}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn calls_beyond_the_operators_ceiling_are_refused_before_anything_is_uploaded() {
     let World {
         fake,
@@ -142,7 +169,17 @@ async fn a_host_belongs_to_one_tenant() {
             ran.err
         );
     }
-    operator.json(&["tenant", "add", "mart", "--key", key, "--host", "mart.test"]);
+    // As it stands in the file `tenant.pub`.
+    let quoted = format!("\"{key}\"");
+    operator.json(&[
+        "tenant",
+        "add",
+        "mart",
+        "--key",
+        &quoted,
+        "--host",
+        "mart.test",
+    ]);
     let add = ["tenant", "hosts", "mart", "--add", "a.shop.test"];
     assert_eq!(operator.run(&add).code, 73);
     let instead = ["--add", "b.test", "--remove", "*.shop.test"];

@@ -62,14 +62,19 @@ async fn from_nothing_to_a_function_that_is_rolled_back() {
     assert_eq!(again.code, 66, "{}", again.err);
     let none = tenant.run(&["rollback", "web"]);
     assert!(none.err.contains("no earlier release"), "{}", none.err);
-    let removed = tenant.run(&["secret", "rm", "PAY_KEY"]);
+    for withdrawal in [&["secret", "rm", "PAY_KEY"][..], &["remove", "web"]] {
+        let unconfirmed = tenant.run(withdrawal);
+        let says_how = unconfirmed.err.contains("--yes");
+        assert!(unconfirmed.code == 64 && says_how, "{}", unconfirmed.err);
+    }
+    let removed = tenant.run(&["secret", "rm", "PAY_KEY", "--yes"]);
     assert!(
         removed.err.contains("web uses it as env.pay"),
         "{}",
         removed.err
     );
-    tenant.json(&["remove", "web"]);
-    let gone = tenant.run(&["remove", "web"]);
+    tenant.json(&["remove", "web", "--yes"]);
+    let gone = tenant.run(&["remove", "web", "--yes"]);
     assert_eq!(gone.code, 66, "{}", gone.err);
     // Nothing that left this machine, and nothing that stays on it, holds the value.
     let mut all = fake.given().heard.clone();

@@ -24,7 +24,7 @@ async fn a_deployment_that_is_not_everywhere_ends_with_a_code_of_its_own() {
     );
     // What withdraws is no better off, and all may be away together.
     fake.given().nodes = vec!["edge-2"];
-    let ran = tenant.run(&["remove", "web", "--wait", "1"]);
+    let ran = tenant.run(&["remove", "web", "--yes", "--wait", "1"]);
     assert_eq!(ran.code, 80, "{}{}", ran.out, ran.err);
 
     fake.given().away = None;

@@ -79,7 +79,7 @@ async fn what_was_lost_is_uploaded_again_and_signed_above() {
     yesterday.restore(&mut fake.given(), &id);
     assert_eq!(deploy(&tenant, &project, 4)["manifest"], 5);
     yesterday.restore(&mut fake.given(), &id);
-    assert_eq!(tenant.json(&["remove", "web"])["manifest"], 6);
+    assert_eq!(tenant.json(&["remove", "web", "--yes"])["manifest"], 6);
     assert!(newest(&fake.given(), &id).functions.is_empty());
     let kept = std::fs::read_dir(tenant.home.join("bundles"))
         .unwrap()

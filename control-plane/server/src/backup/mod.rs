@@ -20,6 +20,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::failure::Failure;
 use crate::files;
+use crate::format;
 use crate::keys::{self, Keys};
 use crate::plane::{LogLimits, now, survey};
 use crate::start::{BUNDLES, KEYS, PUBLIC, STORE, open};
@@ -30,8 +31,6 @@ pub(crate) use serve::{Socket, run as serve};
 
 /// What a backup says of itself, in the folder.
 const LABEL: &str = "backup.json";
-/// The format of the folder; a higher one is a later version's.
-const FORMAT: u32 = 1;
 /// Entries that are written in one commit, and their bytes.
 const BATCH_ENTRIES: usize = 1000;
 const BATCH_BYTES: usize = 8 * 1024 * 1024;
@@ -99,6 +98,7 @@ pub fn backup(state: &Path, to: &Path, tell: &mut dyn FnMut(Progress)) -> Result
         );
         return Err(Failure::config(message));
     }
+    format::check(state)?;
     let new = New::create(to)?;
     let (contents, mut source) = copy_store(state, &new.path(STORE), tell)?;
     let bundles = folder::bundles(&state.join(BUNDLES))?;
@@ -106,9 +106,10 @@ pub fn backup(state: &Path, to: &Path, tell: &mut dyn FnMut(Progress)) -> Result
         source.keep_waiting()
     })?;
     copy_keys(state, &new)?;
+    format::copy(state, new.folder())?;
     drop(source);
     let label = Label {
-        format: FORMAT,
+        format: format::BACKUP.newest,
         software: env!("CARGO_PKG_VERSION").to_owned(),
         made: now(),
         store: hex::encode(contents.id.0),
@@ -140,32 +141,20 @@ pub fn restore(
         );
         Failure::config(message)
     })?;
-    let label = parse_label(&text)
-        .map_err(|message| Failure::config(format!("{}: {message}", from.join(LABEL).display())))?;
+    format::check_mark(format::BACKUP, from, Some(&text))?;
+    format::check(from)?;
+    let label: Label = serde_json::from_slice(&text)
+        .map_err(|error| Failure::config(format!("{}: {error}", from.join(LABEL).display())))?;
     let new = New::create(state)?;
     folder::copy(&from.join(STORE), &new.path(STORE))?;
     let bundles = folder::bundles(&from.join(BUNDLES))?;
     copy_bundles(&bundles, &new.path(BUNDLES), tell, &mut || Ok(()))?;
     copy_keys(from, &new)?;
+    format::copy(from, new.folder())?;
     // What came after the backup has the same revisions here as there, and is not the same: nodes must not go on from theirs.
     let id = keys::random().map_err(|_| Failure::internal("the kernel gave no random bytes"))?;
     set_id(&new.path(STORE), StoreId(id))?;
     finish(new, state, label, tell, Some(from))
-}
-
-fn parse_label(text: &[u8]) -> Result<Label, String> {
-    #[derive(Deserialize)]
-    struct Format {
-        format: u32,
-    }
-    let format: Format = serde_json::from_slice(text).map_err(|error| error.to_string())?;
-    if format.format != FORMAT {
-        return Err(format!(
-            "expected a backup of format {FORMAT}, got {}; restore it with the version of casemate-control that made it, or a later one",
-            format.format
-        ));
-    }
-    serde_json::from_slice(text).map_err(|error| error.to_string())
 }
 
 /// Checks what was copied and puts it in place.

@@ -1,7 +1,7 @@
 //! From a question to its answer.
 
 use std::convert::Infallible;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use axum::body::{Body, Bytes};
@@ -28,7 +28,11 @@ use crate::plane::{Following, Plane};
 /// token that is worth nothing any more ends what it began.
 const LONGEST_SILENCE: Duration = Duration::from_secs(30);
 
-static OPENAPI: Shared = Shared::new();
+/// Made once: anybody may ask, and making it takes longer than any other answer to a stranger.
+static OPENAPI: LazyLock<Bytes> = LazyLock::new(|| {
+    let text = serde_json::to_vec(&casemate_api::openapi::document());
+    text.unwrap_or_default().into()
+});
 static FLEET: Shared = Shared::new();
 
 /// Answers what was routed and authorised.
@@ -41,7 +45,9 @@ pub(super) async fn answer(mut ask: Ask) -> Result<Response, Fault> {
             .health()
             .await
             .map(|()| json(&serde_json::json!({ "status": "ok" }))),
-        Operation::Openapi => Ok(shared(&OPENAPI, &casemate_api::openapi::document())),
+        Operation::Openapi => {
+            Ok(([(CONTENT_TYPE, "application/json")], OPENAPI.clone()).into_response())
+        }
         Operation::Fleet => Ok(shared(&FLEET, &plane.fleet())),
         Operation::PostStatement => {
             let body = ask.body(MAX_ENVELOPE_BYTES).await?;

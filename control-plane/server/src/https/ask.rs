@@ -8,6 +8,7 @@ use std::time::Duration;
 use axum::Router;
 use axum::body::{Body, Bytes, HttpBody as _};
 use axum::extract::{RawPathParams, Request};
+use axum::middleware::map_response;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodFilter, on};
 use casemate_api::endpoint::{Access, ENDPOINTS, Endpoint, Method, Operation};
@@ -16,7 +17,7 @@ use casemate_api::log::LogQuery;
 use casemate_api::token::Scope;
 use casemate_trust::id::TenantId;
 use futures_util::{Stream, StreamExt as _};
-use http::header::{AUTHORIZATION, WWW_AUTHENTICATE};
+use http::header::{AUTHORIZATION, SERVER, WWW_AUTHENTICATE};
 use http::{HeaderMap, HeaderValue, StatusCode};
 use serde::de::DeserializeOwned;
 use serde_json::json;
@@ -107,6 +108,15 @@ pub(super) fn router(
     router
         .fallback(no_path)
         .method_not_allowed_fallback(no_method)
+        .layer(map_response(named))
+}
+
+/// Names this program and its version, for whoever cannot make sense of an answer.
+async fn named(mut response: Response) -> Response {
+    let software =
+        HeaderValue::from_static(concat!("casemate-control/", env!("CARGO_PKG_VERSION")));
+    response.headers_mut().insert(SERVER, software);
+    response
 }
 
 const fn filter(method: Method) -> MethodFilter {

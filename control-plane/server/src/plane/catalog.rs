@@ -7,11 +7,25 @@ use casemate_trust::name::Name;
 use super::held::Held;
 use super::image::newest_of;
 
+/// Whether a tenant may answer for no host: the operator has removed it. Its manifest is signed by keys that it does not have
+/// any more, so a node that joins later would only refuse it.
+pub(super) fn is_removed(held: &Held, tenant: &TenantId) -> bool {
+    let state = held.judge.as_ref().and_then(|judge| judge.tenant(tenant));
+    state.is_some_and(|state| state.tenant.hosts.is_empty())
+}
+
 /// See the module.
 pub(crate) struct NodeCatalog<'a> {
     pub(crate) held: &'a Held,
     pub(crate) node: &'a Name,
     pub(crate) pool: &'a Name,
+}
+
+impl NodeCatalog<'_> {
+    /// The manifest of a tenant that was removed.
+    fn is_of_nobody(&self, id: &StatementId) -> bool {
+        matches!(id, StatementId::Manifest { tenant, .. } if is_removed(self.held, tenant))
+    }
 }
 
 impl casemate_push::Catalog for NodeCatalog<'_> {
@@ -23,7 +37,12 @@ impl casemate_push::Catalog for NodeCatalog<'_> {
     }
 
     fn next_after(&self, revision: u64) -> Option<(u64, Vec<StatementId>)> {
-        let statement = self.held.index.after(revision);
+        let mut statement = self.held.index.after(revision);
+        while let Some((at, id)) = &statement
+            && self.is_of_nobody(id)
+        {
+            statement = self.held.index.after(*at);
+        }
         let grants = || {
             self.held
                 .index
@@ -77,6 +96,7 @@ impl casemate_push::Catalog for NodeCatalog<'_> {
             version,
         };
         let newest = self.held.index.range(of(0), of(u64::MAX)).next_back();
+        let newest = newest.filter(|_| !is_removed(self.held, tenant));
         newest.map(|(_, revision, bytes)| (revision, bytes))
     }
 }

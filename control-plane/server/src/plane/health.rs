@@ -2,6 +2,8 @@
 //! than this program: what is not there is not spoken of, and what is of another type counts as not there.
 
 use casemate_api::node::{CheckView, HealthView};
+use casemate_api::tenant::Refused;
+use casemate_push::{LOAD_FAILED, LOAD_FAILED_EARLIER};
 use casemate_trust::Seconds;
 use serde_json::Value;
 
@@ -14,7 +16,7 @@ const MAX_SKEW_SECS: u64 = 5 * 60;
 /// Less than this of a lease is worth a word, seconds.
 const SHORT_LEASE_SECS: u64 = 60 * 60;
 /// Longest detail, characters.
-const MAX_DETAIL_CHARS: usize = 160;
+const MAX_DETAIL_CHARS: usize = 240;
 /// Deepest place at which certificates are looked for in a status.
 const MAX_DEPTH: usize = 4;
 /// How long two machines with one key count, seconds.
@@ -23,10 +25,12 @@ const DUPLICATE_SECS: Seconds = 24 * 60 * 60;
 /// What is known of a node's health; `None` if it has not said anything.
 pub(super) fn of(last: &Last, now: Seconds) -> Option<HealthView> {
     let status = &last.status;
-    if !status.is_object() && last.refused.is_empty() && last.duplicate.is_none() {
+    let is_silent = !status.is_object() && last.refused.is_empty();
+    if is_silent && last.duplicate.is_none() && last.apart.is_none() {
         return None;
     }
     let checks = [
+        protocol(last),
         identity(last, now),
         walls(status),
         vault(status),
@@ -41,8 +45,7 @@ pub(super) fn of(last: &Last, now: Seconds) -> Option<HealthView> {
     ];
     let checks = checks.into_iter().flatten();
     let checks = checks.map(|mut check| {
-        let detail = check.detail.chars().filter(|letter| !letter.is_control());
-        check.detail = detail.take(MAX_DETAIL_CHARS).collect();
+        check.detail = shortened(&check.detail);
         check
     });
     Some(HealthView {
@@ -51,12 +54,28 @@ pub(super) fn of(last: &Last, now: Seconds) -> Option<HealthView> {
     })
 }
 
+/// A detail as it is shown: on one line, and marked where it was cut.
+fn shortened(detail: &str) -> String {
+    let mut letters = detail.chars().filter(|letter| !letter.is_control());
+    let mut shown: String = letters.by_ref().take(MAX_DETAIL_CHARS).collect();
+    if letters.next().is_some() {
+        shown += "...";
+    }
+    shown
+}
+
 fn check(name: &str, ok: bool, detail: impl Into<String>) -> CheckView {
     CheckView {
         name: name.to_owned(),
         ok,
         detail: detail.into(),
     }
+}
+
+/// Whether the node can be spoken to at all.
+fn protocol(last: &Last) -> Option<CheckView> {
+    let apart = last.apart.as_ref()?;
+    Some(check("protocol", false, apart))
 }
 
 fn identity(last: &Last, now: Seconds) -> Option<CheckView> {
@@ -75,7 +94,8 @@ fn walls(status: &Value) -> Option<CheckView> {
                 let Some(name) = layer["layer"].as_str() else {
                     continue;
                 };
-                if layer["in_force"] == false && OPTIONAL_LAYERS.contains(&name) == is_optional {
+                let is_missing = layer["in_force"] == false && is_asked_for(program, name);
+                if is_missing && OPTIONAL_LAYERS.contains(&name) == is_optional {
                     found.push(format!("{name} of {program}"));
                 }
             }
@@ -91,6 +111,17 @@ fn walls(status: &Value) -> Option<CheckView> {
         "" => check("walls", true, format!("in force{also}")),
         needed => check("walls", false, format!("not in force: {needed}{also}")),
     })
+}
+
+/// Whether a program of a node has a layer at all. A node reports every layer of every program: a worker alone is in
+/// namespaces of its own, the vault alone locks its memory, and these two alone keep others from their processor's core.
+fn is_asked_for(program: &str, layer: &str) -> bool {
+    match layer {
+        "user" | "pid" | "mount" | "network" | "ipc" | "uts" => program == "worker",
+        "core_scheduling" => ["worker", "vault"].contains(&program),
+        "memory_lock" => program == "vault",
+        _ => true,
+    }
 }
 
 /// Whether a program of the node runs.
@@ -190,7 +221,12 @@ fn clock(last: &Last) -> Option<CheckView> {
 }
 
 fn refusal(last: &Last) -> Option<CheckView> {
-    let (_, newest) = last.refused.iter().max_by_key(|(_, refused)| refused.at)?;
+    // A release that cannot be loaded is its tenant's, and the node as it should be.
+    let is_of_node = |(_, refused): &&(_, Refused)| {
+        ![LOAD_FAILED, LOAD_FAILED_EARLIER].contains(&refused.code.as_str())
+    };
+    let refused = last.refused.iter().filter(is_of_node);
+    let (_, newest) = refused.max_by_key(|(_, refused)| refused.at)?;
     let detail = format!("{}: {}", newest.code, newest.what);
     Some(check("refusal", false, detail))
 }
@@ -238,7 +274,6 @@ fn listed_certificates(status: &Value, depth: usize) -> Vec<&Value> {
 
 #[cfg(test)]
 mod tests {
-    use casemate_api::tenant::Refused;
     use casemate_push::StatementId;
     use serde_json::json;
 
@@ -261,10 +296,23 @@ mod tests {
 
     fn healthy() -> Value {
         json!({
-            "sandbox": { "worker": [
-                { "layer": "seccomp", "in_force": true },
-                { "layer": "core_scheduling", "in_force": false },
-            ] },
+            "sandbox": {
+                "worker": [
+                    { "layer": "seccomp", "in_force": true },
+                    { "layer": "network", "in_force": true },
+                    { "layer": "core_scheduling", "in_force": false },
+                    { "layer": "memory_lock", "in_force": false },
+                ],
+                "gateway": [
+                    { "layer": "seccomp", "in_force": true },
+                    { "layer": "network", "in_force": false },
+                    { "layer": "core_scheduling", "in_force": false },
+                ],
+                "vault": [
+                    { "layer": "user", "in_force": false },
+                    { "layer": "memory_lock", "in_force": true },
+                ],
+            },
             "state": {
                 "vault": { "up": true, "failures": 0 }, "gateway": { "up": true, "failures": 0 },
                 "workers": { "spare": 2 }, "worker_failures": 0,
@@ -300,10 +348,9 @@ mod tests {
             "certificates",
         ];
         assert_eq!(names, expected);
-        assert!(
-            health.checks[0]
-                .detail
-                .contains("core_scheduling of worker")
+        assert_eq!(
+            health.checks[0].detail,
+            "in force; this machine lacks core_scheduling of worker"
         );
     }
 
@@ -318,7 +365,17 @@ mod tests {
             (
                 "/sandbox/worker/0/in_force",
                 json!(false),
-                "walls: not in force: seccomp of worker",
+                "walls: not in force: seccomp of worker; this machine lacks core_scheduling of worker",
+            ),
+            (
+                "/sandbox/worker/1/in_force",
+                json!(false),
+                "walls: not in force: network of worker; this machine lacks core_scheduling of worker",
+            ),
+            (
+                "/sandbox/gateway/0/in_force",
+                json!(false),
+                "walls: not in force: seccomp of gateway; this machine lacks core_scheduling of worker",
             ),
             (
                 "/vault",
@@ -357,6 +414,7 @@ mod tests {
         }
         let mut node = last(healthy());
         node.duplicate = Some(900);
+        node.apart = Some("no common push protocol".into());
         node.clock_ahead_secs = Some(-3 * 24 * 60 * 60);
         let refused = Refused {
             what: "pool main".into(),
@@ -366,6 +424,7 @@ mod tests {
         };
         node.refused = vec![(StatementId::Root { version: 1 }, refused)];
         let expected = [
+            "protocol: no common push protocol",
             "identity: two machines have this node's key: its disk was copied",
             "clock: the node's clock is 4320 minutes behind the control plane's",
             "refusal: pool_expired: pool main",

@@ -237,13 +237,12 @@ impl Held {
                 found.sort_by_key(|(entry, _)| entry.revision);
             }
             for (entry, envelope) in found {
-                let id = match statement_id(&envelope) {
-                    Ok(id) => id,
-                    Err(error) => {
-                        tracing::error!(key = entry.key, error, "a stored record cannot be read");
-                        continue;
-                    }
-                };
+                // It was signed and accepted, so a newer control plane has written it: a judge that went on
+                // without it would remember less than it has accepted.
+                let id = statement_id(&envelope).map_err(|message| StoreError::Unreadable {
+                    key: entry.key.clone(),
+                    message,
+                })?;
                 if let Ok(manifest) = Manifest::read(&envelope) {
                     let found = objects(store, &manifest.tenant, &listed(&manifest)).await?;
                     listed_objects.extend(found);

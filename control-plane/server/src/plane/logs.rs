@@ -14,6 +14,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::Plane;
+use super::held::Held;
 use super::log_files::{LogFiles, LogLimits, Waiting};
 use super::log_readers::Turns;
 
@@ -190,20 +191,24 @@ pub(super) fn size(record: &LogRecord) -> usize {
         + optional(&record.failure)
 }
 
+/// Whether a record of a node in this pool is about a function that runs there: a node speaks for no other.
+pub(super) fn speaks_of_its_own(held: &Held, pool: &Name, entry: &LogEntry) -> bool {
+    let pools = || {
+        let judge = held.judge.as_ref()?;
+        let accord = judge.tenant(&entry.tenant)?.manifest.as_ref()?;
+        Some(&accord.manifest.functions.get(&entry.function)?.pools)
+    };
+    pools().is_some_and(|pools| pools.contains(pool))
+}
+
 impl Plane {
-    /// Keeps a node's records, of those functions that run in its pool: a node speaks for no other.
+    /// Keeps a node's records, of those functions that run in its pool.
     pub(crate) fn log(&self, node: &Name, pool: &Name, entries: Vec<LogEntry>) {
         let held = self.held();
-        let runs_here = |entry: &LogEntry| {
-            let judge = held.judge.as_ref()?;
-            let accord = judge.tenant(&entry.tenant)?.manifest.as_ref()?;
-            let wanted = accord.manifest.functions.get(&entry.function)?;
-            Some(wanted.pools.contains(pool))
-        };
         let mut rings = self.logs.lock();
         let mut kept = Vec::new();
         for entry in entries {
-            if runs_here(&entry) == Some(true) {
+            if speaks_of_its_own(&held, pool, &entry) {
                 kept.push((entry.tenant, rings.push(node, entry)));
             }
         }

@@ -213,6 +213,11 @@ impl Plane {
         self.presence.hello(node, hello, is_tenant);
     }
 
+    /// A node has connected whose versions of the protocol are all newer or all older than ours, and why it is not served.
+    pub(crate) fn apart(&self, node: &Name, software: &str, why: &str) {
+        self.presence.apart(node, software, why);
+    }
+
     /// Up to where a node was sent everything.
     pub(crate) fn synced(&self, node: &Name, revision: Option<u64>) {
         self.presence.synced(node, revision);
@@ -245,7 +250,9 @@ impl Plane {
         let id = casemate_push::StatementId::Manifest { tenant, version };
         tracing::warn!(%node, what = %id, code, message, "a node does not run a manifest that it has accepted");
         let subject = id.to_string();
-        if self.presence.nacked(node, id, code.clone(), message) {
+        let is_new = self.presence.nacked(node, id, code.clone(), message);
+        // The manifest that brought what cannot be loaded has left the record.
+        if is_new && code != casemate_push::LOAD_FAILED_EARLIER {
             let actor = Actor::Node(node.clone());
             self.refused(&actor, "node.not_stored", subject, &code)
                 .await;

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use casemate_api::tenant::Refused;
-use casemate_push::{Has, Hello, StatementId, close};
+use casemate_push::{Has, Hello, LOAD_FAILED_EARLIER, StatementId, close};
 use casemate_trust::Seconds;
 use casemate_trust::id::{Digest, TenantId};
 use casemate_trust::name::Name;
@@ -60,6 +60,10 @@ pub(crate) struct Last {
     /// How far the node's clock was ahead of ours when it last said what it shows.
     #[serde(default)]
     pub(super) clock_ahead_secs: Option<i64>,
+    /// Why it was not served when it last connected: it speaks no version of the protocol that we speak. It comes again within
+    /// minutes, so that a restart needs no memory of it.
+    #[serde(skip)]
+    pub(super) apart: Option<String>,
 }
 
 impl Last {
@@ -75,6 +79,7 @@ impl Last {
             stopped: Vec::new(),
             duplicate: None,
             clock_ahead_secs: None,
+            apart: None,
         }
     }
 
@@ -103,11 +108,14 @@ impl Last {
     fn stored(&mut self, tenant: &TenantId, version: u64) {
         let taken = self.manifests.get_mut(tenant);
         if let Some(taken) = taken.filter(|taken| taken.version == version) {
-            taken.is_stored = true;
-            // It had taken the manifest before, and had no room for a bundle.
+            let is_first = !std::mem::replace(&mut taken.is_stored, true);
+            // It had taken the manifest before, and had no room for a bundle. What an earlier manifest brought and the node
+            // cannot load is said just before; a node that says the same once more has loaded that, or reports it again.
             let tenant = *tenant;
             let stored = StatementId::Manifest { tenant, version };
-            self.refused.retain(|(refused, _)| *refused != stored);
+            let stays = |refused: &Refused| is_first && refused.code == LOAD_FAILED_EARLIER;
+            self.refused
+                .retain(|(id, refused)| *id != stored || stays(refused));
         }
     }
 
@@ -251,13 +259,7 @@ impl Presence {
         let (nodes, numbers) = &mut *self.lock();
         *numbers += 1;
         let (closing, receiver) = watch::channel(None);
-        let live = nodes.entry(node.clone()).or_insert_with(|| Live {
-            last: Last::new(node.clone()),
-            visit: None,
-            written: None,
-            is_watched: false,
-            suspected: None,
-        });
+        let live = entry(nodes, node);
         let is_duplicate = live.last.duplicate.is_some_and(is_recent);
         if is_duplicate && live.visit.is_some() {
             live.last.duplicate = Some(now());
@@ -338,8 +340,18 @@ impl Presence {
     pub(crate) fn hello(&self, node: &Name, hello: &Hello, is_tenant: impl Fn(&TenantId) -> bool) {
         self.update(node, |last| {
             last.software = Some(hello.software.clone());
+            last.apart = None;
             last.has(&hello.has, is_tenant);
         });
+    }
+
+    /// A node has connected that speaks no version of the protocol that we speak.
+    pub(crate) fn apart(&self, node: &Name, software: &str, why: &str) {
+        let (nodes, _) = &mut *self.lock();
+        let last = &mut entry(nodes, node).last;
+        last.last_seen = Some(now());
+        last.software = Some(software.to_owned());
+        last.apart = Some(why.to_owned());
     }
 
     pub(crate) fn synced(&self, node: &Name, revision: Option<u64>) {
@@ -399,11 +411,21 @@ impl Presence {
     }
 }
 
+fn entry<'a>(nodes: &'a mut HashMap<Name, Live>, node: &Name) -> &'a mut Live {
+    nodes.entry(node.clone()).or_insert_with(|| Live {
+        last: Last::new(node.clone()),
+        visit: None,
+        written: None,
+        is_watched: false,
+        suspected: None,
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
 
-    use casemate_push::{PROTOCOL, TenantHas};
+    use casemate_push::{TenantHas, VERSIONS};
     use casemate_trust::id::{Digest, FleetId};
     use casemate_trust::key::PublicKey;
 
@@ -425,7 +447,7 @@ mod tests {
             (TenantId([tenant; 32]), has)
         };
         Hello {
-            protocol: PROTOCOL,
+            protocol: VERSIONS.newest,
             node: node(),
             node_key: PublicKey::from_bytes([1; 32]),
             fleet: FleetId([2; 32]),
@@ -475,6 +497,30 @@ mod tests {
         assert_eq!(refused(), 2, "another manifest");
         presence.stored(&node(), &TenantId([1; 32]), 2);
         assert_eq!(refused(), 1);
+    }
+
+    #[test]
+    fn what_a_node_cannot_load_since_an_earlier_manifest_is_known_when_the_rest_is_stored() {
+        let presence = Presence::new(std::iter::empty());
+        presence.arrive(&node()).unwrap();
+        let tenant = TenantId([1; 32]);
+        let id = StatementId::Manifest { tenant, version: 2 };
+        presence.acked(&node(), &id, None);
+        let code = || LOAD_FAILED_EARLIER.to_owned();
+        let say = || presence.nacked(&node(), id.clone(), code(), "`web`".into());
+        let refused = || presence.look(&node(), |last, _| last.refused.len());
+        say();
+        presence.stored(&node(), &tenant, 2);
+        assert_eq!(refused(), 1);
+        // Said once more, it has loaded.
+        presence.stored(&node(), &tenant, 2);
+        assert_eq!(refused(), 0);
+        // A connection begins with what is the case then.
+        say();
+        let mut said = hello([(1, 2)], false);
+        said.has.tenants.get_mut(&tenant).unwrap().is_stored = true;
+        presence.hello(&node(), &said, |_| true);
+        assert_eq!(refused(), 0);
     }
 
     #[test]

@@ -9,6 +9,7 @@ use casemate_push::LogEntry;
 use casemate_trust::Seconds;
 use casemate_trust::name::Name;
 
+use super::logs::speaks_of_its_own;
 use super::{Actor, Plane, now};
 
 /// Records that one actor's refusals may leave at once: more than a person's mistakes need.
@@ -81,13 +82,17 @@ const REFLECTED: &str = "credential_reflected";
 
 impl Plane {
     /// Leaves a record for each function of a node's log records whose credential has stopped
-    /// because answers held it.
-    pub(crate) async fn audit_reflections(&self, node: &Name, entries: &[LogEntry]) {
-        let reflected = |entry: &&LogEntry| entry.failure.as_deref() == Some(REFLECTED);
-        let functions = entries.iter().filter(reflected);
-        let functions: BTreeSet<_> = functions
-            .map(|entry| (entry.tenant.to_string(), &entry.function))
-            .collect();
+    /// because answers held it, of those functions that run in its pool.
+    pub(crate) async fn audit_reflections(&self, node: &Name, pool: &Name, entries: &[LogEntry]) {
+        let functions: BTreeSet<_> = {
+            let held = self.held();
+            let reflected = entries.iter().filter(|entry| {
+                entry.failure.as_deref() == Some(REFLECTED) && speaks_of_its_own(&held, pool, entry)
+            });
+            reflected
+                .map(|entry| (entry.tenant.to_string(), &entry.function))
+                .collect()
+        };
         let actor = Actor::Node(node.clone());
         for (tenant, function) in functions {
             let subject = format!("function {function} of tenant {tenant}");

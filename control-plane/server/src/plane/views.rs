@@ -16,6 +16,7 @@ use casemate_trust::lease::Claims;
 use casemate_trust::name::Name;
 use serde_json::Value;
 
+use super::catalog::is_removed;
 use super::held::{Held, NodeRow};
 use super::presence::Presence;
 use super::{Actor, Plane, health, now, stopped};
@@ -70,7 +71,8 @@ impl Plane {
                     .values()
                     .any(|pools| pools.contains_key(pool))
             };
-            (runs || injects() || has.contains(id)).then_some((*id, manifest.version))
+            let is_wanted = (runs || injects()) && !is_removed(&held, id);
+            (is_wanted || has.contains(id)).then_some((*id, manifest.version))
         });
         let revocations = held.judge.as_ref().and_then(Judge::revocations);
         let version = revocations.map_or(0, |list| list.version);
@@ -201,6 +203,7 @@ impl Plane {
                         node.is_stored
                             && node.manifest_version == Some(manifest.version)
                             && node.manifest_digest == Some(accord.digest)
+                            && !cannot_load(node, function)
                     })
                     .count(),
                 nodes_total: here().count(),
@@ -317,6 +320,13 @@ fn machine(status: &Value) -> Option<MachineView> {
         version: of("version"),
         storage_key: of("storage_key"),
         update: of("update").or_else(fetching),
+    })
+}
+
+/// Whether a node runs what it ran before, since it cannot load what the manifest wants.
+fn cannot_load(node: &NodeProgress, function: &Name) -> bool {
+    node.refused.as_ref().is_some_and(|refused| {
+        casemate_push::is_not_loaded(&refused.code, &refused.message, function.as_str())
     })
 }
 

@@ -4,7 +4,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use casemate_push::bundle::Header;
-use casemate_push::{ControlEnd, ControlEvent, Member, Transmit, Violation, close};
+use casemate_push::{
+    Agreed, ControlEnd, ControlEvent, Member, Transmit, Versions, Violation, close,
+};
 use casemate_trust::id::Digest;
 use casemate_trust::key::PublicKey;
 use casemate_trust::lease::Lease;
@@ -23,11 +25,12 @@ use crate::places::network;
 use crate::plane::{Joining, Plane, Unwelcome, Visit};
 use crate::tls;
 
+use super::apart;
 use super::seat::{Seat, Seats};
 use super::watch::{NoCatalog, watch};
 
 /// Until the handshake is done, and again until the node has opened its stream and said its first message.
-const FIRST_WORD: Duration = Duration::from_secs(10);
+pub(super) const FIRST_WORD: Duration = Duration::from_secs(10);
 /// How long a stranger may wait for the operator on one connection.
 const STRANGER_TIME: Duration = Duration::from_secs(10 * 60);
 /// For a last message to arrive before the connection is closed.
@@ -42,18 +45,19 @@ const IMAGE_PRIORITY: i32 = -2;
 pub(super) struct Shell {
     pub(super) plane: Arc<Plane>,
     pub(super) keys: Arc<Keys>,
+    pub(super) versions: Versions,
     pub(super) seats: Seats,
     pub(super) stopping: CancellationToken,
 }
 
 /// Why a connection is closed by us.
-struct Ending {
+pub(super) struct Ending {
     code: u32,
     reason: String,
 }
 
 impl Ending {
-    fn new(code: u32, reason: impl Into<String>) -> Self {
+    pub(super) fn new(code: u32, reason: impl Into<String>) -> Self {
         let reason = reason.into();
         Self { code, reason }
     }
@@ -66,9 +70,9 @@ impl From<Violation> for Ending {
 }
 
 /// The other end has gone.
-struct Gone;
+pub(super) struct Gone;
 
-enum Stop {
+pub(super) enum Stop {
     Ending(Ending),
     Gone,
 }
@@ -118,7 +122,17 @@ impl Shell {
             () = seat.evicted() => return evicted().into(),
         };
         match opened {
-            Ok(Ok((send, recv))) => self.talk(connection, key, seat, send, recv).await,
+            Ok(Ok((send, recv))) => match apart::agreed(connection, self.versions) {
+                Some(Agreed::Version(version)) => {
+                    self.talk(connection, (key, version), seat, send, recv)
+                        .await
+                }
+                Some(Agreed::Apart) => {
+                    let address = connection.remote_address();
+                    apart::part(&self, address, key, recv).await
+                }
+                None => Stop::Gone,
+            },
             Ok(Err(_)) => Stop::Gone,
             Err(_) => Ending::new(close::WAITED, "the node opened no stream").into(),
         }
@@ -127,7 +141,7 @@ impl Shell {
     async fn talk(
         self,
         connection: &Connection,
-        key: PublicKey,
+        (key, version): (PublicKey, u16),
         seat: Seat,
         send: SendStream,
         recv: RecvStream,
@@ -136,9 +150,10 @@ impl Shell {
             changes: self.plane.changes(),
             connection: connection.clone(),
             key,
+            version,
             send,
             recv,
-            control: ControlEnd::stranger(),
+            control: ControlEnd::stranger(version),
             stage: Stage::Stranger(seat),
             pending: Vec::new(),
             written: 0,
@@ -203,6 +218,8 @@ struct Talk {
     shell: Shell,
     connection: Connection,
     key: PublicKey,
+    /// Of the protocol, as the handshake has agreed.
+    version: u16,
     send: SendStream,
     recv: RecvStream,
     control: ControlEnd,
@@ -222,7 +239,7 @@ impl Talk {
         let Some(member) = self.shell.plane.member(&self.key) else {
             return Ok(());
         };
-        self.control = ControlEnd::member(member.clone());
+        self.control = ControlEnd::member(member.clone(), self.version);
         self.become_member(member)
     }
 
@@ -423,7 +440,8 @@ impl Talk {
         match event {
             ControlEvent::Join { .. } => {}
             ControlEvent::Hello(hello) => {
-                tracing::info!(node = %member.name, version = hello.software, "connected");
+                let protocol = hello.protocol;
+                tracing::info!(node = %member.name, version = hello.software, protocol, "connected");
                 plane.hello(&member.name, &hello);
             }
             ControlEvent::Acked { id, .. } => plane.acked(&member.name, &id),
@@ -466,7 +484,9 @@ impl Talk {
                 if lost > 0 {
                     tracing::warn!(node = %member.name, lost, "log records were lost on the node");
                 }
-                plane.audit_reflections(&member.name, &entries).await;
+                plane
+                    .audit_reflections(&member.name, &member.pool, &entries)
+                    .await;
                 plane.log(&member.name, &member.pool, entries);
             }
             ControlEvent::Status { json } => plane.status(&member.name, &json),

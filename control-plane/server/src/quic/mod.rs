@@ -1,5 +1,6 @@
 //! The QUIC socket of the nodes.
 
+mod apart;
 mod connection;
 mod seat;
 mod watch;
@@ -8,7 +9,7 @@ use std::net::{SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::time::Duration;
 
-use casemate_push::close;
+use casemate_push::{Versions, close};
 use quinn::crypto::rustls::QuicServerConfig;
 use quinn::{
     ConnectionId, ConnectionIdGenerator, Endpoint, EndpointConfig, ServerConfig, TokioRuntime,
@@ -72,8 +73,12 @@ const CONNECTION_ID_BYTES: usize = 8;
 const GOODBYE: Duration = Duration::from_secs(3);
 
 /// Opens the socket; it answers nothing before [`serve`].
-pub(crate) fn bind(address: SocketAddr, keys: &Keys) -> Result<Endpoint, Failure> {
-    let crypto = QuicServerConfig::try_from(tls::quic(&keys.quic)?)
+pub(crate) fn bind(
+    address: SocketAddr,
+    keys: &Keys,
+    versions: Versions,
+) -> Result<Endpoint, Failure> {
+    let crypto = QuicServerConfig::try_from(tls::quic(&keys.quic, versions)?)
         .map_err(|error| Failure::internal(error.to_string()))?;
     let mut transport = TransportConfig::default();
     transport
@@ -154,6 +159,7 @@ pub(crate) async fn serve(
     endpoint: Endpoint,
     plane: Arc<Plane>,
     keys: Arc<Keys>,
+    versions: Versions,
     stopping: CancellationToken,
 ) {
     let handshakes = Arrivals::new("quic", MAX_HANDSHAKES, MAX_HANDSHAKES_FROM_ADDRESS);
@@ -183,6 +189,7 @@ pub(crate) async fn serve(
             let driver = connection::Shell {
                 plane: Arc::clone(&plane),
                 keys: Arc::clone(&keys),
+                versions,
                 seats: seats.clone(),
                 stopping: stopping.clone(),
             };

@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use casemate_api::audit::{AuditPage, AuditRecord};
 use casemate_control::Config;
+use casemate_push::{VERSIONS, Versions};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
@@ -24,6 +25,8 @@ pub struct Control {
     pub folder: tempfile::TempDir,
     pub plane: Plane,
     pub tenant_storage_mib: u64,
+    /// Versions of the push protocol, from its next start on.
+    pub push_versions: Versions,
     stop: Option<oneshot::Sender<()>>,
     task: Option<JoinHandle<()>>,
 }
@@ -45,6 +48,7 @@ impl Control {
                 operator,
             },
             tenant_storage_mib: 1024,
+            push_versions: VERSIONS,
             stop: None,
             task: None,
         };
@@ -65,6 +69,7 @@ impl Control {
             },
             folder,
             tenant_storage_mib: 1024,
+            push_versions: VERSIONS,
             stop: None,
             task: None,
         };
@@ -81,6 +86,7 @@ impl Control {
         std::fs::remove_file(&addresses).ok();
         let mut config = config(&self.state());
         config.tenant_storage_mib = self.tenant_storage_mib;
+        config.push_versions = self.push_versions;
         let (stop, stopped) = oneshot::channel();
         let task = tokio::spawn(async move {
             let stop = async { drop(stopped.await) };
@@ -117,6 +123,7 @@ pub fn config(state: &Path) -> Config {
         tenant_storage_mib: 1024,
         api_limits: casemate_control::ApiLimits::default(),
         log_limits: casemate_control::LogLimits::default(),
+        push_versions: VERSIONS,
         log: None,
     }
 }

@@ -1,5 +1,5 @@
-//! A store in another place: read as it was at one moment while commits go on, and written anew with the revisions that its
-//! entries had.
+//! A store in another place: read as it was at one moment while commits go on, and written anew
+//! with the revisions that its entries had.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -20,7 +20,8 @@ pub struct Contents {
     pub entries: u64,
 }
 
-/// Takes what [`Redb::read_all`] reads: first the contents, then each entry in the order of their keys.
+/// Takes what [`Redb::read_all`] reads: first the contents, then each entry in the order of their
+/// keys.
 pub trait Sink {
     /// The beginning.
     ///
@@ -36,7 +37,8 @@ pub trait Sink {
 }
 
 impl Redb {
-    /// Gives `sink` everything as it is at one moment, whatever is committed meanwhile. The inner error is the sink's.
+    /// Gives `sink` everything as it is at one moment, whatever is committed meanwhile. The inner
+    /// error is the sink's.
     ///
     /// # Errors
     /// The store cannot be read.
@@ -69,7 +71,8 @@ impl Redb {
     }
 }
 
-/// A store that is written from another one's entries. It is one when [`StoreCopy::finish`] has returned.
+/// A store that is written from another one's entries. It is one when [`StoreCopy::finish`] has
+/// returned.
 #[derive(Debug)]
 pub struct StoreCopy {
     path: PathBuf,
@@ -143,8 +146,8 @@ impl StoreCopy {
     }
 }
 
-/// Makes a copy a store of its own. What comes after it in the two has the same revisions and is not the same: whoever knows
-/// the other store must not take one for the other.
+/// Makes a copy a store of its own. What comes after it in the two has the same revisions and is
+/// not the same: whoever knows the other store must not take one for the other.
 ///
 /// # Errors
 /// Locked, damaged, or the disk.

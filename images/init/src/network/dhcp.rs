@@ -1,4 +1,5 @@
-//! A DHCPv4 client (RFC 2131) without a socket or a clock: packets and times go in, packets and leases come out.
+//! A DHCPv4 client (RFC 2131) without a socket or a clock: packets and times go in, packets and
+//! leases come out.
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
@@ -9,7 +10,8 @@ use dhcproto::v4::{DhcpOption, Flags, Message, MessageType, OptionCode};
 /// Milliseconds of a clock that does not jump.
 pub(super) type Millis = u64;
 
-/// Between the first try and the second; twice as long after each (RFC 2131, 4.1, begins with 4 s: a node has no time).
+/// Between the first try and the second; twice as long after each (RFC 2131, 4.1, begins with 4 s:
+/// a node has no time).
 const FIRST_RETRY_MS: Millis = 500;
 const LONGEST_RETRY_MS: Millis = 32_000;
 /// A request that is not answered so often begins anew.
@@ -40,7 +42,8 @@ pub(super) struct Lease {
 }
 
 impl Lease {
-    /// Whether both give the machine the same place in the network, whoever gave it and for however long.
+    /// Whether both give the machine the same place in the network, whoever gave it and for however
+    /// long.
     pub(super) fn is_like(&self, other: &Self) -> bool {
         let place = |lease: &Self| (lease.address, lease.prefix, lease.gateway);
         place(self) == place(other)
@@ -241,8 +244,9 @@ impl Client {
     }
 }
 
-/// The parts of an answer (RFC 2131, 2; RFC 2132) that count. The library that writes our packets asserts in its reader what a
-/// hostile server need not keep to: the length of a hardware address and of some options.
+/// The parts of an answer (RFC 2131, 2; RFC 2132) that count. The library that writes our packets
+/// asserts in its reader what a hostile server need not keep to: the length of a hardware address
+/// and of some options.
 struct Answer<'a> {
     transaction: u32,
     address: Ipv4Addr,

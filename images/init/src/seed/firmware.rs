@@ -55,7 +55,8 @@ pub(super) fn smbios(page: &mut Page) -> Vec<(String, Vec<u8>)> {
     files
 }
 
-/// Ours among the strings of a structure: a header whose length is its second byte, then strings, each ended by a zero.
+/// Ours among the strings of a structure: a header whose length is its second byte, then strings,
+/// each ended by a zero.
 fn credentials(raw: &[u8]) -> Vec<(String, Result<Vec<u8>, base64::DecodeError>)> {
     let header = raw.get(1).map_or(0, |length| usize::from(*length));
     let strings = raw.get(header..).unwrap_or_default();

@@ -1,4 +1,5 @@
-//! A disk or partition with a seed on it. FAT is read here and not by the kernel: what somebody plugs in is hostile.
+//! A disk or partition with a seed on it. FAT is read here and not by the kernel: what somebody
+//! plugs in is hostile.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom, Write};

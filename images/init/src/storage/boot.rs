@@ -49,7 +49,8 @@ impl Boot {
         }
     }
 
-    /// The section with the approvals is not measured, so only those count that the key has signed, and that are this image's.
+    /// The section with the approvals is not measured, so only those count that the key has signed,
+    /// and that are this image's.
     pub(super) fn of(
         version: ImageVersion,
         tpm: Option<Tpm>,
@@ -68,7 +69,8 @@ impl Boot {
         }
     }
 
-    /// TPM, key and approval, when a key can be sealed now and will open at the next boot; else why not.
+    /// TPM, key and approval, when a key can be sealed now and will open at the next boot; else why
+    /// not.
     pub(super) fn sealer(
         &mut self,
     ) -> Result<(&mut Tpm, &ImageKey, &SignedApproval, PcrValue), String> {

@@ -18,7 +18,7 @@ use super::session::Session;
 const HEADER_BYTES: usize = 10;
 
 /// What carries commands: the kernel's device, or an emulator's socket.
-pub(super) trait Carrier: Read + Write {}
+pub(crate) trait Carrier: Read + Write {}
 impl<T: Read + Write> Carrier for T {}
 
 /// What is acted on: its handle, and its name (part 1, 16), by which a session knows it.
@@ -52,7 +52,8 @@ pub(super) enum Hidden {
 pub(super) enum Auth<'a> {
     /// It needs no authorization.
     None,
-    /// By a password, which everybody on the way reads: an empty one, or one that nobody has any use for yet.
+    /// By a password, which everybody on the way reads: an empty one, or one that nobody has any
+    /// use for yet.
     Password(&'a [u8]),
     /// By a session, and the value that the first entity is authorized by.
     Session(&'a mut Session, &'a [u8], Hidden),

@@ -1,4 +1,5 @@
-//! What is remembered in the TPM itself (TPM 2.0 part 1, 37): read by whoever asks, written by the owner.
+//! What is remembered in the TPM itself (TPM 2.0 part 1, 37): read by whoever asks, written by the
+//! owner.
 
 use super::*;
 
@@ -42,7 +43,8 @@ impl Tpm {
         }
     }
 
-    /// Makes our indexes anew: the floor at this version, and the recovery key not shown yet, or shown.
+    /// Makes our indexes anew: the floor at this version, and the recovery key not shown yet, or
+    /// shown.
     pub(crate) fn make_indexes(
         &mut self,
         owner: &[u8],

@@ -1,7 +1,8 @@
 //! The machine's TPM 2.0: what is sealed to it, and the floor below which no image opens it.
 //!
-//! Command and response layouts come from a library; sessions are in [`session`], and what is asked of a policy in
-//! `casemate-measured-boot`. Parts and sections in this folder are those of the TPM 2.0 library specification.
+//! Command and response layouts come from a library; sessions are in [`session`], and what is asked
+//! of a policy in `casemate-measured-boot`. Parts and sections in this folder are those of the TPM
+//! 2.0 library specification.
 
 mod channel;
 mod index;
@@ -54,12 +55,13 @@ use template::{cipher, parent_public, public_of, selection};
 const DEVICE: &str = "/dev/tpmrm0";
 /// Where our storage key stays, among the owner's persistent handles.
 const PARENT: u32 = 0x8100_ca5e;
-/// Beside the floor: whether the operator has seen the recovery key. Nobody but the owner can say otherwise, not even who has the
-/// whole machine.
+/// Beside the floor: whether the operator has seen the recovery key. Nobody but the owner can say
+/// otherwise, not even who has the whole machine.
 const SHOWN_INDEX: u32 = FLOOR_INDEX + 1;
 const NOT_SHOWN: u64 = 0;
 const SHOWN: u64 = 1;
-/// Extended into PCR 11 once the key is open: nothing that comes later in this boot can open it again.
+/// Extended into PCR 11 once the key is open: nothing that comes later in this boot can open it
+/// again.
 const OPENED: &[u8] = b"casemate: the storage key is open";
 /// `TPM_PT_PERMANENT` and its first bit, `ownerAuthSet` (part 2, 8.6).
 const PROPERTY_PERMANENT: u32 = 0x200;
@@ -93,7 +95,8 @@ impl From<TpmError> for Fault {
 }
 
 impl Fault {
-    /// A handle or NV index that is not there (`TPM_RC_HANDLE`), or was never written (`TPM_RC_NV_UNINITIALIZED`).
+    /// A handle or NV index that is not there (`TPM_RC_HANDLE`), or was never written
+    /// (`TPM_RC_NV_UNINITIALIZED`).
     pub(crate) fn is_absence(&self) -> bool {
         matches!(self, Self::Refused { code, .. } if code & 0xbf == 0x8b || *code == 0x14a)
     }
@@ -135,12 +138,15 @@ impl Tpm {
     /// The machine's, if it has one.
     pub(crate) fn open() -> Result<Option<Self>, Fault> {
         match File::options().read(true).write(true).open(DEVICE) {
-            Ok(device) => Ok(Some(Self {
-                carrier: Box::new(device),
-            })),
+            Ok(device) => Ok(Some(Self::over(Box::new(device)))),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error.into()),
         }
+    }
+
+    /// The one at the other end of what carries commands.
+    pub(crate) fn over(carrier: Box<dyn Carrier>) -> Self {
+        Self { carrier }
     }
 
     /// Values of the watched PCRs.
@@ -256,7 +262,8 @@ impl Tpm {
         })
     }
 
-    /// Opens what was sealed under an image's key: in a boot that the key has approved, and with PCR 7 as it was.
+    /// Opens what was sealed under an image's key: in a boot that the key has approved, and with
+    /// PCR 7 as it was.
     pub(crate) fn unseal(
         &mut self,
         sealed: &Sealed,
@@ -405,7 +412,8 @@ impl Tpm {
         if let Some(parent) = self.find_parent()? {
             return Ok(parent);
         }
-        // The value that the owner is authorized by goes over no wire in clear: a TPM that has an owner has had its key.
+        // The value that the owner is authorized by goes over no wire in clear: a TPM that has an
+        // owner has had its key.
         if !owner.is_empty() {
             return Err(Fault::Malformed("its storage key is gone".into()));
         }

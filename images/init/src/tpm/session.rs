@@ -1,5 +1,6 @@
-//! Sessions (TPM 2.0 part 1, 17 and 19.6): what they prove and hide. Each is salted with a secret that only this TPM can open,
-//! so whoever listens on the wires between processor and TPM hears no key, and whoever changes a byte is noticed.
+//! Sessions (TPM 2.0 part 1, 17 and 19.6): what they prove and hide. Each is salted with a secret
+//! that only this TPM can open, so whoever listens on the wires between processor and TPM hears no
+//! key, and whoever changes a byte is noticed.
 
 use aes::Aes128;
 use casemate_measured_boot::sha256;
@@ -118,7 +119,8 @@ impl Session {
         context.sign()
     }
 
-    /// Whether the TPM has answered this, and to what we have asked. Takes its nonce for the next command.
+    /// Whether the TPM has answered this, and to what we have asked. Takes its nonce for the next
+    /// command.
     pub(super) fn check(
         &mut self,
         auth: &[u8],

@@ -16,7 +16,8 @@ const OWNER: &[u8] = b"whoever has opened the key";
 /// What PCR 11 comes to after `boot` with this image.
 const IMAGE: &[u8] = b"image";
 
-/// An emulator with its state in a folder; a new one over the same folder is the same TPM after a restart.
+/// An emulator with its state in a folder; a new one over the same folder is the same TPM after a
+/// restart.
 pub(crate) struct Emulator {
     child: Child,
     pub(crate) tpm: Tpm,
@@ -53,14 +54,14 @@ impl Emulator {
         let carrier = Box::new(carrier);
         Self {
             child,
-            tpm: Tpm { carrier },
+            tpm: Tpm::over(carrier),
         }
     }
 
     /// Its TPM, for somebody else.
     pub(crate) fn take(&mut self) -> Tpm {
         let carrier = std::mem::replace(&mut self.tpm.carrier, Box::new(io::empty()));
-        Tpm { carrier }
+        Tpm::over(carrier)
     }
 
     /// What firmware and stub do.
@@ -247,7 +248,8 @@ fn an_answer_that_is_changed_on_the_way_is_noticed() {
             self.0.flush()
         }
     }
-    /// Length of the response to `TPM2_Unseal` of `SECRET`: header, size, data, nonce, attributes, proof.
+    /// Length of the response to `TPM2_Unseal` of `SECRET`: header, size, data, nonce, attributes,
+    /// proof.
     fn to_is_unseal(length: usize) -> bool {
         length == 10 + 4 + 2 + SECRET.len() + 2 + 32 + 1 + 2 + 32
     }

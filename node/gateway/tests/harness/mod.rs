@@ -34,6 +34,8 @@ pub struct Node {
     /// The control channel's, for what is no message.
     pub socket: OwnedFd,
     pub addresses: Vec<String>,
+    /// Its listening sockets, as launch holds them.
+    pub sockets: Vec<OwnedFd>,
     /// Access records that came by.
     pub records: Vec<Access>,
     /// Other messages that came by.
@@ -49,6 +51,7 @@ pub fn start() -> Start {
             tls: false,
         }],
         health: Vec::new(),
+        load_wait_ms: 0,
         certificates: Vec::new(),
         max_connections: 100,
         header_timeout_ms: 10_000,
@@ -90,6 +93,14 @@ pub fn route(function: &str, hosts: &[&str], perimeter: Perimeter) -> ToGateway 
 
 /// Starts the program and says `Start`. The socket is the control channel's, for what is no message.
 pub async fn spawn(start: Start) -> (Child, Control<ToGateway, FromGateway>, OwnedFd) {
+    spawn_with(start, &[]).await
+}
+
+/// The same, with the sockets of an earlier gateway.
+async fn spawn_with(
+    start: Start,
+    sockets: &[OwnedFd],
+) -> (Child, Control<ToGateway, FromGateway>, OwnedFd) {
     let (ours, theirs) = casemate_channel::control::pair().unwrap();
     let child = Command::new(env!("CARGO_BIN_EXE_casemate-gateway"))
         .env(
@@ -101,39 +112,53 @@ pub async fn spawn(start: Start) -> (Child, Control<ToGateway, FromGateway>, Own
         .unwrap();
     let socket = ours.try_clone().unwrap();
     let control = Control::new(ours).unwrap();
+    for (place, given) in (0..).zip(sockets) {
+        let message = ToGateway::Socket { place };
+        control.send(&message, &[given.as_fd()]).await.unwrap();
+    }
     control.send(&ToGateway::Start(start), &[]).await.unwrap();
     (child, control, socket)
 }
 
 impl Node {
     pub async fn start(start: Start) -> Self {
-        let (child, control, socket) = spawn(start).await;
-        let ready = timeout(SOON, control.recv())
-            .await
-            .unwrap()
-            .unwrap()
-            .unwrap()
-            .0;
-        let FromGateway::Ready { addresses, layers } = ready else {
-            panic!("{ready:?}")
+        let node = Self::start_unloaded(start, &[]).await;
+        node.stand(true, &[], true).await;
+        node
+    }
+
+    /// With the sockets of an earlier gateway, and before all routes are known.
+    pub async fn start_unloaded(start: Start, given: &[OwnedFd]) -> Self {
+        let (child, control, socket) = spawn_with(start, given).await;
+        let mut sockets = Vec::new();
+        let (addresses, layers) = loop {
+            let received = timeout(SOON, control.recv()).await.unwrap().unwrap();
+            match received.unwrap() {
+                (FromGateway::Socket { place }, fds) => {
+                    assert_eq!(place as usize, sockets.len());
+                    sockets.extend(fds);
+                }
+                (FromGateway::Ready { addresses, layers }, _) => break (addresses, layers),
+                (other, _) => panic!("{other:?}"),
+            }
         };
+        assert_eq!(sockets.len(), addresses.len());
         assert!(
             layers
                 .iter()
                 .any(|layer| layer.layer == "seccomp" && layer.in_force),
             "{layers:?}"
         );
-        let node = Self {
+        Self {
             child,
             control,
             socket,
             addresses,
+            sockets,
             records: Vec::new(),
             seen: VecDeque::new(),
             settled: 0,
-        };
-        node.stand(true, &[], true).await;
-        node
+        }
     }
 
     /// As a supervisor that has told all routes.

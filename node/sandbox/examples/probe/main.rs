@@ -19,16 +19,8 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().collect();
     match words.iter().map(String::as_str).collect::<Vec<_>>()[..] {
-        ["casemate-node", "--config", config, "--state", state]
-        | [
-            "casemate-node",
-            "--config",
-            config,
-            "--state",
-            state,
-            "--adopt",
-            _,
-        ] => {
+        // Then what it is told to adopt.
+        ["casemate-node", "--config", config, "--state", state, ..] => {
             placed::supervisor(config, state);
         }
         ["casemate-vault", "--config", _, "--state", _] => placed::child(Profile::Vault),

@@ -149,6 +149,8 @@ fn facts() -> String {
     let mut names: Vec<String> = std::env::vars().map(|(name, _)| name).collect();
     names.sort();
     let _ = writeln!(facts, "environment {}", names.join(" "));
+    let arguments: Vec<String> = std::env::args().collect();
+    let _ = writeln!(facts, "arguments {}", arguments.join(" "));
     let open = fs::read_dir("/proc/self/fd")
         .expect("/proc/self/fd")
         .flatten();

@@ -35,7 +35,7 @@ impl Client {
         Self::new(io::stdin().as_fd().try_clone_to_owned()?)
     }
 
-    /// Sends a command, with a descriptor if and only if it is [`Command::Start`].
+    /// Sends a command, with a descriptor if and only if it is [`Command::Start`] or [`Command::Hold`].
     ///
     /// # Errors
     /// `WouldBlock` while launch is busy; anything else means that it is gone.
@@ -52,10 +52,10 @@ impl Client {
     }
 
     fn send_with(&self, command: &Command, descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
-        if matches!(command, Command::Start { .. }) == descriptors.is_empty() {
+        if !command.descriptors().contains(&descriptors.len()) {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidInput,
-                "start takes one descriptor or two and the others take none",
+                "start takes one descriptor or two, hold takes one, and the others take none",
             ));
         }
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
@@ -80,7 +80,7 @@ impl Client {
         Ok(self.recv_with_descriptor()?.map(|(event, _)| event))
     }
 
-    /// The next event, with the descriptor that comes with [`Event::Adopted`].
+    /// The next event, with the descriptor that comes with [`Event::Adopted`] and [`Event::Held`].
     ///
     /// # Errors
     /// As [`Client::recv`].

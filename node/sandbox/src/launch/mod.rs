@@ -5,7 +5,7 @@
 //! | bytes | of a command | of an event |
 //! |---|---|---|
 //! | 0..4 | `CSMT` | `CSMT` |
-//! | 4 | 1 start, 2 kill, 6 assign, 7 note | 3 started, 4 refused, 5 exited, 8 adopted |
+//! | 4 | 1 start, 2 kill, 6 assign, 7 note, 9 hold, 10 release | 3 started, 4 refused, 5 exited, 8 adopted, 11 held |
 //! | 5 | of start: the program | of refused: why; of exited: how; of adopted: the program |
 //! | 6..8 | 0 | 0 |
 //! | 8..16 | id | id |
@@ -18,10 +18,12 @@
 //! and anything else is malformed: `casemate-launch` ends everything rather than guess.
 
 mod client;
+mod listener;
 
 use std::num::NonZeroU32;
 
 pub use client::Client;
+pub use listener::{NotAListener, listener_address};
 
 /// The variable in which launch tells a child its own namespaces, as the links of /proc/self/ns with spaces between:
 /// whoever is in another one has left launch's.
@@ -39,6 +41,9 @@ pub const PACKET_BYTES: usize = 64;
 
 /// Children alive at a time. More is refused: each costs launch an entry in its table and a user id.
 pub const CHILDREN_MAX: usize = 4096;
+
+/// Listening sockets that launch holds at most; more is ignored.
+pub const SOCKETS_MAX: usize = casemate_wire::control::gateway::MAX_SOCKETS;
 
 /// Length of a note about a child, in bytes: a release's digest.
 pub const NOTE_BYTES: usize = 32;
@@ -102,6 +107,18 @@ pub enum Command {
         /// What the supervisor wants to know again.
         note: [u8; NOTE_BYTES],
     },
+    /// Hold a listening TCP socket, so that it stays open whatever becomes of the gateway and the supervisor, and across a
+    /// restart of launch. Comes with the socket. Has no answer. Launch closes what is no such socket, what would be more
+    /// than [`SOCKETS_MAX`], and a second one of this number.
+    Hold {
+        /// The supervisor's number for the socket.
+        id: u64,
+    },
+    /// Close a socket that is held; says nothing if there is none. Has no answer.
+    Release {
+        /// Which.
+        id: u64,
+    },
 }
 
 /// To the supervisor.
@@ -122,6 +139,12 @@ pub enum Event {
         tenant: Option<NonZeroU32>,
         /// What the earlier supervisor has noted last; zeroes for nothing.
         note: [u8; NOTE_BYTES],
+    },
+    /// Launch holds this listening socket. Comes with the socket. A supervisor is told at its start how many of these come
+    /// first, before the children.
+    Held {
+        /// Its number.
+        id: u64,
     },
     /// The child runs its program.
     Started {
@@ -198,6 +221,8 @@ impl Command {
                 packet(6, 0, id, numbers.map(NonZeroU32::get))
             }
             Self::Note { id, note } => noted(packet(7, 0, id, [0; 3]), note),
+            Self::Hold { id } => packet(9, 0, id, [0; 3]),
+            Self::Release { id } => packet(10, 0, id, [0; 3]),
         }
     }
 
@@ -225,6 +250,8 @@ impl Command {
                 id: fields.id,
                 note: fields.note,
             },
+            9 => Self::Hold { id: fields.id },
+            10 => Self::Release { id: fields.id },
             _ => return Err(Malformed),
         };
         if command.encode() == bytes {
@@ -235,10 +262,24 @@ impl Command {
     }
 }
 
+impl Command {
+    /// How many descriptors it comes with.
+    pub fn descriptors(&self) -> std::ops::RangeInclusive<usize> {
+        match self {
+            Self::Start { .. } => 1..=2,
+            Self::Hold { .. } => 1..=1,
+            Self::Kill { .. } | Self::Assign { .. } | Self::Note { .. } | Self::Release { .. } => {
+                0..=0
+            }
+        }
+    }
+}
+
 impl Event {
     /// As a packet.
     pub fn encode(&self) -> [u8; PACKET_BYTES] {
         match *self {
+            Self::Held { id } => packet(11, 0, id, [0; 3]),
             Self::Started { id, pid } => packet(3, 0, id, [pid, 0, 0]),
             Self::Adopted {
                 id,
@@ -325,6 +366,7 @@ impl Event {
                 tenant: NonZeroU32::new(fields.third),
                 note: fields.note,
             },
+            (11, _) => Self::Held { id },
             _ => return Err(Malformed),
         };
         if event.encode() == bytes {
@@ -422,6 +464,8 @@ mod tests {
                 }
             ),
             any::<u64>().prop_map(|id| Command::Kill { id }),
+            any::<u64>().prop_map(|id| Command::Hold { id }),
+            any::<u64>().prop_map(|id| Command::Release { id }),
             (any::<u64>(), any::<[u8; NOTE_BYTES]>())
                 .prop_map(|(id, note)| Command::Note { id, note }),
             (any::<u64>(), any::<[NonZeroU32; 3]>()).prop_map(
@@ -449,6 +493,7 @@ mod tests {
             Just(End::OutOfMemory)
         ];
         prop_oneof![
+            any::<u64>().prop_map(|id| Event::Held { id }),
             (any::<u64>(), any::<u32>()).prop_map(|(id, pid)| Event::Started { id, pid }),
             (any::<u64>(), any::<[u32; 3]>(), any::<[u8; NOTE_BYTES]>()).prop_map(
                 |(id, [pid, memory_mib, tenant], note)| Event::Adopted {

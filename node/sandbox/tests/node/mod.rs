@@ -10,6 +10,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::Path;
 use std::process::{Child, Command as Process};
 use std::sync::RwLock;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -45,6 +46,8 @@ pub(crate) const USERS: [User; 2] = [User::Root, User::Nobody];
 pub(crate) struct Node {
     pub(crate) client: Client,
     pub(crate) supervisor_facts: String,
+    /// The sockets that the first supervisor took over.
+    pub(crate) inherited: Vec<(u64, OwnedFd)>,
     pub(crate) base: u32,
     launch: Child,
     log: Option<JoinHandle<String>>,
@@ -100,6 +103,11 @@ pub(crate) fn with_walls() -> impl Iterator<Item = (User, Node)> {
 impl Node {
     #[expect(clippy::too_many_lines, reason = "one story, step by step")]
     pub(crate) fn start(user: User) -> Self {
+        Self::start_with(user, |_, _| {})
+    }
+
+    /// With more of launch's process; `prepare` also gets the folder of the programs.
+    pub(crate) fn start_with(user: User, prepare: impl FnOnce(&mut Process, &Path)) -> Self {
         static NODES: AtomicU32 = AtomicU32::new(0);
         let base = 800_000 + 10_000 * NODES.fetch_add(1, Ordering::Relaxed);
 
@@ -142,6 +150,7 @@ impl Node {
             .env("LD_PRELOAD_NOT", "1")
             .env("SECRET", "1");
         command.stderr(std::process::Stdio::piped());
+        prepare(&mut command, &programs);
         if user == User::Nobody && is_root() {
             std::os::unix::fs::chown(&state, Some(NOBODY), Some(NOBODY)).unwrap();
             command.uid(NOBODY).gid(NOBODY);
@@ -163,6 +172,7 @@ impl Node {
         Self {
             client: Client::new(command_socket).unwrap(),
             supervisor_facts: facts,
+            inherited: Vec::new(),
             base,
             walls: true,
             cgroups: false,
@@ -178,6 +188,7 @@ impl Node {
 
     /// A throw-away worker shows what this machine gives.
     fn look_around(mut self) -> Self {
+        self.inherited = self.held();
         let (worker, facts) = self.child(u64::MAX - 1, Program::Worker);
         self.walls = value(&facts, "ns/user") != value(&self.supervisor_facts, "ns/user");
         self.cgroups = !self.cgroups().is_empty();
@@ -245,6 +256,11 @@ impl Node {
         let pid = value(&self.supervisor_facts, "NSpid").parse().unwrap();
         let pid = rustix::process::Pid::from_raw(pid).unwrap();
         rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+        self.next_supervisor();
+    }
+
+    /// Goes on as the supervisor that launch starts next.
+    pub(crate) fn next_supervisor(&mut self) {
         let (other, _) = control();
         self.client = Client::new(other).unwrap();
         assert!(readable(&self.listener), "no other supervisor came");
@@ -266,11 +282,26 @@ impl Node {
         told(&ours);
     }
 
-    /// The next child that the supervisor adopts: the event, and its end of the child's control socket.
+    /// The next child that the supervisor adopts, or socket that it takes over: the event, and the child's control socket or
+    /// the socket.
     pub(crate) fn adopted(&mut self) -> (Event, OwnedFd) {
         assert!(readable(&self.client), "no event");
         let (event, descriptor) = self.client.recv_with_descriptor().unwrap().unwrap();
-        (event, descriptor.expect("the child's control socket"))
+        (event, descriptor.expect("a descriptor"))
+    }
+
+    /// The sockets that a supervisor which has just come is told of.
+    pub(crate) fn held(&mut self) -> Vec<(u64, OwnedFd)> {
+        let words: Vec<_> = value(&self.supervisor_facts, "arguments")
+            .split(' ')
+            .collect();
+        let at = words.iter().position(|word| *word == "--held");
+        let count: usize = at.map_or(0, |at| words[at + 1].parse().unwrap());
+        let next = |_| match self.adopted() {
+            (Event::Held { id }, socket) => (id, socket),
+            (other, _) => panic!("{other:?}"),
+        };
+        (0..count).map(next).collect()
     }
 
     /// The supervisor closes its command socket.

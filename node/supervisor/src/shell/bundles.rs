@@ -285,4 +285,25 @@ mod tests {
         assert!(!path.exists());
         assert_eq!(bundles.loaded().unwrap(), [two.0].into());
     }
+
+    #[test]
+    fn folders_of_earlier_supervisors_are_read() {
+        const FIXTURES: [&str; 1] = ["node-1"];
+        let (bytes, release) = (b"export default {}", Digest([1; 32]));
+        let digest = Digest::of(bytes);
+        for name in FIXTURES {
+            if crate::archive::is_wanted(name) {
+                let folder = tempfile::tempdir().unwrap();
+                let bundles = Bundles::open(folder.path(), &[7; 32]).unwrap();
+                bundles.write(&digest, bytes).unwrap();
+                bundles.mark_loaded(&release).unwrap();
+                crate::archive::pack(name, folder.path(), &[]);
+            }
+            let folder = crate::archive::unpack(name);
+            crate::format::open(folder.path()).unwrap();
+            let bundles = Bundles::open(folder.path(), &[7; 32]).unwrap();
+            assert_eq!(bundles.read(&digest).as_deref(), Some(bytes.as_slice()));
+            assert_eq!(bundles.loaded().unwrap(), [release.0].into());
+        }
+    }
 }

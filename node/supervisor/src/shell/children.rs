@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -122,6 +122,27 @@ impl Children {
         tokio::spawn(events(launch, watch, self.happenings.clone()));
     }
 
+    /// The next listening socket that launch holds, and its number. Not once events come as happenings.
+    pub(crate) async fn held(&self) -> io::Result<(u64, OwnedFd)> {
+        let receive = || self.launch.recv_with_descriptor();
+        let received = self.watch.async_io(Interest::READABLE, receive).await?;
+        let Some((Event::Held { id }, Some(socket))) = received else {
+            let what = format!("expected a listening socket from launch, got {received:?}");
+            return Err(io::Error::other(what));
+        };
+        Ok((id, socket))
+    }
+
+    /// Has launch hold a listening socket.
+    pub(crate) async fn hold(&self, id: u64, socket: BorrowedFd<'_>) -> io::Result<()> {
+        let command = Command::Hold { id };
+        self.watch
+            .async_io(Interest::WRITABLE, || {
+                self.launch.send(&command, Some(socket))
+            })
+            .await
+    }
+
     /// The next child of a supervisor that has crashed, as launch hands it over; everything that it says comes as
     /// happenings. Not once events do.
     pub(crate) async fn adopt(&mut self) -> io::Result<Event> {
@@ -171,19 +192,20 @@ impl Children {
                 ours,
                 Speaker::own("casemate-vault", id),
                 happenings,
-                Happening::Vault,
+                |id, message, _| Happening::Vault(id, message),
             )?),
             Program::Gateway => Voice::Gateway(speak::<ToGateway, FromGateway>(
                 ours,
                 Speaker::own("casemate-gateway", id),
                 happenings,
-                Happening::Gateway,
+                // No message of the gateway has more than one.
+                |id, message, fds| Happening::Gateway(id, message, fds.into_iter().next()),
             )?),
             Program::Worker => Voice::Worker(speak::<ToWorker, FromWorker>(
                 ours,
                 Speaker::worker(id),
                 happenings,
-                Happening::Worker,
+                |id, message, _| Happening::Worker(id, message),
             )?),
         })
     }
@@ -239,8 +261,10 @@ async fn events(launch: Arc<Client>, watch: Arc<UnixStream>, happenings: mpsc::S
                 Happening::Refused(id, format!("{refusal:?}"))
             }
             Ok(Some(Event::Exited { id, end })) => Happening::Exited(id, end),
-            // A child to adopt comes first or never: launch is not what it was.
-            Ok(Some(Event::Adopted { .. }) | None) | Err(_) => Happening::LaunchGone,
+            // What is to be adopted comes first or never: launch is not what it was.
+            Ok(Some(Event::Adopted { .. } | Event::Held { .. }) | None) | Err(_) => {
+                Happening::LaunchGone
+            }
         };
         let last = matches!(happening, Happening::LaunchGone);
         if happenings.send(happening).await.is_err() || last {
@@ -258,7 +282,7 @@ fn speak<Out, In>(
         mut pace,
     }: Speaker,
     happenings: mpsc::Sender<Happening>,
-    heard: fn(u64, Box<In>) -> Happening,
+    heard: fn(u64, Box<In>, Vec<OwnedFd>) -> Happening,
 ) -> io::Result<mpsc::Sender<(Out, Vec<OwnedFd>)>>
 where
     Out: Message + Send + Sync + 'static,
@@ -284,8 +308,9 @@ where
                 pace.keep().await;
             }
             match control.recv().await {
-                Ok(Some((message, _))) => {
-                    if happenings.send(heard(id, Box::new(message))).await.is_err() {
+                Ok(Some((message, fds))) => {
+                    let happening = heard(id, Box::new(message), fds);
+                    if happenings.send(happening).await.is_err() {
                         return;
                     }
                 }
@@ -357,7 +382,8 @@ mod tests {
             let (honest, others) = pair().unwrap();
             let start = |socket, id| {
                 let child = Speaker::worker(id);
-                speak::<ToWorker, FromWorker>(socket, child, happenings.clone(), Happening::Worker)
+                let heard = |id, message, _| Happening::Worker(id, message);
+                speak::<ToWorker, FromWorker>(socket, child, happenings.clone(), heard)
             };
             let _queues = (start(theirs, 1).unwrap(), start(others, 2).unwrap());
             packet(&hostile, bytes, fds);

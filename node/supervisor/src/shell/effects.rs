@@ -31,7 +31,7 @@ impl Shell {
                     Single::Vault => self.vault = Some(child),
                     Single::Gateway => {
                         self.gateway = Some(child);
-                        self.tell_gateway(ToGateway::Start(self.config.gateway.clone()));
+                        self.start_gateway().await?;
                     }
                 }
             }

@@ -1,6 +1,7 @@
 //! What children and the control plane say, and what it means.
 
 use std::io;
+use std::os::fd::OwnedFd;
 
 use casemate_push::{LogLevel, NodeEvent};
 use casemate_wire::control::gateway::{FromGateway, ToGateway};
@@ -45,6 +46,7 @@ impl Shell {
                 self.carry(carried);
             }
             FromVault::Plan(part) => self.input(Input::Plan(part)).await?,
+            FromVault::AllPlans => self.input(Input::Told).await?,
             FromVault::LeaseWanted { nonce } => self.say(Say::Lease(nonce)),
             FromVault::Have(part) => match self.haves.take(*part) {
                 Ok(Some(have)) => {
@@ -93,8 +95,13 @@ impl Shell {
         }
     }
 
-    pub(super) async fn hear_gateway(&mut self, message: FromGateway) -> io::Result<Option<u8>> {
+    pub(super) async fn hear_gateway(
+        &mut self,
+        message: FromGateway,
+        descriptor: Option<OwnedFd>,
+    ) -> io::Result<Option<u8>> {
         match message {
+            FromGateway::Socket { place } => self.hold_socket(place, descriptor).await?,
             FromGateway::Ready { addresses, layers } => {
                 if let Err(message) = self.config.must_be_in_force("the gateway", &layers) {
                     tracing::error!(message);

@@ -1,6 +1,7 @@
 //! The shell around the state machine: one loop that takes what happens, asks the state what to do, and does it.
 
 pub(crate) mod admin;
+mod agree;
 mod bundles;
 mod children;
 mod effects;
@@ -8,15 +9,17 @@ mod hear;
 mod images;
 mod push;
 mod report;
+mod sockets;
 mod tls;
 
 use std::collections::BTreeMap;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 use std::time::{Duration, Instant};
 
 use casemate_channel::budget::Budget;
-use casemate_push::{Cursor, Has, Hello, PROTOCOL, TenantHas};
+use casemate_push::{Cursor, Has, Hello, TenantHas, VERSIONS};
 use casemate_sandbox::launch::{Client, End, Event, NOTE_BYTES, Program};
 use casemate_trust::id::{Digest, FleetId, TenantId};
 use casemate_trust::judge::MAX_TENANTS;
@@ -35,6 +38,7 @@ use crate::state::{AdoptedChild, AdoptedKind, Input, Single, Supervision, image}
 use bundles::Bundles;
 use children::Children;
 use push::{Heard, Records, Say};
+use sockets::Sockets;
 
 /// Things that happened and wait; whoever has more to tell waits.
 const MAX_HAPPENINGS: usize = 1024;
@@ -59,7 +63,8 @@ pub(crate) enum Happening {
     Deaf(u64),
     LaunchGone,
     Vault(u64, Box<FromVault>),
-    Gateway(u64, Box<FromGateway>),
+    /// With the descriptor, of a message that has one.
+    Gateway(u64, Box<FromGateway>, Option<OwnedFd>),
     Worker(u64, Box<FromWorker>),
     Push(Heard),
     /// The disk has done something for an image.
@@ -111,6 +116,7 @@ struct Shell {
     /// What the vault has, as far as it has said so.
     haves: Arriving<Have>,
     layers: BTreeMap<&'static str, Vec<LayerReport>>,
+    sockets: Sockets,
     addresses: Vec<String>,
     /// What the gateway serves.
     certificates: Vec<Certificate>,
@@ -123,6 +129,15 @@ struct Shell {
     asks: Vec<oneshot::Sender<serde_json::Value>>,
 }
 
+/// What launch hands over first.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Inheritance {
+    /// Listening sockets.
+    pub(crate) sockets: u32,
+    /// Children of a supervisor that has crashed.
+    pub(crate) children: u32,
+}
+
 /// Runs the node until it is told to end; the exit code.
 #[expect(clippy::too_many_lines, reason = "older than the limit")]
 pub(crate) async fn run(
@@ -130,7 +145,7 @@ pub(crate) async fn run(
     launch: Client,
     admin: UnixListener,
     layers: Vec<LayerReport>,
-    adopts: u32,
+    inheritance: Inheritance,
 ) -> io::Result<u8> {
     let (happenings, mut happened) = mpsc::channel(MAX_HAPPENINGS);
     let mut terminate = signal(SignalKind::terminate())?;
@@ -141,6 +156,7 @@ pub(crate) async fn run(
     let state = Supervision::new(config.bounds);
     let image = image::Fetching::new(config.machine.is_some());
     let images = images::Folder::below(&config.state);
+    let sockets = Sockets::new(&config.gateway);
     let mut shell = Shell {
         config,
         state,
@@ -162,6 +178,7 @@ pub(crate) async fn run(
         happenings,
         haves: Arriving::new(MAX_TENANTS as u32),
         layers: BTreeMap::from([("supervisor", layers)]),
+        sockets,
         addresses: Vec::new(),
         certificates: Vec::new(),
         description: serde_json::Value::Null,
@@ -171,7 +188,8 @@ pub(crate) async fn run(
         images,
         asks: Vec::new(),
     };
-    shell.adopt(adopts).await?;
+    shell.adopt_sockets(inheritance.sockets).await?;
+    shell.adopt(inheritance.children).await?;
     let mut ticks = tokio::time::interval(Duration::from_millis(Supervision::TICK_MS));
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
     let mut looks = tokio::time::interval(CPU_TIME_INTERVAL);
@@ -209,7 +227,7 @@ pub(crate) async fn run(
                 return Ok(0);
             },
         }
-        if end_by.is_some() && shell.gateway.is_none() {
+        if end_by.is_some() && shell.gateway.is_none() && !shell.state.has_workers() {
             // The vault goes last: functions that finish may still call out.
             shell.children.vault(shell.vault, ToVault::Stop, Vec::new());
             tracing::info!("drained");
@@ -327,6 +345,14 @@ impl Shell {
                 self.input(Input::NotStarted { child: id }).await?;
             }
             Happening::Exited(id, end) => {
+                // No start of this vault will open what a newer one has written.
+                let newer = End::Exit(i32::from(casemate_config::EXIT_NEWER));
+                if self.vault == Some(id) && end == newer {
+                    tracing::error!(
+                        "a newer casemate-vault has written its folder: this node ends"
+                    );
+                    return Ok(Some(casemate_config::EXIT_NEWER));
+                }
                 if let Some(child) = self.alive.get_mut(&id) {
                     child.ended = Some(end);
                 }
@@ -345,8 +371,8 @@ impl Shell {
             Happening::Vault(id, message) if self.vault == Some(id) => {
                 return self.hear_vault(*message).await;
             }
-            Happening::Gateway(id, message) if self.gateway == Some(id) => {
-                return self.hear_gateway(*message).await;
+            Happening::Gateway(id, message, descriptor) if self.gateway == Some(id) => {
+                return self.hear_gateway(*message, descriptor).await;
             }
             Happening::Vault(..) | Happening::Gateway(..) => {}
             Happening::Worker(id, message) => return self.hear_worker(id, *message).await,
@@ -468,9 +494,10 @@ impl Shell {
         let (ours, theirs) = casemate_channel::control::pair()?;
         self.children
             .vault(self.vault, ToVault::Signer, vec![theirs]);
-        let tls = tls::client(&identity.node_key, &identity.control_key, ours)
+        let tls = tls::client(&identity.node_key, &identity.control_key, ours, VERSIONS)
             .map_err(io::Error::other)?;
         let link = push::Link {
+            versions: VERSIONS,
             address: identity.control_address.clone(),
             tls,
             join_request: identity.join_request.clone(),
@@ -523,7 +550,8 @@ impl Shell {
             revocations: have.revocations,
         };
         let hello = Hello {
-            protocol: PROTOCOL,
+            // The connection writes what was agreed on.
+            protocol: VERSIONS.newest,
             node,
             node_key: PublicKey::from_bytes(identity.node_key),
             fleet: FleetId(identity.fleet),

@@ -9,7 +9,7 @@ use casemate_channel::fair::{self, Taken};
 use casemate_push::bundle::{Header, Part, Receiver};
 use casemate_push::{
     Backoff, Expected, Hello, LogEntry, LogLevel, NodeEnd, NodeEvent, NotStored, StatementId,
-    Violation,
+    Versions, Violation,
 };
 use casemate_trust::id::{Digest, TenantId};
 use casemate_wire::control::FunctionKey;
@@ -18,6 +18,7 @@ use ring::rand::{SecureRandom as _, SystemRandom};
 use tokio::sync::mpsc;
 
 use super::Happening;
+use super::agree::{agree, handshake_failed};
 
 /// Keeps the path through NATs open, and notices within the idle timeout that nobody is there.
 const KEEP_ALIVE: Duration = Duration::from_secs(8);
@@ -137,6 +138,8 @@ pub(crate) enum Heard {
 /// Whom to connect to, and as whom.
 pub(crate) struct Link {
     pub(crate) address: String,
+    /// What `tls` offers.
+    pub(crate) versions: Versions,
     pub(crate) tls: rustls::ClientConfig,
     /// The signed request of a node that is not yet a member.
     pub(crate) join_request: Option<Vec<u8>>,
@@ -144,7 +147,7 @@ pub(crate) struct Link {
 
 /// Why a session ended.
 #[derive(Debug, thiserror::Error)]
-enum Broken {
+pub(super) enum Broken {
     #[error("{0}")]
     Connect(String),
     #[error("the control plane closed the connection: {0}")]
@@ -269,10 +272,13 @@ async fn connect(link: &Link) -> Result<(Endpoint, Connection), Broken> {
     let connected = tokio::time::timeout(CONNECT_TIMEOUT, connecting)
         .await
         .map_err(|_| failed("cannot reach", &"no answer in time"))?;
-    Ok((
-        endpoint,
-        connected.map_err(|error| failed("cannot connect to", &error))?,
-    ))
+    let connected = connected.map_err(|error| {
+        failed(
+            "cannot connect to",
+            &handshake_failed(&error, link.versions),
+        )
+    })?;
+    Ok((endpoint, connected))
 }
 
 /// One connection from beginning to end; it never ends well.
@@ -286,6 +292,7 @@ async fn session(
     served: &mut bool,
 ) -> Result<(), Broken> {
     let (_endpoint, connection) = connect(link).await?;
+    let version = agree(link.versions, &connection).await?;
     let (mut writer, mut reader) = connection.open_bi().await?;
     let tell = async |heard: Heard| {
         happenings
@@ -310,8 +317,13 @@ async fn session(
         }
         tokio::select! {
             say = says.recv() => match (say.ok_or(Broken::Ended)?, &mut node) {
-                (Say::Hello(hello), Some(node)) => node.hello(*hello)?,
-                (Say::Hello(hello), none) => *none = Some(NodeEnd::member(*hello)),
+                (Say::Hello(mut hello), node) => {
+                    hello.protocol = version;
+                    match node {
+                        Some(node) => node.hello(*hello)?,
+                        none => *none = Some(NodeEnd::member(*hello)),
+                    }
+                }
                 (say, Some(node)) => speak(node, say, wanted)?,
                 (say, None) => note(say, wanted),
             },

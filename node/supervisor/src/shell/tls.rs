@@ -5,6 +5,7 @@ use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use casemate_push::Versions;
 use rustls::client::AlwaysResolvesClientRawPublicKeys;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, verify_tls13_signature_with_raw_key};
@@ -24,11 +25,12 @@ fn spki(key: &[u8; 32]) -> Vec<u8> {
     [&ED25519_SPKI_PREFIX[..], key].concat()
 }
 
-/// The TLS settings of a node: its key, and the one key that the control plane may have.
+/// The TLS settings of a node: its key, the one key that the control plane may have, and the versions that are offered.
 pub(crate) fn client(
     node_key: &[u8; 32],
     control_key: &[u8; 32],
     signer: OwnedFd,
+    versions: Versions,
 ) -> Result<ClientConfig, Error> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let socket = std::os::unix::net::UnixStream::from(signer);
@@ -48,7 +50,7 @@ pub(crate) fn client(
         .with_client_cert_resolver(Arc::new(AlwaysResolvesClientRawPublicKeys::new(Arc::new(
             certified,
         ))));
-    config.alpn_protocols = vec![casemate_push::ALPN.to_vec()];
+    config.alpn_protocols = versions.alpns();
     Ok(config)
 }
 

@@ -296,6 +296,9 @@ impl Supervision {
         if !*is_stored && functions.all(|(_, function)| is_settled(function)) {
             *is_stored = true;
             let version = *version;
+            // Before the other word: who waits for that is to know.
+            let failed = self.not_loaded_earlier(tenant);
+            self.effects.extend(failed.map(Effect::NotStored));
             self.effects.push(Effect::Stored { tenant, version });
         }
     }

@@ -136,6 +136,10 @@ impl Supervision {
             if let Some(held) = self.functions.get_mut(&key) {
                 (held.fallbacks, held.refused) = (fallbacks, refused);
                 if held.plan != function {
+                    if held.plan.release != function.release {
+                        // Wanted anew, such as by a rollback, a release that failed is tried anew.
+                        held.forget_failure(function.release);
+                    }
                     held.plan = function;
                     held.begin_again();
                 }

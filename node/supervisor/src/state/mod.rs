@@ -442,9 +442,23 @@ impl Supervision {
                 self.kill_worker(id);
             }
         }
-        if self.draining {
+        if self.draining && self.gateway.child.is_none() {
             return;
         }
+        if !self.draining {
+            self.start_singles(now_ms);
+            self.fetch_unstored(now_ms);
+        }
+        self.charges.decay(now_ms);
+        if !self.draining {
+            self.start_trials(now_ms);
+        }
+        self.serve_waiting(now_ms);
+        self.share_out(now_ms);
+        self.start_spares(now_ms);
+    }
+
+    fn start_singles(&mut self, now_ms: Millis) {
         for which in [Single::Vault, Single::Gateway] {
             if self.program(which).child.is_none() && now_ms >= self.program(which).again_ms {
                 let child = self.child();
@@ -453,12 +467,6 @@ impl Supervision {
                 self.effects.push(Effect::StartSingle { child, which });
             }
         }
-        self.fetch_unstored(now_ms);
-        self.charges.decay(now_ms);
-        self.start_trials(now_ms);
-        self.serve_waiting(now_ms);
-        self.share_out(now_ms);
-        self.start_spares(now_ms);
     }
 
     fn start_spares(&mut self, now_ms: Millis) {
@@ -518,6 +526,9 @@ impl Supervision {
                 program.again_ms = now_ms + backoff_ms(program.failures);
                 if which == Single::Gateway {
                     self.stop_retired(now_ms);
+                    if self.draining {
+                        self.end_workers(now_ms);
+                    }
                 }
             }
         }
@@ -526,18 +537,32 @@ impl Supervision {
         }
     }
 
+    /// The gateway finishes what is under way, which may still need workers; they end once it is gone.
     fn drain(&mut self, now_ms: Millis) {
         self.draining = true;
         self.effects.push(Effect::Gateway(ToGateway::Drain {
             grace_ms: STOP_GRACE_MS,
         }));
+        if self.gateway.child.is_none() {
+            self.end_workers(now_ms);
+        }
+    }
+
+    /// Nobody calls any more: a worker may finish what it does after its answers, and one without a function ends.
+    fn end_workers(&mut self, now_ms: Millis) {
         for (id, worker) in &mut self.workers {
-            if matches!(worker.stage, Stage::Starting | Stage::Spare) {
+            let is_of_use = worker.binding().is_some() || worker.stage == Stage::Discarded;
+            if !is_of_use {
                 worker.stage = Stage::Discarded;
                 self.effects.push(Effect::Kill { child: id.0 });
             }
         }
         let serving: Vec<WorkerId> = self.workers.keys().copied().collect();
         serving.into_iter().for_each(|id| self.retire(id, now_ms));
+    }
+
+    /// Whether a worker has not ended yet.
+    pub(crate) fn has_workers(&self) -> bool {
+        !self.workers.is_empty()
     }
 }

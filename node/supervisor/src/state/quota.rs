@@ -196,7 +196,10 @@ impl Supervision {
     }
 
     /// Functions of a tenant.
-    fn functions_of(&self, tenant: Digest) -> impl Iterator<Item = (&FunctionKey, &Function)> {
+    pub(super) fn functions_of(
+        &self,
+        tenant: Digest,
+    ) -> impl Iterator<Item = (&FunctionKey, &Function)> {
         let first = FunctionKey {
             tenant,
             function: String::new(),

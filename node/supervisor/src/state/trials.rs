@@ -8,7 +8,7 @@
 
 use std::collections::{BTreeSet, VecDeque};
 
-use casemate_push::{LOAD_FAILED, NO_PLACE};
+use casemate_push::{LOAD_FAILED, LOAD_FAILED_EARLIER, NO_PLACE, cannot_be_loaded};
 use casemate_wire::control::vault::FunctionPlan;
 use casemate_wire::control::{Digest, Failure, FunctionKey};
 
@@ -96,6 +96,13 @@ impl Function {
         match self.proofs.get(&self.plan.release)? {
             Proof::Fails(error) => Some(error),
             Proof::Loads => None,
+        }
+    }
+
+    /// Lets a release that could not be loaded count as not tried.
+    pub(super) fn forget_failure(&mut self, release: Digest) {
+        if matches!(self.proofs.get(&release), Some(Proof::Fails(_))) {
+            self.proofs.remove(&release);
         }
     }
 
@@ -305,10 +312,23 @@ impl Supervision {
         if before == Some(Proof::Loads) {
             return;
         }
+        let function_version = function.manifest_version;
         self.effects.push(Effect::Loads { release });
         if function.plan.release == release {
             self.forget_bundles();
             self.look_whether_stored(key.tenant);
+            self.say_stored_again(key.tenant, function_version);
+        }
+    }
+
+    /// What could not be loaded when its manifest was said to be stored has loaded since: the control plane forgets what was
+    /// reported with that, and reads what is left of it.
+    fn say_stored_again(&mut self, tenant: Digest, version: u64) {
+        let is_last_word = |effect: &Effect| *effect == Effect::Stored { tenant, version };
+        if self.is_stored(&tenant, version) && !self.effects.iter().any(is_last_word) {
+            self.effects.push(Effect::Stored { tenant, version });
+            let left = self.not_loaded_earlier(tenant);
+            self.effects.extend(left.map(Effect::NotStored));
         }
     }
 
@@ -360,9 +380,31 @@ impl Supervision {
             tenant: key.tenant,
             version: function.manifest_version,
             code: LOAD_FAILED,
-            message: format!(
-                "`{}` cannot be loaded, {serves}: {}",
-                key.function, error.message
+            message: cannot_be_loaded(&[&key.function], &format!(", {serves}: {}", error.message)),
+        })
+    }
+
+    /// The tenant's functions whose wanted releases could not be loaded when an earlier manifest brought them.
+    pub(super) fn not_loaded_earlier(&self, tenant: Digest) -> Option<NotStored> {
+        let (version, _) = *self.manifests.get(&tenant)?;
+        let functions = self.functions_of(tenant);
+        let failed: Vec<(&str, &LoadError)> = functions
+            .filter(|(_, function)| function.is_here(&self.bundles))
+            .filter_map(|(key, function)| Some((key.function.as_str(), function.load_error()?)))
+            .filter(|(_, error)| error.version < version)
+            .collect();
+        let (_, first) = failed.first()?;
+        let names: Vec<&str> = failed.iter().map(|(name, _)| *name).collect();
+        Some(NotStored {
+            tenant,
+            version,
+            code: LOAD_FAILED_EARLIER,
+            message: cannot_be_loaded(
+                &names,
+                &format!(
+                    " since an earlier deployment, what ran before goes on: {}",
+                    first.message
+                ),
             ),
         })
     }
@@ -372,7 +414,13 @@ impl Supervision {
         let is_reported = |trial: &&Trial| trial.reported.is_some();
         let waiting = self.trials.iter().filter(is_reported);
         let waiting = waiting.filter_map(|trial| self.without_place(&trial.key));
-        waiting.chain(self.functions.keys().filter_map(|key| self.not_loaded(key)))
+        let stored = self
+            .manifests
+            .iter()
+            .filter(|(_, (_, is_stored))| *is_stored);
+        waiting
+            .chain(self.functions.keys().filter_map(|key| self.not_loaded(key)))
+            .chain(stored.filter_map(|(tenant, _)| self.not_loaded_earlier(*tenant)))
     }
 }
 

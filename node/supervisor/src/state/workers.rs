@@ -311,6 +311,53 @@ mod tests {
     }
 
     #[test]
+    fn a_node_that_drains_serves_until_its_gateway_is_gone_and_ends_its_workers_then() {
+        let (mut state, first, [vault, gateway]) = serving();
+        let starting = *state.workers.keys().max().unwrap();
+        let effects = state.handle(Input::Drain, 3);
+        let is_drain = |one: &Effect| matches!(one, Effect::Gateway(ToGateway::Drain { .. }));
+        assert!(effects.iter().any(is_drain), "{effects:?}");
+        assert!(!effects.iter().any(ends_a_worker), "{effects:?}");
+        // A request of the last moment gets a worker.
+        state.handle(Input::Ready { worker: starting }, 4);
+        let need = Input::Need {
+            key: key("web"),
+            waiting: 9,
+        };
+        let effects = state.handle(need, 5);
+        assert_eq!(served(&effects), [(starting, [5; 32])]);
+        let spare = started(&effects)[0];
+        let effects = state.handle(ended(gateway), 6);
+        let ends: Vec<_> = effects.iter().filter(|one| ends_a_worker(one)).collect();
+        let stop = |worker| Effect::Stop {
+            worker,
+            grace_ms: STOP_GRACE_MS / 2,
+        };
+        let kill = Effect::Kill { child: spare.0 };
+        assert_eq!(ends, [&kill, &stop(first), &stop(starting)]);
+        assert!(state.has_workers());
+        // Nothing is started any more, whatever ends.
+        let mut later = state.handle(ended(vault), 7);
+        for worker in [first, starting, spare] {
+            later.extend(state.handle(ended(worker.0), 8));
+        }
+        later.extend(state.handle(Input::Tick, 10 * BACKOFF_MAX_MS));
+        let is_start =
+            |one: &Effect| matches!(one, Effect::StartSingle { .. } | Effect::StartWorker { .. });
+        assert!(!later.iter().any(is_start), "{later:?}");
+        assert!(!state.has_workers());
+    }
+
+    #[test]
+    fn a_node_that_drains_without_a_gateway_ends_its_workers_at_once() {
+        let (mut state, first, [_, gateway]) = serving();
+        state.handle(ended(gateway), 3);
+        let effects = state.handle(Input::Drain, 3);
+        let stops = |one: &&Effect| matches!(one, Effect::Stop { worker, .. } if *worker == first);
+        assert_eq!(effects.iter().filter(stops).count(), 1, "{effects:?}");
+    }
+
+    #[test]
     fn a_gateway_that_dies_takes_its_requests_alone() {
         let (mut state, first, [_, gateway]) = serving();
         let spare = *state.workers.keys().max().unwrap();

@@ -7,8 +7,14 @@ use super::{Digest, Failure, FunctionKey, LayerReport, MAX_INLINE_BYTES, Message
 /// From the supervisor to the gateway.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ToGateway {
-    /// First message: what to listen on. The gateway binds, reads its certificate files, closes its sandbox, answers
-    /// `Ready` or `Failed`.
+    /// Comes before `Start`, at most [`MAX_SOCKETS`] times: a listening socket that an earlier gateway has opened. Descriptor:
+    /// the socket.
+    Socket {
+        /// Where `Start` names the socket's address: a position among its `listeners`, followed by its `health`.
+        place: u32,
+    },
+    /// What to listen on. The gateway opens the sockets that did not come before, reads its certificate files, closes its
+    /// sandbox, and answers with its sockets and `Ready`, or with `Failed`.
     Start(Start),
     /// These hosts now lead to this function, and no other host does. An empty list takes the function away.
     Route(Box<Route>),
@@ -60,12 +66,13 @@ pub enum ToGateway {
     Standing(Standing),
     /// Look at the certificate files now, changed or not.
     Reload,
-    /// Stop accepting, finish what is under way, then say `Stopped` and exit 0.
+    /// Ask callers to go, then stop accepting, finish what is under way, say `Stopped` and exit 0.
     Drain {
         /// How long at most, milliseconds.
         grace_ms: u32,
     },
-    /// First message of a supervisor that was started in place of one that has crashed: say `Ready` once more.
+    /// First message of a supervisor that was started in place of one that has crashed: hand the sockets over and say `Ready`
+    /// once more.
     Resume,
 }
 
@@ -86,6 +93,9 @@ pub struct Start {
     pub listeners: Vec<Listener>,
     /// `address:port` of sockets on which only the node's health is answered.
     pub health: Vec<String>,
+    /// Callers stay in the sockets' queues until all routes are known, milliseconds at most: a gateway in the place of
+    /// another one answers none of them with a refusal that a moment later would be an answer.
+    pub load_wait_ms: u32,
     /// PEM files; the names in each certificate choose it by SNI, the first is the default.
     pub certificates: Vec<CertificateFiles>,
     /// Connections at a time, over all listeners.
@@ -97,6 +107,9 @@ pub struct Start {
     /// How connections and requests are divided.
     pub shares: Shares,
 }
+
+/// Sockets that a gateway listens on at most. Each is held by launch too, for the next gateway.
+pub const MAX_SOCKETS: usize = 256;
 
 /// Whether the node should get callers.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -172,6 +185,11 @@ pub struct Perimeter {
 /// From the gateway to the supervisor.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum FromGateway {
+    /// A socket that the gateway listens on: each comes before `Ready`. Descriptor: the socket.
+    Socket {
+        /// As in [`ToGateway::Socket`].
+        place: u32,
+    },
     /// Listening, walls closed.
     Ready {
         /// The addresses in the order of `Start::listeners`, then of `Start::health`, with real ports.

@@ -1,12 +1,14 @@
 //! Messages on the control channels between the supervisor and its programs.
 //!
-//! A control channel is a `SOCK_SEQPACKET` socket pair whose child end is file descriptor 0 of the child. One packet
-//! holds one [`crate::frame`] of kind `control`, whose payload is one of these enums in postcard encoding, and at most
-//! [`MAX_DESCRIPTORS`] descriptors. A payload over [`MAX_INLINE_BYTES`] travels in a sealed memfd, which is then the
-//! packet's last descriptor; the driver does that by itself. Each kind of message has a bound of its own
+//! A control channel is a `SOCK_SEQPACKET` socket pair whose child end is file descriptor 0 of the
+//! child. One packet holds one [`crate::frame`] of kind `control`, whose payload is one of these
+//! enums in postcard encoding, and at most [`MAX_DESCRIPTORS`] descriptors. A payload over
+//! [`MAX_INLINE_BYTES`] travels in a sealed memfd, which is then the packet's last descriptor; the
+//! driver does that by itself. Each kind of message has a bound of its own
 //! ([`Message::MAX_BYTES`]); a list that may be longer than that is said in [`parts`].
 //!
-//! Nobody on a control channel is believed about *who* it is: a worker is the descriptor that it was given.
+//! Nobody on a control channel is believed about *who* it is: a worker is the descriptor that it
+//! was given.
 
 pub mod gateway;
 pub mod parts;
@@ -22,8 +24,9 @@ pub const MAX_DESCRIPTORS: usize = 3;
 
 /// A message of a control channel.
 pub trait Message: Serialize + for<'de> Deserialize<'de> {
-    /// Largest encoding, in bytes, that is sent and that is read: the most that the sender has to say when nobody has
-    /// taken it over, and so the most memory that it takes of the receiver when somebody has.
+    /// Largest encoding, in bytes, that is sent and that is read: the most that the sender has to
+    /// say when nobody has taken it over, and so the most memory that it takes of the receiver when
+    /// somebody has.
     const MAX_BYTES: usize;
 }
 
@@ -43,8 +46,8 @@ pub struct FunctionKey {
     pub function: String,
 }
 
-/// What a worker may occupy beyond its function's heap, MiB: the program, V8, buffers and code. The worker holds itself to
-/// it, and its cgroup is made for it.
+/// What a worker may occupy beyond its function's heap, MiB: the program, V8, buffers and code. The
+/// worker holds itself to it, and its cgroup is made for it.
 pub const WORKER_OVERHEAD_MIB: u32 = 192;
 
 /// What of a release bounds a running function. Zero is never "unlimited".
@@ -82,7 +85,8 @@ pub enum Failure {
     LoadFailed,
     /// No worker can be had: the node is at its limit or draining.
     Unavailable,
-    /// An uncaught refusal of an outgoing call: the node's lease is over, so it uses no credentials.
+    /// An uncaught refusal of an outgoing call: the node's lease is over, so it uses no
+    /// credentials.
     LeaseExpired,
     /// An uncaught refusal of an outgoing call: the credential that it needs may not be used now.
     CredentialUnusable,

@@ -1,11 +1,12 @@
-//! Lists that may be too long for one message. They are said in parts, and mean something only as a whole: half of a plan
-//! would withdraw the other half.
+//! Lists that may be too long for one message. They are said in parts, and mean something only as a
+//! whole: half of a plan would withdraw the other half.
 
 use std::fmt::Debug;
 
 use serde::{Deserialize, Serialize};
 
-/// Items of a part, bytes: with the head and one item more it is still well below the bound of any message with parts.
+/// Items of a part, bytes: with the head and one item more it is still well below the bound of any
+/// message with parts.
 const PART_BYTES: usize = 128 * 1024;
 
 /// What is said in parts: a list of items, and a head that is small and the same in each part.
@@ -93,7 +94,8 @@ struct Unfinished<W: Whole> {
 }
 
 impl<W: Whole> Arriving<W> {
-    /// Takes wholes of at most so many items, which bounds its memory: each item has come in a message.
+    /// Takes wholes of at most so many items, which bounds its memory: each item has come in a
+    /// message.
     pub fn new(most: u32) -> Self {
         Self {
             most,
@@ -208,7 +210,8 @@ mod tests {
     }
 
     proptest! {
-        /// Parts of several wholes, some lost, some twice: what comes out is one of them as it was, or nothing.
+        /// Parts of several wholes, some lost, some twice: what comes out is one of them as it was,
+        /// or nothing.
         #[test]
         fn a_whole_is_never_made_of_less(tenants in 1_u32..8_000, lost in proptest::collection::vec(0_u8..4, 60)) {
             let wholes = [have(1, tenants), have(2, tenants), have(1, tenants + 1), have(1, tenants)];

@@ -97,6 +97,9 @@ pub enum FromVault {
     },
     /// A part of what a tenant's newest accepted manifest says now; the whole replaces the plan before.
     Plan(Box<Part<Plan>>),
+    /// The plans that follow `Hello` are told, and there was at least one: what was served before the vault was started can be
+    /// served again. A vault without plans waits for the control plane, and then answers `Connected`.
+    AllPlans,
     /// Have the control plane sign this nonce. Sent when a lease is wanted, and again until one is accepted.
     LeaseWanted {
         /// Fresh random bytes.

@@ -7,8 +7,9 @@ use super::{Failure, LayerReport, Limits, MAX_INLINE_BYTES, Message};
 /// From the supervisor to a worker.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ToWorker {
-    /// Load this function and serve it. Sent once. Descriptors: the bundle (a sealed memfd holding a tar archive),
-    /// the channel to the gateway (the worker accepts streams), the channel to the vault (the worker opens streams).
+    /// Load this function and serve it. Sent once. Descriptors: the bundle (a sealed memfd holding
+    /// a tar archive), the channel to the gateway (the worker accepts streams), the channel to the
+    /// vault (the worker opens streams).
     Load(Box<Load>),
     /// The named program was started again; this channel takes the place of the one to its
     /// predecessor. Descriptor: the channel. Streams that are open on the earlier channel end with
@@ -27,8 +28,8 @@ impl Message for ToWorker {
 }
 
 impl Message for FromWorker {
-    /// A console line of 16 KiB, or as much of an exception, with room; never a memfd, so that none of a worker's is looked
-    /// at.
+    /// A console line of 16 KiB, or as much of an exception, with room; never a memfd, so that none
+    /// of a worker's is looked at.
     const MAX_BYTES: usize = MAX_INLINE_BYTES;
 }
 
@@ -87,7 +88,8 @@ pub enum FromWorker {
     },
     /// A line of the function's console.
     Log(Log),
-    /// Requests have ended. Those that went well wait some milliseconds for others, or each would wake the supervisor.
+    /// Requests have ended. Those that went well wait some milliseconds for others, or each would
+    /// wake the supervisor.
     Outcomes(Vec<Outcome>),
     /// The worker is about to exit because of this.
     Fatal {
@@ -95,8 +97,8 @@ pub enum FromWorker {
         failure: Failure,
         /// What the tenant reads.
         message: String,
-        /// The last stream of the gateway's channel that the worker has begun, little-endian: of a fixed length, so
-        /// that a worker without memory can still write it.
+        /// The last stream of the gateway's channel that the worker has begun, little-endian: of a
+        /// fixed length, so that a worker without memory can still write it.
         begun: [u8; 4],
     },
 }

@@ -1,9 +1,9 @@
-//! The clock that the function sees. It stands still while code runs and moves on when the program hands over an event,
-//! so that code cannot time itself, nor its neighbours through a shared cache.
+//! The clock that the function sees. It stands still while code runs and moves on when the program
+//! hands over an event, so that code cannot time itself, nor its neighbours through a shared cache.
 //!
-//! V8 asks `gettimeofday` for the time, and for nothing else: `Date`, `Intl` and `Temporal` all end there. This program
-//! therefore defines `gettimeofday` itself, which the linker prefers to the C library's. Rust's own clocks use
-//! `clock_gettime` and stay true.
+//! V8 asks `gettimeofday` for the time, and for nothing else: `Date`, `Intl` and `Temporal` all end
+//! there. This program therefore defines `gettimeofday` itself, which the linker prefers to the C
+//! library's. Rust's own clocks use `clock_gettime` and stay true.
 
 use std::ffi::{c_int, c_void};
 use std::sync::OnceLock;
@@ -45,7 +45,8 @@ fn micros(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX / 1000) * 1000
 }
 
-/// The C function of this name; see the module's text. The time zone argument is obsolete and ignored, as Linux does.
+/// The C function of this name; see the module's text. The time zone argument is obsolete and
+/// ignored, as Linux does.
 ///
 /// # Safety
 /// `time` is null or points to a `timeval` that may be written.

@@ -1,5 +1,5 @@
-//! Proof that no error of an operation reaches a function as `undefined`: for every class that the sources of the
-//! extensions name, the snapshot builds an error.
+//! Proof that no error of an operation reaches a function as `undefined`: for every class that the
+//! sources of the extensions name, the snapshot builds an error.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -9,7 +9,8 @@ use deno_core::{JsRuntime, RuntimeOptions, v8};
 
 use super::{SNAPSHOT, extensions};
 
-/// The crates whose operations the worker links, and the crate that names the classes of `std::io::Error`.
+/// The crates whose operations the worker links, and the crate that names the classes of
+/// `std::io::Error`.
 const CRATES: &[&str] = &[
     "deno_core",
     "deno_crypto",
@@ -19,7 +20,8 @@ const CRATES: &[&str] = &[
     "deno_webidl",
 ];
 
-/// What stands before a class in source text: an attribute, a boxed error, and an arm of deno_error's table.
+/// What stands before a class in source text: an attribute, a boxed error, and an arm of
+/// deno_error's table.
 const BEFORE: &[&str] = &["class(", "JsErrorBox::new(", "=>"];
 
 fn sources(folder: &Path, found: &mut Vec<PathBuf>) {
@@ -36,7 +38,8 @@ fn sources(folder: &Path, found: &mut Vec<PathBuf>) {
     }
 }
 
-/// Every class that the sources name. Other strings after an arrow are taken for classes too, which does no harm.
+/// Every class that the sources name. Other strings after an arrow are taken for classes too, which
+/// does no harm.
 fn named_classes() -> BTreeSet<String> {
     let metadata = MetadataCommand::new()
         .other_options(["--locked".to_owned(), "--offline".to_owned()])

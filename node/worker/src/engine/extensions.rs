@@ -1,4 +1,5 @@
-//! The extensions of the isolate. Their order is part of the snapshot, so `build.rs` compiles this file too.
+//! The extensions of the isolate. Their order is part of the snapshot, so `build.rs` compiles this
+//! file too.
 
 use std::sync::Arc;
 
@@ -7,8 +8,8 @@ use deno_web::{BlobStore, InMemoryBroadcastChannel};
 
 use super::ops::casemate;
 
-/// All extensions in their one order. `fetch_scripts` are the scripts of deno_fetch: given when the snapshot is made,
-/// empty afterwards, so that the worker links no network client.
+/// All extensions in their one order. `fetch_scripts` are the scripts of deno_fetch: given when the
+/// snapshot is made, empty afterwards, so that the worker links no network client.
 pub(crate) fn all(fetch_scripts: Vec<ExtensionFileSource>) -> Vec<Extension> {
     vec![
         deno_webidl::deno_webidl::init(),

@@ -143,7 +143,8 @@ fn numbers<'s>(scope: &mut Scope<'_, 's, '_>, values: &[u32]) -> v8::Local<'s, v
     v8::Array::new_with_elements(scope, &values).into()
 }
 
-/// A new `Uint8Array` of these bytes, which are taken. `undefined` when the function may not have them, which was asked before.
+/// A new `Uint8Array` of these bytes, which are taken. `undefined` when the function may not have
+/// them, which was asked before.
 fn uint8_array<'s>(scope: &mut Scope<'_, 's, '_>, pieces: &Pieces) -> v8::Local<'s, v8::Value> {
     let array = memory::backing_store(pieces.take()).and_then(|store| {
         let buffer = v8::ArrayBuffer::with_backing_store(scope, &store);

@@ -1,7 +1,8 @@
-//! How the worker ends when nothing else can run any more: one packet that was made beforehand, then exit.
+//! How the worker ends when nothing else can run any more: one packet that was made beforehand,
+//! then exit.
 //!
-//! Used where V8 must not be entered again (inside a heap callback) or cannot be stopped (a builtin that ignores
-//! termination), also from another thread. Nothing here allocates.
+//! Used where V8 must not be entered again (inside a heap callback) or cannot be stopped (a builtin
+//! that ignores termination), also from another thread. Nothing here allocates.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -15,7 +16,8 @@ const CONTROL_FD: libc::c_int = 0;
 
 static PACKETS: OnceLock<Vec<(Failure, Vec<u8>)>> = OnceLock::new();
 
-/// The last stream of the gateway's channel that was begun. What the gateway sent after it goes to another worker.
+/// The last stream of the gateway's channel that was begun. What the gateway sent after it goes to
+/// another worker.
 static BEGUN: AtomicU32 = AtomicU32::new(0);
 
 /// Longest packet, bytes.
@@ -86,9 +88,11 @@ pub(crate) fn speak(failure: Failure) -> ! {
             *last = begun();
         }
         let flags = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT;
-        // SAFETY: the pointer and length are those of a live buffer; a failed send is what there is no remedy for.
+        // SAFETY: the pointer and length are those of a live buffer; a failed send is what there is
+        // no remedy for.
         unsafe { libc::send(CONTROL_FD, packet.as_ptr().cast(), packet.len(), flags) };
     }
-    // SAFETY: ends the process without running destructors, which may not run inside V8's callbacks.
+    // SAFETY: ends the process without running destructors, which may not run inside V8's
+    // callbacks.
     unsafe { libc::_exit(exit_code(failure).into()) }
 }

@@ -1,8 +1,9 @@
 //! V8's locks, prepared for the walls.
 //!
-//! When two threads want one lock for the first time (here: the main thread, which runs code, and the watch, which stops
-//! it), the lock counts the processors and asks for their speed, which opens files of /sys, and gives each thread an
-//! identity, whose memory it labels by prctl(2). Behind the walls each of these ends the process. So it is done before.
+//! When two threads want one lock for the first time (here: the main thread, which runs code, and
+//! the watch, which stops it), the lock counts the processors and asks for their speed, which opens
+//! files of /sys, and gives each thread an identity, whose memory it labels by prctl(2). Behind the
+//! walls each of these ends the process. So it is done before.
 
 use std::ffi::{c_double, c_int, c_void};
 
@@ -24,6 +25,7 @@ unsafe extern "C" {
 pub(super) fn prepare_thread() {
     num_cpus();
     nominal_cpu_frequency();
-    // SAFETY: the thread has not waited for one of these locks, so it has no identity yet that this one would replace.
+    // SAFETY: the thread has not waited for one of these locks, so it has no identity yet that this
+    // one would replace.
     unsafe { create_thread_identity() };
 }

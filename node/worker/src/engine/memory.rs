@@ -22,23 +22,26 @@ use super::watch::Watch;
 /// Bytes in a MiB.
 pub(crate) const MIB: usize = 1024 * 1024;
 
-/// Heap limit of an isolate until its function is known: V8's own default for the smallest machines. The function's
-/// limit replaces it in either direction.
+/// Heap limit of an isolate until its function is known: V8's own default for the smallest
+/// machines. The function's limit replaces it in either direction.
 pub(crate) const SPARE_HEAP_BYTES: usize = 64 * MIB;
 
-/// V8 collects nothing of the old generation before it has grown to this, nor for buffers before both have grown to twice as
-/// much. Its own rule is some MiB above what lives, and bodies that come and go reach that every hundredth request.
+/// V8 collects nothing of the old generation before it has grown to this, nor for buffers before
+/// both have grown to twice as much. Its own rule is some MiB above what lives, and bodies that
+/// come and go reach that every hundredth request.
 const UNCOLLECTED_MIB: usize = 16;
 
-/// Least limit of an isolate's heap, and of its buffers: V8 cannot collect later than halfway to its limit. What a worker may
-/// occupy in all has room for it.
+/// Least limit of an isolate's heap, and of its buffers: V8 cannot collect later than halfway to
+/// its limit. What a worker may occupy in all has room for it.
 pub(super) const LEAST_HEAP_BYTES: usize = 2 * UNCOLLECTED_MIB * MIB;
 
-/// Heap that is granted once after the limit, so that the running code can be stopped instead of the process.
+/// Heap that is granted once after the limit, so that the running code can be stopped instead of
+/// the process.
 const HEADROOM_BYTES: usize = 8 * MIB;
 
-/// What a worker may occupy beyond its function's heap limit: V8's own growth, buffers, WebAssembly memories. It is what the
-/// supervisor adds for the cgroup, so no function dies of it that would live on a node of its own.
+/// What a worker may occupy beyond its function's heap limit: V8's own growth, buffers, WebAssembly
+/// memories. It is what the supervisor adds for the cgroup, so no function dies of it that would
+/// live on a node of its own.
 pub(crate) const OVERHEAD_BYTES: usize = casemate_wire::control::WORKER_OVERHEAD_MIB as usize * MIB;
 
 /// Longest content of /proc/self/statm: seven numbers of 20 digits.
@@ -47,7 +50,8 @@ const STATM_BYTES: usize = 7 * 21;
 /// /proc/self/statm, from before the root was emptied.
 static STATM: OnceLock<File> = OnceLock::new();
 
-/// Flags of V8: it works on the isolate's own thread, and keeps what it would otherwise collect too often.
+/// Flags of V8: it works on the isolate's own thread, and keeps what it would otherwise collect too
+/// often.
 pub(super) fn flags() -> String {
     format!("--single-threaded --initial-old-space-size={UNCOLLECTED_MIB}")
 }
@@ -62,7 +66,8 @@ pub(crate) fn prepare() -> io::Result<()> {
     Ok(())
 }
 
-/// Bytes of memory that are this process's alone: not those of the program's file, which all workers share.
+/// Bytes of memory that are this process's alone: not those of the program's file, which all
+/// workers share.
 pub(super) fn occupied() -> usize {
     let mut text = [0; STATM_BYTES];
     let read = STATM.get().map(|statm| statm.read_at(&mut text, 0));
@@ -88,7 +93,8 @@ fn own_pages(statm: &[u8]) -> usize {
 pub(crate) struct Buffers {
     used_bytes: AtomicUsize,
     limit_bytes: AtomicUsize,
-    /// The last request was refused. V8 then tries everything to free memory, and asks about the heap's limit too.
+    /// The last request was refused. V8 then tries everything to free memory, and asks about the
+    /// heap's limit too.
     refused: AtomicBool,
 }
 
@@ -140,7 +146,8 @@ pub(crate) fn allocator() -> v8::UniqueRef<v8::Allocator> {
         free,
         drop: keep,
     };
-    // SAFETY: the handle is a static, so it outlives the allocator, and the functions below take that very type.
+    // SAFETY: the handle is a static, so it outlives the allocator, and the functions below take
+    // that very type.
     unsafe { v8::new_rust_allocator(&raw const BUFFERS, &VTABLE) }
 }
 
@@ -182,8 +189,9 @@ pub(super) fn backing_store(bytes: Vec<u8>) -> Option<v8::SharedRef<v8::BackingS
     let mut bytes = Box::new(bytes);
     let (data, len) = (bytes.as_mut_ptr(), bytes.len());
     let bytes = Box::into_raw(bytes);
-    // SAFETY: the memory has this length and stays where it is until `free_bytes` drops its owner, which V8 calls once, when
-    // nobody refers to the buffer any more. This V8 has no sandbox that memory would have to lie in.
+    // SAFETY: the memory has this length and stays where it is until `free_bytes` drops its owner,
+    // which V8 calls once, when nobody refers to the buffer any more. This V8 has no sandbox that
+    // memory would have to lie in.
     let store = unsafe {
         v8::ArrayBuffer::new_backing_store_from_ptr(data.cast(), len, free_bytes, bytes.cast())
     };
@@ -191,7 +199,8 @@ pub(super) fn backing_store(bytes: Vec<u8>) -> Option<v8::SharedRef<v8::BackingS
 }
 
 unsafe extern "C" fn free_bytes(_: *mut c_void, _: usize, bytes: *mut c_void) {
-    // SAFETY: `bytes` comes from `Box::into_raw` in `backing_store`, and this is called once for it.
+    // SAFETY: `bytes` comes from `Box::into_raw` in `backing_store`, and this is called once for
+    // it.
     let bytes = unsafe { Box::from_raw(bytes.cast::<Vec<u8>>()) };
     BUFFERS.give_back(bytes.capacity());
 }
@@ -199,8 +208,8 @@ unsafe extern "C" fn free_bytes(_: *mut c_void, _: usize, bytes: *mut c_void) {
 /// The handle is a static: nothing to drop.
 unsafe extern "C" fn keep(_: *const Buffers) {}
 
-/// Puts the function's limit in force. On reaching it the running code is stopped; on passing the headroom as well, the
-/// process says so and ends.
+/// Puts the function's limit in force. On reaching it the running code is stopped; on passing the
+/// headroom as well, the process says so and ends.
 pub(crate) fn limit_heap(runtime: &mut JsRuntime, limit_bytes: usize, watch: &'static Watch) {
     let isolate = runtime.v8_isolate().thread_safe_handle();
     let mut stopped = false;

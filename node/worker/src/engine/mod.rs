@@ -1,8 +1,10 @@
-//! V8: one isolate, made from the snapshot, entered only through [`Engine`]. The only part of the worker with `unsafe`.
+//! V8: one isolate, made from the snapshot, entered only through [`Engine`]. The only part of the
+//! worker with `unsafe`.
 //!
-//! Code of the function runs in *turns*. Every turn belongs to a request, has a budget of CPU time, sees a clock that
-//! stands still, and ends when the microtask queue is empty. What takes time is an operation of [`ops::Host`] whose end
-//! comes back as an [`Event`], in a turn of the request that began it; so CPU time is charged to whoever caused it.
+//! Code of the function runs in *turns*. Every turn belongs to a request, has a budget of CPU time,
+//! sees a clock that stands still, and ends when the microtask queue is empty. What takes time is
+//! an operation of [`ops::Host`] whose end comes back as an [`Event`], in a turn of the request
+//! that began it; so CPU time is charged to whoever caused it.
 
 #![allow(unsafe_code, reason = "V8 and the process's own memory and timers")]
 
@@ -47,7 +49,8 @@ static SNAPSHOT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/snapshot.bin"
 /// Tasks of V8's own that run between two turns at most, so that they cannot starve requests.
 const MAX_PLATFORM_TASKS: usize = 64;
 
-/// CPU time for evaluating the function's modules, of each thread: what a large bundle takes, ten times over.
+/// CPU time for evaluating the function's modules, of each thread: what a large bundle takes, ten
+/// times over.
 const LOAD_CPU: Duration = Duration::from_secs(2);
 /// Wall-clock time for the same.
 const LOAD_WALL: Duration = Duration::from_secs(10);
@@ -179,12 +182,12 @@ pub(crate) use pieces::Pieces;
 
 /// Initialises V8. Once a process, before any other thread exists.
 pub(crate) fn initialize() -> Platform {
-    // SAFETY: called before any other thread exists. One arena: freeing into another thread's would read a file of
-    // /proc, behind the walls.
+    // SAFETY: called before any other thread exists. One arena: freeing into another thread's would
+    // read a file of /proc, behind the walls.
     unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
     locks::prepare_thread();
-    // V8 reads /dev/urandom, which Landlock has closed, and would go on with the time of day: its hash seeds and
-    // `Math.random` could be guessed.
+    // V8 reads /dev/urandom, which Landlock has closed, and would go on with the time of day: its
+    // hash seeds and `Math.random` could be guessed.
     v8::V8::set_entropy_source(fill_with_randomness);
     v8::V8::set_flags_from_string(&memory::flags());
     let platform = v8::new_single_threaded_default_platform(false).make_shared();
@@ -204,7 +207,8 @@ pub(crate) struct Platform(v8::SharedRef<v8::Platform>);
 
 /// The isolate and the functions of `boot.js`.
 pub(crate) struct Engine {
-    /// Never dropped: the process ends with it, and after a stop it must not be entered again, not even to be torn down.
+    /// Never dropped: the process ends with it, and after a stop it must not be entered again, not
+    /// even to be torn down.
     runtime: ManuallyDrop<JsRuntime>,
     platform: v8::SharedRef<v8::Platform>,
     modules: Rc<Modules>,
@@ -212,7 +216,8 @@ pub(crate) struct Engine {
 }
 
 impl Engine {
-    /// Makes the isolate and starts the watch over it. Must be called inside a tokio runtime, before the sandbox closes.
+    /// Makes the isolate and starts the watch over it. Must be called inside a tokio runtime,
+    /// before the sandbox closes.
     ///
     /// # Errors
     /// No thread, timer or memory can be had, or the snapshot is not ours.
@@ -306,8 +311,8 @@ impl Engine {
             .set_allow_generation_from_strings(dynamic_code);
     }
 
-    /// Tells the function's side what happened and lets it run until it has nothing more to do. The turn begins at this CPU
-    /// time of the thread.
+    /// Tells the function's side what happened and lets it run until it has nothing more to do. The
+    /// turn begins at this CPU time of the thread.
     pub(crate) fn turn(&mut self, event: &Event, budget: Budget, start: Duration) -> Turn {
         clock::advance();
         WATCH.begin(start, budget.cpu, budget.wall);
@@ -315,7 +320,8 @@ impl Engine {
             deno_core::scope!(scope, &mut self.runtime);
             v8::tc_scope!(let scope, scope);
             self.functions.tell(scope, event);
-            // Code of the function is called inside `try`, so this is a mistake of ours; or the turn was stopped.
+            // Code of the function is called inside `try`, so this is a mistake of ours; or the
+            // turn was stopped.
             if let Some(exception) = scope.exception()
                 && !scope.has_terminated()
                 && !scope.is_execution_terminating()
@@ -330,8 +336,8 @@ impl Engine {
         WATCH.end(start)
     }
 
-    /// Lets V8 collect, when what arrives has no room and buffers that nobody refers to any more may take it. Says whether it
-    /// did: that takes CPU time.
+    /// Lets V8 collect, when what arrives has no room and buffers that nobody refers to any more
+    /// may take it. Says whether it did: that takes CPU time.
     pub(crate) fn make_room(&mut self, event: &Event) -> bool {
         let is_needed = !event.is_too_much() && !has_room(event);
         if is_needed {
@@ -340,9 +346,9 @@ impl Engine {
         is_needed
     }
 
-    /// Runs what is due of the platform's own asynchrony: cryptography, dynamic imports, abort timers, V8's tasks, and
-    /// promises that were rejected and not handled. Wakes `context` when there is more. The turn begins at this CPU time of
-    /// the thread.
+    /// Runs what is due of the platform's own asynchrony: cryptography, dynamic imports, abort
+    /// timers, V8's tasks, and promises that were rejected and not handled. Wakes `context` when
+    /// there is more. The turn begins at this CPU time of the thread.
     pub(crate) fn poll(
         &mut self,
         context: &mut Context<'_>,

@@ -1,7 +1,8 @@
 //! Modules of the function, from its bundle and from nowhere else.
 //!
-//! A module's URL is `file:///` and its name in the bundle. Assets can be imported without attributes: such an import
-//! finds a line of JavaScript that imports the asset with the attribute of ours, which [`evaluate`] then answers.
+//! A module's URL is `file:///` and its name in the bundle. Assets can be imported without
+//! attributes: such an import finds a line of JavaScript that imports the asset with the attribute
+//! of ours, which [`evaluate`] then answers.
 
 use std::borrow::Cow;
 use std::cell::RefCell;
@@ -115,7 +116,8 @@ impl ModuleLoader for Modules {
         _: ResolutionKind,
     ) -> Result<ModuleSpecifier, JsErrorBox> {
         let resolved = resolve_import(specifier, referrer).map_err(|_| unknown(specifier))?;
-        // Nothing of the machinery (`ext:`) and nothing of other runtimes (`node:`) has a name here.
+        // Nothing of the machinery (`ext:`) and nothing of other runtimes (`node:`) has a name
+        // here.
         if resolved.as_str().starts_with(ROOT) {
             Ok(resolved)
         } else {

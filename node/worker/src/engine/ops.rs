@@ -1,7 +1,7 @@
 //! What JavaScript can ask of the program: thin operations over the [`Host`] trait.
 //!
-//! `build.rs` compiles this file too, since a snapshot must know the same operations in the same order. It therefore
-//! names nothing but `deno_core` and `bytes`.
+//! `build.rs` compiles this file too, since a snapshot must know the same operations in the same
+//! order. It therefore names nothing but `deno_core` and `bytes`.
 
 use std::borrow::Cow;
 use std::cell::RefCell;
@@ -12,11 +12,12 @@ use deno_core::{OpState, op2, v8};
 
 /// Number of a request inside this worker; 0 is "no request".
 pub(crate) type RequestId = u32;
-/// Number of something that carries bytes: a body being received, a body being sent, or an outgoing call.
+/// Number of something that carries bytes: a body being received, a body being sent, or an outgoing
+/// call.
 pub(crate) type Handle = u32;
 
-/// The program behind the operations. Every method returns at once; what takes time is told later by an
-/// `engine::Event`.
+/// The program behind the operations. Every method returns at once; what takes time is told later
+/// by an `engine::Event`.
 pub(crate) trait Host {
     /// Absolute URL of a request.
     fn url(&self, request: RequestId) -> String;
@@ -26,13 +27,15 @@ pub(crate) trait Host {
     fn respond(&self, request: RequestId, status: u16, headers: &[u8], body: Option<&[u8]>);
     /// The head of a response whose body follows on the returned handle.
     fn respond_stream(&self, request: RequestId, status: u16, headers: &[u8]) -> Handle;
-    /// The handler failed; `uncaught` is what came with the outgoing call whose error it did not catch, or 0.
+    /// The handler failed; `uncaught` is what came with the outgoing call whose error it did not
+    /// catch, or 0.
     fn fail(&self, request: RequestId, uncaught: u16, message: String);
     /// Counts promises given to `waitUntil`: up when given, down when settled.
     fn wait_until(&self, request: RequestId, up: bool);
     /// JavaScript wants to hear when the caller of a request goes away.
     fn on_cancel(&self, request: RequestId);
-    /// Starts an outgoing call. Zero: the request has used up its calls; `u32::MAX`: it is over, or there is no vault.
+    /// Starts an outgoing call. Zero: the request has used up its calls; `u32::MAX`: it is over, or
+    /// there is no vault.
     fn fetch(&self, request: RequestId, call: Call<'_>) -> Handle;
     /// Asks for the next piece of a body.
     fn pull(&self, body: Handle);
@@ -260,7 +263,8 @@ fn op_casemate_log(state: &OpState, request: u32, level: u8, #[string] message: 
     host(state).log(request, level, message);
 }
 
-/// Takes the place of deno_web's clock: what it writes stands still while code runs, and counts whole milliseconds.
+/// Takes the place of deno_web's clock: what it writes stands still while code runs, and counts
+/// whole milliseconds.
 #[op2(fast)]
 fn op_casemate_now(state: &OpState, #[buffer] out: &mut [u8]) {
     expose(host(state).clock().1, out);
@@ -297,8 +301,9 @@ fn op_casemate_describe_with(
     state.put(Describe(v8::Global::new(scope, describe)));
 }
 
-/// Takes the place of deno_core's reporting, which would end the event loop: an uncaught error is a line in the log of
-/// the request whose code threw it. Looking at the error may run code of the function, which may call any operation.
+/// Takes the place of deno_core's reporting, which would end the event loop: an uncaught error is a
+/// line in the log of the request whose code threw it. Looking at the error may run code of the
+/// function, which may call any operation.
 #[op2(nofast, reentrant)]
 fn op_casemate_uncaught(
     scope: &mut v8::PinScope<'_, '_>,

@@ -5,8 +5,9 @@ use std::fmt;
 
 use super::memory::ARRIVING;
 
-/// Pieces that are handed over as one. They are copied here, so that none keeps a channel's whole read alive, and what is set
-/// aside for them counts against the function's limit as its own buffers do.
+/// Pieces that are handed over as one. They are copied here, so that none keeps a channel's whole
+/// read alive, and what is set aside for them counts against the function's limit as its own
+/// buffers do.
 #[derive(Default)]
 pub(crate) struct Pieces {
     bytes: Cell<Vec<u8>>,

@@ -16,8 +16,8 @@ use super::ops::RequestId;
 use super::{LOAD_CPU, watch};
 
 /// CPU time beyond the owner's limit at which the watch ends the process. The serving loop, which
-/// notices first, may have to wait for a processor on a busy machine, or for the end of a turn; turns
-/// have limits of their own.
+/// notices first, may have to wait for a processor on a busy machine, or for the end of a turn;
+/// turns have limits of their own.
 const KILL_GRACE: Duration = Duration::from_secs(1);
 
 /// Request 0: work that was submitted while no request was handled.

@@ -1,7 +1,8 @@
-//! Stack traces as the tenant reads them: places in its own sources, and nothing of the machinery below.
+//! Stack traces as the tenant reads them: places in its own sources, and nothing of the machinery
+//! below.
 //!
-//! deno_core formats stacks and looks places up in source maps, which [`super::modules`] hands over. Frames of the
-//! platform's and our own scripts are taken out before.
+//! deno_core formats stacks and looks places up in source maps, which [`super::modules`] hands
+//! over. Frames of the platform's and our own scripts are taken out before.
 
 use deno_core::v8;
 

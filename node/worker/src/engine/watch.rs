@@ -1,10 +1,11 @@
-//! The watch over CPU time: a thread that exists before the sandbox closes, woken by a timer that counts the process's
-//! CPU time and so costs nothing while the worker is idle.
+//! The watch over CPU time: a thread that exists before the sandbox closes, woken by a timer that
+//! counts the process's CPU time and so costs nothing while the worker is idle.
 //!
-//! The function's code runs on the main thread, in turns. A turn has a deadline on that thread's CPU clock; beyond it the
-//! watch asks V8 to stop, and if V8 does not listen (some builtins ignore it) ends the process. The one other thread that
-//! works for the function is the pool's, for cryptography; its time counts as well. Whoever takes memory takes CPU time for it,
-//! so the watch looks at that too.
+//! The function's code runs on the main thread, in turns. A turn has a deadline on that thread's
+//! CPU clock; beyond it the watch asks V8 to stop, and if V8 does not listen (some builtins ignore
+//! it) ends the process. The one other thread that works for the function is the pool's, for
+//! cryptography; its time counts as well. Whoever takes memory takes CPU time for it, so the watch
+//! looks at that too.
 
 use std::ffi::c_void;
 use std::io;
@@ -21,7 +22,8 @@ use super::{Turn, last_words, locks, memory, pool};
 /// CPU time between two looks. The kernel's own tick makes it 4 ms at best.
 const LOOK_EVERY: Duration = Duration::from_millis(5);
 
-/// CPU time that V8 has to stop before the process ends: `JSON.parse` of the largest string that fits runs 240 ms on.
+/// CPU time that V8 has to stop before the process ends: `JSON.parse` of the largest string that
+/// fits runs 240 ms on.
 const STOP_GRACE: Duration = Duration::from_millis(500);
 
 /// No turn is running.
@@ -61,7 +63,8 @@ pub(crate) static WATCH: Watch = Watch {
 };
 
 impl Watch {
-    /// Starts a turn, at this CPU time of the main thread: reading that clock is a system call, and turns follow each other.
+    /// Starts a turn, at this CPU time of the main thread: reading that clock is a system call, and
+    /// turns follow each other.
     pub(crate) fn begin(&self, now: Duration, cpu: Duration, wall: Duration) {
         self.wall_deadline_ns
             .store(nanos(monotonic().saturating_add(wall)), Ordering::Relaxed);
@@ -167,7 +170,8 @@ unsafe extern "C" fn stop_and_note(isolate: v8::UnsafeRawIsolatePtr, context: *m
     WATCH.running.store(request, Ordering::Release);
 }
 
-/// Starts the watch over the calling thread and its isolate. Everything that it needs exists when this returns.
+/// Starts the watch over the calling thread and its isolate. Everything that it needs exists when
+/// this returns.
 ///
 /// # Errors
 /// No thread or no timer can be had.
@@ -275,7 +279,8 @@ pub(super) fn clock(id: libc::clockid_t) -> Duration {
         tv_sec: 0,
         tv_nsec: 0,
     };
-    // SAFETY: the pointer is to a live value. A clock that cannot be read shows zero, which stops nothing too early.
+    // SAFETY: the pointer is to a live value. A clock that cannot be read shows zero, which stops
+    // nothing too early.
     unsafe { libc::clock_gettime(id, &raw mut time) };
     Duration::new(
         u64::try_from(time.tv_sec).unwrap_or(0),

@@ -214,7 +214,8 @@ impl Function {
         answer.unwrap_or_else(|error| panic!("{path}: {error}"))
     }
 
-    /// The next outcome; lines that come before it are kept, as outcomes are that come before a line.
+    /// The next outcome; lines that come before it are kept, as outcomes are that come before a
+    /// line.
     pub(crate) async fn outcome(&mut self) -> Outcome {
         loop {
             if !self.outcomes.is_empty() {

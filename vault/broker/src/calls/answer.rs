@@ -15,6 +15,7 @@ use tokio::sync::Semaphore;
 use super::Refused;
 use super::heads::{self, ContentEncoding, CredentialedRules};
 use super::prepare::Credentialed;
+use super::searchers::Shared;
 use super::watch::Watch;
 
 /// Between two pieces of an answer's body.
@@ -32,9 +33,17 @@ pub(super) struct Answer {
 pub(super) struct AnswerBody {
     body: Incoming,
     decoder: Decoder,
-    scrubber: Option<(BodyScrubber, Watch)>,
+    scrubber: Option<Scrubber>,
     /// The tenant's turn to decode and search.
     turn: Arc<Semaphore>,
+}
+
+/// What takes the values out of a body.
+struct Scrubber {
+    scrubber: BodyScrubber,
+    watch: Watch,
+    /// Others may share it while it is held.
+    _searcher: Arc<Shared>,
 }
 
 enum Decoder {
@@ -77,7 +86,12 @@ impl Answer {
             credentialed.watch.count(&matches).await?;
         }
         let scrubber = credentialed.and_then(|Credentialed { watch, searcher }| {
-            Some((BodyScrubber::new(searcher?), watch))
+            let searcher = searcher?;
+            Some(Scrubber {
+                scrubber: BodyScrubber::new(searcher.searcher().clone()),
+                watch,
+                _searcher: searcher,
+            })
         });
         let body = (!body.is_end_stream()).then(|| AnswerBody {
             body,
@@ -113,7 +127,10 @@ impl AnswerBody {
 
     /// What the function may see of a piece, or of what was held back when the body has ended.
     async fn scrub(&mut self, piece: Option<Bytes>) -> Result<Bytes, Refused> {
-        let Some((scrubber, watch)) = &mut self.scrubber else {
+        let Some(Scrubber {
+            scrubber, watch, ..
+        }) = &mut self.scrubber
+        else {
             return Ok(piece.unwrap_or(Bytes::from_static(b"")));
         };
         let mut visible = BytesMut::new();
@@ -233,7 +250,7 @@ fn visible_head(
 ) -> Result<(ResponseHead, Vec<u32>), Refused> {
     let mut fields = Fields::default();
     let searcher = credentialed.and_then(|credentialed| credentialed.searcher.as_ref());
-    let mut scrubber = searcher.map(HeadScrubber::new);
+    let mut scrubber = searcher.map(|shared| HeadScrubber::new(shared.searcher()));
     let rules = credentialed.map(|credentialed| credentialed.watch.rules);
     for (name, value) in &parts.headers {
         let is_shown = !heads::is_hop_by_hop(name.as_str())

@@ -9,6 +9,7 @@ mod heads;
 mod in_flight;
 mod prepare;
 mod resolve;
+mod searchers;
 mod share;
 mod upstream;
 mod watch;
@@ -32,7 +33,8 @@ use crate::control::cut as cut_text;
 use crate::vault::{State, Vault};
 use answer::{Answer, Delivered};
 use in_flight::{InFlight, Registered};
-use prepare::{Prepared, SecretKey};
+use prepare::{Credentialed, Prepared, SecretKey};
+use searchers::{Searchers, Values};
 use share::{Admission, MAX_WAIT, Permit};
 use upstream::{InUse, MAX_IDLE, MAX_POOLS, Place, Upstreams};
 
@@ -97,6 +99,7 @@ pub(crate) struct Calls {
     max_calls: usize,
     admission: Arc<Admission>,
     in_flight: Arc<InFlight>,
+    searchers: Searchers,
 }
 
 /// A call whose answer has begun.
@@ -155,6 +158,7 @@ impl Calls {
             max_calls: calls,
             admission: Admission::new(calls, MAX_WAIT),
             in_flight: Arc::default(),
+            searchers: Searchers::default(),
         })
     }
 
@@ -321,7 +325,7 @@ impl Calls {
             request,
             again,
             place,
-            credentialed,
+            watch,
             lifetime,
             registered,
             exchange,
@@ -335,6 +339,18 @@ impl Calls {
             lifetime,
             _pool: pool,
             _permit: permit,
+        };
+        let turn = self.admission.turn(caller.tenant);
+        let credentialed = match watch {
+            Some((watch, values)) => {
+                let make = |values: &Values| values.searcher(&self.vault);
+                let searcher = tokio::select! {
+                    searcher = self.searchers.of(values, &turn, make) => searcher?,
+                    refused = under_way.must_end() => return Err(refused),
+                };
+                Some(Credentialed { watch, searcher })
+            }
+            None => None,
         };
         let mut response = tokio::select! {
             response = client.pooled.request(request) => response,
@@ -353,7 +369,6 @@ impl Calls {
             };
         }
         let response = response.map_err(|error| dial::refusal(&error))?;
-        let turn = self.admission.turn(caller.tenant);
         let answer = Answer::new(response, credentialed, turn).await?;
         Ok(Answered { answer, under_way })
     }

@@ -11,7 +11,6 @@ use casemate_trust::name::Identifier;
 use casemate_trust::release::{Credential, Release};
 use casemate_trust::secret::{Secret, SecretValue};
 use casemate_vault_core::egress::{Denial, decide};
-use casemate_vault_core::scrub::Searcher;
 use casemate_vault_core::slot::{Outgoing, fill};
 use casemate_wire::{CallCode, RequestHead};
 use http::uri::{Authority as UriAuthority, PathAndQuery, Scheme as UriScheme};
@@ -25,6 +24,7 @@ use super::body::CallBody;
 use super::cut::Exchange;
 use super::heads::{self, CredentialedRules};
 use super::in_flight::{Authority, InFlight, Registered};
+use super::searchers::{Shared, Values};
 use super::share::Permit;
 use super::upstream::Place;
 use super::watch::Watch;
@@ -42,7 +42,7 @@ pub(super) struct Prepared {
     pub(super) again: Option<Again>,
     pub(super) place: Place,
     /// Where the release declares a credential for the host.
-    pub(super) credentialed: Option<Credentialed>,
+    pub(super) watch: Option<(Watch, Values)>,
     /// How long the call may take.
     pub(super) lifetime: Duration,
     pub(super) registered: Registered,
@@ -88,7 +88,7 @@ impl Again {
 pub(super) struct Credentialed {
     pub(super) watch: Watch,
     /// `None`: every secret is too short to be searched for.
-    pub(super) searcher: Option<Searcher>,
+    pub(super) searcher: Option<Arc<Shared>>,
 }
 
 /// Decides by the release that belongs to the channel, opens the secret, and builds the request.
@@ -173,7 +173,7 @@ pub(super) fn prepare(
         request,
         again,
         place,
-        credentialed: watch.map(|(watch, searcher)| Credentialed { watch, searcher }),
+        watch,
         lifetime: Duration::from_millis(release.limits.call_time_ms.into()),
         registered,
         exchange,

@@ -7,16 +7,16 @@
 use std::sync::Arc;
 
 use casemate_trust::host::HostName;
-use casemate_trust::id::TenantId;
+use casemate_trust::id::{Digest, TenantId};
 use casemate_trust::judge::TenantState;
 use casemate_trust::name::{Identifier, Name};
 use casemate_trust::release::{Credential, Release};
-use casemate_trust::secret::{Reflection, SecretValue};
+use casemate_trust::secret::{Reflection, Secret};
 use casemate_vault_core::reflection::{MAX_MATCHES, Recorded};
-use casemate_vault_core::scrub::{Searcher, Watched};
 use casemate_wire::CallCode;
 
 use super::heads::CredentialedRules;
+use super::searchers::{Key, Values};
 use super::{Caller, Refused};
 use crate::vault::{Owner, Reflected, State, Vault};
 
@@ -31,8 +31,8 @@ pub(super) struct Watch {
 }
 
 impl Watch {
-    /// For a call to this host, with what finds the values: `None` where all of them are too short.
-    /// There is no watch where the release declares no credential for the host.
+    /// For a call to this host, with the values that its answer is searched for. There is no watch
+    /// where the release declares no credential for the host.
     ///
     /// # Errors
     /// Answers of this host have held one of the secrets too often.
@@ -43,21 +43,22 @@ impl Watch {
         caller: &Caller,
         release: &Release,
         host: &HostName,
-    ) -> Result<Option<(Self, Option<Searcher>)>, Refused> {
+    ) -> Result<Option<(Self, Values)>, Refused> {
         let credentials = release.credentials.iter();
         let mut of_host = credentials.filter(|slot| slot.host == *host).peekable();
         if of_host.peek().is_none() {
             return Ok(None);
         }
         let mut secrets = Vec::new();
-        let mut opened: Vec<(&Credential, SecretValue)> = Vec::new();
+        let mut values = Values::new(Key::new(caller.tenant, caller.release, host.clone()));
         let mut rules = CredentialedRules { ranges: true };
         for credential in of_host {
             rules.ranges &= credential.ranges;
-            // A secret that this node cannot open was never sent by it.
-            let Some((value, reflection)) = open(vault, state, tenant, credential) else {
+            // A secret that this node has no key for was never sent by it.
+            let Some((digest, listed)) = listed(state, tenant, credential) else {
                 continue;
             };
+            let reflection = listed.place.limits.reflection;
             if reflection == Reflection::Refuse {
                 let secret = &credential.secret;
                 let (tenant, function) = (&caller.tenant, &caller.function);
@@ -65,13 +66,8 @@ impl Watch {
                 until_ms.map_or(Ok(()), |_| Err(reflected(secret)))?;
             }
             secrets.push((credential.secret.clone(), reflection));
-            opened.push((credential, value));
+            values.add(digest, listed.clone(), credential.slot.clone());
         }
-        let watched = opened.iter().map(|(credential, value)| Watched {
-            value: value.expose_secret(),
-            slot: &credential.slot,
-        });
-        let searcher = Searcher::new(&watched.collect::<Vec<_>>());
         let watch = Self {
             reflected: vault.reflected.clone(),
             tenant: caller.tenant,
@@ -79,7 +75,7 @@ impl Watch {
             secrets,
             rules,
         };
-        Ok(Some((watch, searcher)))
+        Ok(Some((watch, values)))
     }
 
     /// Counts what was found of each value, if anything was, and returns when the counts are on the
@@ -137,20 +133,20 @@ impl Watch {
     }
 }
 
-/// The value of a secret that is listed for this node's pool, to be searched for: it may have been
-/// sent before it expired, or before the lease was over.
-fn open(
-    vault: &Vault,
+/// A secret that is listed for this node's pool, and for which the node has the key, to be searched
+/// for: it may have been sent before it expired, or before the lease was over.
+fn listed<'a>(
     state: &State,
-    tenant: &TenantState,
+    tenant: &'a TenantState,
     credential: &Credential,
-) -> Option<(SecretValue, Reflection)> {
+) -> Option<(Digest, &'a Arc<Secret>)> {
     let pool = &state.identity.pool;
     let secret = tenant.secret(&credential.secret, pool)?;
+    let place = &secret.place;
+    state.pool_keys.expose_secret(&place.pool, place.epoch)?;
     let manifest = &tenant.manifest.as_ref()?.manifest;
     let digest = manifest.secrets.get(&credential.secret)?.get(pool)?;
-    let value = vault.kept.open(digest, secret, &state.pool_keys).ok()?;
-    Some((value, secret.place.limits.reflection))
+    Some((*digest, secret))
 }
 
 /// The refusal of a call whose credential is stopped.

@@ -14,7 +14,9 @@ use casemate_vault_core::kept::Kept;
 use casemate_vault_core::keys::{PoolKeys, STORAGE_KEY_BYTES, StorageKey};
 use casemate_vault_core::liveness::Liveness;
 use casemate_vault_core::opening::open_grant;
-use casemate_vault_store::{Kind, SetAside, StateFile, Store, StoreError, replace_file};
+use casemate_vault_store::{
+    Kind, SetAside, StateFile, Store, StoreError, must_be_readable, replace_file,
+};
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
@@ -55,7 +57,9 @@ pub(super) struct StoredLease {
 impl Vault {
     /// Opens the vault: with its own identity, or with a token as a new node.
     pub(crate) fn open(config: &Config) -> Result<Self, VaultError> {
-        let storage = storage_key(&config.storage_key_file)?;
+        // Before a storage key is made: what a newer vault has written stays as it is.
+        must_be_readable(&config.state)?;
+        let storage = storage_key(&config.storage_key_file, &config.state)?;
         let (store, mut aside) = Store::open(&config.state, &storage.vault_key())?;
         let identity = identity(config, &store)?;
         let (memory, lost) = memory(config, &store, identity.join_request().is_none())?;
@@ -103,8 +107,9 @@ impl Vault {
     }
 }
 
-/// Reads the storage key, or makes one at the first start.
-fn storage_key(path: &Path) -> Result<StorageKey, VaultError> {
+/// Reads the storage key, or makes one at the first start. A key that is missing beside what was sealed with it is never
+/// replaced: it may come back, from a disk that is not mounted yet or from a copy.
+fn storage_key(path: &Path, state: &Path) -> Result<StorageKey, VaultError> {
     let wrong = |message: String| VaultError::StorageKey {
         path: path.display().to_string(),
         message,
@@ -115,6 +120,9 @@ fn storage_key(path: &Path) -> Result<StorageKey, VaultError> {
         }
         Ok(_) => Zeroizing::new(std::fs::read(path).map_err(|error| wrong(error.to_string()))?),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            if StateFile::Identity.is_in(state) {
+                return Err(VaultError::StorageKeyLost(path.display().to_string()));
+            }
             let mut key = Zeroizing::new(vec![0; STORAGE_KEY_BYTES]);
             clock::random(&mut key);
             if let Some(folder) = path.parent() {

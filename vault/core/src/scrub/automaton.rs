@@ -55,7 +55,8 @@ impl Automaton {
     /// For needles that hold no skipped byte and no upper-case letter, and are not empty.
     pub(super) fn new(needles: &[&[u8]]) -> Self {
         let (classes, stride) = classes(needles);
-        let mut trie = Trie::new(stride);
+        let most_states = 1 + needles.iter().map(|needle| needle.len()).sum::<usize>();
+        let mut trie = Trie::new(stride, most_states);
         let mut complete: Vec<Option<usize>> = vec![None];
         for (number, needle) in needles.iter().enumerate() {
             let last = needle.iter().fold(0, |state, byte| {
@@ -176,38 +177,31 @@ fn classes(needles: &[&[u8]]) -> ([u8; 256], usize) {
 
 /// The needles as a tree, and with its failure links a complete automaton.
 struct Trie {
-    next: Zeroizing<Vec<usize>>,
+    next: Zeroizing<Vec<u32>>,
     stride: usize,
 }
 
 impl Trie {
-    fn new(stride: usize) -> Self {
-        Self {
-            next: Zeroizing::new(vec![0; stride]),
-            stride,
-        }
+    /// With room for so many states: growing would leave copies of the needles behind.
+    fn new(stride: usize, most_states: usize) -> Self {
+        let mut next = Zeroizing::new(Vec::with_capacity(most_states * stride));
+        next.resize(stride, 0);
+        Self { next, stride }
     }
 
     fn next(&self, state: usize, class: usize) -> usize {
-        self.next[state * self.stride + class]
+        self.next[state * self.stride + class] as usize
     }
 
     /// The state after this one and a byte of this class, which is made if there is none.
     fn insert(&mut self, state: usize, class: u8, complete: &mut Vec<Option<usize>>) -> usize {
         let at = state * self.stride + usize::from(class);
         if self.next[at] == 0 {
-            self.next[at] = complete.len();
+            self.next[at] = u32::try_from(complete.len()).expect("the needles are bounded");
             complete.push(None);
-            let size = complete.len() * self.stride;
-            if size > self.next.capacity() {
-                // Growing leaves no copy of the needles behind that is not wiped.
-                let mut larger = Zeroizing::new(Vec::with_capacity(2 * size));
-                larger.extend_from_slice(&self.next);
-                self.next = larger;
-            }
-            self.next.resize(size, 0);
+            self.next.resize(complete.len() * self.stride, 0);
         }
-        self.next[at]
+        self.next[at] as usize
     }
 
     /// Completes the tree, level by level: where it has no way on, the way on of the longest suffix
@@ -227,13 +221,14 @@ impl Trie {
                 let of_suffix = if state == 0 {
                     0
                 } else {
-                    self.next(suffix, class)
+                    self.next[suffix * self.stride + class]
                 };
                 if self.next[at] == 0 {
                     self.next[at] = of_suffix;
                 } else {
-                    suffixes[self.next[at]] = of_suffix;
-                    order.push(self.next[at]);
+                    let next = self.next[at] as usize;
+                    suffixes[next] = of_suffix as usize;
+                    order.push(next);
                 }
             }
         }

@@ -1,6 +1,8 @@
 //! A body on its way to the function. What is held back of it, and for how long, depends on how many
 //! bytes have come and on blank lines, and on nothing else.
 
+use std::sync::Arc;
+
 use bytes::{Bytes, BytesMut};
 
 use super::search::{Found, Matches, Searcher, TooCostly, Work};
@@ -12,7 +14,7 @@ pub const MAX_BLOCK_BYTES: usize = 64 * 1024;
 
 /// Scrubs a body that comes in pieces.
 pub struct BodyScrubber {
-    searcher: Searcher,
+    searcher: Arc<Searcher>,
     held: BytesMut,
     work: Work,
     /// Complete matches of each value.
@@ -20,10 +22,10 @@ pub struct BodyScrubber {
 }
 
 impl BodyScrubber {
-    /// For one body.
-    pub fn new(searcher: Searcher) -> Self {
+    /// For one body. Bodies that are searched for the same values may share what finds these.
+    pub fn new(searcher: impl Into<Arc<Searcher>>) -> Self {
         Self {
-            searcher,
+            searcher: searcher.into(),
             held: BytesMut::new(),
             work: Work::new(SPARE_STEPS),
             matches: Matches::default(),

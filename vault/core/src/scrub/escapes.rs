@@ -114,8 +114,8 @@ impl Language {
     }
 
     /// Gives the parts of a text that hold escapes to `search`, with the escapes read and `context`
-    /// bytes on either side. A part without an escape is the same in this view as in the text, which
-    /// has been searched.
+    /// bytes on either side. A part without an escape is the same in this view as in the text,
+    /// which has been searched.
     pub(super) fn view<B>(
         self,
         text: &[u8],

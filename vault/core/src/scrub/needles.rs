@@ -14,9 +14,9 @@ const MIN_NEEDLE_BYTES: usize = 4;
 /// Longer values are searched for in pieces of about this size, bytes. What is held back of a body
 /// grows with the longest needle.
 const MAX_NEEDLE_BYTES: usize = 256;
-/// Bytes of all needles together; the automaton has a row for each. Of longer values some pieces
-/// are left out, evenly.
-const MAX_NEEDLES_BYTES: usize = 32 * 1024;
+/// Bytes of all needles together; the automaton has a row for each, of up to 190 numbers, and is
+/// made for a call. Of longer values some pieces are left out, evenly.
+const MAX_NEEDLES_BYTES: usize = 8 * 1024;
 
 /// A value that an answer is searched for.
 #[derive(Clone, Copy)]
@@ -137,7 +137,7 @@ mod tests {
     fn all_needles_together_are_bounded() {
         let value = vec![b'a'; 64 * 1024];
         let total: usize = lengths(&value, &Slot::Bearer).iter().sum();
-        assert!((16 * 1024..=MAX_NEEDLES_BYTES).contains(&total), "{total}");
+        assert!((4 * 1024..=MAX_NEEDLES_BYTES).contains(&total), "{total}");
     }
 
     #[test]

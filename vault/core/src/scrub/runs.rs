@@ -263,7 +263,8 @@ const VALUES_32: [u8; 256] = {
     values
 };
 
-/// What may belong to base32: its letters, and of what belongs to a run of letters all that is between them.
+/// What may belong to base32: its letters, and of what belongs to a run of letters all that is
+/// between them.
 const LETTERS_32: Members = {
     let mut members = [Member::No; 256];
     let mut byte = 0u8;
@@ -348,7 +349,8 @@ impl<const LETTERS: usize, const BITS: usize> Base<LETTERS, BITS> {
         let mut bytes = [0; 8];
         bytes[8 - LETTERS..].copy_from_slice(group);
         let letters = u64::from_be_bytes(bytes);
-        // Each step moves the first of two neighbours up to the second: of letters, pairs, and fours.
+        // Each step moves the first of two neighbours up to the second: of letters, pairs, and
+        // fours.
         let pairs =
             (letters & 0xff00_ff00_ff00_ff00) >> (8 - BITS) | letters & 0x00ff_00ff_00ff_00ff;
         let fours =
@@ -384,8 +386,8 @@ impl<const LETTERS: usize, const BITS: usize> Base<LETTERS, BITS> {
         ControlFlow::Continue(())
     }
 
-    /// Decodes letters whose first group begins here: all of them, or with needles that are ASCII the
-    /// stretches that are ASCII and long enough, and a group on either side.
+    /// Decodes letters whose first group begins here: all of them, or with needles that are ASCII
+    /// the stretches that are ASCII and long enough, and a group on either side.
     fn groups<B>(
         letters: &[u8],
         needed: Needed,

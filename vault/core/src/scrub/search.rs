@@ -175,8 +175,8 @@ impl Searcher {
         ControlFlow::Continue(())
     }
 
-    /// A value in the text, and where it stands. The views do not know where they come from: what is
-    /// found in one is found again in ever shorter parts of the text, which costs no more than a
+    /// A value in the text, and where it stands. The views do not know where they come from: what
+    /// is found in one is found again in ever shorter parts of the text, which costs no more than a
     /// complete match is worth.
     pub(super) fn locate(&self, text: &[u8], work: &mut Work) -> Result<Option<Found>, TooCostly> {
         let Some(needle) = self.find(text, work)? else {

@@ -10,7 +10,8 @@ const DISK: &str = "CASEMATE_TEST_DISK";
 /// What fills it.
 const FILLER: &str = "something-else";
 
-/// How a process of its own mount namespace is made here, with the right to mount; `None` if this machine forbids it.
+/// How a process of its own mount namespace is made here, with the right to mount; `None` if this
+/// machine forbids it.
 fn own_mounts() -> Option<&'static [&'static str]> {
     let ways: [&[&str]; 2] = [
         &["--user", "--map-root-user", "--mount"],
@@ -27,7 +28,8 @@ fn own_mounts() -> Option<&'static [&'static str]> {
     })
 }
 
-/// Runs the test of this name in a process that has a disk of this size, which no other process sees; temporary files lie on it.
+/// Runs the test of this name in a process that has a disk of this size, which no other process
+/// sees; temporary files lie on it.
 pub(crate) fn on_a_disk(test: &str, mib: u32, work: impl FnOnce(&Path)) {
     if let Some(disk) = std::env::var_os(DISK) {
         return work(Path::new(&disk));

@@ -14,6 +14,7 @@ use crate::statement::Statement as _;
 /// A tenant's newest statement of freshness. Statements are ordered by the version of the manifest
 /// that they name, then by time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct FreshnessSeen {
     /// Version of the manifest.
     pub version: u64,

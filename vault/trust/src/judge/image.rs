@@ -15,6 +15,7 @@ use crate::statement::Statement as _;
 
 /// The newest image of a pool.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct ImageSeen {
     /// Its version.
     pub version: ImageVersion,

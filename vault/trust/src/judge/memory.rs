@@ -27,6 +27,7 @@ pub struct Seen {
 
 /// The highest of one tenant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct TenantSeen {
     /// Its `Tenant` statement.
     pub tenant: Seen,
@@ -80,8 +81,10 @@ impl PoolSeen {
     }
 }
 
-/// Everything that must never be forgotten.
+/// Everything that must never be forgotten. What a later program remembers besides is refused, not
+/// dropped: the next write would forget it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Memory {
     /// The fleet: digest of the first root.
     pub fleet: FleetId,

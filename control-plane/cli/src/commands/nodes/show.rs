@@ -1,12 +1,12 @@
 //! `casemate node list`, `casemate node show`.
 
-use casemate_api::node::{HealthView, NodeList, NodeSummary, NodeView};
+use casemate_api::node::{HealthView, JoinList, NodeList, NodeSummary, NodeView};
 use owo_colors::OwoColorize as _;
 
 use crate::args::NodeShow;
 use crate::commands::short;
-use crate::error::Error;
-use crate::machine::{DAY, date, now, printable};
+use crate::error::{Code, Error};
+use crate::machine::{DAY, date, now, printable, printable_lines};
 use crate::output::{outline, table};
 use crate::session::{Context, Session, WARN_BEFORE};
 
@@ -17,6 +17,12 @@ const SCREEN: usize = 8;
 pub(in crate::commands) async fn list(cx: &Context) -> Result<(), Error> {
     let mut session = Session::open(cx).await?;
     let list: NodeList = session.api.get("/v1/nodes").await?;
+    let joins = match session.api.get::<JoinList>("/v1/nodes/joins").await {
+        Ok(list) => list.joins,
+        // Who may only look is not shown who asks.
+        Err(error) if error.code() == Code::Forbidden => Vec::new(),
+        Err(error) => return Err(error),
+    };
     cx.output.result(&list.nodes, || {
         let rows: Vec<_> = list.nodes.iter().map(row).collect();
         table(
@@ -34,7 +40,21 @@ pub(in crate::commands) async fn list(cx: &Context) -> Result<(), Error> {
             &rows,
         )
     })?;
+    for join in &joins {
+        cx.output.warn(&format!(
+            "a machine asks to join pool {} as node {name}: `casemate node admit {name}`",
+            join.pool,
+            name = join.node
+        ));
+    }
     for node in &list.nodes {
+        if let Some(why) = apart(node) {
+            cx.output.warn(&format!(
+                "node {} is not served: {}",
+                node.name,
+                printable(why)
+            ));
+        }
         if node
             .duplicate_seen
             .is_some_and(|seen| now().saturating_sub(seen) < DAY)
@@ -58,6 +78,13 @@ pub(in crate::commands) async fn list(cx: &Context) -> Result<(), Error> {
         }
     }
     Ok(())
+}
+
+/// Why a node is not served that speaks none of the control plane's versions of the push protocol.
+fn apart(node: &NodeSummary) -> Option<&str> {
+    let checks = node.health.as_ref()?.checks.iter();
+    let mut failed = checks.filter(|check| check.name == "protocol" && !check.ok);
+    failed.next().map(|check| check.detail.as_str())
 }
 
 fn row(node: &NodeSummary) -> Vec<String> {
@@ -96,11 +123,13 @@ fn health(node: &NodeSummary) -> String {
     {
         wrong.push("certificate");
     }
-    match (wrong.is_empty(), node.connected_since) {
-        (true, Some(_)) => "ok".to_owned(),
-        // What it said last may be long ago.
-        (true, None) => "away".to_owned(),
-        (false, _) => wrong.join(" "),
+    if node.connected_since.is_none() {
+        // The rest is what it said last, which may be long ago.
+        wrong.insert(0, "away");
+    }
+    match wrong.is_empty() {
+        true => "ok".to_owned(),
+        false => wrong.join(" "),
     }
 }
 
@@ -158,7 +187,7 @@ fn text(node: &NodeView, all: bool) -> String {
             "refused    {} ({}): {}, {}",
             printable(&refused.what),
             printable(&refused.code),
-            printable(&refused.message),
+            printable_lines(&refused.message),
             date(refused.at)
         ));
     }

@@ -1,5 +1,6 @@
 //! `casemate secret put`: values are sealed here, to the key of each pool that uses them.
 
+mod dropped;
 mod env_file;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -19,6 +20,8 @@ use casemate_trust::statement::Pool;
 use serde_json::{Value, json};
 use zeroize::Zeroizing;
 
+use dropped::dropped;
+
 use super::authorities;
 use crate::args::{self, SecretPut, SlotKind};
 use crate::commands::{deploy::finish, value_in_argv};
@@ -36,6 +39,8 @@ struct Sealing {
     limits: SecretLimits,
     /// The version that it got.
     version: u64,
+    /// Options whose limits the version before had, and this one has not.
+    dropped: Vec<&'static str>,
 }
 
 /// `casemate secret put`
@@ -67,6 +72,16 @@ pub(in crate::commands) async fn put(cx: &Context, args: &SecretPut) -> Result<(
             Ok(())
         })
         .await?;
+    for (name, sealing) in &secrets {
+        if !sealing.dropped.is_empty() {
+            cx.output.warn(&format!(
+                "{name} had limits until version {}, and version {} has none of that kind: give {} if that was not meant",
+                sealing.version - 1,
+                sealing.version,
+                sealing.dropped.join(", ")
+            ));
+        }
+    }
     let names: Vec<_> = pools.iter().map(|pool| pool.name.to_string()).collect();
     let (more, told) = told(&secrets, &names, args.name.is_some());
     finish(&mut tenancy, &args.signing, version, more, &told).await
@@ -78,6 +93,7 @@ fn one(name: &Identifier, args: &SecretPut) -> Result<BTreeMap<Identifier, Seali
         limits: limits(args, endpoints(args)?)?,
         value: value(name, args)?,
         version: 0,
+        dropped: Vec::new(),
     };
     Ok([(name.clone(), sealing)].into())
 }
@@ -109,6 +125,7 @@ fn many(
             value,
             limits,
             version: 0,
+            dropped: Vec::new(),
         };
         secrets.insert(name, sealing);
     }
@@ -167,7 +184,11 @@ fn seal(
         .into_iter()
         .flat_map(BTreeMap::values);
     let before = before.filter_map(|digest| tenancy.secret(digest));
-    sealing.version = before.map(|secret| secret.place.version).max().unwrap_or(0) + 1;
+    let before = before.max_by_key(|secret| secret.place.version);
+    let before = before.map(|secret| secret.place);
+    sealing.version = before.as_ref().map_or(0, |place| place.version) + 1;
+    let limits = before.map(|place| place.limits);
+    sealing.dropped = limits.map_or_else(Vec::new, |limits| dropped(&limits, &sealing.limits));
     let mut listed = BTreeMap::new();
     for pool in pools {
         let place = SecretPlace {

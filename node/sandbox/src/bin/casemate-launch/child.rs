@@ -228,7 +228,7 @@ fn follow(plan: &Plan<'_>, line: &OwnedFd) -> Result<Never, (Step, Errno)> {
     }
 
     // They go with the exec, for until then the line and the program are among them.
-    close_other_descriptors(libc::CLOSE_RANGE_CLOEXEC)
+    close_descriptors_from(FIRST_OTHER, libc::CLOSE_RANGE_CLOEXEC)
         .map_err(|error| (Step::Close, errno(&error)))?;
 
     ordinary_signals().map_err(|error| (Step::Signals, errno(&error)))?;
@@ -239,14 +239,17 @@ fn follow(plan: &Plan<'_>, line: &OwnedFd) -> Result<Never, (Step, Errno)> {
     }
 }
 
-/// Closes every descriptor but the standard ones, or with `CLOSE_RANGE_CLOEXEC` marks them for closing.
-pub(crate) fn close_other_descriptors(flags: libc::c_uint) -> io::Result<()> {
+/// The first descriptor that is no standard one.
+pub(crate) const FIRST_OTHER: u32 = 3;
+
+/// Closes every descriptor from `first` on, which is no standard one, or with `CLOSE_RANGE_CLOEXEC` marks them for closing.
+pub(crate) fn close_descriptors_from(first: u32, flags: libc::c_uint) -> io::Result<()> {
     // SAFETY: takes three numbers and touches no memory. No object of ours holds a descriptor above 2 that is used after
     // this: at our start there is none, and in a child only the exec follows, until which they stay open.
     match unsafe {
         libc::syscall(
             libc::SYS_close_range,
-            3 as libc::c_uint,
+            first as libc::c_uint,
             libc::c_uint::MAX,
             flags,
         )

@@ -2,17 +2,22 @@
 //! in its walls; reaps them; and ends with them.
 //!
 //! As root, every program gets a user id of its own. Otherwise all run as the user that launch runs as, and only user
-//! namespaces keep workers apart from the rest. It parses its own arguments and packets of 64 bytes, nothing else.
+//! namespaces keep workers apart from the rest. It parses its own arguments, the two numbers that say which descriptors
+//! were passed to it, and packets of 64 bytes, nothing else.
 
 mod cgroup;
 mod child;
 mod folders;
+mod manager;
 mod serve;
+mod sockets;
 mod start;
+mod upgrade;
 mod walls;
 
 use std::fs;
 use std::io::IsTerminal;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -21,7 +26,11 @@ use clap::Parser;
 use rustix::fs::Mode;
 use tracing_subscriber::EnvFilter;
 
+use crate::manager::Manager;
+use crate::serve::Outcome;
+use crate::sockets::Sockets;
 use crate::start::Launcher;
+use crate::upgrade::Successor;
 
 /// Exit codes of sysexits.h.
 mod exit {
@@ -69,11 +78,14 @@ struct Args {
 
 fn main() -> ExitCode {
     // Before anything else, so that no descriptor, file mode or privilege of our parent comes along.
-    if let Err(error) = sanitise() {
-        log();
-        tracing::error!(%error, "cannot sanitise this process");
-        return exit::UNAVAILABLE.into();
-    }
+    let passed = match sanitise() {
+        Ok(passed) => passed,
+        Err(error) => {
+            log();
+            tracing::error!(%error, "cannot sanitise this process");
+            return exit::UNAVAILABLE.into();
+        }
+    };
     log();
     let args = match Args::try_parse() {
         Ok(args) => args,
@@ -86,7 +98,7 @@ fn main() -> ExitCode {
             };
         }
     };
-    match run(&args) {
+    match run(&args, passed) {
         Ok(code) => code.into(),
         Err(refusal) => {
             let cause = std::error::Error::source(&refusal).map(ToString::to_string);
@@ -96,7 +108,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(args: &Args) -> Result<u8, Refused> {
+fn run(args: &Args, passed: Vec<OwnedFd>) -> Result<u8, Refused> {
     let missing = |source, path: &PathBuf| Refused::Configuration {
         path: path.clone(),
         source,
@@ -124,8 +136,24 @@ fn run(args: &Args) -> Result<u8, Refused> {
             .unwrap_or_default(),
     };
     start::protect_launch();
+    let successor = Successor::find(&programs).map_err(|source| Refused::Step {
+        step: "find our own program",
+        source,
+    })?;
     let launcher = Launcher::new(&programs, (&node, machine.as_deref()), &vault, &state, base)?;
-    serve::serve(launcher)
+    let sockets = Sockets::passed(passed, Manager::from_environment());
+    match serve::serve(launcher, sockets, successor.clone())? {
+        Outcome::Exit(code) => Ok(code),
+        Outcome::Upgrade(sockets) => {
+            tracing::info!(
+                sockets = sockets.len(),
+                "everything has ended; executing the program anew"
+            );
+            let error = successor.become_it(sockets.into_descriptors());
+            tracing::error!(%error, "cannot begin anew");
+            Ok(exit::SOFTWARE)
+        }
+    }
 }
 
 /// Why launch does not start at all.
@@ -169,10 +197,14 @@ impl Refused {
     }
 }
 
-fn sanitise() -> std::io::Result<()> {
-    child::close_other_descriptors(0)?;
+/// Gives the descriptors that were passed to this process by name; no other one stays.
+fn sanitise() -> std::io::Result<Vec<OwnedFd>> {
+    let count = upgrade::passed();
+    child::close_descriptors_from(child::FIRST_OTHER + count, 0)?;
+    let passed = upgrade::take(count);
     rustix::process::umask(Mode::from_raw_mode(0o077));
-    Ok(rustix::thread::set_no_new_privs(true)?)
+    rustix::thread::set_no_new_privs(true)?;
+    Ok(passed)
 }
 
 fn log() {

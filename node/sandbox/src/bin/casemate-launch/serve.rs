@@ -1,16 +1,19 @@
 //! The loop: commands in, events out, children reaped. It ends when the supervisor does, and everything ends with it. A
 //! supervisor that crashes is started again, and adopts the children that its predecessor has started: launch has kept the
 //! supervisor's ends of their control sockets, so that they notice nothing.
+//!
+//! Listening sockets outlive all of them: launch holds the gateway's, and hands them to each new supervisor.
 
 #![allow(unsafe_code, reason = "a descriptor that the kernel hands over")]
 
 mod restart;
+mod signals;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::num::NonZeroU32;
-use std::os::fd::{AsFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use casemate_sandbox::launch::{
@@ -26,10 +29,13 @@ use rustix::net::{
 use rustix::process::{Pid, Signal, WaitOptions, WaitStatus, kill_process, wait};
 
 use crate::cgroup::{AssignError, Cgroup};
+use crate::sockets::Sockets;
 use crate::start::{Launcher, StartError};
+use crate::upgrade::Successor;
 use crate::{Refused, exit};
 
 use restart::is_crash;
+use signals::{Ending, signals};
 
 /// From a request to end until we end everything ourselves. The supervisor drains requests meanwhile.
 const GRACE: Duration = Duration::from_secs(15);
@@ -41,8 +47,20 @@ const BURIAL: Duration = Duration::from_secs(5);
 /// each child.
 const EVENTS_MAX: usize = 1024;
 
-/// Serves until the end, and gives our exit code.
-pub(crate) fn serve(launcher: Launcher) -> Result<u8, Refused> {
+/// How serving has ended.
+pub(crate) enum Outcome {
+    /// We exit with this code.
+    Exit(u8),
+    /// We become the program that lies in our place now; it gets the sockets.
+    Upgrade(Sockets),
+}
+
+/// Serves until the end. `sockets` are those that were passed to us.
+pub(crate) fn serve(
+    launcher: Launcher,
+    sockets: Sockets,
+    successor: Successor,
+) -> Result<Outcome, Refused> {
     let step = |step, source: io::Error| Refused::Step { step, source };
     let signals = signals().map_err(|error| step("take our signals as a descriptor", error))?;
     // One for each child, which a successor of the supervisor gets.
@@ -50,8 +68,9 @@ pub(crate) fn serve(launcher: Launcher) -> Result<u8, Refused> {
         .map_err(|error| step("raise the limit of descriptors", io::Error::other(error)))?;
     let (socket, theirs) =
         command_socket().map_err(|error| step("make the command socket", error.into()))?;
+    let events: VecDeque<_> = sockets.events().collect();
     let supervisor = launcher
-        .start_supervisor(theirs.as_fd(), 0)
+        .start_supervisor(theirs.as_fd(), events.len(), 0)
         .map_err(Refused::Supervisor)?;
     drop(theirs);
     tracing::info!(pid = supervisor.pid.as_raw_nonzero(), "the supervisor runs");
@@ -65,13 +84,19 @@ pub(crate) fn serve(launcher: Launcher) -> Result<u8, Refused> {
         children: BTreeMap::new(),
         free_slots: (0..CHILDREN_MAX as u32).collect(),
         started: 0,
-        events: VecDeque::new(),
+        events,
         listening: true,
-        asked_to_end: false,
+        ending: None,
         deadline: None,
         restarts: VecDeque::new(),
+        sockets,
+        successor,
     };
-    Ok(server.run())
+    let code = server.run();
+    Ok(match server.ending {
+        Some(Ending::Upgrade) => Outcome::Upgrade(server.sockets),
+        Some(Ending::Stop) | None => Outcome::Exit(code),
+    })
 }
 
 /// Our end and the supervisor's.
@@ -99,10 +124,13 @@ struct Server {
     events: VecDeque<(Event, Option<OwnedFd>)>,
     /// Whether the supervisor's socket is still open.
     listening: bool,
-    asked_to_end: bool,
+    /// What we were asked for.
+    ending: Option<Ending>,
     deadline: Option<Instant>,
     /// When the supervisor was started again lately.
     restarts: VecDeque<Instant>,
+    sockets: Sockets,
+    successor: Successor,
 }
 
 struct Child {
@@ -119,7 +147,7 @@ struct Child {
 
 /// What came from the supervisor.
 enum Received {
-    /// With the descriptors of a start: the child's end of its control socket, and the supervisor's.
+    /// With its descriptors: of a start, the child's end of its control socket and the supervisor's; of a hold, the socket.
     Command(Command, Vec<OwnedFd>),
     Nothing,
     Closed,
@@ -179,32 +207,6 @@ impl Server {
             .map(|deadline| timespec(deadline.saturating_duration_since(Instant::now())));
         if let Err(error) = poll(&mut all, limit.as_ref()) {
             tracing::debug!(%error, "poll");
-        }
-    }
-
-    fn take_signals(&mut self) {
-        let size = size_of::<libc::signalfd_siginfo>();
-        let mut info = [0; size_of::<libc::signalfd_siginfo>()];
-        while rustix::io::read(&self.signals, &mut info).is_ok_and(|read| read == size) {
-            // ssi_signo, the structure's first field.
-            let signal = u32::from_ne_bytes([info[0], info[1], info[2], info[3]]).cast_signed();
-            if signal == libc::SIGHUP {
-                tracing::info!("asked to read certificates again");
-                if let Some(pid) = self.supervisor {
-                    let _ = kill_process(pid, Signal::HUP);
-                }
-            } else if signal != libc::SIGCHLD && !self.asked_to_end {
-                tracing::info!(
-                    signal,
-                    grace_secs = GRACE.as_secs(),
-                    "asked to end; the supervisor drains"
-                );
-                self.asked_to_end = true;
-                self.end_within(GRACE);
-                if let Some(pid) = self.supervisor {
-                    let _ = kill_process(pid, Signal::TERM);
-                }
-            }
         }
     }
 
@@ -281,15 +283,10 @@ impl Server {
         let whole = !received
             .flags
             .intersects(ReturnFlags::CTRUNC | ReturnFlags::TRUNC);
-        match (command, descriptors.len()) {
-            (Ok(command @ Command::Start { .. }), 1 | 2)
-            | (
-                Ok(
-                    command
-                    @ (Command::Kill { .. } | Command::Assign { .. } | Command::Note { .. }),
-                ),
-                0,
-            ) if whole => Received::Command(command, descriptors),
+        match command {
+            Ok(command) if whole && command.descriptors().contains(&descriptors.len()) => {
+                Received::Command(command, descriptors)
+            }
             _ => Received::Malformed,
         }
     }
@@ -330,6 +327,14 @@ impl Server {
                     child.note = note;
                 }
             }
+            Command::Hold { id } => {
+                for socket in descriptors {
+                    if let Err(error) = self.sockets.hold(id, socket) {
+                        tracing::warn!(id, "a socket of the supervisor is not held: {error}");
+                    }
+                }
+            }
+            Command::Release { id } => self.sockets.release(id),
         }
     }
 
@@ -483,7 +488,7 @@ impl Server {
     /// The supervisor's own, if that says that something is to be done about it; never 0 if nobody asked us to end.
     fn exit_code(&self) -> u8 {
         match self.supervisor_end {
-            Some(End::Exit(0)) if self.asked_to_end => 0,
+            Some(End::Exit(0)) if self.ending.is_some() => 0,
             Some(End::Exit(0)) => exit::TEMPORARY,
             Some(End::Exit(code)) if !is_crash(End::Exit(code)) => {
                 u8::try_from(code).unwrap_or(exit::SOFTWARE)
@@ -516,25 +521,5 @@ fn timespec(duration: Duration) -> Timespec {
     Timespec {
         tv_sec: duration.as_secs().try_into().unwrap_or(i64::MAX),
         tv_nsec: duration.subsec_nanos().into(),
-    }
-}
-
-/// SIGCHLD, SIGTERM and SIGINT as something to poll; they interrupt nothing any more.
-fn signals() -> io::Result<OwnedFd> {
-    // SAFETY: `sigemptyset` makes the set of the zeroed memory before anything reads it, and the set outlives all calls.
-    // `signalfd` with -1 gives a new descriptor that nobody else has, which is what `OwnedFd` takes over.
-    unsafe {
-        let mut set: libc::sigset_t = std::mem::zeroed();
-        libc::sigemptyset(&raw mut set);
-        for signal in [libc::SIGCHLD, libc::SIGHUP, libc::SIGTERM, libc::SIGINT] {
-            libc::sigaddset(&raw mut set, signal);
-        }
-        if libc::sigprocmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut()) != 0 {
-            return Err(io::Error::last_os_error());
-        }
-        match libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK) {
-            -1 => Err(io::Error::last_os_error()),
-            descriptor => Ok(OwnedFd::from_raw_fd(descriptor)),
-        }
     }
 }

@@ -37,6 +37,14 @@ const PROGRAM_OOM_SCORE: i32 = -900;
 /// `oom_score_adj` of a worker: as if it occupied half of the machine's memory more than it does.
 const WORKER_OOM_SCORE: i32 = 500;
 
+/// The programs that launch starts, in its folder.
+pub(crate) const PROGRAMS: [&str; 4] = [
+    "casemate-node",
+    "casemate-vault",
+    "casemate-gateway",
+    "casemate-worker",
+];
+
 /// Everything that is the same for all children: found once, at our start.
 pub(crate) struct Launcher {
     node: Installed,
@@ -128,10 +136,10 @@ impl Launcher {
             Mode::empty(),
         );
         let mut launcher = Self {
-            node: install("casemate-node", Some(node), "node")?,
-            vault: install("casemate-vault", Some(vault), "vault")?,
-            gateway: install("casemate-gateway", None, "")?,
-            worker: install("casemate-worker", None, "")?,
+            node: install(PROGRAMS[0], Some(node), "node")?,
+            vault: install(PROGRAMS[1], Some(vault), "vault")?,
+            gateway: install(PROGRAMS[2], None, "")?,
+            worker: install(PROGRAMS[3], None, "")?,
             base,
             walls: Walls::None,
             cgroups: Cgroups::prepare(workers_memory_mib()),
@@ -160,16 +168,20 @@ impl Launcher {
         Ok(launcher)
     }
 
-    /// The supervisor, with its end of the command socket and the number of children that it has to adopt.
+    /// The supervisor, with its end of the command socket, the number of sockets that are held, and the number of children
+    /// that it has to adopt.
     pub(crate) fn start_supervisor(
         &self,
         socket: BorrowedFd<'_>,
+        held: usize,
         adopts: usize,
     ) -> Result<Started, StartError> {
         let mut arguments = self.node.arguments.clone();
-        if adopts > 0 {
-            let number = CString::new(adopts.to_string()).expect("digits have no zero byte");
-            arguments.extend([c"--adopt".to_owned(), number]);
+        for (option, number) in [(c"--held", held), (c"--adopt", adopts)] {
+            if number > 0 {
+                let number = CString::new(number.to_string()).expect("digits have no zero byte");
+                arguments.extend([option.to_owned(), number]);
+            }
         }
         let exec = Exec {
             arguments: &arguments,

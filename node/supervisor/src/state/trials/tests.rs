@@ -7,6 +7,8 @@ use super::super::tests::{
     BOUNDS, fallback, function, key, plan, plan_of, proven, served, started, up_with,
 };
 use super::super::{Bounds, Input, Single};
+use casemate_push::is_not_loaded;
+
 use super::*;
 
 const FIRST: Digest = [1; 32];
@@ -205,6 +207,76 @@ fn a_first_release_that_does_not_load_is_reported_and_its_callers_read_why() {
     let functions = vec![function("api", 5), function("web", 2)];
     node.does(plan(2, functions));
     let effects = node.take();
+    let said = not_stored(&effects);
+    assert_eq!(stored(&effects), [2]);
+    assert!(
+        matches!(&said[..], [(2, LOAD_FAILED_EARLIER, text)] if is_not_loaded(LOAD_FAILED_EARLIER, text, "web")),
+        "{said:?}"
+    );
+    let (said, stored) = (
+        |effect: &Effect| matches!(effect, Effect::NotStored(_)),
+        |effect: &Effect| matches!(effect, Effect::Stored { .. }),
+    );
+    assert!(
+        effects.iter().position(said) < effects.iter().position(stored),
+        "who waits for the second word knows the first"
+    );
+    assert_eq!(
+        node.state.not_stored().len(),
+        1,
+        "a control plane that connects anew reads it too"
+    );
+}
+
+#[test]
+fn a_release_that_did_not_load_is_reported_with_every_manifest_that_wants_it_still() {
+    let mut node = Node::new(second_fails);
+    node.deploys(1, &[1]);
+    node.deploys(2, &[2, 1]);
+    node.effects.clear();
+    // Deployed once more.
+    node.deploys(3, &[2, 1]);
+    let said = not_stored(&node.take());
+    assert!(
+        matches!(&said[..], [(3, LOAD_FAILED_EARLIER, _)]),
+        "{said:?}"
+    );
+    node.deploys(4, &[1, 2]);
+    node.effects.clear();
+    // Gone back to: it is tried once more, and that is this manifest's failure.
+    node.deploys(5, &[2, 1]);
+    let effects = node.take();
+    let said = not_stored(&effects);
+    assert!(matches!(&said[..], [(5, LOAD_FAILED, _)]), "{said:?}");
+    assert_eq!(stored(&effects), [0; 0]);
+    let tried = node.given.iter().filter(|(_, release)| *release == SECOND);
+    assert_eq!(tried.count(), 2);
+    assert_eq!(served(&node.needs(9))[0].1, FIRST);
+}
+
+#[test]
+fn what_loads_after_all_is_said_once_more() {
+    let mut state = Supervision::new(BOUNDS);
+    let (web, release) = (key("web"), SECOND);
+    state.handle(Input::Up(Single::Vault), 1);
+    state.handle(plan(1, vec![function("web", 2)]), 1);
+    state.handle(Input::BundleHere(SECOND), 1);
+    let lost = Failure::WorkerLost;
+    state.disprove(&web, release, lost, "lost", 2);
+    let effects = state.handle(Input::Tick, 2);
+    assert!(matches!(&not_stored(&effects)[..], [(1, LOAD_FAILED, _)]));
+    let effects = state.handle(plan(2, vec![function("api", 1), function("web", 2)]), 3);
+    assert_eq!(
+        not_stored(&effects).len(),
+        0,
+        "the other function has not loaded yet"
+    );
+    state.handle(Input::BundleHere(FIRST), 3);
+    state.prove(&key("api"), FIRST);
+    let effects = state.handle(Input::Tick, 4);
+    assert_eq!((stored(&effects), not_stored(&effects).len()), (vec![2], 1));
+    state.prove(&web, release);
+    let effects = state.handle(Input::Tick, 5);
     assert_eq!((stored(&effects), not_stored(&effects)), (vec![2], vec![]));
 }
 

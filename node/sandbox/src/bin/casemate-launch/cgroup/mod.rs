@@ -361,7 +361,7 @@ fn weigh_launch(own: &Group) {
     }
 }
 
-/// Removes what a launch that was killed left behind.
+/// Removes what a launch that was killed left behind, and what this process left when it executed itself anew.
 fn sweep(own: &Group) {
     for folder in own.folders() {
         for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
@@ -370,7 +370,10 @@ fn sweep(own: &Group) {
                 let rest = name.strip_prefix(CGROUP_PREFIX)?;
                 rest.split(['-', '.']).next()?.parse::<u32>().ok()
             });
-            if launch.is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists()) {
+            let is_over = |pid: u32| {
+                pid == std::process::id() || !Path::new(&format!("/proc/{pid}")).exists()
+            };
+            if launch.is_some_and(is_over) {
                 remove_below(&entry.path(), DEPTH);
             }
         }

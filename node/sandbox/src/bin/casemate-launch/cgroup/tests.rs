@@ -121,8 +121,11 @@ fn what_a_dead_launch_left_is_swept_with_everything_below() {
     // No process has an id above the kernel's limit.
     let dead = 1 << 23;
     let left = format!("casemate-{dead}.tenants/tenant-1/casemate-{dead}-5");
-    let alive = format!("casemate-{}.tenants/spares", std::process::id());
-    for path in [&left, &alive, &format!("casemate-{dead}-1")] {
+    let other = std::os::unix::process::parent_id();
+    let alive = format!("casemate-{other}.tenants/spares");
+    // Of this process, before it executed itself anew.
+    let before = format!("casemate-{}.programs", std::process::id());
+    for path in [&left, &alive, &before, &format!("casemate-{dead}-1")] {
         fs::create_dir_all(mount.path().join(path)).unwrap();
     }
     sweep(&own);
@@ -130,7 +133,7 @@ fn what_a_dead_launch_left_is_swept_with_everything_below() {
     let folders = names.filter(|entry| entry.path().is_dir());
     let mut names: Vec<_> = folders.map(|entry| entry.file_name()).collect();
     names.sort();
-    let kept = format!("casemate-{}.tenants", std::process::id());
+    let kept = format!("casemate-{other}.tenants");
     assert_eq!(names, [kept.as_str(), LAUNCH]);
 }
 

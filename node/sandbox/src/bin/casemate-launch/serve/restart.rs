@@ -17,9 +17,9 @@ const RESTARTS_MAX: usize = 5;
 const RESTARTS_PERIOD: Duration = Duration::from_secs(600);
 
 impl Server {
-    /// Starts a supervisor that has crashed again, and hands it the children. Whether one runs now.
+    /// Starts a supervisor that has crashed again, and hands it the sockets and the children. Whether one runs now.
     pub(super) fn restart_supervisor(&mut self) -> bool {
-        if self.asked_to_end || !self.supervisor_end.is_some_and(is_crash) {
+        if self.ending.is_some() || !self.supervisor_end.is_some_and(is_crash) {
             return false;
         }
         let now = Instant::now();
@@ -35,7 +35,8 @@ impl Server {
         }
         self.restarts.push_back(now);
         // What was for the one before names children that the next one learns of now.
-        self.events.clear();
+        self.events = self.sockets.events().collect();
+        let held = self.events.len();
         for (id, child) in &self.children {
             match child.control.as_ref().and_then(|end| end.try_clone().ok()) {
                 Some(control) => self.events.push_back((child.adopted(*id), Some(control))),
@@ -46,9 +47,10 @@ impl Server {
         let started = command_socket()
             .map_err(StartError::Line)
             .and_then(|(ours, theirs)| {
+                let adopts = self.events.len() - held;
                 let started = self
                     .launcher
-                    .start_supervisor(theirs.as_fd(), self.events.len())?;
+                    .start_supervisor(theirs.as_fd(), held, adopts)?;
                 Ok((ours, started))
             });
         match started {
@@ -57,7 +59,8 @@ impl Server {
                 tracing::error!(
                     ?end,
                     pid = pid.as_raw_nonzero(),
-                    children = self.events.len(),
+                    children = self.events.len() - held,
+                    sockets = held,
                     "the supervisor has crashed; its successor runs and adopts the children"
                 );
                 (self.socket, self.supervisor, self.supervisor_cgroup) =

@@ -1,0 +1,94 @@
+//! Whether a descriptor from somebody else is a listening socket.
+
+use std::net::SocketAddr;
+use std::os::fd::AsFd;
+
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketType, getsockname, ipproto, sockopt};
+
+/// Why a descriptor is none that launch holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum NotAListener {
+    /// No socket at all, or the kernel does not answer for it.
+    #[error("expected a listening TCP socket, got what is no socket: {0}")]
+    NoSocket(Errno),
+    /// A socket of another kind.
+    #[error("expected a TCP socket over IPv4 or IPv6, got another socket")]
+    NotTcp,
+    /// Nobody can connect to it: it was never told to listen, or was shut down.
+    #[error("expected a socket that listens, got one that does not")]
+    NotListening,
+}
+
+/// The address that a listening TCP socket has. Nothing is asked but the kernel, so that whoever sent the descriptor is not
+/// believed about it.
+///
+/// # Errors
+/// It is no such socket.
+pub fn listener_address(socket: impl AsFd) -> Result<SocketAddr, NotAListener> {
+    let socket = socket.as_fd();
+    let kind = sockopt::socket_type(socket).map_err(NotAListener::NoSocket)?;
+    let family = sockopt::socket_domain(socket).map_err(NotAListener::NoSocket)?;
+    let protocol = sockopt::socket_protocol(socket).map_err(NotAListener::NoSocket)?;
+    let is_internet = family == AddressFamily::INET || family == AddressFamily::INET6;
+    if kind != SocketType::STREAM || !is_internet || protocol != Some(ipproto::TCP) {
+        return Err(NotAListener::NotTcp);
+    }
+    if !sockopt::socket_acceptconn(socket).map_err(NotAListener::NoSocket)? {
+        return Err(NotAListener::NotListening);
+    }
+    let address = getsockname(socket).map_err(NotAListener::NoSocket)?;
+    SocketAddr::try_from(address).map_err(NotAListener::NoSocket)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{TcpListener, TcpStream, UdpSocket};
+    use std::os::fd::OwnedFd;
+    use std::os::unix::net::UnixListener;
+
+    use super::*;
+
+    #[test]
+    fn a_listener_says_its_address_and_everything_else_is_refused() {
+        for text in ["127.0.0.1:0", "[::1]:0"] {
+            let Ok(listener) = TcpListener::bind(text) else {
+                continue;
+            };
+            assert_eq!(
+                listener_address(&listener),
+                Ok(listener.local_addr().unwrap())
+            );
+        }
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let not_tcp: [OwnedFd; 3] = [
+            UdpSocket::bind("127.0.0.1:0").unwrap().into(),
+            UnixListener::bind(folder.path().join("socket"))
+                .unwrap()
+                .into(),
+            rustix::net::socketpair(
+                AddressFamily::UNIX,
+                SocketType::SEQPACKET,
+                rustix::net::SocketFlags::CLOEXEC,
+                None,
+            )
+            .unwrap()
+            .0,
+        ];
+        for socket in &not_tcp {
+            assert_eq!(listener_address(socket), Err(NotAListener::NotTcp));
+        }
+        assert_eq!(listener_address(&stream), Err(NotAListener::NotListening));
+        let null = std::fs::File::open("/dev/null").unwrap();
+        assert!(matches!(
+            listener_address(&null),
+            Err(NotAListener::NoSocket(_))
+        ));
+        // As a gateway that was taken over can do to a socket that others have too.
+        let other = listener.try_clone().unwrap();
+        rustix::net::shutdown(&other, rustix::net::Shutdown::Both).unwrap();
+        assert_eq!(listener_address(&listener), Err(NotAListener::NotListening));
+    }
+}
