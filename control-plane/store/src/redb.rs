@@ -50,13 +50,16 @@ struct Inner {
     id: StoreId,
 }
 
+/// The revision of the commit that wrote a value, and the value.
+type Row = (u64, Vec<u8>);
+
 /// What a commit replaces.
 #[derive(Debug)]
 struct Unsettled {
     /// Of the commit.
     revision: u64,
     /// Each key with what it had before, in the order of the changes.
-    before: Vec<(String, Option<(u64, Vec<u8>)>)>,
+    before: Vec<(String, Option<Row>)>,
 }
 
 /// How a file becomes a database; `create` but in tests.

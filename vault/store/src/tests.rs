@@ -422,12 +422,11 @@ fn snapshot(folder: &Path) -> std::collections::BTreeMap<PathBuf, Vec<u8>> {
 fn what_a_newer_vault_has_written_is_refused_and_left_as_it_is() {
     let folder = tempfile::tempdir().unwrap();
     let (store, _) = Store::open(folder.path(), &key()).unwrap();
-    let memory = store.write(StateFile::Identity, b"remember me", &mut random);
-    memory.unwrap();
+    remember(&store, &[b"remember me"]);
     drop(store);
     let mark = folder.path().join(MARK);
     assert_eq!(fs::read(&mark).unwrap(), FORMAT.mark());
-    for wrong in [r#"{"format":99,"software":"9.0.0"}"#, "", "{}"] {
+    for wrong in [r#"{"format":3,"software":"9.0.0"}"#, "", "{}"] {
         fs::write(&mark, wrong).unwrap();
         let before = snapshot(folder.path());
         let error = Store::open(folder.path(), &key()).unwrap_err();
@@ -445,6 +444,5 @@ fn what_a_newer_vault_has_written_is_refused_and_left_as_it_is() {
     fs::remove_file(&mark).unwrap();
     let (store, aside) = Store::open(folder.path(), &key()).unwrap();
     assert!(aside.is_empty() && mark.exists());
-    let memory = store.read(StateFile::Identity).unwrap().unwrap();
-    assert_eq!(memory.as_slice(), b"remember me");
+    assert_eq!(remembered(&store), [b"remember me"]);
 }

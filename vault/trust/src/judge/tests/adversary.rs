@@ -269,20 +269,18 @@ impl Node {
     }
 
     fn take(&mut self, letter: &Envelope, clock: Seconds, objects: Objects<'_>) {
-        let (held, before) = (Holdings::of(&self.judge), self.judge.memory().clone());
-        let decided = self.judge.decide(letter, clock, objects);
-        let again = self.judge.decide(letter, clock, objects);
-        assert_eq!(
-            format!("{decided:?}"),
-            format!("{again:?}"),
-            "decide is pure"
-        );
-        assert_eq!(*self.judge.memory(), before, "deciding changes nothing");
-        assert_eq!(Holdings::of(&self.judge), held);
-        let Ok(change) = decided else { return };
+        // A refusal has only looked.
+        let Ok(change) = self.judge.decide(letter, clock, objects) else {
+            return;
+        };
         if change.is_empty() {
             assert!(change.rows().is_empty() && change.memory().is_empty());
+            return;
         }
+        let again = self.judge.decide(letter, clock, objects).unwrap();
+        let texts = (format!("{change:?}"), format!("{again:?}"));
+        assert_eq!(texts.0, texts.1, "decide is pure");
+        let before = self.judge.memory().clone();
         if change.accepted() == Accepted::New
             && [Pool::TYPE, Image::TYPE].contains(&letter.payload_type())
         {
