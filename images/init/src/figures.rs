@@ -22,7 +22,8 @@ fn memory_of(text: &str) -> String {
 
 /// Below it the kernel gives no port to who does not ask for one.
 const FIRST_EPHEMERAL_PORT: u16 = 32_768;
-/// Tables of sockets, and what one that takes from anybody has as its state (`include/net/tcp_states.h`).
+/// Tables of sockets, and what one that takes from anybody has as its state
+/// (`include/net/tcp_states.h`).
 const SOCKETS: [(&str, &str, &str); 4] = [
     ("tcp", "/proc/net/tcp", "0A"),
     ("tcp", "/proc/net/tcp6", "0A"),

@@ -20,7 +20,8 @@ pub(crate) fn read_json<T: serde::de::DeserializeOwned>(
     Ok(Some(serde_json::from_slice(&text)?))
 }
 
-/// Opens a file in a folder of somebody who is believed less than init: no pipe that never begins, and nothing elsewhere.
+/// Opens a file in a folder of somebody who is believed less than init: no pipe that never begins,
+/// and nothing elsewhere.
 pub(crate) fn open_file(path: &Path) -> io::Result<File> {
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let file = File::from(rustix::fs::open(path, flags, rustix::fs::Mode::empty())?);

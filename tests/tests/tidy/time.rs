@@ -24,6 +24,7 @@ const EXCEPTIONS: &[(&str, usize)] = &[
     ("node/gateway/tests/lifecycle.rs", 1),
     ("node/sandbox/src/bin/casemate-launch/child.rs", 1),
     ("node/sandbox/tests/ends.rs", 1),
+    ("node/sandbox/tests/sockets.rs", 1),
     ("node/supervisor/src/lock.rs", 1),
     ("node/worker/src/engine/clock.rs", 1),
     ("node/worker/tests/attacker.rs", 1),

@@ -80,7 +80,7 @@ impl Envelope {
 
     /// As JSON.
     pub fn to_bytes(&self) -> Vec<u8> {
-        serde_json::to_vec(self).unwrap_or_default()
+        serde_json::to_vec(self).expect("plain data with text as keys is JSON")
     }
 
     /// Type of the payload, unverified.

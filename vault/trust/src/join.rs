@@ -132,7 +132,7 @@ impl JoinToken {
 
     /// As it is printed.
     pub fn expose_secret(&self) -> Zeroizing<String> {
-        let json = Zeroizing::new(serde_json::to_vec(self).unwrap_or_default());
+        let json = Zeroizing::new(serde_json::to_vec(self).expect("plain data is JSON"));
         let mut bytes = Zeroizing::new(json.to_vec());
         bytes.extend_from_slice(&crate::id::sha256(&json)[..4]);
         Zeroizing::new(format!(
@@ -325,7 +325,7 @@ impl Grant {
 
     /// Its bytes.
     pub fn to_bytes(&self) -> Vec<u8> {
-        serde_json::to_vec(self).unwrap_or_default()
+        serde_json::to_vec(self).expect("plain data with text as keys is JSON")
     }
 
     /// From bytes that anybody may have sent.

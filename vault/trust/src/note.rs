@@ -68,7 +68,7 @@ impl Note {
 fn line(text: &str, most: usize) -> String {
     let line = text.lines().map(str::trim).find(|line| !line.is_empty());
     let mut kept = String::new();
-    for c in line.unwrap_or_default().chars().filter(|c| !c.is_control()) {
+    for c in line.unwrap_or("").chars().filter(|c| !c.is_control()) {
         if kept.len() + c.len_utf8() > most {
             break;
         }

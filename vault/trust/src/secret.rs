@@ -332,7 +332,7 @@ impl Secret {
 
     /// Its bytes, whose SHA-256 is its name.
     pub fn to_bytes(&self) -> Vec<u8> {
-        serde_json::to_vec(self).unwrap_or_default()
+        serde_json::to_vec(self).expect("plain data with text as keys is JSON")
     }
 
     /// From bytes that anybody may have sent.

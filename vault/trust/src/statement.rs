@@ -43,7 +43,7 @@ pub trait Statement: Serialize + DeserializeOwned {
     fn sign(&self, keys: &[&SigningKey]) -> Envelope {
         Envelope::sign(
             Self::TYPE,
-            serde_json::to_vec(self).unwrap_or_default(),
+            serde_json::to_vec(self).expect("plain data with text as keys is JSON"),
             keys,
         )
     }

@@ -389,8 +389,7 @@ fn must_fit(tenant: &Tenant, accord: &Accord) -> Result<(), Refusal> {
         let hosts = accord
             .releases
             .get(&wanted.release)
-            .map(|release| release.hosts.as_slice())
-            .unwrap_or_default();
+            .map_or(&[][..], |release| release.hosts.as_slice());
         let own: BTreeSet<_> = hosts.iter().collect();
         if let Some(twice) = own.iter().find(|host| claimed.contains(**host)) {
             return Err(Refusal::HostTwice((**twice).clone()));
