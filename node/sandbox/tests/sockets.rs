@@ -1,6 +1,7 @@
 //! Listening sockets that `casemate-launch` holds: over the end of supervisors, over its own exec, and over a restart by a
 //! service manager. What is no such socket is not held, whoever sends it.
 
+#![allow(unsafe_code, reason = "descriptors by number, between fork and exec")]
 #![allow(clippy::unwrap_used, clippy::print_stdout)] // The functions beside the tests are tests too.
 
 mod node;

@@ -9,8 +9,10 @@ const MAY_LIFT: &[&str] = &[
     "node/sandbox/src/syscalls.rs",
     "node/sandbox/src/bin/casemate-launch/child.rs",
     "node/sandbox/src/bin/casemate-launch/serve.rs",
+    "node/sandbox/src/bin/casemate-launch/upgrade.rs",
     "node/sandbox/examples/probe/calls.rs",
     "node/sandbox/examples/probe/placed.rs",
+    "node/sandbox/tests/sockets.rs",
     "node/worker/src/engine/mod.rs",
 ];
 

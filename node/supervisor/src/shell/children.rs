@@ -404,8 +404,8 @@ mod tests {
         let (happenings, mut happened) = mpsc::channel(8);
         let (hostile, theirs) = pair().unwrap();
         let child = Speaker::worker(1);
-        let queue =
-            speak::<ToWorker, FromWorker>(theirs, child, happenings, Happening::Worker).unwrap();
+        let heard = |id, message, _| Happening::Worker(id, message);
+        let queue = speak::<ToWorker, FromWorker>(theirs, child, happenings, heard).unwrap();
         let hostile = Control::<FromWorker, ToWorker>::new(hostile).unwrap();
         let all = PACE_BURST + 3 * PACE_MESSAGES;
         tokio::spawn(async move {

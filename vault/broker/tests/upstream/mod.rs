@@ -21,6 +21,7 @@ use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
 use tokio_rustls::TlsAcceptor;
 
 #[derive(Debug, Clone)]
@@ -96,6 +97,7 @@ pub(crate) struct Upstream {
     seen: Arc<Mutex<Vec<Seen>>>,
     /// Bytes of endless answers.
     produced: Arc<AtomicUsize>,
+    serving: Option<JoinHandle<()>>,
 }
 
 impl Upstream {
@@ -131,6 +133,7 @@ impl Upstream {
             ca_pem: certificate.ca.clone(),
             seen: Arc::default(),
             produced: Arc::default(),
+            serving: None,
         };
         (upstream, listener, tls)
     }
@@ -156,10 +159,10 @@ impl Upstream {
     }
 
     fn serve(key: &'static str, listening: (Self, TcpListener, TlsAcceptor)) -> Self {
-        let (upstream, listener, tls) = listening;
+        let (mut upstream, listener, tls) = listening;
         let seen = upstream.seen.clone();
         let produced = upstream.produced.clone();
-        tokio::spawn(async move {
+        upstream.serving = Some(tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
                 let (tls, seen, produced) = (tls.clone(), seen.clone(), produced.clone());
                 tokio::spawn(async move {
@@ -173,8 +176,16 @@ impl Upstream {
                     let _ended = server.serve_connection(TokioIo::new(stream), service).await;
                 });
             }
-        });
+        }));
         upstream
+    }
+
+    /// Listens no longer; the next may have its address.
+    pub(crate) async fn stop(self) {
+        if let Some(serving) = self.serving {
+            serving.abort();
+            let _cancelled = serving.await;
+        }
     }
 
     pub(crate) fn url(&self, path: &str) -> String {

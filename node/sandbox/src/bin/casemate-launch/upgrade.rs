@@ -2,6 +2,11 @@
 //! place. The convention is that of sd_listen_fds(3), so that a service manager's descriptors come the same way: they are
 //! numbered from 3 on, `LISTEN_FDS` says how many, and `LISTEN_PID` for which process they are.
 
+#![allow(
+    unsafe_code,
+    reason = "descriptors by number, and an exec with signals blocked"
+)]
+
 use std::ffi::{CString, OsStr, OsString};
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
