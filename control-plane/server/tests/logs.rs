@@ -7,6 +7,7 @@ mod support;
 use casemate_api::audit::AuditPage;
 use casemate_api::token::{MadeToken, NewToken, Scope};
 use casemate_push::{LogEntry, LogLevel, NodeEnd};
+use casemate_trust::id::TenantId;
 use http_body_util::BodyExt as _;
 use support::fleet::{key, name, tenant_path};
 use support::node::{hello, member, serving};
@@ -18,11 +19,8 @@ async fn next_line(following: &mut hyper::body::Incoming) -> bytes::Bytes {
     frame.into_data().unwrap()
 }
 
-#[tokio::test]
-async fn logs_reach_their_tenant_and_follow() {
-    let control = Control::new().await;
-    let (fleet, tenant, mut node) = serving(&control).await;
-    let entry = |message: &str, tenant| LogEntry {
+fn entry(message: &str, tenant: TenantId) -> LogEntry {
+    LogEntry {
         tenant,
         function: name("web"),
         request: Some("r1".into()),
@@ -30,26 +28,15 @@ async fn logs_reach_their_tenant_and_follow() {
         message: message.into(),
         time_ms: 1,
         failure: None,
-    };
-    let path = tenant_path(&fleet.tenant.id, "logs");
-    let mut following = tenant
-        .open("GET", &format!("{path}?follow=true"), vec![])
-        .await
-        .into_body();
-    node.end.log(entry("first", fleet.tenant.id));
-    node.end
-        .log(entry("not theirs", casemate_trust::id::TenantId([3; 32])));
-    node.write().await;
-    let line = next_line(&mut following).await;
-    let record: casemate_api::log::LogRecord = serde_json::from_slice(&line).unwrap();
-    assert_eq!(
-        (record.message.as_str(), record.node.as_str(), record.seq),
-        ("first", "edge-1", 1)
-    );
-    node.end.log(entry("second", fleet.tenant.id));
-    node.write().await;
-    let line = next_line(&mut following).await;
-    assert!(String::from_utf8_lossy(&line).contains("second"));
+    }
+}
+
+#[tokio::test]
+async fn a_reflected_credential_is_audited_for_a_tenant_that_runs_there() {
+    let control = Control::new().await;
+    let (fleet, tenant, mut node) = serving(&control).await;
+    let path = tenant_path(&fleet.tenant.id, "logs?follow=true");
+    let mut following = tenant.open("GET", &path, vec![]).await.into_body();
     let reflected = LogEntry {
         failure: Some("credential_reflected".into()),
         ..entry(
@@ -57,7 +44,7 @@ async fn logs_reach_their_tenant_and_follow() {
             fleet.tenant.id,
         )
     };
-    let other = casemate_trust::id::TenantId([3; 32]);
+    let other = TenantId([3; 32]);
     node.end.log(LogEntry {
         tenant: other,
         ..reflected.clone()
@@ -77,8 +64,32 @@ async fn logs_reach_their_tenant_and_follow() {
         !page.records.iter().any(|one| names_other(&one.subject)),
         "a node speaks for no other"
     );
+}
+
+#[tokio::test]
+async fn logs_reach_their_tenant_and_follow() {
+    let control = Control::new().await;
+    let (fleet, tenant, mut node) = serving(&control).await;
+    let path = tenant_path(&fleet.tenant.id, "logs");
+    let mut following = tenant
+        .open("GET", &format!("{path}?follow=true"), vec![])
+        .await
+        .into_body();
+    node.end.log(entry("first", fleet.tenant.id));
+    node.end.log(entry("not theirs", TenantId([3; 32])));
+    node.write().await;
+    let line = next_line(&mut following).await;
+    let record: casemate_api::log::LogRecord = serde_json::from_slice(&line).unwrap();
+    assert_eq!(
+        (record.message.as_str(), record.node.as_str(), record.seq),
+        ("first", "edge-1", 1)
+    );
+    node.end.log(entry("second", fleet.tenant.id));
+    node.write().await;
+    let line = next_line(&mut following).await;
+    assert!(String::from_utf8_lossy(&line).contains("second"));
     let since = tenant
-        .get(&format!("{path}?since=2&function=web"))
+        .get(&format!("{path}?since=1&function=web"))
         .await
         .ok();
     assert_eq!(since.body.iter().filter(|byte| **byte == b'\n').count(), 1);

@@ -109,7 +109,6 @@ const LONG_FUNCTIONS: &[(&str, usize)] = &[
     ("tests/tests/bad_input.rs", 1),
     ("tests/tests/image_push.rs", 1),
     ("vault/broker/src/calls/prepare.rs", 1),
-    ("vault/broker/tests/fleet/mod.rs", 1),
     ("vault/broker/tests/takeover.rs", 1),
     ("vault/trust/src/judge/tests/mod.rs", 1),
 ];

@@ -11,6 +11,14 @@ use super::world::{Person, World, public_keys, world};
 
 const SECRET: &str = "sk_live_4711_do_not_tell";
 
+fn nothing_is_withdrawn_unasked(tenant: &Person) {
+    for withdrawal in [&["secret", "rm", "PAY_KEY"][..], &["remove", "web"]] {
+        let unconfirmed = tenant.run(withdrawal);
+        let says_how = unconfirmed.err.contains("--yes");
+        assert!(unconfirmed.code == 64 && says_how, "{}", unconfirmed.err);
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn from_nothing_to_a_function_that_is_rolled_back() {
     let World {
@@ -62,11 +70,7 @@ async fn from_nothing_to_a_function_that_is_rolled_back() {
     assert_eq!(again.code, 66, "{}", again.err);
     let none = tenant.run(&["rollback", "web"]);
     assert!(none.err.contains("no earlier release"), "{}", none.err);
-    for withdrawal in [&["secret", "rm", "PAY_KEY"][..], &["remove", "web"]] {
-        let unconfirmed = tenant.run(withdrawal);
-        let says_how = unconfirmed.err.contains("--yes");
-        assert!(unconfirmed.code == 64 && says_how, "{}", unconfirmed.err);
-    }
+    nothing_is_withdrawn_unasked(&tenant);
     let removed = tenant.run(&["secret", "rm", "PAY_KEY", "--yes"]);
     assert!(
         removed.err.contains("web uses it as env.pay"),

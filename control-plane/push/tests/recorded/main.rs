@@ -190,24 +190,30 @@ fn full_hello() -> Hello {
     }
 }
 
-/// Every message that a node sends, with every kind of what is in it.
-fn messages_of_node() -> Vec<ToControl> {
-    let (tenant, digest) = (TENANT, Digest([3; 32]));
-    let text = |text: &str| text.to_owned();
+/// Log entries of every level, and one with a failure.
+fn log_entries() -> Vec<LogEntry> {
     let entry = |level| LogEntry {
-        tenant,
+        tenant: TENANT,
         function: name("web"),
-        request: Some(text("r1")),
+        request: Some("r1".into()),
         level,
-        message: text("gr\u{fc}\u{df}e"),
+        message: "gr\u{fc}\u{df}e".into(),
         time_ms: 1_800_000_000_123,
         failure: None,
     };
     let failed = LogEntry {
         request: None,
-        failure: Some(text("exceeded_cpu")),
+        failure: Some("exceeded_cpu".into()),
         ..entry(LogLevel::Error)
     };
+    let levels = [LogLevel::Debug, LogLevel::Info, LogLevel::Warn];
+    levels.map(entry).into_iter().chain([failed]).collect()
+}
+
+/// Every message that a node sends, with every kind of what is in it.
+fn messages_of_node() -> Vec<ToControl> {
+    let (tenant, digest) = (TENANT, Digest([3; 32]));
+    let text = |text: &str| text.to_owned();
     let mut messages = vec![
         ToControl::Join {
             request: vec![1, 2, 3],
@@ -249,12 +255,7 @@ fn messages_of_node() -> Vec<ToControl> {
         },
         ToControl::Lease { nonce: [2; 32] },
         ToControl::Logs {
-            entries: vec![
-                entry(LogLevel::Debug),
-                entry(LogLevel::Info),
-                entry(LogLevel::Warn),
-                failed,
-            ],
+            entries: log_entries(),
             lost: 1,
         },
         ToControl::Status {

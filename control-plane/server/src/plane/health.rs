@@ -412,6 +412,10 @@ mod tests {
             let found = wrong(pointer, value);
             assert!(found.contains(expected), "{pointer}: {found}");
         }
+    }
+
+    #[test]
+    fn what_a_node_does_not_say_itself_is_named() {
         let mut node = last(healthy());
         node.duplicate = Some(900);
         node.apart = Some("no common push protocol".into());

@@ -319,11 +319,10 @@ fn a_cut_while_the_key_is_sealed_leaves_a_machine_that_boots() {
     assert!(anew.mode == Mode::Tpm && anew.key != first.key);
     // A TPM of somebody else's is left alone.
     fs::remove_dir_all(bench.state.path().join(FOLDER)).unwrap();
-    let mut tpm = Emulator::start(bench.tpm.path());
-    let mut tpm = tpm.take();
-    tpm.clear().unwrap();
-    tpm.set_owner(&[], b"somebody else").unwrap();
-    drop(tpm);
+    let mut emulator = Emulator::start(bench.tpm.path());
+    emulator.tpm.clear().unwrap();
+    emulator.tpm.set_owner(&[], b"somebody else").unwrap();
+    drop(emulator);
     let said = bench.boot_with(&to_join, false).err().unwrap();
     assert!(said.next.contains("clear the TPM"), "{}", said.next);
 }

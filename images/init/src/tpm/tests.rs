@@ -1,8 +1,9 @@
 //! Against an emulated TPM (swtpm), which knows what is right.
 
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use casemate_measured_boot::{Approval, ApprovalKey, sealed_policy};
@@ -20,12 +21,16 @@ const IMAGE: &[u8] = b"image";
 /// restart.
 pub(crate) struct Emulator {
     child: Child,
+    socket: PathBuf,
     pub(crate) tpm: Tpm,
 }
 
 impl Emulator {
     pub(crate) fn start(folder: &Path) -> Self {
-        let socket = folder.join("socket");
+        // Of its own: an emulator that ends removes its socket, and may do so after the next began.
+        static STARTED: AtomicUsize = AtomicUsize::new(0);
+        let number = STARTED.fetch_add(1, Ordering::Relaxed);
+        let socket = folder.join(format!("socket-{number}"));
         let spawn = || {
             Command::new("swtpm")
                 .args(["socket", "--tpm2", "--flags", "not-need-init,startup-clear"])
@@ -54,6 +59,7 @@ impl Emulator {
         let carrier = Box::new(carrier);
         Self {
             child,
+            socket,
             tpm: Tpm::over(carrier),
         }
     }
@@ -263,7 +269,7 @@ fn an_answer_that_is_changed_on_the_way_is_noticed() {
     let sealed = emulator.tpm.seal(&[], SECRET, &policy).unwrap();
     // One client at a time.
     emulator.tpm.carrier = Box::new(io::empty());
-    let stream = UnixStream::connect(folder.path().join("socket")).unwrap();
+    let stream = UnixStream::connect(&emulator.socket).unwrap();
     emulator.tpm.carrier = Box::new(Liar(stream));
     let fault = emulator.tpm.unseal(&sealed, key.public(), &signed);
     assert!(matches!(fault, Err(Fault::Forged)), "{:?}", fault.err());

@@ -101,12 +101,12 @@ pub(crate) fn with_walls() -> impl Iterator<Item = (User, Node)> {
 }
 
 impl Node {
-    #[expect(clippy::too_many_lines, reason = "one story, step by step")]
     pub(crate) fn start(user: User) -> Self {
         Self::start_with(user, |_, _| {})
     }
 
     /// With more of launch's process; `prepare` also gets the folder of the programs.
+    #[expect(clippy::too_many_lines, reason = "one story, step by step")]
     pub(crate) fn start_with(user: User, prepare: impl FnOnce(&mut Process, &Path)) -> Self {
         static NODES: AtomicU32 = AtomicU32::new(0);
         let base = 800_000 + 10_000 * NODES.fetch_add(1, Ordering::Relaxed);

@@ -61,7 +61,6 @@ impl Fleet {
         Self::start_with(upstream, "private_addresses = [\"127.0.0.0/8\"]\n").await
     }
 
-    #[expect(clippy::too_many_lines, reason = "one story, step by step")]
     pub(crate) async fn start_with(upstream: &Upstream, config: &str) -> Self {
         let fleet = Self::of_folder(tempfile::tempdir().unwrap(), upstream);
         let control = ("127.0.0.1:1".to_owned(), key(21).public());
