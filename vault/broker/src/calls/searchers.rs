@@ -14,7 +14,7 @@ use casemate_wire::CallCode;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::Refused;
-use super::share::MAX_WAIT;
+use super::share::{MAX_WAIT, PerTenant};
 use crate::vault::Vault;
 
 /// Values up to so many bytes in all, sealed, cost too little to be shared: some hundred KiB.
@@ -114,10 +114,18 @@ impl Shared {
 }
 
 /// The searchers of calls under way.
-#[derive(Default)]
 pub(super) struct Searchers {
     under_way: Mutex<HashMap<Key, Weak<Shared>>>,
-    rooms: Mutex<HashMap<TenantId, Weak<Semaphore>>>,
+    rooms: PerTenant,
+}
+
+impl Default for Searchers {
+    fn default() -> Self {
+        Self {
+            under_way: Mutex::default(),
+            rooms: PerTenant::new(MAX_LARGE_OF_TENANT),
+        }
+    }
 }
 
 impl Searchers {
@@ -139,7 +147,7 @@ impl Searchers {
         if let Some(shared) = self.find(&values.key) {
             return Ok(Some(shared));
         }
-        let room = self.room(values.key.tenant).acquire_owned();
+        let room = self.rooms.of(values.key.tenant).acquire_owned();
         let Ok(Ok(room)) = tokio::time::timeout(MAX_WAIT, room).await else {
             let message = format!(
                 "answers of the tenant's calls on this node are searched for {MAX_LARGE_OF_TENANT} \
@@ -171,17 +179,6 @@ impl Searchers {
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
         under_way.get(key).and_then(Weak::upgrade)
-    }
-
-    fn room(&self, tenant: TenantId) -> Arc<Semaphore> {
-        let mut rooms = self.rooms.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(room) = rooms.get(&tenant).and_then(Weak::upgrade) {
-            return room;
-        }
-        rooms.retain(|_, room| room.strong_count() > 0);
-        let room = Arc::new(Semaphore::new(MAX_LARGE_OF_TENANT));
-        rooms.insert(tenant, Arc::downgrade(&room));
-        room
     }
 }
 

@@ -168,7 +168,7 @@ pub(super) struct Admission {
     waiters: Mutex<Waiters>,
     max_wait: Duration,
     /// One permit a tenant: see [`Admission::turn`].
-    turns: Mutex<HashMap<TenantId, Weak<Semaphore>>>,
+    turns: PerTenant,
 }
 
 /// A call that was admitted. Dropping it lets the next one go.
@@ -217,7 +217,7 @@ impl Admission {
                 wake: HashMap::new(),
             }),
             max_wait,
-            turns: Mutex::default(),
+            turns: PerTenant::new(1),
         })
     }
 
@@ -265,14 +265,7 @@ impl Admission {
     /// Whose turn it is to decode and search answers: one call of a tenant at a time. A tenant with
     /// a hundred such calls takes as much processor time as one with a single call.
     pub(super) fn turn(&self, tenant: TenantId) -> Arc<Semaphore> {
-        let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(turn) = turns.get(&tenant).and_then(Weak::upgrade) {
-            return turn;
-        }
-        turns.retain(|_, turn| turn.strong_count() > 0);
-        let turn = Arc::new(Semaphore::new(1));
-        turns.insert(tenant, Arc::downgrade(&turn));
-        turn
+        self.turns.of(tenant)
     }
 
     /// For the status page: calls under way, and calls that wait.
@@ -292,6 +285,33 @@ impl Admission {
 
     fn waiters(&self) -> MutexGuard<'_, Waiters> {
         self.waiters.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Permits of each tenant, which are remembered for as long as somebody has them.
+#[derive(Debug)]
+pub(super) struct PerTenant {
+    permits: usize,
+    tenants: Mutex<HashMap<TenantId, Weak<Semaphore>>>,
+}
+
+impl PerTenant {
+    pub(super) fn new(permits: usize) -> Self {
+        Self {
+            permits,
+            tenants: Mutex::default(),
+        }
+    }
+
+    pub(super) fn of(&self, tenant: TenantId) -> Arc<Semaphore> {
+        let mut tenants = self.tenants.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(permits) = tenants.get(&tenant).and_then(Weak::upgrade) {
+            return permits;
+        }
+        tenants.retain(|_, permits| permits.strong_count() > 0);
+        let permits = Arc::new(Semaphore::new(self.permits));
+        tenants.insert(tenant, Arc::downgrade(&permits));
+        permits
     }
 }
 
