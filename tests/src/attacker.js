@@ -101,7 +101,8 @@ const ways = {
     for (const guess of guesses) {
       const headers = { origin: guess, "x-request-id": guess };
       const answer = await call(env, path, { headers });
-      const fields = JSON.stringify([...answer.headers]);
+      // The second in which an answer was made says nothing of the guess.
+      const fields = JSON.stringify([...answer.headers].filter(([name]) => name !== "date"));
       seen.push(without(`${answer.status} ${fields} ${await answer.text()}`, guess));
     }
     return seen;
