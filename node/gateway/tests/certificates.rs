@@ -4,16 +4,14 @@
 mod harness;
 
 use std::fs;
-use std::sync::Arc;
 
 use bytes::Bytes;
 use casemate_wire::control::gateway::{
     Certificate, CertificateFiles, FromGateway, Listener, Start, ToGateway,
 };
-use harness::{Node, SOON, describe, http2, perimeter, route, start, work};
+use harness::{Node, SOON, describe, http2, http2_connector, perimeter, route, start, work};
 use http::Request;
 use http_body_util::{BodyExt as _, Empty};
-use rustls::RootCertStore;
 use rustls_pki_types::{CertificateDer, ServerName};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -51,15 +49,7 @@ async fn report(node: &mut Node) -> Certificate {
 }
 
 async fn connect(node: &Node, trusted: &CertificateDer<'static>) -> TlsStream<TcpStream> {
-    let mut roots = RootCertStore::empty();
-    roots.add(trusted.clone()).unwrap();
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let config = rustls::ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .unwrap();
-    let mut config = config.with_root_certificates(roots).with_no_client_auth();
-    config.alpn_protocols = vec![b"h2".to_vec()];
-    let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
+    let connector = http2_connector(trusted);
     let name = ServerName::try_from("a.test").unwrap();
     let connected = connector.connect(name, node.connect().await);
     timeout(SOON, connected).await.unwrap().unwrap()

@@ -3,16 +3,14 @@
 
 mod harness;
 
-use std::sync::Arc;
-
 use bytes::Bytes;
 use casemate_wire::control::gateway::{CertificateFiles, FromGateway, Listener, Perimeter};
 use harness::{
-    Node, SOON, describe, echo, http2, key, ok, perimeter, read_until, route, start, status, work,
+    Node, SOON, describe, echo, http2, http2_connector, key, ok, perimeter, read_until, route,
+    start, status, work,
 };
 use http::{HeaderMap, Request, Version};
 use http_body_util::{BodyExt as _, Empty, StreamBody};
-use rustls::RootCertStore;
 use rustls_pki_types::ServerName;
 use tokio::io::AsyncWriteExt as _;
 use tokio::time::timeout;
@@ -205,7 +203,6 @@ impl Folder {
 }
 
 #[tokio::test]
-#[expect(clippy::too_many_lines, reason = "one story, step by step")]
 async fn tls_chooses_the_certificate_by_name_and_http2_by_alpn() {
     let folder = Folder(tempfile::tempdir().unwrap());
     let ((a, a_der), (b, b_der)) = (folder.certificate("a.test"), folder.certificate("b.test"));
@@ -227,15 +224,7 @@ async fn tls_chooses_the_certificate_by_name_and_http2_by_alpn() {
     tokio::spawn(work(node.worker("f", 1, 64).await, describe));
     let connect = async |name: &'static str,
                          trusted: &rustls_pki_types::CertificateDer<'static>| {
-        let mut roots = RootCertStore::empty();
-        roots.add(trusted.clone()).unwrap();
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let config = rustls::ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .unwrap();
-        let mut config = config.with_root_certificates(roots).with_no_client_auth();
-        config.alpn_protocols = vec![b"h2".to_vec()];
-        let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
+        let connector = http2_connector(trusted);
         timeout(
             SOON,
             connector.connect(ServerName::try_from(name).unwrap(), node.connect().await),

@@ -89,7 +89,6 @@ const LONG_FUNCTIONS: &[(&str, usize)] = &[
     ("images/init/src/network.rs", 1),
     ("images/init/src/storage/tests.rs", 1),
     ("node/gateway/src/run.rs", 1),
-    ("node/gateway/tests/http.rs", 1),
     ("node/sandbox/src/bin/casemate-launch/child.rs", 1),
     ("node/sandbox/tests/node/mod.rs", 1),
     ("node/supervisor/src/config.rs", 1),

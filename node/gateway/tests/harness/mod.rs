@@ -7,6 +7,7 @@ use std::collections::VecDeque;
 use std::future::Future;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -17,6 +18,8 @@ use casemate_wire::control::gateway::{
 use casemate_wire::control::{Digest, Failure, FunctionKey, WorkerId};
 use casemate_wire::{Fields, ResponseHead};
 use hyper_util::rt::{TokioExecutor, TokioIo};
+use rustls::RootCertStore;
+use rustls_pki_types::CertificateDer;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -432,4 +435,17 @@ where
             .unwrap();
     tokio::spawn(connection);
     sender
+}
+
+/// TLS of a client that trusts this certificate and speaks HTTP/2.
+pub fn http2_connector(trusted: &CertificateDer<'static>) -> tokio_rustls::TlsConnector {
+    let mut roots = RootCertStore::empty();
+    roots.add(trusted.clone()).unwrap();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap();
+    let mut config = config.with_root_certificates(roots).with_no_client_auth();
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    tokio_rustls::TlsConnector::from(Arc::new(config))
 }
