@@ -31,7 +31,7 @@ const LONGEST_SILENCE: Duration = Duration::from_secs(30);
 /// Made once: anybody may ask, and making it takes longer than any other answer to a stranger.
 static OPENAPI: LazyLock<Bytes> = LazyLock::new(|| {
     let text = serde_json::to_vec(&casemate_api::openapi::document());
-    text.unwrap_or_default().into()
+    text.expect("the document is JSON").into()
 });
 static FLEET: Shared = Shared::new();
 
