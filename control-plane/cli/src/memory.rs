@@ -447,4 +447,4 @@ pub fn refused(what: &str, refusal: Refusal) -> Error {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -508,13 +508,7 @@ mod tests {
     use casemate_trust::statement::Root;
 
     use super::*;
-
-    /// Takes a statement of the root that nothing stands against.
-    fn accept(judge: &mut Judge, envelope: &casemate_trust::dsse::Envelope) {
-        let decided = judge.decide(envelope, 1, &casemate_trust::judge::no_objects);
-        let (committed, ()) = decided.unwrap().commit(|_| Ok::<_, ()>(())).unwrap();
-        judge.apply(committed);
-    }
+    use crate::memory::tests::accept;
 
     fn key(seed: u8) -> SigningKey {
         SigningKey::from_seed(&[seed; 32]).unwrap()

@@ -481,13 +481,7 @@ mod tests {
     use casemate_trust::statement::{Root, Statement as _};
 
     use super::*;
-
-    /// Takes a statement of the root that nothing stands against.
-    fn accept(judge: &mut Judge, envelope: &casemate_trust::dsse::Envelope) {
-        let decided = judge.decide(envelope, 1, &casemate_trust::judge::no_objects);
-        let (committed, ()) = decided.unwrap().commit(|_| Ok::<_, ()>(())).unwrap();
-        judge.apply(committed);
-    }
+    use crate::memory::tests::accept;
 
     #[test]
     fn nothing_is_sealed_to_an_expired_key_even_if_an_older_one_holds() {
