@@ -12,10 +12,9 @@ use clap_complete::engine::{ArgValueCandidates, CompletionCandidate};
 use clap_complete::env::{Bash, Elvish, EnvCompleter, Fish, Powershell, Zsh};
 
 use crate::args;
-use crate::commands::short;
 use crate::error::Error;
 use crate::home::Home;
-use crate::machine::printable;
+use crate::machine::{printable, short};
 use crate::memory::Known;
 use crate::project::{DEFAULT_POOL, FILE, Project};
 

@@ -3,6 +3,8 @@
 use std::str::FromStr;
 
 use casemate_trust::host::{HostError, HostName};
+use casemate_trust::release::Scheme;
+use casemate_trust::secret::SecretLimits;
 
 /// Why a text was refused as a host with an optional port.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -73,6 +75,20 @@ pub fn bracketed(host: &HostName) -> String {
         Some(std::net::IpAddr::V6(address)) => format!("[{address}]"),
         _ => host.to_string(),
     }
+}
+
+/// The hosts of a secret's limits with their ports, for people.
+pub fn authorities(limits: &SecretLimits) -> Vec<String> {
+    let standard = [Scheme::Https.default_port()];
+    let ports = match limits.ports.as_slice() {
+        [] => &standard,
+        ports => ports,
+    };
+    let all = limits
+        .hosts
+        .iter()
+        .flat_map(|host| ports.iter().map(|port| authority(host, *port)));
+    all.collect()
 }
 
 #[cfg(test)]

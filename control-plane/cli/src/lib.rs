@@ -18,4 +18,5 @@ pub mod memory;
 pub mod output;
 pub mod project;
 pub mod session;
+mod slot;
 pub mod tenancy;

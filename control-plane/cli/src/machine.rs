@@ -1,4 +1,4 @@
-//! What the machine gives: the time and random bytes.
+//! What the machine gives: the time and random bytes; and how times, digests and texts of others are shown to people.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -44,6 +44,11 @@ pub fn date_ms(time_ms: u64) -> String {
         || "-".to_owned(),
         |time| time.strftime("%Y-%m-%d %H:%M:%S%.3f").to_string(),
     )
+}
+
+/// The beginning of a digest, for people.
+pub fn short(digest: &impl std::fmt::Display) -> String {
+    digest.to_string().chars().take(12).collect()
 }
 
 /// Whether a character moves a terminal's cursor, begins an escape, or turns the order in which a line is shown.

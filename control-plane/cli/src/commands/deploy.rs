@@ -1,20 +1,19 @@
 //! `casemate deploy`, `rollback`, `renew`, `prune`, `remove`: each signs the next manifest.
 
 use casemate_trust::id::Digest;
-use casemate_trust::name::Name;
-use casemate_trust::release::{Credential, MAX_RELEASE_BYTES, Release};
+use casemate_trust::release::{MAX_RELEASE_BYTES, Release};
 use serde_json::json;
 
 use super::confirm::confirm;
-use super::status::warn_of_lost_hosts;
-use super::{origin, short};
-use crate::args::{Deploy, Prune, Remove, Renew, Rollback, Signing};
+use super::finish::{finish, finish_when};
+use super::origin;
+use crate::args::{Deploy, Prune, Remove, Renew, Rollback};
 use crate::bundle::{Bundle, bundle};
-use crate::endpoint::authority;
 use crate::error::{Code, Error};
-use crate::machine::{date, now};
+use crate::machine::{date, now, short};
 use crate::project::Project;
 use crate::session::{Connection, Context};
+use crate::slot::put_command;
 use crate::tenancy::{
     Draft, Reach, Tenancy, Until, broken, egress_not_given, hosts_not_given, limits_not_given,
 };
@@ -87,7 +86,7 @@ pub(super) async fn deploy(cx: &Context, args: &Deploy) -> Result<(), Error> {
     if reach.is_some() {
         let status = tenancy.status().await;
         let status = status.map_err(|error| broken(version, &error))?;
-        warn_of_lost_hosts(&tenancy, &status);
+        tenancy.warn_of_lost_hosts(&status);
     }
     let is_followed = reach.is_some();
     let reach = reach.unwrap_or_default();
@@ -218,29 +217,6 @@ fn check(tenancy: &Tenancy<'_>, project: &Project, release: &Release) -> Result<
     Ok(())
 }
 
-/// The command that seals a secret for a slot's host, port and certificate authority.
-pub(crate) fn put_command(slot: &Credential) -> String {
-    let ca = match slot.ca {
-        Some(_) => " --ca FILE",
-        None => "",
-    };
-    let host = authority(&slot.host, slot.port);
-    format!("casemate secret put {} --host {host}{ca}", slot.secret)
-}
-
-pub(super) fn no_function(tenancy: &Tenancy<'_>, name: &Name) -> Error {
-    let known: Vec<_> = tenancy
-        .manifest()
-        .map(|manifest| manifest.functions.keys().map(ToString::to_string).collect())
-        .unwrap_or_default();
-    let next = if known.is_empty() {
-        "nothing is deployed yet: `casemate deploy`".to_owned()
-    } else {
-        format!("deployed are {}", known.join(", "))
-    };
-    Error::new(Code::NotFound, format!("there is no function {name}"), next)
-}
-
 /// `casemate rollback`
 pub(super) async fn rollback(cx: &Context, args: &Rollback) -> Result<(), Error> {
     let mut tenancy = Tenancy::open(cx, args.signing.whose.tenant.as_ref()).await?;
@@ -250,7 +226,7 @@ pub(super) async fn rollback(cx: &Context, args: &Rollback) -> Result<(), Error>
             let wanted = draft
                 .functions
                 .get(&args.function)
-                .ok_or_else(|| no_function(tenancy, &args.function))?;
+                .ok_or_else(|| tenancy.no_function(&args.function))?;
             let release = choose(&wanted.fallbacks, args)?;
             target = Some(release);
             let pools = wanted.pools.clone();
@@ -333,7 +309,7 @@ pub(super) async fn prune(cx: &Context, args: &Prune) -> Result<(), Error> {
             let wanted = draft
                 .functions
                 .get_mut(&args.function)
-                .ok_or_else(|| no_function(tenancy, &args.function))?;
+                .ok_or_else(|| tenancy.no_function(&args.function))?;
             forgotten = wanted
                 .fallbacks
                 .split_off(args.keep.min(wanted.fallbacks.len()));
@@ -366,45 +342,12 @@ pub(super) async fn remove(cx: &Context, args: &Remove) -> Result<(), Error> {
             let removed = draft.functions.remove(&args.function);
             removed
                 .map(|_| ())
-                .ok_or_else(|| no_function(tenancy, &args.function))
+                .ok_or_else(|| tenancy.no_function(&args.function))
         })
         .await?;
     let told = format!("{} is withdrawn", args.function);
     let more = json!({ "function": args.function });
     finish(&mut tenancy, &args.signing, version, more, &told).await
-}
-
-/// Wait for the nodes to take it and say what was done.
-pub(super) async fn finish(
-    tenancy: &mut Tenancy<'_>,
-    signing: &Signing,
-    version: u64,
-    result: serde_json::Value,
-    told: &str,
-) -> Result<(), Error> {
-    finish_when(Until::Taken, tenancy, signing, version, result, told).await
-}
-
-async fn finish_when(
-    until: Until<'_>,
-    tenancy: &mut Tenancy<'_>,
-    signing: &Signing,
-    version: u64,
-    mut result: serde_json::Value,
-    told: &str,
-) -> Result<(), Error> {
-    let output = tenancy.session.cx.output;
-    output.done(&format!("manifest {version} is signed and stored"));
-    let reach = tenancy.wait(signing, until).await?;
-    let reach = reach.unwrap_or_default();
-    let Reach { current, total, .. } = reach;
-    result["manifest"] = json!(version);
-    result["nodes"] = json!({ "current": current, "total": total, "away": reach.away });
-    output.result(&result, || match total {
-        0 => told.to_owned(),
-        _ => format!("{told} ({current} of {total} nodes)"),
-    })?;
-    reach.must_be_everywhere(version)
 }
 
 #[cfg(test)]

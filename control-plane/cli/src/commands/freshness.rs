@@ -9,8 +9,8 @@ use casemate_trust::keyfile::Purpose;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::deploy::finish;
-use super::show_key;
+use super::finish::finish;
+use super::show_key::show_key;
 use crate::args::{FreshnessKey, FreshnessOff, FreshnessRenew, FreshnessRequire, Whose, span};
 use crate::error::{Code, Error};
 use crate::keys::{FRESHNESS, FRESHNESS_PUBLIC};

@@ -22,7 +22,7 @@ use serde_json::json;
 use crate::args::ImagePush;
 use crate::client::Api;
 use crate::error::{Code, Error};
-use crate::machine::{DAY, date, now};
+use crate::machine::{DAY, date, now, short};
 use crate::memory::refused_statement;
 use crate::output::{Progress, table};
 use crate::session::{Context, Session};
@@ -219,7 +219,7 @@ pub(super) async fn list(cx: &Context) -> Result<(), Error> {
                     pools.join(", "),
                     format!("{:.1} MB", image.bytes as f64 / 1e6),
                     date(image.expires),
-                    super::short(&image.digest),
+                    short(&image.digest),
                 ]
             })
             .collect();

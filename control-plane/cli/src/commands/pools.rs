@@ -9,7 +9,7 @@ use super::{fleet::new_pool, nodes};
 use crate::args::{PoolAdd, PoolRotate};
 use crate::error::{Code, Error};
 use crate::keys::{ROOT, pool_file};
-use crate::machine::{DAY, date, now};
+use crate::machine::{DAY, date, now, short};
 use crate::output::table;
 use crate::session::{Context, Session};
 
@@ -28,7 +28,7 @@ pub(super) async fn list(cx: &Context) -> Result<(), Error> {
                     pool.epoch.to_string(),
                     pool.nodes.to_string(),
                     date(pool.expires),
-                    key.map(|pool| super::short(&pool.public_key.fingerprint()))
+                    key.map(|pool| short(&pool.public_key.fingerprint()))
                         .unwrap_or_default(),
                 ]
             })

@@ -4,15 +4,15 @@ mod put;
 
 use std::collections::BTreeMap;
 
-use casemate_trust::release::Scheme;
-use casemate_trust::secret::{SecretLimits, SecretPlace};
+use casemate_trust::secret::SecretPlace;
 use serde_json::json;
 
 use super::confirm::confirm;
-use super::deploy::finish;
+use super::finish::finish;
 use crate::args::{SecretRemove, Whose};
-use crate::endpoint::authority;
+use crate::endpoint::authorities;
 use crate::error::{Code, Error};
+use crate::machine::short;
 use crate::output::table;
 use crate::session::Context;
 use crate::tenancy::Tenancy;
@@ -31,7 +31,7 @@ pub(super) async fn list(cx: &Context, whose: &Whose) -> Result<(), Error> {
                 let limits = &place.limits;
                 let ca = limits
                     .ca
-                    .map_or_else(|| "node's".to_owned(), |ca| super::short(&ca));
+                    .map_or_else(|| "node's".to_owned(), |ca| short(&ca));
                 let methods: Vec<_> = limits.methods.iter().map(ToString::to_string).collect();
                 let paths: Vec<_> = limits.paths.iter().map(ToString::to_string).collect();
                 let slots: Vec<_> = limits.slots.iter().map(|slot| slot.as_str()).collect();
@@ -150,18 +150,4 @@ pub(super) async fn remove(cx: &Context, args: &SecretRemove) -> Result<(), Erro
     let told = format!("{} is withdrawn", args.name);
     let more = json!({ "secret": args.name });
     finish(&mut tenancy, &args.signing, version, more, &told).await
-}
-
-/// The hosts with their ports, for people.
-fn authorities(limits: &SecretLimits) -> Vec<String> {
-    let standard = [Scheme::Https.default_port()];
-    let ports = match limits.ports.as_slice() {
-        [] => &standard,
-        ports => ports,
-    };
-    let all = limits
-        .hosts
-        .iter()
-        .flat_map(|host| ports.iter().map(|port| authority(host, *port)));
-    all.collect()
 }

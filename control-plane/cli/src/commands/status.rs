@@ -6,10 +6,10 @@ use casemate_api::tenant::TenantStatus;
 use casemate_trust::judge::TenantState;
 use serde_json::json;
 
-use super::{freshness, secrets, short, stopped};
+use super::{freshness, secrets, stopped};
 use crate::args::Whose;
 use crate::error::Error;
-use crate::machine::{date, printable, printable_lines};
+use crate::machine::{date, printable, printable_lines, short};
 use crate::output::table;
 use crate::session::Context;
 use crate::tenancy::Tenancy;
@@ -117,7 +117,7 @@ pub(super) async fn status(cx: &Context, whose: &Whose) -> Result<(), Error> {
         parts.extend(stopped::describe(&status.stopped_credentials));
         parts.join("\n\n")
     })?;
-    warn_of_lost_hosts(&tenancy, &status);
+    tenancy.warn_of_lost_hosts(&status);
     secrets::warn_of_old_keys(&tenancy, &places);
     Ok(())
 }
@@ -135,19 +135,6 @@ fn refusals(status: &TenantStatus) -> Option<String> {
         })
         .collect();
     (!told.is_empty()).then(|| Vec::from_iter(told).join("\n"))
-}
-
-/// Hosts whose callers reach another tenant, as the control plane says.
-pub(super) fn warn_of_lost_hosts(tenancy: &Tenancy<'_>, status: &TenantStatus) {
-    for (name, function) in &status.functions {
-        for host in &function.hosts_of_other_tenants {
-            tenancy.session.cx.output.warn(&format!(
-                "{} belongs to another tenant, which the operator admitted first: its callers do not reach {name}. \
-                 Ask the operator, or take the host out of casemate.toml",
-                printable(host)
-            ));
-        }
-    }
 }
 
 fn functions_table(tenancy: &Tenancy<'_>, status: &TenantStatus) -> String {

@@ -15,13 +15,14 @@ use casemate_trust::statement::{EgressCeiling, KeySet, Statement as _, Tenant};
 use serde_json::json;
 
 use super::tenant_keys::is_removed;
-use super::{show_key, tokens, write_once};
+use super::write_once::write_once;
+use super::{show_key::show_key, tokens};
 use crate::args::{
     Ceilings, EgressLimits, Lifetime, TenantAdd, TenantHosts, TenantKey, TenantUpdate,
 };
 use crate::error::{Code, Error};
 use crate::keys::{TENANT, TENANT_PUBLIC};
-use crate::machine::{DAY, date, now, printable};
+use crate::machine::{DAY, date, now, printable, short};
 use crate::output::table;
 use crate::session::{Context, Session};
 
@@ -362,7 +363,7 @@ pub(super) async fn list(cx: &Context) -> Result<(), Error> {
             .map(|tenant| {
                 vec![
                     tenant.name.to_string(),
-                    super::short(&tenant.id),
+                    short(&tenant.id),
                     tenant.functions.to_string(),
                     tenant
                         .manifest_version

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::confirm::confirm;
-use super::write_once;
+use super::write_once::write_once;
 use crate::args::{Audit, TokenCreate, TokenRevoke, TokenScope};
 use crate::error::{Code, Error};
 use crate::machine::{date, is_word, now};

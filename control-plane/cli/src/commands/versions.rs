@@ -5,11 +5,9 @@ use casemate_trust::id::Digest;
 use casemate_trust::name::Name;
 use serde::Serialize;
 
-use super::deploy::no_function;
-use super::short;
 use crate::args::Versions;
 use crate::error::Error;
-use crate::machine::{date, printable};
+use crate::machine::{date, printable, short};
 use crate::output::table;
 use crate::session::Context;
 use crate::tenancy::{Tenancy, not_loaded};
@@ -69,7 +67,7 @@ pub(super) async fn versions(cx: &Context, args: &Versions) -> Result<(), Error>
     let status = tenancy.status().await?;
     let functions = functions(&tenancy, &status, args.function.as_ref());
     if let Some(name) = args.function.as_ref().filter(|_| functions.is_empty()) {
-        return Err(no_function(&tenancy, name));
+        return Err(tenancy.no_function(name));
     }
     let behind: Vec<_> = status
         .nodes

@@ -11,10 +11,10 @@ use casemate_trust::release::Release;
 use casemate_trust::secret::Secret;
 use casemate_trust::statement::{EgressCeiling, MAX_FALLBACKS, Tenant, Wanted};
 
-use crate::commands::put_command;
 use crate::endpoint::bracketed;
 use crate::error::{Code, Error};
 use crate::memory::ObjectMap;
+use crate::slot::put_command;
 
 /// The next manifest while it is being made.
 #[derive(Debug, Clone, Default)]

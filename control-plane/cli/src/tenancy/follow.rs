@@ -11,6 +11,7 @@ use casemate_trust::name::Name;
 use super::Tenancy;
 use crate::args::Signing;
 use crate::error::{Code, Error};
+use crate::machine::printable;
 
 /// Between two looks at what the nodes have acknowledged.
 const LOOK_INTERVAL: Duration = Duration::from_millis(200);
@@ -202,6 +203,19 @@ impl Tenancy<'_> {
                 return Err(not_in_time(&late, version, signing.wait));
             }
             tokio::time::sleep(LOOK_INTERVAL).await;
+        }
+    }
+
+    /// Warns about hosts whose callers reach another tenant, as the control plane lists them in `status`.
+    pub fn warn_of_lost_hosts(&self, status: &TenantStatus) {
+        for (name, function) in &status.functions {
+            for host in &function.hosts_of_other_tenants {
+                self.session.cx.output.warn(&format!(
+                    "{} belongs to another tenant, which the operator admitted first: its callers do not reach {name}. \
+                     Ask the operator, or take the host out of casemate.toml",
+                    printable(host)
+                ));
+            }
         }
     }
 }

@@ -111,6 +111,22 @@ impl<'a> Tenancy<'a> {
         state.manifest.as_ref().map(|accord| &accord.manifest)
     }
 
+    /// The error for a function that the newest manifest does not list.
+    pub fn no_function(&self, name: &Name) -> Error {
+        let functions = self.manifest().map(|manifest| manifest.functions.keys());
+        let known: Vec<_> = functions
+            .into_iter()
+            .flatten()
+            .map(ToString::to_string)
+            .collect();
+        let next = if known.is_empty() {
+            "nothing is deployed yet: `casemate deploy`".to_owned()
+        } else {
+            format!("deployed are {}", known.join(", "))
+        };
+        Error::new(Code::NotFound, format!("there is no function {name}"), next)
+    }
+
     /// A release that the newest manifest lists.
     pub fn release(&self, digest: &Digest) -> Option<Release> {
         Release::parse(self.objects.get(digest)?).ok()

@@ -4,9 +4,8 @@ use casemate_api::node::{HealthView, JoinList, NodeList, NodeSummary, NodeView};
 use owo_colors::OwoColorize as _;
 
 use crate::args::NodeShow;
-use crate::commands::short;
 use crate::error::{Code, Error};
-use crate::machine::{DAY, date, now, printable, printable_lines};
+use crate::machine::{DAY, date, now, printable, printable_lines, short};
 use crate::output::{outline, table};
 use crate::session::{Context, Session, WARN_BEFORE};
 

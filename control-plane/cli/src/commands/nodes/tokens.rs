@@ -8,7 +8,7 @@ use serde_json::json;
 
 use super::no_pool;
 use crate::args::NodeToken;
-use crate::commands::write_once;
+use crate::commands::write_once::write_once;
 use crate::error::{Code, Error};
 use crate::home::Home;
 use crate::machine::{date, now, random};

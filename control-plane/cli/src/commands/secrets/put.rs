@@ -22,10 +22,10 @@ use zeroize::Zeroizing;
 
 use dropped::dropped;
 
-use super::authorities;
 use crate::args::{self, SecretPut, SlotKind};
-use crate::commands::{deploy::finish, value_in_argv};
-use crate::endpoint::Endpoint;
+use crate::commands::finish::finish;
+use crate::commands::usage::value_in_argv;
+use crate::endpoint::{Endpoint, authorities};
 use crate::error::{Code, Error};
 use crate::machine::{now, random};
 use crate::memory::refused;
