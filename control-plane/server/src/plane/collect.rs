@@ -20,7 +20,8 @@ use casemate_trust::release::Release;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use super::held::{self, Held};
+use super::held::Held;
+use super::objects;
 use super::storage::{GRACE_SECS, Item};
 use super::{Actor, Plane, key, now};
 use crate::fault::Fault;
@@ -185,7 +186,7 @@ impl Plane {
             match (stored, accord(&held, &tenant)) {
                 (None, None) => return Ok(Some(BTreeSet::new())),
                 (Some(Some(stored)), Some(accord)) if stored == accord.digest => {
-                    let mut unjudged = held::listed(&accord.manifest);
+                    let mut unjudged = objects::listed(&accord.manifest);
                     unjudged.retain(|digest| !accord.releases.contains_key(digest));
                     (items(accord), unjudged)
                 }
@@ -193,7 +194,7 @@ impl Plane {
             }
         };
         // A function that is to run in no pool was not judged, and lists its bundle all the same.
-        for object in held::objects(&self.store, &tenant, &unjudged)
+        for object in objects::objects(&self.store, &tenant, &unjudged)
             .await?
             .values()
         {
@@ -212,7 +213,9 @@ fn accord<'a>(held: &'a Held, tenant: &TenantId) -> Option<&'a Accord> {
 }
 
 fn items(accord: &Accord) -> BTreeSet<Item> {
-    let objects = held::listed(&accord.manifest).into_iter().map(Item::Object);
+    let objects = objects::listed(&accord.manifest)
+        .into_iter()
+        .map(Item::Object);
     let releases = accord.releases.values();
     let bundles = releases.map(|release| Item::Bundle(release.bundle.digest));
     objects.chain(bundles).collect()

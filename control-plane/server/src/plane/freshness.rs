@@ -15,7 +15,7 @@ use casemate_trust::judge::Refusal;
 use casemate_trust::statement::Statement as _;
 use serde_json::json;
 
-use super::held::Index;
+use super::index::Index;
 use super::rates::Kind;
 use super::{Actor, Plane};
 use crate::fault::Fault;

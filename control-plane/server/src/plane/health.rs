@@ -7,7 +7,7 @@ use casemate_push::{LOAD_FAILED, LOAD_FAILED_EARLIER};
 use casemate_trust::Seconds;
 use serde_json::Value;
 
-use super::presence::Last;
+use super::last::Last;
 
 /// Layers that not every machine can have, and that say in their detail what is open without them.
 const OPTIONAL_LAYERS: [&str; 3] = ["speculation", "core_scheduling", "memory_lock"];

@@ -1,12 +1,12 @@
 //! Who reads the log records of a tenant: what is in memory of them, and before that what is in files.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::Arc;
 
 use casemate_api::log::{LogQuery, LogRecord};
 use casemate_trust::id::TenantId;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 
 use super::logs::size;
 use super::{Plane, log_files};
@@ -16,8 +16,6 @@ const BATCH: usize = 256;
 const BATCH_BYTES: usize = 64 * 1024;
 /// Of a file, about so many bytes of records that are wanted are held for a reader; for more it is read again.
 const MAX_FOUND_BYTES: usize = 1024 * 1024;
-/// Files that are read at a time, by all readers together; by those of one log, one.
-const MAX_READING: usize = 4;
 
 /// A reader's place in a log.
 #[derive(Debug)]
@@ -32,39 +30,6 @@ pub(crate) struct Following {
     in_memory_from: u64,
     seen: u64,
     newest: watch::Receiver<u64>,
-}
-
-/// Whose turn it is to read files.
-#[derive(Debug)]
-pub(super) struct Turns {
-    all: Semaphore,
-    of_tenants: Mutex<HashMap<TenantId, Weak<Semaphore>>>,
-}
-
-impl Default for Turns {
-    fn default() -> Self {
-        Self {
-            all: Semaphore::new(MAX_READING),
-            of_tenants: Mutex::default(),
-        }
-    }
-}
-
-impl Turns {
-    /// One permit for all readers of a log: however many there are, those of another log wait for one file of it.
-    fn of(&self, tenant: TenantId) -> Arc<Semaphore> {
-        let turns = &mut *self
-            .of_tenants
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        if let Some(turn) = turns.get(&tenant).and_then(Weak::upgrade) {
-            return turn;
-        }
-        turns.retain(|_, turn| turn.strong_count() > 0);
-        let turn = Arc::new(Semaphore::new(1));
-        turns.insert(tenant, Arc::downgrade(&turn));
-        turn
-    }
 }
 
 /// How many of these records are handed on at a time.
@@ -202,6 +167,7 @@ mod tests {
     use std::path::Path;
     use std::time::Duration;
 
+    use super::super::log_turns::MAX_READING;
     use super::super::logs::tests::entry;
     use super::*;
 

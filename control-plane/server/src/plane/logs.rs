@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use super::Plane;
 use super::held::Held;
 use super::log_files::{LogFiles, LogLimits, Waiting};
-use super::log_readers::Turns;
+use super::log_turns::Turns;
 
 /// Largest sum of all tenants' kept records, bytes: what thirty-two noisy tenants keep of their own.
 const MAX_BYTES: usize = 32 * LOG_BYTES_PER_TENANT;

@@ -1,21 +1,30 @@
 //! The control plane's state and every change to it. One change at a time: it is judged, written together with its audit
 //! record, and only then shown to anybody.
 
+mod admission;
 mod catalog;
 pub(crate) mod collect;
 mod freshness;
 mod health;
 mod held;
 mod image;
+mod index;
+mod joins;
 mod key;
+mod last;
+mod load;
 mod log_files;
 mod log_readers;
+mod log_turns;
 mod logs;
 mod nodes;
+mod objects;
 mod presence;
 mod rates;
 mod readmit;
 mod refusals;
+mod rows;
+mod statement_ids;
 mod statements;
 mod stopped;
 mod storage;
@@ -51,16 +60,17 @@ use crate::reserve::Reserve;
 use catalog::NodeCatalog;
 use collect::Due;
 use held::Held;
+pub(crate) use joins::Joining;
 pub use log_files::LogLimits;
 pub(crate) use log_readers::Following;
 pub(crate) use logs::Logs;
-pub(crate) use nodes::{Joining, Unwelcome};
+pub(crate) use nodes::Unwelcome;
 use presence::Presence;
 pub(crate) use presence::Visit;
 use rates::Rates;
 use refusals::Refusals;
 use storage::Ledger;
-pub(crate) use survey::survey;
+pub(crate) use survey::{Survey, survey};
 
 /// Longest text of a subject in an audit record, characters.
 const MAX_SUBJECT_CHARS: usize = 300;
@@ -146,9 +156,9 @@ impl Plane {
         } = folders;
         let ledger = Ledger::load(&store, &bundles, tenant_limit_bytes).await?;
         let held = Held::load(&store).await?;
-        let seen = held::rows(&store, key::SEEN).await?;
+        let seen = rows::rows(&store, key::SEEN).await?;
         let presence =
-            Presence::new(seen.map(|(_, last): (_, presence::Last)| (last.node.clone(), last)));
+            Presence::new(seen.map(|(_, last): (_, last::Last)| (last.node.clone(), last)));
         Ok(Self {
             store,
             bundles,
@@ -283,7 +293,7 @@ impl Plane {
         tenant: &TenantId,
         digest: &Digest,
     ) -> Result<Option<casemate_push::StoredObject>, Fault> {
-        Ok(held::object(&self.store, tenant, digest).await?)
+        Ok(objects::object(&self.store, tenant, digest).await?)
     }
 
     fn held(&self) -> RwLockReadGuard<'_, Held> {
@@ -388,7 +398,11 @@ impl Writing<'_> {
             change,
             mut founder,
         } = decided;
-        let dropped: Vec<_> = change.rows().iter().filter_map(held::dropped).collect();
+        let dropped: Vec<_> = change
+            .rows()
+            .iter()
+            .filter_map(statement_ids::dropped)
+            .collect();
         let mut rows = vec![Change::put(key::statement(&id), envelope.to_bytes())];
         rows.extend(dropped.iter().map(|id| Change::delete(key::statement(id))));
         let write = async {

@@ -1,24 +1,20 @@
 //! Who is connected, and what each node last said. In memory; written down when a node goes.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use casemate_api::tenant::Refused;
-use casemate_push::{Has, Hello, LOAD_FAILED_EARLIER, StatementId, close};
+use casemate_push::{Hello, StatementId, close};
 use casemate_trust::Seconds;
 use casemate_trust::id::{Digest, TenantId};
 use casemate_trust::name::Name;
-use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tokio::sync::watch;
 
+use super::last::Last;
 use super::stopped::Stopped;
 use super::{now, stopped};
 
-/// Refusals that are kept of a node: the newest of each thing.
-const MAX_REFUSED: usize = 256;
-/// Tenants whose acknowledgements are written down when a node goes; the next hello says the rest.
-const MAX_WRITTEN_TENANTS: usize = 5000;
 /// Seconds between two times that a node's last words are written down: a synced write, which a node that comes and goes all
 /// the time would have us make each time. What it costs is that a restart within that time forgets what came in between.
 const WRITTEN_EVERY_SECS: Seconds = 60;
@@ -26,165 +22,6 @@ const WRITTEN_EVERY_SECS: Seconds = 60;
 /// How long two machines with one key are remembered, seconds: for that long the one that is connected is not replaced by the
 /// other.
 const DUPLICATE_SECS: Seconds = 10 * 60;
-
-/// A manifest that a node has.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Taken {
-    pub(crate) version: u64,
-    /// Of its payload; unknown where a later one had replaced it here before the node answered.
-    pub(crate) digest: Option<Digest>,
-    /// When it said so.
-    pub(crate) at: Seconds,
-    /// Every bundle that it wants of the node is there.
-    #[serde(default)]
-    pub(crate) is_stored: bool,
-}
-
-/// What a node last said.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub(crate) struct Last {
-    pub(crate) node: Name,
-    pub(crate) last_seen: Option<Seconds>,
-    pub(crate) software: Option<String>,
-    pub(crate) synced: Option<u64>,
-    /// The newest acknowledged manifest, by tenant.
-    pub(crate) manifests: BTreeMap<TenantId, Taken>,
-    pub(crate) refused: Vec<(StatementId, Refused)>,
-    pub(crate) status: Value,
-    /// Credentials that its status listed as stopped.
-    #[serde(default)]
-    pub(super) stopped: Vec<Stopped>,
-    /// When two machines with its key were last seen at a time.
-    #[serde(default)]
-    pub(crate) duplicate: Option<Seconds>,
-    /// How far the node's clock was ahead of ours when it last said what it shows.
-    #[serde(default)]
-    pub(super) clock_ahead_secs: Option<i64>,
-    /// Why it was not served when it last connected: it speaks no version of the protocol that we speak. It comes again within
-    /// minutes, so that a restart needs no memory of it.
-    #[serde(skip)]
-    pub(super) apart: Option<String>,
-}
-
-impl Last {
-    pub(super) fn new(node: Name) -> Self {
-        Self {
-            node,
-            last_seen: None,
-            software: None,
-            synced: None,
-            manifests: BTreeMap::new(),
-            refused: Vec::new(),
-            status: Value::Null,
-            stopped: Vec::new(),
-            duplicate: None,
-            clock_ahead_secs: None,
-            apart: None,
-        }
-    }
-
-    fn acknowledge(&mut self, id: &StatementId, digest: Option<Digest>) {
-        self.refused
-            .retain(|(refused, _)| !refused.is_same_thing(id) || refused.version() > id.version());
-        if let StatementId::Manifest { tenant, version } = *id {
-            let before = self.manifests.get(&tenant);
-            let is_same = |before: &&Taken| {
-                let are_known = before.digest.zip(digest);
-                before.version == version && are_known.is_none_or(|(before, now)| before == now)
-            };
-            let taken = Taken {
-                version,
-                digest,
-                at: now(),
-                // The same once more brings no new word of its bundles.
-                is_stored: before
-                    .filter(is_same)
-                    .is_some_and(|before| before.is_stored),
-            };
-            self.manifests.insert(tenant, taken);
-        }
-    }
-
-    fn stored(&mut self, tenant: &TenantId, version: u64) {
-        let taken = self.manifests.get_mut(tenant);
-        if let Some(taken) = taken.filter(|taken| taken.version == version) {
-            let is_first = !std::mem::replace(&mut taken.is_stored, true);
-            // It had taken the manifest before, and had no room for a bundle. What an earlier manifest brought and the node
-            // cannot load is said just before; a node that says the same once more has loaded that, or reports it again.
-            let tenant = *tenant;
-            let stored = StatementId::Manifest { tenant, version };
-            let stays = |refused: &Refused| is_first && refused.code == LOAD_FAILED_EARLIER;
-            self.refused
-                .retain(|(id, refused)| *id != stored || stays(refused));
-        }
-    }
-
-    /// What the node says that it has, as far as there are such tenants. Where it lists them all, what it does not list goes.
-    fn has(&mut self, has: &Has, is_tenant: impl Fn(&TenantId) -> bool) {
-        self.refused.retain(|(refused, _)| !is_held(has, refused));
-        let mut before = std::mem::take(&mut self.manifests);
-        let listed = has
-            .tenants
-            .iter()
-            .filter(|(tenant, _)| is_tenant(tenant))
-            .filter_map(|(tenant, has)| Some((*tenant, has.manifest?, has.is_stored)));
-        for (tenant, (version, digest), is_stored) in listed {
-            match before.remove(&tenant) {
-                Some(known) if known.version == version && known.digest == Some(digest) => {
-                    self.manifests.insert(tenant, Taken { is_stored, ..known });
-                    if is_stored {
-                        self.stored(&tenant, version);
-                    }
-                }
-                _ => {
-                    self.acknowledge(&StatementId::Manifest { tenant, version }, Some(digest));
-                    if is_stored {
-                        self.stored(&tenant, version);
-                    }
-                }
-            }
-        }
-        if has.more_tenants {
-            let unlisted = before.into_iter().filter(|(tenant, _)| is_tenant(tenant));
-            self.manifests.extend(unlisted);
-        }
-    }
-
-    /// As it is written down: small enough for one record.
-    fn shortened(&self) -> Self {
-        let manifests = self.manifests.iter().take(MAX_WRITTEN_TENANTS);
-        Self {
-            manifests: manifests.map(|(tenant, seen)| (*tenant, *seen)).collect(),
-            ..self.clone()
-        }
-    }
-}
-
-/// Whether a node that once refused this statement has it now, or a later one: it tries again by itself what it could not
-/// take. Manifests are looked at with their digests.
-fn is_held(has: &Has, refused: &StatementId) -> bool {
-    let tenant = |tenant| has.tenants.get(tenant);
-    match refused {
-        StatementId::Root { version } => has.root >= *version,
-        StatementId::OnlineKey { version } => has.online >= *version,
-        StatementId::Pool { epoch, .. } => has.epochs.contains(epoch),
-        StatementId::Grant { epoch, .. } => has.grants.contains(epoch),
-        StatementId::Tenant {
-            tenant: id,
-            version,
-        } => tenant(id).is_some_and(|has| has.version >= *version),
-        StatementId::Freshness {
-            tenant: id,
-            version,
-            issued,
-        } => tenant(id)
-            .and_then(|has| has.freshness)
-            .is_some_and(|held| held >= (*version, *issued)),
-        StatementId::Image { version, .. } => has.image.is_some_and(|(held, _)| held >= *version),
-        StatementId::Revocations { version } => has.revocations >= *version,
-        StatementId::Manifest { .. } => false,
-    }
-}
 
 /// Whether something that was seen at `time` is of the last minutes.
 fn is_recent(time: Seconds) -> bool {
@@ -251,6 +88,17 @@ impl Presence {
             Some(live) => look(&live.last, live.visit.as_ref().map(|visit| visit.since)),
             None => look(&Last::new(node.clone()), None),
         }
+    }
+
+    /// The credentials of a tenant that a node last listed as stopped.
+    pub(super) fn stopped(&self, node: &Name, tenant: &TenantId) -> Vec<Stopped> {
+        self.look(node, |last, _| {
+            let stopped = last.stopped.iter();
+            stopped
+                .filter(|stopped| stopped.is_of(tenant))
+                .cloned()
+                .collect()
+        })
     }
 
     /// A member has connected; its connection before, if there still is one, is closed. `None`: another machine with its key
@@ -383,16 +231,7 @@ impl Presence {
             at: now(),
         };
         let mut is_new = false;
-        self.update(node, |last| {
-            let is_known = |(other, before): &(StatementId, Refused)| {
-                *other == id && before.code == refused.code
-            };
-            is_new = !last.refused.iter().any(is_known);
-            last.refused.retain(|(other, _)| !other.is_same_thing(&id));
-            last.refused.push((id, refused));
-            let over = last.refused.len().saturating_sub(MAX_REFUSED);
-            last.refused.drain(..over);
-        });
+        self.update(node, |last| is_new = last.refuse(id, refused));
         is_new
     }
 
@@ -425,8 +264,8 @@ fn entry<'a>(nodes: &'a mut HashMap<Name, Live>, node: &Name) -> &'a mut Live {
 mod tests {
     use std::collections::BTreeSet;
 
-    use casemate_push::{TenantHas, VERSIONS};
-    use casemate_trust::id::{Digest, FleetId};
+    use casemate_push::{Has, LOAD_FAILED_EARLIER, TenantHas, VERSIONS};
+    use casemate_trust::id::FleetId;
     use casemate_trust::key::PublicKey;
 
     use super::*;

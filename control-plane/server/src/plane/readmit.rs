@@ -6,8 +6,8 @@ use casemate_control_store::{Change, Compare};
 use casemate_trust::join::{Grant, JoinRequest};
 use casemate_trust::statement::Statement as _;
 
-use super::held::NodeRow;
-use super::nodes::{check_grants, must_be_new};
+use super::admission::{check_grants, must_be_new};
+use super::rows::NodeRow;
 use super::{Actor, Plane, json, key, now};
 use crate::fault::Fault;
 

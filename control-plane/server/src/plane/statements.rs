@@ -23,7 +23,7 @@ use serde_json::json;
 
 use super::rates::Kind;
 use super::storage::{Item, Kept};
-use super::{Actor, Decided, Plane, held, key, now};
+use super::{Actor, Decided, Plane, key, now, objects, statement_ids};
 use crate::fault::Fault;
 
 /// How far ahead of the control plane's clock a statement may be dated, seconds: a day, in which a wrong clock is noticed.
@@ -73,7 +73,7 @@ impl Plane {
     /// What an envelope claims to be, and whether this actor may hand in such a thing at all.
     fn identify(&self, actor: &Actor, envelope: &Envelope) -> Result<StatementId, Fault> {
         let malformed = |message: String| Fault::from(Refusal::Malformed(message));
-        let id = held::statement_id(envelope).map_err(malformed)?;
+        let id = statement_ids::statement_id(envelope).map_err(malformed)?;
         if matches!(
             id,
             StatementId::Manifest { .. } | StatementId::Freshness { .. }
@@ -186,7 +186,7 @@ impl Plane {
         // Objects mean nothing until a manifest lists them, so they leave no audit record of their own.
         let object = StoredObject { kind, bytes };
         let changes = vec![
-            Change::put(at, held::stored(&object)),
+            Change::put(at, objects::stored(&object)),
             Change::put(key::kept(tenant, digest), super::json(&kept)),
         ];
         self.store.commit(vec![], changes).await?;
@@ -254,7 +254,7 @@ impl Plane {
             Err(Refusal::Missing(digests)) => digests,
             decided => return Ok(decided?),
         };
-        let objects = held::objects(&self.store, &manifest.tenant, &digests).await?;
+        let objects = objects::objects(&self.store, &manifest.tenant, &digests).await?;
         let missing: Vec<_> = digests
             .into_iter()
             .filter(|digest| !objects.contains_key(digest))

@@ -14,7 +14,7 @@ use futures_util::{Stream, StreamExt as _};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use super::{Plane, held, key, now};
+use super::{Plane, key, now, rows};
 use crate::bundles::Bundles;
 use crate::fault::Fault;
 
@@ -64,7 +64,7 @@ impl Ledger {
             accounts: Mutex::default(),
             limit_bytes,
         };
-        for (entry, kept) in held::rows(store, key::KEPT).await? {
+        for (entry, kept) in rows::rows(store, key::KEPT).await? {
             if let Some((tenant, digest)) = key::parse_kept(&entry.key) {
                 ledger.keep(&tenant, Item::Object(digest), kept);
             }

@@ -10,7 +10,7 @@ use casemate_trust::id::FleetId;
 use casemate_trust::key::{PublicKey, SigningKey};
 use casemate_trust::statement::{Root, Statement as _};
 
-use super::held::NodeRow;
+use super::rows::NodeRow;
 use super::*;
 
 /// State in which there is one node, `edge-1` in pool `main`.

@@ -9,7 +9,7 @@ use casemate_api::token::{
 use casemate_control_store::Change;
 use casemate_trust::id::Digest;
 
-use super::held::TokenRow;
+use super::rows::TokenRow;
 use super::{Actor, Plane, json, key, now};
 use crate::fault::Fault;
 use crate::keys::random;

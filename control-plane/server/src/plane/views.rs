@@ -17,8 +17,9 @@ use casemate_trust::name::Name;
 use serde_json::Value;
 
 use super::catalog::is_removed;
-use super::held::{Held, NodeRow};
+use super::held::Held;
 use super::presence::Presence;
+use super::rows::NodeRow;
 use super::{Actor, Plane, health, now, stopped};
 use crate::fault::Fault;
 
@@ -177,8 +178,10 @@ impl Plane {
                 .any(|wanted| wanted.pools.contains(pool))
         };
         let nodes = held.nodes.values().filter(|node| runs_in(&node.pool));
-        status.stopped_credentials =
-            stopped::of_tenant(&self.presence, nodes.clone(), id, manifest, now());
+        let stopped = nodes
+            .clone()
+            .map(|node| (node, self.presence.stopped(&node.name, id)));
+        status.stopped_credentials = stopped::of_tenant(stopped, id, manifest, now());
         status.nodes = nodes
             .map(|node| progress(&self.presence, node, id))
             .collect();
