@@ -101,8 +101,46 @@ impl Config {
     }
 
     /// From text; a relative `state` is relative to `folder`. Mistakes are `line: what`.
-    #[expect(clippy::too_many_lines, reason = "older than the limit")]
     fn parse(text: &str, folder: &Path) -> Result<Self, Vec<String>> {
+        let mut settings = Settings::read(text);
+        let (api, quic) = (settings.address("api"), settings.address("quic"));
+        settings.check_texts();
+        let Settings {
+            mut mistakes,
+            mut texts,
+            numbers,
+        } = settings;
+        mistakes.sort();
+        let state = texts.remove("state").map(|(_, state)| folder.join(state));
+        match (state, api, quic) {
+            (Some(state), Some(api), Some(quic)) if mistakes.is_empty() => Ok(Self {
+                state,
+                api,
+                quic,
+                public_quic: texts.remove("public_quic").map(|(_, address)| address),
+                tenant_storage_mib: numbers.tenant_storage_mib,
+                api_limits: numbers.api_limits,
+                log_limits: numbers.log_limits,
+                push_versions: VERSIONS,
+                log: texts.remove("log").map(|(_, filter)| filter),
+            }),
+            _ => Err(mistakes
+                .into_iter()
+                .map(|(line, what)| format!("{line}: {what}"))
+                .collect()),
+        }
+    }
+}
+
+/// The settings of a file, each with its line, and the mistakes that were found so far.
+struct Settings {
+    mistakes: Vec<(usize, String)>,
+    texts: BTreeMap<String, (usize, String)>,
+    numbers: Numbers,
+}
+
+impl Settings {
+    fn read(text: &str) -> Self {
         let (table, errors) = DeTable::parse_recoverable(text);
         let line = |offset: usize| text[..offset.min(text.len())].matches('\n').count() + 1;
         let at = |error: &toml::de::Error| error.span().map_or(1, |span| line(span.start));
@@ -110,13 +148,13 @@ impl Config {
             .iter()
             .map(|error| (at(error), error.message().to_owned()))
             .collect();
-        let mut found: BTreeMap<String, (usize, String)> = BTreeMap::new();
+        let mut texts = BTreeMap::new();
         let mut numbers = Numbers::default();
         for (key, value) in table.get_ref() {
             let (number, name) = (line(key.span().start), key.get_ref().as_ref());
             match (name, value.get_ref()) {
                 ("state" | "api" | "quic" | "public_quic" | "log", DeValue::String(value)) => {
-                    found.insert(name.to_owned(), (number, value.to_string()));
+                    texts.insert(name.to_owned(), (number, value.to_string()));
                 }
                 ("state" | "api" | "quic" | "public_quic" | "log", _) => {
                     mistakes.push((number, format!("`{name}`: expected a text in quotes")));
@@ -130,59 +168,42 @@ impl Config {
         }
         mistakes.extend(numbers.contradictions());
         let named = |name: &str| {
-            table
-                .get_ref()
-                .keys()
-                .any(|key: &Spanned<_>| *key.get_ref() == *name)
+            let mut keys = table.get_ref().keys();
+            keys.any(|key: &Spanned<_>| *key.get_ref() == *name)
         };
-        for name in ["state", "api", "quic"]
-            .into_iter()
-            .filter(|name| !named(name))
-        {
+        let needed = ["state", "api", "quic"].into_iter();
+        for name in needed.filter(|name| !named(name)) {
             mistakes.push((1, format!("`{name}` is missing")));
         }
-        let mut address = |name: &str| {
-            let (number, text) = found.get(name)?;
-            let parsed = text.parse::<SocketAddr>();
-            let wrong = |_| {
-                mistakes.push((
-                    *number,
-                    format!("`{name}`: expected an address such as 127.0.0.1:8443, got {text:?}"),
-                ));
-            };
-            parsed.map_err(wrong).ok()
-        };
-        let (api, quic) = (address("api"), address("quic"));
-        if let Some((number, text)) = found
-            .get("public_quic")
-            .filter(|(_, text)| !is_host_and_port(text))
-        {
-            mistakes.push((
+        Self {
+            mistakes,
+            texts,
+            numbers,
+        }
+    }
+
+    fn address(&mut self, name: &str) -> Option<SocketAddr> {
+        let (number, text) = self.texts.get(name)?;
+        let parsed = text.parse::<SocketAddr>();
+        let wrong = |_| {
+            self.mistakes.push((
                 *number,
-                format!("`public_quic`: expected host:port, got {text:?}"),
+                format!("`{name}`: expected an address such as 127.0.0.1:8443, got {text:?}"),
             ));
+        };
+        parsed.map_err(wrong).ok()
+    }
+
+    fn check_texts(&mut self) {
+        let public = self.texts.get("public_quic");
+        if let Some((number, text)) = public.filter(|(_, text)| !is_host_and_port(text)) {
+            let what = format!("`public_quic`: expected host:port, got {text:?}");
+            self.mistakes.push((*number, what));
         }
-        if let Some((number, _)) = found.get("state").filter(|(_, text)| text.is_empty()) {
-            mistakes.push((*number, "`state`: expected a folder".to_owned()));
-        }
-        mistakes.sort();
-        let state = found.remove("state").map(|(_, state)| folder.join(state));
-        match (state, api, quic) {
-            (Some(state), Some(api), Some(quic)) if mistakes.is_empty() => Ok(Self {
-                state,
-                api,
-                quic,
-                public_quic: found.remove("public_quic").map(|(_, address)| address),
-                tenant_storage_mib: numbers.tenant_storage_mib,
-                api_limits: numbers.api_limits,
-                log_limits: numbers.log_limits,
-                push_versions: VERSIONS,
-                log: found.remove("log").map(|(_, filter)| filter),
-            }),
-            _ => Err(mistakes
-                .into_iter()
-                .map(|(line, what)| format!("{line}: {what}"))
-                .collect()),
+        let state = self.texts.get("state");
+        if let Some((number, _)) = state.filter(|(_, text)| text.is_empty()) {
+            let what = "`state`: expected a folder".to_owned();
+            self.mistakes.push((*number, what));
         }
     }
 }

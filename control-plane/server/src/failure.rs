@@ -1,5 +1,7 @@
 //! Why the program ends, with its exit code (sysexits).
 
+use std::path::Path;
+
 use casemate_control_store::StoreError;
 
 /// An end with a reason that a person can act on.
@@ -40,6 +42,11 @@ impl Failure {
     /// 73: something cannot be created.
     pub(crate) fn cannot_create(message: impl Into<String>) -> Self {
         Self::new(73, message)
+    }
+
+    /// The same for a file.
+    pub(crate) fn cannot_write(path: &Path, error: &std::io::Error) -> Self {
+        Self::cannot_create(format!("cannot write {}: {error}", path.display()))
     }
 
     /// 74: the disk.

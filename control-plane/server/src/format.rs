@@ -13,6 +13,8 @@ const STATE: Format = Format {
     what: "the control plane's state",
     newest: 1,
 };
+/// What a backup says of itself: the file in its folder.
+pub(crate) const BACKUP_LABEL: &str = "backup.json";
 /// A backup: the folder's own layout. The state in it has a mark as well.
 pub(crate) const BACKUP: Format = Format {
     what: "the backup",

@@ -4,10 +4,11 @@
 //! over a socket and removes no bundle until the backup has them all; else the store is opened here. Images are not part of
 //! it: they can be pushed again.
 
-mod folder;
+mod bundle_files;
 mod serve;
 mod wire;
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::{self, ErrorKind, Write as _};
 use std::os::unix::net::UnixStream;
@@ -16,21 +17,20 @@ use std::time::{Duration, Instant};
 
 use casemate_control_store::{Contents, Entry, Redb, Sink, StoreCopy, StoreError, StoreId, set_id};
 use casemate_trust::Seconds;
+use casemate_trust::id::{Digest, TenantId};
 use serde::{Deserialize, Serialize};
 
 use crate::failure::Failure;
 use crate::files;
-use crate::format;
+use crate::format::{self, BACKUP_LABEL};
 use crate::keys::{self, Keys};
-use crate::plane::{LogLimits, now, survey};
-use crate::start::{BUNDLES, KEYS, PUBLIC, STORE, open};
+use crate::new_folder::NewFolder;
+use crate::plane::{LogLimits, Survey, now, survey};
+use crate::state_folder::{BUNDLES, KEYS, PUBLIC, STORE, open};
 
-use folder::Bundle;
-pub(crate) use folder::New;
+use bundle_files::BundleFile;
 pub(crate) use serve::{Socket, run as serve};
 
-/// What a backup says of itself, in the folder.
-const LABEL: &str = "backup.json";
 /// Entries that are written in one commit, and their bytes.
 const BATCH_ENTRIES: usize = 1000;
 const BATCH_BYTES: usize = 8 * 1024 * 1024;
@@ -99,9 +99,9 @@ pub fn backup(state: &Path, to: &Path, tell: &mut dyn FnMut(Progress)) -> Result
         return Err(Failure::config(message));
     }
     format::check(state)?;
-    let new = New::create(to)?;
+    let new = NewFolder::create(to)?;
     let (contents, mut source) = copy_store(state, &new.path(STORE), tell)?;
-    let bundles = folder::bundles(&state.join(BUNDLES))?;
+    let bundles = bundle_files::list(&state.join(BUNDLES))?;
     copy_bundles(&bundles, &new.path(BUNDLES), tell, &mut || {
         source.keep_waiting()
     })?;
@@ -120,7 +120,7 @@ pub fn backup(state: &Path, to: &Path, tell: &mut dyn FnMut(Progress)) -> Result
     };
     let text =
         serde_json::to_vec_pretty(&label).map_err(|error| Failure::internal(error.to_string()))?;
-    files::write_public(&new.path(LABEL), &text)?;
+    files::write_public(&new.path(BACKUP_LABEL), &text)?;
     finish(new, to, label, tell, None)
 }
 
@@ -133,7 +133,7 @@ pub fn restore(
     state: &Path,
     tell: &mut dyn FnMut(Progress),
 ) -> Result<Outcome, Failure> {
-    let text = files::read(&from.join(LABEL)).map_err(|failure| {
+    let text = files::read(&from.join(BACKUP_LABEL)).map_err(|failure| {
         let message = format!(
             "{} is no backup that `casemate-control backup` made: {}",
             from.display(),
@@ -143,11 +143,12 @@ pub fn restore(
     })?;
     format::check_mark(format::BACKUP, from, Some(&text))?;
     format::check(from)?;
-    let label: Label = serde_json::from_slice(&text)
-        .map_err(|error| Failure::config(format!("{}: {error}", from.join(LABEL).display())))?;
-    let new = New::create(state)?;
-    folder::copy(&from.join(STORE), &new.path(STORE))?;
-    let bundles = folder::bundles(&from.join(BUNDLES))?;
+    let label: Label = serde_json::from_slice(&text).map_err(|error| {
+        Failure::config(format!("{}: {error}", from.join(BACKUP_LABEL).display()))
+    })?;
+    let new = NewFolder::create(state)?;
+    bundle_files::copy(&from.join(STORE), &new.path(STORE))?;
+    let bundles = bundle_files::list(&from.join(BUNDLES))?;
     copy_bundles(&bundles, &new.path(BUNDLES), tell, &mut || Ok(()))?;
     copy_keys(from, &new)?;
     format::copy(from, new.folder())?;
@@ -158,84 +159,27 @@ pub fn restore(
 }
 
 /// Checks what was copied and puts it in place.
-#[expect(clippy::too_many_lines, reason = "older than the limit")]
 fn finish(
-    new: New,
+    new: NewFolder,
     place: &Path,
     label: Label,
     tell: &mut dyn FnMut(Progress),
     restored_from: Option<&Path>,
 ) -> Result<Outcome, Failure> {
-    let doing = "checking";
-    let mut damaged = Vec::new();
-    let there = folder::bundles(&new.path(BUNDLES))?;
-    let total = there.len() as u64;
-    for (done, bundle) in (0..).zip(&there) {
-        tell(Progress { doing, done, total });
-        if !bundle.is_whole()? {
-            fs::remove_file(&bundle.path).map_err(|error| cannot_write(&bundle.path, &error))?;
-            damaged.push((bundle.tenant, bundle.digest));
-        }
-    }
-    tell(Progress {
-        doing,
-        done: total,
-        total,
-    });
+    let whole = whole_bundles(&new, tell)?;
     let runtime = tokio::runtime::Builder::new_current_thread().build();
     let runtime = runtime.map_err(|error| Failure::internal(error.to_string()))?;
-    let path = new.path(STORE);
-    let found = runtime.block_on(async {
-        // The whole file is checked when it is opened.
-        let store = Redb::open(&path, StoreId([0; 16]))?;
-        let count = store.read_all(Count::default()).await?;
-        let counted = count.ok().map(|count| (count.revision, count.entries));
-        Ok::<_, StoreError>((counted, survey(&store).await?))
-    });
-    let (counted, survey) = found?;
-    if counted != Some((label.revision, label.entries)) {
-        let message = format!(
-            "the copy is not what it should be: expected revision {} with {} entries, got {counted:?}",
-            label.revision, label.entries
-        );
-        return Err(Failure::io(message));
-    }
+    let survey = runtime.block_on(check_store(&new, &label))?;
     Keys::open(&new.path(KEYS))?;
-    let is_there = |tenant, digest| {
-        let found = there
-            .iter()
-            .any(|bundle: &Bundle| (&bundle.tenant, &bundle.digest) == (tenant, digest));
-        found && !damaged.contains(&(*tenant, *digest))
-    };
     let missing = survey
         .bundles
         .iter()
-        .filter(|(tenant, digest)| !is_there(tenant, digest));
+        .filter(|bundle| !whole.contains(*bundle));
     let missing_bundles = missing
         .map(|(tenant, digest)| format!("{tenant}/{digest}"))
         .collect();
     if restored_from.is_some() {
-        let subject = format!(
-            "from a backup of {}, revision {} of the store {}",
-            utc(label.made),
-            label.revision,
-            label.store
-        );
-        let recorded = runtime.block_on(async {
-            let keys = Keys::open(&new.path(KEYS))?;
-            let plane = open(
-                new.folder(),
-                &keys,
-                String::new(),
-                false,
-                u64::MAX,
-                LogLimits::default(),
-            )
-            .await?;
-            let recorded = plane.restored(&subject).await;
-            recorded.map_err(|fault| Failure::io(fault.body.error.message.clone()))
-        });
-        recorded?;
+        runtime.block_on(record_restore(&new, &label))?;
     }
     drop(runtime);
     new.put_in_place()?;
@@ -245,6 +189,64 @@ fn finish(
         audit_intact: survey.audit_intact,
         missing_bundles,
     })
+}
+
+/// The bundles that were copied undamaged; the others are removed from the copy.
+fn whole_bundles(
+    new: &NewFolder,
+    tell: &mut dyn FnMut(Progress),
+) -> Result<BTreeSet<(TenantId, Digest)>, Failure> {
+    let doing = "checking";
+    let copied = bundle_files::list(&new.path(BUNDLES))?;
+    let total = copied.len() as u64;
+    let mut whole = BTreeSet::new();
+    for (done, bundle) in (0..).zip(&copied) {
+        tell(Progress { doing, done, total });
+        if bundle.is_whole()? {
+            whole.insert((bundle.tenant, bundle.digest));
+        } else {
+            fs::remove_file(&bundle.path)
+                .map_err(|error| Failure::cannot_write(&bundle.path, &error))?;
+        }
+    }
+    tell(Progress {
+        doing,
+        done: total,
+        total,
+    });
+    Ok(whole)
+}
+
+/// Whether the copied store has what its label says; what lies in it.
+async fn check_store(new: &NewFolder, label: &Label) -> Result<Survey, Failure> {
+    // The whole file is checked when it is opened.
+    let store = Redb::open(&new.path(STORE), StoreId([0; 16]))?;
+    let count = store.read_all(Count::default()).await?;
+    let counted = count.ok().map(|count| (count.revision, count.entries));
+    let survey = survey(&store).await?;
+    if counted == Some((label.revision, label.entries)) {
+        return Ok(survey);
+    }
+    let message = format!(
+        "the copy is not what it should be: expected revision {} with {} entries, got {counted:?}",
+        label.revision, label.entries
+    );
+    Err(Failure::io(message))
+}
+
+/// Writes into the restored audit log where the state comes from.
+async fn record_restore(new: &NewFolder, label: &Label) -> Result<(), Failure> {
+    let subject = format!(
+        "from a backup of {}, revision {} of the store {}",
+        utc(label.made),
+        label.revision,
+        label.store
+    );
+    let keys = Keys::open(&new.path(KEYS))?;
+    let limits = LogLimits::default();
+    let plane = open(new.folder(), &keys, String::new(), false, u64::MAX, limits).await?;
+    let recorded = plane.restored(&subject).await;
+    recorded.map_err(|fault| Failure::io(fault.body.error.message.clone()))
 }
 
 /// Reads everything and keeps nothing but the numbers.
@@ -272,7 +274,7 @@ fn utc(time: Seconds) -> String {
     time.map_or_else(|| "an unknown time".to_owned(), |time| time.to_string())
 }
 
-fn copy_keys(from: &Path, new: &New) -> Result<(), Failure> {
+fn copy_keys(from: &Path, new: &NewFolder) -> Result<(), Failure> {
     files::create_folder(&new.path(KEYS))?;
     for name in keys::files() {
         let bytes = zeroize::Zeroizing::new(files::read(&from.join(KEYS).join(name))?);
@@ -282,7 +284,7 @@ fn copy_keys(from: &Path, new: &New) -> Result<(), Failure> {
 }
 
 fn copy_bundles(
-    bundles: &[Bundle],
+    bundles: &[BundleFile],
     to: &Path,
     tell: &mut dyn FnMut(Progress),
     keep_waiting: &mut dyn FnMut() -> io::Result<()>,
@@ -385,10 +387,6 @@ fn stopped_meanwhile(error: &io::Error) -> Failure {
     Failure::temporary(format!(
         "the control plane stopped before the backup was complete ({error}); make another"
     ))
-}
-
-fn cannot_write(path: &Path, error: &io::Error) -> Failure {
-    Failure::cannot_create(format!("cannot write {}: {error}", path.display()))
 }
 
 /// Writes a store's entries into a new file, some at a time.
