@@ -25,7 +25,6 @@ const LONG_FILES: &[&str] = &[
     "control-plane/push/src/message.rs",
     "control-plane/push/src/node.rs",
     "control-plane/push/src/simulation.rs",
-    "control-plane/server/src/quic/connection.rs",
     "control-plane/server/tests/api.rs",
     "control-plane/server/tests/nodes.rs",
     "control-plane/server/tests/storage.rs",

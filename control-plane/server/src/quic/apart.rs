@@ -8,7 +8,8 @@ use casemate_trust::key::PublicKey;
 use quinn::crypto::rustls::HandshakeData;
 use quinn::{Connection, RecvStream};
 
-use super::connection::{Ending, FIRST_WORD, Gone, Shell, Stop};
+use super::ending::{Ending, Gone, Stop};
+use super::shell::{FIRST_WORD, Shell};
 
 /// What the handshake has agreed on.
 pub(super) fn agreed(connection: &Connection, versions: Versions) -> Option<Agreed> {

@@ -1,94 +1,36 @@
 //! One node's connection: bytes in, events handled, frames out, all in one task that never waits for the node.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use casemate_push::bundle::Header;
-use casemate_push::{
-    Agreed, ControlEnd, ControlEvent, Member, Transmit, Versions, Violation, close,
-};
+use casemate_push::{Agreed, ControlEnd, ControlEvent, Member, Transmit, close};
 use casemate_trust::id::Digest;
 use casemate_trust::key::PublicKey;
 use casemate_trust::lease::Lease;
 use casemate_trust::statement::Statement as _;
-use futures_util::StreamExt as _;
 use quinn::{Connecting, Connection, RecvStream, SendStream, VarInt};
 use rustls::pki_types::CertificateDer;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
 
 use crate::arrivals::Arrival;
-use crate::keys::Keys;
 use crate::places::network;
-use crate::plane::{Joining, Plane, Unwelcome, Visit};
+use crate::plane::{Joining, Unwelcome, Visit};
 use crate::tls;
 
-use super::apart;
-use super::seat::{Seat, Seats};
+use super::ending::{Ending, Gone, Stop, duplicate, evicted, revoked};
+use super::seat::Seat;
+use super::shell::{FIRST_WORD, Shell};
 use super::watch::{NoCatalog, watch};
+use super::{apart, send};
 
-/// Until the handshake is done, and again until the node has opened its stream and said its first message.
-pub(super) const FIRST_WORD: Duration = Duration::from_secs(10);
 /// How long a stranger may wait for the operator on one connection.
 const STRANGER_TIME: Duration = Duration::from_secs(10 * 60);
 /// For a last message to arrive before the connection is closed.
 const LAST_WORD: Duration = Duration::from_secs(2);
 /// Bytes that are read at a time.
 const CHUNK_BYTES: usize = 64 * 1024;
-/// Bundles give way to statements, and images to both.
-const BUNDLE_PRIORITY: i32 = -1;
-const IMAGE_PRIORITY: i32 = -2;
-
-/// What a connection works with.
-pub(super) struct Shell {
-    pub(super) plane: Arc<Plane>,
-    pub(super) keys: Arc<Keys>,
-    pub(super) versions: Versions,
-    pub(super) seats: Seats,
-    pub(super) stopping: CancellationToken,
-}
-
-/// Why a connection is closed by us.
-pub(super) struct Ending {
-    code: u32,
-    reason: String,
-}
-
-impl Ending {
-    pub(super) fn new(code: u32, reason: impl Into<String>) -> Self {
-        let reason = reason.into();
-        Self { code, reason }
-    }
-}
-
-impl From<Violation> for Ending {
-    fn from(violation: Violation) -> Self {
-        Self::new(violation.close_code(), violation.to_string())
-    }
-}
-
-/// The other end has gone.
-pub(super) struct Gone;
-
-pub(super) enum Stop {
-    Ending(Ending),
-    Gone,
-}
-
-impl<T: Into<Ending>> From<T> for Stop {
-    fn from(ending: T) -> Self {
-        Self::Ending(ending.into())
-    }
-}
-
-impl From<Gone> for Stop {
-    fn from(_: Gone) -> Self {
-        Self::Gone
-    }
-}
-
 impl Shell {
     /// Serves the connection. `arrival` is its slot until its key is known.
     pub(super) async fn run(self, connecting: Connecting, arrival: Arrival) {
@@ -179,24 +121,6 @@ impl Shell {
         }
         stopped
     }
-}
-
-fn revoked() -> Ending {
-    Ending::new(close::REVOKED, "the node was revoked")
-}
-
-fn duplicate() -> Ending {
-    Ending::new(
-        close::DUPLICATE,
-        "another machine with this node's key is connected: its disk was copied; give one of them a state folder of its own",
-    )
-}
-
-fn evicted() -> Ending {
-    Ending::new(
-        close::TOO_MANY,
-        "newer connections of keys that nobody knows took the slot; try again",
-    )
 }
 
 /// The client's key, which its handshake has proven.
@@ -508,41 +432,19 @@ impl Talk {
             }
             None => None,
         };
-        let Some((total, mut content)) = found else {
+        let Some((total, content)) = found else {
             return Ok(self.control.bundle_unavailable(&digest)?);
         };
-        let connection = self.connection.clone();
-        self.bundles.spawn(async move {
-            let sent = async {
-                let mut stream = connection.open_uni().await?;
-                stream.set_priority(BUNDLE_PRIORITY).ok();
-                stream
-                    .write_all(
-                        &Header {
-                            digest,
-                            offset,
-                            total,
-                        }
-                        .to_bytes(),
-                    )
-                    .await?;
-                while let Some(chunk) = content.next().await {
-                    stream
-                        .write_chunk(chunk.map_err(std::io::Error::other)?)
-                        .await?;
-                }
-                stream.finish()?;
-                Ok::<_, Box<dyn std::error::Error + Send + Sync>>(())
-            };
-            if let Err(error) = sent.await {
-                tracing::debug!(%digest, %error, "a bundle was not sent to its end");
-            }
-        });
+        let header = Header {
+            digest,
+            offset,
+            total,
+        };
+        self.bundles
+            .spawn(send::bundle(self.connection.clone(), header, content));
         Ok(())
     }
-}
 
-impl Talk {
     async fn send_image_piece(
         &mut self,
         member: &Member,
@@ -554,28 +456,16 @@ impl Talk {
         let found = plane
             .image_piece(&member.pool, &digest, offset, bytes)
             .await;
-        let Some((total, mut content)) = found.ok().flatten() else {
+        let Some((total, content)) = found.ok().flatten() else {
             return Ok(self.control.image_unavailable(&digest)?);
         };
-        let connection = self.connection.clone();
-        self.image_pieces.spawn(async move {
-            let header = Header {
-                digest,
-                offset,
-                total,
-            };
-            let sent = async {
-                let mut stream = connection.open_uni().await?;
-                stream.set_priority(IMAGE_PRIORITY).ok();
-                stream.write_all(&header.to_bytes()).await?;
-                tokio::io::copy(&mut content, &mut stream).await?;
-                stream.finish()?;
-                Ok::<_, Box<dyn std::error::Error + Send + Sync>>(())
-            };
-            if let Err(error) = sent.await {
-                tracing::debug!(%digest, offset, %error, "a piece of an image was not sent to its end");
-            }
-        });
+        let header = Header {
+            digest,
+            offset,
+            total,
+        };
+        self.image_pieces
+            .spawn(send::image_piece(self.connection.clone(), header, content));
         Ok(())
     }
 }

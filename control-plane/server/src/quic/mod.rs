@@ -2,7 +2,10 @@
 
 mod apart;
 mod connection;
+mod ending;
 mod seat;
+mod send;
+mod shell;
 mod watch;
 
 use std::net::{SocketAddr, UdpSocket};
@@ -186,7 +189,7 @@ pub(crate) async fn serve(
             // An error means that the packet is already answered with a retry: nothing is left to do.
             incoming.retry().ok();
         } else if let Some(arrival) = handshakes.arrive(network(incoming.remote_address().ip())) {
-            let driver = connection::Shell {
+            let driver = shell::Shell {
                 plane: Arc::clone(&plane),
                 keys: Arc::clone(&keys),
                 versions,

@@ -6,7 +6,7 @@ use casemate_trust::name::Name;
 use quinn::Connection;
 
 use super::KEEP_ALIVE;
-use super::connection::Shell;
+use super::shell::Shell;
 
 /// For what a node sent before it connected anew to arrive.
 const ON_ITS_WAY: Duration = Duration::from_secs(1);
