@@ -74,7 +74,6 @@ const LONG_FUNCTIONS: &[(&str, usize)] = &[
     ("control-plane/cli/tests/it/journey.rs", 1),
     ("control-plane/cli/tests/it/keys.rs", 1),
     ("control-plane/push/src/simulation.rs", 2),
-    ("control-plane/server/src/https/answer.rs", 1),
     ("control-plane/server/tests/api.rs", 1),
     ("control-plane/server/tests/images.rs", 1),
     ("control-plane/server/tests/logs.rs", 1),

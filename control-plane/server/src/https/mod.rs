@@ -5,6 +5,7 @@ mod answer;
 mod ask;
 mod patient;
 mod room;
+mod router;
 mod seat;
 #[cfg(test)]
 mod tests;
@@ -69,7 +70,7 @@ pub(crate) async fn serve(
     let sockets = Arc::new(Semaphore::new(limits.all + MAX_EVICTED));
     let seats = Seats::new(&limits);
     let tracker = TaskTracker::new();
-    let router = ask::router(&plane, &stopping, &tracker);
+    let router = router::router(&plane, &stopping, &tracker);
     loop {
         let accepted = async {
             let permit = Arc::clone(&sockets).acquire_owned().await.ok()?;

@@ -34,7 +34,7 @@ async fn a_change_is_made_to_its_end_when_its_client_goes_away() {
     let operator = token(&plane, Scope::Operator).await;
     let other = token(&plane, Scope::ReadOnly).await;
     let tasks = TaskTracker::new();
-    let router = ask::router(&plane, &CancellationToken::new(), &tasks);
+    let router = router::router(&plane, &CancellationToken::new(), &tasks);
     let token_path = format!("/v1/tokens/{}", other.id);
     for path in ["/v1/nodes/edge-1", &token_path] {
         let request = request("DELETE", path, &operator.token);
@@ -58,7 +58,7 @@ async fn one_token_has_so_many_changes_under_way_and_no_more() {
     let slow = token(&plane, Scope::Operator).await;
     let other = token(&plane, Scope::Operator).await;
     let tasks = TaskTracker::new();
-    let router = ask::router(&plane, &CancellationToken::new(), &tasks);
+    let router = router::router(&plane, &CancellationToken::new(), &tasks);
     let router = TowerToHyperService::new(router);
     let begun = (0..=room::MAX_QUESTIONS_OF_TOKEN).map(|_| {
         let body = futures_util::stream::pending::<Result<&[u8], Infallible>>();
@@ -81,7 +81,7 @@ async fn one_token_leaves_so_many_answers_untaken_and_no_more() {
         token(&plane, Scope::ReadOnly).await,
     ];
     let tasks = TaskTracker::new();
-    let router = ask::router(&plane, &CancellationToken::new(), &tasks);
+    let router = router::router(&plane, &CancellationToken::new(), &tasks);
     let router = TowerToHyperService::new(router);
     let ask = async |token: &str| {
         let answer = router.call(request("GET", "/v1/audit", token));
