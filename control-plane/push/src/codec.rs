@@ -3,7 +3,8 @@
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::message::{Bounded, MAX_FRAME_BYTES};
+use crate::bounds::Bounded;
+use crate::message::MAX_FRAME_BYTES;
 
 /// Bytes in front of a message.
 const LENGTH_BYTES: usize = 4;

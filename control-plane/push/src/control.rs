@@ -1,17 +1,20 @@
 //! The control plane's end of one connection.
 
 mod plan;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeMap, VecDeque};
 
 use casemate_trust::id::{Digest, TenantId};
 
+use crate::bounds::shorten;
 use crate::catalog::{Catalog, ControlEvent, Member, StoredObject, Transmit};
 use crate::codec::{Decoder, Violation, encode};
 use crate::listing::Listings;
 use crate::message::{
     Cursor, Has, Hello, MAX_AHEAD_BYTES, MAX_BUNDLES_IN_HAND, MAX_IMAGE_PIECES, MAX_TEXT_BYTES,
-    MAX_UNACKED, StatementId, ToControl, ToNode, shorten,
+    MAX_UNACKED, StatementId, ToControl, ToNode,
 };
 
 /// Entries in the queue of what is to be sent, each a digest: the largest manifest and as many fetches.
@@ -471,31 +474,5 @@ fn check_hello(member: &Member, hello: &Hello, version: u16) -> Result<(), Viola
         Ok(())
     } else {
         Err(Violation::Identity)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::sync::Arc;
-
-    use super::*;
-    use crate::simulation::{Dice, Vault, World, member, tenant};
-    use crate::{ToControl, VERSIONS, encode};
-
-    #[test]
-    fn a_manifest_is_read_once_however_often_its_objects_are_asked_for() {
-        let (mut world, mut dice) = (World::new(1), Dice(1));
-        world.publish_manifest(tenant(1), &mut dice);
-        let mut control = ControlEnd::member(member(), VERSIONS.newest);
-        let hello = ToControl::Hello(Box::new(Vault::default().hello()));
-        control.receive(&encode(&hello)).unwrap();
-        control.poll_event(&world).unwrap();
-        let first = control.listing(tenant(1), &world).unwrap();
-        let again = control.listing(tenant(1), &world).unwrap();
-        assert!(Arc::ptr_eq(&first, &again));
-        world.publish_manifest(tenant(1), &mut dice);
-        let next = control.listing(tenant(1), &world).unwrap();
-        assert!(next.revision > first.revision && next.digest != first.digest);
-        assert!(control.listing(tenant(2), &world).is_none());
     }
 }

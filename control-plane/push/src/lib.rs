@@ -58,6 +58,7 @@
 #![forbid(unsafe_code)]
 
 mod backoff;
+mod bounds;
 pub mod bundle;
 mod catalog;
 pub mod close;

@@ -1,18 +1,22 @@
 //! The node's end.
 
+mod event;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use casemate_trust::id::{Digest, TenantId};
 use casemate_trust::release::MAX_BUNDLE_BYTES;
 
+use crate::bounds::shorten;
 use crate::bundle;
 use crate::codec::{Decoder, Violation, encode};
 use crate::message::{
     Cursor, Hello, LogEntry, MAX_AHEAD_BYTES, MAX_BATCH_BYTES, MAX_BATCH_RECORDS,
     MAX_FETCH_DIGESTS, MAX_FETCHES, MAX_IMAGE_PIECE_BYTES, MAX_LOG_BYTES, MAX_STATUS_BYTES,
-    MAX_TEXT_BYTES, MAX_UNACKED, NONCE_BYTES, NotStored, ObjectKind, StatementId, ToControl,
-    ToNode, shorten,
+    MAX_TEXT_BYTES, MAX_UNACKED, NONCE_BYTES, NotStored, StatementId, ToControl, ToNode,
 };
+
+pub use event::{Expected, NodeEvent};
 
 /// Messages that wait to be written: an answer to each statement, and as many questions.
 const MAX_WAITING: usize = 1024;
@@ -22,88 +26,6 @@ const MAX_WANTED_BUNDLES: usize = 16 * 1024;
 const MAX_WANTED_OBJECTS: usize = 16 * 1024;
 /// Log text that waits, bytes; older records are dropped first and counted.
 const MAX_LOG_QUEUE_BYTES: usize = 1024 * 1024;
-
-/// What came.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum NodeEvent {
-    /// The hello was taken.
-    Welcome {
-        /// The store, and its revision now.
-        now: Cursor,
-    },
-    /// The operator has not decided.
-    JoinPending,
-    /// The request will not be relayed.
-    JoinRefused {
-        /// Stable name.
-        code: String,
-        /// For people.
-        message: String,
-    },
-    /// Now a member: call [`NodeEnd::hello`].
-    Admitted,
-    /// Have it judged, then [`NodeEnd::ack`] or [`NodeEnd::nack`].
-    Statement {
-        /// What it claims to be.
-        id: StatementId,
-        /// Revision at the control plane.
-        revision: u64,
-        /// Envelope, or a grant's JSON.
-        bytes: Vec<u8>,
-    },
-    /// An object that a manifest lists; its digest has been checked.
-    Object {
-        /// The tenant.
-        tenant: TenantId,
-        /// SHA-256 of the bytes.
-        digest: Digest,
-        /// What it claims to be.
-        kind: ObjectKind,
-        /// Its bytes.
-        bytes: Vec<u8>,
-    },
-    /// Everything up to `now` was sent and answered: this cursor may be stored.
-    Synced {
-        /// Where.
-        now: Cursor,
-    },
-    /// A bundle or an object that was asked for is not there, or not for this node.
-    Unavailable {
-        /// Which.
-        digest: Digest,
-    },
-    /// The image that was asked for is not there, or is not the newest for this node's pool.
-    ImageUnavailable {
-        /// Which.
-        digest: Digest,
-    },
-    /// Answer to a lease question, for the vault.
-    Lease {
-        /// Envelope.
-        answer: Vec<u8>,
-    },
-    /// The root has revoked this node. The list is for the vault to judge; the connection will be closed.
-    Revoked {
-        /// Envelope.
-        list: Vec<u8>,
-    },
-    /// The control plane will close the connection.
-    Refused {
-        /// Stable name.
-        code: String,
-        /// For people.
-        message: String,
-    },
-}
-
-/// What a stream brings.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Expected {
-    /// A bundle, from where it was asked for to its end.
-    Bundle,
-    /// The piece of an image.
-    ImagePiece,
-}
 
 /// A piece of an image that was asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -10,8 +10,9 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::bounds::shorten;
 use crate::codec::Violation;
-use crate::message::{MAX_TEXT_BYTES, shorten};
+use crate::message::MAX_TEXT_BYTES;
 
 /// The application protocol of ends that have no version in common.
 pub const APART: &[u8] = b"casemate-push/apart";
