@@ -1,159 +1,35 @@
 //! A command's way to the control plane: what this home knows, whom it talks to, and that these two fit.
 
+mod connection;
+mod context;
 mod publish;
-
-use std::path::Path;
-use std::sync::OnceLock;
 
 use casemate_api::fleet::{FleetView, PoolList, StatementAnswer};
 use casemate_api::tenant::{TenantList, TenantSummary, TenantView};
 use casemate_trust::dsse::Envelope;
 use casemate_trust::id::{FleetId, TenantId};
 use casemate_trust::judge::Refusal;
-use casemate_trust::keyfile::Purpose;
 use casemate_trust::late::Late;
-use casemate_trust::name::{Identifier, Name};
+use casemate_trust::name::Name;
 use casemate_trust::statement::Tenant;
 use http::Method;
-use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 use crate::client::{Address, Api, not_the_control_plane};
 use crate::clock::Clocks;
 use crate::error::{Code, Error};
 use crate::expiry;
-use crate::home::{Home, Lock};
-use crate::keys::{self, Keys, Passphrases};
+use crate::home::Lock;
 use crate::machine::{DAY, date, now};
 use crate::memory::{Known, Shown, refused};
-use crate::output::Output;
-use crate::project::{Environment, Project};
+
+pub use connection::Connection;
+pub use context::Context;
 
 /// From when on an expiry is warned of.
 pub const WARN_BEFORE: u64 = 30 * DAY;
 /// Most warnings of one command about what expires.
 const MAX_WARNINGS: usize = 5;
-/// File of the connection.
-const CONNECTION: &str = "connection.json";
-
-/// What every command works with.
-#[derive(Debug)]
-pub struct Context {
-    /// The home folder.
-    pub home: Home,
-    /// The terminal.
-    pub output: Output,
-    /// Where passphrases come from.
-    pub passphrases: Passphrases,
-    /// The environment of the project that `--env` names.
-    pub environment: Option<Environment>,
-    /// This machine's clock and the control plane's, once it has answered.
-    pub clocks: OnceLock<Clocks>,
-}
-
-impl Context {
-    /// The home's key files.
-    pub fn keys(&self) -> Keys<'_> {
-        Keys::new(&self.home, &self.passphrases)
-    }
-
-    /// The project in a folder, as it is in the environment.
-    ///
-    /// # Errors
-    /// The folder has no `casemate.toml`, or the file has mistakes.
-    pub fn project(&self, folder: &Path) -> Result<Project, Error> {
-        let environment = self.environment.as_ref();
-        Project::load(folder, environment.map(|environment| &environment.name))
-    }
-
-    /// The name of a secret in the environment.
-    pub fn secret(&self, name: &Identifier) -> Identifier {
-        let environment = self.environment.as_ref();
-        environment.map_or_else(|| name.clone(), |environment| environment.secret(name))
-    }
-
-    /// Refuses a home that belongs to another fleet than the environment names.
-    fn must_be_of_environment(&self, fleet: FleetId) -> Result<(), Error> {
-        let Some(environment) = &self.environment else {
-            return Ok(());
-        };
-        match &environment.control {
-            Some(control) if control.fleet != fleet => Err(Error::new(
-                Code::Refused,
-                format!(
-                    "the environment {} is for another control plane than this home: nothing was done",
-                    environment.name
-                ),
-                format!(
-                    "give the environment a `profile` of its own in casemate.toml, or another home with `--home DIR`, and log in \
-                     there: `casemate login {}`",
-                    control.text
-                ),
-            )
-            .at(self.home.path().display())),
-            _ => Ok(()),
-        }
-    }
-
-    /// Whether this home can sign for the fleet.
-    pub fn is_operator(&self) -> bool {
-        self.keys().has(keys::ROOT)
-    }
-
-    /// The fleet's root key.
-    ///
-    /// # Errors
-    /// It is not here, or does not open.
-    pub fn root_key(&self) -> Result<casemate_trust::key::SigningKey, Error> {
-        if self.keys().has_next(keys::ROOT) {
-            return Err(Error::new(
-                Code::NoKey,
-                "a rotation of the root was cut off: it is not clear which of two keys signs",
-                "run `casemate fleet rotate-root` again, which goes on where it was",
-            )
-            .at(self.home.path().display()));
-        }
-        self.keys().signing(keys::ROOT, Purpose::FleetRoot)
-    }
-}
-
-/// Where the control plane is and what proves that one may talk to it.
-#[derive(Clone, Serialize, Deserialize)]
-pub struct Connection {
-    /// `https://HOST:PORT`
-    pub url: String,
-    /// The API token.
-    pub token: Option<String>,
-    /// The tenant that this home acts for.
-    pub tenant: Option<TenantId>,
-}
-
-impl std::fmt::Debug for Connection {
-    fn fmt(&self, to: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(to, "Connection({})", self.url)
-    }
-}
-
-impl Connection {
-    /// The connection of this home.
-    ///
-    /// # Errors
-    /// There was no login.
-    pub fn load(home: &Home) -> Result<Self, Error> {
-        home.read_json(CONNECTION)?.ok_or_else(|| {
-            Error::new(
-                Code::NotLoggedIn,
-                "this home is not logged in to a control plane",
-                "run `casemate login https://HOST:PORT#FINGERPRINT --token-file FILE` with what the operator gave you",
-            )
-            .at(home.path().display())
-        })
-    }
-
-    fn save(&self, home: &Home) -> Result<(), Error> {
-        home.write_json(CONNECTION, self)
-    }
-}
 
 /// A verified connection, with the home locked.
 #[derive(Debug)]

@@ -1,5 +1,6 @@
 //! The control plane's API over HTTPS, with the key of the other end pinned.
 
+mod refusal;
 #[cfg(test)]
 mod tests;
 mod tls;
@@ -9,9 +10,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use casemate_api::error::{ErrorBody, ErrorDetail, code};
 use casemate_trust::key::PublicKey;
-use http::{Method, Request, Response, StatusCode, header};
+use http::{Method, Request, Response, header};
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::body::Incoming;
 use hyper::client::conn::http1::SendRequest;
@@ -25,7 +25,8 @@ use zeroize::Zeroizing;
 
 use crate::clock::Clocks;
 use crate::error::{Code, Error};
-use crate::machine::{is_word, now};
+use crate::machine::now;
+use refusal::{may_be_unknown, refused};
 use tls::PinnedKey;
 
 /// Until a connection with its handshake stands.
@@ -387,17 +388,6 @@ async fn in_time<T>(
     })
 }
 
-/// Whether a control plane that does not know what it was asked for answers with this.
-fn may_be_unknown(status: StatusCode) -> bool {
-    [
-        StatusCode::BAD_REQUEST,
-        StatusCode::NOT_FOUND,
-        StatusCode::METHOD_NOT_ALLOWED,
-        StatusCode::UNPROCESSABLE_ENTITY,
-    ]
-    .contains(&status)
-}
-
 /// The versions of both programs, where they differ.
 fn versions(theirs: Option<&str>) -> Option<String> {
     let ours = env!("CARGO_PKG_VERSION");
@@ -408,86 +398,6 @@ fn versions(theirs: Option<&str>) -> Option<String> {
              the newer one says. The control plane is upgraded first"
         )
     })
-}
-
-/// The error for an answer that is not a success.
-#[expect(clippy::too_many_lines, reason = "older than the limit")]
-fn refused(status: StatusCode, body: &[u8]) -> Error {
-    let mut detail = serde_json::from_slice::<ErrorBody>(body).map_or_else(
-        |_| ErrorDetail {
-            code: status.as_str().to_owned(),
-            message: String::from_utf8_lossy(body)
-                .chars()
-                .take(MAX_SHOWN_CHARS)
-                .collect(),
-            details: serde_json::Value::Null,
-        },
-        |body| body.error,
-    );
-    // A code is a name: programs compare it, and people see it in brackets.
-    if !is_word(&detail.code) {
-        status.as_str().clone_into(&mut detail.code);
-    }
-    let (kind, next) = match (detail.code.as_str(), status) {
-        (code::UNAUTHENTICATED, _) | (_, StatusCode::UNAUTHORIZED) => (
-            Code::Forbidden,
-            "log in with a token that is valid: `casemate login https://HOST:PORT#FINGERPRINT --token-file FILE`",
-        ),
-        (code::FORBIDDEN, _) | (_, StatusCode::FORBIDDEN) => (
-            Code::Forbidden,
-            "this token may not do that: use the home of whoever may, or ask the operator for another token",
-        ),
-        (code::NOT_FOUND, _) | (_, StatusCode::NOT_FOUND) => (
-            Code::NotFound,
-            "check the name; the listing commands show what there is",
-        ),
-        (code::NO_FLEET, _) => (
-            Code::Api,
-            "publish the fleet first: `casemate fleet publish` from the operator's home",
-        ),
-        (code::MANIFEST_CONFLICT | code::CONFLICT, _) => (
-            Code::Conflict,
-            "somebody else was faster: run the command again",
-        ),
-        (code::BUNDLE_MISSING, _) => (
-            Code::Api,
-            "the control plane has lost a function's code: deploy that function again from its sources",
-        ),
-        (code::STORAGE_FULL, _) => (
-            Code::Unreachable,
-            "tell the operator that the control plane's disk is full; nothing was changed",
-        ),
-        (code::QUOTA_EXCEEDED, _) => (
-            Code::Api,
-            "`casemate prune FUNCTION` forgets earlier releases; `casemate status` says how much is used",
-        ),
-        (code::NODE_EXISTS, _) => (
-            Code::Exists,
-            "revoke that node first with `casemate node revoke NAME`, or give the new one another name",
-        ),
-        (code::TOO_MANY, _) => (
-            Code::Api,
-            "remove what is not needed any more and try again",
-        ),
-        _ if status.is_server_error() => (
-            Code::Unreachable,
-            "run the command again; if it stays so, the control plane's log says more",
-        ),
-        _ => (Code::Api, "correct what is named and run the command again"),
-    };
-    let what = format!(
-        "the control plane refused the request ({}): {}",
-        detail.code, detail.message
-    );
-    let mut error = Error::new(kind, what, next);
-    if let Some(digests) = detail
-        .details
-        .get("digests")
-        .and_then(|list| list.as_array())
-    {
-        error = error.lines(digests.iter().map(|digest| format!("digest {digest}")));
-    }
-    error.remote(detail)
 }
 
 /// The error for whoever does not hold the right key.

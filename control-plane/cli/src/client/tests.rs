@@ -1,3 +1,6 @@
+use casemate_api::error::{ErrorBody, code};
+use http::StatusCode;
+
 use super::*;
 
 #[test]

@@ -19,24 +19,9 @@ use crate::tenancy::{
 };
 
 /// `casemate deploy`
-#[expect(clippy::too_many_lines, reason = "older than the limit")]
 pub(super) async fn deploy(cx: &Context, args: &Deploy) -> Result<(), Error> {
     let project = cx.project(&args.project.project)?;
-    let progress = cx.output.progress(format!("bundling {}", project.main));
-    let bundle = bundle(project.sources(cx.home.path())).await?;
-    drop(progress);
-    tell_beside(cx, &bundle);
-    for warning in &bundle.warnings {
-        cx.output.warn(warning);
-    }
-    let kib = bundle.bytes.len().div_ceil(1024);
-    let digest = Digest(bundle.digest);
-    cx.output.done(&format!(
-        "bundled {} module{}, {kib} KiB, digest {}",
-        bundle.modules,
-        if bundle.modules == 1 { "" } else { "s" },
-        short(&digest)
-    ));
+    let bundle = pack(cx, &project).await?;
     // A dry run works before the first login, with less to check.
     if args.dry_run && Connection::load(&cx.home).is_err() {
         return dry(cx, &project, &bundle, false);
@@ -45,18 +30,7 @@ pub(super) async fn deploy(cx: &Context, args: &Deploy) -> Result<(), Error> {
     tenancy.session.read_pools().await?;
     let release = project.release(tenancy.session.fleet(), tenancy.id, &bundle);
     check(&tenancy, &project, &release)?;
-    let bytes = release.to_bytes();
-    if bytes.len() > MAX_RELEASE_BYTES {
-        let what = format!(
-            "the release has {} bytes; at most {MAX_RELEASE_BYTES} are allowed",
-            bytes.len()
-        );
-        return Err(Error::new(
-            Code::Project,
-            what,
-            "declare fewer rules, variables or certificates in casemate.toml",
-        ));
-    }
+    let bytes = release_bytes(&release)?;
     let name = Digest::of(&bytes);
     let put = |draft: &mut Draft| {
         draft.run(project.name(), name, &project.pools);
@@ -72,6 +46,7 @@ pub(super) async fn deploy(cx: &Context, args: &Deploy) -> Result<(), Error> {
         .change(&args.signing, |_, draft| {
             draft.notes.extend(note.clone().map(|note| (name, note)));
             put(draft);
+            let digest = Digest(bundle.digest);
             draft.bundles.insert(digest, bundle.bytes.clone().into());
             Ok(())
         })
@@ -88,14 +63,58 @@ pub(super) async fn deploy(cx: &Context, args: &Deploy) -> Result<(), Error> {
         let status = status.map_err(|error| broken(version, &error))?;
         tenancy.warn_of_lost_hosts(&status);
     }
+    tell(cx, &project, &bundle, (name, version), reach)
+}
+
+/// Bundles the project and says what went into the bundle.
+async fn pack(cx: &Context, project: &Project) -> Result<Bundle, Error> {
+    let progress = cx.output.progress(format!("bundling {}", project.main));
+    let bundle = bundle(project.sources(cx.home.path())).await?;
+    drop(progress);
+    tell_beside(cx, &bundle);
+    for warning in &bundle.warnings {
+        cx.output.warn(warning);
+    }
+    let kib = bundle.bytes.len().div_ceil(1024);
+    cx.output.done(&format!(
+        "bundled {} module{}, {kib} KiB, digest {}",
+        bundle.modules,
+        if bundle.modules == 1 { "" } else { "s" },
+        short(&Digest(bundle.digest))
+    ));
+    Ok(bundle)
+}
+
+/// The release as it is signed, if it is not too large.
+fn release_bytes(release: &Release) -> Result<Vec<u8>, Error> {
+    let bytes = release.to_bytes();
+    if bytes.len() <= MAX_RELEASE_BYTES {
+        return Ok(bytes);
+    }
+    let what = format!(
+        "the release has {} bytes; at most {MAX_RELEASE_BYTES} are allowed",
+        bytes.len()
+    );
+    let next = "declare fewer rules, variables or certificates in casemate.toml";
+    Err(Error::new(Code::Project, what, next))
+}
+
+/// Prints what was deployed and where it runs; without `reach` the nodes were not waited for.
+fn tell(
+    cx: &Context,
+    project: &Project,
+    bundle: &Bundle,
+    (release, version): (Digest, u64),
+    reach: Option<Reach>,
+) -> Result<(), Error> {
     let is_followed = reach.is_some();
     let reach = reach.unwrap_or_default();
     let Reach { current, total, .. } = reach;
     let result = json!({
         "function": project.name(),
         "environment": project.environment.as_ref().map(|environment| &environment.name),
-        "release": name,
-        "bundle": digest,
+        "release": release,
+        "bundle": Digest(bundle.digest),
         "beside": bundle.beside,
         "manifest": version,
         "hosts": project.hosts(),

@@ -9,8 +9,8 @@ use casemate_trust::name::{Identifier, Name};
 use casemate_trust::release::{Release, Var};
 use toml::de::DeValue;
 
+use super::parts::{read_pools, read_vars};
 use super::reader::Section;
-use super::{read_pools, read_vars};
 
 /// Most environments of a project.
 const MAX_ENVIRONMENTS: usize = 32;

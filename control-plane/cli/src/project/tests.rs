@@ -1,3 +1,5 @@
+use casemate_trust::release::{Limits, Perimeter, Scheme, Slot};
+
 use super::*;
 
 fn parse(text: &str) -> Result<Project, Vec<String>> {

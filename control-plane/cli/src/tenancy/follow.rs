@@ -5,13 +5,16 @@ use std::time::Duration;
 
 use casemate_api::tenant::{NodeProgress, Refused, TenantStatus};
 use casemate_push::StatementId;
+use casemate_trust::id::TenantId;
 use casemate_trust::judge::Seen;
 use casemate_trust::name::Name;
+use tokio::time::Instant;
 
 use super::Tenancy;
 use crate::args::Signing;
 use crate::error::{Code, Error};
 use crate::machine::printable;
+use crate::output::Output;
 
 /// Between two looks at what the nodes have acknowledged.
 const LOOK_INTERVAL: Duration = Duration::from_millis(200);
@@ -119,13 +122,58 @@ fn stand<'a>(
     }
 }
 
+/// Looks at each status while a manifest is followed, and warns once of what hinders a node.
+struct Follower {
+    id: String,
+    ours: Seen,
+    output: Output,
+    hindered: BTreeSet<(Name, String)>,
+}
+
+impl Follower {
+    fn new(tenant: TenantId, ours: Seen, output: Output) -> Self {
+        let version = ours.version;
+        Self {
+            id: StatementId::Manifest { tenant, version }.to_string(),
+            ours,
+            output,
+            hindered: BTreeSet::new(),
+        }
+    }
+
+    /// The nodes that have not come so far.
+    fn late<'a>(
+        &mut self,
+        status: &'a TenantStatus,
+        wanted: Until<'_>,
+    ) -> Result<Vec<&'a NodeProgress>, Error> {
+        let version = self.ours.version;
+        let mut late = Vec::new();
+        for node in &status.nodes {
+            match stand(node, &self.ours, &self.id, status, wanted) {
+                Stand::Current => {}
+                Stand::Behind => late.push(node),
+                Stand::Hindered(refused) => {
+                    let cause = (node.node.clone(), refused.code.clone());
+                    if self.hindered.insert(cause) {
+                        self.output.warn(&hindrance(node, version, refused));
+                    }
+                    late.push(node);
+                }
+                Stand::Refuses(refused) => return Err(refuses(node, version, refused)),
+                Stand::Ahead(newer) => return Err(ahead(node, version, newer)),
+            }
+        }
+        Ok(late)
+    }
+}
+
 impl Tenancy<'_> {
     /// Wait until every connected node has come so far with the manifest that was just signed, as long as `signing` says; `None`
     /// without waiting.
     ///
     /// # Errors
     /// A node refused, holds a newer one, or not all were in time. The manifest stays signed and is taken when they can.
-    #[expect(clippy::too_many_lines, reason = "older than the limit")]
     pub async fn wait(
         &mut self,
         signing: &Signing,
@@ -141,21 +189,14 @@ impl Tenancy<'_> {
             .and_then(|seen| seen.manifest)
             .ok_or_else(|| Error::internal("a manifest was signed and is not remembered"))?;
         let version = ours.version;
-        let id = StatementId::Manifest {
-            tenant: self.id,
-            version,
-        };
-        let id = id.to_string();
         let progress = output.progress(format!("waiting for the nodes to take manifest {version}"));
-        let until = tokio::time::Instant::now() + Duration::from_secs(signing.wait);
-        let mut hindered = BTreeSet::new();
+        let until = Instant::now() + Duration::from_secs(signing.wait);
+        let mut follower = Follower::new(self.id, ours, output);
         loop {
             let status = match self.status().await {
                 Ok(status) => status,
                 // The manifest is stored; the control plane may be starting again.
-                Err(error)
-                    if error.code() == Code::Unreachable && tokio::time::Instant::now() < until =>
-                {
+                Err(error) if error.code() == Code::Unreachable && Instant::now() < until => {
                     tokio::time::sleep(LOOK_INTERVAL).await;
                     continue;
                 }
@@ -169,26 +210,12 @@ impl Tenancy<'_> {
                 }
                 return Ok(Some(Reach::default()));
             }
-            let mut late = Vec::new();
-            for node in &status.nodes {
-                match stand(node, &ours, &id, &status, wanted) {
-                    Stand::Current => {}
-                    Stand::Behind => late.push(node),
-                    Stand::Hindered(refused) => {
-                        if hindered.insert((node.node.clone(), refused.code.clone())) {
-                            output.warn(&hindrance(node, version, refused));
-                        }
-                        late.push(node);
-                    }
-                    Stand::Refuses(refused) => return Err(refuses(node, version, refused)),
-                    Stand::Ahead(newer) => return Err(ahead(node, version, newer)),
-                }
-            }
+            let late = follower.late(&status, wanted)?;
             let current = total - late.len();
             progress.say(format!(
                 "manifest {version}: {current} of {total} nodes run it"
             ));
-            let is_over = tokio::time::Instant::now() >= until;
+            let is_over = Instant::now() >= until;
             let all_away = !late.iter().any(|node| node.connected);
             // Nodes that all are away together may be coming back after a restart of the control plane.
             if all_away && (current > 0 || is_over) {
@@ -304,7 +331,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     use casemate_api::tenant::StorageView;
-    use casemate_trust::id::{Digest, TenantId};
+    use casemate_trust::id::Digest;
 
     use super::*;
 

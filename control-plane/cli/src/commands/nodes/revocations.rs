@@ -3,7 +3,7 @@
 use casemate_trust::revocation::Revocations;
 use casemate_trust::statement::Statement as _;
 
-use super::{Admitted, NODES};
+use super::members::{Admitted, NODES};
 use crate::error::{Code, Error};
 use crate::machine::now;
 use crate::memory::Known;

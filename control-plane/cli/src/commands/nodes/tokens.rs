@@ -6,7 +6,7 @@ use casemate_trust::name::Name;
 use http::Method;
 use serde_json::json;
 
-use super::no_pool;
+use super::grants::no_pool;
 use crate::args::NodeToken;
 use crate::commands::write_once::write_once;
 use crate::error::{Code, Error};
@@ -18,7 +18,6 @@ use crate::session::{Context, Session};
 pub(in crate::commands) const TOKENS: &str = "joins.json";
 
 /// `casemate node token`
-#[expect(clippy::too_many_lines, reason = "older than the limit")]
 pub(in crate::commands) async fn token(cx: &Context, args: &NodeToken) -> Result<(), Error> {
     if args.cancel {
         return cancel(cx, &args.name);
@@ -29,21 +28,7 @@ pub(in crate::commands) async fn token(cx: &Context, args: &NodeToken) -> Result
     if session.known.judge().newest_pool(&args.pool).is_none() {
         return Err(no_pool(&args.pool));
     }
-    let control = args
-        .control
-        .clone()
-        .unwrap_or_else(|| session.view.quic_address.clone());
-    let port = control
-        .rsplit_once(':')
-        .map(|(host, port)| (!host.is_empty(), port.parse::<u16>().is_ok()));
-    if control.len() > MAX_ADDRESS_BYTES || port != Some((true, true)) {
-        return Err(Error::new(
-            Code::Usage,
-            "expected the control plane's QUIC socket as HOST:PORT",
-            "give it with `--control HOST:PORT`",
-        )
-        .at(control));
-    }
+    let control = quic_socket(&session, args)?;
     let online = session.known.judge().online();
     let quic = online
         .map(|online| online.quic)
@@ -60,22 +45,7 @@ pub(in crate::commands) async fn token(cx: &Context, args: &NodeToken) -> Result
     let record = token
         .record()
         .map_err(|error| Error::internal("the token has no key").source(error))?;
-    let mut tokens: Vec<TokenRecord> = cx.home.read_json(TOKENS)?.unwrap_or_default();
-    // What has expired is refused for that alone.
-    tokens.retain(|token| token.expires > now());
-    tokens.push(record.clone());
-    cx.home.write_json(TOKENS, &tokens)?;
-    session
-        .api
-        .send_bytes(
-            Method::POST,
-            "/v1/nodes/tokens",
-            "application/json",
-            serde_json::to_vec(&NewJoinToken { record })
-                .map_err(|error| Error::internal("a token has no JSON").source(error))?
-                .into(),
-        )
-        .await?;
+    register(&mut session, record).await?;
     let text = token.expose_secret();
     let written = write_once(args.out.as_deref(), &text)?;
     let shown = (!written).then_some(text.as_str());
@@ -99,6 +69,48 @@ pub(in crate::commands) async fn token(cx: &Context, args: &NodeToken) -> Result
         date(expires),
         args.name
     ));
+    Ok(())
+}
+
+/// Where the node finds the control plane, `HOST:PORT`.
+fn quic_socket(session: &Session<'_>, args: &NodeToken) -> Result<String, Error> {
+    let control = args
+        .control
+        .clone()
+        .unwrap_or_else(|| session.view.quic_address.clone());
+    let port = control
+        .rsplit_once(':')
+        .map(|(host, port)| (!host.is_empty(), port.parse::<u16>().is_ok()));
+    if control.len() > MAX_ADDRESS_BYTES || port != Some((true, true)) {
+        return Err(Error::new(
+            Code::Usage,
+            "expected the control plane's QUIC socket as HOST:PORT",
+            "give it with `--control HOST:PORT`",
+        )
+        .at(control));
+    }
+    Ok(control)
+}
+
+/// Writes down the public part of a token here, and then registers it with the control plane.
+async fn register(session: &mut Session<'_>, record: TokenRecord) -> Result<(), Error> {
+    let home = &session.cx.home;
+    let mut tokens: Vec<TokenRecord> = home.read_json(TOKENS)?.unwrap_or_default();
+    // What has expired is refused for that alone.
+    tokens.retain(|token| token.expires > now());
+    tokens.push(record.clone());
+    home.write_json(TOKENS, &tokens)?;
+    let json = serde_json::to_vec(&NewJoinToken { record })
+        .map_err(|error| Error::internal("a token has no JSON").source(error))?;
+    session
+        .api
+        .send_bytes(
+            Method::POST,
+            "/v1/nodes/tokens",
+            "application/json",
+            json.into(),
+        )
+        .await?;
     Ok(())
 }
 
