@@ -66,7 +66,6 @@ async fn list(control: &Control) -> Vec<(String, Vec<String>)> {
 }
 
 #[tokio::test]
-#[expect(clippy::too_many_lines, reason = "one story, step by step")]
 async fn only_the_operator_uploads_and_what_is_signed_is_there() {
     let mut control = Control::new().await;
     let fleet = Fleet::new(&control).await;
@@ -136,22 +135,32 @@ async fn only_the_operator_uploads_and_what_is_signed_is_there() {
     let subject = format!("image_version_lower: {}", id(&lower));
     let tries = refused(&control).await;
     assert!(tries.iter().any(|(_, _, about)| *about == subject));
+    a_wider_image_supersedes(&mut control, &fleet, &content, &lower).await;
+}
+
+async fn a_wider_image_supersedes(
+    control: &mut Control,
+    fleet: &Fleet,
+    content: &[u8],
+    lower: &Image,
+) {
+    let operator = control.operator();
     // One of more pools supersedes; both are remembered over a restart.
-    let wider = image(&fleet, "1.2.3", &content, &["main", "other"]);
+    let wider = image(fleet, "1.2.3", content, &["main", "other"]);
     submit(&operator, &wider, 1).await.ok();
-    let canary = image(&fleet, "1.3.0", &content, &["other"]);
+    let canary = image(fleet, "1.3.0", content, &["other"]);
     submit(&operator, &canary, 1).await.ok();
     let wanted = [
         ("1.3.0".into(), vec!["other".into()]),
         ("1.2.3".into(), vec!["main".into()]),
     ];
-    assert_eq!(list(&control).await, wanted);
+    assert_eq!(list(control).await, wanted);
     control.stop().await;
     control.start().await;
-    assert_eq!(list(&control).await, wanted);
+    assert_eq!(list(control).await, wanted);
     let operator = control.operator();
     assert_eq!(
-        submit(&operator, &lower, 1).await.refused(422),
+        submit(&operator, lower, 1).await.refused(422),
         "image_version_lower"
     );
     let held: casemate_api::fleet::StatementAnswer =
