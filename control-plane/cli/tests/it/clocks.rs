@@ -88,7 +88,6 @@ async fn a_wrong_clock_is_named_with_both_times_and_signs_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[expect(clippy::too_many_lines, reason = "one story, step by step")]
 async fn everything_that_expires_is_listed_and_warned_of_in_time() {
     let World {
         fake,
@@ -104,26 +103,7 @@ async fn everything_that_expires_is_listed_and_warned_of_in_time() {
     ask(&fake, token["token"].as_str().unwrap(), 8);
     operator.json(&["node", "token", "edge-2", "--valid", "2h"]);
     operator.json(&["node", "admit", "edge-1"]);
-    fake.given().health = Some(HealthView {
-        checks: vec![
-            CheckView {
-                name: "protocol".into(),
-                ok: false,
-                detail: "no common push protocol".into(),
-            },
-            CheckView {
-                name: "lease".into(),
-                ok: false,
-                detail: "over".into(),
-            },
-            CheckView {
-                name: "vault".into(),
-                ok: true,
-                detail: "runs".into(),
-            },
-        ],
-        certificate_expires: Some(1),
-    });
+    fake.given().health = Some(unwell());
     // Every command of whoever can renew it.
     for args in [&["pool", "list"][..], &["token", "list"], &["node", "list"]] {
         let ran = operator.run(args);
@@ -155,7 +135,35 @@ async fn everything_that_expires_is_listed_and_warned_of_in_time() {
         "{}",
         shown.out
     );
+    the_operator_sees_all(&operator);
+    a_tenant_sees_who_renews(&tenant);
+}
 
+/// A node that is not served, whose lease and certificate are over.
+fn unwell() -> HealthView {
+    HealthView {
+        checks: vec![
+            CheckView {
+                name: "protocol".into(),
+                ok: false,
+                detail: "no common push protocol".into(),
+            },
+            CheckView {
+                name: "lease".into(),
+                ok: false,
+                detail: "over".into(),
+            },
+            CheckView {
+                name: "vault".into(),
+                ok: true,
+                detail: "runs".into(),
+            },
+        ],
+        certificate_expires: Some(1),
+    }
+}
+
+fn the_operator_sees_all(operator: &Person) {
     let listed = operator.json(&["expiry"]);
     let listed = listed.as_array().unwrap();
     let kinds: Vec<_> = listed
@@ -177,7 +185,9 @@ async fn everything_that_expires_is_listed_and_warned_of_in_time() {
         table.contains("EXPIRED") && table.contains("20 days (!)"),
         "{table}"
     );
+}
 
+fn a_tenant_sees_who_renews(tenant: &Person) {
     let project = tenant.project("web", "web.shop.test", "");
     tenant.json(&["deploy", "--project", &project, "--expires-days", "10"]);
     let status = tenant.run(&["secret", "list"]);

@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use super::fake::Fake;
 use super::records::audit_chain;
-use super::world::{World, world};
+use super::world::{Person, World, world};
 
 pub(crate) fn ask(fake: &Fake, token: &str, seed: u8) {
     let token: JoinToken = token.parse().unwrap();
@@ -53,15 +53,15 @@ async fn a_node_joins_once_and_gets_the_key_of_each_epoch() {
     assert_eq!(fake.given().grants.len(), 1);
     // Admitted already, and no machine asks.
     fake.given().joins.clear();
-    let ran = operator.run(&["node", "admit", "edge-1", "--wait", "0"]);
-    assert_eq!(ran.code, 73, "{}", ran.err);
-    assert!(ran.err.contains("edge-1 is a member"), "{}", ran.err);
+    operator
+        .run(&["node", "admit", "edge-1", "--wait", "0"])
+        .ended(73, "edge-1 is a member");
     // The same token from another node.
     fake.given().joins.clear();
     ask(&fake, token, 9);
-    let ran = operator.run(&["node", "admit", "edge-1", "--wait", "1"]);
-    assert_eq!(ran.code, 76, "{}", ran.err);
-    assert!(ran.err.contains("token_used"), "{}", ran.err);
+    operator
+        .run(&["node", "admit", "edge-1", "--wait", "1"])
+        .ended(76, "token_used");
     assert_eq!(fake.given().admitted.len(), 1);
     // A rotation gives the new key to whoever stays.
     fake.given().joins.clear();
@@ -151,7 +151,6 @@ async fn a_restored_control_plane_loses_again_what_was_revoked() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[expect(clippy::too_many_lines, reason = "one story, step by step")]
 async fn listings_are_json_and_tables() {
     let World {
         fake,
@@ -199,6 +198,17 @@ async fn listings_are_json_and_tables() {
             .unwrap()
             .ends_with(fingerprint["fleet"].as_str().unwrap())
     );
+    tables_show(&operator);
+    assert_eq!(tenant.json(&["secret", "list"]), serde_json::json!([]));
+    let status = tenant.run(&["status"]);
+    assert!(
+        status.out.contains("nothing is deployed yet"),
+        "{}",
+        status.out
+    );
+}
+
+fn tables_show(operator: &Person) {
     for (args, text) in [
         (&["node", "list"][..], "edge-1  main  never seen"),
         (
@@ -219,13 +229,6 @@ async fn listings_are_json_and_tables() {
             ran.err
         );
     }
-    assert_eq!(tenant.json(&["secret", "list"]), serde_json::json!([]));
-    let status = tenant.run(&["status"]);
-    assert!(
-        status.out.contains("nothing is deployed yet"),
-        "{}",
-        status.out
-    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -259,9 +262,9 @@ async fn a_broken_audit_chain_is_found_over_pages() {
         .collect();
     assert_eq!(seqs, [3, 4, 5]);
     fake.given().audit[2].subject = "d".into();
-    let ran = operator.run(&["audit", "--verify"]);
-    assert_eq!(ran.code, 76, "{}", ran.err);
-    assert!(ran.err.contains("broken at record 3"), "{}", ran.err);
+    operator
+        .run(&["audit", "--verify"])
+        .ended(76, "broken at record 3");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -277,11 +280,10 @@ async fn logs_are_followed_and_cannot_move_the_cursor() {
     let ran = tenant.run_in_colour(&["logs"]);
     assert!(ran.out.contains("[2Jcleared"), "{}", ran.out);
     assert!(!ran.out.contains("\u{1b}[2J"), "{}", ran.out);
-    let ran = tenant.run(&["logs", "web", "--follow"]);
-    assert_eq!(ran.code, 66, "{}", ran.err);
-    assert!(ran.err.contains("no function web"), "{}", ran.err);
-    let project = tenant.project("web", "web.shop.test", "");
-    tenant.json(&["deploy", "--project", &project]);
+    tenant
+        .run(&["logs", "web", "--follow"])
+        .ended(66, "no function web");
+    tenant.deploys("web", "web.shop.test", "");
     let mut child = Command::new(env!("CARGO_BIN_EXE_casemate"))
         .arg("--home")
         .arg(&tenant.home)

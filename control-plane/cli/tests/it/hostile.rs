@@ -27,18 +27,18 @@ async fn another_key_at_the_same_address_is_not_the_control_plane() {
         text.replace(&fake.address.to_string(), &impostor.address.to_string()),
     )
     .unwrap();
-    let ran = tenant.run(&["--json", "status"]);
-    assert_eq!(ran.code, 76, "{}", ran.err);
-    assert!(ran.err.contains("not_the_control_plane"), "{}", ran.err);
+    tenant
+        .run(&["--json", "status"])
+        .ended(76, "not_the_control_plane");
     assert!(impostor.given().heard.is_empty(), "it heard the token");
     let login = format!("https://{}#{}", impostor.address, "0".repeat(64));
     let stranger = Person {
         home: tenant.home.with_file_name("stranger"),
         folder: tenant.folder.clone(),
     };
-    let ran = stranger.run(&["login", &login, "--token", "casemate_x"]);
-    assert_eq!(ran.code, 76, "{}", ran.err);
-    assert!(ran.err.contains("fleet_other"), "{}", ran.err);
+    stranger
+        .run(&["login", &login, "--token", "casemate_x"])
+        .ended(76, "fleet_other");
     assert!(impostor.given().heard.is_empty(), "it heard the token");
 }
 
@@ -91,8 +91,7 @@ async fn a_rollback_by_the_control_plane_changes_nothing() {
     let World {
         fake, tenant, _dir, ..
     } = world().await;
-    let project = tenant.project("web", "web.shop.test", "");
-    tenant.json(&["deploy", "--project", &project]);
+    let project = tenant.deploys("web", "web.shop.test", "");
     tenant.source("web", 2);
     let second = tenant.json(&["deploy", "--project", &project]);
     fake.given().show_manifest = Some(0);
@@ -156,9 +155,7 @@ async fn one_tenant_under_the_name_of_another_gets_nothing_signed() {
         (&stranger, "that id was signed for the tenant evil"),
     ];
     for (person, why) in said {
-        let ran = person.run(&["tenant", "show", "shop"]);
-        assert_eq!(ran.code, 76, "{}{}", ran.out, ran.err);
-        assert!(ran.err.contains(why), "{}", ran.err);
+        person.run(&["tenant", "show", "shop"]).ended(76, why);
     }
     for args in [
         &["tenant", "hosts", "shop", "--add", "pay.test"][..],
@@ -249,13 +246,13 @@ async fn a_revoked_node_gets_no_key_whatever_the_control_plane_answers() {
     // As if nothing had been granted: whoever lies so is handed everything anew.
     fake.given().grants.clear();
     fake.given().refuse_revoking = Some((404, "not_found"));
-    let ran = operator.run(&["node", "revoke", "bad-404", "--yes"]);
-    assert_eq!(ran.code, 0, "{}", ran.err);
-    assert!(ran.err.contains("knows no node bad-404"), "{}", ran.err);
+    operator
+        .run(&["node", "revoke", "bad-404", "--yes"])
+        .ended(0, "knows no node bad-404");
     fake.given().refuse_revoking = Some((500, "internal"));
-    let ran = operator.run(&["node", "revoke", "bad-500", "--yes"]);
-    assert_eq!(ran.code, 69, "{}", ran.err);
-    assert!(ran.err.contains("gets no more keys"), "{}", ran.err);
+    operator
+        .run(&["node", "revoke", "bad-500", "--yes"])
+        .ended(69, "gets no more keys");
     let connection = operator.home.join("connection.json");
     let text = std::fs::read_to_string(&connection).unwrap();
     std::fs::write(
@@ -272,9 +269,9 @@ async fn a_revoked_node_gets_no_key_whatever_the_control_plane_answers() {
     let grants = fake.given().grants.clone();
     assert!(!grants.is_empty() && grants.iter().all(|grant| grant.node_key == good));
     // Nor does it come back with the token that it joined with.
-    let ran = operator.run(&["node", "admit", "bad-404", "--wait", "0"]);
-    assert_eq!(ran.code, 76, "{}", ran.err);
-    assert!(ran.err.contains("token_unknown"), "{}", ran.err);
+    operator
+        .run(&["node", "admit", "bad-404", "--wait", "0"])
+        .ended(76, "token_unknown");
     // A node that neither knows is a mistake in the name.
     fake.given().refuse_revoking = Some((404, "not_found"));
     let ran = operator.run(&["node", "revoke", "edge-99", "--yes"]);
@@ -293,9 +290,9 @@ async fn a_request_under_the_name_of_another_node_is_not_admitted() {
     operator.json(&["node", "token", "edge-1"]);
     ask(&fake, stolen["token"].as_str().unwrap(), 9);
     fake.given().joins[0].node = "edge-1".parse().unwrap();
-    let ran = operator.run(&["node", "admit", "edge-1", "--wait", "0"]);
-    assert_eq!(ran.code, 76, "{}", ran.err);
-    assert!(ran.err.contains("label_other"), "{}", ran.err);
+    let ran = operator
+        .run(&["node", "admit", "edge-1", "--wait", "0"])
+        .ended(76, "label_other");
     assert!(ran.err.contains("which is for node edge-9"), "{}", ran.err);
     // Nor is it under its own name, once the token is known to be stolen.
     fake.given().joins[0].node = "edge-9".parse().unwrap();
@@ -340,9 +337,9 @@ async fn nodes_that_hold_another_manifest_do_not_run_ours() {
     let project = tenant.project("web", "web.shop.test", "");
     // A backup was restored: the nodes hold what neither this control plane nor this home has seen.
     fake.given().hold = Some((7, Digest([7; 32])));
-    let ran = tenant.run(&["deploy", "--project", &project]);
-    assert_eq!(ran.code, 82, "{}{}", ran.out, ran.err);
-    assert!(ran.err.contains("edge-1 holds manifest 7"), "{}", ran.err);
+    let ran = tenant
+        .run(&["deploy", "--project", &project])
+        .ended(82, "edge-1 holds manifest 7");
     assert!(ran.err.contains("renew --from-memory"), "{}", ran.err);
     // The same number is not the same manifest.
     fake.given().hold = Some((2, Digest([7; 32])));
@@ -376,9 +373,7 @@ async fn an_audit_chain_that_was_cut_or_computed_anew_is_found() {
         (audit_chain(9, "d"), "record 5 is another"),
     ] {
         fake.given().audit = forged;
-        let ran = operator.run(&["audit", "--verify"]);
-        assert_eq!(ran.code, 76, "{}{}", ran.out, ran.err);
-        assert!(ran.err.contains(why), "{}", ran.err);
+        operator.run(&["audit", "--verify"]).ended(76, why);
     }
     // What was refused has not become the chain to compare with.
     fake.given().audit = audit_chain(7, "c");
@@ -457,7 +452,5 @@ async fn without_a_control_plane_the_exit_code_is_69() {
         text.replace(&fake.address.to_string(), &free.to_string()),
     )
     .unwrap();
-    let ran = tenant.run(&["status"]);
-    assert_eq!(ran.code, 69, "{}", ran.err);
-    assert!(ran.err.contains("does not answer"), "{}", ran.err);
+    tenant.run(&["status"]).ended(69, "does not answer");
 }

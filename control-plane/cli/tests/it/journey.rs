@@ -190,7 +190,6 @@ async fn of_two_deploys_at_once_one_is_told_and_both_are_there() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[expect(clippy::too_many_lines, reason = "one story, step by step")]
 async fn a_threshold_of_keys_and_a_passphrase() {
     let dir = tempfile::tempdir().unwrap();
     let fake = Fake::start(3).await;
@@ -255,6 +254,11 @@ async fn a_threshold_of_keys_and_a_passphrase() {
         &["login", added["login"].as_str().unwrap()],
         added["token"].as_str().unwrap(),
     );
+    two_keys_sign(one, two);
+}
+
+/// A deployment and a secret need both keys.
+fn two_keys_sign(one: &Person, two: &Person) {
     let project = one.project("web", "web.shop.test", "pools = [\"main\", \"eu\"]\n");
     let ran = one.run(&["deploy", "--project", &project]);
     assert_eq!(ran.code, 78, "{}", ran.err);

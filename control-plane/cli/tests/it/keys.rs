@@ -52,8 +52,7 @@ async fn a_stolen_root_is_replaced_and_signs_nothing_that_is_taken() {
         login,
         _dir,
     } = world().await;
-    let project = tenant.project("web", "web.shop.test", "");
-    tenant.json(&["deploy", "--project", &project]);
+    let project = tenant.deploys("web", "web.shop.test", "");
     let thief = copied(&operator, _dir.path(), "thief");
     let before = root_key(&fake.given());
     let rotated = operator.json(&["fleet", "rotate-root"]);
@@ -132,7 +131,6 @@ async fn a_rotation_that_was_cut_off_goes_on() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[expect(clippy::too_many_lines, reason = "one story, step by step")]
 async fn a_tenant_replaces_its_stolen_key_and_the_operator_a_lost_one() {
     let World {
         fake,
@@ -141,8 +139,7 @@ async fn a_tenant_replaces_its_stolen_key_and_the_operator_a_lost_one() {
         login,
         _dir,
     } = world().await;
-    let project = tenant.project("web", "web.shop.test", "");
-    tenant.json(&["deploy", "--project", &project]);
+    tenant.deploys("web", "web.shop.test", "");
     let thief = copied(&tenant, _dir.path(), "thief");
     let before = newest_tenant(&fake.given()).1;
     let rekeyed = tenant.json(&["tenant", "rekey"]);
@@ -179,10 +176,14 @@ async fn a_tenant_replaces_its_stolen_key_and_the_operator_a_lost_one() {
     assert_eq!(rekeyed["keys"], json!([key]));
     anew.json(&["renew", "--tenant", "shop"]);
     assert_eq!(tenant.run(&["renew"]).code, 78);
-    // Two of three sign from now on.
+    two_of_three_sign(&anew, _dir.path(), key);
+}
+
+/// Two of three keys sign from now on.
+fn two_of_three_sign(anew: &Person, dir: &Path, key: &str) {
     let more: Vec<String> = (0..2)
         .map(|number| {
-            let other = Person::new(_dir.path(), &format!("signer-{number}"));
+            let other = Person::new(dir, &format!("signer-{number}"));
             let key = other.json(&["tenant", "key", "--plain-keys"]);
             key["public_key"].as_str().unwrap().to_owned()
         })
@@ -206,7 +207,7 @@ async fn a_tenant_replaces_its_stolen_key_and_the_operator_a_lost_one() {
         "{}",
         alone.err
     );
-    let with = _dir.path().join("signer-0/tenant.key");
+    let with = dir.join("signer-0/tenant.key");
     anew.json(&["renew", "--with-key", with.to_str().unwrap()]);
 }
 
@@ -260,8 +261,7 @@ async fn a_removed_tenant_has_no_host_no_key_and_no_token() {
         _dir,
         ..
     } = world().await;
-    let project = tenant.project("web", "web.shop.test", "");
-    tenant.json(&["deploy", "--project", &project]);
+    tenant.deploys("web", "web.shop.test", "");
     let unconfirmed = operator.run(&["tenant", "remove", "shop"]);
     assert_eq!(unconfirmed.code, 64, "{}", unconfirmed.err);
     fake.given().tenant_token = true;

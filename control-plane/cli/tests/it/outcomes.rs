@@ -31,9 +31,7 @@ async fn a_deployment_that_is_not_everywhere_ends_with_a_code_of_its_own() {
     tenant.json(&deploy[1..]);
 
     fake.given().silent = true;
-    let ran = tenant.run(&deploy);
-    assert_eq!(ran.code, 84, "{}{}", ran.out, ran.err);
-    assert!(ran.err.contains("signed and stored"), "{}", ran.err);
+    tenant.run(&deploy).ended(84, "signed and stored");
     let stored = fake.given().manifests.values().next().unwrap().len();
 
     // Nothing of that is said where nothing was stored.

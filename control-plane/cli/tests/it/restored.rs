@@ -107,16 +107,16 @@ async fn earlier_releases_whose_bundles_nobody_has_are_left_out() {
 
     // What runs has no bundle any more: its own project brings it back.
     tenant.source("web", 3);
-    let ran = tenant.run(&["deploy", "--project", &project]);
-    assert_eq!(ran.code, 66, "{}{}", ran.out, ran.err);
-    assert!(ran.err.contains("lost the bundle of other"), "{}", ran.err);
-    let ran = tenant.run(&["deploy", "--project", &other]);
-    assert_eq!(ran.code, 66, "{}{}", ran.out, ran.err);
-    assert!(ran.err.contains("lost the bundle of web"), "{}", ran.err);
+    tenant
+        .run(&["deploy", "--project", &project])
+        .ended(66, "lost the bundle of other");
+    tenant
+        .run(&["deploy", "--project", &other])
+        .ended(66, "lost the bundle of web");
     // The sources of `other` were uploaded by that, so that they are there now.
-    let ran = tenant.run(&["deploy", "--project", &project]);
-    assert_eq!(ran.code, 0, "{}{}", ran.out, ran.err);
-    assert!(ran.err.contains("an earlier release of web"), "{}", ran.err);
+    tenant
+        .run(&["deploy", "--project", &project])
+        .ended(0, "an earlier release of web");
     let functions = newest(&fake.given(), &id).functions;
     let fallbacks: Vec<usize> = functions
         .values()
@@ -140,9 +140,7 @@ async fn a_home_that_lost_the_newest_manifest_signs_above_the_nodes_when_told_to
     assert_eq!(tenant.json(&over)["manifest"], 8);
     // What nobody can have signed is not signed over.
     fake.given().hold = Some((1 << 52, Digest([7; 32])));
-    let ran = tenant.run(&over);
-    assert_eq!(ran.code, 0, "{}{}", ran.out, ran.err);
-    assert!(ran.err.contains("is left alone"), "{}", ran.err);
+    tenant.run(&over).ended(0, "is left alone");
     let id = *fake.given().tenants.keys().next().unwrap();
     assert_eq!(newest(&fake.given(), &id).version, 9);
 }
