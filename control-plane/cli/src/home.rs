@@ -40,7 +40,8 @@ const LOCK_WAIT: Duration = Duration::from_secs(15);
 /// Between two tries for the lock.
 const LOCK_RETRY: Duration = Duration::from_millis(50);
 
-/// A home folder.
+/// A home folder: keys, memory and connection of one operator or tenant. Opened once by the program
+/// and lent to the command; whoever writes holds a [`Lock`].
 #[derive(Debug, Clone)]
 pub struct Home {
     path: PathBuf,

@@ -45,7 +45,9 @@ struct Object {
     is_wanted: bool,
 }
 
-/// See the crate's documentation.
+/// The control plane's end of one connection: a state machine without IO, owned by the task that
+/// serves the connection. `receive` takes bytes, `poll_event` says what to do, `poll_transmit`
+/// gives what to write; the crate's documentation has the order.
 #[derive(Debug)]
 pub struct ControlEnd {
     /// What the handshake has agreed on.

@@ -48,7 +48,9 @@ enum State {
     Served,
 }
 
-/// See the crate's documentation.
+/// The node's end of one connection: a state machine without IO, owned by the shell of the link.
+/// `receive` takes bytes, `poll_event` gives what came, `ack` and `nack` answer it, `poll_transmit`
+/// gives what to write; the crate's documentation has the order.
 #[derive(Debug)]
 pub struct NodeEnd {
     state: State,

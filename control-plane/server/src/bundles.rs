@@ -26,7 +26,8 @@ const MAX_UPLOADS_OF_TENANT: usize = 4;
 /// Bytes of one part: the upload is written as it comes.
 const PART_BYTES: usize = 256 * 1024;
 
-/// See the module.
+/// The bundles of all tenants; clones share one store. Owned by the plane, which has checked that a
+/// tenant may have what it asks for.
 #[derive(Debug, Clone)]
 pub(crate) struct Bundles {
     store: Arc<dyn ObjectStore>,

@@ -26,7 +26,9 @@ const MAX_UNNAMED: usize = 4;
 /// Read at a time when a file is checked, bytes.
 const CHUNK_BYTES: usize = 256 * 1024;
 
-/// See the module.
+/// The folder of image files, owned by the plane. `put` takes a part, `progress` says how far an
+/// upload is, `read` gives a piece; whoever decides on the ground of what is there holds a
+/// [`Still`] meanwhile.
 #[derive(Debug)]
 pub(crate) struct Images {
     folder: PathBuf,

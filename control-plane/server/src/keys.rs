@@ -15,7 +15,8 @@ use crate::files;
 /// Bytes of the secrets of the QUIC socket: reset key, token key.
 const SOCKET_BYTES: usize = 64 + 32;
 
-/// See the module.
+/// The keys, read once at the start and shared by both listeners. None of them signs a statement or
+/// opens a secret.
 #[derive(Debug)]
 pub(crate) struct Keys {
     /// Signs leases.

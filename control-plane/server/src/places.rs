@@ -8,7 +8,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 /// Bits of an IPv6 address that tell one customer from another; the rest is theirs to choose.
 const V6_NETWORK_BITS: u32 = 64;
 
-/// See the module.
+/// Bounded slots, counted by key. Shared by all who take from them; `take` gives a [`Place`], whose
+/// drop frees the slot.
 #[derive(Debug)]
 pub(crate) struct Places<K: Eq + Hash = IpAddr> {
     taken: Mutex<Taken<K>>,

@@ -19,7 +19,9 @@ const RESERVE_BYTES: usize = 4 * 1024 * 1024;
 /// Between two tries to take it again.
 const RETRY: Duration = Duration::from_secs(10);
 
-/// See the module.
+/// The file that keeps the room, and whether it is whole. Owned by the plane: whoever writes for
+/// somebody else than the operator calls `hold` first, and `give` frees the room for a change of
+/// the operator.
 #[derive(Debug)]
 pub(crate) struct Reserve {
     path: PathBuf,

@@ -87,7 +87,8 @@ fn size(event: &Event) -> usize {
     event.changes.iter().map(of).sum()
 }
 
-/// Commits as they happen.
+/// Commits as they happen: given by [`Store::watch`](crate::Store::watch), owned by whoever waits
+/// for the next one.
 #[derive(Debug)]
 pub struct Watch {
     history: Arc<History>,

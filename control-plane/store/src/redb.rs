@@ -30,7 +30,8 @@ const META_REVISION: &str = "revision";
 /// Page cache, bytes: redb's own default of a GiB is a lot for a small machine.
 const CACHE_BYTES: usize = 64 * 1024 * 1024;
 
-/// See the module.
+/// A [`Store`](crate::Store) in one file, which one program has open at a time. Clones share it; a
+/// commit is on the disk when it returns.
 #[derive(Debug, Clone)]
 pub struct Redb {
     inner: Arc<Inner>,

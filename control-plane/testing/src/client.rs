@@ -15,6 +15,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
+/// A client of the API that shows one token: made by a test, one connection for each request.
 pub struct Client {
     address: String,
     key: PublicKey,

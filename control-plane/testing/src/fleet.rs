@@ -33,6 +33,8 @@ pub fn random(bytes: &mut [u8]) {
     ring::rand::SystemRandom::new().fill(bytes).unwrap();
 }
 
+/// A fleet with one tenant, whose keys the test has: signs what an operator and a tenant would
+/// sign.
 pub struct Fleet {
     pub id: FleetId,
     pub root: Envelope,

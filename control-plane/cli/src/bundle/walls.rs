@@ -13,7 +13,9 @@ use super::workspace;
 use super::{Beside, Sources};
 use crate::error::{Code, Error};
 
-/// See the module. Asked before a module is read, so that not even the frame of a syntax error shows what lies outside.
+/// What a bundle may be made of, decided once from the project's folder and owned by the bundler's
+/// plugin. Asked before a module is read, so that not even the frame of a syntax error shows what
+/// lies outside.
 #[derive(Debug)]
 pub(super) struct Walls {
     folder: PathBuf,

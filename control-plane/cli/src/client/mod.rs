@@ -40,7 +40,8 @@ const MAX_ANSWER_BYTES: usize = 32 * 1024 * 1024;
 /// Longest text of an answer that is no error of the API, characters, in an error of ours.
 const MAX_SHOWN_CHARS: usize = 200;
 
-/// `https://HOST:PORT`.
+/// Where a control plane is, `https://HOST:PORT`: parsed from what was typed or kept, and named in
+/// errors.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Address {
     host: String,

@@ -38,7 +38,9 @@ pub use follow::{Reach, Until, broken, not_loaded};
 pub use freshness::{Renewed, undemanded};
 use recover::HandedIn;
 
-/// See the module.
+/// A tenant, opened over a session for one command. `change` signs the next manifest, `wait`
+/// follows it to the nodes, `status` asks what became of it; what was read is judged before it is
+/// shown.
 #[derive(Debug)]
 pub struct Tenancy<'a> {
     /// The connection.

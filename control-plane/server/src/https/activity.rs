@@ -12,7 +12,8 @@ use tokio::time::{Instant, sleep_until};
 /// Bytes of an answer that are handed on at a time: what a client takes of it shows in steps of this.
 const STEP_BYTES: usize = 16 * 1024;
 
-/// See the module.
+/// What moves on one connection: shared by its requests, which hold an [`Answering`], and by the
+/// task that closes the connection when `idle` returns.
 #[derive(Debug)]
 pub(super) struct Activity {
     state: Mutex<State>,

@@ -9,7 +9,8 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Sleep, sleep};
 
-/// See the module.
+/// A stream that ends with an error when a write has waited for so long. Wraps the socket below TLS
+/// and HTTP.
 pub(super) struct Patient<S> {
     inner: S,
     patience: Duration,

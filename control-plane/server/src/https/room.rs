@@ -21,7 +21,9 @@ const MAX_QUESTIONS: usize = 256;
 /// Of them with one token.
 pub(super) const MAX_QUESTIONS_OF_TOKEN: usize = 64;
 
-/// See the module. What is asked without a token finds room in the answer itself: see [`Shared`].
+/// The places for requests under way, shared by all connections. `find` takes one for a request,
+/// `hold` keeps it until the answer has been taken. What is asked without a token finds room in the
+/// answer itself: see [`Shared`].
 #[derive(Clone)]
 pub(super) struct Room {
     changes: OfKind,

@@ -14,7 +14,8 @@ pub(super) fn is_removed(held: &Held, tenant: &TenantId) -> bool {
     state.is_some_and(|state| state.tenant.hosts.is_empty())
 }
 
-/// See the module.
+/// The state as one node may see it: made by [`Plane::with_catalog`](super::Plane::with_catalog)
+/// for one call of the push protocol, while the state is locked for reading.
 pub(crate) struct NodeCatalog<'a> {
     pub(crate) held: &'a Held,
     pub(crate) node: &'a Name,

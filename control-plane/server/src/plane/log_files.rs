@@ -50,7 +50,8 @@ struct Segment {
     written: SystemTime,
 }
 
-/// See the module. Owned by whoever writes.
+/// The files by tenant, owned by [`Logs`](super::logs::Logs), which writes from one task; readers
+/// are given paths.
 #[derive(Debug)]
 pub(super) struct LogFiles {
     folder: PathBuf,

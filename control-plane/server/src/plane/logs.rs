@@ -33,7 +33,8 @@ const WRITE_INTERVAL: Duration = Duration::from_secs(1);
 /// What numbers go up by at a start: more than the records that a killed program had shown and not written, so that whoever
 /// goes on behind the last one that was seen misses none.
 const NUMBERS_BETWEEN_STARTS: u64 = 1_000_000;
-/// See the module.
+/// The logs of all tenants, owned by the plane: nodes' connections add records, one task writes
+/// them to the disk, readers follow them (`log_readers`).
 #[derive(Debug)]
 pub(crate) struct Logs {
     rings: Mutex<Rings>,

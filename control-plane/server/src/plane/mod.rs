@@ -116,7 +116,9 @@ pub(crate) struct Folders {
     pub(crate) reserve: Reserve,
 }
 
-/// See the module.
+/// The control plane's state. One for the program, shared by both listeners, the backup and the
+/// removal of what is not listed any more. Reads take the lock of the state; each change goes
+/// through `begin`, the commit of its [`Writing`], and then `change`.
 #[derive(Debug)]
 pub(crate) struct Plane {
     store: Redb,

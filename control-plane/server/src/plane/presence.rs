@@ -57,7 +57,8 @@ pub(crate) struct Visit {
     pub(crate) closing: watch::Receiver<Option<u32>>,
 }
 
-/// See the module.
+/// The connections and last words of all nodes, owned by the plane. A connection calls `arrive`,
+/// then the methods for what its node says, and `depart`; everybody else calls `look`.
 #[derive(Debug)]
 pub(crate) struct Presence {
     nodes: Mutex<(HashMap<Name, Live>, u64)>,

@@ -23,7 +23,8 @@ pub(super) enum Kind {
     Freshness,
 }
 
-/// See the module. Two entries for each tenant at most.
+/// The buckets of all tenants, owned by the plane; `take` is called before the write that is
+/// counted. Two entries for each tenant at most.
 #[derive(Debug, Default)]
 pub(super) struct Rates {
     buckets: Mutex<HashMap<(TenantId, Kind), Bucket>>,

@@ -46,7 +46,8 @@ struct Account {
     used_bytes: u64,
 }
 
-/// See the module. In memory; read at the start from where the things themselves are.
+/// Bytes by tenant, owned by the plane: asked before an upload, told after it and after a removal.
+/// In memory; read at the start from where the things themselves are.
 #[derive(Debug)]
 pub(crate) struct Ledger {
     accounts: Mutex<BTreeMap<TenantId, Account>>,

@@ -9,7 +9,7 @@ use casemate_trust::statement::Statement as _;
 
 use super::members::Admitted;
 
-/// Why a request is not granted.
+/// Why a request is not granted: shown to the operator, who decides what happens next.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Rejection {
     #[error(
