@@ -3,7 +3,7 @@
 //! should be panics: this is no code for a product.
 #![forbid(unsafe_code)]
 #![allow(missing_docs, reason = "names of a test's own world")]
-#![allow(clippy::unwrap_used, reason = "a test that panics says enough")]
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 pub mod client;
 pub mod fleet;

@@ -1,5 +1,5 @@
 //! The driver over real socket pairs, with honest and hostile other ends.
-#![allow(clippy::unwrap_used, reason = "a test that panics says enough")]
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 use std::io::Write as _;
 use std::os::fd::{AsFd as _, OwnedFd};

@@ -1,5 +1,5 @@
 //! Bodies of requests: asked for, read late, or not read at all.
-#![allow(clippy::unwrap_used, reason = "a test that panics says enough")]
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 mod harness;
 

@@ -1,5 +1,5 @@
 //! Requests that were made to be read in two ways: framings, heads, paths, header blocks.
-#![allow(clippy::unwrap_used, reason = "a test that panics says enough")]
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 mod harness;
 

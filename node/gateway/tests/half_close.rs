@@ -1,5 +1,5 @@
 //! Callers that end their side of a connection, and callers that leave.
-#![allow(clippy::unwrap_used, reason = "a test that panics says enough")]
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 mod harness;
 

@@ -1,5 +1,5 @@
 //! Workers that break, lie, or mean harm.
-#![allow(clippy::unwrap_used, reason = "a test that panics says enough")]
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 mod harness;
 

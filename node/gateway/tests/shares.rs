@@ -1,5 +1,5 @@
 //! One greedy side and one modest side: connections of source networks, requests of tenants.
-#![allow(clippy::unwrap_used, reason = "a test that panics says enough")]
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 #![allow(clippy::print_stderr, reason = "says what was skipped and measured")]
 
 mod harness;

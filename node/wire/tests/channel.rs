@@ -1,5 +1,5 @@
 //! Both ends of a channel against each other, and one end against a hostile one.
-#![allow(clippy::unwrap_used, reason = "a test that panics says enough")]
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 use std::collections::HashMap;
 

@@ -1,7 +1,7 @@
 //! What belongs to a request and outlives it: promises that later requests wait for, and code that
 //! goes on.
 
-#![allow(clippy::unwrap_used, reason = "a test that panics says enough")]
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 mod harness;
 

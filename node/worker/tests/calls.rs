@@ -1,6 +1,6 @@
 //! Outgoing calls: `fetch`, capabilities, redirects, refusals, and a vault that lies.
 
-#![allow(clippy::unwrap_used, reason = "a test that panics says enough")]
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 mod harness;
 

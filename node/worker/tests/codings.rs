@@ -1,7 +1,7 @@
 //! Content codings: what a body is and what its fields say stay together, however a function hands
 //! them on.
 
-#![allow(clippy::unwrap_used, reason = "a test that panics says enough")]
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 mod harness;
 

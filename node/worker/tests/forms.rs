@@ -1,6 +1,6 @@
 //! multipart/form-data in the spellings in which it is sent, and as it is damaged on its way.
 
-#![allow(clippy::unwrap_used, reason = "a test that panics says enough")]
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 mod harness;
 

@@ -1,7 +1,7 @@
 //! More calls at once than the channel to the vault carries: they wait, in their order, and none
 //! fails for it.
 
-#![allow(clippy::unwrap_used, reason = "a test that panics says enough")]
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 mod harness;
 

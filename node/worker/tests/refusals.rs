@@ -1,7 +1,7 @@
 //! Refused calls: what the function reads, and what its caller is answered when the function does
 //! not catch it.
 
-#![allow(clippy::unwrap_used, reason = "a test that panics says enough")]
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 mod harness;
 

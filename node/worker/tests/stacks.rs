@@ -1,7 +1,7 @@
 //! Stacks lead to the tenant's own files: through the bundle's source map, and past the platform's
 //! frames.
 
-#![allow(clippy::unwrap_used, reason = "a test that panics says enough")]
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 mod harness;
 

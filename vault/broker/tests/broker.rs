@@ -1,6 +1,6 @@
 //! The real vault as a child: this test plays supervisor, control plane, worker and upstream.
 
-#![allow(clippy::unwrap_used, reason = "a test that panics says enough")]
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 mod fleet;
 mod upstream;

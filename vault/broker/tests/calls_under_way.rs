@@ -1,6 +1,6 @@
 //! Calls under way: whose they are, how long they last, and what ends them.
 
-#![allow(clippy::unwrap_used, reason = "a test that panics says enough")]
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 mod fleet;
 mod upstream;

@@ -1,6 +1,6 @@
 //! The vault takes the descriptors that it may have, and makes no more calls than they allow.
 
-#![allow(clippy::unwrap_used, reason = "a test that panics says enough")]
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 mod fleet;
 mod upstream;

@@ -1,6 +1,6 @@
 //! Vaults of earlier programs, opened by this one: what they accepted is held, judged against, and used for calls.
 
-#![allow(clippy::unwrap_used, reason = "a test that panics says enough")]
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 #[path = "../../../tests/fixtures/archive.rs"]
 mod archive;

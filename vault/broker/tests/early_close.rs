@@ -1,6 +1,6 @@
 //! Upstreams that close a connection while a request is on its way: after an answer, and without one.
 
-#![allow(clippy::unwrap_used, reason = "a test that panics says enough")]
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 mod fleet;
 mod upstream;

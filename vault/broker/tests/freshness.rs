@@ -1,7 +1,7 @@
 //! Freshness against a control plane that was taken over: it renews leases, withholds the manifest that withdraws a secret, and
 //! shows whatever was ever signed.
 
-#![allow(clippy::unwrap_used, reason = "a test that panics says enough")]
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 mod fleet;
 mod upstream;

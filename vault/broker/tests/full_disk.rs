@@ -1,7 +1,7 @@
 //! Something else fills the disk to its last byte: the real vault accepts what takes away and what the root says, and nothing
 //! that grows, whatever is killed in between.
 
-#![allow(clippy::unwrap_used, reason = "a test that panics says enough")]
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 #![allow(
     clippy::print_stdout,
     reason = "a test says what it measured, and why it did not"

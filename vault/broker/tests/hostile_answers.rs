@@ -1,7 +1,7 @@
 //! Upstreams that answer with what a vault must not take: bombs, hidden codings, parts, lengths and
 //! digests.
 
-#![allow(clippy::unwrap_used, reason = "a test that panics says enough")]
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 mod fleet;
 mod upstream;

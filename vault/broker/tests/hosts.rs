@@ -1,6 +1,6 @@
 //! One host that the root has given to two tenants, shown to the real vault in every order.
 
-#![allow(clippy::unwrap_used, reason = "a test that panics says enough")]
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 mod fleet;
 mod upstream;

@@ -1,6 +1,6 @@
 //! Images of the machine, judged by the real vault: what init reads is what the root has signed, and never goes back.
 
-#![allow(clippy::unwrap_used, reason = "a test that panics says enough")]
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 mod fleet;
 mod upstream;

@@ -1,6 +1,6 @@
 //! What is too large for one message, played against the real vault: it is said all the same, and whole.
 
-#![allow(clippy::unwrap_used, reason = "a test that panics says enough")]
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 mod fleet;
 mod upstream;

@@ -1,6 +1,6 @@
 //! A tenant whose secrets are as long as they may be, against the real program.
 
-#![allow(clippy::unwrap_used, reason = "a test that panics says enough")]
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 mod fleet;
 mod upstream;

@@ -1,6 +1,6 @@
 //! A supervisor that has been taken over, or a shortage of descriptors: what is no message does not end the vault.
 
-#![allow(clippy::unwrap_used, reason = "a test that panics says enough")]
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 mod fleet;
 mod upstream;

@@ -1,7 +1,7 @@
 //! A control plane that has been taken over, played against the real vault: every refusal by name, and after each the
 //! honest state goes on.
 
-#![allow(clippy::unwrap_used, reason = "a test that panics says enough")]
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 mod fleet;
 mod upstream;

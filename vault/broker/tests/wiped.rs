@@ -1,6 +1,6 @@
 //! What of a credential is left in the vault's memory, read from outside.
 
-#![allow(clippy::unwrap_used, reason = "a test that panics says enough")]
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 mod fleet;
 mod upstream;

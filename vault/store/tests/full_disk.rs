@@ -1,6 +1,6 @@
 //! A disk that something else fills to its last byte.
 
-#![allow(clippy::unwrap_used, reason = "a test that panics says enough")]
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 #![allow(
     clippy::print_stdout,
     reason = "a test says what it measured, and why it did not"

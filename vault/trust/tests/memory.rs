@@ -1,6 +1,6 @@
 //! What a judge takes for each tenant.
 
-#![allow(clippy::unwrap_used, reason = "a test that panics says enough")]
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 #![allow(clippy::print_stdout, reason = "a test says what it measured")]
 
 use casemate_trust::id::{FleetId, TenantId};

@@ -1,6 +1,6 @@
 //! Recorded bytes of the protocol: what is in use must be read and written as it was, or carry a new version number.
 
-#![allow(clippy::unwrap_used, reason = "a test that panics says enough")]
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 mod conversation;
 

@@ -1,5 +1,5 @@
 //! The real gateway as a child; the test plays supervisor, workers and callers.
-#![allow(clippy::unwrap_used, reason = "a test that panics says enough")]
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 #![allow(unreachable_pub, reason = "shared by several test programs")]
 #![allow(dead_code, reason = "each test program uses its own part")]
 
