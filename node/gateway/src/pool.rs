@@ -289,7 +289,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_waits_longest_gets_the_next_place_and_who_left_gets_none() {
+    fn the_longest_waiting_caller_gets_the_next_slot_and_one_that_left_gets_none() {
         let mut pool = pool();
         for (n, waits) in [(1, false), (2, true), (3, true)] {
             pool.wait(Caller(n, waits)).unwrap();
@@ -306,7 +306,7 @@ mod tests {
     }
 
     #[test]
-    fn the_queue_is_bounded_and_forgets_who_left() {
+    fn the_queue_is_bounded_and_forgets_callers_that_left() {
         let mut pool = pool();
         for n in 0..MAX_WAITING as u32 {
             pool.wait(Caller(n, n > 0)).unwrap();
@@ -317,7 +317,7 @@ mod tests {
     }
 
     #[test]
-    fn another_release_drains_and_comes_back_with_a_rollback_unless_it_was_said() {
+    fn a_superseded_worker_returns_with_a_rollback_unless_it_was_reported_drained() {
         let mut pool = pool();
         pool.add(WorkerId(1), OLD, 4, 1, 0);
         assert_eq!(pool.acquire(), Some(1));
@@ -362,7 +362,7 @@ mod tests {
     }
 
     #[test]
-    fn idle_is_said_every_few_seconds_and_only_while_so() {
+    fn idle_workers_are_reported_every_few_seconds_and_only_while_idle() {
         let mut pool = pool();
         pool.add(WorkerId(1), OLD, 4, 1, 1000);
         assert_eq!(pool.due(1001), Due::default());
@@ -399,7 +399,7 @@ mod tests {
         /// In any order of events, no worker exceeds its concurrency, no worker of another release
         /// gets a request, and no caller is served twice.
         #[test]
-        fn places_are_never_given_beyond_what_there_is(steps in proptest::collection::vec((0u8..7, 0u64..4), 0..200)) {
+        fn no_worker_ever_gets_more_requests_than_its_concurrency(steps in proptest::collection::vec((0u8..7, 0u64..4), 0..200)) {
             let mut pool: Pool<Caller, u64> = Pool::default();
             let mut held: Vec<u64> = Vec::new();
             let mut wanted = None;
