@@ -56,7 +56,7 @@ build: ## Install what is missing and build every program
 PURE = package(/^casemate-(path|trust|vault-core|wire|api|push)$$/)
 
 .PHONY: check
-check: ## What has to hold for every commit: format, spelling, lints of what has changed, architecture rules, what only decides
+check: ## What has to hold for every commit: format, spelling, lints of what has changed, architecture rules, tests of the code without IO
 	@. scripts/stages
 	stage setup scripts/setup check
 	$(V8)

@@ -444,7 +444,7 @@ fn a_broken_seed_is_shown_mistake_by_mistake() {
     says(
         &hardware,
         &[
-            "\"shadow\" is no file of a seed",
+            "\"shadow\" is not a file of a seed",
             "network.toml:1: unknown field",
             "network.toml:2:",
             "the join token in /run/casemate/join-token",

@@ -1,4 +1,5 @@
-//! A process without descriptors: a file of its own, because the limit is the whole process's.
+//! A process without free descriptors: a test file of its own, because the limit applies to the
+//! whole process.
 
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 

@@ -148,7 +148,7 @@ fn no_pool(pool: &Name) -> Error {
     Error::new(
         Code::NotFound,
         format!("there is no pool {pool}"),
-        "`casemate pool list` shows those that there are; `casemate pool add` makes one",
+        "`casemate pool list` shows the pools of the fleet; `casemate pool add` makes one",
     )
 }
 

@@ -64,7 +64,7 @@ pub(super) async fn rotate(cx: &Context, args: &PoolRotate) -> Result<(), Error>
         Error::new(
             Code::NotFound,
             format!("there is no pool {}", args.name),
-            "`casemate pool list` shows those that there are; `casemate pool add` makes one",
+            "`casemate pool list` shows the pools of the fleet; `casemate pool add` makes one",
         )
     })?;
     sign(&mut session, &args.name, epoch, args.lifetime.expires_days).await?;
