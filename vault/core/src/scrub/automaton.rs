@@ -1,22 +1,22 @@
-//! A search for many byte strings at once. Its cost depends on the number of bytes and on which of
-//! them are skipped, and not on the needles' bytes: each byte is one step in a table, there is no
-//! prefilter, and a match is looked for only after the last byte.
+//! Searches for many byte strings at once. The cost depends on the number of bytes and on which of
+//! them are skipped, not on the needles' bytes: each byte is one step in a table, there is no
+//! prefilter, and matches are looked for only after the last byte.
 
 use zeroize::Zeroizing;
 
-/// Texts from this size on are searched in [`LANES`] parts at a time, bytes. A step waits for the
-/// step before it, so that the parts together take hardly longer than one of them.
+/// Texts from this size on are searched in [`LANES`] parts at a time, bytes. Each step depends on
+/// the one before, so several parts in parallel take hardly longer than one.
 const MIN_LANES_BYTES: usize = 2048;
-/// Parts of a text that are searched at a time.
+/// Parts of a text that are searched in parallel.
 const LANES: usize = 8;
-/// The class of bytes that are skipped: they lead from each state to the same state.
+/// The class of skipped bytes: in every state they lead to the same state.
 const SKIPPED_CLASS: u8 = 0;
 /// The class of bytes that occur in no needle.
 const OTHER_CLASS: u8 = 1;
 
-/// Bytes that are skipped, in a needle as in a text. Servers put them between the bytes of a value
-/// (line breaks of folded text, the zeros of UTF-16, the quotes and backslashes of JSON at any
-/// depth), and `+` stands for a space in a form.
+/// Whether a byte is skipped, in a needle and in a text. Servers put such bytes between the bytes
+/// of a value (line breaks of folded text, the zeros of UTF-16, the quotes and backslashes of JSON
+/// at any depth), and `+` stands for a space in a form.
 pub(super) const fn is_skipped(byte: u8) -> bool {
     matches!(
         byte,
@@ -27,32 +27,33 @@ pub(super) const fn is_skipped(byte: u8) -> bool {
 /// A complete match.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Match {
-    /// The number of the needle.
+    /// The index of the needle.
     pub(super) needle: usize,
-    /// Where it begins in the text.
+    /// Start of the match in the text.
     pub(super) from: usize,
-    /// Where it ends.
+    /// End of the match.
     pub(super) to: usize,
 }
 
-/// The Aho-Corasick automaton of some needles, as a table. ASCII letters match without case. A
-/// state in which a needle is complete is never left.
+/// The Aho-Corasick automaton of some needles, as a table. ASCII letters match in any case. A state
+/// in which a needle is complete is never left.
 pub(super) struct Automaton {
     classes: [u8; 256],
-    /// The next state by state and class. A state's number is where its row begins.
+    /// The next state by state and class. A state's number is the start of its row.
     table: Zeroizing<Vec<u32>>,
     /// The number of the first state in which a needle is complete; the state of needle `n` is `n`
     /// rows further.
     first_complete: u32,
     stride: usize,
-    /// Bytes of each needle that are not skipped.
+    /// Number of bytes of each needle that are not skipped.
     lengths: Vec<usize>,
-    /// Bytes of the longest needle.
+    /// Number of bytes of the longest needle.
     pub(super) longest: usize,
 }
 
 impl Automaton {
-    /// For needles that hold no skipped byte and no upper-case letter, and are not empty.
+    /// Makes the automaton for needles that are not empty and contain no skipped byte and no
+    /// upper-case letter.
     pub(super) fn new(needles: &[&[u8]]) -> Self {
         let (classes, stride) = classes(needles);
         let most_states = 1 + needles.iter().map(|needle| needle.len()).sum::<usize>();
@@ -106,8 +107,8 @@ impl Automaton {
         Some(rows as usize / self.stride)
     }
 
-    /// The number of a needle that the text holds. A needle with so many skipped bytes in it that it
-    /// spans more than `reach` bytes may be missed in a long text.
+    /// The index of a needle that the text contains. A needle that spans more than `reach` bytes,
+    /// because of many skipped bytes in it, may be missed in a long text.
     pub(super) fn find(&self, text: &[u8], reach: usize) -> Option<usize> {
         let part = text.len() / LANES;
         if text.len() < MIN_LANES_BYTES || part < self.longest {
