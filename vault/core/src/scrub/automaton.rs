@@ -121,9 +121,9 @@ impl Automaton {
                 *state = self.step(*state, lane[at]);
             }
         }
-        // The last part goes on to the end, and each other part into the next ones, for as many bytes
-        // as the longest needle has. Those that are skipped do not count: a server may put any number
-        // of them between two bytes.
+        // The last part is searched to the end, and each other part continues into the next ones,
+        // for as many bytes as the longest needle has. Skipped bytes do not count: a server may put
+        // any number of them between two bytes.
         let mut ends = states.into_iter().enumerate().map(|(lane, state)| {
             let from = (lane + 1) * part;
             let to = (from + reach).min(text.len());
@@ -137,7 +137,7 @@ impl Automaton {
         ends.find_map(|needle| needle)
     }
 
-    /// The first needle that ends in the text, and where it stands.
+    /// The first needle that ends in the text, and its position.
     pub(super) fn first(&self, text: &[u8]) -> Option<Match> {
         let mut state = 0;
         let (last, needle) = text.iter().enumerate().find_map(|(at, byte)| {
@@ -154,7 +154,7 @@ impl Automaton {
     }
 }
 
-/// The class of each byte, and how many classes there are.
+/// The class of each byte, and the number of classes.
 fn classes(needles: &[&[u8]]) -> ([u8; 256], usize) {
     let mut classes = [OTHER_CLASS; 256];
     let mut count = OTHER_CLASS + 1;
@@ -162,7 +162,8 @@ fn classes(needles: &[&[u8]]) -> ([u8; 256], usize) {
         let class = &mut classes[usize::from(*byte)];
         if *class == OTHER_CLASS {
             *class = count;
-            // 256 bytes less those that are skipped: there is always one more number.
+            // There are fewer classes than bytes, because some bytes are skipped, so the count
+            // cannot overflow.
             count += 1;
         }
     }
@@ -176,14 +177,15 @@ fn classes(needles: &[&[u8]]) -> ([u8; 256], usize) {
     (classes, usize::from(count))
 }
 
-/// The needles as a tree, and with its failure links a complete automaton.
+/// The needles as a tree; with its failure links, a complete automaton.
 struct Trie {
     next: Zeroizing<Vec<u32>>,
     stride: usize,
 }
 
 impl Trie {
-    /// With room for so many states: growing would leave copies of the needles behind.
+    /// Makes a tree with capacity for so many states, because growing would leave copies of the
+    /// needles behind.
     fn new(stride: usize, most_states: usize) -> Self {
         let mut next = Zeroizing::new(Vec::with_capacity(most_states * stride));
         next.resize(stride, 0);
@@ -194,7 +196,7 @@ impl Trie {
         self.next[state * self.stride + class] as usize
     }
 
-    /// The state after this one and a byte of this class, which is made if there is none.
+    /// The state after this one and a byte of this class; it is made if it does not exist.
     fn insert(&mut self, state: usize, class: u8, complete: &mut Vec<Option<usize>>) -> usize {
         let at = state * self.stride + usize::from(class);
         if self.next[at] == 0 {
@@ -205,8 +207,8 @@ impl Trie {
         self.next[at] as usize
     }
 
-    /// Completes the tree, level by level: where it has no way on, the way on of the longest suffix
-    /// that is in the tree holds. Returns the states in that order.
+    /// Completes the tree, level by level: a missing transition is that of the longest suffix that
+    /// is in the tree. Returns the states in that order.
     fn link(&mut self, complete: &mut [Option<usize>]) -> Vec<usize> {
         let mut suffixes = vec![0; complete.len()];
         let mut order = vec![0];
@@ -278,7 +280,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_skipped_belongs_to_the_match_only_inside_of_it() {
+    fn skipped_bytes_belong_to_the_match_only_inside_of_it() {
         let automaton = Automaton::new(&[b"abcd"]);
         let found = automaton.first(b"x \"a\r\n b\\\"c\0D\" y").unwrap();
         assert_eq!((found.from, found.to), (3, 13));
@@ -286,7 +288,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn it_finds_what_a_plain_search_finds(
+        fn the_automaton_finds_what_a_plain_search_finds(
             needles in proptest::collection::vec("[ab]{1,5}", 1..5),
             text in "[abAB\\-. ]{0,60}",
         ) {

@@ -99,7 +99,7 @@ fn rotated_root(version: usize) -> Envelope {
     next.sign(&[&root_key(version - 1), &root_key(version)])
 }
 
-/// The digest of an honest image says its version; an adversary's says 66.
+/// The digest of an honest image contains its version; an adversary's contains 66.
 fn image(world: &World, (version, content): (u16, u8), expires: Seconds) -> Image {
     Image {
         fleet: world.fleet,
