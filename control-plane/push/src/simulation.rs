@@ -49,7 +49,7 @@ pub(crate) struct World {
     pub(crate) statements: BTreeMap<u64, StatementId>,
     pub(crate) bytes: BTreeMap<StatementId, Vec<u8>>,
     pub(crate) objects: BTreeMap<Digest, Vec<u8>>,
-    /// Files of images; a file is never taken away.
+    /// Files of images, which are never removed.
     images: BTreeMap<Digest, Vec<u8>>,
 }
 
@@ -86,7 +86,7 @@ impl World {
         self.bytes.insert(id, bytes);
     }
 
-    /// Something new, of any kind.
+    /// Publishes a new statement of a random kind.
     fn publish(&mut self, dice: &mut Dice) {
         let tenant = tenant(dice.roll(TENANTS));
         match dice.roll(14) {
@@ -149,7 +149,8 @@ impl World {
             freshness: None,
             notes: [].into(),
             issued: 1,
-            // Two worlds that part from one backup differ in their manifests of the same version.
+            // Two worlds that diverge from one backup differ in their manifests of the same
+            // version.
             expires: 2 + u64::from(self.store.0[0]) + self.revision + dice.roll(1 << 20),
         };
         let key = SigningKey::from_seed(&[1; 32]).unwrap();
@@ -207,17 +208,18 @@ impl Catalog for World {
     }
 }
 
-/// What a vault would do: never lower, never equal with other content, tenants without a gap, and remember.
+/// A model of a vault: never a lower version, never an equal one with other content, tenants
+/// without a gap, and a memory.
 #[derive(Clone)]
 pub(crate) struct Vault {
     pub(crate) has: Has,
     pub(crate) objects: BTreeMap<Digest, Vec<u8>>,
     cursor: Option<Cursor>,
-    /// What has come of the bundles that are wanted.
+    /// The bytes that have come of the wanted bundles.
     bundles: BTreeMap<Digest, Vec<u8>>,
-    /// The image that was accepted, and what has come of it.
+    /// The accepted image, and the bytes that have come of it.
     image: Option<(Digest, Vec<u8>)>,
-    /// Tenants that its hello lists.
+    /// Most tenants that its hello lists.
     listed: usize,
 }
 
@@ -337,7 +339,7 @@ pub(crate) fn member() -> Member {
     }
 }
 
-/// The next frame, with objects read on the way.
+/// The next frame, with objects read as requested.
 pub(crate) fn next_frame(control: &mut ControlEnd, world: &World) -> Option<Vec<u8>> {
     loop {
         match control.poll_transmit(world)? {
@@ -361,7 +363,7 @@ pub(crate) struct Link {
     pub(crate) unjudged: Vec<(StatementId, Vec<u8>)>,
     /// Pieces of images on their streams.
     pub(crate) pieces: Vec<(Header, Vec<u8>)>,
-    /// The image that the control plane did not have for us.
+    /// The image that the control plane reported as unavailable.
     pub(crate) unavailable: Option<Digest>,
     /// Bundles on their streams.
     pub(crate) streams: Vec<(Header, Vec<u8>)>,
@@ -384,7 +386,8 @@ impl Link {
         }
     }
 
-    /// Moves a few bytes each way, and lets the vault judge some of what waits. Whether anything moved.
+    /// Moves a few bytes each way, and lets the vault judge some of the waiting statements. Returns
+    /// whether anything moved.
     #[expect(clippy::too_many_lines, reason = "one story, step by step")]
     fn step(&mut self, world: &World, vault: &mut Vault, dice: &mut Dice) -> bool {
         let mut moved = false;
@@ -477,7 +480,8 @@ impl Link {
 
 fn run(seed: u64) {
     let mut dice = Dice(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1);
-    // A list that is cut short relies on its cursor, which a restored backup makes worthless: one or the other.
+    // A shortened list relies on its cursor, which a restored backup invalidates: so a seed has one
+    // or the other.
     let (is_cut, listed) = (seed.is_multiple_of(3), 2);
     let new_vault = || Vault {
         listed: if is_cut { listed } else { usize::MAX },
@@ -489,7 +493,7 @@ fn run(seed: u64) {
     for _ in 0..400 {
         match dice.roll(40) {
             0..=5 => world.publish(&mut dice),
-            // The connection is lost, with whatever was on the way.
+            // The connection is lost, with everything on the way.
             6 => link = Link::new(&vault),
             // The vault's store is lost: it starts empty, and everything is sent again.
             7 if dice.roll(5) == 0 => {
@@ -497,12 +501,13 @@ fn run(seed: u64) {
                 link = Link::new(&vault);
             }
             8 => backup = world.clone(),
-            // The control plane comes back from a backup and goes on from there.
+            // The control plane is restored from a backup and continues from there.
             9 if !is_cut && dice.roll(5) == 0 => {
                 world = backup.clone();
                 link = Link::new(&vault);
             }
-            // It comes back with the same content in a new store, under other revisions.
+            // The control plane returns with the same content in a new store, under other
+            // revisions.
             10 if dice.roll(5) == 0 => {
                 let mut copy = World::new(world.store.0[0].wrapping_add(1));
                 copy.objects = world.objects.clone();
@@ -514,7 +519,7 @@ fn run(seed: u64) {
                 world = copy;
                 link = Link::new(&vault);
             }
-            // It comes back empty: nothing is taken away from the node.
+            // The control plane returns empty: nothing is removed from the node.
             11 if dice.roll(20) == 0 => {
                 let before = vault.has.clone();
                 let empty = World::new(99);
@@ -555,6 +560,6 @@ fn run(seed: u64) {
 }
 
 #[test]
-fn whatever_happens_a_node_catches_up_and_never_goes_back() {
+fn in_every_simulated_world_a_node_catches_up_and_never_goes_back() {
     (1..=150).chain([606, 1458]).for_each(run);
 }
