@@ -11,7 +11,7 @@ pub type Files = BTreeMap<String, Vec<u8>>;
 /// same digest on every machine.
 ///
 /// # Errors
-/// A name is longer than the format can say.
+/// A name is longer than the format allows.
 pub fn pack(files: &Files) -> Result<Vec<u8>, Error> {
     let mut builder = tar::Builder::new(Vec::new());
     for (name, content) in files {

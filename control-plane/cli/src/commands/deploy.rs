@@ -114,7 +114,7 @@ pub(super) async fn deploy(cx: &Context, args: &Deploy) -> Result<(), Error> {
     reach.must_be_everywhere(version)
 }
 
-/// Names every folder beside the project that something was packed from.
+/// Prints every folder beside the project from which files were packed.
 fn tell_beside(cx: &Context, bundle: &Bundle) {
     for beside in &bundle.beside {
         let plural = if beside.files == 1 { "" } else { "s" };
@@ -149,7 +149,7 @@ fn dry(cx: &Context, project: &Project, bundle: &Bundle, checked: bool) -> Resul
     Ok(())
 }
 
-/// What can be said before anything is signed.
+/// Checks that are possible before anything is signed.
 fn check(tenancy: &Tenancy<'_>, project: &Project, release: &Release) -> Result<(), Error> {
     let tenant = &tenancy.tenant;
     if let Some(error) = hosts_not_given(tenant, release) {
@@ -374,7 +374,7 @@ pub(super) async fn remove(cx: &Context, args: &Remove) -> Result<(), Error> {
     finish(&mut tenancy, &args.signing, version, more, &told).await
 }
 
-/// Wait for the nodes to take it and say what was done.
+/// Wait until the nodes run the manifest, and print the result.
 pub(super) async fn finish(
     tenancy: &mut Tenancy<'_>,
     signing: &Signing,

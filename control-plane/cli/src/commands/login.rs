@@ -41,7 +41,7 @@ pub(super) async fn login(cx: &Context, args: &Login) -> Result<(), Error> {
     }
     let token = token(args)?;
     let mut session = Session::first(cx, &address.to_string(), fleet, Some(token)).await?;
-    // The token is tried before it is kept.
+    // The token is tried before it is stored.
     let tenants = if session.view.fleet.is_some() {
         session.list_tenants().await?
     } else {
@@ -54,7 +54,7 @@ pub(super) async fn login(cx: &Context, args: &Login) -> Result<(), Error> {
     {
         let id = session.own_tenant(None).await?;
         let (found, _) = session.read_tenant(id).await?;
-        // The token may be another tenant's than the key.
+        // The token may belong to another tenant than the key.
         if found.current.keys.contains(&public) {
             tenant = Some(found);
         } else {
@@ -100,7 +100,7 @@ fn fingerprint(text: &str) -> Result<FleetId, Error> {
     text.trim().to_ascii_lowercase().parse().map_err(|error| {
         Error::new(
             Code::Usage,
-            "the part behind # is no fingerprint",
+            "the part behind # is not a fingerprint",
             "copy it whole: 64 hex digits, which the operator sees with `casemate fingerprint`",
         )
         .at(text)
@@ -109,7 +109,7 @@ fn fingerprint(text: &str) -> Result<FleetId, Error> {
 }
 
 fn token(args: &Login) -> Result<Zeroizing<String>, Error> {
-    // A file that is named goes before a token of the environment.
+    // A file that is named takes precedence over a token of the environment.
     let text = match (&args.token_file, &args.token) {
         (Some(path), _) if path == Path::new("-") => read(std::io::stdin().lock(), path)?,
         (Some(path), _) => {

@@ -1,4 +1,4 @@
-//! What the commands do.
+//! The implementation of the commands.
 
 mod compare;
 mod confirm;
@@ -47,7 +47,7 @@ use crate::output::Output;
 use crate::project::Project;
 use crate::session::Context;
 
-/// Run what was typed; the exit code.
+/// Run the typed command; returns the exit code.
 pub async fn run(typed: Vec<OsString>) -> u8 {
     let json = typed.iter().any(|word| word == "--json");
     let parsed = args::command()
@@ -56,7 +56,7 @@ pub async fn run(typed: Vec<OsString>) -> u8 {
     let cli = match parsed {
         Ok(cli) => cli,
         Err(error) if !error.use_stderr() => {
-            // Help and version; a closed pipe is nothing to complain about.
+            // Help and version; a closed pipe is not an error.
             let _ = error.print();
             return 0;
         }
@@ -84,8 +84,9 @@ pub async fn run(typed: Vec<OsString>) -> u8 {
     }
 }
 
-/// Whether the parser's own messages, which repeat what was typed, must not be shown: a value may have gone anywhere. Looked
-/// for as a word, wherever it stands, because a line that was not understood has no parts that one could rely on.
+/// Whether the parser's own messages, which repeat what was typed, must not be shown: any word may
+/// be a secret's value. The command is looked for as a word, wherever it stands, because a line
+/// that was not understood has no reliable parts.
 fn may_hold_a_secret(typed: &[OsString]) -> bool {
     typed.iter().any(|word| word == "secret" || word == "login")
 }
@@ -94,7 +95,8 @@ fn is_help(kind: ErrorKind) -> bool {
     kind == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand
 }
 
-/// The error for such a line: what it says comes from the parser's own list of arguments, never from what was typed.
+/// The error for such a line: its text comes from the parser's own list of arguments, never from
+/// what was typed.
 fn not_repeated(error: &clap::Error, typed: &[OsString]) -> Error {
     let mut root = args::command();
     root.build();
@@ -141,7 +143,7 @@ fn not_repeated(error: &clap::Error, typed: &[OsString]) -> Error {
     Error::new(
         Code::Usage,
         format!("{what}; what was typed is not repeated, because it may hold a secret"),
-        "values go to standard input or into a file; change one that was typed into the command line. `--help` says more",
+        "values go to standard input or into a file; replace a value that was typed into the command line. See `--help`",
     )
     .lines(lines)
 }
@@ -261,13 +263,13 @@ async fn act(cx: &Context, command: Command) -> Result<(), Error> {
     }
 }
 
-/// Write something that is shown once into a file for its owner alone; whether it was.
+/// Write a text that is shown once into a file for its owner alone; returns whether it was written.
 fn write_once(out: Option<&Path>, text: &str) -> Result<bool, Error> {
     let Some(path) = out else { return Ok(false) };
     if path.exists() {
         return Err(Error::new(
             Code::Exists,
-            "the file is there already",
+            "the file exists already",
             "name another file, or remove it first",
         )
         .at(path.display()));
@@ -286,7 +288,8 @@ pub(crate) fn short(digest: &impl std::fmt::Display) -> String {
     digest.to_string().chars().take(12).collect()
 }
 
-/// Makes a key in its two files, or finds the key that is there, and prints its public half; whether it is new.
+/// Makes a key in its two files, or finds an existing one, and prints its public half; returns
+/// whether it is new.
 fn show_key(
     cx: &Context,
     files: (&str, &str),

@@ -1,4 +1,4 @@
-//! `casemate node`: the operator's machine decides who joins; the control plane only relays.
+//! `casemate node`: the operator's machine decides which nodes join; the control plane only relays.
 
 mod revocations;
 mod show;
@@ -33,15 +33,16 @@ pub(super) use revocations::sign_missing as sign_revocations;
 pub(super) use show::{list, show};
 pub(super) use tokens::{TOKENS, token};
 
-/// Nodes that were admitted: later pool keys are sealed to what stands here, never to what the control plane says.
+/// Admitted nodes: later pool keys are sealed to the keys in this file, never to keys that the
+/// control plane reports.
 const NODES: &str = "nodes.json";
-/// Between two looks at who asks.
+/// Pause between two requests for the waiting nodes.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// How long the right request of a named node is waited for after a wrong one.
+/// How long the command waits for the right request of a named node after it has refused one.
 const AFTER_REFUSAL: Duration = Duration::from_secs(3);
 
-/// A node that was admitted.
+/// An admitted node.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Admitted {
     node: Name,
@@ -50,13 +51,13 @@ struct Admitted {
     sealing_key: SealingKey,
     admitted: Seconds,
     revoked: bool,
-    /// Its request: a control plane that has lost the node is given it again. Missing of nodes that were admitted before it
-    /// was kept.
+    /// The node's request, which is uploaded again to a control plane that has lost the node. It is
+    /// missing for nodes that were admitted before requests were kept.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     join: Option<Envelope>,
 }
 
-/// Why a request is not granted.
+/// Why a join request is refused.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 enum No {
     #[error(
@@ -96,8 +97,8 @@ impl No {
     }
 }
 
-/// Decides about one request; which token it used. What the control plane says of it beside the envelope must be what was
-/// signed: the operator chooses by the name that is shown.
+/// Decides about one request; returns the token that signed it. The control plane's listing must
+/// agree with the signed request, because the operator chooses by the name that is listed.
 fn decide(
     join: &JoinView,
     fleet: casemate_trust::id::FleetId,
@@ -117,7 +118,8 @@ fn decide(
     for (at, token) in tokens.iter().enumerate() {
         let request = match JoinRequest::check(&join.envelope, token, now) {
             Ok(request) => request,
-            // Signed with another token, or with this one too late or for something else.
+            // The request was signed with another token, or with this one too late or for another
+            // node.
             Err(JoinError::Signature) => continue,
             Err(error) => {
                 no = error.into();
@@ -158,13 +160,16 @@ pub(super) async fn admit(cx: &Context, args: &NodeAdmit) -> Result<(), Error> {
     let mut session = Session::open(cx).await?;
     session.read_pools().await?;
     let progress = match &args.name {
-        Some(name) => Some(cx.output.progress(format!("waiting for {name} to ask"))),
-        None if args.watch => Some(cx.output.progress("waiting for nodes to ask")),
+        Some(name) => Some(
+            cx.output
+                .progress(format!("waiting for {name} to ask to join")),
+        ),
+        None if args.watch => Some(cx.output.progress("waiting for nodes to ask to join")),
         None => None,
     };
     let wait = if args.name.is_some() { args.wait } else { 0 };
     let mut until = tokio::time::Instant::now() + Duration::from_secs(wait);
-    // A request that was refused once is not spoken of every second.
+    // Each refused request is reported once, not every second.
     let mut spoken_of = std::collections::BTreeSet::new();
     let (mut admitted, mut refused) = (Vec::new(), Vec::new());
     loop {
@@ -192,7 +197,7 @@ pub(super) async fn admit(cx: &Context, args: &NodeAdmit) -> Result<(), Error> {
                     admitted.push(node);
                 }
                 Err(no) => {
-                    // What waits may be an old request, with the right one on its way.
+                    // The waiting request may be an old one, with the right one on its way.
                     until = until.min(tokio::time::Instant::now() + AFTER_REFUSAL);
                     if spoken_of.insert(join.request) {
                         cx.output.warn(&format!(
@@ -224,7 +229,7 @@ pub(super) async fn admit(cx: &Context, args: &NodeAdmit) -> Result<(), Error> {
     });
     cx.output
         .result(&result, || match (admitted.len(), refused.len()) {
-            (0, 0) => "nobody asks to join".to_owned(),
+            (0, 0) => "no node asks to join".to_owned(),
             (count, 0) => format!("{count} admitted"),
             (count, not) => format!("{count} admitted, {not} not"),
         })?;
@@ -236,7 +241,8 @@ pub(super) async fn admit(cx: &Context, args: &NodeAdmit) -> Result<(), Error> {
     }
 }
 
-/// Why a node that was named is not admitted: what was wrong with its request, or that there was none.
+/// The error for a named node that is not admitted: why its request was refused, or that none
+/// arrived.
 fn not_admitted(
     session: &Session<'_>,
     name: &Name,
@@ -304,7 +310,8 @@ async fn admit_one(
         revoked: false,
         join: Some(join.envelope.clone()),
     };
-    // Used up before it is used: a kill in between costs a new try of the same node, never a second node.
+    // The token is marked as used before it is used: after a crash in between the same node tries
+    // again, never a second node.
     tokens[at].used_by = Some(node.node_key);
     home.write_json(TOKENS, &tokens)?;
     members.retain(|member| member.node != node.node);
@@ -324,7 +331,7 @@ async fn admit_one(
     Ok(Ok(node))
 }
 
-/// The unexpired keys of a pool, sealed to a node; those that it has are left out.
+/// The unexpired keys of a pool, sealed to a node; keys that the node already has are left out.
 fn grants(
     session: &Session<'_>,
     pool: &Name,
@@ -344,7 +351,8 @@ fn grants(
         }
         let (keys, file) = (session.cx.keys(), pool_file(pool, epoch));
         if !keys.has(&file) && epoch < newest {
-            // Secrets that were sealed to a lost key stay closed for nodes that do not have it; the newest one is needed.
+            // Secrets that were sealed to a lost key cannot be opened by nodes that do not have it;
+            // the newest key is required.
             session.cx.output.warn(&format!(
                 "the key of pool {pool}, epoch {epoch}, is not in this home: the node does not get it"
             ));
@@ -361,7 +369,7 @@ fn grants(
     Ok(grants)
 }
 
-/// Have the control plane take again the members that it has lost; which.
+/// Have the control plane admit again the members that it has lost; returns their names.
 pub(super) async fn readmit_lost(session: &mut Session<'_>) -> Result<Vec<Name>, Error> {
     let members: Vec<Admitted> = session.cx.home.read_json(NODES)?.unwrap_or_default();
     let list: NodeList = session.api.get("/v1/nodes").await?;
@@ -384,7 +392,7 @@ pub(super) async fn readmit_lost(session: &mut Session<'_>) -> Result<Vec<Name>,
     Ok(again)
 }
 
-/// Give every member the pool keys that it lacks; the nodes that were given one.
+/// Give every member the pool keys that it lacks; returns the nodes that received one.
 pub(super) async fn grant_missing(
     session: &mut Session<'_>,
     only: Option<&Name>,
@@ -428,15 +436,15 @@ pub(super) async fn grant_missing(
 /// `casemate node revoke`
 pub(super) async fn revoke(cx: &Context, args: &NodeRevoke) -> Result<(), Error> {
     confirm(args.yes, "revoke the node", args.name.as_str())?;
-    // Written down before the control plane is so much as called: what it answers, or that it does not, must not keep a
-    // node among those that later keys are sealed to.
+    // The revocation is written down before the control plane is called: whether and what it
+    // answers must not keep a node among those that later keys are sealed to.
     let pool = mark_revoked(cx, &args.name)?;
     let is_listed = pool.is_some() && cx.is_operator() && sign_revocations(cx)?;
     let told = async {
         let mut session = Session::open(cx).await?;
         let path = format!("/v1/nodes/{}", args.name);
         let deleted = session.api.delete(&path).await;
-        // Whatever has become of that: the list is what a control plane cannot take back.
+        // In any case the list is published: a control plane cannot revert it.
         session.publish_fleet().await?;
         deleted
     };
@@ -470,7 +478,7 @@ pub(super) async fn revoke(cx: &Context, args: &NodeRevoke) -> Result<(), Error>
     Ok(())
 }
 
-/// Whether a node that the control plane shows is one that this home or the root has revoked.
+/// Whether a node that the control plane lists was revoked by this home or by the root.
 pub(super) fn is_revoked(
     session: &Session<'_>,
     name: &Name,
@@ -492,7 +500,8 @@ pub(super) fn members(session: &Session<'_>) -> Result<Vec<(Name, PublicKey)>, E
         .collect())
 }
 
-/// Have this home give a node no key any more, nor admit it again with a token that it still has; the pool that it was in.
+/// Mark a node as revoked: this home gives it no more keys, and does not admit it again with a
+/// token that it still has. Returns its pool.
 fn mark_revoked(cx: &Context, name: &Name) -> Result<Option<Name>, Error> {
     let _lock = cx.home.lock()?;
     cancel_tokens(&cx.home, name)?;

@@ -122,7 +122,7 @@ pub(super) async fn status(cx: &Context, whose: &Whose) -> Result<(), Error> {
     Ok(())
 }
 
-/// What the nodes say of what they refused, each once; nothing where none refused.
+/// The reasons of the nodes that refused something, each once; `None` if no node refused.
 fn refusals(status: &TenantStatus) -> Option<String> {
     let refused = status.nodes.iter().filter_map(|node| node.refused.as_ref());
     let told: BTreeSet<_> = refused
@@ -137,7 +137,7 @@ fn refusals(status: &TenantStatus) -> Option<String> {
     (!told.is_empty()).then(|| Vec::from_iter(told).join("\n"))
 }
 
-/// Hosts whose callers reach another tenant, as the control plane says.
+/// Warn about hosts that belong to another tenant, according to the control plane.
 pub(super) fn warn_of_lost_hosts(tenancy: &Tenancy<'_>, status: &TenantStatus) {
     for (name, function) in &status.functions {
         for host in &function.hosts_of_other_tenants {

@@ -5,7 +5,7 @@ use casemate_api::tenant::StoppedCredential;
 use crate::machine::date;
 use crate::output::table;
 
-/// What an owner reads of them, and what to do; nothing where none is stopped.
+/// The text about stopped credentials with the next step; `None` if none is stopped.
 pub(super) fn describe(stopped: &[StoppedCredential]) -> Option<String> {
     if stopped.is_empty() {
         return None;

@@ -32,7 +32,7 @@ pub(super) fn key(cx: &Context, args: &TenantKey) -> Result<(), Error> {
     let (_, new) = show_key(cx, files, Purpose::Tenant, plain, "tenant key")?;
     if new {
         cx.output.hint(&format!(
-            "Back up {}: who loses it needs the operator to go on.\n\
+            "Back up {}: without it only the operator can restore your access.\n\
              Give the public key to the operator, and the fingerprint by another way: a call, a meeting.",
             cx.home.file(TENANT).display()
         ));
@@ -70,12 +70,13 @@ pub(super) async fn add(cx: &Context, args: &TenantAdd) -> Result<(), Error> {
     if listed.iter().any(|summary| summary.name == args.name) {
         return Err(Error::new(
             Code::Exists,
-            format!("there is a tenant {} already", args.name),
+            format!("the tenant {} exists already", args.name),
             "`casemate tenant show` shows it, `casemate tenant hosts` changes its hosts, `casemate tenant update` its \
              ceilings, `casemate token create --scope tenant` makes another token",
         ));
     }
-    // An earlier try may have been cut off between remembering and handing in.
+    // An earlier try may have been interrupted after the statement was stored and before it was
+    // uploaded.
     let envelope = match remembered(&session, &args.name) {
         None => tenant.sign(&[&root]),
         Some((earlier, envelope)) if gives_the_same(&earlier, &tenant) => {
@@ -83,7 +84,8 @@ pub(super) async fn add(cx: &Context, args: &TenantAdd) -> Result<(), Error> {
             envelope
         }
         Some((earlier, _)) if args.replace => {
-            // The root's next word on the same tenant: whoever has seen the first one takes this in its place.
+            // The statement is the root's next version for the same tenant: it replaces the first
+            // one everywhere.
             tenant = Tenant {
                 version: earlier.version + 1,
                 current: tenant.current,
@@ -128,8 +130,9 @@ pub(super) async fn add(cx: &Context, args: &TenantAdd) -> Result<(), Error> {
     Ok(())
 }
 
-/// Refuses hosts that another tenant has. What this home holds signed decides first, so that the control plane cannot hide
-/// a tenant; its own list is asked too, for tenants that another home has signed.
+/// Refuses hosts that another tenant has. The statements that this home has signed decide first, so
+/// that the control plane cannot hide a tenant; its list is used too, for tenants that another home
+/// has signed.
 fn require_free(
     judge: &Judge,
     listed: &[TenantSummary],
@@ -153,7 +156,7 @@ fn require_free(
     let unknown = listed.iter().filter(|other| other.id != *tenant);
     for other in unknown.filter(|other| !known(&other.id)) {
         for theirs in other.hosts.iter().filter_map(|host| host.parse().ok()) {
-            compare(&other.name, &theirs, "the control plane says so");
+            compare(&other.name, &theirs, "listed by the control plane");
         }
     }
     if taken.is_empty() {
@@ -162,12 +165,12 @@ fn require_free(
     Err(Error::new(
         Code::Exists,
         "another tenant may answer for this host already",
-        "name another host, or take it away from that tenant first: `casemate tenant hosts NAME --remove HOST`",
+        "name another host, or remove it from that tenant first: `casemate tenant hosts NAME --remove HOST`",
     )
     .lines(taken))
 }
 
-/// What this home has signed under a name.
+/// The statement that this home has signed for a name.
 fn remembered(session: &Session<'_>, name: &Name) -> Option<(Tenant, Envelope)> {
     let id = session.known.judge().tenant_named(name)?;
     let mut held = session.known.tenant_statements();
@@ -183,7 +186,8 @@ fn gives_the_same(earlier: &Tenant, asked: &Tenant) -> bool {
         && earlier.egress == asked.egress
 }
 
-/// The error for a name under which the root has signed something else, which the control plane does not show.
+/// The error for a name for which the root has signed another statement, which the control plane
+/// does not list.
 fn signed_before(earlier: &Tenant) -> Error {
     let keys = earlier.current.keys.iter();
     let keys = keys.map(|key| format!("key {key}, fingerprint {}", key.fingerprint()));
@@ -201,7 +205,7 @@ fn signed_before(earlier: &Tenant) -> Error {
     .lines(keys.chain(hosts))
 }
 
-/// Public keys, and the fingerprints that they must have where such are given.
+/// The public keys, checked against the given fingerprints.
 fn key_set(args: &TenantAdd) -> Result<KeySet, Error> {
     let (mut keys, mut fingerprints) = (Vec::new(), Vec::new());
     for text in &args.keys {
@@ -258,7 +262,7 @@ fn ceilings(
     }
 }
 
-/// The egress ceiling: what is named replaces what was there.
+/// The egress ceiling: each list that is named replaces the earlier one.
 fn egress(args: &EgressLimits, before: Option<EgressCeiling>) -> Option<EgressCeiling> {
     let named = !args.egress_hosts.is_empty()
         || !args.egress_ports.is_empty()
@@ -474,7 +478,7 @@ pub(super) async fn hosts(cx: &Context, args: &TenantHosts) -> Result<(), Error>
     })
 }
 
-/// Names the functions whose callers are about to find nobody.
+/// Names the functions whose callers will get 404.
 async fn warn_of_callers(
     session: &mut Session<'_>,
     id: &TenantId,
@@ -515,7 +519,7 @@ mod tests {
     }
 
     #[test]
-    fn a_host_is_taken_also_when_the_control_plane_hides_the_tenant_that_has_it() {
+    fn a_host_is_refused_even_if_the_control_plane_hides_its_tenant() {
         let root = Root {
             version: 1,
             keys: vec![key(1).public()],

@@ -1,4 +1,4 @@
-//! `casemate.toml`: what a project is, and the release that it makes.
+//! `casemate.toml`: the description of a project, and the release that it makes.
 
 mod environment;
 mod reader;
@@ -29,23 +29,23 @@ pub const FILE: &str = "casemate.toml";
 const MAX_FILE_BYTES: u64 = 1024 * 1024;
 /// Most folders beside the project that one may name.
 const MAX_INCLUDED: usize = 16;
-/// The pool of those who name none.
+/// The pool of projects that name none.
 pub const DEFAULT_POOL: &str = "main";
 
 /// A project as its `casemate.toml` describes it.
 #[derive(Debug, Clone)]
 pub struct Project {
-    /// Its folder.
+    /// The project's folder.
     pub folder: PathBuf,
     /// Main module, relative to the folder.
     pub main: String,
     /// Pools that it runs in.
     pub pools: Vec<Name>,
-    /// The environment that it is for, if not the one without a name.
+    /// The environment that the project was read for, unless it is the one without a name.
     pub environment: Option<Environment>,
     /// Folders beside the project that its modules may be imported from.
     include: Vec<PathBuf>,
-    /// Everything else, with placeholders for what only signing knows.
+    /// The rest, with placeholders for fields that are known only when the manifest is signed.
     release: Release,
 }
 
@@ -123,7 +123,8 @@ impl Project {
             .map(|error| (error.span().unwrap_or(0..0), error.message()))
             .collect();
         errors.sort_by_key(|(at, _)| at.start);
-        // What is wrong on the same line or the next, such as after a quote too many, is mostly a consequence.
+        // A mistake on the same line or the next, such as one quote too many, is mostly a
+        // consequence of the first.
         let before_it = |at: &Range<usize>| text.get(..at.start).unwrap_or(text);
         let line = |at: &Range<usize>| before_it(at).matches('\n').count();
         let mut before: Option<usize> = None;
@@ -134,7 +135,8 @@ impl Project {
                 mistakes.add(at.clone(), *message);
             }
         }
-        // What a half-read file lacks would only hide the mistake that made it so.
+        // Keys that are missing after a syntax error are not reported: they would hide the real
+        // mistake.
         if !errors.is_empty() {
             return Err(mistakes.lines(text));
         }
@@ -145,7 +147,7 @@ impl Project {
         }
     }
 
-    /// What the bundle is made of; `home` is the folder with keys and tokens.
+    /// The sources of the bundle; `home` is the folder with keys and tokens.
     pub fn sources<'a>(&'a self, home: &'a Path) -> Sources<'a> {
         Sources {
             folder: &self.folder,
@@ -255,7 +257,8 @@ fn read_project(folder: &Path, mut file: Section<'_>) -> Option<(Project, Vec<En
         dynamic_code,
         owner,
     };
-    // The rules that hold for the whole, after those for each part: a credential's with its own line.
+    // Rules about the whole release are checked after those about each part: a credential's rules
+    // have its own line.
     if let Some(flaw) = release.flaw() {
         file.wrong("name", flaw);
     } else {
@@ -298,7 +301,8 @@ fn read_pools(section: &mut Section<'_>) -> Option<Vec<Name>> {
     Some(pools)
 }
 
-/// Folders beside the project, which must be there: a misspelt one would only show as an import that is refused.
+/// Reads the folders beside the project, which must exist: a misspelt one would only show as a
+/// refused import.
 fn read_include(folder: &Path, file: &mut Section<'_>) -> Vec<PathBuf> {
     let named = file.list::<String>("include").unwrap_or_default();
     if named.len() > MAX_INCLUDED {
@@ -318,7 +322,7 @@ fn read_include(folder: &Path, file: &mut Section<'_>) -> Vec<PathBuf> {
     folders
 }
 
-/// Whether a path leads nowhere above its folder.
+/// Whether a path stays inside of its folder.
 fn stays_inside(path: &str) -> bool {
     use std::path::Component;
     !path.is_empty()
@@ -438,7 +442,7 @@ fn read_credential(folder: &Path, mut section: Section<'_>) -> Option<Credential
     })
 }
 
-/// `host` with or without a port, and `port`, which may be written in one of the two places.
+/// Reads `host` with or without a port, and `port`, which may be given in one of the two places.
 fn read_endpoint(section: &mut Section<'_>) -> Option<(HostName, Option<u16>)> {
     let endpoint = section.parsed::<Endpoint>("host");
     let port = section.number("port", 1, u16::MAX.into());
@@ -505,7 +509,8 @@ fn read_ca(folder: &Path, section: &mut Section<'_>) -> Option<CaPem> {
 /// The certificate authority in a PEM file.
 ///
 /// # Errors
-/// The file cannot be read, or does not hold certificates only: what is wrong, without the path.
+/// The file cannot be read, or holds something other than certificates: the text names the cause,
+/// without the path.
 pub fn load_ca(path: &Path) -> Result<CaPem, String> {
     let text =
         read(path, MAX_CA_BYTES as u64).map_err(|error| format!("cannot read it: {error}"))?;

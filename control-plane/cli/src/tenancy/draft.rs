@@ -25,7 +25,7 @@ pub struct Draft {
     pub secrets: BTreeMap<Identifier, BTreeMap<Name, Digest>>,
     /// How long the manifest's credentials are used without a renewal.
     pub freshness: Option<FreshnessDemand>,
-    /// Where the releases come from.
+    /// The notes of the releases.
     pub notes: BTreeMap<Digest, Note>,
     /// Objects that are new.
     pub objects: ObjectMap,
@@ -33,7 +33,7 @@ pub struct Draft {
     pub bundles: BTreeMap<Digest, Bytes>,
 }
 
-/// The error for hosts that the tenant was not given.
+/// The error for hosts that the tenant may not use.
 pub fn hosts_not_given(tenant: &Tenant, release: &Release) -> Option<Error> {
     let asked: Vec<_> = release
         .hosts_outside(tenant)
@@ -113,7 +113,7 @@ pub fn limits_not_given(tenant: &Tenant, release: &Release) -> Option<Error> {
 }
 
 impl Draft {
-    /// Let `release` run as `function`; what ran before becomes the first fallback.
+    /// Let `release` run as `function`; the release that ran before becomes the first fallback.
     pub fn run(&mut self, function: &Name, release: Digest, pools: &[Name]) {
         let before = self.functions.remove(function);
         let mut fallbacks: Vec<Digest> = before
@@ -131,10 +131,11 @@ impl Draft {
         self.functions.insert(function.clone(), wanted);
     }
 
-    /// Everything that runs must fit what tenant and secrets allow; a fallback that no longer does is left out.
+    /// Check that everything that runs fits the limits of tenant and secrets; a fallback that does
+    /// not fit is left out.
     ///
     /// # Errors
-    /// Something that is to run does not fit: what, and what would.
+    /// A function does not fit: the error names what does not, and what would.
     pub(super) fn fit(
         &mut self,
         tenant: &Tenant,
@@ -195,7 +196,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_ran_becomes_the_first_fallback_and_never_twice() {
+    fn the_earlier_release_becomes_the_first_fallback_once() {
         let (name, pools) = ("web".parse::<Name>().unwrap(), ["main".parse().unwrap()]);
         let mut draft = Draft::default();
         for byte in [1, 2, 3, 2, 2] {

@@ -1,4 +1,4 @@
-//! What TypeScript and `tsconfig.json` become.
+//! How TypeScript and `tsconfig.json` are compiled.
 
 use super::*;
 
@@ -34,7 +34,7 @@ async fn experimental_decorators_of_tsconfig_are_compiled() {
     let main = bundled(&[("src/index.ts", DECORATED), ("tsconfig.json", config)]).await;
     assert!(!main.contains("@mark"), "{main}");
     assert!(main.contains("#secret = 41"), "{main}");
-    // The setting is TypeScript's: a file of JavaScript has no decorators.
+    // The setting is for TypeScript: a JavaScript file has no decorators.
     let text = failure(&[
         (
             "src/index.ts",
@@ -133,7 +133,7 @@ async fn jsx_and_paths_come_from_tsconfig_with_what_it_extends() {
     let alone = failure(JSX).await;
     assert!(alone.contains("jsxImportSource"), "{alone}");
     let base = r#"{
-        // As people write it: with comments, and commas at the end.
+        // The file has comments and trailing commas, as many projects write it.
         "compilerOptions": { "jsx": "react-jsx", "jsxImportSource": "@lib/tiny", "baseUrl": ".", "paths": { "@lib/*": ["./lib/*"] }, },
     }"#;
     let mut files = JSX.to_vec();
@@ -148,7 +148,7 @@ async fn jsx_and_paths_come_from_tsconfig_with_what_it_extends() {
     );
     files[0].1 = "import { helped } from '@lib/helper';\nexport default { fetch: () => new Response(helped) };\n";
     assert!(bundled(&files).await.contains("the helper"));
-    // By a package, as shared configurations are.
+    // A package can hold the shared configuration too.
     files.pop();
     files.extend([
         ("tsconfig.json", r#"{ "extends": "@org/config/base" }"#),

@@ -33,13 +33,13 @@ use crate::project::{DEFAULT_POOL, FILE, Project, load_ca};
 use crate::session::Context;
 use crate::tenancy::{Draft, Tenancy};
 
-/// A value with where it may go.
+/// A value with the limits of its use.
 struct Sealing {
     value: SecretValue,
     limits: SecretLimits,
-    /// The version that it got.
+    /// The version of the sealed secret.
     version: u64,
-    /// Options whose limits the version before had, and this one has not.
+    /// Options whose limits the earlier version had, and this one lacks.
     dropped: Vec<&'static str>,
 }
 
@@ -48,7 +48,7 @@ pub(in crate::commands) async fn put(cx: &Context, args: &SecretPut) -> Result<(
     if args.value.is_some() {
         return Err(value_in_argv());
     }
-    // A project with mistakes must not decide where a secret goes.
+    // A project with mistakes must not decide where a secret may go.
     let project = if args.project.project.join(FILE).exists() {
         Some(cx.project(&args.project.project)?)
     } else {
@@ -98,7 +98,8 @@ fn one(name: &Identifier, args: &SecretPut) -> Result<BTreeMap<Identifier, Seali
     Ok([(name.clone(), sealing)].into())
 }
 
-/// The secrets of a file, each with the hosts of the command line or of the credentials that use it.
+/// The secrets of a file, each with the hosts of the command line or of the credentials that use
+/// it.
 fn many(
     cx: &Context,
     args: &SecretPut,
@@ -170,7 +171,7 @@ fn limits_of_slots(
     Ok(limits)
 }
 
-/// Seals one secret to every pool, one version above the highest that is listed.
+/// Seals one secret to every pool, with a version one higher than the highest that is listed.
 fn seal(
     tenancy: &Tenancy<'_>,
     draft: &mut Draft,
@@ -210,7 +211,8 @@ fn seal(
     Ok(())
 }
 
-/// What was sealed, as JSON and for people; a secret that the command line named stands alone.
+/// The sealed secrets, as JSON and for people; a secret that the command line named is not in a
+/// list.
 fn told(
     secrets: &BTreeMap<Identifier, Sealing>,
     pools: &[String],
@@ -244,11 +246,12 @@ fn told(
     (more, told.join("\n"))
 }
 
-/// Fewer bytes than this are warned about: a function that may call an upstream as often as it likes can try the
-/// secret's values one by one, and shorter ones also occur in answers by chance, where they are replaced.
+/// Values with fewer bytes than this cause a warning: a function that may call an upstream without
+/// limit can guess the value by trial, and short values also occur in answers by chance, where they
+/// are replaced.
 const SHORT_VALUE_BYTES: usize = 16;
-/// Fewer bytes than this are refused without `--short`: eight letters and digits are the least that nobody tries out
-/// within a day at a hundred thousand calls a second.
+/// Values with fewer bytes than this are refused without `--short`: eight letters and digits cannot
+/// be tried out within a day at a hundred thousand calls a second, fewer can.
 const LEAST_VALUE_BYTES: usize = 8;
 
 /// Refuses or warns about a value that a function could guess.
@@ -277,7 +280,7 @@ fn check_length(
     Ok(())
 }
 
-/// Where a secret may go: to these hosts, and what the options say beside.
+/// The limits of a secret: these hosts, and those that the options give.
 fn limits(args: &SecretPut, endpoints: Vec<Endpoint>) -> Result<SecretLimits, Error> {
     let (hosts, ports) = hosts_and_ports(&endpoints)?;
     let ca = args.ca.as_ref().map(|path| {
@@ -374,7 +377,8 @@ fn value(name: &Identifier, args: &SecretPut) -> Result<SecretValue, Error> {
 }
 
 fn read(from: impl Read) -> std::io::Result<Zeroizing<Vec<u8>>> {
-    // Room for one more than allowed with its line break, so that too much is seen; no growing, which would leave copies.
+    // The buffer holds one byte more than a value with its line break may have, so that a longer
+    // value is noticed. It never grows, because growing would leave copies of the secret.
     let most = MAX_VALUE_BYTES + 3;
     let mut bytes = Zeroizing::new(Vec::with_capacity(most));
     from.take(most as u64).read_to_end(&mut bytes)?;
@@ -413,7 +417,7 @@ fn kind(slot: SlotKind) -> Kind {
     }
 }
 
-/// The pools that it is sealed to, each with its newest key, which must not have expired.
+/// The pools that the secret is sealed to, each with its newest key, which must not have expired.
 fn pools(
     tenancy: &Tenancy<'_>,
     args: &SecretPut,
@@ -546,7 +550,7 @@ mod tests {
     }
 
     #[test]
-    fn ports_stand_behind_each_host_or_apart_and_are_the_same_for_all() {
+    fn ports_follow_each_host_or_are_given_apart_and_are_the_same_for_all() {
         let ports = |words: &[&str]| {
             let args = put_args(words);
             let limits = endpoints(&args).and_then(|endpoints| limits(&args, endpoints));
@@ -574,7 +578,7 @@ mod tests {
     }
 
     #[test]
-    fn too_much_is_seen_and_not_read_on() {
+    fn a_value_over_the_limit_is_refused_without_reading_all_of_it() {
         let endless = std::io::repeat(b'x');
         let bytes = read(endless).unwrap();
         assert_eq!(bytes.len(), MAX_VALUE_BYTES + 3);
