@@ -1,4 +1,4 @@
-//! What a message may not hold, though it decodes.
+//! Bounds of a message that decoding does not check.
 
 use casemate_trust::dsse::MAX_ENVELOPE_BYTES;
 
@@ -8,7 +8,7 @@ use crate::message::{
     ToNode,
 };
 
-/// Epochs of a pool, or grants, in one `Hello`.
+/// Most epochs of a pool, or grants, in one `Hello`.
 const MAX_HELLO_EPOCHS: usize = casemate_trust::judge::MAX_EPOCHS_HELD;
 /// Largest lease answer, bytes.
 const MAX_LEASE_BYTES: usize = MAX_ENVELOPE_BYTES;
@@ -17,7 +17,7 @@ const MAX_OBJECT_BYTES: usize = casemate_trust::release::MAX_RELEASE_BYTES;
 
 /// A message with bounds: asked by the decoder of each message before anybody sees it.
 pub(crate) trait Bounded {
-    /// The bound that it breaks.
+    /// The bound that the message exceeds, if any.
     fn flaw(&self) -> Option<&'static str>;
 }
 
@@ -95,7 +95,7 @@ impl Bounded for ToNode {
     }
 }
 
-/// The beginning of a text, at a character's edge.
+/// The beginning of a text, cut between characters.
 pub(crate) fn shorten(mut text: String, most: usize) -> String {
     if text.len() > most {
         text.truncate(text.floor_char_boundary(most));

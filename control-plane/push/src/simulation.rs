@@ -1,4 +1,5 @@
-//! Both ends in one seeded world: lost connections, cut frames, refusals, restored backups, new stores.
+//! Both ends in one seeded world: lost connections, cut frames, refusals, restored backups, new
+//! stores.
 
 mod bundles;
 mod caught_up;
@@ -53,7 +54,7 @@ pub(crate) struct World {
     pub(crate) statements: BTreeMap<u64, StatementId>,
     pub(crate) bytes: BTreeMap<StatementId, Vec<u8>>,
     pub(crate) objects: BTreeMap<Digest, Vec<u8>>,
-    /// Files of images; a file is never taken away.
+    /// Files of images, which are never removed.
     images: BTreeMap<Digest, Vec<u8>>,
 }
 
@@ -90,7 +91,7 @@ impl World {
         self.bytes.insert(id, bytes);
     }
 
-    /// Something new, of any kind.
+    /// Publishes a new statement of a random kind.
     fn publish(&mut self, dice: &mut Dice) {
         let tenant = tenant(dice.roll(TENANTS));
         match dice.roll(14) {
@@ -153,7 +154,8 @@ impl World {
             freshness: None,
             notes: [].into(),
             issued: 1,
-            // Two worlds that part from one backup differ in their manifests of the same version.
+            // Two worlds that diverge from one backup differ in their manifests of the same
+            // version.
             expires: 2 + u64::from(self.store.0[0]) + self.revision + dice.roll(1 << 20),
         };
         let key = SigningKey::from_seed(&[1; 32]).unwrap();
@@ -222,7 +224,8 @@ pub(crate) fn member() -> Member {
 
 fn run(seed: u64) {
     let mut dice = Dice(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1);
-    // A list that is cut short relies on its cursor, which a restored backup makes worthless: one or the other.
+    // A shortened list relies on its cursor, which a restored backup invalidates: so a seed has one
+    // or the other.
     let (is_cut, listed) = (seed.is_multiple_of(3), 2);
     let new_vault = || Vault {
         listed: if is_cut { listed } else { usize::MAX },
@@ -234,7 +237,7 @@ fn run(seed: u64) {
     for _ in 0..400 {
         match dice.roll(40) {
             0..=5 => world.publish(&mut dice),
-            // The connection is lost, with whatever was on the way.
+            // The connection is lost, with everything on the way.
             6 => link = Link::new(&vault),
             // The vault's store is lost: it starts empty, and everything is sent again.
             7 if dice.roll(5) == 0 => {
@@ -242,12 +245,13 @@ fn run(seed: u64) {
                 link = Link::new(&vault);
             }
             8 => backup = world.clone(),
-            // The control plane comes back from a backup and goes on from there.
+            // The control plane is restored from a backup and continues from there.
             9 if !is_cut && dice.roll(5) == 0 => {
                 world = backup.clone();
                 link = Link::new(&vault);
             }
-            // It comes back with the same content in a new store, under other revisions.
+            // The control plane returns with the same content in a new store, under other
+            // revisions.
             10 if dice.roll(5) == 0 => {
                 let mut copy = World::new(world.store.0[0].wrapping_add(1));
                 copy.objects = world.objects.clone();
@@ -259,7 +263,7 @@ fn run(seed: u64) {
                 world = copy;
                 link = Link::new(&vault);
             }
-            // It comes back empty: nothing is taken away from the node.
+            // The control plane returns empty: nothing is removed from the node.
             11 if dice.roll(20) == 0 => {
                 let before = vault.has.clone();
                 let empty = World::new(99);
@@ -300,6 +304,6 @@ fn run(seed: u64) {
 }
 
 #[test]
-fn whatever_happens_a_node_catches_up_and_never_goes_back() {
+fn in_every_simulated_world_a_node_catches_up_and_never_goes_back() {
     (1..=150).chain([606, 1458]).for_each(run);
 }

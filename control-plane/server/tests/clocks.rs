@@ -1,6 +1,6 @@
 //! Statements of a machine whose clock is wrong.
 
-#![allow(clippy::unwrap_used, reason = "a test that panics says enough")]
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 mod support;
 

@@ -1,6 +1,6 @@
 //! Logs from a node, over real QUIC, to whoever may read them.
 
-#![allow(clippy::unwrap_used, reason = "a test that panics says enough")]
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 mod support;
 

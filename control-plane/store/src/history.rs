@@ -18,12 +18,12 @@ pub(crate) struct History {
 struct Kept {
     events: VecDeque<Event>,
     bytes: usize,
-    /// Revision of the newest event that is not kept.
+    /// Revision of the newest event that is no longer kept.
     oldest: u64,
 }
 
 impl History {
-    /// One that begins at `revision`.
+    /// Makes a history that begins at `revision`.
     pub(crate) fn new(revision: u64) -> Self {
         let kept = Kept {
             events: VecDeque::new(),
@@ -56,7 +56,7 @@ impl History {
         self.newest.send_replace(revision);
     }
 
-    /// Forgets everything: the disk may know commits that this history does not.
+    /// Drops all events, because the disk may have commits that this history lacks.
     pub(crate) fn restart(&self, revision: u64) {
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         kept.events.clear();

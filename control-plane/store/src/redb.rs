@@ -23,7 +23,7 @@ pub use copy::{Contents, Sink, StoreCopy, set_id};
 
 /// Key to (revision of the commit that wrote it, value).
 const DATA: TableDefinition<'static, &str, (u64, &[u8])> = TableDefinition::new("data");
-/// What the store knows of itself.
+/// The store's own id and revision.
 const META: TableDefinition<'static, &str, &[u8]> = TableDefinition::new("meta");
 const META_ID: &str = "store-id";
 const META_REVISION: &str = "revision";
@@ -41,12 +41,15 @@ pub struct Redb {
 struct Inner {
     path: PathBuf,
     create: Create,
-    /// `None` after a failed write, until it can be opened again: redb takes nothing more then.
+    /// `None` after a failed write, until the file can be opened again, because redb then refuses
+    /// everything.
     database: RwLock<Option<Database>>,
     history: Arc<History>,
-    /// The commit that failed on its way to the disk, until it is known that the disk does not have it.
+    /// The commit that failed on its way to the disk, until it is certain that the disk does not
+    /// have it.
     unsettled: Mutex<Option<Unsettled>>,
-    /// Held from the beginning of a commit until the history has it, so that watches see commits in their order.
+    /// Held from the beginning of a commit until the history has it, so that watches see commits in
+    /// order.
     writing: Mutex<()>,
     id: StoreId,
 }
@@ -54,23 +57,24 @@ struct Inner {
 /// The revision of the commit that wrote a value, and the value.
 type Row = (u64, Vec<u8>);
 
-/// What a commit replaces.
+/// The values that a commit replaces.
 #[derive(Debug)]
 struct Unsettled {
-    /// Of the commit.
+    /// Revision of the commit.
     revision: u64,
-    /// Each key with what it had before, in the order of the changes.
+    /// Each key with its value before, in the order of the changes.
     before: Vec<(String, Option<Row>)>,
 }
 
-/// How a file becomes a database; `create` but in tests.
+/// The function that makes a database of a file; tests replace it.
 type Create = fn(&Builder, &Path) -> Result<Database, DatabaseError>;
 
 impl Redb {
-    /// Opens the store, or creates it with `new_id`. The whole file is checked, so a damaged one is found here.
+    /// Opens the store, or creates it with `new_id`. The whole file is checked, so a damaged one is
+    /// found here.
     ///
     /// # Errors
-    /// Locked, damaged, or the disk.
+    /// The store is locked or damaged, or the disk failed.
     pub fn open(path: &Path, new_id: StoreId) -> Result<Self, StoreError> {
         Self::open_with(path, new_id, |builder, path| builder.create(path))
     }
@@ -128,7 +132,7 @@ impl Inner {
         done.map_err(|failure| failure.named(&self.path))
     }
 
-    /// Opens the file again after a write that failed.
+    /// Opens the file again after a failed write.
     fn reopen(&self) -> Result<(), StoreError> {
         let is_open = self
             .database
@@ -155,8 +159,8 @@ impl Inner {
         Ok(())
     }
 
-    /// A commit that failed may be on the disk all the same. Its caller was told that nothing was changed, and so it is
-    /// taken back; the revision after that.
+    /// Reverts a failed commit that may be on the disk all the same, because its caller was told
+    /// that nothing was changed. Returns the revision after that.
     fn settle(&self, database: &Database, revision: u64) -> Result<u64, Failure> {
         let mut unsettled = self.unsettled();
         let made = unsettled.as_ref().filter(|made| made.revision == revision);
@@ -325,7 +329,8 @@ fn entry(key: &str, (revision, value): (u64, &[u8])) -> Entry {
 }
 
 fn open(path: &Path, create: Create) -> Result<Database, StoreError> {
-    // An empty file would be taken for a new store: one that was emptied by a crash or a hand must not be.
+    // An empty file would be mistaken for a new store, although a crash or a person may have
+    // emptied it.
     if fs::metadata(path).is_ok_and(|found| found.len() == 0) {
         let (path, message) = (path.to_owned(), "the file is empty".to_owned());
         return Err(StoreError::Corrupted { path, message });
@@ -334,7 +339,7 @@ fn open(path: &Path, create: Create) -> Result<Database, StoreError> {
     builder
         .set_cache_size(CACHE_BYTES)
         .set_check_integrity_on_open(true);
-    // A page that makes no sense can make redb panic; that must not take the reason with it.
+    // A malformed page can make redb panic; the reason must not get lost.
     let opened = catch_unwind(AssertUnwindSafe(|| create(&builder, path)));
     match opened {
         Ok(opened) => opened.map_err(|error| Failure::from(error).named(path)),
@@ -380,7 +385,7 @@ fn read_revision(bytes: Option<&[u8]>) -> u64 {
         .map_or(0, u64::from_be_bytes)
 }
 
-/// What redb says, before it has a path.
+/// A failure, without the path.
 enum Failure {
     Storage(StorageError),
     Locked,

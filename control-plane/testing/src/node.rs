@@ -107,7 +107,7 @@ pub fn hello(name: &str, key: &SigningKey, fleet: FleetId) -> Hello {
     }
 }
 
-/// What came until everything was synced.
+/// Everything that came until the sync.
 #[derive(Debug, Default)]
 pub struct Came {
     pub statements: Vec<(StatementId, Vec<u8>)>,
@@ -119,7 +119,7 @@ impl Came {
         self.statements.iter().map(|(id, _)| id.clone()).collect()
     }
 
-    /// What a vault that accepted it all would say that it has.
+    /// What a vault that accepted all of it would list in its hello.
     pub fn has(&self) -> Has {
         let mut has = Has::default();
         for (id, bytes) in &self.statements {
@@ -161,7 +161,7 @@ impl Came {
     }
 }
 
-/// What [`Node::next`] says when nothing has come for [`SOON`].
+/// The error of [`Node::next`] when nothing has come for [`SOON`].
 pub const QUIET: &str = "too long";
 
 impl Node {
@@ -169,10 +169,10 @@ impl Node {
         Self::try_connect(control, key, end).await.unwrap()
     }
 
-    /// The same where there may be nobody.
+    /// The same, if the control plane may be absent.
     ///
     /// # Errors
-    /// Nobody answers, or not well.
+    /// There is no answer, or an unexpected one.
     pub async fn try_connect(
         control: &Plane,
         key: &SigningKey,
@@ -184,7 +184,7 @@ impl Node {
         Self::on(connected, end).await
     }
 
-    /// On a connection that stands.
+    /// Uses an existing connection.
     ///
     /// # Errors
     /// The connection is lost.
@@ -204,7 +204,8 @@ impl Node {
         Ok(node)
     }
 
-    /// Connects as a program that speaks these versions: the version that was agreed on, and the member that speaks it.
+    /// Connects as a program that speaks these versions; returns the agreed version, and the member
+    /// that speaks it.
     pub async fn speaking(
         control: &Plane,
         key: &SigningKey,
@@ -223,7 +224,8 @@ impl Node {
         (version, node.unwrap())
     }
 
-    /// Connects as a program that has no version in common with the control plane: close code and reason.
+    /// Connects as a program that has no version in common with the control plane; returns close
+    /// code and reason.
     pub async fn apart(
         control: &Plane,
         key: &SigningKey,
@@ -251,12 +253,12 @@ impl Node {
         connect(&control.quic, config).await.unwrap()
     }
 
-    /// Writes what waits.
+    /// Writes the waiting frames.
     pub async fn write(&mut self) {
         self.try_write().await.unwrap();
     }
 
-    /// The same where nobody may read it.
+    /// The same, if the control plane may not read.
     ///
     /// # Errors
     /// The connection is lost.
@@ -309,7 +311,7 @@ impl Node {
         }
     }
 
-    /// A piece of an image.
+    /// Fetches a piece of an image.
     pub async fn fetch_image(&mut self, digest: Digest, offset: u64, bytes: u32) -> Vec<u8> {
         self.end.fetch_image(digest, offset, bytes).unwrap();
         self.write().await;
@@ -318,7 +320,7 @@ impl Node {
         piece
     }
 
-    /// A bundle from `offset` on.
+    /// Fetches a bundle from `offset` on.
     pub async fn fetch(&mut self, digest: Digest, offset: u64) -> Vec<u8> {
         self.end.fetch_bundle(digest, offset).unwrap();
         self.write().await;
@@ -347,7 +349,7 @@ impl Node {
         bytes
     }
 
-    /// The code with which the control plane closes.
+    /// The code with which the control plane closes the connection.
     pub async fn close_code(&self) -> u64 {
         match tokio::time::timeout(SOON, self.connection.closed())
             .await
@@ -416,7 +418,7 @@ pub async fn joining(control: &Plane, fleet: &Fleet, token: &JoinToken, key: &Si
     Node::connect(control, key, NodeEnd::joining(request)).await
 }
 
-/// What the operator's machine says of a node that has asked.
+/// The operator's admission of a node that has asked to join.
 pub async fn admission(control: &Plane, fleet: &Fleet, key: &SigningKey) -> Admission {
     let joins: JoinList = control.operator().get("/v1/nodes/joins").await.ok().json();
     let join = joins
@@ -443,7 +445,7 @@ pub async fn serving(control: &Plane) -> (Fleet, Client, Node) {
     (fleet, tenant, node)
 }
 
-/// A node that has joined and was served everything.
+/// A node that has joined and got everything.
 pub async fn member(control: &Plane, fleet: &Fleet, node: &str, key: &SigningKey) -> Node {
     let token = fleet.join_token(control, node, LATER).await;
     let mut joined = joining(control, fleet, &token, key).await;

@@ -14,11 +14,11 @@ use casemate_wire::{OpenError, RequestHead, StreamId};
 use crate::driver::{Alive, Shared, State};
 use crate::{Exchange, StreamError, stream};
 
-/// Names a caller in the queue.
+/// Identifies a caller in the queue.
 type Ticket = u64;
 
-/// Callers that wait to open a stream, the first one first. Each holds its own head, so the queue
-/// needs no bound beyond that of whoever holds the futures.
+/// Callers that wait to open a stream, in order. Each holds its own head, so the owner of the
+/// futures bounds the queue.
 #[derive(Debug, Default)]
 pub(crate) struct Openings {
     waiting: VecDeque<(Ticket, Waker)>,
@@ -30,17 +30,17 @@ impl Openings {
         self.waiting.is_empty()
     }
 
-    /// Who is to try next.
+    /// The first caller in the queue.
     pub(crate) fn first(&self) -> Option<Waker> {
         self.waiting.front().map(|(_, waker)| waker.clone())
     }
 
-    /// Everybody, to hear that the channel is over.
+    /// All callers, to be woken when the channel has closed.
     pub(crate) fn drain(&mut self) -> impl Iterator<Item = Waker> + '_ {
         self.waiting.drain(..).map(|(_, waker)| waker)
     }
 
-    /// Whether nobody came before the holder of this ticket, or before a caller without one.
+    /// Whether no caller came before the holder of this ticket, or before a caller without one.
     fn is_first(&self, ticket: Option<Ticket>) -> bool {
         self.waiting
             .front()
@@ -96,7 +96,7 @@ impl State {
     }
 }
 
-/// How the body of a stream goes out.
+/// How the body of a stream is sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Body {
     None,
@@ -105,7 +105,7 @@ pub(crate) enum Body {
     WhenAsked,
 }
 
-/// What a caller in the queue has to say.
+/// The request of a caller in the queue.
 #[derive(Debug)]
 struct Waiting {
     head: RequestHead,
@@ -113,8 +113,8 @@ struct Waiting {
     ticket: Option<Ticket>,
 }
 
-/// A stream being opened: resolves when the channel can carry it and those who came before have
-/// opened theirs. Dropping it gives the turn to the next.
+/// A stream that is being opened: resolves when the channel can carry it and all earlier callers
+/// have opened theirs. Dropping it gives its place in the queue to the next caller.
 #[derive(Debug)]
 #[must_use = "a stream is opened by polling"]
 pub struct Opening {

@@ -13,37 +13,37 @@ pub use crate::stream::Event;
 use crate::stream::Stream;
 use crate::{RESET_REFUSED, RESET_UNREAD};
 
-/// Body bytes that the other end may send on one stream before we have used them.
+/// Body bytes that the other end may send on one stream before we have consumed them.
 pub const STREAM_WINDOW_BYTES: u32 = 256 * 1024;
-/// Of that, what may be sent before the other end has asked for a body: see
+/// Of these, the bytes that may be sent before the accepting end has asked for a body: see
 /// [`Channel::open_to_ask`].
 pub const EARLY_BYTES: u32 = 16 * 1024;
-/// Body bytes that the other end may send on all streams before we have used them.
+/// Body bytes that the other end may send on all streams before we have consumed them.
 pub const CHANNEL_WINDOW_BYTES: u32 = 4 * 1024 * 1024;
-/// Streams at a time.
+/// Most streams at a time.
 pub const MAX_STREAMS: usize = 1024;
 /// Largest piece of a body in one frame: larger pieces would let one stream delay the others.
 pub const MAX_DATA_BYTES: usize = 32 * 1024;
-/// Output that waits before the caller should hold its senders back, bytes. Answers that the other
-/// end asks for and does not read must not fill our memory.
+/// Waiting output, bytes, at which the caller should hold its senders back. Answers that the other
+/// end requests and does not read must not fill our memory.
 pub const MAX_OUTPUT_BYTES: usize = 1024 * 1024;
-/// Credit is given back in pieces of at least this size, so that small reads do not become many
+/// Credit is returned in pieces of at least this size, so that small reads do not cause many
 /// frames.
 const WINDOW_UPDATE_BYTES: u32 = 64 * 1024;
 
-/// Names a stream of this channel; never reused.
+/// The id of a stream in this channel; never reused.
 pub type StreamId = u32;
 
-/// Which end this is.
+/// The role of this end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Side {
-    /// Opens streams.
+    /// This end opens streams.
     Opener,
-    /// Accepts streams.
+    /// This end accepts streams.
     Acceptor,
 }
 
-/// One end of a channel.
+/// One end of a channel, as a state machine: bytes and commands in, bytes and [`Event`]s out.
 #[derive(Debug)]
 pub struct Channel {
     side: Side,
@@ -59,12 +59,12 @@ pub struct Channel {
     /// Pings that were not answered yet.
     pings: u32,
     going_away: bool,
-    /// Streams above this one are not taken.
+    /// Streams above this one are refused.
     last: StreamId,
 }
 
 impl Channel {
-    /// A new end.
+    /// Makes a new end.
     pub fn new(side: Side) -> Self {
         Self {
             side,
@@ -83,7 +83,7 @@ impl Channel {
         }
     }
 
-    /// Streams that are open.
+    /// Number of open streams.
     pub fn streams(&self) -> usize {
         self.streams.len()
     }
@@ -96,8 +96,9 @@ impl Channel {
         self.open_with(head, end_flag(end))
     }
 
-    /// Opens a stream of whose body only [`EARLY_BYTES`] go before the other end asks for the rest:
-    /// see [`Channel::is_asked`]. Until then the opener can still send the whole request elsewhere.
+    /// Opens a stream of whose body only [`EARLY_BYTES`] are sent before the other end asks for the
+    /// rest: see [`Channel::is_asked`]. Until then the opener can still send the whole request
+    /// elsewhere.
     ///
     /// # Errors
     /// See [`OpenError`]; nothing was sent.
@@ -113,7 +114,7 @@ impl Channel {
         if self.streams.len() >= MAX_STREAMS {
             return Err(OpenError::TooManyStreams);
         }
-        // Streams that are opened and reset again leave their heads behind.
+        // Streams that are opened and then reset leave their heads in the output.
         if self.output.len() >= MAX_OUTPUT_BYTES {
             return Err(OpenError::Stalled);
         }
@@ -134,8 +135,8 @@ impl Channel {
         Ok(id)
     }
 
-    /// Whether the other end has asked for the body of this stream; `None`: the stream is gone.
-    /// Where it has not, [`Event::Writable`] says when that may have changed.
+    /// Whether the other end has asked for the body of this stream; `None`: the stream is gone. If
+    /// it has not, [`Event::Writable`] reports when that may have changed.
     pub fn is_asked(&mut self, id: StreamId) -> Option<bool> {
         let stream = self.streams.get_mut(&id)?;
         if stream.unasked && !stream.blocked {
@@ -145,7 +146,7 @@ impl Channel {
         Some(!stream.unasked)
     }
 
-    /// Asks for the body of a stream that the other end opened, if not all of it has come.
+    /// Asks for the body of a stream that the other end opened, unless all of it has arrived.
     pub fn ask(&mut self, id: StreamId) {
         let Some(stream) = self.streams.get_mut(&id) else {
             return;
@@ -157,7 +158,7 @@ impl Channel {
         }
     }
 
-    /// Answers a stream that the other end opened; without effect when it is gone.
+    /// Answers a stream that the other end opened; has no effect when the stream is gone.
     ///
     /// # Errors
     /// The head does not fit; nothing was sent.
@@ -180,8 +181,8 @@ impl Channel {
         Ok(())
     }
 
-    /// Sends as much of `bytes` as there is credit for, and says how much that was.
-    /// [`Event::Writable`] says when more may be tried. `None`: the stream is gone.
+    /// Sends as much of `bytes` as there is credit for, and returns how much that was.
+    /// [`Event::Writable`] reports when more may be tried. `None`: the stream is gone.
     pub fn send(&mut self, id: StreamId, bytes: &[u8]) -> Option<usize> {
         let stream = self
             .streams
@@ -236,7 +237,7 @@ impl Channel {
         }
     }
 
-    /// So many bytes of a body have been used: the other end may send as many more.
+    /// So many bytes of a body have been consumed: the other end may send as many more.
     pub fn consumed(&mut self, id: StreamId, bytes: usize) {
         let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
         if let Some(stream) = self.streams.get_mut(&id) {
@@ -252,8 +253,8 @@ impl Channel {
         }
     }
 
-    /// Nobody will read the rest of this body; what is held and what still comes is used at once.
-    /// The sender is told to stop when the answer has ended.
+    /// The rest of this body will not be read: held and future bytes are consumed at once. The
+    /// sender is asked to stop when the answer has ended.
     pub fn discard(&mut self, id: StreamId) {
         if let Some(stream) = self.streams.get_mut(&id) {
             stream.discard = true;
@@ -263,8 +264,8 @@ impl Channel {
         }
     }
 
-    /// Says that no new streams will be opened or taken. Streams of the other end above `last` were
-    /// not begun: they are over, and the other end may send their requests elsewhere.
+    /// Announces that no new streams will be opened or accepted. Streams of the other end above
+    /// `last` were not begun: they are over, and the other end may send their requests elsewhere.
     pub fn go_away(&mut self, last: StreamId) {
         self.last = self.last.min(last);
         let last = self.last;
@@ -274,23 +275,23 @@ impl Channel {
         }
     }
 
-    /// Asks for an answer, to see whether the other end is there.
+    /// Sends a ping, to see whether the other end answers.
     pub fn ping(&mut self, payload: [u8; 8]) {
         self.pings += 1;
         frame::write(&mut self.output, Kind::Ping, 0, 0, &payload);
     }
 
-    /// Bytes for the other end, in order; the caller takes them all or takes from the front.
+    /// Bytes for the other end, in order; the caller takes all of them or a part from the front.
     pub fn output(&mut self) -> &mut Vec<u8> {
         &mut self.output
     }
 
-    /// The next thing that happened.
+    /// The next event.
     pub fn event(&mut self) -> Option<Event> {
         self.events.pop_front()
     }
 
-    /// Takes bytes from the other end, whole frames or not.
+    /// Processes bytes from the other end, in whole frames or pieces.
     ///
     /// # Errors
     /// A [`Violation`]; the channel must be closed.
@@ -396,7 +397,7 @@ impl Channel {
         let head = RequestHead::parse(payload)?;
         self.highest = id;
         if id > self.last {
-            // Sent before the other end knew.
+            // The frame was sent before the other end knew of our reset.
             return Ok(());
         }
         let (end, unasked) = (flags & FLAG_END != 0, flags & FLAG_ASK != 0);
@@ -437,7 +438,7 @@ impl Channel {
     fn handle_data(&mut self, id: StreamId, bytes: Bytes) -> Result<(), Violation> {
         self.must_have_been(id, Kind::Data)?;
         if bytes.is_empty() {
-            // As a window of nothing.
+            // Exceeds a window of zero.
             return Err(Violation::Unexpected(Kind::Data, id));
         }
         let length = bytes.len() as u32;
@@ -446,7 +447,7 @@ impl Channel {
             .checked_sub(length)
             .ok_or(Violation::Credit(0))?;
         let Some(stream) = self.streams.get_mut(&id) else {
-            // Sent before our reset arrived there.
+            // The data was sent before our reset arrived.
             self.give_back(length);
             return Ok(());
         };
@@ -469,8 +470,8 @@ impl Channel {
     fn handle_window(&mut self, id: StreamId, payload: [u8; 4]) -> Result<(), Violation> {
         let more = u32::from_le_bytes(payload);
         if more < WINDOW_UPDATE_BYTES {
-            // Each update wakes whoever waits for it: only who wants to keep us busy sends more of
-            // them than we would.
+            // Each update wakes a waiting sender, so only a hostile peer sends more of them than we
+            // would.
             return Err(Violation::Window(id));
         }
         let raise = |credit: u32, limit: u32| credit.checked_add(more).filter(|sum| *sum <= limit);
@@ -501,7 +502,8 @@ impl Channel {
         Ok(())
     }
 
-    /// Frames for streams that are over may still come; for streams that never were, not.
+    /// Checks that a stream has existed: frames for streams that are over may still arrive, but not
+    /// for streams that never existed.
     fn must_have_been(&self, id: StreamId, kind: Kind) -> Result<(), Violation> {
         if id <= self.highest {
             Ok(())
@@ -519,7 +521,7 @@ impl Channel {
         }
     }
 
-    /// Ends a stream that the other end opened, whose answer has ended and whose body nobody reads.
+    /// Stops a stream that the other end opened, whose answer has ended and whose body is not read.
     fn stop_if_unread(&mut self, id: StreamId) {
         let is_unread = |stream: &Stream| {
             stream.discard && stream.head_sent && !stream.send_open && stream.receive_open
@@ -529,7 +531,7 @@ impl Channel {
         }
     }
 
-    /// Forgets the streams above this one; which they were, in order.
+    /// Removes the streams above this one; returns them in order.
     pub fn remove_above(&mut self, last: StreamId) -> Vec<StreamId> {
         let ids = self.streams.keys().copied();
         let mut above: Vec<StreamId> = ids.filter(|id| *id > last).collect();
@@ -542,8 +544,8 @@ impl Channel {
         above
     }
 
-    /// A stream whose two directions have ended is forgotten; bytes that the caller still holds are
-    /// given back at once, since they are bounded by the window and no more can come.
+    /// Removes a stream whose two directions have ended; the credit of bytes that the caller still
+    /// holds is returned at once, because they are bounded by the window and no more can come.
     fn forget_if_over(&mut self, id: StreamId) {
         let over = |stream: &Stream| {
             stream.head_sent && stream.head_received && !stream.send_open && !stream.receive_open

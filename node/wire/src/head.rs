@@ -12,7 +12,7 @@ pub const MAX_METHOD_BYTES: usize = 24;
 /// Longest target, bytes.
 pub const MAX_TARGET_BYTES: usize = 16 * 1024;
 
-/// Begins a request.
+/// The head of a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RequestHead {
     /// Method, such as `GET`.
@@ -23,28 +23,28 @@ pub struct RequestHead {
     pub fields: Fields,
 }
 
-/// Begins a response.
+/// The head of a response.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ResponseHead {
-    /// Status; 0 is a refusal of ours, explained by `:error` and `:message`.
+    /// Status; 0 is a refusal by the vault, explained by `:error` and `:message`.
     pub status: u16,
     /// Header fields.
     pub fields: Fields,
 }
 
-/// Why a head was refused, in either direction.
+/// Why a head was refused, on sending or receiving.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum HeadError {
-    /// Ends before it should, or goes on after.
+    /// The head ends too early, or bytes follow it.
     #[error("the head's lengths do not add up")]
     Length,
-    /// Over one of the limits.
+    /// The head exceeds a limit.
     #[error("expected a head of at most {MAX_PAYLOAD_BYTES} bytes and {MAX_FIELDS} fields")]
     TooLarge,
-    /// A method, target or name with other characters than allowed.
+    /// A method, target or name has forbidden characters.
     #[error("expected a token as method, visible ASCII as target and lower-case tokens as names")]
     Characters,
-    /// A value with CR, LF or NUL.
+    /// A value contains CR, LF or NUL.
     #[error("expected field values without CR, LF and NUL")]
     Value,
 }
@@ -61,7 +61,7 @@ impl RequestHead {
         self.fields.write(out, start)
     }
 
-    /// From the payload of a head frame.
+    /// Parses the payload of a head frame.
     pub fn parse(bytes: &[u8]) -> Result<Self, HeadError> {
         let mut reader = Reader(bytes);
         let length = reader.take(1)?[0] as usize;
@@ -85,7 +85,7 @@ impl ResponseHead {
         self.fields.write(out, start)
     }
 
-    /// From the payload of a head frame.
+    /// Parses the payload of a head frame.
     pub fn parse(bytes: &[u8]) -> Result<Self, HeadError> {
         let mut reader = Reader(bytes);
         Ok(Self {
@@ -114,7 +114,7 @@ pub(crate) fn is_token(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
 
-/// Takes from the front of a payload.
+/// Reads values from the front of a payload.
 #[derive(Clone, Copy)]
 pub(crate) struct Reader<'a>(pub(crate) &'a [u8]);
 

@@ -1,4 +1,4 @@
-//! Sizes at which a line, a function and a file can still be read.
+//! Limits on the size of a line, a function and a file.
 
 use std::collections::BTreeMap;
 
@@ -9,10 +9,10 @@ const MAX_FILE_LINES: usize = 500;
 const MAX_LINE_COLUMNS: usize = 100;
 const MAX_FUNCTION_LINES: i64 = 70;
 
-/// What a file over the limit may have.
+/// Lines that a listed file over the limit may have.
 const MAX_LONG_FILE_LINES: usize = 610;
 
-/// Files over the limit.
+/// Files over the limit, each with the lines that it may have.
 const LONG_FILES: &[&str] = &[
     "images/init/src/network/dhcp.rs",
     "images/init/src/node.rs",
@@ -69,7 +69,7 @@ const LONG_FUNCTIONS: &[(&str, usize)] = &[
     ("vault/trust/src/judge/tests/mod.rs", 1),
 ];
 
-/// Files, one a line, that have lines over the limit.
+/// Files with lines over the limit, one path a line.
 const LONG_LINES: &str = include_str!("long_lines.txt");
 
 fn long_files(sources: &[Source], exceptions: &[&str]) -> Vec<String> {
@@ -123,7 +123,7 @@ fn long_lines(sources: &[Source], exceptions: &str) -> Vec<String> {
     mistakes
 }
 
-/// Of each file, the places that lift the limit on functions.
+/// The places in each file that lift the limit on functions.
 fn lifted(sources: &[Source]) -> BTreeMap<String, Vec<String>> {
     let mut found = BTreeMap::new();
     for source in sources {
@@ -192,7 +192,11 @@ fn functions_stay_readable() {
     assert_eq!(limit, Some(MAX_FUNCTION_LINES));
     let manifest = table("Cargo.toml");
     let lint = &manifest["workspace"]["lints"]["clippy"]["too_many_lines"];
-    assert_eq!(lint.as_str(), Some("warn"), "the lint that this relies on");
+    assert_eq!(
+        lint.as_str(),
+        Some("warn"),
+        "this rule relies on clippy's lint"
+    );
     let found = lifted(&sources(&[".rs"]));
     none(&beyond(&found, LONG_FUNCTIONS, "LONG_FUNCTIONS"));
 }

@@ -27,8 +27,9 @@ use zeroizing_alloc::ZeroAlloc;
 use crate::config::Config;
 use crate::vault::Vault;
 
-/// Wipes memory when it is freed. TLS, HTTP and formatting copy what they are given and free their copies as they are;
-/// wiping our own types alone would leave those. Buffers of open connections keep their contents until they are freed.
+/// Wipes memory when it is freed. TLS, HTTP and formatting copy secrets and free their copies
+/// unwiped, so wiping our own types alone would not suffice. Buffers of open connections keep their
+/// contents until they are freed.
 #[global_allocator]
 static ALLOCATOR: ZeroAlloc<System> = ZeroAlloc(System);
 
@@ -61,7 +62,8 @@ fn main() -> ExitCode {
         Ok(config) => config,
         Err(mistakes) => return fail(EXIT_USAGE, Some(control), mistakes.to_string()),
     };
-    // Walls before anything of the network or the disk's is read: Landlock holds for threads started later.
+    // The sandbox closes before anything from the network or the disk is read: Landlock applies to
+    // threads that start later.
     let closed = match close_in(&config) {
         Ok(closed) => closed,
         Err(message) => return fail(EXIT_UNAVAILABLE, Some(control), message),
@@ -88,24 +90,24 @@ fn main() -> ExitCode {
         match control::serve(control, vault, &config, closed).await {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {
-                tracing::error!(error = %error, cause = ?std::error::Error::source(&error), "the vault ends");
+                tracing::error!(error = %error, cause = ?std::error::Error::source(&error), "the vault ended with an error");
                 ExitCode::from(error.exit_code())
             }
         }
     })
 }
 
-/// What closing in came to.
+/// The result of closing the sandbox.
 struct Closed {
     layers: Vec<LayerReport>,
-    /// How many this process may hold.
+    /// Descriptors that this process may hold.
     descriptors: u64,
 }
 
 fn close_in(config: &Config) -> Result<Closed, String> {
-    // The first look at a clock finds the vDSO by a call that the walls stop.
+    // The first read of a clock locates the vDSO with a call that the sandbox forbids.
     let _now = clock::boot_ms();
-    // Rules are for what exists.
+    // Landlock rules need existing files.
     let made = std::fs::DirBuilder::new()
         .recursive(true)
         .mode(0o700)
@@ -133,7 +135,7 @@ fn close_in(config: &Config) -> Result<Closed, String> {
     }
 }
 
-/// Says why to the log and, if there is one, to the supervisor.
+/// Reports the reason to the log and, if there is one, to the supervisor.
 fn fail(code: u8, control: Option<OwnedFd>, message: String) -> ExitCode {
     tracing::error!("{message}");
     let tell = || -> Option<()> {
@@ -147,7 +149,7 @@ fn fail(code: u8, control: Option<OwnedFd>, message: String) -> ExitCode {
             control.send(&FromVault::Failed { message }, &[]).await.ok()
         })
     };
-    // Nobody to tell it to: the log has it.
+    // Without a supervisor, the log has the message.
     let _told = tell();
     ExitCode::from(if code == 0 { EXIT_IO } else { code })
 }

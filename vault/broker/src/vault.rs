@@ -1,4 +1,5 @@
-//! The vault's state: judge, keys, lease and store under one lock, and what changes them.
+//! The vault's state: judge, keys, lease and store under one lock, and the functions that change
+//! them.
 
 mod accept;
 mod evidence;
@@ -34,7 +35,8 @@ pub(crate) use reflected::{Owner, Reflected};
 use room::Spending;
 use staging::Staging;
 
-/// Tenants that a description lists; the rest it counts. It is for people, and must fit a message.
+/// Most tenants in a description; further ones are only counted. A description is for people, and
+/// must fit into a message.
 const MAX_DESCRIBED_TENANTS: usize = 1000;
 
 /// Why the vault cannot open, or must end.
@@ -43,25 +45,25 @@ pub(crate) enum VaultError {
     /// The store.
     #[error("{store}{}", cause(.store))]
     Store {
-        /// What.
+        /// The cause.
         #[from]
         store: StoreError,
     },
     /// The storage key.
     #[error("the storage key {path}: {message}")]
     StorageKey {
-        /// Where.
+        /// The path.
         path: String,
-        /// What is wrong.
+        /// The cause.
         message: String,
     },
-    /// The storage key is missing, and what was sealed with it is there.
+    /// The storage key is missing, and files that were sealed with it exist.
     #[error(
         "the storage key {0} is missing, and this node's identity was sealed with it: put the file back. If it is lost for good, \
          `casemate node revoke` the node, move its state folder aside and give it a new join token"
     )]
     StorageKeyLost(String),
-    /// The first start, and no token.
+    /// This is the first start, and there is no token.
     #[error(
         "this node has no identity yet: set `join_token_file` in vault.toml to a file with the token that `casemate node token` printed"
     )]
@@ -69,27 +71,27 @@ pub(crate) enum VaultError {
     /// The token is unreadable.
     #[error("the join token {path}: {message}")]
     TokenFile {
-        /// Where.
+        /// The path.
         path: String,
-        /// What is wrong.
+        /// The cause.
         message: String,
     },
-    /// The token is no good.
+    /// The token is invalid.
     #[error("the join token in {path}: {source}; make a new one with `casemate node token`")]
     Token {
-        /// Where.
+        /// The path.
         path: String,
-        /// Why.
+        /// The cause.
         #[source]
         source: JoinError,
     },
-    /// What must never be forgotten cannot be read.
+    /// The rollback memory cannot be read.
     #[error(
         "the vault's memory of what it accepted cannot be read, and without it an old state could be shown as new: restore {0}, or set \
          `accept_lost_memory = true` in vault.toml for one start (the file is set aside, not deleted)"
     )]
     MemoryLost(String),
-    /// Sealed keys make no sense.
+    /// The sealed keys are malformed.
     #[error(
         "the node's own keys cannot be used; restore the identity file, or join again with an empty state folder"
     )]
@@ -104,7 +106,7 @@ pub(crate) enum VaultError {
     Control(#[from] casemate_channel::ControlError),
 }
 
-/// The innermost reason, for the one line that an operator reads.
+/// The innermost cause, for the one line that an operator reads.
 fn cause(error: &StoreError) -> String {
     std::error::Error::source(error).map_or_else(String::new, |source| format!(": {source}"))
 }
@@ -129,28 +131,29 @@ impl VaultError {
     }
 }
 
-/// Everything that the vault knows. One change at a time holds `changing`: it is decided, written to the disk, and only then
-/// applied under the lock that calls read under. Deciding a call never waits for the disk.
+/// The vault's whole state. Every change holds `changing`: it is decided, written to the disk, and
+/// only then applied, under the lock that calls take to read. Deciding a call never waits for the
+/// disk.
 pub(crate) struct Vault {
     state: RwLock<State>,
     changing: Mutex<Staging>,
     liveness: Mutex<Liveness>,
     /// Secrets that calls have used.
     pub(crate) kept: Kept,
-    /// Credentials that answers have held.
+    /// Matches of credentials in answers.
     pub(crate) reflected: Arc<Reflected>,
     pub(crate) storage: StorageKey,
     store: Arc<Store>,
-    /// Of the store's reserve.
+    /// Use of the store's reserve by each tenant.
     spending: Spending,
     boot_id: String,
     image_file: ImageFile,
     evidence: Evidence,
-    /// Why everything must be sent again, from opening.
+    /// Why all statements must be sent again; determined at opening.
     pub(crate) refill: Option<String>,
 }
 
-/// What calls read.
+/// The state that calls read.
 pub(crate) struct State {
     pub(crate) judge: Judge,
     pub(crate) pool_keys: PoolKeys,
@@ -164,7 +167,7 @@ impl State {
             .is_revoked(&self.identity.keys.identity().public())
     }
 
-    /// Why this node must not use credentials, by the root's list of revoked nodes: a stable name and a text.
+    /// Why this node must not use credentials, by the root's list of revoked nodes: code and text.
     pub(crate) fn is_barred(&self) -> Option<(CallCode, &'static str)> {
         if self.is_revoked() {
             let message = "the fleet's root has revoked this node: it uses no credentials any more";
@@ -196,7 +199,7 @@ impl Vault {
         self.liveness().holds(clock::boot_ms())
     }
 
-    /// The nonce to have signed, when it is time.
+    /// The nonce for the control plane to sign, when a lease is due.
     pub(crate) fn lease_question(&self, connected_anew: bool) -> Option<[u8; 32]> {
         self.read().judge.online()?;
         let mut liveness = self.liveness();
@@ -206,7 +209,8 @@ impl Vault {
         liveness.question(clock::boot_ms(), &mut clock::random)
     }
 
-    /// Whether the vault must end: a write has failed halfway, and only its successor can say what is on the disk.
+    /// Whether the vault must end: a write has failed halfway, and only a new process can determine
+    /// what is on the disk.
     pub(crate) fn must_be_whole(&self) -> Result<(), VaultError> {
         if self.store.is_broken() {
             return Err(VaultError::StoreBroken);
@@ -214,22 +218,22 @@ impl Vault {
         Ok(())
     }
 
-    /// Takes the room on the disk back that a withdrawal was given, once there is some.
+    /// Fills the store's reserve again when there is space on the disk.
     pub(crate) fn fill_reserve(&self) {
         self.store.fill_reserve();
     }
 
-    /// How many statements that the control plane claims are lacking, when it is time to ask for them.
+    /// Number of missing statements that the control plane claims, when it is time to ask for them.
     pub(crate) fn lacking(&self) -> Option<u64> {
         self.evidence.question(&self.read().judge, clock::boot_ms())
     }
 
-    /// Signs a TLS handshake with the node's key; the caller has checked that it is one.
+    /// Signs a TLS handshake with the node's key; the caller has checked that the content is one.
     pub(crate) fn sign_handshake(&self, content: &[u8]) -> [u8; 64] {
         self.read().identity.keys.identity().sign(content)
     }
 
-    /// What the supervisor needs to connect.
+    /// The facts that the supervisor needs to connect.
     pub(crate) fn hello(&self, layers: Vec<LayerReport>) -> Hello {
         let state = self.read();
         let identity = &state.identity;
@@ -250,7 +254,7 @@ impl Vault {
         }
     }
 
-    /// What is held, for the control plane to send the rest.
+    /// The list of held statements, from which the control plane derives what to send.
     pub(crate) fn have(&self) -> Have {
         let state = self.read();
         let judge = &state.judge;
@@ -303,7 +307,8 @@ impl Vault {
         })
     }
 
-    /// All tenants. Their plans are made one at a time: together they may be larger than the memory.
+    /// All tenants. Their plans are made one at a time, because together they may exceed the
+    /// memory.
     pub(crate) fn tenants(&self) -> Vec<TenantId> {
         self.read().judge.tenants().map(|(id, _)| *id).collect()
     }
@@ -314,13 +319,13 @@ impl Vault {
         crate::plan::plan(&state.judge, tenant, &state.identity.pool)
     }
 
-    /// The room on the disk that is kept for withdrawals.
+    /// The reserve on the disk, for the status page.
     fn describe_reserve(&self) -> serde_json::Value {
         let reserve = self.store.fill_reserve();
         serde_json::json!({ "held_bytes": reserve.held, "wanted_bytes": reserve.wanted })
     }
 
-    /// For the status page: versions and names, no key.
+    /// The state for the status page: versions and names, no key.
     pub(crate) fn describe(&self) -> serde_json::Value {
         let state = self.read();
         let until = self.liveness().until_ms();

@@ -1,4 +1,4 @@
-//! Credential slots: which secret goes to which host, and into which place of a request.
+//! Credential slots: which secret is sent to which host, and in which part of a request.
 
 use serde::{Deserialize, Serialize};
 
@@ -9,7 +9,7 @@ use crate::name::Identifier;
 use crate::path::{Method, PathPattern};
 use crate::secret::SecretLimits;
 
-/// A credential slot: this secret, to this host, in this place.
+/// A credential slot: a secret, a host, and a part of the request.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Credential {
@@ -21,13 +21,13 @@ pub struct Credential {
     pub host: HostName,
     /// Port.
     pub port: u16,
-    /// Methods; empty means every one.
+    /// Methods; an empty list means every method.
     #[serde(default)]
     pub methods: Vec<Method>,
-    /// Paths; empty means every one.
+    /// Paths; an empty list means every path.
     #[serde(default)]
     pub paths: Vec<PathPattern>,
-    /// Where the secret goes.
+    /// The part of the request that holds the secret.
     pub slot: Slot,
     /// Whether plain `fetch` to this host, these methods and paths gets it too.
     #[serde(default)]
@@ -35,17 +35,17 @@ pub struct Credential {
     /// PEM of the certificate authority to trust for this host instead of the node's own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ca: Option<CaPem>,
-    /// Whether the function may ask for parts of an answer (`Range`). Answers in parts can be searched for the
-    /// secret only part by part, so a function that may choose the parts can cut the secret in two.
+    /// Whether the function may ask for parts of an answer (`Range`). Parts can be searched for the
+    /// secret only one by one, so a function that chooses the parts can cut the secret in two.
     #[serde(default)]
     pub ranges: bool,
 }
 
-/// Where a secret goes in a request.
+/// The part of a request that holds a secret.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
 pub enum Slot {
-    /// A header of its own, behind an optional prefix.
+    /// A header, with an optional prefix.
     Header {
         /// Lower-case name.
         name: String,
@@ -82,7 +82,7 @@ pub enum SlotKind {
 }
 
 impl SlotKind {
-    /// As in JSON.
+    /// The name in JSON.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Header => "header",
@@ -93,7 +93,7 @@ impl SlotKind {
     }
 }
 
-/// Headers that a slot may not name: they frame the message or route it.
+/// Headers that a slot may not fill, because they frame or route the message.
 const NEVER_A_SLOT: &[&str] = &[
     "host",
     "content-length",
@@ -128,7 +128,7 @@ impl Slot {
         }
     }
 
-    /// The header that it sets, if one.
+    /// The header that it sets, if it sets one.
     pub fn header(&self) -> Option<&str> {
         match self {
             Self::Header { name, .. } => Some(name),
@@ -137,7 +137,7 @@ impl Slot {
         }
     }
 
-    /// The name of the place that it fills: of a header, or of a query parameter.
+    /// The name of the header or query parameter that it fills.
     pub fn name(&self) -> &str {
         match self {
             Self::Header { name, .. } | Self::Query { name } => name,
@@ -145,7 +145,7 @@ impl Slot {
         }
     }
 
-    /// What kind of place it fills, for messages.
+    /// The kind of place that it fills, for messages.
     const fn place(&self) -> &'static str {
         match self {
             Self::Query { .. } => "query parameter",
@@ -153,7 +153,8 @@ impl Slot {
         }
     }
 
-    /// Whether a name in a secret's limits is this slot's. Headers have no case, query parameters do.
+    /// Whether a name in a secret's limits is this slot's. Header names are case-insensitive, query
+    /// parameters are not.
     fn is_named(&self, name: &str) -> bool {
         match self {
             Self::Query { name: own } => own == name,
@@ -201,10 +202,10 @@ impl Credential {
         self.slot.flaw()
     }
 
-    /// Which of the secret's limits this slot goes beyond, if any.
+    /// The limit of the secret that this slot exceeds, if any.
     pub fn widens(&self, limits: &SecretLimits) -> Option<String> {
-        // Every limit is named here, so that a new one cannot be left out. Reflection is about answers, and only
-        // the secret decides on it: a slot cannot go beyond it.
+        // Every limit is named here, so that a new one cannot be forgotten. Reflection concerns
+        // answers, and only the secret decides on it: a slot cannot exceed it.
         let SecretLimits {
             hosts,
             ports: _,

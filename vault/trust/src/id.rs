@@ -65,11 +65,11 @@ id!(
     Digest
 );
 id!(
-    /// SHA-256 of the first root's payload: the fleet, and what a person compares.
+    /// SHA-256 of the first root's payload: identifies the fleet, and is what a person compares.
     FleetId
 );
 id!(
-    /// A tenant for ever: hash of fleet, name and first keys.
+    /// Permanent id of a tenant: hash of fleet, name and first keys.
     TenantId
 );
 
@@ -81,8 +81,8 @@ impl Digest {
 }
 
 impl TenantId {
-    /// The id of the tenant that begins with these keys. Statements that name another id are refused, so nobody, the root
-    /// included, can put other keys under an existing id.
+    /// Derives the id of the tenant with these first keys. A statement with another id is refused,
+    /// so not even the root can put other keys under an existing id.
     pub fn derive(fleet: FleetId, name: &Name, keys: &[PublicKey], threshold: u32) -> Self {
         let mut keys: Vec<_> = keys.iter().map(PublicKey::as_bytes).collect();
         keys.sort_unstable();

@@ -29,15 +29,17 @@ use crate::machine::now;
 use refusal::{may_be_unknown, refused};
 use tls::PinnedKey;
 
-/// Until a connection with its handshake stands.
+/// Time limit for a connection with its handshake.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// Until an answer begins: a bundle of 10 MiB goes up at 50 KiB a second.
+/// Time limit for the head of an answer: enough to upload a bundle of 10 MiB at 50 KiB a second.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(200);
-/// Until the body of an answer is here.
+/// Time limit for the body of an answer.
 const BODY_TIMEOUT: Duration = Duration::from_secs(60);
-/// Largest answer that is read, bytes: a list of thousands of nodes, or a manifest with all its statements.
+/// Largest answer that is read, bytes: a list of thousands of nodes, or a manifest with all its
+/// statements.
 const MAX_ANSWER_BYTES: usize = 32 * 1024 * 1024;
-/// Longest text of an answer that is no error of the API, characters, in an error of ours.
+/// Longest excerpt of an answer that is not an error of the API, in characters, in an error message
+/// of this program.
 const MAX_SHOWN_CHARS: usize = 200;
 
 /// Where a control plane is, `https://HOST:PORT`: parsed from what was typed or kept, and named in
@@ -49,10 +51,10 @@ pub struct Address {
 }
 
 impl Address {
-    /// From a URL; its path, query and fragment are not looked at.
+    /// Parses a URL; its path, query and fragment are ignored.
     ///
     /// # Errors
-    /// It is no https URL with a host.
+    /// The text is not an https URL with a host.
     pub fn parse(text: &str) -> Result<Self, Error> {
         let wrong = || {
             Error::new(
@@ -84,14 +86,14 @@ impl std::fmt::Display for Address {
     }
 }
 
-/// One connection to the control plane, made again when it was closed.
+/// One connection to the control plane; it is opened again after it was closed.
 pub struct Api {
     address: Address,
     pin: Option<PublicKey>,
     token: Option<Zeroizing<String>>,
     connection: Option<SendRequest<Full<Bytes>>>,
     clocks: Option<Clocks>,
-    /// The control plane's program and version, as it names them.
+    /// The control plane's program and version, as its answers name them.
     software: Option<String>,
 }
 
@@ -102,10 +104,11 @@ impl std::fmt::Debug for Api {
 }
 
 impl Api {
-    /// Connect to whoever answers at an address, and learn its key. Nothing secret is sent before [`Api::trust`].
+    /// Connect to the server at an address, and learn its key. Nothing secret is sent before
+    /// [`Api::trust`].
     ///
     /// # Errors
-    /// Nobody answers, or not with TLS 1.3 and an Ed25519 key.
+    /// No server answers, or not with TLS 1.3 and an Ed25519 key.
     pub async fn meet(address: Address) -> Result<(Self, PublicKey), Error> {
         let mut api = Self {
             address,
@@ -119,18 +122,18 @@ impl Api {
         Ok((api, key))
     }
 
-    /// From now on only this key will do, and the token goes along.
+    /// Accept only this key from now on, and send the token with each request.
     pub fn trust(&mut self, key: PublicKey, token: Option<Zeroizing<String>>) {
         self.pin = Some(key);
         self.token = token;
     }
 
-    /// What the clocks said when the last answer came.
+    /// Both clocks at the time of the last answer.
     pub fn clocks(&self) -> Option<Clocks> {
         self.clocks
     }
 
-    /// Where it is.
+    /// The control plane's address.
     pub fn address(&self) -> &Address {
         &self.address
     }
@@ -142,8 +145,8 @@ impl Api {
                 Code::Unreachable,
                 "the control plane does not answer",
                 "check that casemate-control runs there and that the network lets you through; \
-                 functions go on running without it, and credentials until the node's lease, or the freshness that \
-                 a tenant demands, runs out",
+                 functions go on running without it, and credentials until the node's lease, or \
+                 the freshness that a tenant demands, runs out",
             )
             .at(&address)
             .source(error)
@@ -152,7 +155,7 @@ impl Api {
         let tcp = in_time(CONNECT_TIMEOUT, TcpStream::connect(target))
             .await
             .map_err(|error| away(error.into()))?;
-        // Small requests are answered one by one; waiting to fill a packet only delays them.
+        // Small requests are answered one by one; waiting to fill a packet would only delay them.
         let _ = tcp.set_nodelay(true);
         let verifier = PinnedKey::new(self.pin);
         let config = verifier
@@ -178,7 +181,7 @@ impl Api {
         let (sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(tls))
             .await
             .map_err(|error| away(error.into()))?;
-        // Ends with the connection; errors show where the answer is awaited.
+        // The task ends with the connection; whoever awaits the answer sees its error.
         tokio::spawn(connection);
         self.connection = Some(sender);
         Ok(key)
@@ -295,7 +298,7 @@ impl Api {
     /// GET something as JSON.
     ///
     /// # Errors
-    /// The control plane is away, or refuses.
+    /// The control plane cannot be reached, or refuses.
     pub async fn get<T: DeserializeOwned>(&mut self, path: &str) -> Result<T, Error> {
         let body = self.get_bytes(path).await?;
         self.read(path, &body)
@@ -310,18 +313,18 @@ impl Api {
         self.body(response).await
     }
 
-    /// GET a stream that goes on until it is dropped.
+    /// GET a stream that continues until it is dropped.
     ///
     /// # Errors
     /// See [`Api::get`].
     pub async fn stream(&mut self, path: &str) -> Result<Incoming, Error> {
         let response = self.send(Method::GET, path, "", Bytes::new()).await?;
-        // The connection is the stream's now.
+        // The stream owns the connection from here on.
         self.connection = None;
         Ok(response.into_body())
     }
 
-    /// Whether something is there.
+    /// Whether a resource exists.
     ///
     /// # Errors
     /// See [`Api::get`].
@@ -395,19 +398,21 @@ fn versions(theirs: Option<&str>) -> Option<String> {
     let theirs = theirs?.strip_prefix("casemate-control/")?;
     (theirs != ours).then(|| {
         format!(
-            "the control plane is casemate-control {theirs}, and this is casemate {ours}: the older of the two may not know what \
-             the newer one says. The control plane is upgraded first"
+            "the control plane is casemate-control {theirs}, and this is casemate {ours}: the \
+             older of the two may not support what the newer one sends. Upgrade the control plane \
+             first"
         )
     })
 }
 
-/// The error for whoever does not hold the right key.
+/// The error for a server that does not hold the right key.
 pub fn not_the_control_plane(address: &Address) -> Error {
     Error::new(
         Code::NotTheControlPlane,
-        "the server at this address does not have the key that the fleet's root signed for the control plane",
-        "compare address and fingerprint with the operator. If the control plane was set up anew, the operator signs its \
-         keys with `casemate fleet online`. Nothing was sent",
+        "the server at this address does not have the key that the fleet's root signed for the \
+         control plane",
+        "compare address and fingerprint with the operator. If the control plane was set up again, \
+         the operator signs its keys with `casemate fleet online`. Nothing was sent",
     )
     .at(address)
 }

@@ -21,7 +21,7 @@ pub(super) fn refused(status: StatusCode, body: &[u8]) -> Error {
         },
         |body| body.error,
     );
-    // A code is a name: programs compare it, and people see it in brackets.
+    // A code is a name that programs compare and people see in brackets.
     if !is_word(&detail.code) {
         status.as_str().clone_into(&mut detail.code);
     }
@@ -50,7 +50,7 @@ fn kind_and_next_step(code: &str, status: StatusCode) -> (Code, &'static str) {
         ),
         (api::FORBIDDEN, _) | (_, StatusCode::FORBIDDEN) => (
             Code::Forbidden,
-            "this token may not do that: use the home of whoever may, or ask the operator for \
+            "this token does not allow that: use a home whose token does, or ask the operator for \
              another token",
         ),
         (api::NOT_FOUND, _) | (_, StatusCode::NOT_FOUND) => (
@@ -63,7 +63,7 @@ fn kind_and_next_step(code: &str, status: StatusCode) -> (Code, &'static str) {
         ),
         (api::MANIFEST_CONFLICT | api::CONFLICT, _) => (
             Code::Conflict,
-            "somebody else was faster: run the command again",
+            "another client changed it first: run the command again",
         ),
         (api::BUNDLE_MISSING, _) => (
             Code::Api,
@@ -76,7 +76,7 @@ fn kind_and_next_step(code: &str, status: StatusCode) -> (Code, &'static str) {
         ),
         (api::QUOTA_EXCEEDED, _) => (
             Code::Api,
-            "`casemate prune FUNCTION` forgets earlier releases; `casemate status` says how much \
+            "`casemate prune FUNCTION` forgets earlier releases; `casemate status` shows how much \
              is used",
         ),
         (api::NODE_EXISTS, _) => (
@@ -90,13 +90,13 @@ fn kind_and_next_step(code: &str, status: StatusCode) -> (Code, &'static str) {
         ),
         _ if status.is_server_error() => (
             Code::Unreachable,
-            "run the command again; if it stays so, the control plane's log says more",
+            "run the command again; if that does not help, look into the control plane's log",
         ),
         _ => (Code::Api, "correct what is named and run the command again"),
     }
 }
 
-/// Whether a control plane that does not know what it was asked for answers with this.
+/// Whether a control plane answers with this status when it does not know the requested operation.
 pub(super) fn may_be_unknown(status: StatusCode) -> bool {
     [
         StatusCode::BAD_REQUEST,

@@ -132,7 +132,7 @@ fn tell(
     reach.must_be_everywhere(version)
 }
 
-/// Names every folder beside the project that something was packed from.
+/// Prints every folder beside the project from which files were packed.
 fn tell_beside(cx: &Context, bundle: &Bundle) {
     for beside in &bundle.beside {
         let plural = if beside.files == 1 { "" } else { "s" };
@@ -167,7 +167,7 @@ fn dry(cx: &Context, project: &Project, bundle: &Bundle, checked: bool) -> Resul
     Ok(())
 }
 
-/// What can be said before anything is signed.
+/// Checks that are possible before anything is signed.
 fn check(tenancy: &Tenancy<'_>, project: &Project, release: &Release) -> Result<(), Error> {
     let tenant = &tenancy.tenant;
     if let Some(error) = hosts_not_given(tenant, release) {
@@ -191,7 +191,8 @@ fn check(tenancy: &Tenancy<'_>, project: &Project, release: &Release) -> Result<
                 "{} would be function {count}; the tenant's ceiling is {}",
                 release.function, tenant.ceilings.functions
             ),
-            "remove what is not needed with `casemate remove FUNCTION`, or ask the operator for more",
+            "remove what is not needed with `casemate remove FUNCTION`, or ask the operator for \
+             more",
         ));
     }
     let judge = tenancy.session.known.judge();
@@ -224,8 +225,8 @@ fn check(tenancy: &Tenancy<'_>, project: &Project, release: &Release) -> Result<
         for pool in &project.pools {
             if !sealed.is_some_and(|sealed| sealed.contains_key(pool)) {
                 output.warn(&format!(
-                    "the secret {} is not sealed to pool {pool}: env.{} will fail there until you run \
-                     `{}`",
+                    "the secret {} is not sealed to pool {pool}: env.{} will fail there until you \
+                     run `{}`",
                     slot.secret,
                     slot.binding,
                     put_command(slot)

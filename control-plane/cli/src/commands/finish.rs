@@ -7,7 +7,7 @@ use crate::args::Signing;
 use crate::error::Error;
 use crate::tenancy::{Reach, Tenancy, Until};
 
-/// Waits until the nodes have taken the manifest and prints the result, in which `told` is the line
+/// Waits until the nodes run the manifest, and prints the result, in which `told` is the line
 /// for people.
 pub(super) async fn finish(
     tenancy: &mut Tenancy<'_>,

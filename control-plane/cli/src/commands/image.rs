@@ -16,7 +16,8 @@ use crate::machine::now;
 use crate::output::table;
 use crate::session::Context;
 
-/// Says of which time an image is, so that two builds are the same (reproducible-builds.org).
+/// The environment variable with the image's date, so that two builds are the same
+/// (reproducible-builds.org).
 const SOURCE_DATE: &str = "SOURCE_DATE_EPOCH";
 
 /// `casemate image build`
@@ -178,7 +179,8 @@ fn tell(
         table(&["FILE", "SIZE", "SHA-256"], &rows)
     })?;
     cx.output.hint(
-        "A node boots it with a join token from its seed: see the operator's guide, \"A node from an image\".",
+        "A node boots it with a join token from its seed: see the operator's guide, \"A node from \
+         an image\".",
     );
     Ok(())
 }
@@ -226,7 +228,7 @@ fn cache() -> Result<PathBuf, Error> {
     folder.map(|folder| folder.join("casemate")).ok_or_else(|| {
         Error::new(
             Code::Usage,
-            "there is no place for downloads",
+            "there is no folder for downloads",
             "set HOME or XDG_CACHE_HOME",
         )
     })
@@ -241,7 +243,7 @@ fn source_date() -> Result<u32, Error> {
         let next = "set it to Unix seconds, or not at all";
         Error::new(
             Code::Usage,
-            format!("{SOURCE_DATE} is no time: {text:?}"),
+            format!("{SOURCE_DATE} is not a time: {text:?}"),
             next,
         )
         .source(Box::<dyn std::error::Error + Send + Sync>::from(format!(
@@ -253,14 +255,14 @@ fn source_date() -> Result<u32, Error> {
 fn cannot_write(path: &Path) -> impl FnOnce(std::io::Error) -> Error {
     let place = path.display().to_string();
     move |error| {
-        let next = "check the folder, and that there is room";
+        let next = "check the folder and the free disk space";
         Error::new(Code::CannotCreate, "cannot write the image", next)
             .at(place)
             .source(error)
     }
 }
 
-/// What the builder says, with a next step.
+/// The builder's error, with a next step.
 fn told(error: casemate_images::Error) -> Error {
     use casemate_images::Error as E;
     let (code, next) = match &error {
@@ -273,7 +275,7 @@ fn told(error: casemate_images::Error) -> Error {
             Code::Unreachable,
             "check that the tool is installed and that Debian's archive can be reached",
         ),
-        E::File { .. } => (Code::Io, "check the path, and that there is room"),
+        E::File { .. } => (Code::Io, "check the path and the free disk space"),
         E::Key(_) => (
             Code::Input,
             "sign with an RSA key of 2048 bits, which every TPM knows: `openssl genrsa 2048`",
@@ -281,7 +283,7 @@ fn told(error: casemate_images::Error) -> Error {
         E::Version(_) => (Code::Usage, "give it a version such as 1.2.3"),
         E::Digest { .. } => (
             Code::Refused,
-            "the plan names other bytes: plan anew, or find out who changed them",
+            "the plan names other bytes: make a new plan, or find out who changed them",
         ),
         _ => (
             Code::Internal,

@@ -24,7 +24,7 @@ pub(super) async fn login(cx: &Context, args: &Login) -> Result<(), Error> {
     }
     let token = token(args)?;
     let mut session = Session::first(cx, &address.to_string(), fleet, Some(token)).await?;
-    // The token is tried before it is kept.
+    // The token is tried before it is stored.
     let tenants = if session.view.fleet.is_some() {
         session.list_tenants().await?
     } else {
@@ -61,7 +61,8 @@ pub(super) async fn login(cx: &Context, args: &Login) -> Result<(), Error> {
             .done(&format!("this home signs for the tenant {}", tenant.name));
     } else if cx.is_operator() {
         cx.output.hint(
-            "Next: `casemate node token NAME`, and `casemate tenant add NAME --key KEY --host HOST`",
+            "Next: `casemate node token NAME`, and `casemate tenant add NAME --key KEY --host \
+             HOST`",
         );
     }
     Ok(())
@@ -79,7 +80,8 @@ fn control_plane(cx: &Context, args: &Login) -> Result<(Address, Option<FleetId>
         Error::new(
             Code::Usage,
             "no control plane is named",
-            "give its address, or write it as `control` into the environment's table in casemate.toml",
+            "give its address, or write it as `control` into the environment's table in \
+             casemate.toml",
         )
     })?;
     let (url, fragment) = given
@@ -89,7 +91,8 @@ fn control_plane(cx: &Context, args: &Login) -> Result<(Address, Option<FleetId>
     Ok((address, fragment.map(fingerprint).transpose()?))
 }
 
-/// The tenant of the token, if this home has a key that signs for it; warns where the key is another's.
+/// The tenant of the token, if this home has a key that signs for it; warns where the key is
+/// another's.
 async fn signed_for(session: &mut Session<'_>) -> Result<Option<Tenant>, Error> {
     let Some(public) = session.cx.keys().tenant_public()? else {
         return Ok(None);
@@ -100,8 +103,9 @@ async fn signed_for(session: &mut Session<'_>) -> Result<Option<Tenant>, Error> 
         return Ok(Some(found));
     }
     session.cx.output.warn(&format!(
-        "the token is of the tenant {}, and this home's key (fingerprint {}) does not sign for it: nothing can be \
-         deployed from here before the operator admits the key, or the right key is in this home",
+        "the token is of the tenant {}, and this home's key (fingerprint {}) does not sign for it: \
+         nothing can be deployed from here before the operator admits the key, or the right key is \
+         in this home",
         found.name,
         public.fingerprint()
     ));
@@ -112,7 +116,7 @@ fn fingerprint(text: &str) -> Result<FleetId, Error> {
     text.trim().to_ascii_lowercase().parse().map_err(|error| {
         Error::new(
             Code::Usage,
-            "the part behind # is no fingerprint",
+            "the part behind # is not a fingerprint",
             "copy it whole: 64 hex digits, which the operator sees with `casemate fingerprint`",
         )
         .at(text)
@@ -121,7 +125,7 @@ fn fingerprint(text: &str) -> Result<FleetId, Error> {
 }
 
 fn token(args: &Login) -> Result<Zeroizing<String>, Error> {
-    // A file that is named goes before a token of the environment.
+    // A file that is named takes precedence over a token of the environment.
     let text = match (&args.token_file, &args.token) {
         (Some(path), _) if path == Path::new("-") => read(std::io::stdin().lock(), path)?,
         (Some(path), _) => {
@@ -140,7 +144,8 @@ fn token(args: &Login) -> Result<Zeroizing<String>, Error> {
         return Err(Error::new(
             Code::Usage,
             "expected an API token",
-            "give the token that `casemate tenant add` or `casemate token create` printed with `--token-file FILE`",
+            "give the token that `casemate tenant add` or `casemate token create` printed with \
+             `--token-file FILE`",
         ));
     }
     Ok(token)

@@ -1,4 +1,4 @@
-//! What the commands do.
+//! The implementation of the commands.
 
 mod compare;
 mod confirm;
@@ -46,7 +46,7 @@ use crate::project::Project;
 use crate::session::Context;
 use usage::{is_help, may_hold_a_secret, not_repeated, usage};
 
-/// Run what was typed; the exit code.
+/// Run the typed command; returns the exit code.
 pub async fn run(typed: Vec<OsString>) -> u8 {
     let json = typed.iter().any(|word| word == "--json");
     let parsed = args::command()
@@ -55,7 +55,7 @@ pub async fn run(typed: Vec<OsString>) -> u8 {
     let cli = match parsed {
         Ok(cli) => cli,
         Err(error) if !error.use_stderr() => {
-            // Help and version; a closed pipe is nothing to complain about.
+            // Help and version; a closed pipe is not an error.
             let _ = error.print();
             return 0;
         }

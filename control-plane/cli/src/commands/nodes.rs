@@ -1,4 +1,4 @@
-//! `casemate node`: the operator's machine decides who joins; the control plane only relays.
+//! `casemate node`: the operator's machine decides which nodes join; the control plane only relays.
 
 mod admit;
 mod grants;

@@ -1,4 +1,4 @@
-//! `casemate secret`: what is sealed, and what is withdrawn.
+//! `casemate secret`: seals and withdraws secrets.
 
 mod put;
 
@@ -76,7 +76,7 @@ pub(super) async fn list(cx: &Context, whose: &Whose) -> Result<(), Error> {
     Ok(())
 }
 
-/// Where the secrets of the newest manifest may go.
+/// The hosts that the secrets of the newest manifest may go to.
 pub(super) fn places(tenancy: &Tenancy<'_>) -> Vec<SecretPlace> {
     let listed = tenancy
         .manifest()
@@ -89,15 +89,15 @@ pub(super) fn places(tenancy: &Tenancy<'_>) -> Vec<SecretPlace> {
         .collect()
 }
 
-/// Say what is sealed to a pool key that was replaced.
+/// Warn about secrets that are sealed to a replaced pool key.
 pub(super) fn warn_of_old_keys(tenancy: &Tenancy<'_>, places: &[SecretPlace]) {
     for place in places {
         let newest = tenancy.session.known.judge().newest_pool(&place.pool);
         let judge = tenancy.session.known.judge();
         if judge.is_exposed(&place.pool, place.epoch) {
             tenancy.session.cx.output.warn(&format!(
-                "{} is sealed to epoch {} of pool {}, whose key a revoked node knows: have whoever issued the \
-                 credential replace it, and put the new one",
+                "{} is sealed to epoch {} of pool {}, whose key a revoked node knows: have the \
+                 issuer of the credential replace it, and put the new one",
                 place.name, place.epoch, place.pool
             ));
             continue;

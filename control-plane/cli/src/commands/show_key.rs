@@ -6,7 +6,7 @@ use casemate_trust::keyfile::Purpose;
 use crate::error::Error;
 use crate::session::Context;
 
-/// Makes a key in its two files, or finds the key that is there, and prints its public half;
+/// Makes a key in its two files, or finds an existing one, and prints its public half; returns
 /// whether it is new.
 pub(super) fn show_key(
     cx: &Context,

@@ -119,7 +119,7 @@ fn node_row(node: &NodeProgress) -> Vec<String> {
     ]
 }
 
-/// What the nodes say of what they refused, each once; nothing where none refused.
+/// The reasons of the nodes that refused something, each once; `None` if no node refused.
 fn refusals(status: &TenantStatus) -> Option<String> {
     let refused = status.nodes.iter().filter_map(|node| node.refused.as_ref());
     let told: BTreeSet<_> = refused

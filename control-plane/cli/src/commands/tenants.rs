@@ -32,8 +32,9 @@ pub(super) fn key(cx: &Context, args: &TenantKey) -> Result<(), Error> {
     let (_, new) = show_key(cx, files, Purpose::Tenant, plain, "tenant key")?;
     if new {
         cx.output.hint(&format!(
-            "Back up {}: who loses it needs the operator to go on.\n\
-             Give the public key to the operator, and the fingerprint by another way: a call, a meeting.",
+            "Back up {}: without it only the operator can restore your access.\n\
+             Give the public key to the operator, and the fingerprint by another way: a call, a \
+             meeting.",
             cx.home.file(TENANT).display()
         ));
     }
@@ -143,7 +144,15 @@ pub(super) async fn show(cx: &Context, name: &Name) -> Result<(), Error> {
         let mut lines = vec![
             format!("tenant     {} (version {})", tenant.name, tenant.version),
             format!("id         {}", tenant.id),
-            format!("admitted   {}", tenant.admitted.map_or("before that was signed".to_owned(), date)),
+            format!(
+                "admitted   {}",
+                tenant.admitted.map_or(
+                    "before that was \
+                 signed"
+                        .to_owned(),
+                    date
+                )
+            ),
             format!("expires    {}", date(tenant.expires)),
             format!(
                 "threshold  {} of {}",
@@ -160,12 +169,17 @@ pub(super) async fn show(cx: &Context, name: &Name) -> Result<(), Error> {
         );
         lines.extend(tenant.hosts.iter().map(|host| format!("host       {host}")));
         if is_removed(&tenant) {
-            lines.push("removed    no host leads to its functions, and nobody can sign for it".to_owned());
+            lines.push(
+                "removed    no host leads to its functions, and nobody can sign for \
+                 it"
+                .to_owned(),
+            );
         }
         let contested = session.known.judge().contested_hosts(&id);
         lines.extend(contested.into_iter().map(|(host, owner)| {
             format!(
-                "contested  {host}: names that the tenant {} has too are that tenant's, which was admitted first",
+                "contested  {host}: names that the tenant {} has too are that tenant's, which was \
+                 admitted first",
                 owner.tenant.name
             )
         }));
@@ -211,7 +225,7 @@ pub(super) async fn hosts(cx: &Context, args: &TenantHosts) -> Result<(), Error>
     })
 }
 
-/// Names the functions whose callers are about to find nobody.
+/// Names the functions whose callers will get 404.
 async fn warn_of_callers(
     session: &mut Session<'_>,
     id: &TenantId,
@@ -229,8 +243,8 @@ async fn warn_of_callers(
         });
         for host in hosts {
             session.cx.output.warn(&format!(
-                "the function {name} answers for {}: its callers get 404 once the nodes have this, and the tenant's next \
-                 deployment of it is refused",
+                "the function {name} answers for {}: its callers get 404 once the nodes have this, \
+                 and the tenant's next deployment of it is refused",
                 printable(host)
             ));
         }

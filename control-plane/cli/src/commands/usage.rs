@@ -8,9 +8,9 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use crate::args;
 use crate::error::{Code, Error};
 
-/// Whether the parser's own messages, which repeat what was typed, must not be shown: a value may
-/// have gone anywhere. Looked for as a word, wherever it stands, because a line that was not
-/// understood has no parts that one could rely on.
+/// Whether the parser's own messages, which repeat what was typed, must not be shown: any word may
+/// be a secret's value. The command is looked for as a word, wherever it stands, because a line
+/// that was not understood has no reliable parts.
 pub(super) fn may_hold_a_secret(typed: &[OsString]) -> bool {
     typed.iter().any(|word| word == "secret" || word == "login")
 }
@@ -20,8 +20,8 @@ pub(super) fn is_help(kind: ErrorKind) -> bool {
     kind == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand
 }
 
-/// The error for such a line: what it says comes from the parser's own list of arguments, never
-/// from what was typed.
+/// The error for such a line: its text comes from the parser's own list of arguments, never from
+/// what was typed.
 pub(super) fn not_repeated(error: &clap::Error, typed: &[OsString]) -> Error {
     let mut root = args::command();
     root.build();
@@ -68,8 +68,8 @@ pub(super) fn not_repeated(error: &clap::Error, typed: &[OsString]) -> Error {
     Error::new(
         Code::Usage,
         format!("{what}; what was typed is not repeated, because it may hold a secret"),
-        "values go to standard input or into a file; change one that was typed into the command \
-         line. `--help` says more",
+        "values go to standard input or into a file; replace a value that was typed into the \
+         command line. See `--help`",
     )
     .lines(lines)
 }

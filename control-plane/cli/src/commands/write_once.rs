@@ -5,13 +5,13 @@ use std::path::Path;
 use crate::error::{Code, Error};
 use crate::home::write_private;
 
-/// Write something that is shown once into a file for its owner alone; whether it was.
+/// Write a text that is shown once into a file for its owner alone; returns whether it was written.
 pub(super) fn write_once(out: Option<&Path>, text: &str) -> Result<bool, Error> {
     let Some(path) = out else { return Ok(false) };
     if path.exists() {
         return Err(Error::new(
             Code::Exists,
-            "the file is there already",
+            "the file exists already",
             "name another file, or remove it first",
         )
         .at(path.display()));

@@ -1,4 +1,4 @@
-//! `casemate.toml`: what a project is, and the release that it makes.
+//! `casemate.toml`: the description of a project, and the release that it makes.
 
 mod environment;
 mod file;
@@ -29,23 +29,23 @@ use reader::{Mistakes, Section};
 pub const FILE: &str = "casemate.toml";
 /// Largest project file, bytes: a hundred rules of a hundred paths fit.
 const MAX_FILE_BYTES: u64 = 1024 * 1024;
-/// The pool of those who name none.
+/// The pool of projects that name none.
 pub const DEFAULT_POOL: &str = "main";
 
 /// A project as its `casemate.toml` describes it.
 #[derive(Debug, Clone)]
 pub struct Project {
-    /// Its folder.
+    /// The project's folder.
     pub folder: PathBuf,
     /// Main module, relative to the folder.
     pub main: String,
     /// Pools that it runs in.
     pub pools: Vec<Name>,
-    /// The environment that it is for, if not the one without a name.
+    /// The environment that the project was read for, unless it is the one without a name.
     pub environment: Option<Environment>,
     /// Folders beside the project that its modules may be imported from.
     include: Vec<PathBuf>,
-    /// Everything else, with placeholders for what only signing knows.
+    /// The rest, with placeholders for fields that are known only when the manifest is signed.
     release: Release,
 }
 
@@ -53,7 +53,8 @@ impl Project {
     /// Read the project in `folder`, as it is in an environment.
     ///
     /// # Errors
-    /// There is no such file or environment, or the file has mistakes: all of them, with their lines.
+    /// There is no such file or environment, or the file has mistakes: all of them, with their
+    /// lines.
     pub fn load(folder: &Path, environment: Option<&Name>) -> Result<Self, Error> {
         let path = folder.join(FILE);
         let text = read(&path, MAX_FILE_BYTES).map_err(|error| {
@@ -123,7 +124,8 @@ impl Project {
             .map(|error| (error.span().unwrap_or(0..0), error.message()))
             .collect();
         errors.sort_by_key(|(at, _)| at.start);
-        // What is wrong on the same line or the next, such as after a quote too many, is mostly a consequence.
+        // A mistake on the same line or the next, such as one quote too many, is mostly a
+        // consequence of the first.
         let before_it = |at: &Range<usize>| text.get(..at.start).unwrap_or(text);
         let line = |at: &Range<usize>| before_it(at).matches('\n').count();
         let mut before: Option<usize> = None;
@@ -134,7 +136,8 @@ impl Project {
                 mistakes.add(at.clone(), *message);
             }
         }
-        // What a half-read file lacks would only hide the mistake that made it so.
+        // Keys that are missing after a syntax error are not reported: they would hide the real
+        // mistake.
         if !errors.is_empty() {
             return Err(mistakes.lines(text));
         }
@@ -145,7 +148,7 @@ impl Project {
         }
     }
 
-    /// What the bundle is made of; `home` is the folder with keys and tokens.
+    /// The sources of the bundle; `home` is the folder with keys and tokens.
     pub fn sources<'a>(&'a self, home: &'a Path) -> Sources<'a> {
         Sources {
             folder: &self.folder,
@@ -184,7 +187,8 @@ impl Project {
     }
 }
 
-/// The project and its environments; `None` where its name or its main file is missing, which `file` has noted.
+/// The project and its environments; `None` where its name or its main file is missing, which
+/// `file` has noted.
 fn read_project(folder: &Path, mut file: Section<'_>) -> Option<(Project, Vec<Environment>)> {
     file.must_have("name", "\"shop\"");
     file.must_have("main", "\"src/main.ts\"");
@@ -228,8 +232,8 @@ fn read_project(folder: &Path, mut file: Section<'_>) -> Option<(Project, Vec<En
 /// A credential slot, and where it stands in the file.
 type Placed = (Credential, Range<usize>);
 
-/// The pools, and the release that a file describes if it has a name. Its credentials are apart, because they are checked
-/// one by one.
+/// The pools, and the release that a file describes if it has a name. Its credentials are apart,
+/// because they are checked one by one.
 fn read_release(
     folder: &Path,
     file: &mut Section<'_>,
@@ -280,7 +284,8 @@ fn read_release(
     (pools, release, credentials)
 }
 
-/// The rules that hold for the whole, after those for each part: a credential's with its own line.
+/// Rules about the whole release are checked after those about each part: a credential's rules have
+/// its own line.
 fn check_release(file: &mut Section<'_>, release: &mut Release, credentials: Vec<Placed>) {
     if let Some(flaw) = release.flaw() {
         file.wrong("name", flaw);

@@ -26,8 +26,8 @@ pub(super) fn read_pools(section: &mut Section<'_>) -> Option<Vec<Name>> {
     Some(pools)
 }
 
-/// Folders beside the project, which must be there: a misspelt one would only show as an import
-/// that is refused.
+/// Reads the folders beside the project, which must exist: a misspelt one would only show as a
+/// refused import.
 pub(super) fn read_include(folder: &Path, file: &mut Section<'_>) -> Vec<PathBuf> {
     let named = file.list::<String>("include").unwrap_or_default();
     if named.len() > MAX_INCLUDED {
@@ -47,7 +47,7 @@ pub(super) fn read_include(folder: &Path, file: &mut Section<'_>) -> Vec<PathBuf
     folders
 }
 
-/// Whether a path leads nowhere above its folder.
+/// Whether a path stays inside of its folder.
 pub(super) fn stays_inside(path: &str) -> bool {
     use std::path::Component;
     !path.is_empty()
@@ -167,7 +167,7 @@ pub(super) fn read_credential(folder: &Path, mut section: Section<'_>) -> Option
     })
 }
 
-/// `host` with or without a port, and `port`, which may be written in one of the two places.
+/// Reads `host` with or without a port, and `port`, which may be given in one of the two places.
 fn read_endpoint(section: &mut Section<'_>) -> Option<(HostName, Option<u16>)> {
     let endpoint = section.parsed::<Endpoint>("host");
     let port = section.number("port", 1, u16::MAX.into());
@@ -234,7 +234,8 @@ fn read_ca(folder: &Path, section: &mut Section<'_>) -> Option<CaPem> {
 /// The certificate authority in a PEM file.
 ///
 /// # Errors
-/// The file cannot be read, or does not hold certificates only: what is wrong, without the path.
+/// The file cannot be read, or holds something other than certificates: the text names the cause,
+/// without the path.
 pub fn load_ca(path: &Path) -> Result<CaPem, String> {
     let text =
         read(path, MAX_CA_BYTES as u64).map_err(|error| format!("cannot read it: {error}"))?;

@@ -22,7 +22,7 @@ pub struct Context {
     pub home: Home,
     /// The terminal.
     pub output: Output,
-    /// Where passphrases come from.
+    /// The sources of passphrases.
     pub passphrases: Passphrases,
     /// The environment of the project that `--env` names.
     pub environment: Option<Environment>,
@@ -83,13 +83,13 @@ impl Context {
     /// The fleet's root key.
     ///
     /// # Errors
-    /// It is not here, or does not open.
+    /// The key is not in this home, or cannot be opened.
     pub fn root_key(&self) -> Result<casemate_trust::key::SigningKey, Error> {
         if self.keys().has_next(keys::ROOT) {
             return Err(Error::new(
                 Code::NoKey,
-                "a rotation of the root was cut off: it is not clear which of two keys signs",
-                "run `casemate fleet rotate-root` again, which goes on where it was",
+                "a rotation of the root was interrupted: it is not clear which of two keys signs",
+                "run `casemate fleet rotate-root` again, which continues where it stopped",
             )
             .at(self.home.path().display()));
         }

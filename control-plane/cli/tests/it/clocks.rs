@@ -1,4 +1,4 @@
-//! What expires, and clocks that are wrong.
+//! Tests of expiry and of wrong clocks.
 
 use casemate_api::node::{CheckView, HealthView};
 
@@ -7,7 +7,7 @@ use super::world::{Person, World, world};
 
 const DAY: i64 = 24 * 60 * 60;
 
-/// A tenant with a statement that holds for so many days.
+/// A tenant with a statement that holds for the given number of days.
 fn short_lived(operator: &Person, dir: &std::path::Path, days: &str) {
     let bank = Person::new(dir, "bank");
     let key = bank.json(&["tenant", "key", "--plain-keys"]);
@@ -70,7 +70,8 @@ async fn a_wrong_clock_is_named_with_both_times_and_signs_nothing() {
         let after = fake.given().manifests.values().map(Vec::len).sum::<usize>();
         assert_eq!(after - before, if signs { 2 } else { 0 });
     }
-    // Looking is possible, and the error of a command that fails for another reason names the clock too.
+    // Commands that only read work, and the error of a command that fails for another reason names
+    // the clock too.
     fake.given().clock_ahead_secs = 3 * DAY + 60;
     let ran = tenant.run(&["status"]);
     assert!(
@@ -104,7 +105,7 @@ async fn everything_that_expires_is_listed_and_warned_of_in_time() {
     operator.json(&["node", "token", "edge-2", "--valid", "2h"]);
     operator.json(&["node", "admit", "edge-1"]);
     fake.given().health = Some(unwell());
-    // Every command of whoever can renew it.
+    // Every command of a person who can renew it.
     for args in [&["pool", "list"][..], &["token", "list"], &["node", "list"]] {
         let ran = operator.run(args);
         assert!(

@@ -1,4 +1,4 @@
-//! A control plane in this process that does as it is told, and may be told to lie.
+//! A control plane in this process with scripted answers, which may be false.
 
 mod nodes;
 mod tenants;
@@ -45,7 +45,7 @@ use tenants::{
     freshness, get_object, head_bundle, manifest, put_bundle, put_object, status, tenant, tenants,
 };
 
-/// Everything that it was given.
+/// The state of the fake control plane.
 #[derive(Default)]
 pub(crate) struct Given {
     pub(crate) roots: Vec<Envelope>,
@@ -65,9 +65,9 @@ pub(crate) struct Given {
     pub(crate) audit: Vec<AuditRecord>,
     /// Bodies and tokens of all requests.
     pub(crate) heard: Vec<u8>,
-    /// Show this manifest (by its place in the list) instead of the newest.
+    /// Show this manifest (by its index) instead of the newest.
     pub(crate) show_manifest: Option<usize>,
-    /// Say this wherever a text can be said.
+    /// Put this text into every text field of the answers.
     pub(crate) evil: Option<&'static str>,
     /// Fail at every statement.
     pub(crate) refuse_statements: bool,
@@ -78,19 +78,19 @@ pub(crate) struct Given {
     /// Nodes that acknowledge everything at once, and one that refuses.
     pub(crate) nodes: Vec<&'static str>,
     pub(crate) refuses: Option<&'static str>,
-    /// One of them that is not connected and holds nothing.
+    /// A node of these that is not connected and holds nothing.
     pub(crate) away: Option<&'static str>,
-    /// Nothing is said of what the nodes made of a manifest.
+    /// Whether the nodes' state is left out of the answers.
     pub(crate) silent: bool,
     /// Credentials that nodes have stopped.
     pub(crate) stopped: Vec<StoppedCredential>,
-    /// How every node is.
+    /// The health that every node reports.
     pub(crate) health: Option<HealthView>,
-    /// How far its clock is ahead, seconds.
+    /// How far the fake's clock is ahead, seconds.
     pub(crate) clock_ahead_secs: i64,
     /// List a token of the first tenant.
     pub(crate) tenant_token: bool,
-    /// What the nodes hold, whatever was handed in.
+    /// The manifest that the nodes hold, independent of the uploaded one.
     pub(crate) hold: Option<(u64, Digest)>,
 }
 
@@ -228,7 +228,7 @@ fn no(status: StatusCode, code: &str) -> Response {
 
 async fn fleet(State(given): State<Shared>, headers: HeaderMap) -> Response {
     let mut given = given.lock().unwrap();
-    // Whoever is not trusted yet must not be shown a token.
+    // A client that does not trust the server yet must not send a token.
     if let Some(token) = headers.get("authorization") {
         given.heard.extend(token.as_bytes());
     }

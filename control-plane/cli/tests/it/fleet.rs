@@ -1,4 +1,4 @@
-//! Nodes, listings, records.
+//! Tests of nodes, listings and records.
 
 use std::process::{Command, Stdio};
 
@@ -51,19 +51,19 @@ async fn a_node_joins_once_and_gets_the_key_of_each_epoch() {
     let admitted = operator.json(&["node", "admit", "edge-1"]);
     assert_eq!(admitted["admitted"][0]["node"], "edge-1");
     assert_eq!(fake.given().grants.len(), 1);
-    // Admitted already, and no machine asks.
+    // The node is admitted already, and no machine asks.
     fake.given().joins.clear();
     operator
         .run(&["node", "admit", "edge-1", "--wait", "0"])
         .ended(73, "edge-1 is a member");
-    // The same token from another node.
+    // Another node uses the same token.
     fake.given().joins.clear();
     ask(&fake, token, 9);
     operator
         .run(&["node", "admit", "edge-1", "--wait", "1"])
         .ended(76, "token_used");
     assert_eq!(fake.given().admitted.len(), 1);
-    // A rotation gives the new key to whoever stays.
+    // A rotation gives the new key to the remaining members.
     fake.given().joins.clear();
     ask(&fake, token, 8);
     let rotated = operator.json(&["pool", "rotate", "main"]);
@@ -80,7 +80,7 @@ async fn a_node_joins_once_and_gets_the_key_of_each_epoch() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_restored_control_plane_loses_again_what_was_revoked() {
+async fn revoked_nodes_are_revoked_again_at_a_restored_control_plane() {
     let World {
         fake,
         operator,
@@ -108,7 +108,8 @@ async fn a_restored_control_plane_loses_again_what_was_revoked() {
     let ran = tokio::task::block_in_place(|| tenant.try_with(&put, "hunter2hunter2hunter2"));
     assert!(ran.err.contains("a revoked node knows"), "{}", ran.err);
 
-    // The older copy has the revoked node and token, no list of revoked nodes, and not the last node.
+    // The older copy has the revoked node and token, no list of revoked nodes, and not the last
+    // node.
     {
         let mut given = fake.given();
         given.revocations = None;
@@ -136,7 +137,7 @@ async fn a_restored_control_plane_loses_again_what_was_revoked() {
         "{}",
         ran.err
     );
-    // The last node is still a member for this home; the first is revoked and stays so.
+    // The last node is still a member for this home; the first stays revoked.
     let published = operator.json(&["fleet", "publish", "--readmit"]);
     assert_eq!(published["readmitted"], serde_json::json!(["edge-3"]));
     let nodes = operator.json(&["node", "list"]);
@@ -144,7 +145,7 @@ async fn a_restored_control_plane_loses_again_what_was_revoked() {
     assert!(names.clone().any(|name| name == "edge-3"), "{nodes}");
     let again = operator.json(&["fleet", "publish", "--readmit"]);
     assert_eq!(again["readmitted"], serde_json::json!([]));
-    // With the pool's next key the tenant can go on.
+    // With the pool's next key the tenant can continue.
     operator.json(&["pool", "rotate", "main"]);
     let ran = tokio::task::block_in_place(|| tenant.try_with(&put, "hunter2hunter2hunter2"));
     assert_eq!(ran.code, 0, "{}", ran.err);
@@ -252,7 +253,7 @@ async fn a_broken_audit_chain_is_found_over_pages() {
         ),
         (&5.into(), 3)
     );
-    // Over the pages of two as well: the newest, not the oldest of the newest.
+    // Over pages of two as well: the newest records, not the oldest of the newest.
     let newest = operator.json(&["audit", "--last", "3"]);
     let seqs: Vec<_> = newest["records"]
         .as_array()
@@ -296,7 +297,8 @@ async fn logs_are_followed_and_cannot_move_the_cursor() {
     let read = |line: std::io::Result<String>| {
         serde_json::from_str::<Value>(&line.unwrap()).unwrap()["seq"].clone()
     };
-    // The stream ends after the third record and is opened again behind it: nothing is shown twice.
+    // The stream ends after the third record and is opened again behind it: no record is shown
+    // twice.
     let seen: Vec<Value> = tokio::task::block_in_place(|| lines.take(3).map(read).collect());
     child.kill().unwrap();
     child.wait().unwrap();

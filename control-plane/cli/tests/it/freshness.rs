@@ -1,4 +1,5 @@
-//! `casemate freshness`: the demand outlives every other change, and nothing but the newest manifest is called the newest.
+//! `casemate freshness`: the demand outlives every other change, and only the newest manifest is
+//! confirmed as the newest.
 
 use std::path::Path;
 
@@ -31,7 +32,8 @@ fn statements(fake: &Fake) -> Vec<(Freshness, bool, PublicKey)> {
     .collect()
 }
 
-/// The statements that were handed in are forgotten, so that the next renewal does not find one that is a moment old.
+/// Removes the uploaded statements, so that the next renewal does not find one that is a moment
+/// old.
 fn forget_statements(fake: &Fake) {
     fake.given().freshness.clear();
 }
@@ -72,7 +74,7 @@ async fn the_demand_is_carried_by_every_other_change() {
             manifest.version
         );
     }
-    // Without a statement of a key, the key stays; it goes when that is said.
+    // If no key is given, the key stays; it is removed with its own option.
     tenant.json(&["freshness", "require", "--max-age", "2h"]);
     let kept = manifests(&fake).last().unwrap().freshness.clone().unwrap();
     assert_eq!((kept.max_age_secs, kept.key.is_some()), (7200, true));
@@ -90,7 +92,7 @@ async fn the_demand_is_carried_by_every_other_change() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_renewal_is_signed_by_the_named_key_and_the_status_says_how_it_stands() {
+async fn a_renewal_is_signed_by_the_named_key_and_shown_by_the_status() {
     let World {
         fake, tenant, _dir, ..
     } = world().await;
@@ -100,7 +102,7 @@ async fn a_renewal_is_signed_by_the_named_key_and_the_status_says_how_it_stands(
     assert_eq!(required["freshness"]["key"], Value::Null);
     let status = tenant.run(&["status"]).out;
     assert!(status.contains("freshness: 1h, fresh until 20"), "{status}");
-    // The tenant's own key.
+    // The tenant's own key signs.
     let renewed = tenant.json(&["freshness", "renew"]);
     assert_eq!(
         (&renewed["manifest"], &renewed["renewed"]),
@@ -115,7 +117,7 @@ async fn a_renewal_is_signed_by_the_named_key_and_the_status_says_how_it_stands(
     assert_eq!(statement.manifest, newest.sign(&[]).payload_digest());
     assert!(by_tenant);
     assert_eq!(renewed["fresh_until"], statement.issued + 3600);
-    // A key that the manifest does not name is of no use where the tenant's is.
+    // A freshness key that the manifest does not name is not used if the tenant's key is present.
     tenant.json(&["freshness", "key", "--plain-keys"]);
     let public = tenant.json(&["freshness", "key"])["public_key"].clone();
     forget_statements(&fake);
@@ -139,7 +141,7 @@ async fn a_renewal_is_signed_by_the_named_key_and_the_status_says_how_it_stands(
     let shown = tenant.json(&["status"]);
     assert_eq!(shown["freshness"]["key"], public);
     assert_eq!(shown["freshness"]["fresh_until"], statement.issued + 3600);
-    // A statement that a node would refuse is passed over, with a warning.
+    // A statement that a node would refuse is ignored, with a warning.
     let later = Freshness {
         issued: statement.issued + 60,
         ..statement
@@ -186,11 +188,11 @@ async fn no_manifest_is_called_the_newest_on_the_control_planes_claim_alone() {
     ];
     tenant.json(&[&named[..], &[public]].concat());
     tenant.json(&["freshness", "require", "--max-age", "2h", "--wait", "0"]);
-    // Manifest 2 withdraws something, and is hidden from both.
+    // Manifest 2 withdraws a function, and is hidden from both.
     fake.given().show_manifest = Some(0);
     cron.run(&["freshness", "renew"])
         .ended(64, "--newest-from FILE");
-    // A key of another tenant does not make its home one that deploys for this tenant.
+    // The key of another tenant does not make its home one that deploys for this tenant.
     let elsewhere = Person::new(_dir.path(), "elsewhere");
     let job = [
         "connection.json",
@@ -214,7 +216,7 @@ async fn no_manifest_is_called_the_newest_on_the_control_planes_claim_alone() {
         "{}",
         hidden.err
     );
-    // The home that deploys knows it by itself, also in a loop that renews.
+    // The home that deploys knows the newest version by itself, also in a loop that renews.
     for args in [
         &["freshness", "renew"][..],
         &["freshness", "renew", "--every", "15s"],
@@ -245,10 +247,10 @@ fn what_the_deploying_home_printed_is_enough(
     let (_, by_tenant, _) = statements(fake).pop().unwrap();
     assert!(
         !by_tenant,
-        "the key of the job that renews signs, and no other is there"
+        "the key of the job that renews signs, and no other key is present"
     );
     assert!(!cron.home.join("tenant.key").exists());
-    // With another key the job says which one the manifest lacks.
+    // With another key the job reports which key the manifest lacks.
     let other = Person::new(dir, "other");
     copy(cron, &other, &["connection.json", "memory.json"]);
     let key = other.json(&["freshness", "key", "--plain-keys"]);

@@ -1,4 +1,4 @@
-//! What the control plane of the tests has, and what it lacks.
+//! The objects that the fake control plane has and lacks.
 
 use std::collections::BTreeMap;
 
@@ -14,7 +14,7 @@ use casemate_trust::statement::{Manifest, Statement as _};
 
 use super::fake::{Given, Shared, json, view};
 
-/// What is listed and not there.
+/// The listed objects that are missing.
 pub(crate) fn lacking(given: &Given, manifest: &Manifest) -> Option<&'static str> {
     let wanted = manifest.functions.values();
     let mut releases =
@@ -32,7 +32,7 @@ pub(crate) fn lacking(given: &Given, manifest: &Manifest) -> Option<&'static str
     })
 }
 
-/// The same with another signature takes the place of the earlier one.
+/// A statement with the same content and another signature replaces the earlier one.
 pub(crate) fn put_anew(held: &mut Vec<Envelope>, envelope: Envelope) {
     let digest = envelope.payload_digest();
     match held.iter_mut().find(|held| held.payload_digest() == digest) {

@@ -1,4 +1,4 @@
-//! What bad input gets.
+//! Tests of bad input.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use super::world::{Person, World, world};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_was_not_given_is_refused_before_anything_is_uploaded() {
+async fn uses_beyond_the_limits_are_refused_before_anything_is_uploaded() {
     let World {
         fake,
         operator,
@@ -38,7 +38,7 @@ async fn what_was_not_given_is_refused_before_anything_is_uploaded() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_cannot_be_taken_back_needs_somebody_who_says_so() {
+async fn irreversible_commands_need_a_confirmation() {
     let World {
         fake,
         operator,
@@ -62,11 +62,12 @@ async fn what_cannot_be_taken_back_needs_somebody_who_says_so() {
         "{}",
         help.out
     );
-    // What an operator changes is said whole, and whose callers a host leads to before it is gone.
+    // The output shows everything that the operator changed, and warns before a host with callers
+    // is removed.
     let updated = operator.run(&["tenant", "update", "shop", "--max-heap-mib", "64"]);
     assert!(updated.out.contains("64 MiB of heap"), "{}", updated.out);
     assert_eq!(operator.json(&["tenant", "list"])[0]["memory_mib"], 4096);
-    // A key that does not sign for the token's tenant is named at the login.
+    // If the key does not sign for the token's tenant, the login reports it.
     let other = Person::new(_dir.path(), "other");
     other.json(&["tenant", "key", "--plain-keys"]);
     let ran = tokio::task::block_in_place(|| other.try_with(&["login", &login], "casemate_1"))
@@ -76,7 +77,7 @@ async fn what_cannot_be_taken_back_needs_somebody_who_says_so() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_line_of_secrets_that_is_not_understood_says_what_is_wrong_with_it() {
+async fn the_mistake_in_a_command_line_with_secrets_is_named() {
     let World { tenant, _dir, .. } = world().await;
     let ran = tenant.run(&["secret", "rm", "KEY", "--sure"]);
     assert_eq!(ran.code, 64, "{}", ran.err);
@@ -129,7 +130,8 @@ async fn calls_beyond_the_operators_ceiling_are_refused_before_anything_is_uploa
     }
     assert!(fake.given().bundles.is_empty() && fake.given().objects.is_empty());
     tenant.deploys("web", "web.shop.test", &rule("a.ok.test"));
-    // What runs already stays when the ceiling is lowered, and may still be changed in other ways.
+    // A function that runs already stays when the ceiling is lowered, and may still be changed in
+    // other ways.
     operator.json(&["tenant", "update", "shop", "--egress-host", "b.ok.test"]);
     tenant.json(&["renew"]);
 }
@@ -167,7 +169,7 @@ async fn a_host_belongs_to_one_tenant() {
             ran.err
         );
     }
-    // As it stands in the file `tenant.pub`.
+    // The key is written as in the file `tenant.pub`.
     let quoted = format!("\"{key}\"");
     operator.json(&[
         "tenant",
@@ -305,7 +307,7 @@ async fn bad_input_has_an_exit_code_and_a_next_step() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_file_that_is_no_image_is_not_pushed() {
+async fn a_file_that_is_not_an_image_is_not_pushed() {
     let World { operator, _dir, .. } = world().await;
     let file = _dir.path().join("image.efi");
     let path = file.to_str().unwrap();
@@ -316,7 +318,7 @@ async fn a_file_that_is_no_image_is_not_pushed() {
         std::fs::write(&file, bytes).unwrap();
         let ran = operator.run(&push);
         assert_eq!(ran.code, 66, "{}", ran.err);
-        let says = ran.err.contains("no node image") && ran.err.contains("casemate image build");
+        let says = ran.err.contains("not a node image") && ran.err.contains("casemate image build");
         assert!(says, "{}", ran.err);
     }
     let ran = operator.run(&["image", "push", path]);

@@ -44,7 +44,7 @@ impl Person {
         self.try_in(("NO_COLOR", "1"), args, stdin)
     }
 
-    /// As on a terminal: nothing takes escapes out on the way.
+    /// Like a terminal: no escape sequence is removed from the output.
     pub(crate) fn run_in_colour(&self, args: &[&str]) -> Ran {
         tokio::task::block_in_place(|| self.try_in(("CLICOLOR_FORCE", "1"), args, ""))
     }

@@ -4,30 +4,30 @@ use casemate_trust::id::{Digest, TenantId};
 
 use crate::message::{Cursor, ObjectKind, StatementId};
 
-/// What came: given by [`NodeEnd::poll_event`](crate::NodeEnd::poll_event) in the order of the
-/// stream.
+/// An event for the shell: given by [`NodeEnd::poll_event`](crate::NodeEnd::poll_event) in the
+/// order of the stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum NodeEvent {
-    /// The hello was taken.
+    /// The hello was accepted.
     Welcome {
-        /// The store, and its revision now.
+        /// The store, and its present revision.
         now: Cursor,
     },
-    /// The operator has not decided.
+    /// The operator has not decided yet.
     JoinPending,
     /// The request will not be relayed.
     JoinRefused {
-        /// Stable name.
+        /// Stable code.
         code: String,
-        /// For people.
+        /// Text for people.
         message: String,
     },
-    /// Now a member: call [`NodeEnd::hello`](crate::NodeEnd::hello).
+    /// The node is a member now: call [`NodeEnd::hello`](crate::NodeEnd::hello).
     Admitted,
-    /// Have it judged, then [`NodeEnd::ack`](crate::NodeEnd::ack) or
+    /// A statement: have it judged, then call [`NodeEnd::ack`](crate::NodeEnd::ack) or
     /// [`NodeEnd::nack`](crate::NodeEnd::nack).
     Statement {
-        /// What it claims to be.
+        /// The statement that it claims to be.
         id: StatementId,
         /// Revision at the control plane.
         revision: u64,
@@ -40,27 +40,27 @@ pub enum NodeEvent {
         tenant: TenantId,
         /// SHA-256 of the bytes.
         digest: Digest,
-        /// What it claims to be.
+        /// The kind that it claims to be.
         kind: ObjectKind,
         /// Its bytes.
         bytes: Vec<u8>,
     },
     /// Everything up to `now` was sent and answered: this cursor may be stored.
     Synced {
-        /// Where.
+        /// The position.
         now: Cursor,
     },
-    /// A bundle or an object that was asked for is not there, or not for this node.
+    /// A requested bundle or object does not exist, or is not for this node.
     Unavailable {
-        /// Which.
+        /// Its digest.
         digest: Digest,
     },
-    /// The image that was asked for is not there, or is not the newest for this node's pool.
+    /// The requested image does not exist, or is not the newest for this node's pool.
     ImageUnavailable {
-        /// Which.
+        /// Its digest.
         digest: Digest,
     },
-    /// Answer to a lease question, for the vault.
+    /// The answer to a lease request, for the vault.
     Lease {
         /// Envelope.
         answer: Vec<u8>,
@@ -73,18 +73,18 @@ pub enum NodeEvent {
     },
     /// The control plane will close the connection.
     Refused {
-        /// Stable name.
+        /// Stable code.
         code: String,
-        /// For people.
+        /// Text for people.
         message: String,
     },
 }
 
-/// What a stream brings.
+/// What a stream carries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Expected {
-    /// A bundle, from where it was asked for to its end.
+    /// A bundle, from the requested offset to its end.
     Bundle,
-    /// The piece of an image.
+    /// The requested piece of an image.
     ImagePiece,
 }

@@ -12,7 +12,7 @@ const REFUSALS: [&str; 6] = [
     "unknown tenant",
 ];
 
-/// The next frame, with objects read on the way.
+/// The next frame, with objects read as requested.
 pub(crate) fn next_frame(control: &mut ControlEnd, world: &World) -> Option<Vec<u8>> {
     loop {
         match control.poll_transmit(world)? {
@@ -36,7 +36,7 @@ pub(crate) struct Link {
     pub(crate) unjudged: Vec<(StatementId, Vec<u8>)>,
     /// Pieces of images on their streams.
     pub(crate) pieces: Vec<(Header, Vec<u8>)>,
-    /// The image that the control plane did not have for us.
+    /// The image that the control plane reported as unavailable.
     pub(crate) unavailable: Option<Digest>,
     /// Bundles on their streams.
     pub(crate) streams: Vec<(Header, Vec<u8>)>,
@@ -59,8 +59,8 @@ impl Link {
         }
     }
 
-    /// Moves a few bytes each way, and lets the vault judge some of what waits. Whether anything
-    /// moved.
+    /// Moves a few bytes each way, and lets the vault judge some of the waiting statements. Returns
+    /// whether anything moved.
     pub(super) fn step(&mut self, world: &World, vault: &mut Vault, dice: &mut Dice) -> bool {
         while let Some(frame) = self.node.poll_transmit() {
             self.to_control.extend(frame);

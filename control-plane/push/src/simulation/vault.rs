@@ -2,18 +2,18 @@
 
 use super::*;
 
-/// What a vault would do: never lower, never equal with other content, tenants without a gap, and
-/// remember.
+/// A model of a vault: never a lower version, never an equal one with other content, tenants
+/// without a gap, and a memory.
 #[derive(Clone)]
 pub(crate) struct Vault {
     pub(crate) has: Has,
     pub(crate) objects: BTreeMap<Digest, Vec<u8>>,
     pub(super) cursor: Option<Cursor>,
-    /// What has come of the bundles that are wanted.
+    /// The bytes that have come of the wanted bundles.
     pub(super) bundles: BTreeMap<Digest, Vec<u8>>,
-    /// The image that was accepted, and what has come of it.
+    /// The accepted image, and the bytes that have come of it.
     pub(super) image: Option<(Digest, Vec<u8>)>,
-    /// Tenants that its hello lists.
+    /// Most tenants that its hello lists.
     pub(super) listed: usize,
 }
 

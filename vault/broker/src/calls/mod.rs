@@ -1,5 +1,5 @@
-//! Outgoing calls: each worker's channel is served by what its function's release allows, and by
-//! nothing that a message claims.
+//! Outgoing calls: each worker's channel is served by the release of its function, whatever its
+//! messages claim.
 
 mod answer;
 mod body;
@@ -38,19 +38,19 @@ use searchers::{Searchers, Values};
 use share::{Admission, MAX_WAIT, Permit};
 use upstream::{InUse, MAX_IDLE, MAX_POOLS, Place, Upstreams};
 
-/// Calls at a time, when there are descriptors enough.
+/// Most calls at a time, if there are enough descriptors.
 const MAX_CALLS: usize = 700;
-/// Descriptors of a call: its connection, and a resolver's socket before that.
+/// Descriptors of a call: its connection, and before that a resolver's socket.
 const DESCRIPTORS_OF_A_CALL: usize = 2;
 
-/// How the descriptors of the process are shared out: a quarter to calls, half to connections that
-/// wait for one, and a quarter to workers' channels and everything else. So a vault that may hold
-/// few does less, and fails at nothing.
+/// How the descriptors of the process are divided: a quarter for calls, half for idle connections,
+/// and a quarter for workers' channels and everything else. So a vault with few descriptors makes
+/// fewer calls, and none fails for lack of descriptors.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Room {
-    /// Calls at a time.
+    /// Most calls at a time.
     calls: usize,
-    /// Connections that wait, in each pool; with none, every call dials.
+    /// Most idle connections in each pool; with none, every call dials.
     idle: usize,
 }
 
@@ -64,7 +64,7 @@ impl Room {
     }
 }
 
-/// Why a call got no answer from its upstream. The function reads code and message.
+/// Why a call got no answer from its upstream. The function sees code and message.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
 pub(crate) struct Refused {
@@ -81,7 +81,7 @@ impl Refused {
     }
 }
 
-/// Whose channel it is: decided when it was handed over, by the descriptor.
+/// The owner of a channel, decided by the descriptor when the supervisor passed it.
 #[derive(Debug)]
 pub(crate) struct Caller {
     pub(crate) tenant: TenantId,
@@ -90,7 +90,7 @@ pub(crate) struct Caller {
     key: FunctionKey,
 }
 
-/// Serves workers' channels.
+/// Serves workers' channels. The vault's main loop owns it and passes it each new channel.
 pub(crate) struct Calls {
     vault: Arc<Vault>,
     upstreams: Upstreams,
@@ -108,7 +108,7 @@ struct Answered {
     under_way: UnderWay,
 }
 
-/// What a call holds until it is over.
+/// The resources of a call until it is over.
 struct UnderWay {
     registered: Registered,
     exchange: cut::Exchange,
@@ -135,7 +135,7 @@ impl UnderWay {
 }
 
 impl Calls {
-    /// Ready to call, in a process that may hold so many descriptors.
+    /// Makes the service for a process that may hold so many descriptors.
     pub(crate) fn new(
         config: &Config,
         descriptors: u64,
@@ -192,7 +192,7 @@ impl Calls {
                 }
             };
             // Calls are taken out of the channel at once: how many of them wait, and for how long,
-            // is the tenant's affair and no other's.
+            // depends on their tenant alone.
             while let Some(incoming) = acceptor.accept().await {
                 let (calls, caller) = (calls.clone(), caller.clone());
                 tokio::spawn(async move { calls.call(&caller, incoming).await });
@@ -211,10 +211,10 @@ impl Calls {
         }
     }
 
-    /// Ends calls that rest on what was withdrawn, has expired or needs a lease that is over;
-    /// closes their connections and forgets their credentials. Connections that carry no
-    /// credential are looked at for the tenants whose manifests have changed: nothing else
-    /// withdraws them, and a tenant may have thousands of rules.
+    /// Ends calls that depend on a withdrawn or expired statement, or on a lease that is over;
+    /// closes their connections and forgets their credentials. Connections without a credential are
+    /// checked for the tenants whose manifests have changed: nothing else withdraws them, and a
+    /// tenant may have thousands of rules.
     pub(crate) fn close_what_is_withdrawn(&self, changed: &[TenantId]) {
         let state = self.vault.read();
         self.in_flight.end_where(|authority| {
@@ -256,7 +256,7 @@ impl Calls {
         Err(Refused::new(CallCode::CredentialWithdrawn, message))
     }
 
-    /// For the status page.
+    /// The state for the status page.
     pub(crate) fn describe(&self) -> serde_json::Value {
         let mut description = self.upstreams.describe();
         let (calls, waiting) = self.admission.describe();
@@ -276,7 +276,8 @@ impl Calls {
         let request = head.fields.text(":request").map(ToOwned::to_owned);
         let answered = tokio::select! {
             answered = self.answer(caller, head, body) => answered,
-            // Nobody wants the answer: the connection is dropped, and with it what was under way.
+            // The answer is not wanted any more: the connection is dropped, with everything under
+            // way on it.
             () = reply.cancelled() => return,
         };
         match answered {
@@ -298,7 +299,7 @@ impl Calls {
         }
     }
 
-    /// Puts a refusal into the function's own log.
+    /// Logs a refusal in the function's own log.
     fn record(&self, caller: &Caller, request: Option<String>, refused: &Refused) {
         let Refused { code, message } = refused;
         let code = code.name();
@@ -376,7 +377,7 @@ impl Calls {
     }
 }
 
-/// Sends an answer's body to the worker, for as long as the call may take.
+/// Sends an answer's body to the worker, within the call's time limit.
 async fn deliver(
     answer: Answer,
     mut under_way: UnderWay,
@@ -403,7 +404,7 @@ async fn deliver(
     Ok(())
 }
 
-/// What a head holds while its call waits.
+/// Memory of a head while its call waits.
 fn head_bytes(head: &RequestHead) -> usize {
     let fields = head.fields.iter();
     let fields: usize = fields.map(|(name, value)| name.len() + value.len()).sum();
@@ -438,7 +439,7 @@ mod tests {
         assert_eq!(
             Room::within(65_536),
             all,
-            "the most that is asked for is enough"
+            "more descriptors than the maximum change nothing"
         );
         assert_eq!(Room::within(u64::MAX), all);
         assert_eq!(

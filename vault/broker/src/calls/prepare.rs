@@ -1,4 +1,4 @@
-//! From what a worker asks to the bytes that go on the wire.
+//! From a worker's request to the bytes for the upstream.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -35,24 +35,25 @@ use crate::vault::{State, Vault};
 /// A secret's name and the digest of its sealed object.
 pub(crate) type SecretKey = (Identifier, Digest);
 
-/// A call that may go.
+/// A call that was admitted by policy.
 pub(super) struct Prepared {
     pub(super) request: Request<CallBody>,
-    /// The same once more, if it may be sent again.
+    /// A copy of the request, if it may be sent again.
     pub(super) again: Option<Again>,
     pub(super) place: Place,
-    /// Where the release declares a credential for the host.
+    /// The secrets to search the answer for, where the release declares a credential for the host.
     pub(super) watch: Option<(Watch, Values)>,
-    /// How long the call may take.
+    /// The call's time limit.
     pub(super) lifetime: Duration,
     pub(super) registered: Registered,
     pub(super) exchange: Exchange,
     /// The body holds it too: hyper drops a body that has been sent, and keeps one that an upstream
-    /// does not take.
+    /// does not read.
     pub(super) permit: Arc<Permit>,
 }
 
-/// A request that an upstream may be sent twice: without a body, and idempotent (RFC 9110, section 9.2.2).
+/// A request that may be sent to an upstream twice: without a body, and idempotent (RFC 9110,
+/// section 9.2.2).
 pub(super) struct Again {
     head: Request<()>,
     permit: Arc<Permit>,
@@ -73,7 +74,7 @@ impl Again {
         })
     }
 
-    /// The request, and what it holds until it is over.
+    /// The request, and its resources until it is over.
     pub(super) fn request(self) -> (Request<CallBody>, Exchange) {
         let over = CancellationToken::new();
         let body = CallBody::empty(&over, self.permit);
@@ -84,7 +85,7 @@ impl Again {
     }
 }
 
-/// What holds for an answer that is searched.
+/// State for an answer that is searched.
 pub(super) struct Credentialed {
     pub(super) watch: Watch,
     /// `None`: every secret is too short to be searched for.
@@ -181,7 +182,7 @@ pub(super) fn prepare(
     })
 }
 
-/// The release of a channel, while its tenant's newest manifest lists it.
+/// The release of a channel, as long as its tenant's newest manifest lists it.
 pub(super) fn authorised<'a>(
     state: &'a State,
     tenant: &TenantId,
@@ -200,7 +201,8 @@ pub(super) fn authorised<'a>(
     })
 }
 
-/// The release or the operator's ceiling says no, or no release could allow the call.
+/// The refusal for a denial: by the release, by the operator's ceiling, or because no release could
+/// allow the call.
 fn denied(denial: &Denial) -> Refused {
     let code = match denial {
         Denial::Target(_) | Denial::Method => CallCode::CallInvalid,
@@ -214,7 +216,7 @@ fn denied(denial: &Denial) -> Refused {
     Refused::new(code, denial.to_string())
 }
 
-/// The function's fields that may go out, before the slot is filled.
+/// The function's fields that may be sent, before the slot is filled.
 fn sent_fields(
     head: &RequestHead,
     rules: Option<CredentialedRules>,
@@ -233,8 +235,9 @@ fn sent_fields(
     Ok(sent)
 }
 
-/// The secret of this name that may be used now: listed for this node's pool by a manifest that is
-/// fresh, in date, and under a lease. The same rule admits a call and ends one that is under way.
+/// The secret of this name, if it may be used now: listed for this node's pool by a manifest that
+/// is fresh, in date, and under a lease. The same rule admits a call and ends one that is under
+/// way.
 pub(super) fn usable<'a>(
     vault: &Vault,
     state: &'a State,
@@ -281,7 +284,7 @@ pub(super) fn usable<'a>(
         ));
     }
     if let Standing::Stale(stale) = tenant.standing(now) {
-        let message = format!("{stale}; what runs goes on, credentials do not");
+        let message = format!("{stale}; functions keep running, but credentials are not used");
         return Err(Refused::new(CallCode::CredentialStale, message));
     }
     Ok((digest, secret))
@@ -330,8 +333,8 @@ fn unsendable() -> Refused {
     Refused::new(CallCode::CallInvalid, "the request cannot be sent as it is")
 }
 
-/// The target of a request. The path and query may hold a secret: they are shared, not copied, and
-/// wiped when the last holder lets go.
+/// The target of a request. Its path and query may contain a secret, so their memory is shared, not
+/// copied, and wiped when the last holder drops it.
 fn uri(scheme: &str, authority: &str, path_and_query: Zeroizing<String>) -> Option<Uri> {
     let mut parts = http::uri::Parts::default();
     parts.scheme = Some(UriScheme::try_from(scheme).ok()?);

@@ -20,9 +20,9 @@ use crate::error::{Code, Error};
 use crate::machine::now;
 use crate::session::{Context, Session};
 
-/// Between two looks at who asks.
+/// Pause between two requests for the waiting nodes.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
-/// How long the right request of a named node is waited for after a wrong one.
+/// How long the command waits for the right request of a named node after it has refused one.
 const AFTER_REJECTION: Duration = Duration::from_secs(3);
 
 /// `casemate node admit`
@@ -30,8 +30,11 @@ pub(in crate::commands) async fn admit(cx: &Context, args: &NodeAdmit) -> Result
     let mut session = Session::open(cx).await?;
     session.read_pools().await?;
     let progress = match &args.name {
-        Some(name) => Some(cx.output.progress(format!("waiting for {name} to ask"))),
-        None if args.watch => Some(cx.output.progress("waiting for nodes to ask")),
+        Some(name) => Some(
+            cx.output
+                .progress(format!("waiting for {name} to ask to join")),
+        ),
+        None if args.watch => Some(cx.output.progress("waiting for nodes to ask to join")),
         None => None,
     };
     let wait = if args.name.is_some() { args.wait } else { 0 };
@@ -50,7 +53,7 @@ pub(in crate::commands) async fn admit(cx: &Context, args: &NodeAdmit) -> Result
             session.relock()?;
             let answered = admit_one(&mut session, &join).await?;
             if answered.is_err() {
-                // What waits may be an old request, with the right one on its way.
+                // The waiting request may be an old one, with the right one on its way.
                 until = until.min(Instant::now() + AFTER_REJECTION);
             }
             round.note(cx, &join, answered);
@@ -120,7 +123,7 @@ impl Round {
         });
         cx.output.result(&result, || {
             match (self.admitted.len(), self.refused.len()) {
-                (0, 0) => "nobody asks to join".to_owned(),
+                (0, 0) => "no node asks to join".to_owned(),
                 (count, 0) => format!("{count} admitted"),
                 (count, not) => format!("{count} admitted, {not} not"),
             }
@@ -128,8 +131,8 @@ impl Round {
     }
 }
 
-/// Why a node that was named is not admitted: what was wrong with its request, or that there was
-/// none.
+/// The error for a named node that is not admitted: why its request was refused, or that none
+/// arrived.
 fn not_admitted(
     session: &Session<'_>,
     name: &Name,
@@ -199,8 +202,8 @@ async fn admit_one(
         revoked: false,
         join: Some(join.envelope.clone()),
     };
-    // Used up before it is used: a kill in between costs a new try of the same node, never a second
-    // node.
+    // The token is marked as used before it is used: after a crash in between the same node tries
+    // again, never a second node.
     tokens[at].used_by = Some(node.node_key);
     home.write_json(TOKENS, &tokens)?;
     members.retain(|member| member.node != node.node);

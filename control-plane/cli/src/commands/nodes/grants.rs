@@ -19,11 +19,11 @@ pub(super) fn no_pool(pool: &Name) -> Error {
     Error::new(
         Code::NotFound,
         format!("there is no pool {pool}"),
-        "`casemate pool list` shows those that there are; `casemate pool add` makes one",
+        "`casemate pool list` shows the pools of the fleet; `casemate pool add` makes one",
     )
 }
 
-/// The unexpired keys of a pool, sealed to a node; those that it has are left out.
+/// The unexpired keys of a pool, sealed to a node; keys that the node already has are left out.
 pub(super) fn grants(
     session: &Session<'_>,
     pool: &Name,
@@ -43,8 +43,8 @@ pub(super) fn grants(
         }
         let (keys, file) = (session.cx.keys(), pool_file(pool, epoch));
         if !keys.has(&file) && epoch < newest {
-            // Secrets that were sealed to a lost key stay closed for nodes that do not have it; the
-            // newest one is needed.
+            // Secrets that were sealed to a lost key cannot be opened by nodes that do not have it;
+            // the newest key is required.
             session.cx.output.warn(&format!(
                 "the key of pool {pool}, epoch {epoch}, is not in this home: the node does not get \
                  it"
@@ -62,7 +62,7 @@ pub(super) fn grants(
     Ok(grants)
 }
 
-/// Have the control plane take again the members that it has lost; which.
+/// Have the control plane admit again the members that it has lost; returns their names.
 pub(in crate::commands) async fn readmit_lost(
     session: &mut Session<'_>,
 ) -> Result<Vec<Name>, Error> {
@@ -87,7 +87,7 @@ pub(in crate::commands) async fn readmit_lost(
     Ok(again)
 }
 
-/// Give every member the pool keys that it lacks; the nodes that were given one.
+/// Give every member the pool keys that it lacks; returns the nodes that received one.
 pub(in crate::commands) async fn grant_missing(
     session: &mut Session<'_>,
     only: Option<&Name>,

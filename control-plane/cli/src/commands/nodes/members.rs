@@ -1,5 +1,5 @@
-//! The nodes that this home has admitted: later pool keys are sealed to what stands here, never to
-//! what the control plane says.
+//! Admitted nodes: later pool keys are sealed to the keys in this file, never to
+//! keys that the control plane reports.
 
 use casemate_trust::Seconds;
 use casemate_trust::dsse::Envelope;
@@ -13,7 +13,7 @@ use crate::session::Session;
 /// The file of the members.
 pub(super) const NODES: &str = "nodes.json";
 
-/// A node that was admitted. The list of them is the home's own record, in `nodes.json`.
+/// An admitted node. The list of them is the home's own record, in `nodes.json`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Admitted {
     pub(super) node: Name,
@@ -22,13 +22,13 @@ pub(super) struct Admitted {
     pub(super) sealing_key: SealingKey,
     pub(super) admitted: Seconds,
     pub(super) revoked: bool,
-    /// Its request: a control plane that has lost the node is given it again. Missing of nodes that
-    /// were admitted before it was kept.
+    /// The node's request, which is uploaded again to a control plane that has lost the node. It is
+    /// missing for nodes that were admitted before requests were kept.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) join: Option<Envelope>,
 }
 
-/// Whether a node that the control plane shows is one that this home or the root has revoked.
+/// Whether a node that the control plane lists was revoked by this home or by the root.
 pub(in crate::commands) fn is_revoked(
     session: &Session<'_>,
     name: &Name,

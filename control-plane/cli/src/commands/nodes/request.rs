@@ -9,7 +9,7 @@ use casemate_trust::statement::Statement as _;
 
 use super::members::Admitted;
 
-/// Why a request is not granted: shown to the operator, who decides what happens next.
+/// Why a join request is refused: shown to the operator, who decides what happens next.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Rejection {
     #[error(
@@ -51,8 +51,8 @@ impl Rejection {
     }
 }
 
-/// Decides about one request; which token it used. What the control plane says of it beside the
-/// envelope must be what was signed: the operator chooses by the name that is shown.
+/// Decides about one request; returns the token that signed it. The control plane's listing must
+/// agree with the signed request, because the operator chooses by the name that is listed.
 pub(super) fn decide(
     join: &JoinView,
     fleet: FleetId,
@@ -72,7 +72,8 @@ pub(super) fn decide(
     for (at, token) in tokens.iter().enumerate() {
         let request = match JoinRequest::check(&join.envelope, token, now) {
             Ok(request) => request,
-            // Signed with another token, or with this one too late or for something else.
+            // The request was signed with another token, or with this one too late or for another
+            // node.
             Err(JoinError::Signature) => continue,
             Err(error) => {
                 rejection = error.into();

@@ -14,15 +14,15 @@ use crate::session::{Context, Session};
 /// `casemate node revoke`
 pub(in crate::commands) async fn revoke(cx: &Context, args: &NodeRevoke) -> Result<(), Error> {
     confirm(args.yes, "revoke the node", args.name.as_str())?;
-    // Written down before the control plane is so much as called: what it answers, or that it does
-    // not, must not keep a node among those that later keys are sealed to.
+    // The revocation is written down before the control plane is called: whether and what it
+    // answers must not keep a node among those that later keys are sealed to.
     let pool = mark_revoked(cx, &args.name)?;
     let is_listed = pool.is_some() && cx.is_operator() && sign_missing(cx)?;
     let told = async {
         let mut session = Session::open(cx).await?;
         let path = format!("/v1/nodes/{}", args.name);
         let deleted = session.api.delete(&path).await;
-        // Whatever has become of that: the list is what a control plane cannot take back.
+        // In any case the list is published: a control plane cannot revert it.
         session.publish_fleet().await?;
         deleted
     };
@@ -59,8 +59,8 @@ pub(in crate::commands) async fn revoke(cx: &Context, args: &NodeRevoke) -> Resu
     Ok(())
 }
 
-/// Have this home give a node no key any more, nor admit it again with a token that it still has;
-/// the pool that it was in.
+/// Mark a node as revoked: this home gives it no more keys, and does not admit it again with a
+/// token that it still has. Returns its pool.
 fn mark_revoked(cx: &Context, name: &Name) -> Result<Option<Name>, Error> {
     let _lock = cx.home.lock()?;
     cancel_tokens(&cx.home, name)?;

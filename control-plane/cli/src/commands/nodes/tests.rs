@@ -78,7 +78,7 @@ fn a_token_admits_one_node_once() {
 }
 
 #[test]
-fn refusals_have_names() {
+fn every_refusal_names_its_reason() {
     let one = token("edge-1", 1);
     let records = vec![token("edge-1", 2).record().unwrap()];
     let asked = join(&one, &key(8));
@@ -104,7 +104,7 @@ fn refusals_have_names() {
 }
 
 #[test]
-fn what_the_control_plane_says_beside_the_envelope_must_be_what_was_signed() {
+fn a_listing_that_contradicts_the_signed_request_is_refused() {
     let token = token("edge-1", 1);
     let records = vec![token.record().unwrap()];
     let asked = join(&token, &key(8));

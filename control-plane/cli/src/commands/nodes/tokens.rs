@@ -1,4 +1,4 @@
-//! `casemate node token`: with which one node may ask to join, once.
+//! `casemate node token`: makes a token with which one node may ask to join, once.
 
 use casemate_api::node::NewJoinToken;
 use casemate_trust::join::{JoinToken, MAX_ADDRESS_BYTES, TokenRecord};
@@ -14,7 +14,7 @@ use crate::home::Home;
 use crate::machine::{date, now, random};
 use crate::session::{Context, Session};
 
-/// Tokens that were given out, without their secret part.
+/// The tokens that were made, without their secret part.
 pub(in crate::commands) const TOKENS: &str = "joins.json";
 
 /// `casemate node token`
@@ -96,7 +96,7 @@ fn quic_socket(session: &Session<'_>, args: &NodeToken) -> Result<String, Error>
 async fn register(session: &mut Session<'_>, record: TokenRecord) -> Result<(), Error> {
     let home = &session.cx.home;
     let mut tokens: Vec<TokenRecord> = home.read_json(TOKENS)?.unwrap_or_default();
-    // What has expired is refused for that alone.
+    // Expired tokens are refused by their date alone, so they need not be kept.
     tokens.retain(|token| token.expires > now());
     tokens.push(record.clone());
     home.write_json(TOKENS, &tokens)?;
@@ -114,7 +114,7 @@ async fn register(session: &mut Session<'_>, record: TokenRecord) -> Result<(), 
     Ok(())
 }
 
-/// `casemate node token --cancel`: nothing but this home admits nodes, so nobody else has to be told.
+/// `casemate node token --cancel`. Only this home admits nodes, so no other program needs to know.
 fn cancel(cx: &Context, name: &Name) -> Result<(), Error> {
     let _lock = cx.home.lock()?;
     let count = cancel_tokens(&cx.home, name)?;
@@ -122,20 +122,20 @@ fn cancel(cx: &Context, name: &Name) -> Result<(), Error> {
         return Err(Error::new(
             Code::NotFound,
             format!("this home keeps no token for a node {name}"),
-            "check the name; tokens that were made in another home are cancelled there, expired ones admit nobody",
+            "check the name; cancel tokens of another home there; expired ones admit no node",
         ));
     }
     let result = json!({ "node": name, "cancelled": count });
     cx.output.result(&result, || {
-        format!("{count} tokens for {name} are cancelled: they admit nobody any more")
+        format!("{count} tokens for {name} are cancelled: they admit no node any more")
     })?;
     cx.output.hint(&format!(
-        "A node that has joined already stays: `casemate node revoke {name}` throws it out."
+        "A node that has joined already stays: `casemate node revoke {name}` removes it."
     ));
     Ok(())
 }
 
-/// Forget the tokens that were made for a node; how many.
+/// Delete the tokens that were made for a node; returns how many.
 pub(super) fn cancel_tokens(home: &Home, name: &Name) -> Result<usize, Error> {
     let mut tokens: Vec<TokenRecord> = home.read_json(TOKENS)?.unwrap_or_default();
     let before = tokens.len();

@@ -28,13 +28,13 @@ use limits::{endpoints, limits, limits_of_slots};
 use pools::pools;
 use value::{cannot_seal, check_length, value};
 
-/// A value with where it may go.
+/// A value with the limits of its use.
 struct Sealing {
     value: SecretValue,
     limits: SecretLimits,
-    /// The version that it got.
+    /// The version of the sealed secret.
     version: u64,
-    /// Options whose limits the version before had, and this one has not.
+    /// Options whose limits the earlier version had, and this one lacks.
     dropped: Vec<&'static str>,
 }
 
@@ -43,7 +43,7 @@ pub(in crate::commands) async fn put(cx: &Context, args: &SecretPut) -> Result<(
     if args.value.is_some() {
         return Err(value_in_argv());
     }
-    // A project with mistakes must not decide where a secret goes.
+    // A project with mistakes must not decide where a secret may go.
     let project = if args.project.project.join(FILE).exists() {
         Some(cx.project(&args.project.project)?)
     } else {
@@ -70,7 +70,8 @@ pub(in crate::commands) async fn put(cx: &Context, args: &SecretPut) -> Result<(
     for (name, sealing) in &secrets {
         if !sealing.dropped.is_empty() {
             cx.output.warn(&format!(
-                "{name} had limits until version {}, and version {} has none of that kind: give {} if that was not meant",
+                "{name} had limits until version {}, and version {} has none of that kind: give {} \
+                 if that was not meant",
                 sealing.version - 1,
                 sealing.version,
                 sealing.dropped.join(", ")
@@ -93,7 +94,8 @@ fn one(name: &Identifier, args: &SecretPut) -> Result<BTreeMap<Identifier, Seali
     Ok([(name.clone(), sealing)].into())
 }
 
-/// The secrets of a file, each with the hosts of the command line or of the credentials that use it.
+/// The secrets of a file, each with the hosts of the command line or of the credentials that use
+/// it.
 fn many(
     cx: &Context,
     args: &SecretPut,
@@ -131,12 +133,12 @@ fn many(
         "no credential of casemate.toml uses {}, so it is not known where it may go",
         homeless.join(", ")
     );
-    let next = "add a [[credential]] for each, give the same `--host HOST` for all, or take them out of the file; nothing \
-                was sealed";
+    let next = "add a [[credential]] for each, give the same `--host HOST` for all, or take them \
+         out of the file; nothing was sealed";
     Err(Error::new(Code::Input, what, next).at(path.display()))
 }
 
-/// Seals one secret to every pool, one version above the highest that is listed.
+/// Seals one secret to every pool, with a version one higher than the highest that is listed.
 fn seal(
     tenancy: &Tenancy<'_>,
     draft: &mut Draft,
@@ -176,7 +178,8 @@ fn seal(
     Ok(())
 }
 
-/// What was sealed, as JSON and for people; a secret that the command line named stands alone.
+/// The sealed secrets, as JSON and for people; a secret that the command line named is not in a
+/// list.
 fn told(
     secrets: &BTreeMap<Identifier, Sealing>,
     pools: &[String],

@@ -48,7 +48,7 @@ pub(in crate::commands) async fn add(cx: &Context, args: &TenantAdd) -> Result<(
     if listed.iter().any(|summary| summary.name == args.name) {
         return Err(Error::new(
             Code::Exists,
-            format!("there is a tenant {} already", args.name),
+            format!("the tenant {} exists already", args.name),
             "`casemate tenant show` shows it, `casemate tenant hosts` changes its hosts, \
              `casemate tenant update` its ceilings, `casemate token create --scope tenant` makes \
              another token",
@@ -75,8 +75,8 @@ fn signed(
         }
         Some((earlier, envelope)) if gives_the_same(&earlier, &asked) => Ok((earlier, envelope)),
         Some((earlier, _)) if args.replace => {
-            // The root's next word on the same tenant: whoever has seen the first one takes this in
-            // its place.
+            // The statement is the root's next version for the same tenant: it replaces the first
+            // one everywhere.
             let tenant = Tenant {
                 version: earlier.version + 1,
                 current: asked.current,
@@ -130,7 +130,7 @@ async fn hand_over(
     Ok(())
 }
 
-/// What this home has signed under a name.
+/// The statement that this home has signed for a name.
 fn remembered(session: &Session<'_>, name: &Name) -> Option<(Tenant, Envelope)> {
     let id = session.known.judge().tenant_named(name)?;
     let mut held = session.known.tenant_statements();
@@ -146,8 +146,8 @@ fn gives_the_same(earlier: &Tenant, asked: &Tenant) -> bool {
         && earlier.egress == asked.egress
 }
 
-/// The error for a name under which the root has signed something else, which the control plane
-/// does not show.
+/// The error for a name for which the root has signed another statement, which the control plane
+/// does not list.
 fn signed_before(earlier: &Tenant) -> Error {
     let keys = earlier.current.keys.iter();
     let keys = keys.map(|key| format!("key {key}, fingerprint {}", key.fingerprint()));
@@ -167,7 +167,7 @@ fn signed_before(earlier: &Tenant) -> Error {
     .lines(keys.chain(hosts))
 }
 
-/// Public keys, and the fingerprints that they must have where such are given.
+/// The public keys, checked against the given fingerprints.
 fn key_set(args: &TenantAdd) -> Result<KeySet, Error> {
     let (mut keys, mut fingerprints) = (Vec::new(), Vec::new());
     for text in &args.keys {

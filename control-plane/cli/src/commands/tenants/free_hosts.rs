@@ -10,9 +10,9 @@ use casemate_trust::name::Name;
 
 use crate::error::{Code, Error};
 
-/// Refuses hosts that another tenant has. What this home holds signed decides first, so that the
-/// control plane cannot hide a tenant; its own list is asked too, for tenants that another home has
-/// signed.
+/// Refuses hosts that another tenant has. The statements that this home has signed decide first, so
+/// that the control plane cannot hide a tenant; its list is used too, for tenants that another home
+/// has signed.
 pub(super) fn require_free(
     judge: &Judge,
     listed: &[TenantSummary],
@@ -36,7 +36,7 @@ pub(super) fn require_free(
     let unknown = listed.iter().filter(|other| other.id != *tenant);
     for other in unknown.filter(|other| !known(&other.id)) {
         for theirs in other.hosts.iter().filter_map(|host| host.parse().ok()) {
-            compare(&other.name, &theirs, "the control plane says so");
+            compare(&other.name, &theirs, "listed by the control plane");
         }
     }
     if taken.is_empty() {
@@ -45,7 +45,7 @@ pub(super) fn require_free(
     Err(Error::new(
         Code::Exists,
         "another tenant may answer for this host already",
-        "name another host, or take it away from that tenant first: `casemate tenant hosts NAME \
+        "name another host, or remove it from that tenant first: `casemate tenant hosts NAME \
          --remove HOST`",
     )
     .lines(taken))
@@ -65,7 +65,7 @@ mod tests {
     }
 
     #[test]
-    fn a_host_is_taken_also_when_the_control_plane_hides_the_tenant_that_has_it() {
+    fn a_host_is_refused_even_if_the_control_plane_hides_its_tenant() {
         let root = Root {
             version: 1,
             keys: vec![key(1).public()],

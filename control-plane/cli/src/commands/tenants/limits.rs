@@ -18,7 +18,7 @@ pub(super) fn ceilings(args: &CeilingOptions, default: Ceilings) -> Ceilings {
     }
 }
 
-/// The egress ceiling: what is named replaces what was there.
+/// The egress ceiling: each list that is named replaces the earlier one.
 pub(super) fn egress(args: &EgressLimits, before: Option<EgressCeiling>) -> Option<EgressCeiling> {
     let named = !args.egress_hosts.is_empty()
         || !args.egress_ports.is_empty()

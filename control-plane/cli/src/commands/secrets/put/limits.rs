@@ -42,7 +42,7 @@ pub(super) fn limits_of_slots(
     Ok(limits)
 }
 
-/// Where a secret may go: to these hosts, and what the options say beside.
+/// The limits of a secret: these hosts, and those that the options give.
 pub(super) fn limits(args: &SecretPut, endpoints: Vec<Endpoint>) -> Result<SecretLimits, Error> {
     let (hosts, ports) = hosts_and_ports(&endpoints)?;
     let ca = args.ca.as_ref().map(|path| {
@@ -140,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn ports_stand_behind_each_host_or_apart_and_are_the_same_for_all() {
+    fn ports_follow_each_host_or_are_given_apart_and_are_the_same_for_all() {
         let ports = |words: &[&str]| {
             let args = put_args(words);
             let limits = endpoints(&args).and_then(|endpoints| limits(&args, endpoints));

@@ -14,7 +14,7 @@ use crate::memory::refused;
 use crate::project::{DEFAULT_POOL, Project};
 use crate::tenancy::Tenancy;
 
-/// The pools that it is sealed to, each with its newest key, which must not have expired.
+/// The pools that the secret is sealed to, each with its newest key, which must not have expired.
 pub(super) fn pools(
     tenancy: &Tenancy<'_>,
     args: &SecretPut,

@@ -10,12 +10,12 @@ use crate::args::SecretPut;
 use crate::error::{Code, Error};
 use crate::session::Context;
 
-/// Fewer bytes than this are warned about: a function that may call an upstream as often as it
-/// likes can try the secret's values one by one, and shorter ones also occur in answers by chance,
-/// where they are replaced.
+/// Values with fewer bytes than this cause a warning: a function that may call an upstream without
+/// limit can guess the value by trial, and short values also occur in answers by chance, where they
+/// are replaced.
 const SHORT_VALUE_BYTES: usize = 16;
-/// Fewer bytes than this are refused without `--short`: eight letters and digits are the least that
-/// nobody tries out within a day at a hundred thousand calls a second.
+/// Values with fewer bytes than this are refused without `--short`: eight letters and digits cannot
+/// be tried out within a day at a hundred thousand calls a second, fewer can.
 const LEAST_VALUE_BYTES: usize = 8;
 
 /// Refuses or warns about a value that a function could guess.
@@ -70,8 +70,8 @@ pub(super) fn value(name: &Identifier, args: &SecretPut) -> Result<SecretValue, 
 }
 
 fn read(from: impl Read) -> std::io::Result<Zeroizing<Vec<u8>>> {
-    // Room for one more than allowed with its line break, so that too much is seen; no growing,
-    // which would leave copies.
+    // The buffer holds one byte more than a value with its line break may have, so that a longer
+    // value is noticed. It never grows, because growing would leave copies of the secret.
     let most = MAX_VALUE_BYTES + 3;
     let mut bytes = Zeroizing::new(Vec::with_capacity(most));
     from.take(most as u64).read_to_end(&mut bytes)?;
@@ -107,7 +107,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn too_much_is_seen_and_not_read_on() {
+    fn a_value_over_the_limit_is_refused_without_reading_all_of_it() {
         let endless = std::io::repeat(b'x');
         let bytes = read(endless).unwrap();
         assert_eq!(bytes.len(), MAX_VALUE_BYTES + 3);
