@@ -1,4 +1,4 @@
-//! Making a state folder, and running from one.
+//! Creates a state folder, and runs the control plane from one.
 
 use std::future::Future;
 use std::path::{Path, PathBuf};
@@ -32,14 +32,14 @@ pub(crate) const PUBLIC: &str = "public.json";
 const OPERATOR_TOKEN: &str = "operator.token";
 const ADDRESSES: &str = "addresses.json";
 const MIB_BYTES: u64 = 1024 * 1024;
-/// A file that is written and removed at the start, to see whether the disk has room, and its size: what opening a store may
-/// take.
+/// A file that is written and removed at the start, to check for free space on the disk, and its
+/// size: the space that opening a store may need.
 const PROBE: &str = "room";
 const PROBE_BYTES: usize = 1024 * 1024;
-/// How long running requests and connections may take to end.
+/// Time limit for running requests and connections to end.
 const DRAIN: Duration = Duration::from_secs(10);
 
-/// What `init` has made.
+/// The result of `init`.
 #[derive(Debug, Serialize)]
 pub struct Initialised {
     /// The folder.
@@ -52,7 +52,8 @@ pub struct Initialised {
     pub keys: PublicKeys,
 }
 
-/// Makes a state folder: keys, an empty store, the first operator token. It is there whole or not at all.
+/// Makes a state folder: keys, an empty store, the first operator token. It exists completely or
+/// not at all.
 ///
 /// # Errors
 /// The folder exists and is not empty, or cannot be written.
@@ -128,8 +129,8 @@ pub(crate) async fn open(
     Ok(Plane::open(store, folders, keys, quic_address, tenant_limit_bytes).await?)
 }
 
-/// Opening the store takes room on the disk when the program before was killed. Where there is none, what is kept for the
-/// operator is given up, so that the control plane starts.
+/// Opening the store needs space on the disk if the program was killed before. If there is none,
+/// the space that is reserved for the operator is released, so that the control plane starts.
 fn make_room(state: &Path) {
     let probe = state.join(PROBE);
     let written = std::fs::write(&probe, vec![1; PROBE_BYTES]);
@@ -137,11 +138,11 @@ fn make_room(state: &Path) {
     if let Err(error) = written
         && Reserve::release(state)
     {
-        tracing::warn!(%error, "the disk is full: starting takes what was kept for the operator");
+        tracing::warn!(%error, "the disk is full: the start uses the space that is reserved for the operator");
     }
 }
 
-/// Where a running control plane listens, as `addresses.json` says it.
+/// The addresses of a running control plane, as in `addresses.json`.
 #[derive(Serialize)]
 struct Addresses {
     api: String,
@@ -151,7 +152,7 @@ struct Addresses {
 /// Runs until `stop` ends.
 ///
 /// # Errors
-/// It could not start.
+/// The control plane could not start.
 #[expect(clippy::too_many_lines, reason = "older than the limit")]
 pub async fn serve(config: Config, stop: impl Future<Output = ()>) -> Result<(), Failure> {
     let state = &config.state;
@@ -164,7 +165,7 @@ pub async fn serve(config: Config, stop: impl Future<Output = ()>) -> Result<(),
             return Err(Failure::config(message));
         }
         let message = format!(
-            "{} is no state folder; `casemate-control init --state {0}` makes one",
+            "{} is not a state folder; `casemate-control init --state {0}` makes one",
             state.display()
         );
         return Err(Failure::config(message));
@@ -191,7 +192,7 @@ pub async fn serve(config: Config, stop: impl Future<Output = ()>) -> Result<(),
     let plane = Arc::new(open(state, &keys, public, false, limit_bytes, config.log_limits).await?);
     let socket = backup::Socket::open(state);
     files::write_public(&state.join(ADDRESSES), &json)?;
-    // A disk that is full already is no reason not to start: that is when it is needed most.
+    // A full disk must not prevent the start: the control plane is needed most then.
     plane.reserve().await.ok();
     if let Err(fault) = plane.remove_revoked_before().await {
         let message = &fault.body.error.message;
@@ -202,7 +203,7 @@ pub async fn serve(config: Config, stop: impl Future<Output = ()>) -> Result<(),
     }
     if !plane.audit_intact() {
         tracing::error!(
-            "the audit log was tampered with; it goes on behind the break, and every answer says so"
+            "the audit log was tampered with; new records follow the break, and the API reports it"
         );
     }
     let stopping = CancellationToken::new();

@@ -1,4 +1,4 @@
-//! Nodes over real QUIC: joining, being served, coming again, being thrown out.
+//! Nodes over real QUIC: joining, being served, reconnecting, being revoked.
 // A test that cannot go on fails.
 #![allow(clippy::unwrap_used)]
 
@@ -72,11 +72,12 @@ async fn a_node_joins_and_is_served_on_the_same_connection() {
     assert_eq!(
         node.fetch(Digest::of(b"bundle two"), 7).await,
         b"two",
-        "a cut bundle goes on"
+        "an interrupted bundle continues"
     );
     let status: TenantStatus = tenant.get(&tenant_path(&id, "status")).await.ok().json();
     assert_eq!(status.functions[&name("web")].nodes_total, 1);
-    // It is accepted; whether it runs there is another question, until its bundle is on the node's disk.
+    // The manifest is accepted; it does not count as running until its bundle is on the node's
+    // disk.
     let acknowledged = async |is_stored: bool| {
         eventually("the acknowledgement", async || {
             let status: TenantStatus = tenant.get(&tenant_path(&id, "status")).await.ok().json();
@@ -94,7 +95,7 @@ async fn a_node_joins_and_is_served_on_the_same_connection() {
     node.end.stored(id, 2).unwrap();
     node.write().await;
     acknowledged(true).await;
-    // Coming again with what it has, it is sent nothing.
+    // A node that reconnects with everything is sent nothing.
     let mut has = came.has();
     has.tenants
         .extend(pushed.has().tenants.into_iter().map(|(id, mut new)| {
@@ -106,7 +107,8 @@ async fn a_node_joins_and_is_served_on_the_same_connection() {
     let mut other = again.clone();
     let mut node = Node::connect(&control, &key(20), NodeEnd::member(again)).await;
     assert_eq!(node.sync().await.ids(), []);
-    // One of the same version with another digest, as after a restored backup, is not the newest.
+    // A manifest of the same version with another digest, as after a restored backup, is not the
+    // newest.
     let foreign = Digest([9; 32]);
     other.has.tenants.get_mut(&id).unwrap().manifest = Some((2, foreign));
     let _node = Node::connect(&control, &key(20), NodeEnd::member(other)).await;
@@ -215,7 +217,7 @@ async fn stopped_credentials_of_a_nodes_own_functions_are_in_the_tenants_status(
     assert_eq!(stopped.len(), 1, "{stopped:?}");
     assert_eq!(stopped[0].secret.as_str(), "KEY");
     assert_eq!(stopped[0].nodes, [name("edge-1")]);
-    // The next status says that it is over.
+    // The next status reports that the stop is over.
     node.end.status("{}".into());
     node.write().await;
     eventually("it is over", async || {
@@ -236,7 +238,7 @@ async fn an_unknown_key_may_only_join() {
     )
     .await;
     assert!(said_hello.close_code().await >= 16, "a violation");
-    // Without a registered token, with an expired one, with a request that another key signed.
+    // Requests without a registered token, with an expired one, and signed by another key.
     let address = (control.quic.clone(), control.keys.quic);
     let unknown = JoinToken::new(
         fleet.id,
@@ -272,12 +274,12 @@ async fn an_unknown_key_may_only_join() {
 }
 
 #[tokio::test]
-async fn unknown_keys_are_few_before_they_have_said_a_word_and_nodes_have_room_beside_them() {
+async fn silent_unknown_keys_are_limited_and_nodes_keep_their_slots() {
     let control = Control::new().await;
     let fleet = Fleet::new(&control).await;
     let mut node = member(&control, &fleet, "edge-1", &key(20)).await;
     node.sync().await;
-    // One more than there may be from one address.
+    // One more than allowed from one address.
     let mut strangers = Vec::new();
     for number in 100..=116 {
         let config = quic_config(&key(number), control.keys.quic, VERSIONS.alpns());
@@ -337,7 +339,7 @@ async fn expired_and_twice_used_tokens_and_second_nodes_are_refused() {
             .refused(409),
         "node_exists"
     );
-    // The same token, another key.
+    // Another key uses the same token.
     let mut second = joining(&control, &fleet, &token, &key(21)).await;
     assert!(
         matches!(second.next().await.unwrap(), NodeEvent::JoinRefused { code, .. } if code == "token_used")
@@ -444,7 +446,7 @@ async fn leases_are_signed_with_the_liveness_key_for_who_asks() {
 }
 
 #[tokio::test]
-async fn a_node_that_comes_twice_keeps_the_newer_connection() {
+async fn a_node_that_connects_twice_keeps_the_newer_connection() {
     let control = Control::new().await;
     let fleet = Fleet::new(&control).await;
     let first = member(&control, &fleet, "edge-1", &key(20)).await;
@@ -463,7 +465,7 @@ async fn a_node_that_comes_twice_keeps_the_newer_connection() {
 }
 
 #[tokio::test]
-async fn two_machines_with_one_key_are_named_and_do_not_push_each_other_out() {
+async fn two_machines_with_one_key_are_reported_and_do_not_evict_each_other() {
     let control = Control::new().await;
     let fleet = Fleet::new(&control).await;
     let mut one = member(&control, &fleet, "edge-1", &key(20)).await;
@@ -471,7 +473,7 @@ async fn two_machines_with_one_key_are_named_and_do_not_push_each_other_out() {
         let end = NodeEnd::member(hello("edge-1", &key(20), fleet.id));
         Node::connect(&control, &key(20), end).await
     };
-    // Each comes again when the other has taken its place, as programs do.
+    // Each machine reconnects when the other has taken its place, as programs do.
     let mut other = again().await;
     assert_eq!(one.close_code().await, u64::from(close::REPLACED));
     one = again().await;
@@ -495,7 +497,7 @@ async fn two_machines_with_one_key_are_named_and_do_not_push_each_other_out() {
 }
 
 #[tokio::test]
-async fn another_alpn_another_server_key_and_bundles_of_others_are_refused() {
+async fn a_wrong_alpn_a_wrong_server_key_and_bundles_of_others_are_refused() {
     let control = Control::new().await;
     let fleet = Fleet::new(&control).await;
     assert!(
@@ -579,7 +581,7 @@ async fn a_restart_keeps_everything_and_a_node_notices_at_once() {
         node.fetch(Digest::of(b"bundle one"), 0).await,
         b"bundle one"
     );
-    // And it goes on: the next version is judged against what was before.
+    // The control plane continues: the next version is judged against the earlier one.
     let same = fleet.manifest(1, b"", None).sign(&[&key(10)]);
     let conflict = tenant
         .put(&tenant_path(&fleet.tenant.id, "manifest"), same.to_bytes())

@@ -1,4 +1,4 @@
-//! What is stored for a tenant: within its limit, as long as it matters, and no longer.
+//! A tenant's storage: its limit, and the removal of items that nothing lists.
 // A test that cannot go on fails.
 #![allow(clippy::unwrap_used)]
 
@@ -24,16 +24,16 @@ use support::fleet::{LATER, key, tenant, tenant_path, token};
 use support::node::hello;
 use support::{Client, Control, Fleet, Node, eventually};
 
-/// Older than anything that may be about to be listed.
+/// Older than any item that a manifest may be about to list.
 const LONG_AGO: Duration = Duration::from_secs(2 * 60 * 60);
-/// Young enough to stay, too old to be sure that it stays until a manifest comes.
+/// Young enough to stay, too old to stay certainly until a manifest arrives.
 const A_WHILE_AGO: Duration = Duration::from_secs(45 * 60);
 
 fn bundle_path(bundle: &[u8]) -> String {
     format!("/v1/bundles/{}", Digest::of(bundle))
 }
 
-/// Where a bundle lies.
+/// The path of a bundle.
 fn file(control: &Control, tenant: &TenantId, bundle: &[u8]) -> PathBuf {
     let digest = Digest::of(bundle).to_string();
     let folder = control.state().join("bundles").join(tenant.to_string());
@@ -49,7 +49,7 @@ fn open(control: &Control) -> Redb {
     Redb::open(&control.state().join("store.redb"), StoreId([0; 16])).unwrap()
 }
 
-/// Has everything been uploaded so long ago; the control plane does not run.
+/// Makes all uploads appear this much older; the control plane does not run.
 async fn age(control: &Control, by: Duration) {
     let then = SystemTime::now() - by;
     for folder in std::fs::read_dir(control.state().join("bundles")).unwrap() {
@@ -95,7 +95,7 @@ async fn second_tenant(control: &Control, fleet: &Fleet) -> (Tenant, Client) {
 }
 
 #[tokio::test]
-async fn a_full_storage_refuses_what_is_new_and_says_what_to_do() {
+async fn a_full_storage_refuses_new_items_and_names_the_next_step() {
     let mut control = Control::new().await;
     let fleet = Fleet::new(&control).await;
     control.stop().await;
@@ -113,18 +113,19 @@ async fn a_full_storage_refuses_what_is_new_and_says_what_to_do() {
     );
     let text = String::from_utf8(refused.body).unwrap();
     assert!(text.contains("casemate prune FUNCTION"), "{text}");
-    // The largest is read to its end, so that whoever sends it reads the answer.
+    // The largest body is read to its end, so that its sender reads the answer.
     let largest = vec![3; 10 * 1024 * 1024];
     let refused = client.put(&bundle_path(&largest), largest).await;
     assert_eq!(refused.refused(413), "quota_exceeded");
     let at = bundle_path(&second);
     assert_eq!(client.ask("HEAD", &at, vec![]).await.status, 404);
-    // What is there may be uploaded again, and what is refused for another reason takes no room.
+    // An existing bundle may be uploaded again, and one that is refused for another reason takes no
+    // space.
     client.put(&bundle_path(&first), first.clone()).await.ok();
     let wrong = client.put(&bundle_path(b"other"), vec![4; 200_000]).await;
     assert_eq!(wrong.refused(422), "digest_mismatch");
     assert_eq!(used_bytes(&client, &id).await, 700_000);
-    // Objects count too, and all of it is remembered.
+    // Objects count too, and the sum survives a restart.
     let third = vec![5; 300_000];
     client.put(&bundle_path(&third), third).await.ok();
     let release = |letter: &str| {
@@ -145,14 +146,14 @@ async fn a_full_storage_refuses_what_is_new_and_says_what_to_do() {
     let refused = client.put(&over, more).await;
     assert_eq!(refused.refused(413), "quota_exceeded");
     assert_eq!(client.get(&over).await.status, 404);
-    // Nobody else's business.
+    // Other tenants are not affected.
     let (bank, client) = second_tenant(&control, &fleet).await;
     client.put(&bundle_path(&second), second).await.ok();
     assert_eq!(used_bytes(&client, &bank.id).await, 700_000);
 }
 
 #[tokio::test]
-async fn what_the_newest_manifest_does_not_list_goes_when_it_is_old() {
+async fn unlisted_items_are_removed_when_they_are_old() {
     let mut control = Control::new().await;
     let fleet = Fleet::new(&control).await;
     let client = control.client(&fleet.tenant_token);
@@ -198,7 +199,7 @@ async fn what_the_newest_manifest_does_not_list_goes_when_it_is_old() {
     assert_eq!(client.ask("HEAD", &two_at, vec![]).await.status, 200);
     assert!(file(&control, &bank.id, b"bundle one").exists());
 
-    // With a manifest, what it drops goes at once, if it is old.
+    // With a manifest, the items that it drops are removed at once, if they are old.
     fleet.deploy(&client, 3, b"bundle three").await;
     let gone = file(&control, &id, b"bundle two");
     eventually("the removal", async || !gone.exists()).await;
@@ -206,7 +207,7 @@ async fn what_the_newest_manifest_does_not_list_goes_when_it_is_old() {
     let bank_client = second_tenant(&control, &fleet).await.1;
     assert_eq!(used_bytes(&bank_client, &bank.id).await, banks);
 
-    // A node gets what is left, of both.
+    // A node gets the remaining bundles, of both tenants.
     let token = fleet.join_token(&control, "edge-1", LATER).await;
     let request = fleet.join_request(&token, &key(20)).to_bytes();
     let mut node = Node::connect(&control, &key(20), NodeEnd::joining(request)).await;
@@ -232,7 +233,7 @@ async fn what_the_newest_manifest_does_not_list_goes_when_it_is_old() {
 }
 
 #[tokio::test]
-async fn an_upload_that_might_go_before_its_manifest_comes_is_asked_for_again() {
+async fn an_upload_that_may_expire_before_its_manifest_is_requested_again() {
     let mut control = Control::new().await;
     let fleet = Fleet::new(&control).await;
     let id = fleet.tenant.id;
@@ -251,7 +252,7 @@ async fn an_upload_that_might_go_before_its_manifest_comes_is_asked_for_again() 
     client.put(&object, release.clone()).await.ok();
     assert_eq!(client.ask("HEAD", &at, vec![]).await.status, 200);
     assert_eq!(used_bytes(&client, &id).await, before, "counted once");
-    // Now both are as young as if they had never been there.
+    // Both count as new now.
     restart_after(&mut control, Duration::ZERO).await;
     control.stop().await;
     let store = open(&control);
@@ -262,7 +263,7 @@ async fn an_upload_that_might_go_before_its_manifest_comes_is_asked_for_again() 
 }
 
 #[tokio::test]
-async fn a_manifest_that_cannot_be_read_is_no_reason_to_remove_anything() {
+async fn nothing_is_removed_if_a_manifest_cannot_be_read() {
     let mut control = Control::new().await;
     let fleet = Fleet::new(&control).await;
     let id = fleet.tenant.id;
@@ -282,7 +283,7 @@ async fn a_manifest_that_cannot_be_read_is_no_reason_to_remove_anything() {
     control.start().await;
     let gone = file(&control, &bank.id, b"unlisted");
     eventually("the removal", async || !gone.exists()).await;
-    // Every tenant's turn has come by now.
+    // By now every tenant was checked.
     tokio::time::sleep(Duration::from_millis(500)).await;
     assert!(file(&control, &id, b"bundle one").exists());
     let removals = removals(&control).await;
@@ -297,7 +298,7 @@ fn config(control: &Control) -> PathBuf {
     path
 }
 
-/// What is left of the bundles and objects that no manifest lists, and whether everything is there that one lists.
+/// The remaining bundles and objects that no manifest lists, and whether every listed one exists.
 async fn left(control: &Control, listed: &BTreeSet<String>) -> usize {
     let bundles = std::fs::read_dir(control.state().join("bundles")).unwrap();
     let bundles = bundles.flat_map(|folder| std::fs::read_dir(folder.unwrap().path()).unwrap());
@@ -320,7 +321,7 @@ async fn left(control: &Control, listed: &BTreeSet<String>) -> usize {
 
 #[tokio::test]
 #[expect(clippy::too_many_lines, reason = "one story, step by step")]
-async fn a_kill_in_the_middle_of_a_removal_loses_nothing_that_is_listed() {
+async fn a_kill_during_a_removal_loses_no_listed_item() {
     let mut control = Control::new().await;
     let fleet = Fleet::new(&control).await;
     let id = fleet.tenant.id;
@@ -392,7 +393,7 @@ async fn a_kill_in_the_middle_of_a_removal_loses_nothing_that_is_listed() {
         ]
         .iter()
         .sum::<usize>() as u64;
-        // A sealed secret's length may differ by how its numbers are written; nothing else is left.
+        // A sealed secret's length may vary with how its numbers are written; nothing else is left.
         used_bytes(&client, &id).await <= listed + 64
     })
     .await;
@@ -404,7 +405,7 @@ async fn a_kill_in_the_middle_of_a_removal_loses_nothing_that_is_listed() {
     assert_eq!(left(&control, &listed).await, 0);
 }
 
-/// A program that ends with its test, however that ends.
+/// A program that ends with its test, whatever the result.
 struct Running(Child);
 
 impl Drop for Running {
@@ -414,7 +415,8 @@ impl Drop for Running {
     }
 }
 
-/// How a process of its own mount namespace is made here, with the right to mount; `None` if this machine forbids it.
+/// The command that makes a process with its own mount namespace and the right to mount; `None` if
+/// this machine forbids it.
 fn own_mounts() -> Option<&'static [&'static str]> {
     let ways: [&[&str]; 2] = [
         &["--user", "--map-root-user", "--mount"],
@@ -431,8 +433,9 @@ fn own_mounts() -> Option<&'static [&'static str]> {
     })
 }
 
-/// Goes on with a control plane that has stopped, on a disk of its own, by a script that mounts the disk and runs the
-/// program there. The script's arguments are the program, the disk, the state and the configuration.
+/// Restarts a stopped control plane on a disk of its own, by a script that mounts the disk and runs
+/// the program there. The script's arguments are the program, the disk, the state and the
+/// configuration.
 fn on_a_small_disk(
     control: &mut Control,
     own_mounts: &[&str],
@@ -456,7 +459,7 @@ fn on_a_small_disk(
         Some(address.split(' ').next()?.to_owned())
     });
     control.plane.api = ready.unwrap_or_else(|| panic!("{said:#?}"));
-    // What it says is read on, so that it never waits for us.
+    // The program's output is read continuously, so that it never waits.
     std::thread::spawn(move || lines.count());
     (program, disk)
 }
@@ -476,12 +479,12 @@ async fn on_a_full_disk_the_operator_can_still_revoke() {
     };
     let listed = operator.get("/v1/tokens").await.ok().json::<TokenList>();
     control.stop().await;
-    // A disk of its own, that one tenant can fill.
+    // A small disk that one tenant can fill.
     let script = "mount -t tmpfs -o size=24m tmpfs \"$1\" && cp -a \"$2\" \"$3\" \"$1\" && \
                   exec \"$0\" serve --config \"$1/control.toml\"";
     let _program = on_a_small_disk(&mut control, own_mounts, script);
     let client = control.client(&tokens[0]);
-    // From large to small, until nothing fits.
+    // Files of decreasing size, until none fits.
     for bytes in [1024 * 1024, 64 * 1024, 4096, 1] {
         for number in 0_u32.. {
             let mut bundle = vec![7; bytes];
@@ -493,7 +496,7 @@ async fn on_a_full_disk_the_operator_can_still_revoke() {
             answer.ok();
         }
     }
-    // The store itself too, down to what the smallest change takes.
+    // The store itself is filled too, down to the size of the smallest change.
     let id = fleet.tenant.id;
     for bytes in [30_000, 1] {
         for number in 0_u32.. {
@@ -530,7 +533,8 @@ async fn a_control_plane_that_was_killed_starts_on_a_full_disk() {
     let extra = token(&operator, Scope::Tenant(fleet.tenant.id)).await;
     let listed = operator.get("/v1/tokens").await.ok().json::<TokenList>();
     control.stop().await;
-    // It runs once and is killed, so that the store has to be repaired; then something else fills the disk.
+    // It runs once and is killed, so that the store has to be repaired; then another file fills the
+    // disk.
     let script = "mount -t tmpfs -o size=24m tmpfs \"$1\" && cp -a \"$2\" \"$3\" \"$1\" || exit 1; \
                   \"$0\" serve --config \"$1/control.toml\" 2>\"$1/log\" & \
                   until grep -q ready \"$1/log\"; do sleep 0.1; done; kill -9 $!; wait; \
@@ -570,13 +574,13 @@ async fn a_store_that_cannot_be_written_does_not_keep_bundles_that_fill_the_disk
         .unwrap();
     let mut lines = BufReader::new(program.stderr.take().unwrap()).lines();
     let told = lines.any(|line| line.unwrap().contains("without an audit record"));
-    assert!(told, "it ended before");
+    assert!(told, "the program ended before");
     let gone = file(&control, &id, b"bundle one");
     eventually("the removal", async || !gone.exists()).await;
     program.kill().unwrap();
     program.wait().unwrap();
     assert!(file(&control, &id, b"bundle two").exists());
-    // The rest goes when there is room.
+    // The rest is removed when there is space.
     control.start().await;
     eventually("the record", async || removals(&control).await.len() == 1).await;
     let removals = removals(&control).await;

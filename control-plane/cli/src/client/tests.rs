@@ -66,7 +66,11 @@ fn versions_that_differ_are_named_where_one_may_not_know_the_other() {
     let ours = concat!("casemate-control/", env!("CARGO_PKG_VERSION"));
     assert_eq!(versions(Some(ours)), None);
     let text = versions(Some("casemate-control/0.0.9")).unwrap();
-    for part in ["0.0.9", env!("CARGO_PKG_VERSION"), "Upgrade the control plane first"] {
+    for part in [
+        "0.0.9",
+        env!("CARGO_PKG_VERSION"),
+        "Upgrade the control plane first",
+    ] {
         assert!(text.contains(part), "{part}: {text}");
     }
     assert!(may_be_unknown(StatusCode::NOT_FOUND) && !may_be_unknown(StatusCode::FORBIDDEN));

@@ -1,4 +1,5 @@
-//! Folders and files of a backup: a folder that is there whole or not at all, and bundles that are what their names say.
+//! Folders and files of a backup: a folder that exists completely or not at all, and bundles with
+//! the digests in their names.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
@@ -16,21 +17,22 @@ use crate::start::KEYS;
 /// Bytes that are read at a time.
 const CHUNK_BYTES: usize = 256 * 1024;
 
-/// What a file system has in its root: one may be mounted where the state folder is to be.
+/// A folder in the root of many file systems: a file system may be mounted at the place of the
+/// state folder.
 const LOST_AND_FOUND: &str = "lost+found";
 
-/// A folder that is being filled out of sight: beside its place, or in it where the place is an empty folder. Removed when
-/// dropped before it is put there.
+/// A folder that is filled at a hidden path: beside its final place, or inside it if the place is
+/// an empty folder. It is removed if this is dropped before [`New::put_in_place`].
 pub(crate) struct New {
     hidden: PathBuf,
     place: PathBuf,
-    /// The place was there, empty: a service manager has made it for a user who may not write beside it, or a file system is
-    /// mounted there. It is kept and filled.
+    /// The place exists and is empty: a service manager has made it for a user who may not write
+    /// beside it, or a file system is mounted there. It is kept and filled.
     is_inside: bool,
 }
 
 impl New {
-    /// Begins a folder that is not there yet, or empty.
+    /// Begins a folder that does not exist yet, or is empty.
     pub(crate) fn create(place: &Path) -> Result<Self, Failure> {
         let name = place
             .file_name()
@@ -40,7 +42,7 @@ impl New {
             Ok(_) if is_empty(place).unwrap_or(false) => true,
             Ok(_) => {
                 let message = format!(
-                    "{} is there already and not empty; nothing was changed",
+                    "{} exists already and is not empty; nothing was changed",
                     place.display()
                 );
                 return Err(Failure::cannot_create(message));
@@ -54,7 +56,7 @@ impl New {
         hidden.push(name);
         hidden.push(format!(".new-{}", std::process::id()));
         let hidden = if is_inside { place } else { parent }.join(hidden);
-        // Of a program that was killed and had the same number.
+        // A left-over of a killed program with the same process number.
         fs::remove_dir_all(&hidden).ok();
         files::create_folder(&hidden)?;
         let place = place.to_owned();
@@ -65,17 +67,17 @@ impl New {
         })
     }
 
-    /// Where it is while it is filled.
+    /// The path while the folder is filled.
     pub(crate) fn folder(&self) -> &Path {
         &self.hidden
     }
 
-    /// Something in it.
+    /// The path of a file in it.
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.hidden.join(name)
     }
 
-    /// Puts it in its place.
+    /// Moves the folder to its final place.
     pub(crate) fn put_in_place(self) -> Result<(), Failure> {
         let moved = files::sync_folder(&self.hidden)
             .and_then(|()| match self.is_inside {
@@ -88,11 +90,11 @@ impl New {
         })
     }
 
-    /// Moves what was filled into the place, and what makes it a state folder or a backup last: until then nobody takes the
-    /// place for one.
+    /// Moves the content into the place. The file that marks a state folder or a backup comes last:
+    /// until then no program accepts the place as such.
     fn move_up(&self) -> io::Result<()> {
         if !is_empty(&self.place)? {
-            return Err(io::Error::other("somebody else has filled it meanwhile"));
+            return Err(io::Error::other("another program has filled it meanwhile"));
         }
         fs::set_permissions(&self.place, Permissions::from_mode(0o700))?;
         let names = fs::read_dir(&self.hidden)?.map(|entry| Ok(entry?.file_name()));
@@ -111,7 +113,7 @@ impl New {
     }
 }
 
-/// Whether a folder has nothing in it but what a program left that was killed while it filled the folder.
+/// Whether a folder is empty except for what a killed program left while it filled the folder.
 fn is_empty(place: &Path) -> io::Result<bool> {
     for entry in fs::read_dir(place)? {
         let name = entry?.file_name();
@@ -148,7 +150,7 @@ pub(super) struct Bundle {
     pub(super) path: PathBuf,
 }
 
-/// Every bundle in a folder. What an upload under way has written is none.
+/// Every bundle in a folder. The file of an upload in progress is not a bundle.
 pub(super) fn bundles(folder: &Path) -> Result<Vec<Bundle>, Failure> {
     let failed = |error| Failure::io(format!("cannot read {}: {error}", folder.display()));
     let mut bundles = Vec::new();
@@ -178,7 +180,7 @@ fn parse<T: std::str::FromStr>(name: &std::ffi::OsStr) -> Option<T> {
 }
 
 impl Bundle {
-    /// Copies it into another folder of bundles.
+    /// Copies the bundle into another folder of bundles.
     pub(super) fn copy(&self, to: &Path) -> Result<(), Failure> {
         let folder = to.join(self.tenant.to_string());
         if !folder.exists() {
@@ -188,7 +190,7 @@ impl Bundle {
         copy(&self.path, &folder.join(self.digest.to_string()))
     }
 
-    /// Whether its bytes have its digest.
+    /// Whether the bytes have the digest of the name.
     pub(super) fn is_whole(&self) -> Result<bool, Failure> {
         let read = || {
             let mut file = File::open(&self.path)?;
@@ -209,7 +211,7 @@ impl Bundle {
     }
 }
 
-/// Copies a file into one that only its owner reads, and has it on the disk.
+/// Copies a file into one that only its owner can read, and syncs it to the disk.
 pub(super) fn copy(from: &Path, to: &Path) -> Result<(), Failure> {
     let mut source = File::open(from)
         .map_err(|error| Failure::io(format!("cannot read {}: {error}", from.display())))?;

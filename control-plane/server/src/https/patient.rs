@@ -1,4 +1,4 @@
-//! A stream whose other end has to take our bytes in time.
+//! A stream whose other end has to read the sent bytes in time.
 
 use std::future::Future as _;
 use std::io;
@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Sleep, sleep};
 
-/// See the module.
+/// A stream with a time limit for writes.
 pub(super) struct Patient<S> {
     inner: S,
     patience: Duration,

@@ -1,5 +1,5 @@
-//! What is held in memory: everything but objects, bundles and audit records. The store is the record of truth; this is
-//! read from it at the start, and changes after each write.
+//! The state in memory: everything except objects, bundles and audit records. The store is
+//! authoritative; the state is read from it at the start, and changes after each write.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -26,24 +26,24 @@ use super::key;
 /// A token of the API as it is stored.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct TokenRow {
-    /// What lists show.
+    /// The public part of the token.
     pub(crate) view: TokenView,
     /// SHA-256 of the token.
     pub(crate) hash: Digest,
 }
 
-/// A join request that waits.
+/// A waiting join request.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct JoinRow {
-    /// As the node's vault signed it.
+    /// The request as the node's vault signed it.
     pub(crate) envelope: Envelope,
-    /// Key of the token that it was made with.
+    /// Key of the token that signed the request.
     pub(crate) token: PublicKey,
-    /// When it first came.
+    /// Time of its first arrival.
     pub(crate) first_seen: Seconds,
 }
 
-/// A node that was admitted.
+/// An admitted node.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct NodeRow {
     /// Name.
@@ -52,7 +52,7 @@ pub(crate) struct NodeRow {
     pub(crate) pool: Name,
     /// Ed25519 key.
     pub(crate) key: PublicKey,
-    /// When.
+    /// Time of the admission.
     pub(crate) admitted: Seconds,
     /// Its join request.
     pub(crate) join: Envelope,
@@ -67,8 +67,8 @@ pub(crate) struct Index {
 }
 
 impl Index {
-    /// Adds a statement; of online keys, lists of revoked nodes and manifests the older one goes, an envelope that was signed
-    /// anew replaces.
+    /// Adds a statement. An older online key, list of revoked nodes or manifest is removed; an
+    /// envelope that was signed again replaces the earlier one.
     pub(crate) fn insert(&mut self, revision: u64, id: StatementId, bytes: Vec<u8>) {
         self.drop_freshness(&id);
         let lone = match &id {
@@ -162,7 +162,7 @@ impl Index {
     }
 }
 
-/// The control plane's state, owned by the [`Plane`](super::Plane): read by everybody, changed after each write.
+/// The control plane's state, owned by the [`Plane`](super::Plane): it is changed after each write.
 #[derive(Debug)]
 pub(crate) struct Held {
     pub(crate) store: StoreId,
@@ -173,12 +173,12 @@ pub(crate) struct Held {
     pub(crate) joins: BTreeMap<Digest, JoinRow>,
     pub(crate) nodes: BTreeMap<Name, NodeRow>,
     pub(crate) audit: Option<AuditRecord>,
-    /// Whether the audit chain was found unbroken.
+    /// Whether the audit chain was unbroken when it was read.
     pub(crate) audit_intact: bool,
 }
 
 impl Held {
-    /// Reads everything.
+    /// Reads the whole state.
     pub(crate) async fn load(store: &Redb) -> Result<Self, StoreError> {
         let mut held = Self {
             store: StoreId(store.id().0),
@@ -227,18 +227,18 @@ impl Held {
             .is_some_and(|judge| judge.is_revoked(node))
     }
 
-    /// Has the judge take again what it took before.
+    /// Has the judge accept the stored statements again.
     async fn load_statements(&mut self, store: &Redb) -> Result<(), StoreError> {
         let (mut statements, mut listed_objects) = (Vec::new(), BTreeMap::new());
         for prefix in STATEMENTS {
             let mut found: Vec<_> = rows::<Envelope>(store, prefix).await?.collect();
-            // Images are judged in the order in which they came.
+            // Images are judged in the order of their arrival.
             if prefix == key::IMAGE {
                 found.sort_by_key(|(entry, _)| entry.revision);
             }
             for (entry, envelope) in found {
-                // It was signed and accepted, so a newer control plane has written it: a judge that went on
-                // without it would remember less than it has accepted.
+                // The statement was signed and accepted, so a newer control plane has written it: a
+                // judge without it would remember less than was accepted.
                 let id = statement_id(&envelope).map_err(|message| StoreError::Unreadable {
                     key: entry.key.clone(),
                     message,
@@ -251,7 +251,7 @@ impl Held {
                 statements.push((entry.key, envelope));
             }
         }
-        // The first root of all is the fleet, and roots come first.
+        // The first root determines the fleet, and roots come first.
         let is_root = |(_, envelope): &&(_, Envelope)| envelope.payload_type() == Root::TYPE;
         let Some((_, root)) = statements.first().filter(is_root) else {
             return Ok(());
@@ -261,13 +261,13 @@ impl Held {
         let (judge, refused) = Judge::replay(memory, None, statements, &find);
         for (key, refusal) in refused {
             let code = refusal.code();
-            tracing::warn!(key, code, %refusal, "a stored statement is not accepted any more");
+            tracing::warn!(key, code, %refusal, "a stored statement is refused");
         }
         self.judge = Some(judge);
         Ok(())
     }
 
-    /// Walks the whole audit chain and keeps its end.
+    /// Checks the whole audit chain and remembers its end.
     async fn load_audit(&mut self, store: &Redb) -> Result<(), StoreError> {
         loop {
             let after = self.audit.as_ref().map(|record| key::audit(record.seq));
@@ -289,7 +289,7 @@ impl Held {
     }
 }
 
-/// Where statements lie, roots first.
+/// Key prefixes of the statements, roots first.
 const STATEMENTS: [&str; 8] = [
     key::ROOT,
     key::ONLINE,
@@ -301,7 +301,7 @@ const STATEMENTS: [&str; 8] = [
     key::FRESHNESS,
 ];
 
-/// What an envelope claims to be.
+/// The kind, name and version that an envelope claims to have.
 pub(super) fn statement_id(envelope: &Envelope) -> Result<StatementId, String> {
     Ok(match envelope.payload_type() {
         Root::TYPE => StatementId::Root {
@@ -347,7 +347,8 @@ pub(super) fn statement_id(envelope: &Envelope) -> Result<StatementId, String> {
     })
 }
 
-/// What else than the statement itself a change takes out of the store. Objects go later, with others that nothing lists.
+/// The other statement that a change removes from the store. Objects are removed later, with others
+/// that nothing lists.
 pub(super) fn dropped(row: &Row) -> Option<StatementId> {
     match row {
         Row::Drop(RowKey::Freshness(tenant)) => Some(StatementId::Freshness {
@@ -377,7 +378,7 @@ pub(crate) fn listed(manifest: &Manifest) -> Vec<Digest> {
     digests
 }
 
-/// Those of a tenant's objects that are there.
+/// The existing ones among a tenant's objects.
 pub(crate) async fn objects(
     store: &Redb,
     tenant: &TenantId,
@@ -392,7 +393,7 @@ pub(crate) async fn objects(
     Ok(found)
 }
 
-/// What a stored object begins with.
+/// First byte of a stored release.
 const RELEASE: u8 = b'r';
 const SECRET: u8 = b's';
 

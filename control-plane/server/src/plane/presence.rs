@@ -1,4 +1,5 @@
-//! Who is connected, and what each node last said. In memory; written down when a node goes.
+//! The connected nodes, and the last report of each node. Kept in memory; written to the store when
+//! a node disconnects.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -15,32 +16,34 @@ use tokio::sync::watch;
 use super::stopped::Stopped;
 use super::{now, stopped};
 
-/// Refusals that are kept of a node: the newest of each thing.
+/// Refusals that are kept of a node: the newest of each object.
 const MAX_REFUSED: usize = 256;
-/// Tenants whose acknowledgements are written down when a node goes; the next hello says the rest.
+/// Tenants whose acknowledgements are written when a node disconnects; the next hello contains the
+/// rest.
 const MAX_WRITTEN_TENANTS: usize = 5000;
-/// Seconds between two times that a node's last words are written down: a synced write, which a node that comes and goes all
-/// the time would have us make each time. What it costs is that a restart within that time forgets what came in between.
+/// Least seconds between two writes of a node's last report: each is a synced write, and a node
+/// that reconnects all the time would cause one each time. The price is that a restart within that
+/// time forgets the reports since the last write.
 const WRITTEN_EVERY_SECS: Seconds = 60;
 
-/// How long two machines with one key are remembered, seconds: for that long the one that is connected is not replaced by the
-/// other.
+/// How long two machines with one key are remembered, seconds: during that time the connected one
+/// is not replaced by the other.
 const DUPLICATE_SECS: Seconds = 10 * 60;
 
 /// A manifest that a node has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Taken {
     pub(crate) version: u64,
-    /// Of its payload; unknown where a later one had replaced it here before the node answered.
+    /// Digest of its payload; unknown if a later one had replaced it here before the node answered.
     pub(crate) digest: Option<Digest>,
-    /// When it said so.
+    /// Time of the node's report.
     pub(crate) at: Seconds,
-    /// Every bundle that it wants of the node is there.
+    /// Whether the node has every bundle that the manifest wants of it.
     #[serde(default)]
     pub(crate) is_stored: bool,
 }
 
-/// What a node last said.
+/// The last report of a node.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Last {
     pub(crate) node: Name,
@@ -54,14 +57,14 @@ pub(crate) struct Last {
     /// Credentials that its status listed as stopped.
     #[serde(default)]
     pub(super) stopped: Vec<Stopped>,
-    /// When two machines with its key were last seen at a time.
+    /// When two machines with its key were last seen at the same time.
     #[serde(default)]
     pub(crate) duplicate: Option<Seconds>,
-    /// How far the node's clock was ahead of ours when it last said what it shows.
+    /// How far the node's clock was ahead of the control plane's at its last report.
     #[serde(default)]
     pub(super) clock_ahead_secs: Option<i64>,
-    /// Why it was not served when it last connected: it speaks no version of the protocol that we speak. It comes again within
-    /// minutes, so that a restart needs no memory of it.
+    /// Why the node was not served at its last connection: no common protocol version. It
+    /// reconnects within minutes, so that a restart need not remember this.
     #[serde(skip)]
     pub(super) apart: Option<String>,
 }
@@ -96,7 +99,7 @@ impl Last {
                 version,
                 digest,
                 at: now(),
-                // The same once more brings no new word of its bundles.
+                // A repeated report contains no new information about its bundles.
                 is_stored: before
                     .filter(is_same)
                     .is_some_and(|before| before.is_stored),
@@ -109,8 +112,9 @@ impl Last {
         let taken = self.manifests.get_mut(tenant);
         if let Some(taken) = taken.filter(|taken| taken.version == version) {
             let is_first = !std::mem::replace(&mut taken.is_stored, true);
-            // It had taken the manifest before, and had no room for a bundle. What an earlier manifest brought and the node
-            // cannot load is said just before; a node that says the same once more has loaded that, or reports it again.
+            // The node had accepted the manifest before, and had no space for a bundle. Releases of
+            // an earlier manifest that the node cannot load are reported just before; a node that
+            // sends this report again has loaded them, or reports them again.
             let tenant = *tenant;
             let stored = StatementId::Manifest { tenant, version };
             let stays = |refused: &Refused| is_first && refused.code == LOAD_FAILED_EARLIER;
@@ -119,7 +123,8 @@ impl Last {
         }
     }
 
-    /// What the node says that it has, as far as there are such tenants. Where it lists them all, what it does not list goes.
+    /// Records the statements that the node reports to have, for existing tenants. If the node
+    /// lists all of them, statements that it does not list are removed.
     fn has(&mut self, has: &Has, is_tenant: impl Fn(&TenantId) -> bool) {
         self.refused.retain(|(refused, _)| !is_held(has, refused));
         let mut before = std::mem::take(&mut self.manifests);
@@ -150,7 +155,7 @@ impl Last {
         }
     }
 
-    /// As it is written down: small enough for one record.
+    /// The report as it is written: small enough for one record.
     fn shortened(&self) -> Self {
         let manifests = self.manifests.iter().take(MAX_WRITTEN_TENANTS);
         Self {
@@ -160,8 +165,8 @@ impl Last {
     }
 }
 
-/// Whether a node that once refused this statement has it now, or a later one: it tries again by itself what it could not
-/// take. Manifests are looked at with their digests.
+/// Whether a node that once refused this statement has it now, or a later one: it tries again by
+/// itself after a temporary failure. Manifests are compared with their digests.
 fn is_held(has: &Has, refused: &StatementId) -> bool {
     let tenant = |tenant| has.tenants.get(tenant);
     match refused {
@@ -186,7 +191,7 @@ fn is_held(has: &Has, refused: &StatementId) -> bool {
     }
 }
 
-/// Whether something that was seen at `time` is of the last minutes.
+/// Whether an event at `time` is at most minutes old.
 fn is_recent(time: Seconds) -> bool {
     now().abs_diff(time) < DUPLICATE_SECS
 }
@@ -195,11 +200,11 @@ fn is_recent(time: Seconds) -> bool {
 struct Live {
     last: Last,
     visit: Option<Open>,
-    /// When its last words were written down.
+    /// Time of the last write.
     written: Option<Seconds>,
-    /// Whether a connection that was replaced is being watched: one at a time.
+    /// Whether a replaced connection is being watched: at most one at a time.
     is_watched: bool,
-    /// When a replaced connection last proved to be another machine's, before that was certain.
+    /// When a replaced connection last appeared to be another machine's, before that was certain.
     suspected: Option<Seconds>,
 }
 
@@ -216,11 +221,11 @@ pub(crate) struct Visit {
     /// The node.
     pub(crate) node: Name,
     number: u64,
-    /// Becomes a close code when the connection has to go.
+    /// Receives a close code when the connection has to end.
     pub(crate) closing: watch::Receiver<Option<u32>>,
 }
 
-/// See the module.
+/// The presence of all nodes.
 #[derive(Debug)]
 pub(crate) struct Presence {
     nodes: Mutex<(HashMap<Name, Live>, u64)>,
@@ -245,7 +250,7 @@ impl Presence {
         self.nodes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A look at a node's last words and since when it is connected.
+    /// Calls `look` with a node's last report and the time since when it is connected.
     pub(crate) fn look<T>(&self, node: &Name, look: impl FnOnce(&Last, Option<Seconds>) -> T) -> T {
         match self.lock().0.get(node) {
             Some(live) => look(&live.last, live.visit.as_ref().map(|visit| visit.since)),
@@ -253,8 +258,8 @@ impl Presence {
         }
     }
 
-    /// A member has connected; its connection before, if there still is one, is closed. `None`: another machine with its key
-    /// is connected, and stays so.
+    /// Registers a member's connection; its earlier connection, if any, is closed. `None`: another
+    /// machine with its key is connected, and keeps its connection.
     pub(crate) fn arrive(&self, node: &Name) -> Option<Visit> {
         let (nodes, numbers) = &mut *self.lock();
         *numbers += 1;
@@ -281,15 +286,16 @@ impl Presence {
         })
     }
 
-    /// Whether a connection that was replaced is to be watched for signs of life.
+    /// Whether a replaced connection is to be watched for signs of life.
     pub(crate) fn begin_watch(&self, node: &Name) -> bool {
         let mut nodes = self.lock();
         let live = nodes.0.get_mut(node);
         live.is_some_and(|live| !std::mem::replace(&mut live.is_watched, true))
     }
 
-    /// Its end. Whether `was_alive` makes it certain that two machines have the node's key: a program that starts anew may
-    /// overlap with its predecessor once, and does not do so twice within a few minutes.
+    /// Ends the watch. Returns whether `was_alive` makes it certain that two machines have the
+    /// node's key: a program that restarts may overlap with its predecessor once, but not twice
+    /// within a few minutes.
     pub(crate) fn end_watch(&self, node: &Name, was_alive: bool) -> bool {
         let mut nodes = self.lock();
         let Some(live) = nodes.0.get_mut(node) else {
@@ -307,8 +313,8 @@ impl Presence {
         is_certain
     }
 
-    /// The connection has ended; what is to be written down, unless the node is connected again, was thrown out, or something
-    /// was written of it just now.
+    /// Registers the end of a connection; returns the report to be written, unless the node is
+    /// connected again, was revoked, or was written just now.
     pub(crate) fn depart(&self, visit: &Visit) -> Option<Last> {
         let (nodes, _) = &mut *self.lock();
         let live = nodes.get_mut(&visit.node)?;
@@ -322,7 +328,7 @@ impl Presence {
         Some(live.last.shortened())
     }
 
-    /// Throws a node out.
+    /// Closes a revoked node's connection and forgets its report.
     pub(crate) fn revoke(&self, node: &Name) {
         let gone = self.lock().0.remove(node);
         if let Some(open) = gone.and_then(|live| live.visit) {
@@ -345,7 +351,7 @@ impl Presence {
         });
     }
 
-    /// A node has connected that speaks no version of the protocol that we speak.
+    /// Records a node that has no protocol version in common with this program.
     pub(crate) fn apart(&self, node: &Name, software: &str, why: &str) {
         let (nodes, _) = &mut *self.lock();
         let last = &mut entry(nodes, node).last;
@@ -358,7 +364,7 @@ impl Presence {
         self.update(node, |last| last.synced = revision);
     }
 
-    /// A statement was accepted; its digest, where it is still known.
+    /// Records that a statement was accepted, with its digest if that is still known.
     pub(crate) fn acked(&self, node: &Name, id: &StatementId, digest: Option<Digest>) {
         self.update(node, |last| last.acknowledge(id, digest));
     }
@@ -367,7 +373,8 @@ impl Presence {
         self.update(node, |last| last.stored(tenant, version));
     }
 
-    /// A node has refused a statement, or does not run what it wants; whether that code is new.
+    /// Records that a node has refused a statement, or does not run what it wants; returns whether
+    /// the code is new.
     pub(crate) fn nacked(
         &self,
         node: &Name,
@@ -397,7 +404,7 @@ impl Presence {
     }
 
     pub(crate) fn status(&self, node: &Name, json: &str) {
-        // What is no JSON object is not shown.
+        // A status that is not a JSON object is not shown.
         let status = serde_json::from_str(json).ok().filter(Value::is_object);
         let status = status.unwrap_or(Value::Null);
         self.update(node, |last| {
@@ -462,7 +469,7 @@ mod tests {
     }
 
     #[test]
-    fn of_a_hello_what_is_a_tenant_is_kept_until_the_next() {
+    fn a_hellos_entries_of_tenants_are_kept_until_the_next() {
         let presence = Presence::new(std::iter::empty());
         presence.arrive(&node()).unwrap();
         let kept = |hello: &Hello| -> BTreeSet<(u8, u64)> {
@@ -481,7 +488,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_node_had_no_room_for_is_no_refusal_once_it_is_stored() {
+    fn a_refusal_for_lack_of_space_ends_when_the_bundle_is_stored() {
         let presence = Presence::new(std::iter::empty());
         presence.arrive(&node()).unwrap();
         presence.hello(&node(), &hello([(1, 2), (3, 2)], false), |_| true);
@@ -500,7 +507,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_node_cannot_load_since_an_earlier_manifest_is_known_when_the_rest_is_stored() {
+    fn an_unloadable_release_of_an_earlier_manifest_stays_known() {
         let presence = Presence::new(std::iter::empty());
         presence.arrive(&node()).unwrap();
         let tenant = TenantId([1; 32]);
@@ -512,10 +519,10 @@ mod tests {
         say();
         presence.stored(&node(), &tenant, 2);
         assert_eq!(refused(), 1);
-        // Said once more, it has loaded.
+        // The node repeats the report: it has loaded the release.
         presence.stored(&node(), &tenant, 2);
         assert_eq!(refused(), 0);
-        // A connection begins with what is the case then.
+        // Each connection begins with the current reports.
         say();
         let mut said = hello([(1, 2)], false);
         said.has.tenants.get_mut(&tenant).unwrap().is_stored = true;
@@ -524,7 +531,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_node_could_not_take_is_no_refusal_once_its_hello_names_it() {
+    fn a_refusal_ends_when_a_hello_names_the_statement() {
         let presence = Presence::new(std::iter::empty());
         presence.arrive(&node());
         let (mine, other) = (TenantId([1; 32]), TenantId([3; 32]));
@@ -574,7 +581,7 @@ mod tests {
     }
 
     #[test]
-    fn a_node_that_comes_and_goes_is_written_down_now_and_then() {
+    fn reports_of_a_reconnecting_node_are_written_at_intervals() {
         let presence = Presence::new(std::iter::empty());
         let visit = presence.arrive(&node()).unwrap();
         assert!(presence.depart(&visit).is_some());

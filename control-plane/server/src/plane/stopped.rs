@@ -1,4 +1,4 @@
-//! Credentials that nodes have stopped because answers held them, out of the nodes' status.
+//! Credentials that nodes have stopped because answers held them, read from the nodes' status.
 
 use std::collections::BTreeMap;
 
@@ -26,11 +26,11 @@ pub(crate) struct Stopped {
     tenant: TenantId,
     function: Name,
     secret: Identifier,
-    /// By the control plane's clock.
+    /// End of the stop, by the control plane's clock.
     until: Seconds,
 }
 
-/// As a vault describes it.
+/// A stopped credential as a vault reports it.
 #[derive(Deserialize)]
 struct Reported {
     tenant: TenantId,
@@ -39,7 +39,7 @@ struct Reported {
     left_secs: Seconds,
 }
 
-/// What a node's status lists. Entries that make no sense are left out.
+/// The stopped credentials of a node's status. Entries that cannot be parsed are left out.
 pub(super) fn of_status(status: &Value, now: Seconds) -> Vec<Stopped> {
     let listed = status["vault"]["stopped_credentials"].as_array();
     let listed = listed.into_iter().flatten().take(MAX_OF_NODE);
@@ -53,8 +53,8 @@ pub(super) fn of_status(status: &Value, now: Seconds) -> Vec<Stopped> {
     stopped.collect()
 }
 
-/// What is stopped of a tenant. A node speaks for the functions and secrets that the newest
-/// manifest lists for its pool, and for no other.
+/// The stopped credentials of a tenant. A node may report on the functions and secrets that the
+/// newest manifest lists for its pool, and on no others.
 pub(super) fn of_tenant<'a>(
     presence: &Presence,
     nodes: impl Iterator<Item = &'a NodeRow>,
