@@ -1,6 +1,6 @@
-//! Connections that have not yet proven who they are. Their number is bounded, and a full table is
-//! no lock: a new connection takes the slot of an old one, so that silence is never a way to keep
-//! somebody else out.
+//! Connections that have not yet proven an identity. Their number is limited, and a full table does
+//! not lock anyone out: a new connection takes the slot of an old one, so that silent connections
+//! cannot keep others out.
 //!
 //! A connection leaves the table when it proves itself (a valid token, a known node key) and then
 //! counts against [`Places`](crate::places::Places) of its own kind, which no stranger can fill.

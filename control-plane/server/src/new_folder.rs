@@ -11,21 +11,22 @@ use crate::files;
 use crate::format::BACKUP_LABEL;
 use crate::state_folder::KEYS;
 
-/// What a file system has in its root: one may be mounted where the state folder is to be.
+/// A folder in the root of many file systems: a file system may be mounted at the place of the
+/// state folder.
 const LOST_AND_FOUND: &str = "lost+found";
 
-/// A folder that is being filled out of sight: beside its place, or in it where the place is an
-/// empty folder. Removed when dropped before it is put there.
+/// A folder that is filled at a hidden path: beside its final place, or inside it if the place is
+/// an empty folder. It is removed if this is dropped before [`New::put_in_place`].
 pub(crate) struct NewFolder {
     hidden: PathBuf,
     place: PathBuf,
-    /// The place was there, empty: a service manager has made it for a user who may not write
+    /// The place exists and is empty: a service manager has made it for a user who may not write
     /// beside it, or a file system is mounted there. It is kept and filled.
     is_inside: bool,
 }
 
 impl NewFolder {
-    /// Begins a folder that is not there yet, or empty.
+    /// Begins a folder that does not exist yet, or is empty.
     pub(crate) fn create(place: &Path) -> Result<Self, Failure> {
         let name = place
             .file_name()
@@ -35,7 +36,7 @@ impl NewFolder {
             Ok(_) if is_empty(place).unwrap_or(false) => true,
             Ok(_) => {
                 let message = format!(
-                    "{} is there already and not empty; nothing was changed",
+                    "{} exists already and is not empty; nothing was changed",
                     place.display()
                 );
                 return Err(Failure::cannot_create(message));
@@ -49,7 +50,7 @@ impl NewFolder {
         hidden.push(name);
         hidden.push(format!(".new-{}", std::process::id()));
         let hidden = if is_inside { place } else { parent }.join(hidden);
-        // Of a program that was killed and had the same number.
+        // A left-over of a killed program with the same process number.
         fs::remove_dir_all(&hidden).ok();
         files::create_folder(&hidden)?;
         let place = place.to_owned();
@@ -60,17 +61,17 @@ impl NewFolder {
         })
     }
 
-    /// Where it is while it is filled.
+    /// The path while the folder is filled.
     pub(crate) fn folder(&self) -> &Path {
         &self.hidden
     }
 
-    /// Something in it.
+    /// The path of a file in it.
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.hidden.join(name)
     }
 
-    /// Puts it in its place.
+    /// Moves the folder to its final place.
     pub(crate) fn put_in_place(self) -> Result<(), Failure> {
         let moved = files::sync_folder(&self.hidden)
             .and_then(|()| match self.is_inside {
@@ -83,11 +84,11 @@ impl NewFolder {
         })
     }
 
-    /// Moves what was filled into the place, and what makes it a state folder or a backup last:
-    /// until then nobody takes the place for one.
+    /// Moves the content into the place. The file that marks a state folder or a backup comes last:
+    /// until then no program accepts the place as such.
     fn move_up(&self) -> io::Result<()> {
         if !is_empty(&self.place)? {
-            return Err(io::Error::other("somebody else has filled it meanwhile"));
+            return Err(io::Error::other("another program has filled it meanwhile"));
         }
         fs::set_permissions(&self.place, Permissions::from_mode(0o700))?;
         let names = fs::read_dir(&self.hidden)?.map(|entry| Ok(entry?.file_name()));
@@ -106,8 +107,7 @@ impl NewFolder {
     }
 }
 
-/// Whether a folder has nothing in it but what a program left that was killed while it filled the
-/// folder.
+/// Whether a folder is empty except for what a killed program left while it filled the folder.
 fn is_empty(place: &Path) -> io::Result<bool> {
     for entry in fs::read_dir(place)? {
         let name = entry?.file_name();

@@ -1,4 +1,4 @@
-//! Making a state folder, and running from one.
+//! Creates a state folder, and runs the control plane from one.
 
 use std::future::Future;
 use std::path::{Path, PathBuf};
@@ -24,14 +24,14 @@ use crate::{files, format, https, quic, tls};
 const OPERATOR_TOKEN: &str = "operator.token";
 const ADDRESSES: &str = "addresses.json";
 const MIB_BYTES: u64 = 1024 * 1024;
-/// A file that is written and removed at the start, to see whether the disk has room, and its size: what opening a store may
-/// take.
+/// A file that is written and removed at the start, to check for free space on the disk, and its
+/// size: the space that opening a store may need.
 const PROBE: &str = "room";
 const PROBE_BYTES: usize = 1024 * 1024;
-/// How long running requests and connections may take to end.
+/// Time limit for running requests and connections to end.
 const DRAIN: Duration = Duration::from_secs(10);
 
-/// What `init` has made.
+/// The result of `init`.
 #[derive(Debug, Serialize)]
 pub struct Initialised {
     /// The folder.
@@ -44,7 +44,8 @@ pub struct Initialised {
     pub keys: PublicKeys,
 }
 
-/// Makes a state folder: keys, an empty store, the first operator token. It is there whole or not at all.
+/// Makes a state folder: keys, an empty store, the first operator token. It exists completely or
+/// not at all.
 ///
 /// # Errors
 /// The folder exists and is not empty, or cannot be written.
@@ -79,8 +80,8 @@ async fn fill(folder: &Path) -> Result<PublicKeys, Failure> {
     Ok(keys.public())
 }
 
-/// Opening the store takes room on the disk when the program before was killed. Where there is none, what is kept for the
-/// operator is given up, so that the control plane starts.
+/// Opening the store needs space on the disk if the program was killed before. If there is none,
+/// the space that is reserved for the operator is released, so that the control plane starts.
 fn make_room(state: &Path) {
     let probe = state.join(PROBE);
     let written = std::fs::write(&probe, vec![1; PROBE_BYTES]);
@@ -88,11 +89,11 @@ fn make_room(state: &Path) {
     if let Err(error) = written
         && Reserve::release(state)
     {
-        tracing::warn!(%error, "the disk is full: starting takes what was kept for the operator");
+        tracing::warn!(%error, "the disk is full: the start uses the space that is reserved for the operator");
     }
 }
 
-/// Where a running control plane listens, as `addresses.json` says it.
+/// The addresses of a running control plane, as in `addresses.json`.
 #[derive(Serialize)]
 struct Addresses {
     api: String,
@@ -112,7 +113,7 @@ struct Started {
 /// Runs until `stop` ends.
 ///
 /// # Errors
-/// It could not start.
+/// The control plane could not start.
 pub async fn serve(config: Config, stop: impl Future<Output = ()>) -> Result<(), Failure> {
     let Started {
         keys,
@@ -201,7 +202,7 @@ fn must_be_readable(state: &Path) -> Result<(), Failure> {
         return Err(Failure::config(message));
     }
     let message = format!(
-        "{} is no state folder; `casemate-control init --state {0}` makes one",
+        "{} is not a state folder; `casemate-control init --state {0}` makes one",
         state.display()
     );
     Err(Failure::config(message))
@@ -209,7 +210,7 @@ fn must_be_readable(state: &Path) -> Result<(), Failure> {
 
 /// What is done before the first request. Nothing here keeps the control plane from starting.
 async fn prepare(plane: &Plane) {
-    // A disk that is full already is no reason not to start: that is when it is needed most.
+    // A full disk must not prevent the start: the control plane is needed most then.
     plane.reserve().await.ok();
     if let Err(fault) = plane.remove_revoked_before().await {
         let message = &fault.body.error.message;
@@ -220,7 +221,7 @@ async fn prepare(plane: &Plane) {
     }
     if !plane.audit_intact() {
         tracing::error!(
-            "the audit log was tampered with; it goes on behind the break, and every answer says so"
+            "the audit log was tampered with; new records follow the break, and the API reports it"
         );
     }
 }

@@ -64,7 +64,7 @@ async fn the_first_root_makes_the_fleet_and_no_other_replaces_it() {
 }
 
 #[tokio::test]
-async fn what_the_judge_refuses_is_refused_by_name() {
+async fn statements_that_the_judge_refuses_are_refused_by_name() {
     let control = Control::new().await;
     let fleet = Fleet::new(&control).await;
     let forged = pool(fleet.id, "other", 1).sign(&[&key(2)]);
@@ -104,7 +104,7 @@ async fn what_the_judge_refuses_is_refused_by_name() {
 }
 
 #[tokio::test]
-async fn every_refused_try_leaves_a_record_and_a_flood_only_some() {
+async fn every_refused_request_leaves_a_record_and_a_flood_only_some() {
     let control = Control::new().await;
     let fleet = Fleet::new(&control).await;
     let (operator, id) = (control.operator(), fleet.tenant.id);
@@ -135,7 +135,7 @@ async fn every_refused_try_leaves_a_record_and_a_flood_only_some() {
     let statement = client.ask("POST", "/v1/statements", rotated).await;
     statement.refused(403);
     operator.delete("/v1/nodes/edge-1").await.refused(404);
-    // What is there or not may be asked.
+    // Asking whether an object exists leaves no record.
     operator.get("/v1/nodes/edge-1").await.refused(404);
     let refused = support::refused(&control).await;
     let seen: Vec<_> = refused
@@ -268,7 +268,7 @@ async fn a_manifest_needs_its_objects_its_bundles_and_the_version_before() {
 }
 
 #[tokio::test]
-async fn of_two_deploys_at_once_one_wins_and_the_other_is_told() {
+async fn of_two_concurrent_deploys_one_wins_and_the_other_learns_it() {
     let control = Control::new().await;
     let fleet = Fleet::new(&control).await;
     let client = control.client(&fleet.tenant_token);
@@ -341,7 +341,7 @@ async fn uploads_are_bounded_checked_and_can_be_repeated() {
 }
 
 #[tokio::test]
-async fn tokens_are_shown_once_expire_and_can_be_taken_away() {
+async fn tokens_are_shown_once_expire_and_can_be_revoked() {
     let control = Control::new().await;
     let operator = control.operator();
     let now = std::time::SystemTime::now()
@@ -392,7 +392,7 @@ async fn tokens_are_shown_once_expire_and_can_be_taken_away() {
         control.client(&other.token).get("/v1/nodes").await.status,
         401
     );
-    // Nothing that is stored is a token.
+    // No token is stored in clear.
     let store = std::fs::read(control.state().join("store.redb")).unwrap();
     for token in [&made.token, &other.token, &control.operator] {
         assert!(

@@ -1,4 +1,4 @@
-//! Logs from a node, over real QUIC, to whoever may read them.
+//! Logs from a node, over real QUIC, to their readers.
 
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
@@ -13,7 +13,7 @@ use support::fleet::{key, name, tenant_path};
 use support::node::{hello, member, serving};
 use support::{Control, Fleet, Node};
 
-/// The next line of a log that is followed.
+/// The next line of a followed log.
 async fn next_line(following: &mut hyper::body::Incoming) -> bytes::Bytes {
     let frame = following.frame().await.unwrap().unwrap();
     frame.into_data().unwrap()
@@ -62,7 +62,7 @@ async fn a_reflected_credential_is_audited_for_a_tenant_that_runs_there() {
     let names_other = |subject: &str| subject.contains(&other.to_string());
     assert!(
         !page.records.iter().any(|one| names_other(&one.subject)),
-        "a node speaks for no other"
+        "a node may not report on other functions"
     );
 }
 
@@ -108,7 +108,7 @@ async fn logs_reach_their_tenant_and_follow() {
 }
 
 #[tokio::test]
-async fn a_token_that_is_taken_away_reads_no_further_in_a_log() {
+async fn a_revoked_token_stops_reading_a_log() {
     let control = Control::new().await;
     let fleet = Fleet::new(&control).await;
     let operator = control.operator();
@@ -142,7 +142,7 @@ async fn a_token_that_is_taken_away_reads_no_further_in_a_log() {
     operator.delete(&token).await.ok();
     node.end.log(entry("after"));
     node.write().await;
-    assert!(following.frame().await.is_none(), "it reads on");
+    assert!(following.frame().await.is_none(), "it continues to read");
 }
 
 #[tokio::test]

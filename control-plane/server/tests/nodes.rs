@@ -1,4 +1,4 @@
-//! Nodes over real QUIC: joining, being served, coming again, being thrown out.
+//! Nodes over real QUIC: joining, being served, reconnecting, being revoked.
 // A test that cannot go on fails.
 #![allow(clippy::unwrap_used)]
 
@@ -73,11 +73,12 @@ async fn a_node_joins_and_is_served_on_the_same_connection() {
     assert_eq!(
         node.fetch(Digest::of(b"bundle two"), 7).await,
         b"two",
-        "a cut bundle goes on"
+        "an interrupted bundle continues"
     );
     let status: TenantStatus = tenant.get(&tenant_path(&id, "status")).await.ok().json();
     assert_eq!(status.functions[&name("web")].nodes_total, 1);
-    // It is accepted; whether it runs there is another question, until its bundle is on the node's disk.
+    // The manifest is accepted; it does not count as running until its bundle is on the node's
+    // disk.
     acknowledged(&tenant, &id, second, false).await;
     node.end.stored(id, 1).unwrap();
     node.end.stored(id, 2).unwrap();
@@ -115,7 +116,8 @@ async fn it_comes_again(control: &Control, fleet: &Fleet, mut has: Has, pushed: 
     let mut other = again.clone();
     let mut node = Node::connect(control, &key(20), NodeEnd::member(again)).await;
     assert_eq!(node.sync().await.ids(), []);
-    // One of the same version with another digest, as after a restored backup, is not the newest.
+    // A manifest of the same version with another digest, as after a restored backup, is not the
+    // newest.
     let foreign = Digest([9; 32]);
     other.has.tenants.get_mut(&id).unwrap().manifest = Some((2, foreign));
     let _node = Node::connect(control, &key(20), NodeEnd::member(other)).await;
@@ -224,7 +226,7 @@ async fn stopped_credentials_of_a_nodes_own_functions_are_in_the_tenants_status(
     assert_eq!(stopped.len(), 1, "{stopped:?}");
     assert_eq!(stopped[0].secret.as_str(), "KEY");
     assert_eq!(stopped[0].nodes, [name("edge-1")]);
-    // The next status says that it is over.
+    // The next status reports that the stop is over.
     node.end.status("{}".into());
     node.write().await;
     eventually("it is over", async || {
@@ -270,7 +272,7 @@ async fn expired_and_twice_used_tokens_and_second_nodes_are_refused() {
             .refused(409),
         "node_exists"
     );
-    // The same token, another key.
+    // Another key uses the same token.
     let mut second = joining(&control, &fleet, &token, &key(21)).await;
     assert!(
         matches!(second.next().await.unwrap(), NodeEvent::JoinRefused { code, .. } if code == "token_used")
@@ -422,7 +424,7 @@ async fn a_restart_keeps_everything_and_a_node_notices_at_once() {
         node.fetch(Digest::of(b"bundle one"), 0).await,
         b"bundle one"
     );
-    // And it goes on: the next version is judged against what was before.
+    // The control plane continues: the next version is judged against the earlier one.
     let same = fleet.manifest(1, b"", None).sign(&[&key(10)]);
     let conflict = tenant
         .put(&tenant_path(&fleet.tenant.id, "manifest"), same.to_bytes())

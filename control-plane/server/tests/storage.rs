@@ -1,4 +1,4 @@
-//! What is stored for a tenant: within its limit, as long as it matters, and no longer.
+//! A tenant's storage: its limit, and the removal of items that nothing lists.
 // A test that cannot go on fails.
 #![allow(clippy::unwrap_used)]
 
@@ -26,16 +26,16 @@ use support::fleet::{LATER, key, tenant, tenant_path, token};
 use support::node::hello;
 use support::{Client, Control, Fleet, Node, eventually};
 
-/// Older than anything that may be about to be listed.
+/// Older than any item that a manifest may be about to list.
 const LONG_AGO: Duration = Duration::from_secs(2 * 60 * 60);
-/// Young enough to stay, too old to be sure that it stays until a manifest comes.
+/// Young enough to stay, too old to stay certainly until a manifest arrives.
 const A_WHILE_AGO: Duration = Duration::from_secs(45 * 60);
 
 fn bundle_path(bundle: &[u8]) -> String {
     format!("/v1/bundles/{}", Digest::of(bundle))
 }
 
-/// Where a bundle lies.
+/// The path of a bundle.
 fn file(control: &Control, tenant: &TenantId, bundle: &[u8]) -> PathBuf {
     let digest = Digest::of(bundle).to_string();
     let folder = control.state().join("bundles").join(tenant.to_string());
@@ -51,7 +51,7 @@ fn open(control: &Control) -> Redb {
     Redb::open(&control.state().join("store.redb"), StoreId([0; 16])).unwrap()
 }
 
-/// Has everything been uploaded so long ago; the control plane does not run.
+/// Makes all uploads appear this much older; the control plane does not run.
 async fn age(control: &Control, by: Duration) {
     let then = SystemTime::now() - by;
     for folder in std::fs::read_dir(control.state().join("bundles")).unwrap() {
@@ -97,7 +97,7 @@ async fn second_tenant(control: &Control, fleet: &Fleet) -> (Tenant, Client) {
 }
 
 #[tokio::test]
-async fn a_full_storage_refuses_what_is_new_and_says_what_to_do() {
+async fn a_full_storage_refuses_new_items_and_names_the_next_step() {
     let mut control = Control::new().await;
     let fleet = Fleet::new(&control).await;
     control.stop().await;
@@ -115,18 +115,19 @@ async fn a_full_storage_refuses_what_is_new_and_says_what_to_do() {
     );
     let text = String::from_utf8(refused.body).unwrap();
     assert!(text.contains("casemate prune FUNCTION"), "{text}");
-    // The largest is read to its end, so that whoever sends it reads the answer.
+    // The largest body is read to its end, so that its sender reads the answer.
     let largest = vec![3; 10 * 1024 * 1024];
     let refused = client.put(&bundle_path(&largest), largest).await;
     assert_eq!(refused.refused(413), "quota_exceeded");
     let at = bundle_path(&second);
     assert_eq!(client.ask("HEAD", &at, vec![]).await.status, 404);
-    // What is there may be uploaded again, and what is refused for another reason takes no room.
+    // An existing bundle may be uploaded again, and one that is refused for another reason takes no
+    // space.
     client.put(&bundle_path(&first), first.clone()).await.ok();
     let wrong = client.put(&bundle_path(b"other"), vec![4; 200_000]).await;
     assert_eq!(wrong.refused(422), "digest_mismatch");
     assert_eq!(used_bytes(&client, &id).await, 700_000);
-    // Objects count too, and all of it is remembered.
+    // Objects count too, and the sum survives a restart.
     let third = vec![5; 300_000];
     client.put(&bundle_path(&third), third).await.ok();
     let release = |letter: &str| {
@@ -147,14 +148,14 @@ async fn a_full_storage_refuses_what_is_new_and_says_what_to_do() {
     let refused = client.put(&over, more).await;
     assert_eq!(refused.refused(413), "quota_exceeded");
     assert_eq!(client.get(&over).await.status, 404);
-    // Nobody else's business.
+    // Other tenants are not affected.
     let (bank, client) = second_tenant(&control, &fleet).await;
     client.put(&bundle_path(&second), second).await.ok();
     assert_eq!(used_bytes(&client, &bank.id).await, 700_000);
 }
 
 #[tokio::test]
-async fn what_the_newest_manifest_does_not_list_goes_when_it_is_old() {
+async fn unlisted_items_are_removed_when_they_are_old() {
     let mut control = Control::new().await;
     let fleet = Fleet::new(&control).await;
     let client = control.client(&fleet.tenant_token);
@@ -200,7 +201,7 @@ async fn what_the_newest_manifest_does_not_list_goes_when_it_is_old() {
     assert_eq!(client.ask("HEAD", &two_at, vec![]).await.status, 200);
     assert!(file(&control, &bank.id, b"bundle one").exists());
 
-    // With a manifest, what it drops goes at once, if it is old.
+    // With a manifest, the items that it drops are removed at once, if they are old.
     fleet.deploy(&client, 3, b"bundle three").await;
     let gone = file(&control, &id, b"bundle two");
     eventually("the removal", async || !gone.exists()).await;
@@ -208,7 +209,7 @@ async fn what_the_newest_manifest_does_not_list_goes_when_it_is_old() {
     let bank_client = second_tenant(&control, &fleet).await.1;
     assert_eq!(used_bytes(&bank_client, &bank.id).await, banks);
 
-    // A node gets what is left, of both.
+    // A node gets the remaining bundles, of both tenants.
     let token = fleet.join_token(&control, "edge-1", LATER).await;
     let request = fleet.join_request(&token, &key(20)).to_bytes();
     let mut node = Node::connect(&control, &key(20), NodeEnd::joining(request)).await;
@@ -234,7 +235,7 @@ async fn what_the_newest_manifest_does_not_list_goes_when_it_is_old() {
 }
 
 #[tokio::test]
-async fn an_upload_that_might_go_before_its_manifest_comes_is_asked_for_again() {
+async fn an_upload_that_may_expire_before_its_manifest_is_requested_again() {
     let mut control = Control::new().await;
     let fleet = Fleet::new(&control).await;
     let id = fleet.tenant.id;
@@ -253,7 +254,7 @@ async fn an_upload_that_might_go_before_its_manifest_comes_is_asked_for_again() 
     client.put(&object, release.clone()).await.ok();
     assert_eq!(client.ask("HEAD", &at, vec![]).await.status, 200);
     assert_eq!(used_bytes(&client, &id).await, before, "counted once");
-    // Now both are as young as if they had never been there.
+    // Both count as new now.
     restart_after(&mut control, Duration::ZERO).await;
     control.stop().await;
     let store = open(&control);
@@ -264,7 +265,7 @@ async fn an_upload_that_might_go_before_its_manifest_comes_is_asked_for_again() 
 }
 
 #[tokio::test]
-async fn a_manifest_that_cannot_be_read_is_no_reason_to_remove_anything() {
+async fn nothing_is_removed_if_a_manifest_cannot_be_read() {
     let mut control = Control::new().await;
     let fleet = Fleet::new(&control).await;
     let id = fleet.tenant.id;
@@ -284,7 +285,7 @@ async fn a_manifest_that_cannot_be_read_is_no_reason_to_remove_anything() {
     control.start().await;
     let gone = file(&control, &bank.id, b"unlisted");
     eventually("the removal", async || !gone.exists()).await;
-    // Every tenant's turn has come by now.
+    // By now every tenant was checked.
     tokio::time::sleep(Duration::from_millis(500)).await;
     assert!(file(&control, &id, b"bundle one").exists());
     let removals = removals(&control).await;
@@ -299,7 +300,7 @@ fn config(control: &Control) -> PathBuf {
     path
 }
 
-/// What is left of the bundles and objects that no manifest lists, and whether everything is there that one lists.
+/// The remaining bundles and objects that no manifest lists, and whether every listed one exists.
 async fn left(control: &Control, listed: &BTreeSet<String>) -> usize {
     let bundles = std::fs::read_dir(control.state().join("bundles")).unwrap();
     let bundles = bundles.flat_map(|folder| std::fs::read_dir(folder.unwrap().path()).unwrap());
@@ -321,7 +322,7 @@ async fn left(control: &Control, listed: &BTreeSet<String>) -> usize {
 }
 
 #[tokio::test]
-async fn a_kill_in_the_middle_of_a_removal_loses_nothing_that_is_listed() {
+async fn a_kill_during_a_removal_loses_no_listed_item() {
     let mut control = Control::new().await;
     let fleet = Fleet::new(&control).await;
     let id = fleet.tenant.id;
@@ -345,7 +346,7 @@ async fn a_kill_in_the_middle_of_a_removal_loses_nothing_that_is_listed() {
         ]
         .iter()
         .sum::<usize>() as u64;
-        // A sealed secret's length may differ by how its numbers are written; nothing else is left.
+        // A sealed secret's length may vary with how its numbers are written; nothing else is left.
         used_bytes(&client, &id).await <= listed + 64
     })
     .await;

@@ -23,7 +23,7 @@ pub(super) struct BundleFile {
     pub(super) path: PathBuf,
 }
 
-/// Every bundle in a folder. What an upload under way has written is none.
+/// Every bundle in a folder. The file of an upload in progress is not a bundle.
 pub(super) fn list(folder: &Path) -> Result<Vec<BundleFile>, Failure> {
     let failed = |error| Failure::io(format!("cannot read {}: {error}", folder.display()));
     let mut bundles = Vec::new();
@@ -53,7 +53,7 @@ fn parse<T: std::str::FromStr>(name: &OsStr) -> Option<T> {
 }
 
 impl BundleFile {
-    /// Copies it into another folder of bundles.
+    /// Copies the bundle into another folder of bundles.
     pub(super) fn copy(&self, to: &Path) -> Result<(), Failure> {
         let folder = to.join(self.tenant.to_string());
         if !folder.exists() {
@@ -63,7 +63,7 @@ impl BundleFile {
         copy(&self.path, &folder.join(self.digest.to_string()))
     }
 
-    /// Whether its bytes have its digest.
+    /// Whether the bytes have the digest of the name.
     pub(super) fn is_whole(&self) -> Result<bool, Failure> {
         let read = || {
             let mut file = File::open(&self.path)?;
@@ -84,7 +84,7 @@ impl BundleFile {
     }
 }
 
-/// Copies a file into one that only its owner reads, and has it on the disk.
+/// Copies a file into one that only its owner can read, and syncs it to the disk.
 pub(super) fn copy(from: &Path, to: &Path) -> Result<(), Failure> {
     let mut source = File::open(from)
         .map_err(|error| Failure::io(format!("cannot read {}: {error}", from.display())))?;

@@ -1,8 +1,8 @@
 //! Backup and restore of a state folder: the store, the bundles, the control plane's own keys.
 //!
-//! A backup is a folder that is there whole and checked, or not at all. While the control plane runs, it hands its store out
-//! over a socket and removes no bundle until the backup has them all; else the store is opened here. Images are not part of
-//! it: they can be pushed again.
+//! A backup is a folder that exists completely and checked, or not at all. While the control plane
+//! runs, it sends its store over a socket and removes no bundle until the backup has them all;
+//! otherwise the store is opened here. Images are not part of it: they can be pushed again.
 
 mod bundle_files;
 mod serve;
@@ -31,26 +31,26 @@ use crate::state_folder::{BUNDLES, KEYS, PUBLIC, STORE, open};
 use bundle_files::BundleFile;
 pub(crate) use serve::{Socket, run as serve};
 
-/// Entries that are written in one commit, and their bytes.
+/// Most entries that are written in one commit.
 const BATCH_ENTRIES: usize = 1000;
 const BATCH_BYTES: usize = 8 * 1024 * 1024;
-/// Between two words to the control plane, which waits while bundles are copied.
+/// Pause between two signs of life to the control plane, which waits while bundles are copied.
 const WORD_INTERVAL: Duration = Duration::from_secs(1);
-/// How long the control plane may let us wait for its store.
+/// Time limit for the control plane to send its store.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// How far a backup or a restore is.
+/// Progress of a backup or a restore.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Progress {
-    /// What is being done.
+    /// The current step.
     pub doing: &'static str,
-    /// How many are done, of what is counted.
+    /// How many items are done.
     pub done: u64,
-    /// How many there are.
+    /// How many items there are.
     pub total: u64,
 }
 
-/// A backup that was made, or that a state folder was restored from.
+/// Description of a backup that was made, or that a state folder was restored from.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Label {
@@ -58,42 +58,43 @@ pub struct Label {
     pub format: u32,
     /// Version of the software that made it.
     pub software: String,
-    /// When it was made, Unix time.
+    /// Time of the backup, Unix time.
     pub made: Seconds,
     /// The store's id.
     pub store: String,
     /// The newest revision in it.
     pub revision: u64,
-    /// Entries of the store.
+    /// Number of entries of the store.
     pub entries: u64,
-    /// Bundles.
+    /// Number of bundles.
     pub bundles: u64,
-    /// Their bytes.
+    /// Number of bytes of all bundles.
     pub bundle_bytes: u64,
 }
 
-/// What came of a backup or a restore.
+/// Result of a backup or a restore.
 #[derive(Debug, Clone, Serialize)]
 pub struct Outcome {
-    /// The folder that was made.
+    /// The new folder.
     pub folder: PathBuf,
-    /// What the backup says of itself.
+    /// The description of the backup.
     pub backup: Label,
     /// Whether the audit chain in it is unbroken.
     pub audit_intact: bool,
-    /// Bundles that are listed by newest manifests and were missing or damaged where they were copied from, as
-    /// `tenant/digest`. Their tenants' tools upload them again with the next deployment.
+    /// Bundles that are listed by newest manifests and were missing or damaged at the source, as
+    /// `tenant/digest`. The tools of their tenants upload them again with the next deployment.
     pub missing_bundles: Vec<String>,
 }
 
 /// Copies the state in `state` to the new folder `to`, whether or not a control plane runs on it.
 ///
 /// # Errors
-/// The folder is there already, the state cannot be read or the copy not written, or the copy is not what it should be.
+/// The folder exists already, the state cannot be read or the copy not written, or the copy is
+/// incomplete or damaged.
 pub fn backup(state: &Path, to: &Path, tell: &mut dyn FnMut(Progress)) -> Result<Outcome, Failure> {
     if !state.join(KEYS).is_dir() {
         let message = format!(
-            "{} is no state folder: it has no {KEYS}; name the `state` of control.toml",
+            "{} is not a state folder: it has no {KEYS}; name the `state` of control.toml",
             state.display()
         );
         return Err(Failure::config(message));
@@ -124,10 +125,11 @@ pub fn backup(state: &Path, to: &Path, tell: &mut dyn FnMut(Progress)) -> Result
     finish(new, to, label, tell, None)
 }
 
-/// Makes the state folder `state` of the backup in `from`.
+/// Restores the backup in `from` to the state folder `state`.
 ///
 /// # Errors
-/// The state folder is there already, the backup is damaged or of a later version, or the folder cannot be written.
+/// The state folder exists already, the backup is damaged or of a later version, or the folder
+/// cannot be written.
 pub fn restore(
     from: &Path,
     state: &Path,
@@ -135,7 +137,7 @@ pub fn restore(
 ) -> Result<Outcome, Failure> {
     let text = files::read(&from.join(BACKUP_LABEL)).map_err(|failure| {
         let message = format!(
-            "{} is no backup that `casemate-control backup` made: {}",
+            "{} is not a backup of `casemate-control backup`: {}",
             from.display(),
             failure.message
         );
@@ -152,13 +154,14 @@ pub fn restore(
     copy_bundles(&bundles, &new.path(BUNDLES), tell, &mut || Ok(()))?;
     copy_keys(from, &new)?;
     format::copy(from, new.folder())?;
-    // What came after the backup has the same revisions here as there, and is not the same: nodes must not go on from theirs.
+    // Revisions after the backup exist in both stores with different content: the new id keeps
+    // nodes from continuing theirs.
     let id = keys::random().map_err(|_| Failure::internal("the kernel gave no random bytes"))?;
     set_id(&new.path(STORE), StoreId(id))?;
     finish(new, state, label, tell, Some(from))
 }
 
-/// Checks what was copied and puts it in place.
+/// Checks the copy and puts it in place.
 fn finish(
     new: NewFolder,
     place: &Path,
@@ -228,7 +231,7 @@ async fn check_store(new: &NewFolder, label: &Label) -> Result<Survey, Failure> 
         return Ok(survey);
     }
     let message = format!(
-        "the copy is not what it should be: expected revision {} with {} entries, got {counted:?}",
+        "the copy is incomplete or damaged: expected revision {} with {} entries, got {counted:?}",
         label.revision, label.entries
     );
     Err(Failure::io(message))
@@ -249,7 +252,7 @@ async fn record_restore(new: &NewFolder, label: &Label) -> Result<(), Failure> {
     recorded.map_err(|fault| Failure::io(fault.body.error.message.clone()))
 }
 
-/// Reads everything and keeps nothing but the numbers.
+/// Counts the entries without keeping them.
 #[derive(Default)]
 struct Count {
     revision: u64,
@@ -305,11 +308,11 @@ fn copy_bundles(
     Ok(())
 }
 
-/// Where the store comes from, held until the bundles are copied.
+/// The source of the store, held until the bundles are copied.
 enum Source {
     /// A control plane runs, and removes nothing while this is open.
     Running(UnixStream, Instant),
-    /// None runs, and none starts: the store is open here.
+    /// No control plane runs, and none can start: the store is open here.
     Stopped { _store: Redb },
 }
 
@@ -354,7 +357,8 @@ fn copy_store(
         Err(error)
             if matches!(
                 error.kind(),
-                // The last: a path that is too long for a socket, at which nobody listens either.
+                // The last kind: the path is too long for a socket, so no control plane listens
+                // there either.
                 ErrorKind::NotFound | ErrorKind::ConnectionRefused | ErrorKind::InvalidInput
             ) =>
         {
@@ -362,7 +366,7 @@ fn copy_store(
             let runtime = runtime.map_err(|error| Failure::internal(error.to_string()))?;
             let store = Redb::open(&from, StoreId([0; 16])).map_err(|error| match error {
                 StoreError::Locked(path) => Failure::temporary(format!(
-                    "{} is in use, and nobody listens at {}: restart the control plane, whose version may be older, or stop it",
+                    "{} is in use, and no program listens at {}: restart the control plane, whose version may be older, or stop it",
                     path.display(),
                     state.join(serve::SOCKET).display()
                 )),
@@ -389,7 +393,7 @@ fn stopped_meanwhile(error: &io::Error) -> Failure {
     ))
 }
 
-/// Writes a store's entries into a new file, some at a time.
+/// Writes a store's entries into a new file, in batches.
 struct Writer {
     path: PathBuf,
     copy: Option<(Contents, StoreCopy)>,
@@ -409,7 +413,7 @@ impl Writer {
         }
     }
 
-    /// Notes a failure of the file, so that it is told apart from one of the socket.
+    /// Remembers a failure of the file, so that it can be told apart from one of the socket.
     fn note<T>(&mut self, done: Result<T, StoreError>) -> io::Result<T> {
         done.map_err(|error| {
             let message = error.to_string();

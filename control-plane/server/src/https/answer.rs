@@ -1,4 +1,4 @@
-//! From a question to its answer.
+//! Computes the answer to a parsed request.
 
 use std::convert::Infallible;
 use std::sync::{Arc, LazyLock};
@@ -24,18 +24,19 @@ use super::room::Shared;
 use crate::fault::Fault;
 use crate::plane::{Following, Plane};
 
-/// A log that is followed says something this often, if only an empty line: so both ends notice that the other has gone, and a
-/// token that is worth nothing any more ends what it began.
+/// A followed log sends at least an empty line this often: both ends notice that the other has
+/// gone, and a token that has become invalid ends its requests.
 const LONGEST_SILENCE: Duration = Duration::from_secs(30);
 
-/// Made once: anybody may ask, and making it takes longer than any other answer to a stranger.
+/// Computed once: anyone may request it, and computing it takes longer than any other answer
+/// without a token.
 static OPENAPI: LazyLock<Bytes> = LazyLock::new(|| {
     let text = serde_json::to_vec(&casemate_api::openapi::document());
     text.expect("the document is JSON").into()
 });
 static FLEET: Shared = Shared::new();
 
-/// Answers what was routed and authorised.
+/// Answers a request that was routed and authorised.
 pub(super) async fn answer(ask: Ask) -> Result<Response, Fault> {
     match ask.endpoint.id {
         Operation::Health => health(ask).await,
@@ -179,7 +180,7 @@ fn json<T: Serialize>(answer: &T) -> Response {
     axum::Json(answer).into_response()
 }
 
-/// What everybody may ask, as often as they like.
+/// The answer to requests that need no token and are not limited.
 fn shared<T: Serialize>(last: &Shared, answer: &T) -> Response {
     match serde_json::to_vec(answer) {
         Ok(text) => ([(CONTENT_TYPE, "application/json")], last.bytes(text)).into_response(),
@@ -212,7 +213,8 @@ fn logs(mut ask: Ask) -> Result<Response, Fault> {
         .into_response())
 }
 
-/// Records as lines, and an empty one after each `silence`, until the log ends or the reader may not go on.
+/// Records as lines, and an empty one after each `silence`, until the log ends or the reader's
+/// token becomes invalid.
 fn lines(
     plane: Arc<Plane>,
     following: Following,

@@ -26,12 +26,12 @@ use crate::fault::Fault;
 use crate::places::Place;
 use crate::plane::{Actor, Plane};
 
-/// Between two chunks of a body.
+/// Time limit between two chunks of a body.
 const CHUNK_TIMEOUT: Duration = Duration::from_secs(30);
-/// For a whole body: the largest bundle at 100 kB a second.
+/// Time limit for a whole body: the largest bundle at 100 kB a second.
 const BODY_TIMEOUT: Duration = Duration::from_secs(120);
 
-/// Where a request comes from: an extension of it.
+/// The origin of a request: an extension of it.
 #[derive(Clone)]
 pub(super) struct Remote {
     pub(super) address: IpAddr,
@@ -53,7 +53,7 @@ pub(super) struct Ask {
     pub(super) plane: Arc<Plane>,
     pub(super) stopping: CancellationToken,
     pub(super) endpoint: &'static Endpoint,
-    /// Who asks.
+    /// The client.
     pub(super) actor: Actor,
     /// The slot of the connection; without one nothing is counted.
     seat: Option<Arc<Seat>>,
@@ -98,13 +98,13 @@ impl Ask {
         &self.path
     }
 
-    /// Whether this actor may ask this; the table says.
+    /// Checks whether this client may send this request, by the table.
     pub(super) fn authorise(&mut self) -> Result<(), Fault> {
         if self.endpoint.access == Access::Public {
             return Ok(());
         }
         let unknown = || {
-            let message = "expected `Authorization: Bearer casemate_...` with a token that is known and has not expired";
+            let message = "expected `Authorization: Bearer casemate_...` with a token that exists and has not expired";
             Fault::new(401, code::UNAUTHENTICATED, message)
         };
         let header = self
@@ -139,7 +139,7 @@ impl Ask {
         Ok(())
     }
 
-    /// A place for the question, to be held until its answer has been taken.
+    /// Takes a slot for the request, which is held until its answer has been read.
     pub(super) fn find_room(&self) -> Result<Option<Place<String>>, Fault> {
         let follows = self.endpoint.id == Operation::TenantLogs && {
             let LogQuery { follow, .. } = self.query()?;
@@ -156,7 +156,7 @@ impl Ask {
             .map_err(|error: T::Err| Fault::bad_request(format!("{name}: {error}")))
     }
 
-    /// The tenant whose token it is, where the path names none.
+    /// The tenant of the token, where the path names none.
     pub(super) fn own_tenant(&self) -> Result<TenantId, Fault> {
         match &self.actor {
             Actor::Token {
@@ -167,7 +167,7 @@ impl Ask {
         }
     }
 
-    /// How long the body is, if the head says so.
+    /// The length of the body, if the header states it.
     pub(super) fn declared_bytes(&self) -> Option<u64> {
         self.body.size_hint().exact()
     }
@@ -183,7 +183,7 @@ impl Ask {
             .map_err(|error| Fault::bad_request(error.body_text()))
     }
 
-    /// The body as it comes, each chunk in time.
+    /// The body as a stream, with a time limit for each chunk.
     pub(super) fn stream(&mut self) -> impl Stream<Item = Result<Bytes, Fault>> + Unpin + use<> {
         let stream = std::mem::take(&mut self.body).into_data_stream();
         Box::pin(in_time(stream, BODY_TIMEOUT))
@@ -213,13 +213,15 @@ impl Ask {
     pub(super) async fn json<T: DeserializeOwned>(&mut self, limit: usize) -> Result<T, Fault> {
         let body = self.body(limit).await?;
         serde_json::from_slice(&body).map_err(|error| {
-            Fault::bad_request(format!("the body is not what is expected: {error}"))
+            Fault::bad_request(format!(
+                "the body does not have the expected format: {error}"
+            ))
         })
     }
 }
 
-/// A body each chunk of which, and which as a whole, comes in time. Time begins when it is first read: it may have to wait for
-/// its turn, which is not its sender's fault.
+/// A body with a time limit for each chunk and for the whole. The time begins with the first read:
+/// the request may have to wait for its turn, which is not the client's fault.
 fn in_time<E>(
     body: impl Stream<Item = Result<Bytes, E>> + Unpin,
     whole: Duration,
@@ -246,7 +248,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn waiting_for_its_turn_is_not_counted_against_a_body() {
-        // Each chunk comes when it is asked for a second time.
+        // Each chunk is ready only on the second poll.
         let mut asked = 0;
         let body = futures_util::stream::poll_fn(move |context| {
             asked += 1;

@@ -1,4 +1,4 @@
-//! A stream whose other end has to take our bytes in time.
+//! A stream whose other end has to read the sent bytes in time.
 
 use std::future::Future as _;
 use std::io;

@@ -21,8 +21,8 @@ use super::room::{self, Room};
 use crate::fault::Fault;
 use crate::plane::Plane;
 
-/// Every endpoint of the table. Each request is answered in one of `tasks`, to its end: a client
-/// that goes away in the middle of a change would otherwise have it on disk and nowhere else.
+/// Every endpoint of the table. Each request runs in one of `tasks`, to its end: a change whose
+/// client disconnects would otherwise be on the disk and not in memory.
 pub(super) fn router(
     plane: &Arc<Plane>,
     stopping: &CancellationToken,
@@ -55,7 +55,7 @@ pub(super) fn router(
         .layer(map_response(named))
 }
 
-/// Names this program and its version, for whoever cannot make sense of an answer.
+/// Adds this program's name and version to an answer, for clients that cannot parse it.
 async fn named(mut response: Response) -> Response {
     let software =
         HeaderValue::from_static(concat!("casemate-control/", env!("CARGO_PKG_VERSION")));
@@ -73,8 +73,8 @@ const fn filter(method: Method) -> MethodFilter {
     }
 }
 
-/// Whether somebody tried what is not for them, or a change that was refused. Our own failures are
-/// in the log.
+/// Whether the client was not allowed to do this, or its change was refused. Own failures are in
+/// the log.
 fn is_refused_try(endpoint: &Endpoint, status: u16) -> bool {
     matches!(status, 401 | 403) || changes(endpoint) && (400..500).contains(&status)
 }

@@ -1,5 +1,5 @@
-//! What is held in memory: everything but objects, bundles and audit records. The store is the record of truth; this is
-//! read from it at the start (`load`), and changes after each write.
+//! The state in memory: everything except objects, bundles and audit records. The store is read
+//! from it at the start (`load`), and changes after each write.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -15,7 +15,7 @@ use casemate_trust::name::Name;
 use super::index::Index;
 use super::rows::{JoinRow, NodeRow};
 
-/// The control plane's state, owned by the [`Plane`](super::Plane): read by everybody, changed after each write.
+/// The control plane's state, owned by the [`Plane`](super::Plane): it is changed after each write.
 #[derive(Debug)]
 pub(crate) struct Held {
     pub(crate) store: StoreId,
@@ -26,7 +26,7 @@ pub(crate) struct Held {
     pub(crate) joins: BTreeMap<Digest, JoinRow>,
     pub(crate) nodes: BTreeMap<Name, NodeRow>,
     pub(crate) audit: Option<AuditRecord>,
-    /// Whether the audit chain was found unbroken.
+    /// Whether the audit chain was unbroken when it was read.
     pub(crate) audit_intact: bool,
 }
 

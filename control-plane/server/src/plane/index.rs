@@ -15,8 +15,8 @@ pub(crate) struct Index {
 }
 
 impl Index {
-    /// Adds a statement; of online keys, lists of revoked nodes and manifests the older one goes,
-    /// an envelope that was signed anew replaces.
+    /// Adds a statement. An older online key, list of revoked nodes or manifest is removed; an
+    /// envelope that was signed again replaces the earlier one.
     pub(crate) fn insert(&mut self, revision: u64, id: StatementId, bytes: Vec<u8>) {
         self.drop_freshness(&id);
         let lone = match &id {

@@ -19,12 +19,12 @@ use super::rows::JoinRow;
 use super::{Actor, Plane, json, key, now};
 use crate::fault::Fault;
 
-/// What becomes of a join request.
+/// The result of a join request.
 #[derive(Debug)]
 pub(crate) enum Joining {
-    /// It waits for the operator.
+    /// The request waits for the operator.
     Pending,
-    /// It will not be relayed.
+    /// The request is not relayed.
     Refused(Fault),
 }
 
@@ -73,7 +73,7 @@ impl Plane {
         Ok(())
     }
 
-    /// Takes a join request from a node whose TLS key is `from`, at `address`.
+    /// Accepts a join request from a node whose TLS key is `from`, at `address`.
     pub(crate) async fn join(&self, from: &PublicKey, address: IpAddr, bytes: &[u8]) -> Joining {
         let joined = match read_join(bytes) {
             Ok((envelope, request)) => self
@@ -105,7 +105,7 @@ impl Plane {
                 "the request names another key than the connection's",
             ));
         }
-        // What a stranger sends is checked against the registered tokens before it costs a write.
+        // A stranger's request is checked against the registered tokens before it causes a write.
         let record = self.token_of(&envelope, request)?;
         self.reserve().await?;
         let writing = self.begin().await;
@@ -144,7 +144,7 @@ impl Plane {
         Ok(())
     }
 
-    /// The registered token that a request was made with.
+    /// The registered token that signed a request.
     fn token_of(&self, envelope: &Envelope, request: &JoinRequest) -> Result<TokenRecord, Fault> {
         let held = self.held();
         if held.judge.as_ref().map(Judge::fleet) != Some(request.fleet) {
@@ -178,7 +178,7 @@ impl Plane {
         Err(refused)
     }
 
-    /// The requests that wait.
+    /// The waiting requests.
     pub(crate) fn joins(&self) -> JoinList {
         let held = self.held();
         let mut joins: Vec<_> = held
@@ -195,7 +195,7 @@ impl Plane {
 
 fn read_join(bytes: &[u8]) -> Result<(Envelope, JoinRequest), Fault> {
     let no_request = |message: String| {
-        let message = format!("this is no join request: {message}");
+        let message = format!("this is not a join request: {message}");
         Fault::new(422, "join_format", message)
     };
     let envelope = Envelope::parse(bytes).map_err(|error| no_request(error.to_string()))?;

@@ -13,25 +13,26 @@ use serde_json::Value;
 use super::now;
 use super::stopped::Stopped;
 
-/// Refusals that are kept of a node: the newest of each thing.
+/// Refusals that are kept of a node: the newest of each object.
 const MAX_REFUSED: usize = 256;
-/// Tenants whose acknowledgements are written down when a node goes; the next hello says the rest.
+/// Tenants whose acknowledgements are written when a node disconnects; the next hello contains the
+/// rest.
 const MAX_WRITTEN_TENANTS: usize = 5000;
 
 /// A manifest that a node has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Taken {
     pub(crate) version: u64,
-    /// Of its payload; unknown where a later one had replaced it here before the node answered.
+    /// Digest of its payload; unknown if a later one had replaced it here before the node answered.
     pub(crate) digest: Option<Digest>,
-    /// When it said so.
+    /// Time of the node's report.
     pub(crate) at: Seconds,
-    /// Every bundle that it wants of the node is there.
+    /// Whether the node has every bundle that the manifest wants of it.
     #[serde(default)]
     pub(crate) is_stored: bool,
 }
 
-/// What a node last said.
+/// The last report of a node.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Last {
     pub(crate) node: Name,
@@ -45,14 +46,14 @@ pub(crate) struct Last {
     /// Credentials that its status listed as stopped.
     #[serde(default)]
     pub(super) stopped: Vec<Stopped>,
-    /// When two machines with its key were last seen at a time.
+    /// When two machines with its key were last seen at the same time.
     #[serde(default)]
     pub(crate) duplicate: Option<Seconds>,
-    /// How far the node's clock was ahead of ours when it last said what it shows.
+    /// How far the node's clock was ahead of the control plane's at its last report.
     #[serde(default)]
     pub(super) clock_ahead_secs: Option<i64>,
-    /// Why it was not served when it last connected: it speaks no version of the protocol that we
-    /// speak. It comes again within minutes, so that a restart needs no memory of it.
+    /// Why the node was not served at its last connection: no common protocol version. It
+    /// reconnects within minutes, so that a restart need not remember this.
     #[serde(skip)]
     pub(super) apart: Option<String>,
 }
@@ -87,7 +88,7 @@ impl Last {
                 version,
                 digest,
                 at: now(),
-                // The same once more brings no new word of its bundles.
+                // A repeated report contains no new information about its bundles.
                 is_stored: before
                     .filter(is_same)
                     .is_some_and(|before| before.is_stored),
@@ -100,9 +101,9 @@ impl Last {
         let taken = self.manifests.get_mut(tenant);
         if let Some(taken) = taken.filter(|taken| taken.version == version) {
             let is_first = !std::mem::replace(&mut taken.is_stored, true);
-            // It had taken the manifest before, and had no room for a bundle. What an earlier
-            // manifest brought and the node cannot load is said just before; a node that says the
-            // same once more has loaded that, or reports it again.
+            // The node had accepted the manifest before, and had no space for a bundle. Releases of
+            // an earlier manifest that the node cannot load are reported just before; a node that
+            // sends this report again has loaded them, or reports them again.
             let tenant = *tenant;
             let stored = StatementId::Manifest { tenant, version };
             let stays = |refused: &Refused| is_first && refused.code == LOAD_FAILED_EARLIER;
@@ -111,8 +112,8 @@ impl Last {
         }
     }
 
-    /// What the node says that it has, as far as there are such tenants. Where it lists them all,
-    /// what it does not list goes.
+    /// Records the statements that the node reports to have, for existing tenants. If the node
+    /// lists all of them, statements that it does not list are removed.
     pub(super) fn has(&mut self, has: &Has, is_tenant: impl Fn(&TenantId) -> bool) {
         self.refused.retain(|(refused, _)| !is_held(has, refused));
         let mut before = std::mem::take(&mut self.manifests);
@@ -155,7 +156,7 @@ impl Last {
         is_new
     }
 
-    /// As it is written down: small enough for one record.
+    /// The report as it is written: small enough for one record.
     pub(super) fn shortened(&self) -> Self {
         let manifests = self.manifests.iter().take(MAX_WRITTEN_TENANTS);
         Self {
@@ -166,7 +167,7 @@ impl Last {
 }
 
 /// Whether a node that once refused this statement has it now, or a later one: it tries again by
-/// itself what it could not take. Manifests are looked at with their digests.
+/// itself after a temporary failure. Manifests are compared with their digests.
 fn is_held(has: &Has, refused: &StatementId) -> bool {
     let tenant = |tenant| has.tenants.get(tenant);
     match refused {

@@ -18,7 +18,7 @@ use super::objects::{listed, objects};
 use super::rows::{JoinRow, NodeRow, TokenRow, parse, rows};
 use super::statement_ids::statement_id;
 
-/// Where statements lie, roots first.
+/// Key prefixes of the statements, roots first.
 const STATEMENTS: [&str; 8] = [
     key::ROOT,
     key::ONLINE,
@@ -31,7 +31,7 @@ const STATEMENTS: [&str; 8] = [
 ];
 
 impl Held {
-    /// Reads everything.
+    /// Reads the whole state.
     pub(crate) async fn load(store: &Redb) -> Result<Self, StoreError> {
         let mut held = Self {
             store: StoreId(store.id().0),
@@ -73,18 +73,18 @@ impl Held {
         Ok(held)
     }
 
-    /// Has the judge take again what it took before.
+    /// Has the judge accept the stored statements again.
     async fn load_statements(&mut self, store: &Redb) -> Result<(), StoreError> {
         let (mut statements, mut listed_objects) = (Vec::new(), BTreeMap::new());
         for prefix in STATEMENTS {
             let mut found: Vec<_> = rows::<Envelope>(store, prefix).await?.collect();
-            // Images are judged in the order in which they came.
+            // Images are judged in the order of their arrival.
             if prefix == key::IMAGE {
                 found.sort_by_key(|(entry, _)| entry.revision);
             }
             for (entry, envelope) in found {
-                // It was signed and accepted, so a newer control plane has written it: a judge that
-                // went on without it would remember less than it has accepted.
+                // The statement was signed and accepted, so a newer control plane has written it: a
+                // judge without it would remember less than was accepted.
                 let id = statement_id(&envelope).map_err(|message| StoreError::Unreadable {
                     key: entry.key.clone(),
                     message,
@@ -97,7 +97,7 @@ impl Held {
                 statements.push((entry.key, envelope));
             }
         }
-        // The first root of all is the fleet, and roots come first.
+        // The first root determines the fleet, and roots come first.
         let is_root = |(_, envelope): &&(_, Envelope)| envelope.payload_type() == Root::TYPE;
         let Some((_, root)) = statements.first().filter(is_root) else {
             return Ok(());
@@ -107,13 +107,13 @@ impl Held {
         let (judge, refused) = Judge::replay(memory, None, statements, &find);
         for (key, refusal) in refused {
             let code = refusal.code();
-            tracing::warn!(key, code, %refusal, "a stored statement is not accepted any more");
+            tracing::warn!(key, code, %refusal, "a stored statement is refused");
         }
         self.judge = Some(judge);
         Ok(())
     }
 
-    /// Walks the whole audit chain and keeps its end.
+    /// Checks the whole audit chain and remembers its end.
     async fn load_audit(&mut self, store: &Redb) -> Result<(), StoreError> {
         loop {
             let after = self.audit.as_ref().map(|record| key::audit(record.seq));

@@ -7,7 +7,8 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use casemate_trust::id::TenantId;
 use tokio::sync::Semaphore;
 
-/// Files that are read at a time, by all readers together; by those of one log, one.
+/// Files that are read at a time, by all readers together; the readers of one log read one at a
+/// time.
 pub(super) const MAX_READING: usize = 4;
 
 /// Whose turn it is to read files: owned by the logs, asked by each reader before each file.
@@ -27,8 +28,8 @@ impl Default for Turns {
 }
 
 impl Turns {
-    /// One permit for all readers of a log: however many there are, those of another log wait for
-    /// one file of it.
+    /// One permit for all readers of a log: however many there are, readers of another log wait for
+    /// at most one file of it.
     pub(super) fn of(&self, tenant: TenantId) -> Arc<Semaphore> {
         let turns = &mut *self
             .of_tenants

@@ -24,7 +24,7 @@ const DUPLICATE: &str = "duplicate_identity";
 /// Why a member is not served.
 #[derive(Debug)]
 pub(crate) enum Unwelcome {
-    /// It was thrown out just now.
+    /// The member was revoked just now.
     Revoked,
     /// Another machine with its key is connected.
     Duplicate,
@@ -84,7 +84,8 @@ impl Plane {
         let held = self.held();
         let row = match held.joins.get(&admission.request) {
             Some(row) => row.clone(),
-            // A second admission of the same node says what is so, not that there is no request.
+            // A second admission of the same node reports that it is admitted, not that there is no
+            // request.
             None if held.nodes.contains_key(&admission.name) => {
                 return Err(node_exists(&admission.name));
             }
@@ -161,14 +162,14 @@ impl Plane {
         self.node(name)
     }
 
-    /// Throws a node out: its row, its grants and its connection go.
+    /// Revokes a node: its row, its grants and its connection are removed.
     pub(crate) async fn revoke(&self, actor: &Actor, name: &Name) -> Result<(), Fault> {
         let writing = self.begin().await;
         self.remove(&writing, actor, name).await
     }
 
-    /// Throws out the nodes that the root's list names. A crash after the list was written leaves some of them; they count
-    /// as members nowhere, and the next start takes them out.
+    /// Removes the nodes that the root's list names. After a crash behind the write of the list
+    /// some of them remain; they do not count as members anywhere, and the next start removes them.
     pub(super) async fn remove_revoked(
         &self,
         writing: &Writing<'_>,
@@ -188,7 +189,7 @@ impl Plane {
         Ok(())
     }
 
-    /// The same for a program that starts.
+    /// Like `remove_revoked`, at the start of the program.
     pub(crate) async fn remove_revoked_before(&self) -> Result<(), Fault> {
         let writing = self.begin().await;
         self.remove_revoked(&writing, &Actor::Program).await
@@ -214,7 +215,8 @@ impl Plane {
             Change::delete(key::node(name)),
             Change::delete(key::seen(name)),
         ];
-        // A node whose grants do not fit into one commit loses the rest right after; without its row they mean nothing.
+        // A node whose grants do not fit into one commit loses the rest right afterwards; without
+        // its row they mean nothing.
         let (first, rest) = epochs.split_at(epochs.len().min(MAX_GRANTS));
         changes.extend(
             first
@@ -257,9 +259,10 @@ impl Plane {
         })
     }
 
-    /// A member's connection has begun, or has to end at once.
+    /// Registers a member's connection, or returns why it has to end at once.
     pub(crate) fn arrive(&self, member: &Member) -> Result<Visit, Unwelcome> {
-        // Under the state's lock, so that a revocation either is seen here or finds the visit.
+        // The state's lock is held, so that a revocation is either seen here or finds the
+        // registered connection.
         let held = self.held();
         let is_member = held
             .nodes
@@ -273,12 +276,12 @@ impl Plane {
             .ok_or(Unwelcome::Duplicate)
     }
 
-    /// Whether a member's connection that was replaced is to be watched for signs of life.
+    /// Whether a member's replaced connection is to be watched for signs of life.
     pub(crate) fn begin_watch(&self, node: &Name) -> bool {
         self.presence.begin_watch(node)
     }
 
-    /// The end of that; `was_alive` has the address that the sign came from.
+    /// Ends the watch; `was_alive` is the address that a sign of life came from.
     pub(crate) async fn end_watch(&self, node: &Name, was_alive: Option<IpAddr>) {
         let is_certain = self.presence.end_watch(node, was_alive.is_some());
         if let Some(address) = was_alive.filter(|_| is_certain) {
@@ -290,7 +293,7 @@ impl Plane {
         }
     }
 
-    /// A member's connection has ended.
+    /// Registers the end of a member's connection.
     pub(crate) async fn depart(&self, visit: &Visit) {
         let Some(last) = self.presence.depart(visit) else {
             return;
@@ -301,7 +304,7 @@ impl Plane {
             if let Err(error) =
                 casemate_control_store::Store::commit(&self.store, vec![], changes).await
             {
-                tracing::warn!(node = %visit.node, %error, "a node's last words could not be written down");
+                tracing::warn!(node = %visit.node, %error, "a node's last report could not be written");
             }
         }
     }

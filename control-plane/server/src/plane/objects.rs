@@ -24,7 +24,7 @@ pub(super) fn listed(manifest: &Manifest) -> Vec<Digest> {
     digests
 }
 
-/// Those of a tenant's objects that are there.
+/// The existing ones among a tenant's objects.
 pub(super) async fn objects(
     store: &Redb,
     tenant: &TenantId,
@@ -39,7 +39,7 @@ pub(super) async fn objects(
     Ok(found)
 }
 
-/// What a stored object begins with.
+/// First byte of a stored release.
 const RELEASE: u8 = b'r';
 const SECRET: u8 = b's';
 

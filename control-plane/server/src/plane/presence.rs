@@ -1,4 +1,5 @@
-//! Who is connected, and what each node last said. In memory; written down when a node goes.
+//! The connected nodes, and the last report of each node. Kept in memory; written to the store when
+//! a node disconnects.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -15,15 +16,16 @@ use super::last::Last;
 use super::stopped::Stopped;
 use super::{now, stopped};
 
-/// Seconds between two times that a node's last words are written down: a synced write, which a node that comes and goes all
-/// the time would have us make each time. What it costs is that a restart within that time forgets what came in between.
+/// Least seconds between two writes of a node's last report: each is a synced write, and a node
+/// that reconnects all the time would cause one each time. The price is that a restart within that
+/// time forgets the reports since the last write.
 const WRITTEN_EVERY_SECS: Seconds = 60;
 
-/// How long two machines with one key are remembered, seconds: for that long the one that is connected is not replaced by the
-/// other.
+/// How long two machines with one key are remembered, seconds: during that time the connected one
+/// is not replaced by the other.
 const DUPLICATE_SECS: Seconds = 10 * 60;
 
-/// Whether something that was seen at `time` is of the last minutes.
+/// Whether an event at `time` is at most minutes old.
 fn is_recent(time: Seconds) -> bool {
     now().abs_diff(time) < DUPLICATE_SECS
 }
@@ -32,11 +34,11 @@ fn is_recent(time: Seconds) -> bool {
 struct Live {
     last: Last,
     visit: Option<Open>,
-    /// When its last words were written down.
+    /// Time of the last write.
     written: Option<Seconds>,
-    /// Whether a connection that was replaced is being watched: one at a time.
+    /// Whether a replaced connection is being watched: at most one at a time.
     is_watched: bool,
-    /// When a replaced connection last proved to be another machine's, before that was certain.
+    /// When a replaced connection last appeared to be another machine's, before that was certain.
     suspected: Option<Seconds>,
 }
 
@@ -53,7 +55,7 @@ pub(crate) struct Visit {
     /// The node.
     pub(crate) node: Name,
     number: u64,
-    /// Becomes a close code when the connection has to go.
+    /// Receives a close code when the connection has to end.
     pub(crate) closing: watch::Receiver<Option<u32>>,
 }
 
@@ -83,7 +85,7 @@ impl Presence {
         self.nodes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A look at a node's last words and since when it is connected.
+    /// Calls `look` with a node's last report and the time since when it is connected.
     pub(crate) fn look<T>(&self, node: &Name, look: impl FnOnce(&Last, Option<Seconds>) -> T) -> T {
         match self.lock().0.get(node) {
             Some(live) => look(&live.last, live.visit.as_ref().map(|visit| visit.since)),
@@ -102,8 +104,8 @@ impl Presence {
         })
     }
 
-    /// A member has connected; its connection before, if there still is one, is closed. `None`: another machine with its key
-    /// is connected, and stays so.
+    /// Registers a member's connection; its earlier connection, if any, is closed. `None`: another
+    /// machine with its key is connected, and keeps its connection.
     pub(crate) fn arrive(&self, node: &Name) -> Option<Visit> {
         let (nodes, numbers) = &mut *self.lock();
         *numbers += 1;
@@ -130,15 +132,16 @@ impl Presence {
         })
     }
 
-    /// Whether a connection that was replaced is to be watched for signs of life.
+    /// Whether a replaced connection is to be watched for signs of life.
     pub(crate) fn begin_watch(&self, node: &Name) -> bool {
         let mut nodes = self.lock();
         let live = nodes.0.get_mut(node);
         live.is_some_and(|live| !std::mem::replace(&mut live.is_watched, true))
     }
 
-    /// Its end. Whether `was_alive` makes it certain that two machines have the node's key: a program that starts anew may
-    /// overlap with its predecessor once, and does not do so twice within a few minutes.
+    /// Ends the watch. Returns whether `was_alive` makes it certain that two machines have the
+    /// node's key: a program that restarts may overlap with its predecessor once, but not twice
+    /// within a few minutes.
     pub(crate) fn end_watch(&self, node: &Name, was_alive: bool) -> bool {
         let mut nodes = self.lock();
         let Some(live) = nodes.0.get_mut(node) else {
@@ -156,8 +159,8 @@ impl Presence {
         is_certain
     }
 
-    /// The connection has ended; what is to be written down, unless the node is connected again, was thrown out, or something
-    /// was written of it just now.
+    /// Registers the end of a connection; returns the report to be written, unless the node is
+    /// connected again, was revoked, or was written just now.
     pub(crate) fn depart(&self, visit: &Visit) -> Option<Last> {
         let (nodes, _) = &mut *self.lock();
         let live = nodes.get_mut(&visit.node)?;
@@ -171,7 +174,7 @@ impl Presence {
         Some(live.last.shortened())
     }
 
-    /// Throws a node out.
+    /// Closes a revoked node's connection and forgets its report.
     pub(crate) fn revoke(&self, node: &Name) {
         let gone = self.lock().0.remove(node);
         if let Some(open) = gone.and_then(|live| live.visit) {
@@ -194,7 +197,7 @@ impl Presence {
         });
     }
 
-    /// A node has connected that speaks no version of the protocol that we speak.
+    /// Records a node that has no protocol version in common with this program.
     pub(crate) fn apart(&self, node: &Name, software: &str, why: &str) {
         let (nodes, _) = &mut *self.lock();
         let last = &mut entry(nodes, node).last;
@@ -207,7 +210,7 @@ impl Presence {
         self.update(node, |last| last.synced = revision);
     }
 
-    /// A statement was accepted; its digest, where it is still known.
+    /// Records that a statement was accepted, with its digest if that is still known.
     pub(crate) fn acked(&self, node: &Name, id: &StatementId, digest: Option<Digest>) {
         self.update(node, |last| last.acknowledge(id, digest));
     }
@@ -216,7 +219,8 @@ impl Presence {
         self.update(node, |last| last.stored(tenant, version));
     }
 
-    /// A node has refused a statement, or does not run what it wants; whether that code is new.
+    /// Records that a node has refused a statement, or does not run what it wants; returns whether
+    /// the code is new.
     pub(crate) fn nacked(
         &self,
         node: &Name,
@@ -237,7 +241,7 @@ impl Presence {
     }
 
     pub(crate) fn status(&self, node: &Name, json: &str) {
-        // What is no JSON object is not shown.
+        // A status that is not a JSON object is not shown.
         let status = serde_json::from_str(json).ok().filter(Value::is_object);
         let status = status.unwrap_or(Value::Null);
         self.update(node, |last| {
@@ -302,7 +306,7 @@ mod tests {
     }
 
     #[test]
-    fn of_a_hello_what_is_a_tenant_is_kept_until_the_next() {
+    fn a_hellos_entries_of_tenants_are_kept_until_the_next() {
         let presence = Presence::new(std::iter::empty());
         presence.arrive(&node()).unwrap();
         let kept = |hello: &Hello| -> BTreeSet<(u8, u64)> {
@@ -321,7 +325,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_node_had_no_room_for_is_no_refusal_once_it_is_stored() {
+    fn a_refusal_for_lack_of_space_ends_when_the_bundle_is_stored() {
         let presence = Presence::new(std::iter::empty());
         presence.arrive(&node()).unwrap();
         presence.hello(&node(), &hello([(1, 2), (3, 2)], false), |_| true);
@@ -340,7 +344,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_node_cannot_load_since_an_earlier_manifest_is_known_when_the_rest_is_stored() {
+    fn an_unloadable_release_of_an_earlier_manifest_stays_known() {
         let presence = Presence::new(std::iter::empty());
         presence.arrive(&node()).unwrap();
         let tenant = TenantId([1; 32]);
@@ -352,10 +356,10 @@ mod tests {
         say();
         presence.stored(&node(), &tenant, 2);
         assert_eq!(refused(), 1);
-        // Said once more, it has loaded.
+        // The node repeats the report: it has loaded the release.
         presence.stored(&node(), &tenant, 2);
         assert_eq!(refused(), 0);
-        // A connection begins with what is the case then.
+        // Each connection begins with the current reports.
         say();
         let mut said = hello([(1, 2)], false);
         said.has.tenants.get_mut(&tenant).unwrap().is_stored = true;
@@ -364,7 +368,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_node_could_not_take_is_no_refusal_once_its_hello_names_it() {
+    fn a_refusal_ends_when_a_hello_names_the_statement() {
         let presence = Presence::new(std::iter::empty());
         presence.arrive(&node());
         let (mine, other) = (TenantId([1; 32]), TenantId([3; 32]));
@@ -414,7 +418,7 @@ mod tests {
     }
 
     #[test]
-    fn a_node_that_comes_and_goes_is_written_down_now_and_then() {
+    fn reports_of_a_reconnecting_node_are_written_at_intervals() {
         let presence = Presence::new(std::iter::empty());
         let visit = presence.arrive(&node()).unwrap();
         assert!(presence.depart(&visit).is_some());

@@ -1,4 +1,4 @@
-//! A node that a restored store does not know, registered again.
+//! Registers a node again that a restored store does not know.
 
 use casemate_api::limits::MAX_NODES;
 use casemate_api::node::{NodeView, Readmission};
@@ -12,8 +12,8 @@ use super::{Actor, Plane, json, key, now};
 use crate::fault::Fault;
 
 impl Plane {
-    /// Registers again a node whose admission is lost. The operator's word is what counts here as in [`Plane::admit`]; the
-    /// token that the node once used may be lost too, or long over.
+    /// Registers again a node whose admission is lost. The operator decides, as in
+    /// [`Plane::admit`]; the token that the node once used may be lost too, or expired.
     pub(crate) async fn readmit(
         &self,
         actor: &Actor,

@@ -13,24 +13,24 @@ use serde::{Deserialize, Serialize};
 /// A token of the API as it is stored.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct TokenRow {
-    /// What lists show.
+    /// The public part of the token.
     pub(crate) view: TokenView,
     /// SHA-256 of the token.
     pub(crate) hash: Digest,
 }
 
-/// A join request that waits.
+/// A waiting join request.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct JoinRow {
-    /// As the node's vault signed it.
+    /// The request as the node's vault signed it.
     pub(crate) envelope: Envelope,
-    /// Key of the token that it was made with.
+    /// Key of the token that signed the request.
     pub(crate) token: PublicKey,
-    /// When it first came.
+    /// Time of its first arrival.
     pub(crate) first_seen: Seconds,
 }
 
-/// A node that was admitted.
+/// An admitted node.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct NodeRow {
     /// Name.
@@ -39,7 +39,7 @@ pub(crate) struct NodeRow {
     pub(crate) pool: Name,
     /// Ed25519 key.
     pub(crate) key: PublicKey,
-    /// When.
+    /// Time of the admission.
     pub(crate) admitted: Seconds,
     /// Its join request.
     pub(crate) join: Envelope,

@@ -8,7 +8,7 @@ use casemate_trust::judge::{Row, RowKey};
 use casemate_trust::revocation::Revocations;
 use casemate_trust::statement::{Manifest, OnlineKey, Pool, Root, Statement as _, Tenant};
 
-/// What an envelope claims to be.
+/// The kind, name and version that an envelope claims to have.
 pub(super) fn statement_id(envelope: &Envelope) -> Result<StatementId, String> {
     Ok(match envelope.payload_type() {
         Root::TYPE => StatementId::Root {
@@ -54,8 +54,8 @@ pub(super) fn statement_id(envelope: &Envelope) -> Result<StatementId, String> {
     })
 }
 
-/// What else than the statement itself a change takes out of the store. Objects go later, with
-/// others that nothing lists.
+/// The other statement that a change removes from the store. Objects are removed later, with others
+/// that nothing lists.
 pub(super) fn dropped(row: &Row) -> Option<StatementId> {
     match row {
         Row::Drop(RowKey::Freshness(tenant)) => Some(StatementId::Freshness {

@@ -1,4 +1,4 @@
-//! Credentials that nodes have stopped because answers held them, out of the nodes' status.
+//! Credentials that nodes have stopped because answers held them, read from the nodes' status.
 
 use std::collections::BTreeMap;
 
@@ -25,7 +25,7 @@ pub(crate) struct Stopped {
     tenant: TenantId,
     function: Name,
     secret: Identifier,
-    /// By the control plane's clock.
+    /// End of the stop, by the control plane's clock.
     until: Seconds,
 }
 
@@ -36,7 +36,7 @@ impl Stopped {
     }
 }
 
-/// As a vault describes it.
+/// A stopped credential as a vault reports it.
 #[derive(Deserialize)]
 struct Reported {
     tenant: TenantId,
@@ -45,7 +45,7 @@ struct Reported {
     left_secs: Seconds,
 }
 
-/// What a node's status lists. Entries that make no sense are left out.
+/// The stopped credentials of a node's status. Entries that cannot be parsed are left out.
 pub(super) fn of_status(status: &Value, now: Seconds) -> Vec<Stopped> {
     let listed = status["vault"]["stopped_credentials"].as_array();
     let listed = listed.into_iter().flatten().take(MAX_OF_NODE);
@@ -60,7 +60,7 @@ pub(super) fn of_status(status: &Value, now: Seconds) -> Vec<Stopped> {
 }
 
 /// What is stopped of a tenant, of each node's stopped credentials. A node speaks for the functions
-/// and secrets that the newest manifest lists for its pool, and for no other.
+/// and secrets that the newest newest manifest lists for its pool, and on no others.
 pub(super) fn of_tenant<'a>(
     nodes: impl Iterator<Item = (&'a NodeRow, Vec<Stopped>)>,
     tenant: &TenantId,

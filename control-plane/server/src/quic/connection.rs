@@ -25,9 +25,9 @@ use super::shell::{FIRST_WORD, Shell};
 use super::watch::{NoCatalog, watch};
 use super::{apart, send};
 
-/// How long a stranger may wait for the operator on one connection.
+/// How long a stranger's connection may wait for the operator.
 const STRANGER_TIME: Duration = Duration::from_secs(10 * 60);
-/// For a last message to arrive before the connection is closed.
+/// Time limit for a last message before the connection is closed.
 const LAST_WORD: Duration = Duration::from_secs(2);
 /// Bytes that are read at a time.
 const CHUNK_BYTES: usize = 64 * 1024;
@@ -133,7 +133,7 @@ fn peer_key(connection: &Connection) -> Option<PublicKey> {
 }
 
 enum Stage {
-    /// Holds its slot until it goes or is admitted.
+    /// Holds its slot until it disconnects or is admitted.
     Stranger(Seat),
     Member(Member, Visit),
 }
@@ -142,19 +142,20 @@ struct Talk {
     shell: Shell,
     connection: Connection,
     key: PublicKey,
-    /// Of the protocol, as the handshake has agreed.
+    /// Version of the protocol that the handshake has agreed on.
     version: u16,
     send: SendStream,
     recv: RecvStream,
     control: ControlEnd,
     stage: Stage,
     changes: watch::Receiver<u64>,
-    /// A frame on its way, and how much of it is written.
+    /// The frame that is being sent, and how much of it is written.
     pending: Vec<u8>,
     written: usize,
     bundles: JoinSet<()>,
     image_pieces: JoinSet<()>,
-    /// For the first message, or a stranger's patience; members have none after their hello.
+    /// Time limit for the first message, or for a stranger's wait; members have none after their
+    /// hello.
     deadline: Instant,
 }
 
@@ -184,7 +185,7 @@ impl Talk {
         }
     }
 
-    /// Waits for whatever comes first, and deals with it.
+    /// Waits for the first event, and handles it.
     async fn step(&mut self) -> Result<(), Stop> {
         self.fill().await?;
         let is_waiting = self.written < self.pending.len();
@@ -199,7 +200,8 @@ impl Talk {
             read = self.recv.read_chunk(CHUNK_BYTES, true) => {
                 let chunk = read.ok().flatten().ok_or(Gone)?;
                 self.control.receive(&chunk.bytes)?;
-                // What the node asks for may follow from the end of a stream that it has noticed already.
+                // The node's requests may follow from the end of a stream that it has noticed
+                // already.
                 while self.bundles.try_join_next().is_some() {
                     self.control.bundle_done();
                 }
@@ -241,7 +243,7 @@ impl Talk {
         }
     }
 
-    /// Puts the next frame in front of the stream.
+    /// Writes the next frame to the stream.
     async fn fill(&mut self) -> Result<(), Stop> {
         while self.written == self.pending.len() {
             let before = self.control.synced();
@@ -279,7 +281,7 @@ impl Talk {
         Ok(())
     }
 
-    /// A stranger may have become a member.
+    /// Checks whether a stranger has become a member.
     fn notice_admission(&mut self) -> Result<(), Stop> {
         if matches!(self.stage, Stage::Stranger(_))
             && let Some(member) = self.shell.plane.member(&self.key)
@@ -290,7 +292,8 @@ impl Talk {
         Ok(())
     }
 
-    /// Hands a revoked node the root's list that names it, so that its vault forgets the pool's keys; whether it is named.
+    /// Sends a revoked node the root's list that names it, so that its vault forgets the pool's
+    /// keys; returns whether the list names it.
     async fn tell_revoked(&mut self) -> bool {
         let Some(list) = self.shell.plane.revocation(&self.key) else {
             return false;
@@ -300,7 +303,8 @@ impl Talk {
         true
     }
 
-    /// Writes the rest of the frame that is on its way and the next one, and ends the stream, in bounded time.
+    /// Writes the rest of the current frame and the next one, and ends the stream, within a time
+    /// limit.
     async fn last_word(&mut self) {
         let said = async {
             let rest = &self.pending[self.written..];
@@ -392,7 +396,8 @@ impl Talk {
                 self.send_image_piece(&member, digest, offset, bytes)
                     .await?;
             }
-            // It may have cost the reading of a large manifest: others go first.
+            // The event may have caused the reading of a large manifest: other connections go
+            // first.
             ControlEvent::FetchObjects => tokio::task::yield_now().await,
             ControlEvent::Lease { nonce } => {
                 let lease = Lease {
@@ -470,7 +475,7 @@ impl Talk {
     }
 }
 
-/// Waits until this connection has to go.
+/// Waits until this connection has to close.
 async fn closed_by_us(closing: Option<&mut watch::Receiver<Option<u32>>>) -> u32 {
     match closing {
         Some(closing) => match closing.wait_for(Option::is_some).await {
@@ -481,7 +486,7 @@ async fn closed_by_us(closing: Option<&mut watch::Receiver<Option<u32>>>) -> u32
     }
 }
 
-/// Waits until the slot of a stranger is another's.
+/// Waits until a stranger has lost its slot.
 async fn lost_slot(seat: Option<&Seat>) {
     match seat {
         Some(seat) => seat.evicted().await,

@@ -2,7 +2,7 @@
 
 use casemate_push::{Violation, close};
 
-/// Why a connection is closed by us.
+/// Why the control plane closes a connection.
 pub(super) struct Ending {
     pub(super) code: u32,
     pub(super) reason: String,
@@ -21,7 +21,7 @@ impl From<Violation> for Ending {
     }
 }
 
-/// The other end has gone.
+/// The other end has closed the connection.
 pub(super) struct Gone;
 
 /// Why a connection is over.

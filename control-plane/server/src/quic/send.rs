@@ -7,7 +7,7 @@ use quinn::Connection;
 use tokio::fs::File;
 use tokio::io::Take;
 
-/// Bundles give way to statements, and images to both.
+/// Bundles have a lower priority than statements, and images a lower one than both.
 const BUNDLE_PRIORITY: i32 = -1;
 const IMAGE_PRIORITY: i32 = -2;
 
@@ -33,7 +33,7 @@ pub(super) async fn bundle<E>(
     };
     if let Err(error) = sent.await {
         let digest = header.digest;
-        tracing::debug!(%digest, %error, "a bundle was not sent to its end");
+        tracing::debug!(%digest, %error, "a bundle was not sent completely");
     }
 }
 
@@ -49,6 +49,6 @@ pub(super) async fn image_piece(connection: Connection, header: Header, mut cont
     };
     if let Err(error) = sent.await {
         let Header { digest, offset, .. } = header;
-        tracing::debug!(%digest, offset, %error, "a piece of an image was not sent to its end");
+        tracing::debug!(%digest, offset, %error, "a piece of an image was not sent completely");
     }
 }

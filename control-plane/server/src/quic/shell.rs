@@ -10,11 +10,11 @@ use super::seat::Seats;
 use crate::keys::Keys;
 use crate::plane::Plane;
 
-/// Until the handshake is done, and again until the node has opened its stream and said its first
+/// Time limit for the handshake, and again until the node has opened its stream and sent its first
 /// message.
 pub(super) const FIRST_WORD: Duration = Duration::from_secs(10);
 
-/// What a connection works with.
+/// The parts of the control plane that a connection uses.
 pub(super) struct Shell {
     pub(super) plane: Arc<Plane>,
     pub(super) keys: Arc<Keys>,

@@ -23,7 +23,8 @@ async fn a_tenants_token_reaches_nothing_of_another_tenant() {
             "{path}"
         );
     }
-    // Through its own path, too: another's manifest, another's release, another's statement.
+    // The tenant's own path does not help either: another's manifest, another's release, another's
+    // statement.
     let mut manifest = fleet.manifest(1, b"", None);
     manifest.tenant = other.id;
     let refused = client
@@ -69,7 +70,7 @@ async fn its_own_keys_and_no_hosts(fleet: &Fleet, client: &support::Client) {
             .collect::<Vec<_>>(),
         [fleet.tenant.id]
     );
-    // Its own keys it may change, its hosts not.
+    // The tenant may change its own keys, but not its hosts.
     let own = Tenant {
         version: 2,
         current: KeySet::single(key(12).public()),
@@ -91,7 +92,7 @@ async fn its_own_keys_and_no_hosts(fleet: &Fleet, client: &support::Client) {
 }
 
 #[tokio::test]
-async fn every_endpoint_is_there_and_asks_who_it_is() {
+async fn every_endpoint_exists_and_requires_authorisation() {
     let control = Control::new().await;
     let fleet = Fleet::new(&control).await;
     let read_only = token(&control.operator(), Scope::ReadOnly).await;

@@ -21,7 +21,7 @@ async fn an_unknown_key_may_only_join() {
     )
     .await;
     assert!(said_hello.close_code().await >= 16, "a violation");
-    // Without a registered token, with an expired one, with a request that another key signed.
+    // Requests without a registered token, with an expired one, and signed by another key.
     let address = (control.quic.clone(), control.keys.quic);
     let unknown = JoinToken::new(
         fleet.id,
@@ -53,12 +53,12 @@ async fn an_unknown_key_may_only_join() {
 }
 
 #[tokio::test]
-async fn unknown_keys_are_few_before_they_have_said_a_word_and_nodes_have_room_beside_them() {
+async fn silent_unknown_keys_are_limited_and_nodes_keep_their_slots() {
     let control = Control::new().await;
     let fleet = Fleet::new(&control).await;
     let mut node = member(&control, &fleet, "edge-1", &key(20)).await;
     node.sync().await;
-    // One more than there may be from one address.
+    // One more than allowed from one address.
     let mut strangers = Vec::new();
     for number in 100..=116 {
         let config = quic_config(&key(number), control.keys.quic, VERSIONS.alpns());
@@ -83,7 +83,7 @@ async fn unknown_keys_are_few_before_they_have_said_a_word_and_nodes_have_room_b
 }
 
 #[tokio::test]
-async fn a_node_that_comes_twice_keeps_the_newer_connection() {
+async fn a_node_that_connects_twice_keeps_the_newer_connection() {
     let control = Control::new().await;
     let fleet = Fleet::new(&control).await;
     let first = member(&control, &fleet, "edge-1", &key(20)).await;
@@ -102,7 +102,7 @@ async fn a_node_that_comes_twice_keeps_the_newer_connection() {
 }
 
 #[tokio::test]
-async fn two_machines_with_one_key_are_named_and_do_not_push_each_other_out() {
+async fn two_machines_with_one_key_are_reported_and_do_not_evict_each_other() {
     let control = Control::new().await;
     let fleet = Fleet::new(&control).await;
     let mut one = member(&control, &fleet, "edge-1", &key(20)).await;
@@ -110,7 +110,7 @@ async fn two_machines_with_one_key_are_named_and_do_not_push_each_other_out() {
         let end = NodeEnd::member(hello("edge-1", &key(20), fleet.id));
         Node::connect(&control, &key(20), end).await
     };
-    // Each comes again when the other has taken its place, as programs do.
+    // Each machine reconnects when the other has taken its place, as programs do.
     let mut other = again().await;
     assert_eq!(one.close_code().await, u64::from(close::REPLACED));
     one = again().await;
@@ -134,7 +134,7 @@ async fn two_machines_with_one_key_are_named_and_do_not_push_each_other_out() {
 }
 
 #[tokio::test]
-async fn another_alpn_another_server_key_and_bundles_of_others_are_refused() {
+async fn a_wrong_alpn_a_wrong_server_key_and_bundles_of_others_are_refused() {
     let control = Control::new().await;
     let fleet = Fleet::new(&control).await;
     assert!(

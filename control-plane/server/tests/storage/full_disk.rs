@@ -2,7 +2,7 @@
 
 use super::*;
 
-/// A program that ends with its test, however that ends.
+/// A program that ends with its test, whatever the result.
 struct Running(Child);
 
 impl Drop for Running {
@@ -12,8 +12,8 @@ impl Drop for Running {
     }
 }
 
-/// How a process of its own mount namespace is made here, with the right to mount; `None` if this
-/// machine forbids it.
+/// The command that makes a process with its own mount namespace and the right to mount; `None` if
+/// this machine forbids it.
 fn own_mounts() -> Option<&'static [&'static str]> {
     let ways: [&[&str]; 2] = [
         &["--user", "--map-root-user", "--mount"],
@@ -30,9 +30,9 @@ fn own_mounts() -> Option<&'static [&'static str]> {
     })
 }
 
-/// Goes on with a control plane that has stopped, on a disk of its own, by a script that mounts the
-/// disk and runs the program there. The script's arguments are the program, the disk, the state and
-/// the configuration.
+/// Restarts a stopped control plane on a disk of its own, by a script that mounts the disk and runs
+/// the program there. The script's arguments are the program, the disk, the state and the
+/// configuration.
 fn on_a_small_disk(
     control: &mut Control,
     own_mounts: &[&str],
@@ -56,7 +56,7 @@ fn on_a_small_disk(
         Some(address.split(' ').next()?.to_owned())
     });
     control.plane.api = ready.unwrap_or_else(|| panic!("{said:#?}"));
-    // What it says is read on, so that it never waits for us.
+    // The program's output is read continuously, so that it never waits.
     std::thread::spawn(move || lines.count());
     (program, disk)
 }
@@ -76,12 +76,12 @@ async fn on_a_full_disk_the_operator_can_still_revoke() {
     };
     let listed = operator.get("/v1/tokens").await.ok().json::<TokenList>();
     control.stop().await;
-    // A disk of its own, that one tenant can fill.
+    // A small disk that one tenant can fill.
     let script = "mount -t tmpfs -o size=24m tmpfs \"$1\" && cp -a \"$2\" \"$3\" \"$1\" && \
                   exec \"$0\" serve --config \"$1/control.toml\"";
     let _program = on_a_small_disk(&mut control, own_mounts, script);
     let client = control.client(&tokens[0]);
-    // From large to small, until nothing fits.
+    // Files of decreasing size, until none fits.
     for bytes in [1024 * 1024, 64 * 1024, 4096, 1] {
         for number in 0_u32.. {
             let mut bundle = vec![7; bytes];
@@ -93,7 +93,7 @@ async fn on_a_full_disk_the_operator_can_still_revoke() {
             answer.ok();
         }
     }
-    // The store itself too, down to what the smallest change takes.
+    // The store itself is filled too, down to the size of the smallest change.
     let id = fleet.tenant.id;
     for bytes in [30_000, 1] {
         for number in 0_u32.. {
@@ -130,8 +130,8 @@ async fn a_control_plane_that_was_killed_starts_on_a_full_disk() {
     let extra = token(&operator, Scope::Tenant(fleet.tenant.id)).await;
     let listed = operator.get("/v1/tokens").await.ok().json::<TokenList>();
     control.stop().await;
-    // It runs once and is killed, so that the store has to be repaired; then something else fills
-    // the disk.
+    // It runs once and is killed, so that the store has to be repaired; then another file fills the
+    // disk.
     let script = "mount -t tmpfs -o size=24m tmpfs \"$1\" && cp -a \"$2\" \"$3\" \"$1\" || exit 1; \
                   \"$0\" serve --config \"$1/control.toml\" 2>\"$1/log\" & \
                   until grep -q ready \"$1/log\"; do sleep 0.1; done; kill -9 $!; wait; \
@@ -171,13 +171,13 @@ async fn a_store_that_cannot_be_written_does_not_keep_bundles_that_fill_the_disk
         .unwrap();
     let mut lines = BufReader::new(program.stderr.take().unwrap()).lines();
     let told = lines.any(|line| line.unwrap().contains("without an audit record"));
-    assert!(told, "it ended before");
+    assert!(told, "the program ended before");
     let gone = file(&control, &id, b"bundle one");
     eventually("the removal", async || !gone.exists()).await;
     program.kill().unwrap();
     program.wait().unwrap();
     assert!(file(&control, &id, b"bundle two").exists());
-    // The rest goes when there is room.
+    // The rest is removed when there is space.
     control.start().await;
     eventually("the record", async || removals(&control).await.len() == 1).await;
     let removals = removals(&control).await;
