@@ -3,8 +3,8 @@
 //! function can make those of others disappear.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::Notify;
 
 /// See the module. Keys (`K`) must be few for ever, such as functions that somebody signed for: of
@@ -83,7 +83,7 @@ impl<K: Ord + Clone, T> Queue<K, T> {
     }
 
     fn lanes(&self) -> MutexGuard<'_, Lanes<K, T>> {
-        self.lanes.lock().unwrap_or_else(PoisonError::into_inner)
+        self.lanes.lock()
     }
 }
 

@@ -1,12 +1,13 @@
 //! One caller's connection: what is under way on it, and when it has to go.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 use std::task::Waker;
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::task::AtomicWaker;
+use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use crate::admission::HeadNotice;
@@ -138,7 +139,7 @@ impl Connection {
 
     /// A body that goes on after its head: to be watched.
     fn watch(&self, flow: &Arc<SharedFlow>) {
-        let mut flows = self.flows.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut flows = self.flows.lock();
         // Those that ended meanwhile are forgotten here too, so that their number is bounded by what is under way.
         if flows.len() == flows.capacity() {
             flows.retain(|flow| flow.strong_count() > 0);
@@ -156,7 +157,7 @@ impl Connection {
             return Verdict::Cut;
         }
         let mut untaken = false;
-        let mut flows = self.flows.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut flows = self.flows.lock();
         flows.retain(|flow| {
             flow.upgrade().is_some_and(|flow| {
                 untaken |= flow.cut_if_stalled(now_ms, patience.idle) == Stalled::Untaken;
@@ -242,10 +243,7 @@ impl Connection {
 
     fn abandon(&self) {
         let now_ms = now_ms();
-        let mut abandoned = self
-            .abandoned
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut abandoned = self.abandoned.lock();
         if now_ms.saturating_sub(abandoned.0) >= ABANDONED_PERIOD_MS {
             *abandoned = (now_ms, 0);
         }

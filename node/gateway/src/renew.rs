@@ -6,13 +6,14 @@
 
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use casemate_channel::ControlError;
 use casemate_wire::control::gateway::{
     Certificate, CertificateFiles, FromGateway, MAX_CERTIFICATE_TEXT_BYTES, MAX_CERTIFICATES,
 };
+use parking_lot::Mutex;
 use rustls::sign::CertifiedKey;
 use tokio::sync::Notify;
 
@@ -134,7 +135,7 @@ impl Renewal {
     /// Takes the pairs whose files have changed, if they can be served. `asked`: those that have
     /// not, too.
     fn look(&self, asked: bool) {
-        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut seen = self.seen.lock();
         for (place, (files, seen)) in self.files.iter().zip(seen.iter_mut()).enumerate() {
             // Before the files are read: what changes meanwhile is read again.
             let now = stamps(files);
@@ -175,7 +176,7 @@ impl Renewal {
 
     /// What is served, what expires first at the front.
     fn report(&self) -> Vec<Certificate> {
-        let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let seen = self.seen.lock();
         let mut report: Vec<_> = self
             .files
             .iter()

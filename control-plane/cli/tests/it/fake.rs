@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::Arc;
 
 use axum::Router;
 use axum::body::Bytes;
@@ -31,6 +31,7 @@ use casemate_trust::revocation::Revocations;
 use casemate_trust::statement::{Manifest, OnlineKey, Pool, Root, Statement as _, Tenant};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::service::TowerToHyperService;
+use parking_lot::{Mutex, MutexGuard};
 use rustls::pki_types::PrivateKeyDer;
 use tokio::net::TcpListener;
 
@@ -145,7 +146,7 @@ impl Fake {
     }
 
     pub(crate) fn given(&self) -> MutexGuard<'_, Given> {
-        self.given.lock().unwrap()
+        self.given.lock()
     }
 
     /// A node's request to join, as its vault signed it.
@@ -190,13 +191,13 @@ fn router(given: Shared) -> Router {
         .route(
             "/v1/nodes/tokens",
             post(async |State(given): State<Shared>, body: Bytes| {
-                given.lock().unwrap().heard.extend(&body);
+                given.lock().heard.extend(&body);
             }),
         )
         .route(
             "/v1/nodes/joins",
             get(async |State(given): State<Shared>| {
-                let joins = given.lock().unwrap().joins.clone();
+                let joins = given.lock().joins.clone();
                 json(&JoinList { joins })
             }),
         )
@@ -223,7 +224,7 @@ fn digest(text: &str) -> Digest {
 }
 
 async fn fleet(State(given): State<Shared>, headers: HeaderMap) -> Response {
-    let mut given = given.lock().unwrap();
+    let mut given = given.lock();
     // Whoever is not trusted yet must not be shown a token.
     if let Some(token) = headers.get("authorization") {
         given.heard.extend(token.as_bytes());
@@ -248,7 +249,7 @@ async fn fleet(State(given): State<Shared>, headers: HeaderMap) -> Response {
 
 async fn statement(State(given): State<Shared>, body: Bytes) -> Response {
     let envelope = Envelope::parse(&body).unwrap();
-    let mut given = given.lock().unwrap();
+    let mut given = given.lock();
     given.heard.extend(&body);
     if given.refuse_statements {
         return no(StatusCode::INTERNAL_SERVER_ERROR, code::INTERNAL);
@@ -272,7 +273,7 @@ async fn statement(State(given): State<Shared>, body: Bytes) -> Response {
 }
 
 async fn pools(State(given): State<Shared>) -> Response {
-    let given = given.lock().unwrap();
+    let given = given.lock();
     let mut views: BTreeMap<Name, PoolView> = BTreeMap::new();
     for envelope in &given.pools {
         let pool = Pool::read(envelope).unwrap();
@@ -292,7 +293,7 @@ async fn pools(State(given): State<Shared>) -> Response {
 }
 
 async fn tenants(State(given): State<Shared>) -> Response {
-    let given = given.lock().unwrap();
+    let given = given.lock();
     let summary = |(id, statements): (&TenantId, &Vec<Envelope>)| {
         let tenant = Tenant::read(statements.last().unwrap()).unwrap();
         TenantSummary {
@@ -318,7 +319,7 @@ async fn tenants(State(given): State<Shared>) -> Response {
 }
 
 async fn tenant(State(given): State<Shared>, Path(id): Path<TenantId>) -> Response {
-    let given = given.lock().unwrap();
+    let given = given.lock();
     let Some(statements) = given.tenants.get(&id) else {
         return no(StatusCode::NOT_FOUND, code::NOT_FOUND);
     };
@@ -343,7 +344,7 @@ async fn put_object(
     Path((_, name)): Path<(String, String)>,
     body: Bytes,
 ) -> Response {
-    let mut given = given.lock().unwrap();
+    let mut given = given.lock();
     given.heard.extend(&body);
     if Digest::of(&body) != digest(&name) {
         return no(StatusCode::UNPROCESSABLE_ENTITY, code::DIGEST_MISMATCH);
@@ -356,7 +357,7 @@ async fn get_object(
     State(given): State<Shared>,
     Path((_, name)): Path<(String, String)>,
 ) -> Response {
-    match given.lock().unwrap().objects.get(&digest(&name)) {
+    match given.lock().objects.get(&digest(&name)) {
         Some(bytes) => bytes.clone().into_response(),
         None => no(StatusCode::NOT_FOUND, code::NOT_FOUND),
     }
@@ -367,14 +368,14 @@ async fn put_bundle(
     Path(name): Path<String>,
     body: Bytes,
 ) -> Response {
-    let mut given = given.lock().unwrap();
+    let mut given = given.lock();
     given.heard.extend(&body);
     given.bundles.insert(digest(&name), body.to_vec());
     StatusCode::OK.into_response()
 }
 
 async fn head_bundle(State(given): State<Shared>, Path(name): Path<String>) -> StatusCode {
-    let there = given.lock().unwrap().bundles.contains_key(&digest(&name));
+    let there = given.lock().bundles.contains_key(&digest(&name));
     if there {
         StatusCode::OK
     } else {
@@ -385,7 +386,7 @@ async fn head_bundle(State(given): State<Shared>, Path(name): Path<String>) -> S
 async fn manifest(State(given): State<Shared>, Path(id): Path<TenantId>, body: Bytes) -> Response {
     let envelope = Envelope::parse(&body).unwrap();
     let manifest = Manifest::read(&envelope).unwrap();
-    let mut given = given.lock().unwrap();
+    let mut given = given.lock();
     given.heard.extend(&body);
     let held = given.manifests.entry(id).or_default();
     let newest = held
@@ -407,7 +408,7 @@ async fn manifest(State(given): State<Shared>, Path(id): Path<TenantId>, body: B
 
 async fn freshness(State(given): State<Shared>, Path(id): Path<TenantId>, body: Bytes) -> Response {
     let envelope = Envelope::parse(&body).unwrap();
-    let mut given = given.lock().unwrap();
+    let mut given = given.lock();
     given.freshness.entry(id).or_default().push(envelope);
     json(&FreshnessAnswer {
         accepted: Outcome::New,
@@ -425,7 +426,7 @@ fn refusal(what: &str, code: &str, message: &str) -> Refused {
 }
 
 async fn status(State(given): State<Shared>, Path(id): Path<TenantId>) -> Response {
-    let given = given.lock().unwrap();
+    let given = given.lock();
     if given.silent {
         return no(StatusCode::INTERNAL_SERVER_ERROR, code::INTERNAL);
     }
@@ -489,7 +490,7 @@ async fn status(State(given): State<Shared>, Path(id): Path<TenantId>) -> Respon
 }
 
 async fn audit(Query(query): Query<AuditQuery>, State(given): State<Shared>) -> Response {
-    let given = given.lock().unwrap();
+    let given = given.lock();
     let rest = given.audit.iter().filter(|record| record.seq > query.since);
     let records = rest.take(2).cloned().collect();
     let newest = given.audit.len() as u64;
@@ -501,7 +502,7 @@ async fn audit(Query(query): Query<AuditQuery>, State(given): State<Shared>) -> 
 }
 
 async fn nodes(State(given): State<Shared>) -> Response {
-    let given = given.lock().unwrap();
+    let given = given.lock();
     let names = given
         .admitted
         .iter()
@@ -516,7 +517,7 @@ async fn nodes(State(given): State<Shared>) -> Response {
 async fn token(State(given): State<Shared>, body: Bytes) -> Response {
     let new: NewToken = serde_json::from_slice(&body).unwrap();
     json(&MadeToken {
-        id: given.lock().unwrap().evil.unwrap_or("t1").into(),
+        id: given.lock().evil.unwrap_or("t1").into(),
         token: format!("casemate_{}", new.label.len()),
     })
 }
@@ -562,7 +563,7 @@ pub(crate) fn view(given: &Given, name: &str) -> Option<NodeView> {
 
 async fn admit(State(given): State<Shared>, body: Bytes) -> Response {
     let admission: Admission = serde_json::from_slice(&body).unwrap();
-    let mut given = given.lock().unwrap();
+    let mut given = given.lock();
     given.grants.extend(admission.grants.clone());
     let name = admission.name.clone();
     given.admitted.push(admission);
@@ -570,19 +571,19 @@ async fn admit(State(given): State<Shared>, body: Bytes) -> Response {
 }
 
 async fn node(State(given): State<Shared>, Path(name): Path<String>) -> Response {
-    match view(&given.lock().unwrap(), &name) {
+    match view(&given.lock(), &name) {
         Some(view) => json(&view),
         None => no(StatusCode::NOT_FOUND, code::NOT_FOUND),
     }
 }
 
 async fn revoke_token(State(given): State<Shared>, Path(id): Path<String>) -> StatusCode {
-    given.lock().unwrap().deleted.push(format!("token {id}"));
+    given.lock().deleted.push(format!("token {id}"));
     StatusCode::OK
 }
 
 async fn revoke(State(given): State<Shared>, Path(name): Path<String>) -> Response {
-    let mut given = given.lock().unwrap();
+    let mut given = given.lock();
     given.deleted.push(format!("node {name}"));
     match given.refuse_revoking {
         Some((status, code)) => no(StatusCode::from_u16(status).unwrap(), code),
@@ -592,7 +593,7 @@ async fn revoke(State(given): State<Shared>, Path(name): Path<String>) -> Respon
 
 async fn grant(State(given): State<Shared>, Path(name): Path<String>, body: Bytes) -> Response {
     let new: NewGrants = serde_json::from_slice(&body).unwrap();
-    let mut given = given.lock().unwrap();
+    let mut given = given.lock();
     given.grants.extend(new.grants);
     json(&view(&given, &name).unwrap())
 }

@@ -2,7 +2,7 @@
 //! in memory, and an HTTP/2 client can leave thousands of answers untaken over a few connections.
 
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use axum::body::{Body, Bytes};
@@ -10,6 +10,7 @@ use axum::response::Response;
 use casemate_api::endpoint::{Endpoint, Method};
 use casemate_api::token::Scope;
 use hyper::body::{Frame, SizeHint};
+use parking_lot::Mutex;
 
 use crate::fault::Fault;
 use crate::places::{Place, Places};
@@ -132,7 +133,7 @@ impl Shared {
 
     /// The same bytes as last time, if they are.
     pub(super) fn bytes(&self, now: Vec<u8>) -> Bytes {
-        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut last = self.0.lock();
         if *last != now {
             *last = now.into();
         }

@@ -2,10 +2,11 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 
 use casemate_api::log::{LogQuery, LogRecord};
 use casemate_trust::id::TenantId;
+use parking_lot::Mutex;
 use tokio::sync::{Semaphore, watch};
 
 use super::logs::size;
@@ -53,10 +54,7 @@ impl Default for Turns {
 impl Turns {
     /// One permit for all readers of a log: however many there are, those of another log wait for one file of it.
     fn of(&self, tenant: TenantId) -> Arc<Semaphore> {
-        let turns = &mut *self
-            .of_tenants
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let turns = &mut *self.of_tenants.lock();
         if let Some(turn) = turns.get(&tenant).and_then(Weak::upgrade) {
             return turn;
         }
@@ -220,7 +218,7 @@ mod tests {
                 rings.of(id).newest.send_replace(1_000_000);
                 records
             };
-            let mut waiting = plane.logs.waiting.lock().unwrap();
+            let mut waiting = plane.logs.waiting.lock();
             for record in &of_tenant {
                 waiting.push(&id, record);
             }

@@ -1,13 +1,13 @@
 //! Who is connected, and what each node last said. In memory; written down when a node goes.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use casemate_api::tenant::Refused;
 use casemate_push::{Has, Hello, LOAD_FAILED_EARLIER, StatementId, close};
 use casemate_trust::Seconds;
 use casemate_trust::id::{Digest, TenantId};
 use casemate_trust::name::Name;
+use parking_lot::{Mutex, MutexGuard};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tokio::sync::watch;
@@ -242,7 +242,7 @@ impl Presence {
     }
 
     fn lock(&self) -> MutexGuard<'_, (HashMap<Name, Live>, u64)> {
-        self.nodes.lock().unwrap_or_else(PoisonError::into_inner)
+        self.nodes.lock()
     }
 
     /// A look at a node's last words and since when it is connected.

@@ -2,11 +2,11 @@
 //! statements are the tenant's own word.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use casemate_api::limits::FRESHNESS_INTERVAL_SECS;
 use casemate_trust::id::TenantId;
+use parking_lot::Mutex;
 use tokio::time::Instant;
 
 /// What one tenant may hand in of a kind at once: more than a script deploys in a row.
@@ -42,7 +42,7 @@ impl Rates {
             Kind::Manifest => MANIFEST_REFILL,
             Kind::Freshness => FRESHNESS_REFILL,
         };
-        let buckets = &mut *self.buckets.lock().unwrap_or_else(PoisonError::into_inner);
+        let buckets = &mut *self.buckets.lock();
         let now = Instant::now();
         let bucket = buckets.entry((*tenant, kind)).or_insert(Bucket {
             left: BURST,

@@ -2,7 +2,6 @@
 //! kept twice, so that what one no longer lists can go without a look at the others.
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use casemate_api::error::code;
 use casemate_api::limits::MAX_BUNDLE_BYTES;
@@ -11,6 +10,7 @@ use casemate_control_store::{Redb, StoreError};
 use casemate_trust::Seconds;
 use casemate_trust::id::{Digest, TenantId};
 use futures_util::{Stream, StreamExt as _};
+use parking_lot::{Mutex, MutexGuard};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
@@ -77,7 +77,7 @@ impl Ledger {
     }
 
     fn accounts(&self) -> MutexGuard<'_, BTreeMap<TenantId, Account>> {
-        self.accounts.lock().unwrap_or_else(PoisonError::into_inner)
+        self.accounts.lock()
     }
 
     /// Takes room for an upload. What is there already under the same digest has the same size and takes no more.

@@ -12,12 +12,12 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
 use std::process::{Child, Command as Process};
-use std::sync::RwLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use casemate_sandbox::launch::{Client, Command, Event, Program};
+use parking_lot::RwLock;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
@@ -119,7 +119,7 @@ impl Node {
         open_to_all(&programs);
         let launch = programs.join("casemate-launch");
         {
-            let _no_fork = FORKS.write().unwrap();
+            let _no_fork = FORKS.write();
             for name in ["node", "vault", "gateway", "worker"] {
                 fs::copy(probe::path(), programs.join(format!("casemate-{name}"))).unwrap();
             }
@@ -378,7 +378,7 @@ impl Drop for Node {
 
 /// Starts a process. A copy that is being written must not be open in it, or the copy cannot be executed.
 pub(crate) fn spawn(command: &mut Process) -> Child {
-    let _no_copy = FORKS.read().unwrap();
+    let _no_copy = FORKS.read();
     command.spawn().unwrap()
 }
 

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::future::Future as _;
 use std::net::IpAddr;
 use std::pin::pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
@@ -19,6 +19,7 @@ use hickory_resolver::config::{NameServerConfig, ResolverConfig, ResolverOpts};
 use hickory_resolver::net::runtime::TokioRuntimeProvider;
 use hickory_resolver::system_conf::read_system_conf;
 use ipnet::IpNet;
+use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
@@ -131,7 +132,7 @@ impl Resolving {
 
     /// The tenant's resolver. Of those that no lookup uses, the least recently used one goes when there are too many.
     fn asking(&self, tenant: &TenantId) -> Result<Arc<Asking>, String> {
-        let tenants = &mut *self.tenants.lock().unwrap_or_else(PoisonError::into_inner);
+        let tenants = &mut *self.tenants.lock();
         if let Some(entry) = tenants.get_mut(tenant) {
             entry.used = Instant::now();
             return Ok(entry.asking.clone());
@@ -208,8 +209,8 @@ impl Asking {
             .map_err(|error| error.to_string())
     }
 
-    fn pace(&self) -> std::sync::MutexGuard<'_, Pace> {
-        self.pace.lock().unwrap_or_else(PoisonError::into_inner)
+    fn pace(&self) -> parking_lot::MutexGuard<'_, Pace> {
+        self.pace.lock()
     }
 }
 
@@ -336,7 +337,7 @@ mod tests {
         }
         let again = resolving.asking(&GREEDY).unwrap();
         assert!(Arc::ptr_eq(&used, &again));
-        let kept = resolving.tenants.lock().unwrap().len();
+        let kept = resolving.tenants.lock().len();
         assert_eq!(kept, MAX_IDLE_RESOLVERS + 1);
     }
 
