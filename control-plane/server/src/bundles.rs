@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 
 use casemate_api::error::code;
 use casemate_api::limits::MAX_BUNDLE_BYTES;
@@ -14,6 +14,7 @@ use futures_util::stream::BoxStream;
 use object_store::local::LocalFileSystem;
 use object_store::path::Path as ObjectPath;
 use object_store::{Error, GetOptions, GetRange, ObjectStore, ObjectStoreExt as _};
+use parking_lot::Mutex;
 use serde_json::json;
 use tokio::sync::{RwLock, RwLockWriteGuard, Semaphore};
 
@@ -95,7 +96,7 @@ impl Bundles {
     }
 
     fn share(&self, tenant: &TenantId) -> Arc<Semaphore> {
-        let shares = &mut *self.shares.lock().unwrap_or_else(PoisonError::into_inner);
+        let shares = &mut *self.shares.lock();
         if let Some(share) = shares.get(tenant).and_then(Weak::upgrade) {
             return share;
         }
@@ -377,7 +378,7 @@ mod tests {
         }
         let last = bundles.put(&SHOP, &digest, body(&[b"quick"]), |_| {});
         last.await.unwrap();
-        let shares = bundles.shares.lock().unwrap();
+        let shares = bundles.shares.lock();
         assert!(shares.values().all(|share| share.strong_count() == 0));
     }
 

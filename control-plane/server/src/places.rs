@@ -4,7 +4,9 @@
 use std::collections::HashMap;
 use std::hash::Hash;
 use std::net::{IpAddr, Ipv6Addr};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
+
+use parking_lot::{Mutex, MutexGuard};
 
 /// Bits of an IPv6 address that identify a customer's network; the customer chooses the other bits.
 const V6_NETWORK_BITS: u32 = 64;
@@ -60,7 +62,7 @@ impl<K: Eq + Hash + Clone> Places<K> {
 
 impl<K: Eq + Hash> Places<K> {
     fn taken(&self) -> MutexGuard<'_, Taken<K>> {
-        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
+        self.taken.lock()
     }
 }
 

@@ -11,12 +11,13 @@ use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use casemate_api::audit::AuditPage;
 use casemate_api::fleet::PublicKeys;
 use casemate_api::token::{MadeToken, NewToken, Scope, TokenList};
+use parking_lot::Mutex;
 
 fn program() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_casemate-control"));
@@ -263,10 +264,7 @@ async fn acknowledged_changes_survive_a_kill() {
         let listed: BTreeSet<_> = listed.tokens.into_iter().map(|token| token.id).collect();
         let audit: AuditPage = client.get("/v1/audit").await.ok().json();
         assert!(audit.verified, "round {round}");
-        assert!(
-            listed.is_superset(&acknowledged.lock().unwrap()),
-            "round {round}"
-        );
+        assert!(listed.is_superset(&acknowledged.lock()), "round {round}");
         let writing = Arc::clone(&acknowledged);
         let writer = tokio::spawn(async move {
             for _ in 0..200 {
@@ -276,7 +274,7 @@ async fn acknowledged_changes_survive_a_kill() {
                     expires: None,
                 };
                 let made: MadeToken = client.post("/v1/tokens", &new).await.ok().json();
-                writing.lock().unwrap().insert(made.id);
+                writing.lock().insert(made.id);
             }
         });
         tokio::time::sleep(Duration::from_millis(40 + 37 * round)).await;
@@ -285,8 +283,5 @@ async fn acknowledged_changes_survive_a_kill() {
         // The program was most likely in the middle of a change.
         writer.await.ok();
     }
-    assert!(
-        acknowledged.lock().unwrap().len() > 6,
-        "too slow to prove anything"
-    );
+    assert!(acknowledged.lock().len() > 6, "too slow to prove anything");
 }

@@ -4,8 +4,9 @@ use std::fs::{self, File};
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::Arc;
 
+use parking_lot::{Mutex, MutexGuard, RwLock};
 use redb::{
     Builder, Database, DatabaseError, ReadableDatabase, ReadableTable, StorageError,
     TableDefinition,
@@ -113,7 +114,7 @@ impl Redb {
 impl Inner {
     fn run<T>(&self, work: impl FnOnce(&Database) -> Result<T, Failure>) -> Result<T, StoreError> {
         self.reopen()?;
-        let guard = self.database.read().unwrap_or_else(PoisonError::into_inner);
+        let guard = self.database.read();
         let database = guard.as_ref().ok_or(StoreError::Closed)?;
         let done = work(database);
         let is_unusable = matches!(
@@ -124,28 +125,18 @@ impl Inner {
         );
         drop(guard);
         if is_unusable {
-            *self
-                .database
-                .write()
-                .unwrap_or_else(PoisonError::into_inner) = None;
+            *self.database.write() = None;
         }
         done.map_err(|failure| failure.named(&self.path))
     }
 
     /// Opens the file again after a failed write.
     fn reopen(&self) -> Result<(), StoreError> {
-        let is_open = self
-            .database
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .is_some();
+        let is_open = self.database.read().is_some();
         if is_open {
             return Ok(());
         }
-        let mut database = self
-            .database
-            .write()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut database = self.database.write();
         if database.is_none() {
             let opened = open(&self.path, self.create)?;
             let (_, revision) =
@@ -189,9 +180,7 @@ impl Inner {
     }
 
     fn unsettled(&self) -> MutexGuard<'_, Option<Unsettled>> {
-        self.unsettled
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        self.unsettled.lock()
     }
 }
 
@@ -247,7 +236,7 @@ impl Store for Redb {
         check_bounds(&compare, &changes)?;
         let inner = Arc::clone(&self.inner);
         self.run(move |database| {
-            let _writing = inner.writing.lock().unwrap_or_else(PoisonError::into_inner);
+            let _writing = inner.writing.lock();
             let transaction = database.begin_write()?;
             let mut before = Vec::with_capacity(changes.len());
             let revision = {

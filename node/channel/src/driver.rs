@@ -3,13 +3,14 @@
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
 use bytes::{Buf as _, Bytes, BytesMut};
 use casemate_wire::channel::MAX_OUTPUT_BYTES;
 use casemate_wire::{Channel, Event, Fields, RequestHead, ResponseHead, Side, StreamId};
 use hashbrown::HashMap;
+use parking_lot::{Mutex, MutexGuard};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
 use tokio::sync::{Notify, SetOnce};
@@ -209,7 +210,7 @@ impl Shared {
     pub(crate) fn lock(&self) -> MutexGuard<'_, State> {
         // A panic in a holder of the lock leaves consistent state: every method completes its
         // change.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     /// Changes the state, then lets the driver send the resulting output.

@@ -3,8 +3,8 @@
 //! destination, so that no function can displace the records of others.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::Notify;
 
 /// The queue. Keys (`K`) must come from a small set over time, such as functions that were signed:
@@ -83,7 +83,7 @@ impl<K: Ord + Clone, T> Queue<K, T> {
     }
 
     fn lanes(&self) -> MutexGuard<'_, Lanes<K, T>> {
-        self.lanes.lock().unwrap_or_else(PoisonError::into_inner)
+        self.lanes.lock()
     }
 }
 

@@ -2,8 +2,8 @@
 
 use std::future::Future as _;
 use std::pin::{Pin, pin};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
@@ -11,6 +11,7 @@ use bytes::Bytes;
 use casemate_channel::{RecvBody, StreamError};
 use futures_util::FutureExt as _;
 use http_body::{Frame, SizeHint};
+use parking_lot::{Mutex, MutexGuard};
 
 use crate::connection::InFlight;
 use crate::fields;
@@ -117,7 +118,7 @@ impl SharedFlow {
     }
 
     fn source(&self) -> MutexGuard<'_, Source> {
-        self.source.lock().unwrap_or_else(PoisonError::into_inner)
+        self.source.lock()
     }
 }
 

@@ -1,12 +1,13 @@
 //! One caller's connection: its requests under way, and when it must close.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 use std::task::Waker;
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::task::AtomicWaker;
+use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use crate::admission::HeadNotice;
@@ -139,7 +140,7 @@ impl Connection {
 
     /// Registers the body of a response for the check for stalled bodies.
     fn watch(&self, flow: &Arc<SharedFlow>) {
-        let mut flows = self.flows.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut flows = self.flows.lock();
         // Ended bodies are removed before the list grows, so that its length is bounded by the
         // requests under way.
         if flows.len() == flows.capacity() {
@@ -158,7 +159,7 @@ impl Connection {
             return Verdict::Cut;
         }
         let mut untaken = false;
-        let mut flows = self.flows.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut flows = self.flows.lock();
         flows.retain(|flow| {
             flow.upgrade().is_some_and(|flow| {
                 untaken |= flow.cut_if_stalled(now_ms, patience.idle) == Stalled::Untaken;
@@ -246,10 +247,7 @@ impl Connection {
 
     fn abandon(&self) {
         let now_ms = now_ms();
-        let mut abandoned = self
-            .abandoned
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut abandoned = self.abandoned.lock();
         if now_ms.saturating_sub(abandoned.0) >= ABANDONED_PERIOD_MS {
             *abandoned = (now_ms, 0);
         }

@@ -6,13 +6,14 @@
 
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use casemate_channel::ControlError;
 use casemate_wire::control::gateway::{
     Certificate, CertificateFiles, FromGateway, MAX_CERTIFICATE_TEXT_BYTES, MAX_CERTIFICATES,
 };
+use parking_lot::Mutex;
 use rustls::sign::CertifiedKey;
 use tokio::sync::Notify;
 
@@ -135,7 +136,7 @@ impl Renewal {
     /// Takes the pairs whose files have changed, if they can be served. `asked`: retries unchanged
     /// pairs too.
     fn look(&self, asked: bool) {
-        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut seen = self.seen.lock();
         for (place, (files, seen)) in self.files.iter().zip(seen.iter_mut()).enumerate() {
             // Stamps are taken before the files are read, so that a change in between causes
             // another read.
@@ -177,7 +178,7 @@ impl Renewal {
 
     /// The served certificates, ordered by expiry.
     fn report(&self) -> Vec<Certificate> {
-        let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let seen = self.seen.lock();
         let mut report: Vec<_> = self
             .files
             .iter()

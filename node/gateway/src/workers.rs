@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
 use casemate_channel::Opener;
@@ -13,6 +13,7 @@ use casemate_wire::StreamId;
 use casemate_wire::channel::MAX_STREAMS;
 use casemate_wire::control::gateway::{Shares, WorkerFault};
 use casemate_wire::control::{Digest, Failure, FunctionKey, WorkerId};
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::{Notify, oneshot};
 
 use crate::answer::Refusal;
@@ -458,7 +459,7 @@ struct Seat {
 
 /// A panic in a holder of a lock leaves consistent state: every method completes its change.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+    mutex.lock()
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 
 mod harness;
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use casemate_channel::Incoming;
@@ -11,6 +11,7 @@ use casemate_wire::control::gateway::Perimeter;
 use harness::{
     Node, PREFACE, SETTINGS, SOON, describe, echo, frame, perimeter, read_all, route, start, work,
 };
+use parking_lot::Mutex;
 use tokio::io::AsyncWriteExt as _;
 use tokio::time::timeout;
 
@@ -168,7 +169,7 @@ async fn remembering() -> (Node, Seen) {
     let seen = Seen::default();
     let remembers = seen.clone();
     let node = Node::with_worker(move |incoming: Incoming| {
-        remembers.lock().unwrap().push(incoming.head.target.clone());
+        remembers.lock().push(incoming.head.target.clone());
         echo(incoming)
     })
     .await;
@@ -210,7 +211,7 @@ async fn of_190_framings_and_heads_none_smuggles_a_request() {
             assert!(answer.starts_with("HTTP/1.1 400"), "{request:?}: {answer}");
         }
     }
-    let passed = seen.lock().unwrap().drain(..).collect::<Vec<_>>();
+    let passed = seen.lock().drain(..).collect::<Vec<_>>();
     assert!(
         passed.iter().all(|target| target.ends_with("/front")),
         "{passed:?}"
@@ -229,7 +230,7 @@ async fn of_190_framings_and_heads_none_smuggles_a_request() {
             first.starts_with("HTTP/1.") && first[8..].starts_with(" 400"),
             "{request:?}: {answer}"
         );
-        let smuggled = seen.lock().unwrap().drain(..).count();
+        let smuggled = seen.lock().drain(..).count();
         assert_eq!(
             smuggled > 0,
             answer.contains("bad_host"),

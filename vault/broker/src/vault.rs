@@ -10,7 +10,7 @@ mod reflected;
 mod room;
 mod staging;
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::Arc;
 
 use casemate_config::{EXIT_IO, EXIT_NEWER, EXIT_SOFTWARE, EXIT_TEMPORARY, EXIT_USAGE};
 use casemate_trust::Seconds;
@@ -26,6 +26,7 @@ use casemate_vault_store::{Store, StoreError};
 use casemate_wire::CallCode;
 use casemate_wire::control::LayerReport;
 use casemate_wire::control::vault::{Have, HaveTenant, Hello, Image, Plan};
+use parking_lot::{Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use crate::clock;
 use crate::identity::Identity;
@@ -183,15 +184,15 @@ impl State {
 
 impl Vault {
     pub(crate) fn read(&self) -> RwLockReadGuard<'_, State> {
-        self.state.read().unwrap_or_else(PoisonError::into_inner)
+        self.state.read()
     }
 
     fn write(&self) -> RwLockWriteGuard<'_, State> {
-        self.state.write().unwrap_or_else(PoisonError::into_inner)
+        self.state.write()
     }
 
     fn liveness(&self) -> MutexGuard<'_, Liveness> {
-        self.liveness.lock().unwrap_or_else(PoisonError::into_inner)
+        self.liveness.lock()
     }
 
     /// Whether credentials may be used now.

@@ -5,12 +5,12 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use casemate_trust::Random;
 use casemate_trust::id::{Digest, TenantId};
 use casemate_trust::name::Identifier;
 use casemate_trust::secret::{Secret, SecretValue};
+use parking_lot::{Mutex, MutexGuard};
 use ring::aead::{Aad, CHACHA20_POLY1305, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use zeroize::Zeroizing;
 
@@ -122,7 +122,7 @@ impl Kept {
     }
 
     fn entries(&self) -> MutexGuard<'_, Entries> {
-        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+        self.entries.lock()
     }
 }
 

@@ -22,10 +22,10 @@ mod reserve;
 mod sealing;
 
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use casemate_trust::Random;
 use casemate_trust::format::{Format, FormatError, MARK, Marking};
+use parking_lot::{Mutex, MutexGuard};
 use zeroize::Zeroizing;
 
 pub use files::{StateFile, replace_file};
@@ -208,7 +208,7 @@ impl Store {
     }
 
     fn reserve(&self) -> MutexGuard<'_, Reserve> {
-        self.reserve.lock().unwrap_or_else(PoisonError::into_inner)
+        self.reserve.lock()
     }
 
     /// Whether a write has failed halfway, so that no write is possible any more.
@@ -262,7 +262,7 @@ impl Store {
     }
 
     fn memory(&self) -> MutexGuard<'_, Option<MemoryLog>> {
-        self.memory.lock().unwrap_or_else(PoisonError::into_inner)
+        self.memory.lock()
     }
 
     /// The memory on the disk; `None` when there is none.

@@ -6,10 +6,10 @@ use std::fs;
 use std::io::ErrorKind;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use casemate_trust::Random;
+use parking_lot::Mutex;
 use zeroize::Zeroizing;
 
 use crate::files::{
@@ -148,7 +148,7 @@ impl Records {
         what: &'static str,
         work: impl FnOnce(&sled::Db) -> sled::Result<T>,
     ) -> Result<T, StoreError> {
-        let db = self.db.lock().unwrap_or_else(PoisonError::into_inner);
+        let db = self.db.lock();
         let Some(db) = &*db else {
             return Err(StoreError::Broken(self.folder.clone()));
         };
@@ -163,7 +163,7 @@ impl Records {
 
     /// Closes the records for reading and writing: see [`StoreError::Broken`].
     pub(crate) fn close(&self) {
-        let mut db = self.db.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut db = self.db.lock();
         if let Some(db) = db.take() {
             // Dropping it could wait without end for a flush of unwritable data.
             std::mem::forget(db);
@@ -171,7 +171,7 @@ impl Records {
     }
 
     pub(crate) fn is_broken(&self) -> bool {
-        let db = self.db.lock().unwrap_or_else(PoisonError::into_inner);
+        let db = self.db.lock();
         db.is_none()
     }
 
@@ -217,10 +217,7 @@ impl Records {
         let folder = self.folder.join("blobs");
         let listed = fs::read_dir(&folder).map_err(failed("cannot list", &folder))?;
         let found: BTreeSet<_> = listed.flatten().map(|entry| entry.file_name()).collect();
-        let mut synced = self
-            .synced_blobs
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut synced = self.synced_blobs.lock();
         if found.is_subset(&synced) {
             return Ok(());
         }
@@ -397,7 +394,7 @@ fn refused(what: &'static str, path: &Path) -> impl FnOnce(sled::Error) -> Store
 #[cfg(test)]
 impl Records {
     pub(crate) fn db(&self) -> sled::Db {
-        self.db.lock().unwrap().clone().unwrap()
+        self.db.lock().clone().unwrap()
     }
 
     /// Whether sled itself finds no damage at opening.
@@ -466,7 +463,7 @@ mod tests {
             let listed = fs::read_dir(folder.path().join("records/blobs")).unwrap();
             let blobs: BTreeSet<_> = listed.map(|entry| entry.unwrap().file_name()).collect();
             assert!(!blobs.is_empty());
-            assert!(blobs.is_subset(&records.synced_blobs.lock().unwrap()));
+            assert!(blobs.is_subset(&records.synced_blobs.lock()));
         }
     }
 

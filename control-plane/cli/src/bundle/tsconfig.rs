@@ -4,12 +4,13 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use oxc_resolver::{
     FileMetadata, FileSystem, FileSystemOs, ResolveError, ResolveOptions, ResolverGeneric,
     TsconfigDiscovery, TsconfigOptions, TsconfigReferences,
 };
+use parking_lot::Mutex;
 
 use super::walls::Walls;
 use crate::error::{Code, Error};
@@ -59,10 +60,7 @@ fn check(path: &Path, walls: &Arc<Walls>) -> Result<(), Error> {
         ..ResolveOptions::default()
     };
     let read = ResolverGeneric::new_with_file_system(files, options).resolve_tsconfig(path);
-    let refused = refused
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner)
-        .take();
+    let refused = refused.lock().take();
     if let Some(refused) = refused {
         let path: PathBuf = refused;
         return Err(walls.outside(&path));
@@ -108,7 +106,7 @@ impl Walled {
         // Folders above have manifests of their own, which the resolver reads on its way to
         // `node_modules`.
         if !path.ends_with("package.json") {
-            let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut refused = self.refused.lock();
             refused.get_or_insert_with(|| path.to_owned());
         }
         Err(io::ErrorKind::NotFound.into())

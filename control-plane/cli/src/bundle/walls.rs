@@ -5,8 +5,8 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
 
+use parking_lot::Mutex;
 use rolldown::plugin::{HookLoadArgs, HookLoadReturn, HookUsage, Plugin, SharedLoadPluginContext};
 use rolldown_common::Output;
 
@@ -145,7 +145,7 @@ impl Walls {
 
     /// The error for the file that was refused, if that is what stopped the bundler.
     pub(super) fn refusal(&self) -> Option<Error> {
-        let refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+        let refused = self.refused.lock();
         refused.as_deref().map(|path| self.outside(path))
     }
 
@@ -206,7 +206,7 @@ impl Plugin for Walls {
         if !path.is_absolute() || self.hold(path).unwrap_or(true) {
             return Ok(None);
         }
-        let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut refused = self.refused.lock();
         refused.get_or_insert_with(|| path.to_owned());
         Err(std::io::Error::other("a file outside of the project").into())
     }

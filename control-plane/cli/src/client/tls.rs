@@ -1,8 +1,9 @@
 //! TLS without certificate authorities: the server is identified by one Ed25519 key.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use casemate_trust::key::PublicKey;
+use parking_lot::Mutex;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, verify_tls13_signature};
 use rustls::server::ParsedCertificate;
@@ -38,7 +39,7 @@ impl PinnedKey {
 
     /// The key of the last handshake.
     pub(super) fn seen(&self) -> Option<PublicKey> {
-        *self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+        *self.seen.lock()
     }
 
     /// A TLS 1.3 configuration whose certificate verifier is this value.
@@ -70,7 +71,7 @@ impl ServerCertVerifier for PinnedKey {
             .and_then(|key| <[u8; 32]>::try_from(key).ok())
             .map(PublicKey::from_bytes)
             .ok_or(Error::InvalidCertificate(CertificateError::BadEncoding))?;
-        *self.seen.lock().unwrap_or_else(PoisonError::into_inner) = Some(key);
+        *self.seen.lock() = Some(key);
         match self.pin {
             Some(pin) if pin != key => Err(Error::InvalidCertificate(
                 CertificateError::ApplicationVerificationFailure,

@@ -5,7 +5,7 @@ mod tenants;
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::Arc;
 
 use axum::Router;
 use axum::body::Bytes;
@@ -34,6 +34,7 @@ use casemate_trust::revocation::Revocations;
 use casemate_trust::statement::{Manifest, OnlineKey, Pool, Root, Statement as _, Tenant};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::service::TowerToHyperService;
+use parking_lot::{Mutex, MutexGuard};
 use rustls::pki_types::PrivateKeyDer;
 use tokio::net::TcpListener;
 
@@ -153,7 +154,7 @@ impl Fake {
     }
 
     pub(crate) fn given(&self) -> MutexGuard<'_, Given> {
-        self.given.lock().unwrap()
+        self.given.lock()
     }
 
     /// A node's request to join, as its vault signed it.
@@ -198,13 +199,13 @@ fn router(given: Shared) -> Router {
         .route(
             "/v1/nodes/tokens",
             post(async |State(given): State<Shared>, body: Bytes| {
-                given.lock().unwrap().heard.extend(&body);
+                given.lock().heard.extend(&body);
             }),
         )
         .route(
             "/v1/nodes/joins",
             get(async |State(given): State<Shared>| {
-                let joins = given.lock().unwrap().joins.clone();
+                let joins = given.lock().joins.clone();
                 json(&JoinList { joins })
             }),
         )
@@ -227,7 +228,7 @@ fn no(status: StatusCode, code: &str) -> Response {
 }
 
 async fn fleet(State(given): State<Shared>, headers: HeaderMap) -> Response {
-    let mut given = given.lock().unwrap();
+    let mut given = given.lock();
     // A client that does not trust the server yet must not send a token.
     if let Some(token) = headers.get("authorization") {
         given.heard.extend(token.as_bytes());
@@ -252,7 +253,7 @@ async fn fleet(State(given): State<Shared>, headers: HeaderMap) -> Response {
 
 async fn statement(State(given): State<Shared>, body: Bytes) -> Response {
     let envelope = Envelope::parse(&body).unwrap();
-    let mut given = given.lock().unwrap();
+    let mut given = given.lock();
     given.heard.extend(&body);
     if given.refuse_statements {
         return no(StatusCode::INTERNAL_SERVER_ERROR, code::INTERNAL);
@@ -276,7 +277,7 @@ async fn statement(State(given): State<Shared>, body: Bytes) -> Response {
 }
 
 async fn pools(State(given): State<Shared>) -> Response {
-    let given = given.lock().unwrap();
+    let given = given.lock();
     let mut views: BTreeMap<Name, PoolView> = BTreeMap::new();
     for envelope in &given.pools {
         let pool = Pool::read(envelope).unwrap();
@@ -305,7 +306,7 @@ fn refusal(what: &str, code: &str, message: &str) -> Refused {
 }
 
 async fn audit(Query(query): Query<AuditQuery>, State(given): State<Shared>) -> Response {
-    let given = given.lock().unwrap();
+    let given = given.lock();
     let rest = given.audit.iter().filter(|record| record.seq > query.since);
     let records = rest.take(2).cloned().collect();
     let newest = given.audit.len() as u64;
@@ -319,12 +320,12 @@ async fn audit(Query(query): Query<AuditQuery>, State(given): State<Shared>) -> 
 async fn token(State(given): State<Shared>, body: Bytes) -> Response {
     let new: NewToken = serde_json::from_slice(&body).unwrap();
     json(&MadeToken {
-        id: given.lock().unwrap().evil.unwrap_or("t1").into(),
+        id: given.lock().evil.unwrap_or("t1").into(),
         token: format!("casemate_{}", new.label.len()),
     })
 }
 
 async fn revoke_token(State(given): State<Shared>, Path(id): Path<String>) -> StatusCode {
-    given.lock().unwrap().deleted.push(format!("token {id}"));
+    given.lock().deleted.push(format!("token {id}"));
     StatusCode::OK
 }

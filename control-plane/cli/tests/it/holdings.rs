@@ -44,7 +44,7 @@ pub(crate) fn put_anew(held: &mut Vec<Envelope>, envelope: Envelope) {
 pub(crate) async fn readmit(State(given): State<Shared>, body: Bytes) -> Response {
     let Readmission { join, grants } = serde_json::from_slice(&body).unwrap();
     let request = casemate_trust::join::JoinRequest::read(&join).unwrap();
-    let mut given = given.lock().unwrap();
+    let mut given = given.lock();
     let admission = Admission {
         request: join.payload_digest(),
         node_key: request.node_key,
@@ -59,7 +59,7 @@ pub(crate) async fn readmit(State(given): State<Shared>, body: Bytes) -> Respons
 }
 
 pub(crate) async fn own_token(State(given): State<Shared>) -> Response {
-    let first = given.lock().unwrap().tenants.keys().next().copied();
+    let first = given.lock().tenants.keys().next().copied();
     json(&TokenView {
         id: "own".into(),
         scope: first.map_or(Scope::ReadOnly, Scope::Tenant),
@@ -70,7 +70,7 @@ pub(crate) async fn own_token(State(given): State<Shared>) -> Response {
 }
 
 pub(crate) async fn tokens(State(given): State<Shared>) -> Response {
-    let given = given.lock().unwrap();
+    let given = given.lock();
     let evil = given.evil;
     let of_tenant = given.tenants.keys().next().filter(|_| given.tenant_token);
     let of_tenant = of_tenant.map(|id| TokenView {

@@ -3,7 +3,7 @@
 //! answers unread over a few connections.
 
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use axum::body::{Body, Bytes};
@@ -11,6 +11,7 @@ use axum::response::Response;
 use casemate_api::endpoint::{Endpoint, Method};
 use casemate_api::token::Scope;
 use hyper::body::{Frame, SizeHint};
+use parking_lot::Mutex;
 
 use crate::fault::Fault;
 use crate::places::{Place, Places};
@@ -137,7 +138,7 @@ impl Shared {
 
     /// The bytes of the last answer, if they are the same.
     pub(super) fn bytes(&self, now: Vec<u8>) -> Bytes {
-        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut last = self.0.lock();
         if *last != now {
             *last = now.into();
         }

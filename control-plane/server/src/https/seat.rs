@@ -2,9 +2,10 @@
 //! token, and from its first request with a valid token on the slots of that token's kind.
 
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use casemate_api::token::Scope;
+use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 
 use crate::arrivals::{Arrival, Arrivals};
@@ -70,7 +71,7 @@ impl Seat {
         let Actor::Token { id, scope, .. } = actor else {
             return;
         };
-        let mut slot = self.slot.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut slot = self.slot.lock();
         if matches!(*slot, Slot::Proven { .. }) {
             return;
         }
@@ -104,7 +105,7 @@ mod tests {
     }
 
     fn is_proven(seat: &Seat) -> bool {
-        matches!(*seat.slot.lock().unwrap(), Slot::Proven { .. })
+        matches!(*seat.slot.lock(), Slot::Proven { .. })
     }
 
     #[tokio::test]

@@ -6,7 +6,7 @@
 //! ever on its way out.
 
 use std::collections::BTreeSet;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use casemate_api::error::code;
@@ -17,6 +17,7 @@ use casemate_trust::dsse::Envelope;
 use casemate_trust::id::{Digest, TenantId};
 use casemate_trust::judge::Accord;
 use casemate_trust::release::Release;
+use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
@@ -43,13 +44,13 @@ pub(crate) struct Due {
 
 impl Due {
     pub(crate) fn add(&self, tenants: impl IntoIterator<Item = TenantId>) {
-        let due = &mut *self.tenants.lock().unwrap_or_else(PoisonError::into_inner);
+        let due = &mut *self.tenants.lock();
         due.extend(tenants);
         self.told.notify_one();
     }
 
     fn next(&self) -> Option<TenantId> {
-        let due = &mut *self.tenants.lock().unwrap_or_else(PoisonError::into_inner);
+        let due = &mut *self.tenants.lock();
         due.pop_first()
     }
 }

@@ -187,7 +187,7 @@ mod tests {
                 rings.of(id).newest.send_replace(1_000_000);
                 records
             };
-            let mut waiting = plane.logs.waiting.lock().unwrap();
+            let mut waiting = plane.logs.waiting.lock();
             for record in &of_tenant {
                 waiting.push(&id, record);
             }

@@ -2,9 +2,10 @@
 //! theirs.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 
 use casemate_trust::id::TenantId;
+use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 
 /// Files that are read at a time, by all readers together; the readers of one log read one at a
@@ -31,10 +32,7 @@ impl Turns {
     /// One permit for all readers of a log: however many there are, readers of another log wait for
     /// at most one file of it.
     pub(super) fn of(&self, tenant: TenantId) -> Arc<Semaphore> {
-        let turns = &mut *self
-            .of_tenants
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let turns = &mut *self.of_tenants.lock();
         if let Some(turn) = turns.get(&tenant).and_then(Weak::upgrade) {
             return turn;
         }

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use casemate_api::limits::{LOG_BYTES_PER_TENANT, LOG_RECORDS_PER_TENANT};
@@ -11,6 +11,7 @@ use casemate_api::log::LogRecord;
 use casemate_push::LogEntry;
 use casemate_trust::id::TenantId;
 use casemate_trust::name::Name;
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -79,13 +80,12 @@ impl Logs {
 
     /// Writes the waiting records.
     pub(super) fn write(&self) {
-        let waiting =
-            std::mem::take(&mut *self.waiting.lock().unwrap_or_else(PoisonError::into_inner));
+        let waiting = std::mem::take(&mut *self.waiting.lock());
         if waiting.lost > 0 {
             let lost = waiting.lost;
             tracing::warn!(lost, "log records are not kept on the disk: too many wait");
         }
-        let mut files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut files = self.files.lock();
         if let Some(files) = &mut *files
             && let Err(error) = files.write(waiting, SystemTime::now())
         {
@@ -94,13 +94,13 @@ impl Logs {
     }
 
     pub(super) fn files_before(&self, tenant: &TenantId, seq: u64) -> VecDeque<PathBuf> {
-        let files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
+        let files = self.files.lock();
         let files = files.as_ref().map(|files| files.before(tenant, seq));
         files.unwrap_or_default()
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, Rings> {
-        self.rings.lock().unwrap_or_else(PoisonError::into_inner)
+        self.rings.lock()
     }
 }
 
@@ -218,11 +218,7 @@ impl Plane {
             }
         }
         drop(rings);
-        let waiting = &mut *self
-            .logs
-            .waiting
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let waiting = &mut *self.logs.waiting.lock();
         for (tenant, record) in kept {
             waiting.push(&tenant, &record);
         }

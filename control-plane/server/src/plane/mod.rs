@@ -36,7 +36,6 @@ mod views;
 
 use std::fmt;
 use std::net::IpAddr;
-use std::sync::{PoisonError, RwLock, RwLockReadGuard};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use casemate_api::audit::{AuditPage, AuditRecord};
@@ -50,6 +49,7 @@ use casemate_trust::dsse::Envelope;
 use casemate_trust::id::{Digest, TenantId};
 use casemate_trust::judge::{self, Judge};
 use casemate_trust::name::Name;
+use parking_lot::{RwLock, RwLockReadGuard};
 use tokio::sync::{Mutex, MutexGuard, watch};
 
 use crate::bundles::Bundles;
@@ -301,11 +301,11 @@ impl Plane {
     }
 
     fn held(&self) -> RwLockReadGuard<'_, Held> {
-        self.held.read().unwrap_or_else(PoisonError::into_inner)
+        self.held.read()
     }
 
     fn change<T>(&self, change: impl FnOnce(&mut Held) -> T) -> T {
-        change(&mut self.held.write().unwrap_or_else(PoisonError::into_inner))
+        change(&mut self.held.write())
     }
 
     /// Begins a change; only one runs at a time.

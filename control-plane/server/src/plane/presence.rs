@@ -2,13 +2,13 @@
 //! a node disconnects.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use casemate_api::tenant::Refused;
 use casemate_push::{Hello, StatementId, close};
 use casemate_trust::Seconds;
 use casemate_trust::id::{Digest, TenantId};
 use casemate_trust::name::Name;
+use parking_lot::{Mutex, MutexGuard};
 use serde_json::Value;
 use tokio::sync::watch;
 
@@ -82,7 +82,7 @@ impl Presence {
     }
 
     fn lock(&self) -> MutexGuard<'_, (HashMap<Name, Live>, u64)> {
-        self.nodes.lock().unwrap_or_else(PoisonError::into_inner)
+        self.nodes.lock()
     }
 
     /// Calls `look` with a node's last report and the time since when it is connected.

@@ -2,11 +2,11 @@
 //! node. Measured by arrival: the tenant chooses the dates in its statements.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use casemate_api::limits::FRESHNESS_INTERVAL_SECS;
 use casemate_trust::id::TenantId;
+use parking_lot::Mutex;
 use tokio::time::Instant;
 
 /// Statements of a kind that one tenant may upload at once: more than a script deploys in a row.
@@ -43,7 +43,7 @@ impl Rates {
             Kind::Manifest => MANIFEST_REFILL,
             Kind::Freshness => FRESHNESS_REFILL,
         };
-        let buckets = &mut *self.buckets.lock().unwrap_or_else(PoisonError::into_inner);
+        let buckets = &mut *self.buckets.lock();
         let now = Instant::now();
         let bucket = buckets.entry((*tenant, kind)).or_insert(Bucket {
             left: BURST,

@@ -4,11 +4,11 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::fmt;
-use std::sync::{Mutex, PoisonError};
 
 use casemate_push::LogEntry;
 use casemate_trust::Seconds;
 use casemate_trust::name::Name;
+use parking_lot::Mutex;
 
 use super::logs::speaks_of_its_own;
 use super::{Actor, Plane, now};
@@ -49,7 +49,7 @@ impl Account {
 impl Refusals {
     /// Whether a refusal is to leave a record; if so, how many earlier ones left none.
     fn take(&self, actor: &Actor, now: Seconds) -> Option<u64> {
-        let accounts = &mut *self.accounts.lock().unwrap_or_else(PoisonError::into_inner);
+        let accounts = &mut *self.accounts.lock();
         let who = match actor {
             Actor::Token { id, .. } => format!("token {id}"),
             Actor::Stranger(_) => "strangers".to_owned(),
@@ -173,6 +173,6 @@ mod tests {
         assert!(refusals.take(&node(0), 1000).is_some());
         let later = 1000 + REFILL_SECS;
         assert!(refusals.take(&node(MAX_ACTORS), later).is_some());
-        assert!(refusals.accounts.lock().unwrap().len() < MAX_ACTORS);
+        assert!(refusals.accounts.lock().len() < MAX_ACTORS);
     }
 }

@@ -3,7 +3,6 @@
 //! the others.
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use casemate_api::error::code;
 use casemate_api::limits::MAX_BUNDLE_BYTES;
@@ -12,6 +11,7 @@ use casemate_control_store::{Redb, StoreError};
 use casemate_trust::Seconds;
 use casemate_trust::id::{Digest, TenantId};
 use futures_util::{Stream, StreamExt as _};
+use parking_lot::{Mutex, MutexGuard};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
@@ -80,7 +80,7 @@ impl Ledger {
     }
 
     fn accounts(&self) -> MutexGuard<'_, BTreeMap<TenantId, Account>> {
-        self.accounts.lock().unwrap_or_else(PoisonError::into_inner)
+        self.accounts.lock()
     }
 
     /// Reserves bytes for an upload. An item that exists already under the same digest has the same

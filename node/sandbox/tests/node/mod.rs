@@ -12,12 +12,12 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
 use std::process::{Child, Command as Process};
-use std::sync::RwLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use casemate_sandbox::launch::{Client, Command, Event, Program};
+use parking_lot::RwLock;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
@@ -120,7 +120,7 @@ impl Node {
         open_to_all(&programs);
         let launch = programs.join("casemate-launch");
         {
-            let _no_fork = FORKS.write().unwrap();
+            let _no_fork = FORKS.write();
             for name in ["node", "vault", "gateway", "worker"] {
                 fs::copy(probe::path(), programs.join(format!("casemate-{name}"))).unwrap();
             }
@@ -380,7 +380,7 @@ impl Drop for Node {
 /// Starts a process. While a copy is being written, a new process must not inherit it, or the copy
 /// could not be executed.
 pub(crate) fn spawn(command: &mut Process) -> Child {
-    let _no_copy = FORKS.read().unwrap();
+    let _no_copy = FORKS.read();
     command.spawn().unwrap()
 }
 

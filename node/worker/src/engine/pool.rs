@@ -7,10 +7,11 @@
 //! and ends a request that is over its limit. Native cryptography cannot be stopped, so the watch
 //! ends the process if the loop does not get to it in time ([`KILL_GRACE`]).
 
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError, TryLockError};
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use hashbrown::HashMap;
+use parking_lot::{Mutex, MutexGuard};
 
 use super::ops::RequestId;
 use super::{LOAD_CPU, watch};
@@ -116,9 +117,9 @@ impl Accounts {
     }
 }
 
-/// The accounts. No code panics while it holds them, so a poisoned lock guards valid values.
+/// The accounts.
 fn accounts() -> MutexGuard<'static, Option<Accounts>> {
-    ACCOUNTS.lock().unwrap_or_else(PoisonError::into_inner)
+    ACCOUNTS.lock()
 }
 
 fn now() -> Option<Duration> {
@@ -208,10 +209,8 @@ pub(crate) fn settle_within() -> Option<Duration> {
 /// must not wait for a lock that the main thread holds: it checks again soon.
 pub(super) fn must_end() -> bool {
     let Some(now) = now() else { return false };
-    let accounts = match ACCOUNTS.try_lock() {
-        Ok(accounts) => accounts,
-        Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
-        Err(TryLockError::WouldBlock) => return false,
+    let Some(accounts) = ACCOUNTS.try_lock() else {
+        return false;
     };
     accounts
         .as_ref()

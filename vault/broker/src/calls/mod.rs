@@ -16,7 +16,7 @@ mod watch;
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use casemate_channel::{Incoming, SendBody, fair};
@@ -26,6 +26,7 @@ use casemate_trust::name::Name;
 use casemate_wire::control::vault::Event;
 use casemate_wire::control::{FunctionKey, WorkerId};
 use casemate_wire::{CallCode, Fields, RESET_ABANDONED, RequestHead, ResponseHead};
+use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use crate::config::Config;
@@ -198,14 +199,14 @@ impl Calls {
                 tokio::spawn(async move { calls.call(&caller, incoming).await });
             }
         });
-        let mut workers = self.workers.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut workers = self.workers.lock();
         workers.retain(|_, task| !task.is_finished());
         workers.insert(worker, task.abort_handle());
     }
 
     /// The worker's process has ended.
     pub(crate) fn gone(&self, worker: WorkerId) {
-        let mut workers = self.workers.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut workers = self.workers.lock();
         if let Some(task) = workers.remove(&worker) {
             task.abort();
         }

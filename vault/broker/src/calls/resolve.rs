@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::future::Future as _;
 use std::net::IpAddr;
 use std::pin::pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
@@ -19,6 +19,7 @@ use hickory_resolver::config::{NameServerConfig, ResolverConfig, ResolverOpts};
 use hickory_resolver::net::runtime::TokioRuntimeProvider;
 use hickory_resolver::system_conf::read_system_conf;
 use ipnet::IpNet;
+use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
@@ -132,7 +133,7 @@ impl Resolving {
     /// The tenant's resolver. If there are too many idle resolvers, the least recently used one is
     /// dropped.
     fn asking(&self, tenant: &TenantId) -> Result<Arc<Asking>, String> {
-        let tenants = &mut *self.tenants.lock().unwrap_or_else(PoisonError::into_inner);
+        let tenants = &mut *self.tenants.lock();
         if let Some(entry) = tenants.get_mut(tenant) {
             entry.used = Instant::now();
             return Ok(entry.asking.clone());
@@ -210,8 +211,8 @@ impl Asking {
             .map_err(|error| error.to_string())
     }
 
-    fn pace(&self) -> std::sync::MutexGuard<'_, Pace> {
-        self.pace.lock().unwrap_or_else(PoisonError::into_inner)
+    fn pace(&self) -> parking_lot::MutexGuard<'_, Pace> {
+        self.pace.lock()
     }
 }
 
@@ -339,7 +340,7 @@ mod tests {
         }
         let again = resolving.asking(&GREEDY).unwrap();
         assert!(Arc::ptr_eq(&used, &again));
-        let kept = resolving.tenants.lock().unwrap().len();
+        let kept = resolving.tenants.lock().len();
         assert_eq!(kept, MAX_IDLE_RESOLVERS + 1);
     }
 

@@ -2,7 +2,7 @@
 //! milliseconds and megabytes, so calls under way share it, and a tenant may have only a few.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 
 use casemate_trust::host::HostName;
 use casemate_trust::id::{Digest, TenantId};
@@ -11,6 +11,7 @@ use casemate_trust::secret::{Secret, SecretValue};
 use casemate_vault_core::opening::OpeningError;
 use casemate_vault_core::scrub::{Searcher, Watched};
 use casemate_wire::CallCode;
+use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::Refused;
@@ -165,20 +166,14 @@ impl Searchers {
             return Ok(None);
         };
         let shared = Shared::new(searcher, Some(room));
-        let mut under_way = self
-            .under_way
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut under_way = self.under_way.lock();
         under_way.retain(|_, shared| shared.strong_count() > 0);
         under_way.insert(values.key, Arc::downgrade(&shared));
         Ok(Some(shared))
     }
 
     fn find(&self, key: &Key) -> Option<Arc<Shared>> {
-        let under_way = self
-            .under_way
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let under_way = self.under_way.lock();
         under_way.get(key).and_then(Weak::upgrade)
     }
 }

@@ -2,11 +2,12 @@
 //! and a bound on waiting.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use casemate_trust::id::TenantId;
 use casemate_wire::CallCode;
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::{Semaphore, oneshot};
 
 use super::Refused;
@@ -285,7 +286,7 @@ impl Admission {
     }
 
     fn waiters(&self) -> MutexGuard<'_, Waiters> {
-        self.waiters.lock().unwrap_or_else(PoisonError::into_inner)
+        self.waiters.lock()
     }
 }
 
@@ -305,7 +306,7 @@ impl PerTenant {
     }
 
     pub(super) fn of(&self, tenant: TenantId) -> Arc<Semaphore> {
-        let mut tenants = self.tenants.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut tenants = self.tenants.lock();
         if let Some(permits) = tenants.get(&tenant).and_then(Weak::upgrade) {
             return permits;
         }

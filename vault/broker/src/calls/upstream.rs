@@ -2,7 +2,7 @@
 //! carries calls of different owners.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use casemate_trust::host::HostName;
@@ -12,6 +12,7 @@ use casemate_wire::CallCode;
 use hyper_util::client::legacy::Client;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use ipnet::IpNet;
+use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use super::body::CallBody;
@@ -112,7 +113,7 @@ impl Upstreams {
 
     /// The pool of a place.
     pub(crate) fn client(&self, place: Place) -> Result<(Pool, InUse), Refused> {
-        let mut pools = self.pools.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut pools = self.pools.lock();
         if let Some(entry) = pools.get_mut(&place) {
             entry.used = Instant::now();
             let in_use = InUse {
@@ -165,13 +166,13 @@ impl Upstreams {
     /// Drops the pools for which `keep` is false. Their idle connections close at once; those of
     /// calls under way close when the calls end.
     pub(crate) fn retain(&self, keep: impl Fn(&Place) -> bool) {
-        let mut pools = self.pools.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut pools = self.pools.lock();
         pools.retain(|place, _| keep(place));
     }
 
     /// For the status page: the number of pools.
     pub(crate) fn describe(&self) -> serde_json::Value {
-        let pools = self.pools.lock().unwrap_or_else(PoisonError::into_inner);
+        let pools = self.pools.lock();
         let with_credential = pools.keys().filter(|place| place.secret.is_some()).count();
         serde_json::json!({ "pools": pools.len(), "with_credential": with_credential })
     }
@@ -238,7 +239,7 @@ mod tests {
     }
 
     fn held(upstreams: &Upstreams, tenant: u8) -> usize {
-        let pools = upstreams.pools.lock().unwrap();
+        let pools = upstreams.pools.lock();
         let own = pools
             .keys()
             .filter(|place| place.tenant == TenantId([tenant; 32]));
@@ -284,6 +285,6 @@ mod tests {
             }
         }
         assert_eq!(held(&upstreams, 0), 1);
-        assert_eq!(upstreams.pools.lock().unwrap().len(), MAX_POOLS);
+        assert_eq!(upstreams.pools.lock().len(), MAX_POOLS);
     }
 }

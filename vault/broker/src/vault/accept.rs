@@ -1,7 +1,5 @@
 //! Judges the objects that the supervisor submits. Accepted means: on the disk, synced.
 
-use std::sync::PoisonError;
-
 use casemate_trust::dsse::Envelope;
 use casemate_trust::freshness::Freshness;
 use casemate_trust::id::{Digest, TenantId};
@@ -90,7 +88,7 @@ type Judged = Result<Effect, Rejection>;
 impl Vault {
     /// Judges one object.
     pub(crate) fn submit(&self, kind: ObjectKind, bytes: &[u8]) -> (Verdict, Effect) {
-        let mut staging = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut staging = self.changing.lock();
         let judged = match kind {
             ObjectKind::Release => stage(&mut staging, bytes, MAX_RELEASE_BYTES),
             ObjectKind::Secret => stage(&mut staging, bytes, MAX_SECRET_BYTES),

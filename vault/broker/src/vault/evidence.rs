@@ -5,13 +5,13 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use casemate_trust::dsse::Envelope;
 use casemate_trust::judge::Judge;
 use casemate_trust::lease::{Claims, Lease};
 use casemate_trust::statement::Statement as _;
 use casemate_vault_store::{Room, Store};
+use parking_lot::{Mutex, MutexGuard};
 
 /// The file, in the vault's folder.
 const FILE: &str = "leases.json";
@@ -63,7 +63,7 @@ impl Evidence {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     /// Stores an accepted lease. It may not use the reserve, because the signer of leases chooses

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
-use std::sync::{Arc, Mutex, RwLock};
+use std::sync::Arc;
 
 use casemate_trust::dsse::Envelope;
 use casemate_trust::id::Digest;
@@ -17,6 +17,7 @@ use casemate_vault_core::opening::open_grant;
 use casemate_vault_store::{
     Kind, SetAside, StateFile, Store, StoreError, must_be_readable, replace_file,
 };
+use parking_lot::{Mutex, RwLock};
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 

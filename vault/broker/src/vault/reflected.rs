@@ -1,12 +1,13 @@
 //! The counts of complete matches: in memory for calls, and on the disk, so that they outlive the
 //! process. A function that can crash the vault gains no guesses by it.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use casemate_trust::id::TenantId;
 use casemate_trust::name::{Identifier, Name};
 use casemate_vault_core::reflection::{Counted, Recorded, Reflections};
 use casemate_vault_store::{Kind, Room, SetAside, Store, StoreError, Write};
+use parking_lot::{Mutex, MutexGuard};
 use serde::{Deserialize, Serialize};
 use tokio::task::JoinHandle;
 
@@ -246,7 +247,7 @@ impl Reflected {
     }
 
     fn lock(&self) -> MutexGuard<'_, Reflections> {
-        self.counts.lock().unwrap_or_else(PoisonError::into_inner)
+        self.counts.lock()
     }
 
     /// For the status page: credentials that are stopped, and for how much longer. A secret that

@@ -3,12 +3,12 @@
 //! reserve up, because such a write never increases what the reserve stores for them.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Mutex, PoisonError};
 
 use casemate_trust::dsse::Envelope;
 use casemate_trust::id::TenantId;
 use casemate_trust::judge::{Accord, Change, Judge, Row, RowKey};
 use casemate_vault_store::{Room, Store, StoreError};
+use parking_lot::Mutex;
 
 use super::accept::record;
 
@@ -95,7 +95,7 @@ impl Spending {
         if bytes.div_ceil(BLOCK_BYTES) > freed.div_ceil(BLOCK_BYTES) {
             return Room::Free;
         }
-        let mut spent = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut spent = self.0.lock();
         let reserve = store.fill_reserve();
         if reserve.held >= reserve.wanted {
             spent.clear();

@@ -1,9 +1,10 @@
 //! An upstream that speaks HTTP/1.1 byte by byte, by a script.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, Interest};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
@@ -107,7 +108,7 @@ impl Raw {
 
     /// The heads that were read, in order.
     pub(crate) fn heads(&self) -> Vec<String> {
-        self.heads.lock().unwrap().clone()
+        self.heads.lock().clone()
     }
 }
 
@@ -119,7 +120,7 @@ async fn serve(
 ) -> std::io::Result<()> {
     let mut stream = tls.accept(stream).await?;
     let head = read_head(&mut stream).await?;
-    heads.lock().unwrap().push(head.clone());
+    heads.lock().push(head.clone());
     let (bytes, then) = script(&head);
     stream.write_all(&bytes).await?;
     stream.flush().await?;
@@ -131,7 +132,7 @@ async fn serve(
         }
         Then::CloseAtNext => {
             let head = read_head(&mut stream).await?;
-            heads.lock().unwrap().push(head);
+            heads.lock().push(head);
             stream.shutdown().await
         }
     }

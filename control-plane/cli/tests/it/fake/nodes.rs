@@ -3,7 +3,7 @@
 use super::*;
 
 pub(super) async fn nodes(State(given): State<Shared>) -> Response {
-    let given = given.lock().unwrap();
+    let given = given.lock();
     let names = given
         .admitted
         .iter()
@@ -56,7 +56,7 @@ pub(crate) fn view(given: &Given, name: &str) -> Option<NodeView> {
 
 pub(super) async fn admit(State(given): State<Shared>, body: Bytes) -> Response {
     let admission: Admission = serde_json::from_slice(&body).unwrap();
-    let mut given = given.lock().unwrap();
+    let mut given = given.lock();
     given.grants.extend(admission.grants.clone());
     let name = admission.name.clone();
     given.admitted.push(admission);
@@ -64,14 +64,14 @@ pub(super) async fn admit(State(given): State<Shared>, body: Bytes) -> Response 
 }
 
 pub(super) async fn node(State(given): State<Shared>, Path(name): Path<String>) -> Response {
-    match view(&given.lock().unwrap(), &name) {
+    match view(&given.lock(), &name) {
         Some(view) => json(&view),
         None => no(StatusCode::NOT_FOUND, code::NOT_FOUND),
     }
 }
 
 pub(super) async fn revoke(State(given): State<Shared>, Path(name): Path<String>) -> Response {
-    let mut given = given.lock().unwrap();
+    let mut given = given.lock();
     given.deleted.push(format!("node {name}"));
     match given.refuse_revoking {
         Some((status, code)) => no(StatusCode::from_u16(status).unwrap(), code),
@@ -85,7 +85,7 @@ pub(super) async fn grant(
     body: Bytes,
 ) -> Response {
     let new: NewGrants = serde_json::from_slice(&body).unwrap();
-    let mut given = given.lock().unwrap();
+    let mut given = given.lock();
     given.grants.extend(new.grants);
     json(&view(&given, &name).unwrap())
 }

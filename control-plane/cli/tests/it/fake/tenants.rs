@@ -7,7 +7,7 @@ fn digest(text: &str) -> Digest {
 }
 
 pub(super) async fn tenants(State(given): State<Shared>) -> Response {
-    let given = given.lock().unwrap();
+    let given = given.lock();
     let summary = |(id, statements): (&TenantId, &Vec<Envelope>)| {
         let tenant = Tenant::read(statements.last().unwrap()).unwrap();
         TenantSummary {
@@ -33,7 +33,7 @@ pub(super) async fn tenants(State(given): State<Shared>) -> Response {
 }
 
 pub(super) async fn tenant(State(given): State<Shared>, Path(id): Path<TenantId>) -> Response {
-    let given = given.lock().unwrap();
+    let given = given.lock();
     let Some(statements) = given.tenants.get(&id) else {
         return no(StatusCode::NOT_FOUND, code::NOT_FOUND);
     };
@@ -58,7 +58,7 @@ pub(super) async fn put_object(
     Path((_, name)): Path<(String, String)>,
     body: Bytes,
 ) -> Response {
-    let mut given = given.lock().unwrap();
+    let mut given = given.lock();
     given.heard.extend(&body);
     if Digest::of(&body) != digest(&name) {
         return no(StatusCode::UNPROCESSABLE_ENTITY, code::DIGEST_MISMATCH);
@@ -71,7 +71,7 @@ pub(super) async fn get_object(
     State(given): State<Shared>,
     Path((_, name)): Path<(String, String)>,
 ) -> Response {
-    match given.lock().unwrap().objects.get(&digest(&name)) {
+    match given.lock().objects.get(&digest(&name)) {
         Some(bytes) => bytes.clone().into_response(),
         None => no(StatusCode::NOT_FOUND, code::NOT_FOUND),
     }
@@ -82,7 +82,7 @@ pub(super) async fn put_bundle(
     Path(name): Path<String>,
     body: Bytes,
 ) -> Response {
-    let mut given = given.lock().unwrap();
+    let mut given = given.lock();
     given.heard.extend(&body);
     given.bundles.insert(digest(&name), body.to_vec());
     StatusCode::OK.into_response()
@@ -92,7 +92,7 @@ pub(super) async fn head_bundle(
     State(given): State<Shared>,
     Path(name): Path<String>,
 ) -> StatusCode {
-    let there = given.lock().unwrap().bundles.contains_key(&digest(&name));
+    let there = given.lock().bundles.contains_key(&digest(&name));
     if there {
         StatusCode::OK
     } else {
@@ -107,7 +107,7 @@ pub(super) async fn manifest(
 ) -> Response {
     let envelope = Envelope::parse(&body).unwrap();
     let manifest = Manifest::read(&envelope).unwrap();
-    let mut given = given.lock().unwrap();
+    let mut given = given.lock();
     given.heard.extend(&body);
     let held = given.manifests.entry(id).or_default();
     let newest = held
@@ -133,7 +133,7 @@ pub(super) async fn freshness(
     body: Bytes,
 ) -> Response {
     let envelope = Envelope::parse(&body).unwrap();
-    let mut given = given.lock().unwrap();
+    let mut given = given.lock();
     given.freshness.entry(id).or_default().push(envelope);
     json(&FreshnessAnswer {
         accepted: Outcome::New,
@@ -142,7 +142,7 @@ pub(super) async fn freshness(
 }
 
 pub(super) async fn status(State(given): State<Shared>, Path(id): Path<TenantId>) -> Response {
-    let given = given.lock().unwrap();
+    let given = given.lock();
     if given.silent {
         return no(StatusCode::INTERNAL_SERVER_ERROR, code::INTERNAL);
     }
