@@ -195,7 +195,7 @@ async fn the_state_of_a_stopped_control_plane_is_read_from_its_folder() {
     let state = control.folder.path().join("restored");
     let no = restore(control.state(), state.clone()).await.unwrap_err();
     assert!(
-        no.code == 64 && no.message.contains("no backup"),
+        no.code == 64 && no.message.contains("is not a backup"),
         "{}",
         no.message
     );

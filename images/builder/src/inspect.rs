@@ -183,7 +183,7 @@ mod tests {
         }
         for file in [&b""[..], b"MZ", b"\x7fELF", &[0; 4096]] {
             let refusal = inspect(file).unwrap_err().to_string();
-            assert!(refusal.contains("no PE file"), "{refusal}");
+            assert!(refusal.contains("not a PE file"), "{refusal}");
         }
     }
 

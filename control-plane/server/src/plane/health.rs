@@ -398,7 +398,11 @@ mod tests {
             ),
             ("/state/workers", json!({}), "workers: 0 serving, 0 spare"),
             ("/vault/reserve/held_bytes", json!(0), "disk: full"),
-            ("/vault/lease_left_secs", Value::Null, "lease: over"),
+            (
+                "/vault/lease_left_secs",
+                Value::Null,
+                "lease: expired: credentials are not used",
+            ),
             (
                 "/gateway/certificates/1",
                 json!({ "expires": 800, "refused": "key and chain do not fit" }),

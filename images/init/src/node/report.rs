@@ -176,7 +176,10 @@ mod tests {
         assert!(report(&status, false).state.contains("node admit"));
         status["vault"] = serde_json::json!({ "error": "vault.toml:1: unknown field" });
         let none = report(&status, false);
-        assert!(none.state.contains("no vault") && none.problems[0].what.contains("unknown field"));
+        assert!(
+            none.state.contains("the vault does not run")
+                && none.problems[0].what.contains("unknown field")
+        );
         status["vault"] = serde_json::json!({ "member": true });
         status["connected"] = false.into();
         status["disconnected_because"] = "no answer in time".into();

@@ -334,7 +334,7 @@ mod tests {
         let root = (reserved + tables * sectors) * 512;
         file.write_all_at(&[0xe5; 512], root).unwrap();
         let error = kind(&path, false).unwrap_err();
-        assert!(error.to_string().contains("no end"), "{error}");
+        assert!(error.to_string().contains("too many bytes"), "{error}");
     }
 
     #[test]
