@@ -2,6 +2,7 @@
 //! parses them into a type.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 
 /// Largest archive, in bytes: the control plane's limit, plus tar's padding.
 pub(crate) const MAX_BUNDLE_BYTES: usize = 11 * 1024 * 1024;
@@ -79,36 +80,31 @@ impl Bundle {
         }
         let mut modules = HashMap::new();
         let mut at = 0;
-        loop {
-            let header = archive
-                .get(at..at + BLOCK_BYTES)
-                .ok_or(BundleError::Truncated)?;
-            if header.iter().all(|byte| *byte == 0) {
-                return Ok(Self(modules));
-            }
-            let (name, size) = read_header(header, at)?;
-            at += BLOCK_BYTES;
+        let mut archived = tar::Archive::new(archive);
+        // Raw entries: an extension of the format is refused like a link.
+        let entries = archived.entries().map_err(|_| BundleError::Truncated)?;
+        for entry in entries.raw(true) {
+            let entry = entry.map_err(|_| damaged(archive, at))?;
+            let (name, size) = name_and_size(entry.header(), at)?;
             let bytes = archive
-                .get(at..)
+                .get(at + BLOCK_BYTES..)
                 .and_then(|rest| rest.get(..size))
-                .ok_or(BundleError::Truncated)?;
-            at += size.next_multiple_of(BLOCK_BYTES);
+                .ok_or(BundleError::Truncated)?
+                .into();
+            at += BLOCK_BYTES + size.next_multiple_of(BLOCK_BYTES);
             if modules.len() == MAX_MODULES {
                 return Err(BundleError::TooLarge);
             }
             let kind = kind_of(&name).ok_or_else(|| BundleError::Ending(name.clone()))?;
-            if modules
-                .insert(
-                    name.clone(),
-                    Module {
-                        kind,
-                        bytes: bytes.into(),
-                    },
-                )
-                .is_some()
-            {
-                return Err(BundleError::Duplicate(name));
+            match modules.entry(name) {
+                Entry::Occupied(same) => return Err(BundleError::Duplicate(same.key().clone())),
+                Entry::Vacant(free) => drop(free.insert(Module { kind, bytes })),
             }
+        }
+        // The crate also takes the end of the bytes for the end of the archive.
+        match archive.get(at..at + BLOCK_BYTES) {
+            Some(_) => Ok(Self(modules)),
+            None => Err(BundleError::Truncated),
         }
     }
 
@@ -118,55 +114,37 @@ impl Bundle {
     }
 }
 
-/// Parses name and size from a USTAR header.
-fn read_header(header: &[u8], at: usize) -> Result<(String, usize), BundleError> {
-    let damaged = || BundleError::Header(at);
-    let sum = octal(&header[148..156]).ok_or_else(damaged)?;
-    let counted = header.iter().enumerate();
-    let counted = counted.map(|(i, byte)| {
-        if (148..156).contains(&i) {
-            u64::from(b' ')
-        } else {
-            u64::from(*byte)
-        }
-    });
-    if sum != counted.sum::<u64>() || &header[257..262] != b"ustar" {
-        return Err(damaged());
+/// What the header at this byte lacks if it cannot be read.
+fn damaged(archive: &[u8], at: usize) -> BundleError {
+    if archive.len() < at.saturating_add(BLOCK_BYTES) {
+        BundleError::Truncated
+    } else {
+        BundleError::Header(at)
     }
-    let size = octal(&header[124..136])
-        .and_then(|size| usize::try_from(size).ok())
-        .ok_or_else(damaged)?;
+}
+
+/// The name and size of a plain file.
+fn name_and_size(header: &tar::Header, at: usize) -> Result<(String, usize), BundleError> {
+    if header.as_ustar().is_none() {
+        return Err(BundleError::Header(at));
+    }
+    let size = header.entry_size().ok();
+    let size = size.and_then(|size| usize::try_from(size).ok());
+    let size = size.ok_or(BundleError::Header(at))?;
     if size > MAX_BUNDLE_BYTES {
         return Err(BundleError::TooLarge);
     }
-    if !matches!(header[156], b'0' | 0) {
-        return Err(BundleError::NotAFile(char::from(header[156])));
+    if header.entry_type() != tar::EntryType::Regular {
+        let kind = char::from(header.entry_type().as_byte());
+        return Err(BundleError::NotAFile(kind));
     }
-    let (name, prefix) = (until_nul(&header[..100]), until_nul(&header[345..500]));
-    let whole = if prefix.is_empty() {
-        name.to_vec()
-    } else {
-        [prefix, b"/", name].concat()
-    };
-    let name = String::from_utf8(whole).map_err(|error| BundleError::Name(error.to_string()))?;
+    let name = header.path_bytes().into_owned();
+    let name = String::from_utf8(name).map_err(|error| BundleError::Name(error.to_string()))?;
     if is_plain(&name) {
         Ok((name, size))
     } else {
         Err(BundleError::Name(name))
     }
-}
-
-fn until_nul(field: &[u8]) -> &[u8] {
-    field.split(|byte| *byte == 0).next().unwrap_or_default()
-}
-
-/// Parses an octal number, padded with spaces or NULs.
-fn octal(field: &[u8]) -> Option<u64> {
-    let text = std::str::from_utf8(field).ok()?.trim_matches([' ', '\0']);
-    if text.is_empty() || !text.bytes().all(|byte| matches!(byte, b'0'..=b'7')) {
-        return None;
-    }
-    u64::from_str_radix(text, 8).ok()
 }
 
 /// Whether a name consists of segments of letters, digits and a few signs, none of them `.` or
