@@ -2,13 +2,15 @@
 //! implementation bounds streams, resets and header blocks, but answers PING and SETTINGS without
 //! limit. Time comes in as milliseconds.
 
+use casemate_wire::TokenBucket;
+
 /// Length of a frame's header (RFC 9113, section 4.1), bytes.
 const HEAD_BYTES: usize = 9;
 /// Flag of SETTINGS and PING: an acknowledgement of one of ours, which is rare.
 const FLAG_ACK: u8 = 1;
 /// Flag of DATA.
 const FLAG_END_STREAM: u8 = 1;
-/// Bytes sent to the caller that permit one WINDOW_UPDATE beyond the bucket. A DATA frame with one
+/// Bytes sent to the caller that permit one WINDOW_UPDATE beyond the budget. A DATA frame with one
 /// byte has ten bytes, and some callers return credit twice for each frame, for stream and
 /// connection.
 const BYTES_PER_WINDOW_UPDATE: u64 = 4;
@@ -26,47 +28,31 @@ pub struct Frames {
     filled: usize,
     /// Bytes of the current frame's payload that are still to come.
     payload: usize,
-    settings: Bucket,
-    pings: Bucket,
-    window_updates: Bucket,
-    others: Bucket,
+    settings: Budget,
+    pings: Budget,
+    window_updates: Budget,
+    others: Budget,
 }
 
-/// A token bucket: `burst` at once, then `per_sec`.
+/// The budget of one kind of frame.
 #[derive(Debug)]
-struct Bucket {
+struct Budget {
     name: &'static str,
-    burst: u64,
-    per_sec: u64,
-    /// Tokens, in thousandths of a frame.
-    left: u64,
-    filled_ms: u64,
+    frames: TokenBucket,
 }
 
-impl Bucket {
+impl Budget {
     fn new(name: &'static str, burst: u64, per_sec: u64, now_ms: u64) -> Self {
-        Self {
-            name,
-            burst,
-            per_sec,
-            left: burst * 1000,
-            filled_ms: now_ms,
-        }
-    }
-
-    fn add(&mut self, frames: u64) {
-        self.left = (self.left.saturating_add(frames.saturating_mul(1000))).min(self.burst * 1000);
+        let frames = TokenBucket::new(burst, per_sec, now_ms);
+        Self { name, frames }
     }
 
     fn spend(&mut self, now_ms: u64) -> Result<(), Flood> {
-        let passed = now_ms.saturating_sub(self.filled_ms);
-        self.filled_ms = now_ms;
-        let filled = self
-            .left
-            .saturating_add(passed.saturating_mul(self.per_sec));
-        self.left = filled.min(self.burst * 1000);
-        self.left = self.left.checked_sub(1000).ok_or(Flood(self.name))?;
-        Ok(())
+        if self.frames.take(1, now_ms) {
+            Ok(())
+        } else {
+            Err(Flood(self.name))
+        }
     }
 }
 
@@ -79,12 +65,12 @@ impl Frames {
             filled: 0,
             payload: 0,
             // Callers change their settings once or twice in the life of a connection.
-            settings: Bucket::new("SETTINGS", 32, 1, now_ms),
+            settings: Budget::new("SETTINGS", 32, 1, now_ms),
             // Some callers measure the round trip with each burst of DATA.
-            pings: Bucket::new("PING", 512, 64, now_ms),
-            window_updates: Bucket::new("WINDOW_UPDATE", 16_384, 256, now_ms),
+            pings: Budget::new("PING", 512, 64, now_ms),
+            window_updates: Budget::new("WINDOW_UPDATE", 16_384, 256, now_ms),
             // PRIORITY, empty DATA, and unknown frame types.
-            others: Bucket::new("empty or ignored", 2048, 64, now_ms),
+            others: Budget::new("empty or ignored", 2048, 64, now_ms),
         }
     }
 
@@ -96,6 +82,7 @@ impl Frames {
     /// So many bytes were sent to the caller, which may return credit for them.
     pub fn sent(&mut self, bytes: usize) {
         self.window_updates
+            .frames
             .add(bytes as u64 / BYTES_PER_WINDOW_UPDATE);
     }
 

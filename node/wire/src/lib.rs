@@ -18,12 +18,14 @@ mod fields;
 pub mod frame;
 pub mod head;
 mod stream;
+mod token_bucket;
 
 pub use channel::{Channel, Event, Side, StreamId};
 pub use code::CallCode;
 pub use error::{OpenError, Violation};
 pub use fields::Fields;
 pub use head::{RequestHead, ResponseHead};
+pub use token_bucket::TokenBucket;
 
 /// Reset code: the requester no longer wants the answer.
 pub const RESET_CANCELLED: u16 = 0;

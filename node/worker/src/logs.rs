@@ -3,6 +3,7 @@
 
 use std::time::Instant;
 
+use casemate_wire::TokenBucket;
 use casemate_wire::control::worker::{FromWorker, Log, LogLevel};
 
 use crate::state::State;
@@ -10,26 +11,26 @@ use crate::state::State;
 /// Longest line, in bytes; the rest is cut.
 const MAX_LINE_BYTES: usize = 16 * 1024;
 /// Most lines at once.
-const BURST_LINES: f64 = 1000.0;
+const BURST_LINES: u64 = 1000;
 /// Lines a second over a long time.
-const LINES_PER_SEC: f64 = 200.0;
+const LINES_PER_SEC: u64 = 200;
 /// The end of a line that was cut.
 const CUT: &str = "... (cut)";
 
-/// A token bucket of lines.
+/// The budget of lines.
 #[derive(Debug)]
 pub(crate) struct Logs {
-    tokens: f64,
-    filled: Instant,
+    lines: TokenBucket,
+    started: Instant,
     dropped: u32,
 }
 
 impl Logs {
-    /// Makes a full bucket.
+    /// Makes a full budget.
     pub(crate) fn new(now: Instant) -> Self {
         Self {
-            tokens: BURST_LINES,
-            filled: now,
+            lines: TokenBucket::new(BURST_LINES, LINES_PER_SEC, 0),
+            started: now,
             dropped: 0,
         }
     }
@@ -42,14 +43,12 @@ impl Logs {
         level: u8,
         message: &str,
     ) -> Option<Log> {
-        let elapsed = now.saturating_duration_since(self.filled).as_secs_f64();
-        self.filled = now;
-        self.tokens = elapsed.mul_add(LINES_PER_SEC, self.tokens).min(BURST_LINES);
-        if self.tokens < 1.0 {
+        let since_start = now.saturating_duration_since(self.started);
+        let now_ms = u64::try_from(since_start.as_millis()).unwrap_or(u64::MAX);
+        if !self.lines.take(1, now_ms) {
             self.lost();
             return None;
         }
-        self.tokens -= 1.0;
         let level = match level {
             0 => LogLevel::Debug,
             1 => LogLevel::Info,
