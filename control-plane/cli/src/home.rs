@@ -18,11 +18,12 @@
 //! new one.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io::{ErrorKind, Read as _, Write as _};
+use std::io::{ErrorKind, Read as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use casemate_durable::PRIVATE;
 use casemate_trust::format::{Format, MARK, Marking};
 use casemate_trust::name::Name;
 use serde::Serialize;
@@ -268,28 +269,7 @@ pub fn write_private(path: &Path, bytes: &[u8]) -> Result<(), Error> {
         .parent()
         .ok_or_else(|| Error::internal("a file without a folder"))?;
     make_folder(folder)?;
-    let name = path
-        .file_name()
-        .map(|name| name.to_string_lossy().into_owned())
-        .unwrap_or_default();
-    let temporary = folder.join(format!(".{name}.{}.new", std::process::id()));
-    let written = (|| {
-        // A leftover file of a process with the same number must not be written through.
-        let _ = fs::remove_file(&temporary);
-        let mut file = OpenOptions::new()
-            .create_new(true)
-            .write(true)
-            .mode(0o600)
-            .open(&temporary)?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        fs::rename(&temporary, path)?;
-        File::open(folder)?.sync_all()
-    })();
-    written.map_err(|error| {
-        let _ = fs::remove_file(&temporary);
-        cannot_write(path, error)
-    })
+    casemate_durable::replace(path, PRIVATE, bytes).map_err(|error| cannot_write(path, error))
 }
 
 fn make_folder(path: &Path) -> Result<(), Error> {

@@ -1,9 +1,11 @@
 //! Private files of the state folder, written atomically.
 
-use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::fs::{self, DirBuilder};
+use std::io;
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::Path;
+
+use casemate_durable::{PRIVATE, PUBLIC};
 
 use crate::failure::Failure;
 
@@ -23,43 +25,16 @@ pub(crate) fn create_folder(path: &Path) -> Result<(), Failure> {
 
 /// Writes a file that only its owner can read; it exists completely and synced, or not at all.
 pub(crate) fn write_private(path: &Path, bytes: &[u8]) -> Result<(), Failure> {
-    write(path, bytes, 0o600).map_err(|error| {
+    casemate_durable::replace(path, PRIVATE, bytes).map_err(|error| {
         Failure::cannot_create(format!("cannot write {}: {error}", path.display()))
     })
 }
 
 /// Like [`write_private`], for a file that every user may read.
 pub(crate) fn write_public(path: &Path, bytes: &[u8]) -> Result<(), Failure> {
-    write(path, bytes, 0o644).map_err(|error| {
+    casemate_durable::replace(path, PUBLIC, bytes).map_err(|error| {
         Failure::cannot_create(format!("cannot write {}: {error}", path.display()))
     })
-}
-
-fn write(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
-    let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(format!(".new-{}", std::process::id()));
-    let temporary = path.with_file_name(name);
-    fs::remove_file(&temporary).or_else(|error| {
-        if error.kind() == io::ErrorKind::NotFound {
-            Ok(())
-        } else {
-            Err(error)
-        }
-    })?;
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(mode)
-        .open(&temporary)?;
-    file.write_all(bytes)?;
-    file.sync_all()?;
-    fs::rename(&temporary, path)?;
-    sync_folder(path.parent().unwrap_or(Path::new(".")))
-}
-
-/// Syncs a folder, so that the names in it survive a crash.
-pub(crate) fn sync_folder(path: &Path) -> io::Result<()> {
-    File::open(path)?.sync_all()
 }
 
 /// Reads a small file.

@@ -181,7 +181,7 @@ impl Images {
             if found == wanted {
                 std::fs::File::open(&part)?.sync_all()?;
                 std::fs::rename(&part, &whole)?;
-                crate::files::sync_folder(&folder)?;
+                casemate_durable::sync_folder(&folder)?;
             } else {
                 std::fs::remove_file(&part)?;
             }

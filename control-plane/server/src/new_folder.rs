@@ -73,12 +73,12 @@ impl NewFolder {
 
     /// Moves the folder to its final place.
     pub(crate) fn put_in_place(self) -> Result<(), Failure> {
-        let moved = files::sync_folder(&self.hidden)
+        let moved = casemate_durable::sync_folder(&self.hidden)
             .and_then(|()| match self.is_inside {
                 true => self.move_up(),
                 false => fs::rename(&self.hidden, &self.place),
             })
-            .and_then(|()| files::sync_folder(parent(&self.place)));
+            .and_then(|()| casemate_durable::sync_folder(parent(&self.place)));
         moved.map_err(|error| {
             Failure::cannot_create(format!("cannot create {}: {error}", self.place.display()))
         })
@@ -103,7 +103,7 @@ impl NewFolder {
                 fs::remove_dir_all(entry.path())?;
             }
         }
-        files::sync_folder(&self.place)
+        casemate_durable::sync_folder(&self.place)
     }
 }
 

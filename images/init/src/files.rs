@@ -1,10 +1,10 @@
-//! Reads and writes files in folders that less trusted programs can write.
+//! Reads files in folders that less trusted programs can write.
 
 use std::fs::File;
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, Read as _};
 use std::path::Path;
 
-use rustix::fs::{CWD, OFlags, openat, rename};
+use rustix::fs::OFlags;
 
 /// Reads a JSON file of at most so many bytes, if the file exists.
 pub(crate) fn read_json<T: serde::de::DeserializeOwned>(
@@ -32,17 +32,4 @@ pub(crate) fn open_file(path: &Path) -> io::Result<File> {
         )));
     }
     Ok(file)
-}
-
-/// Replaces a file, wholly or not at all, and syncs it to the disk.
-pub(crate) fn write_whole(path: &Path, bytes: &[u8], mode: rustix::fs::Mode) -> io::Result<()> {
-    let folder = path.parent().unwrap_or(Path::new("/"));
-    let mut beside = path.as_os_str().to_owned();
-    beside.push(".new");
-    let flags = OFlags::CREATE | OFlags::WRONLY | OFlags::TRUNC | OFlags::CLOEXEC;
-    let mut file = File::from(openat(CWD, &beside, flags, mode)?);
-    file.write_all(bytes)?;
-    file.sync_all()?;
-    rename(&beside, path)?;
-    File::open(folder)?.sync_all()
 }

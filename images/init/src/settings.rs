@@ -8,14 +8,15 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use casemate_config::Mistake;
+use casemate_durable::PRIVATE;
 use ipnet::IpNet;
 use ring::hmac;
-use rustix::fs::{Gid, Mode, Uid};
+use rustix::fs::{Gid, Uid};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::console::{Page, Problem};
-use crate::files::{read_json, write_whole};
+use crate::files::read_json;
 use crate::node_state::NodeState;
 use crate::recovery::Key;
 use crate::seed::{JOIN_TOKEN, NETWORK, NODE, SECRETS, STORAGE, Seed, UPDATE, VAULT};
@@ -332,7 +333,7 @@ impl Settings {
         if kept != self.before {
             let text = serde_json::to_vec(&kept).map_err(io::Error::from);
             let written =
-                text.and_then(|text| write_whole(&self.kept, &text, Mode::RUSR | Mode::WUSR));
+                text.and_then(|text| casemate_durable::replace(&self.kept, PRIVATE, &text));
             written.map_err(|error| {
                 Problem::new(
                     format!("the configuration cannot be stored on the state partition: {error}"),
@@ -438,12 +439,8 @@ fn owner(name: &str, bytes: &[u8]) -> Option<u32> {
 }
 
 fn hand_over(path: &Path, bytes: &[u8], owner: Option<u32>) -> io::Result<()> {
-    let mode = if owner.is_some() {
-        Mode::RUSR
-    } else {
-        Mode::RUSR | Mode::RGRP | Mode::ROTH
-    };
-    write_whole(path, bytes, mode)?;
+    let mode = if owner.is_some() { 0o400 } else { 0o444 };
+    casemate_durable::replace(path, mode, bytes)?;
     if let Some(owner) = owner {
         rustix::fs::chown(path, Some(Uid::from_raw(owner)), Some(Gid::from_raw(owner)))?;
     }

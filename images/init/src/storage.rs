@@ -18,14 +18,13 @@ use std::path::Path;
 
 use casemate_measured_boot::{PcrValue, sealed_policy};
 use ring::hmac;
-use rustix::fs::Mode as FileMode;
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 pub(crate) use boot::Boot;
 
 use crate::console::{Page, Problem};
-use crate::files::{read_json, write_whole};
+use crate::files::read_json;
 use crate::node_state::NodeState;
 use crate::recovery::{KEY_BYTES, Key, RecoveryKey, random_key};
 use crate::tpm::{Fault, Sealed, Tpm};
@@ -383,7 +382,7 @@ fn seal(
     let text = serde_json::to_vec(&kept).map_err(|error| full(&error.into()))?;
     let write = || {
         fs::create_dir_all(folder)?;
-        write_whole(&folder.join(SEALED), &text, FileMode::RUSR)
+        casemate_durable::replace(&folder.join(SEALED), 0o400, &text)
     };
     write().map_err(|error| full(&error))?;
     finish_owner(boot, key, page);
@@ -472,8 +471,7 @@ fn read_kept(folder: &Path) -> Result<Option<Kept>, Problem> {
 /// Removes a file and syncs its folder.
 fn remove(path: &Path) -> io::Result<()> {
     fs::remove_file(path)?;
-    let folder = path.parent().unwrap_or(Path::new("/"));
-    fs::File::open(folder)?.sync_all()
+    casemate_durable::sync_folder(path.parent().unwrap_or(Path::new("/")))
 }
 
 #[cfg(test)]

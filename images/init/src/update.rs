@@ -22,10 +22,10 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use casemate_durable::PRIVATE;
 use casemate_trust::id::Digest;
 use casemate_trust::image::{ImageVersion, MAX_IMAGE_BYTES};
 use ring::rand::{SecureRandom as _, SystemRandom};
-use rustix::fs::Mode as FileMode;
 use serde::{Deserialize, Serialize};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
@@ -36,7 +36,7 @@ pub(crate) use trial::Health;
 
 use crate::boot_partition::{BootPartition, Entry, Fault, TRIES};
 use crate::console::{Page, Problem};
-use crate::files::{open_file, read_json, write_whole};
+use crate::files::{open_file, read_json};
 use crate::node_state::NodeState;
 use crate::storage::{Mode, Storage};
 
@@ -501,8 +501,7 @@ impl Update {
         });
         let told = told.to_string().into_bytes();
         if told != self.told {
-            let everybody = FileMode::RUSR | FileMode::RGRP | FileMode::ROTH;
-            write_whole(Path::new(MACHINE), &told, everybody)?;
+            casemate_durable::replace(Path::new(MACHINE), 0o444, &told)?;
             self.told = told;
         }
         Ok(())
@@ -541,7 +540,7 @@ fn problem(fault: &Fault) -> Problem {
 
 fn save(path: &Path, record: &Record) -> io::Result<()> {
     let text = serde_json::to_vec(record)?;
-    write_whole(path, &text, FileMode::RUSR | FileMode::WUSR)
+    casemate_durable::replace(path, PRIVATE, &text)
 }
 
 fn random_below(secs: u32) -> Duration {

@@ -1,7 +1,7 @@
 //! Files beside sled, which are replaced whole and synced with their folder.
 
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
-use std::io::{self, ErrorKind, Read as _, Write as _};
+use std::io::{self, ErrorKind, Read as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
@@ -86,38 +86,15 @@ pub(crate) fn read_mark(path: &Path) -> Result<Option<Vec<u8>>, StoreError> {
 }
 
 pub(crate) fn sync_folder(folder: &Path) -> Result<(), StoreError> {
-    File::open(folder)
-        .and_then(|folder| folder.sync_all())
-        .map_err(failed("cannot sync", folder))
+    casemate_durable::sync_folder(folder).map_err(failed("cannot sync", folder))
 }
 
-/// Mode of a file that only the vault's user may read.
-pub(crate) const PRIVATE: u32 = 0o600;
-
-/// Replaces a file, wholly or not at all: the new bytes and the folder are on the disk when it
-/// returns. A partial file is removed.
+/// Replaces a file, wholly or not at all: see [`casemate_durable::replace`].
 ///
 /// # Errors
 /// The disk is full or failed; the old file is unchanged.
 pub fn replace_file(path: &Path, mode: u32, bytes: &[u8]) -> Result<(), StoreError> {
-    let temporary = path.with_extension("new");
-    let write = || {
-        let mut file = OpenOptions::new()
-            .create(true)
-            .truncate(true)
-            .write(true)
-            .mode(mode)
-            .open(&temporary)?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        fs::rename(&temporary, path)
-    };
-    let written = write().inspect_err(|_| {
-        // The file may not exist.
-        let _removed = fs::remove_file(&temporary);
-    });
-    written.map_err(failed("cannot write", path))?;
-    path.parent().map_or(Ok(()), sync_folder)
+    casemate_durable::replace(path, mode, bytes).map_err(failed("cannot write", path))
 }
 
 /// The content of a file; `None` when it does not exist.

@@ -23,6 +23,7 @@ mod sealing;
 
 use std::path::{Path, PathBuf};
 
+use casemate_durable::PRIVATE;
 use casemate_trust::Random;
 use casemate_trust::format::{Format, FormatError, MARK, Marking};
 use parking_lot::{Mutex, MutexGuard};
@@ -183,7 +184,7 @@ impl Store {
         let marked = match (&opened, marking) {
             (Err(_), _) | (Ok(_), Marking::Done) => Ok(()),
             (Ok(_), Marking::Wanted | Marking::Needed) => within(&mut reserve, Room::Root, || {
-                replace_file(&folder.join(MARK), files::PRIVATE, &FORMAT.mark())
+                replace_file(&folder.join(MARK), PRIVATE, &FORMAT.mark())
             }),
         };
         reserve.fill();
@@ -351,7 +352,7 @@ impl Store {
         }
         let mut reserve = self.reserve();
         let done = within(&mut reserve, Room::Root, || {
-            replace_file(&path, files::PRIVATE, &sealed)
+            replace_file(&path, PRIVATE, &sealed)
         });
         reserve.fill();
         done

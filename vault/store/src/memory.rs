@@ -19,10 +19,11 @@ use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
+use casemate_durable::PRIVATE;
 use casemate_trust::Random;
 use zeroize::Zeroizing;
 
-use crate::files::{PRIVATE, failed, replace_file};
+use crate::files::{failed, replace_file};
 use crate::sealing::Sealer;
 use crate::{MAX_FILE_BYTES, StoreError};
 

@@ -8,13 +8,12 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use casemate_durable::PRIVATE;
 use casemate_trust::Random;
 use parking_lot::Mutex;
 use zeroize::Zeroizing;
 
-use crate::files::{
-    PRIVATE, failed, free_place, make_folder, replace_file, set_aside, sync_folder,
-};
+use crate::files::{failed, free_place, make_folder, replace_file, set_aside, sync_folder};
 use crate::sealing::Sealer;
 use crate::{SetAside, SetAsideRecord, StoreError};
 
