@@ -7,6 +7,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use backon::{BackoffBuilder as _, ExponentialBackoff, ExponentialBuilder};
 use rustix::process::{Pid, Signal, WaitOptions, kill_process, wait as wait_for_child};
 use serde_json::Value;
 use tokio::io::AsyncReadExt as _;
@@ -36,10 +37,12 @@ const MAX_STATUS_BYTES: u64 = 4 * 1024 * 1024;
 const STATUS_WITHIN: Duration = Duration::from_secs(5);
 /// A node that has not answered for so long is killed and started again.
 const SILENT_FOR: Duration = Duration::from_secs(60);
-/// Pause before an ended node is started again. It doubles with each end, until the node has run
-/// for [`RAN_WELL`].
-const FIRST_PAUSE: Duration = Duration::from_secs(1);
-const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+/// Pauses before an ended node is started again: the first again once the node has run for
+/// [`RAN_WELL`].
+const RESTART: ExponentialBuilder = ExponentialBuilder::new()
+    .with_min_delay(Duration::from_secs(1))
+    .with_max_delay(Duration::from_secs(60))
+    .without_max_times();
 /// A node that ran for so long counts as healthy.
 const RAN_WELL: Duration = Duration::from_secs(60);
 /// The node starts after this wait without an address: it can serve what it has without a network.
@@ -83,7 +86,7 @@ struct Node {
     running: Option<Running>,
     /// When the node is to be started, if it does not run.
     start_at: Option<Instant>,
-    pause: Duration,
+    pauses: ExponentialBackoff,
     /// Nameservers with which the node was started; the node reads them once.
     started_with: Vec<IpAddr>,
     view: View,
@@ -178,7 +181,7 @@ pub(crate) async fn run(
         member_since: None,
         running: None,
         start_at: Some(Instant::now() + NETWORK_WITHIN),
-        pause: FIRST_PAUSE,
+        pauses: RESTART.build(),
         started_with: Vec::new(),
         view: View::default(),
         last_end: None,
@@ -342,8 +345,8 @@ impl Node {
     }
 
     fn again_later(&mut self) {
-        self.start_at = Some(Instant::now() + self.pause);
-        self.pause = (self.pause * 2).min(LONGEST_PAUSE);
+        let pause = self.pauses.next().unwrap_or_default();
+        self.start_at = Some(Instant::now() + pause);
     }
 
     /// Every orphaned process becomes a child of init; most of them are unknown to it.
@@ -354,7 +357,7 @@ impl Node {
             };
             self.running = None;
             if running.since.elapsed() > RAN_WELL || running.ending {
-                self.pause = FIRST_PAUSE;
+                self.pauses = RESTART.build();
             }
             let how = match (status.exit_status(), status.terminating_signal()) {
                 (Some(code), _) => format!("exit code {code}"),

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use backon::{BackoffBuilder as _, ExponentialBuilder};
 use casemate_api::log::{LogQuery, LogRecord};
 use casemate_api::tenant::TenantStatus;
 use casemate_trust::id::TenantId;
@@ -16,9 +17,11 @@ use crate::error::{Code, Error};
 use crate::machine::{date_ms, now, printable, printable_lines};
 use crate::session::{Context, Session};
 
-/// Pause before a broken stream is opened again; it doubles after each try, up to the second value.
-const FIRST_PAUSE: Duration = Duration::from_millis(500);
-const LONGEST_PAUSE: Duration = Duration::from_secs(15);
+/// Pauses before a broken stream is opened again.
+const REOPEN: ExponentialBuilder = ExponentialBuilder::new()
+    .with_min_delay(Duration::from_millis(500))
+    .with_max_delay(Duration::from_secs(15))
+    .without_max_times();
 /// Number of records that are shown without a search.
 const LAST: usize = 100;
 /// Longest line that is read, bytes.
@@ -52,25 +55,27 @@ pub(super) async fn logs(cx: &Context, args: &Logs) -> Result<(), Error> {
         return Ok(());
     }
     query.follow = true;
-    let mut pause = FIRST_PAUSE;
+    let mut pauses = REOPEN.build();
     loop {
         query.since = since;
-        match session.api.stream(&path(&query)).await {
+        let pause = match session.api.stream(&path(&query)).await {
             Ok(stream) => {
-                pause = FIRST_PAUSE;
                 follow(cx, stream, &mut since).await?;
                 cx.output.warn("the stream of logs broke; opening it again");
+                pauses = REOPEN.build();
+                pauses.next().unwrap_or_default()
             }
             Err(error) if error.code() == Code::Unreachable => {
+                let pause = pauses.next().unwrap_or_default();
                 cx.output.warn(&format!(
                     "the control plane is away; trying again in {} s",
                     pause.as_secs().max(1)
                 ));
+                pause
             }
             Err(error) => return Err(error),
-        }
+        };
         tokio::time::sleep(pause).await;
-        pause = (pause * 2).min(LONGEST_PAUSE);
     }
 }
 
