@@ -152,7 +152,6 @@ async fn accept(listener: TcpListener, tls: TlsAcceptor, seen: Arc<Seens>, key: 
 
 type Body = Either<Full<Bytes>, Incoming>;
 
-#[expect(clippy::too_many_lines, reason = "one story, step by step")]
 async fn answer(request: Request<Incoming>, seen: &Seens, key: &str) -> Response<Body> {
     let (head, body) = request.into_parts();
     let authorised = head
@@ -173,30 +172,11 @@ async fn answer(request: Request<Incoming>, seen: &Seens, key: &str) -> Response
     let body = body
         .map(http_body_util::Collected::to_bytes)
         .unwrap_or_default();
-    let text =
-        |value: &hyper::header::HeaderValue| String::from_utf8_lossy(value.as_bytes()).into_owned();
-    let headers: Vec<_> = head
-        .headers
-        .iter()
-        .map(|(name, value)| (name.to_string(), text(value)))
-        .collect();
-    let target = head
-        .uri
-        .path_and_query()
-        .map(ToString::to_string)
-        .unwrap_or_default();
-    let (method, path) = (head.method.to_string(), head.uri.path().to_owned());
+    let record = record(&head, body.clone());
     if !seen.forgets {
-        let record = Seen {
-            method: method.clone(),
-            target,
-            headers: headers.clone(),
-            body: body.clone(),
-        };
-        seen.list.lock().push(record);
+        seen.list.lock().push(record.clone());
     }
-
-    if path == "/v1/note" && method == "GET" {
+    if head.uri.path() == "/v1/note" && head.method == hyper::Method::GET {
         let note = seen.note.lock().clone();
         return respond(StatusCode::OK, "text/plain", note);
     }
@@ -204,15 +184,8 @@ async fn answer(request: Request<Incoming>, seen: &Seens, key: &str) -> Response
         let body = r#"{"error":"no valid key"}"#;
         return respond(StatusCode::UNAUTHORIZED, "application/json", body.into());
     }
-    match path.as_str() {
-        "/echo" | "/v1/echo" => {
-            let mut text: String = headers
-                .iter()
-                .map(|(name, value)| format!("{name}: {value}\n"))
-                .collect();
-            text.push_str(&String::from_utf8_lossy(&body));
-            respond(StatusCode::OK, "text/plain", text.into())
-        }
+    match head.uri.path() {
+        "/echo" | "/v1/echo" => echo(&record),
         "/v1/note" => {
             seen.note.lock().clone_from(&body);
             let mut response = respond(StatusCode::CREATED, "text/plain", body);
@@ -221,34 +194,67 @@ async fn answer(request: Request<Incoming>, seen: &Seens, key: &str) -> Response
             }
             response
         }
-        "/redirect" => {
-            let to = head
-                .uri
-                .query()
-                .and_then(|query| query.strip_prefix("to="))
-                .unwrap_or("/");
-            let mut response = respond(StatusCode::FOUND, "text/plain", Bytes::new());
-            if let Ok(to) = to.parse() {
-                response.headers_mut().insert(LOCATION, to);
-            }
-            response
-        }
-        "/leak" | "/v1/leak" => {
-            let mut response = respond(StatusCode::FOUND, "text/plain", Bytes::new());
-            if let (Ok(key_header), Ok(location)) = (
-                key.parse(),
-                format!("https://elsewhere.test/?k={key}").parse(),
-            ) {
-                response.headers_mut().insert("x-your-key", key_header);
-                response.headers_mut().insert(LOCATION, location);
-            }
-            response
-        }
-        _ => {
+        "/redirect" => redirect(head.uri.query()),
+        "/leak" | "/v1/leak" => leak(key),
+        path => {
+            let method = head.method;
             let body = format!(r#"{{"ok":true,"method":"{method}","path":"{path}"}}"#);
             respond(StatusCode::OK, "application/json", body.into())
         }
     }
+}
+
+fn record(head: &hyper::http::request::Parts, body: Bytes) -> Seen {
+    let text =
+        |value: &hyper::header::HeaderValue| String::from_utf8_lossy(value.as_bytes()).into_owned();
+    let headers = head.headers.iter();
+    Seen {
+        method: head.method.to_string(),
+        target: head
+            .uri
+            .path_and_query()
+            .map(ToString::to_string)
+            .unwrap_or_default(),
+        headers: headers
+            .map(|(name, value)| (name.to_string(), text(value)))
+            .collect(),
+        body,
+    }
+}
+
+/// The request's headers and body, as text.
+fn echo(record: &Seen) -> Response<Body> {
+    let headers = record.headers.iter();
+    let mut text: String = headers
+        .map(|(name, value)| format!("{name}: {value}\n"))
+        .collect();
+    text.push_str(&String::from_utf8_lossy(&record.body));
+    respond(StatusCode::OK, "text/plain", text.into())
+}
+
+/// A redirection to where the query asks.
+fn redirect(query: Option<&str>) -> Response<Body> {
+    let to = query
+        .and_then(|query| query.strip_prefix("to="))
+        .unwrap_or("/");
+    let mut response = respond(StatusCode::FOUND, "text/plain", Bytes::new());
+    if let Ok(to) = to.parse() {
+        response.headers_mut().insert(LOCATION, to);
+    }
+    response
+}
+
+/// The credential in two headers of the response, as a careless or hostile service returns it.
+fn leak(key: &str) -> Response<Body> {
+    let mut response = respond(StatusCode::FOUND, "text/plain", Bytes::new());
+    if let (Ok(key_header), Ok(location)) = (
+        key.parse(),
+        format!("https://elsewhere.test/?k={key}").parse(),
+    ) {
+        response.headers_mut().insert("x-your-key", key_header);
+        response.headers_mut().insert(LOCATION, location);
+    }
+    response
 }
 
 fn respond(status: StatusCode, kind: &'static str, body: Bytes) -> Response<Body> {
