@@ -66,8 +66,8 @@ mod tests {
     fn a_burst_then_the_rate() {
         let mut bucket = TokenBucket::new(20, 4, 7);
         assert_eq!(taken(&mut bucket, 7), 20);
-        for now_ms in 8..257 {
-            assert!(!bucket.take(1, now_ms), "{now_ms}");
+        for at_ms in 8..257 {
+            assert!(!bucket.take(1, at_ms), "{at_ms}");
         }
         assert!(bucket.take(1, 257));
         assert_eq!(taken(&mut bucket, 1257), 4);

@@ -1,5 +1,7 @@
-//! What the threat model names exists: the files of code, and the tests by name.
+//! What documents name exists: the files of code and the tests of the threat model, and the tests
+//! that any document names.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use crate::none;
@@ -54,6 +56,52 @@ fn unbacked(document: &Source, sources: &[Source], exists: impl Fn(&str) -> bool
         }
     }
     mistakes
+}
+
+/// Words that a name needs to be taken for a test's.
+const LEAST_WORDS: usize = 4;
+
+/// Names of tests, and of whatever else has a name of so many words, that no source contains.
+fn unknown_names(documents: &[Source], sources: &[Source]) -> Vec<String> {
+    let is_of_name = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
+    let known: BTreeSet<&str> = sources
+        .iter()
+        .flat_map(|source| source.text.split(|c| !is_of_name(c)))
+        .collect();
+    let mut mistakes = Vec::new();
+    for Source { path, text } in documents {
+        for (number, line) in text.lines().enumerate() {
+            let names = quoted(line).map(|(_, inside)| inside).filter(|inside| {
+                inside.chars().all(is_of_name) && inside.split('_').count() >= LEAST_WORDS
+            });
+            let unknown = names.filter(|name| !known.contains(name));
+            mistakes.extend(unknown.map(|name| format!("{path}:{}: no {name}", number + 1)));
+        }
+    }
+    mistakes
+}
+
+#[test]
+fn what_documents_name_exists() {
+    // Entries of the CHANGELOG name what there was at their time.
+    let mut documents = sources(&[".md"]);
+    documents.retain(|document| document.path != "CHANGELOG.md");
+    assert!(documents.len() > 20, "the documents are still found");
+    none(&unknown_names(
+        &documents,
+        &sources(&[".rs", ".js", ".ts", ".toml", "Makefile"]),
+    ));
+}
+
+#[test]
+fn a_name_that_is_gone_is_found() {
+    let documents = [Source::planted(
+        "a.md",
+        "`a_test_that_is_gone` `a_test_that_is_there` `a_b`\n",
+    )];
+    let sources = [Source::planted("a.rs", "fn a_test_that_is_there() {}\n")];
+    let found = unknown_names(&documents, &sources);
+    assert_eq!(found, ["a.md:1: no a_test_that_is_gone"]);
 }
 
 #[test]
