@@ -101,7 +101,10 @@ async fn nobody_is_lost_while_a_node_is_upgraded_in_place() {
     assert_eq!(launch(&fleet.node), launch_before);
     assert_eq!(fleet.node.ended().unwrap(), None, "the same process");
     let log = fleet.node.log();
-    assert!(log.contains("launch executes its program file again"), "{log}");
+    assert!(
+        log.contains("launch executes its program file again"),
+        "{log}"
+    );
     // And it ends as ever.
     assert!(block_in_place(|| fleet.node.stop()).unwrap().success());
 }

@@ -1,8 +1,7 @@
 //! What a machine that lacks a part of its configuration or hardware shows on its console.
 
 use casemate_tests::machine::{
-    CONSOLE_TIMEOUT, Hardware, Machine, bare_metal_image, seed, seed_disk_arguments,
-    write_seed_disk,
+    Hardware, Machine, bare_metal_image, seed, seed_disk_arguments, write_seed_disk,
 };
 
 use crate::line;
