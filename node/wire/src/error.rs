@@ -1,8 +1,7 @@
-//! What the other end of a channel may do wrong, and why a stream is not opened.
+//! What the other end of a channel may do wrong, and why a head is refused or a stream not opened.
 
-use crate::channel::{MAX_STREAMS, StreamId};
-use crate::frame::{FrameError, Kind};
-use crate::head::HeadError;
+use crate::frame::{FrameError, Kind, MAX_PAYLOAD_BYTES, StreamId};
+use crate::limits::{MAX_FIELDS, MAX_STREAMS};
 
 /// The other end broke the protocol: the channel is over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -53,4 +52,21 @@ pub enum OpenError {
     /// The head does not fit.
     #[error("the head does not fit a channel")]
     Head(#[from] HeadError),
+}
+
+/// Why a head was refused, in either direction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum HeadError {
+    /// Ends before it should, or goes on after.
+    #[error("the head's lengths do not add up")]
+    Length,
+    /// Over one of the limits.
+    #[error("expected a head of at most {MAX_PAYLOAD_BYTES} bytes and {MAX_FIELDS} fields")]
+    TooLarge,
+    /// A method, target or name with other characters than allowed.
+    #[error("expected a token as method, visible ASCII as target and lower-case tokens as names")]
+    Characters,
+    /// A value with CR, LF or NUL.
+    #[error("expected field values without CR, LF and NUL")]
+    Value,
 }

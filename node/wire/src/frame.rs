@@ -18,6 +18,9 @@ pub const FLAG_ACK: u8 = 2;
 /// rest.
 pub const FLAG_ASK: u8 = 4;
 
+/// Names a stream of this channel; never reused.
+pub type StreamId = u32;
+
 /// What a frame is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]

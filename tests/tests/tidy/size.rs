@@ -50,7 +50,6 @@ const LONG_FILES: &[&str] = &[
     "node/supervisor/src/state/quota.rs",
     "node/supervisor/src/state/tests.rs",
     "node/supervisor/src/state/workers.rs",
-    "node/wire/src/channel.rs",
     "node/worker/src/state.rs",
     "node/worker/tests/calls.rs",
     "node/worker/tests/requests.rs",
