@@ -106,7 +106,6 @@ const LONG_FUNCTIONS: &[(&str, usize)] = &[
     ("tests/src/upstream.rs", 1),
     ("tests/tests/bad_input.rs", 1),
     ("tests/tests/image_push.rs", 1),
-    ("vault/broker/src/calls/prepare.rs", 1),
     ("vault/broker/tests/takeover.rs", 1),
     ("vault/trust/src/judge/tests/mod.rs", 1),
 ];

@@ -9,16 +9,16 @@ use casemate_trust::id::TenantId;
 use casemate_wire::control::parts::Part;
 use casemate_wire::control::vault::{Event, FromVault, Hello, ToVault};
 
-use crate::Closed;
 use crate::calls::Calls;
 use crate::config::Config;
+use crate::error::VaultError;
 use crate::signer;
-use crate::vault::{Vault, VaultError};
+use crate::text::cut;
+use crate::vault::Vault;
+use crate::walls::Closed;
 
 /// Events that wait to be sent; of more, those of the tenant that has most are dropped, and counted in its next one.
 const MAX_EVENTS: usize = 1024;
-/// Longest text for people in a message, bytes: the control plane hears half of it.
-const MAX_TEXT_BYTES: usize = 4096;
 /// How often a large message is tried again when there are no descriptors, and how long it is waited in between: calls that
 /// end give theirs back. A vault that finds none for so long is better started again.
 const MEMFD_TRIES: u32 = 100;
@@ -241,12 +241,6 @@ async fn tell(control: &Socket, message: &FromVault) -> Result<(), ControlError>
     }
 }
 
-/// A text for people that somebody else chose the length of, cut between characters.
-pub(crate) fn cut(mut text: String) -> String {
-    text.truncate(text.floor_char_boundary(MAX_TEXT_BYTES));
-    text
-}
-
 #[cfg(test)]
 mod tests {
     use casemate_trust::dsse::MAX_ENVELOPE_BYTES;
@@ -292,13 +286,5 @@ mod tests {
         for part in Part::cut(have) {
             encode(&FromVault::Have(Box::new(part))).unwrap();
         }
-    }
-
-    #[test]
-    fn a_text_is_cut_between_characters() {
-        assert_eq!(cut("short".into()), "short");
-        let long = cut("\u{e9}".repeat(MAX_TEXT_BYTES) + "x");
-        assert_eq!(long, "\u{e9}".repeat(MAX_TEXT_BYTES / 2));
-        assert_eq!(cut(format!("x{long}")).len(), MAX_TEXT_BYTES - 1);
     }
 }

@@ -3,21 +3,10 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use casemate_trust::id::{Digest, TenantId};
-use casemate_trust::name::Name;
 use tokio::sync::oneshot;
 
-use super::Refused;
-use super::prepare::SecretKey;
-
-/// What a call rests on.
-#[derive(Debug, Clone)]
-pub(super) struct Authority {
-    pub(super) tenant: TenantId,
-    pub(super) function: Name,
-    pub(super) release: Digest,
-    pub(super) secret: Option<SecretKey>,
-}
+use super::authority::Authority;
+use super::refused::Refused;
 
 #[derive(Debug, Default)]
 struct Entries {

@@ -22,7 +22,7 @@ use ipnet::IpNet;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
-use super::Refused;
+use super::refused::Refused;
 use crate::config::Config;
 
 /// Until a name is resolved, all waiting included.

@@ -13,7 +13,7 @@ use casemate_vault_core::scrub::{Searcher, Watched};
 use casemate_wire::CallCode;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::Refused;
+use super::refused::Refused;
 use super::share::{MAX_WAIT, PerTenant};
 use crate::vault::Vault;
 

@@ -9,7 +9,7 @@ use casemate_trust::id::TenantId;
 use casemate_wire::CallCode;
 use tokio::sync::{Semaphore, oneshot};
 
-use super::Refused;
+use super::refused::Refused;
 
 /// A tenant makes at most one call in so many of all.
 const SHARE_DIVISOR: usize = 4;

@@ -14,16 +14,15 @@ use hyper_util::rt::{TokioExecutor, TokioTimer};
 use ipnet::IpNet;
 use tokio::sync::watch;
 
+use super::authority::SecretKey;
 use super::body::CallBody;
 use super::dial::{Dialer, Trust};
-use super::prepare::SecretKey;
+use super::refused::Refused;
 use super::resolve::Resolving;
-use super::{MAX_CALLS, Refused};
 use crate::config::Config;
 
 /// Pools at a time: more than calls, so that there is always one that may go.
 pub(super) const MAX_POOLS: usize = 1024;
-const _: () = assert!(MAX_POOLS > MAX_CALLS);
 /// Pools of one tenant at a time: a function that calls many hosts makes room among its own.
 const MAX_POOLS_OF_A_TENANT: usize = 64;
 /// Connections that wait for more work, in each pool, when there are descriptors enough.

@@ -24,9 +24,10 @@ use super::evidence::Evidence;
 use super::image::ImageFile;
 use super::memory::frames;
 use super::room::Spending;
-use super::{Reflected, State, Vault, VaultError};
+use super::{Reflected, State, Vault};
 use crate::clock;
 use crate::config::Config;
+use crate::error::VaultError;
 use crate::identity::Identity;
 
 /// Of the storage key's file: others must not read it.

@@ -9,7 +9,7 @@ use casemate_trust::id::TenantId;
 use casemate_trust::judge::{Accord, Change, Judge, Row, RowKey};
 use casemate_vault_store::{Room, Store, StoreError};
 
-use super::accept::record;
+use super::record::record;
 
 /// What signatures and base64 add to a payload, bytes: sixteen keys' signatures with their ids, and a third. What is longer
 /// was made so by whoever carries it.
