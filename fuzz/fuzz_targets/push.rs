@@ -1,4 +1,4 @@
-//! A control plane that says anything to a node, and a node whose offer of versions is anything.
+//! A control plane that sends a node arbitrary bytes, and a node that offers arbitrary versions.
 #![no_main]
 
 use casemate_push::{NodeEnd, Offer};

@@ -1,7 +1,7 @@
 //! What bad input gets, with the real programs: a clear error that names what, where and what would
 //! be right.
 
-#![allow(clippy::unwrap_used, reason = "a test that panics says enough")]
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 use std::process::{Command, Stdio};
 

@@ -1,7 +1,7 @@
 //! `casemate image push` with the real programs: from the operator's file to a verified file on the
 //! node's disk, whatever is killed in between, and whatever the control plane sends.
 
-#![allow(clippy::unwrap_used, reason = "a test that panics says enough")]
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};

@@ -1,6 +1,6 @@
 //! A node is upgraded, restarted, and started again in parts, under callers who never rest: none of them is lost.
 
-#![allow(clippy::unwrap_used, reason = "a test that panics says enough")]
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 #![allow(
     clippy::print_stdout,
     reason = "how many were answered is worth a look"

@@ -1,5 +1,5 @@
-//! When a node connects again: sooner after a short loss, later after a long one, and no two at the same time, so that a fleet does
-//! not come back all at once.
+//! Pauses before a node reconnects: short after a short loss, longer after repeated ones, and
+//! random, so that a fleet does not reconnect all at once.
 
 use std::time::Duration;
 
@@ -21,12 +21,13 @@ impl Default for Backoff {
 }
 
 impl Backoff {
-    /// It was served: the next loss is a new one.
+    /// The node was served: the next loss starts with the first pause again.
     pub fn reset(&mut self) {
         self.pause = MIN;
     }
 
-    /// The next pause: between half of it and all, by a random byte; then it doubles.
+    /// The next pause: between half of the present one and all of it, by a random byte; then it
+    /// doubles.
     pub fn next(&mut self, random: u8) -> Duration {
         let pause = self.pause / 2 + self.pause * u32::from(random) / 510;
         self.pause = (self.pause * 2).min(MAX);

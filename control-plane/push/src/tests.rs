@@ -1,4 +1,4 @@
-//! One behaviour at a time, between the two ends.
+//! Single behaviours of the two ends.
 
 use casemate_trust::id::{Digest, FleetId};
 use casemate_trust::key::PublicKey;
@@ -22,7 +22,7 @@ fn served(world: &World) -> ControlEnd {
 }
 
 #[test]
-fn a_stranger_may_only_join() {
+fn a_node_that_is_not_a_member_may_only_join() {
     let (world, vault) = (World::new(1), Vault::default());
     let first_word = |message| {
         let mut control = ControlEnd::stranger(VERSIONS.newest);
@@ -158,7 +158,7 @@ fn objects_of_another_pool_are_not_given() {
 }
 
 #[test]
-fn asking_for_no_objects_is_a_violation_and_each_question_is_an_event() {
+fn an_empty_request_for_objects_is_a_violation_and_each_request_is_an_event() {
     let world = World::new(1);
     let mut control = served(&world);
     let ask = |digests| {
@@ -383,7 +383,8 @@ fn a_node_says_what_it_does_not_keep_once_it_is_known() {
     assert!(said.message.len() <= MAX_TEXT_BYTES);
 }
 
-/// What a hostile control plane may not send as a piece of an image, and a hostile node not ask for.
+/// What a hostile control plane may not send as a piece of an image, and a hostile node not ask
+/// for.
 #[test]
 fn pieces_of_images_are_bounded_and_come_one_at_a_time() {
     let world = World::new(1);

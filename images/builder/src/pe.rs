@@ -1,8 +1,7 @@
-//! Adding sections to a PE file (Microsoft's "PE Format"): what a boot stub needs of it and no
-//! more.
+//! Adds sections to a PE file (Microsoft's "PE Format"), as far as a boot stub needs it.
 //!
-//! The offsets are computed from the file. The stub's manual gives fixed ones, which end at 16 MiB
-//! for the kernel.
+//! The offsets are computed from the file, because the fixed offsets in the stub's manual leave
+//! only 16 MiB for the kernel.
 
 use crate::Error;
 
@@ -19,9 +18,9 @@ const SIZE_OF_IMAGE: usize = 56;
 const SIZE_OF_HEADERS: usize = 60;
 const CHECKSUM: usize = 64;
 const OPTIONAL_HEADER_LEAST: usize = 112;
-/// Initialised data that is only read.
+/// Section flags: initialised data, read-only.
 const CHARACTERISTICS: u32 = 0x4000_0040;
-/// Alignments above this are no stub's.
+/// No boot stub has a larger alignment.
 const MAX_ALIGNMENT: u32 = 1 << 20;
 
 /// A section to add.
@@ -32,7 +31,7 @@ pub(crate) struct Section<'a> {
     pub(crate) bytes: &'a [u8],
 }
 
-/// Where things stand in a PE file.
+/// Positions of the headers in a PE file.
 struct Layout {
     coff: usize,
     optional: usize,
@@ -43,8 +42,8 @@ struct Layout {
     headers: usize,
 }
 
-/// The file with the sections behind its own, in this order. Any signature or checksum that it had
-/// is not valid any more.
+/// Appends sections to the file, in this order. A signature or checksum of the file becomes
+/// invalid.
 pub(crate) fn add_sections(file: &[u8], sections: &[Section<'_>]) -> Result<Vec<u8>, Error> {
     let layout = Layout::of(file)?;
     let room = layout.headers.saturating_sub(layout.table) / SECTION_HEADER_BYTES;
@@ -122,7 +121,7 @@ impl Layout {
         Ok(layout)
     }
 
-    /// Behind everything that is in memory.
+    /// The first address after all sections in memory.
     fn end_in_memory(&self, file: &[u8]) -> Result<u64, Error> {
         let mut end = self.headers as u64;
         for number in 0..self.count {
@@ -139,7 +138,7 @@ impl Layout {
     }
 }
 
-/// Four bytes, little end first.
+/// Reads four bytes, little-endian.
 fn read(file: &[u8], at: usize) -> Option<u32> {
     let bytes = file.get(at..at.checked_add(4)?)?;
     bytes.try_into().ok().map(u32::from_le_bytes)
@@ -171,7 +170,7 @@ pub(crate) mod tests {
 
     use super::*;
 
-    /// A file of headers and one section.
+    /// A file with headers and one section.
     pub(crate) fn stub() -> Vec<u8> {
         let mut file = vec![0; 0x400];
         file[..2].copy_from_slice(b"MZ");

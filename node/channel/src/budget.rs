@@ -1,12 +1,12 @@
-//! What may be recorded of one function: of what its workers say, as a second line behind a
-//! worker's own budget, which one that was taken over does not keep to; and of its requests.
+//! The budget of records about one function: its requests, and its workers' log lines. For these it
+//! backs up the worker's own budget, which a taken-over worker ignores.
 
-/// Records that may come at once, and in a second for ever: twice what a worker gives its console
-/// lines, for requests that fail are recorded too.
+/// Records at once, and a second over a long time: twice the budget of a worker's console lines,
+/// because failed requests are recorded too.
 const BURST_RECORDS: f64 = 2000.0;
 const RECORDS_PER_SEC: f64 = 400.0;
-/// Bytes of text in them, likewise; a thousand bytes a record and more are few functions' habit for
-/// long.
+/// Bytes of text at once, and a second over a long time; few functions need more than a thousand
+/// bytes a record for long.
 const BURST_BYTES: f64 = 4.0 * 1024.0 * 1024.0;
 const BYTES_PER_SEC: f64 = 512.0 * 1024.0;
 
@@ -20,7 +20,7 @@ pub struct Budget {
 }
 
 impl Budget {
-    /// Full, at this time by a clock that never goes back, milliseconds.
+    /// Makes full buckets, at this time of a monotonic clock, milliseconds.
     pub fn new(now_ms: u64) -> Self {
         Self {
             records: BURST_RECORDS,
@@ -30,8 +30,8 @@ impl Budget {
         }
     }
 
-    /// Takes a record of so many bytes out; how many were dropped before it, or nothing when this
-    /// one is too.
+    /// Takes a record of so many bytes out of the budget; returns how many records were dropped
+    /// before it, or `None` when this one is dropped too.
     pub fn spend(&mut self, bytes: usize, now_ms: u64) -> Option<u32> {
         let secs = now_ms.saturating_sub(self.filled_ms) as f64 / 1000.0;
         self.filled_ms = now_ms;
@@ -48,7 +48,7 @@ impl Budget {
         Some(self.take_dropped())
     }
 
-    /// How many were dropped and not told.
+    /// Takes the number of dropped records that were not reported yet.
     pub fn take_dropped(&mut self) -> u32 {
         std::mem::take(&mut self.dropped)
     }

@@ -44,7 +44,7 @@ impl State {
     }
 }
 
-/// How the body of a stream goes out.
+/// How the body of a stream is sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Body {
     None,
@@ -53,7 +53,7 @@ pub(crate) enum Body {
     WhenAsked,
 }
 
-/// What a caller in the queue has to say.
+/// The request of a caller in the queue.
 #[derive(Debug)]
 struct Waiting {
     head: RequestHead,
@@ -61,8 +61,8 @@ struct Waiting {
     ticket: Option<Ticket>,
 }
 
-/// A stream being opened: resolves when the channel can carry it and those who came before have
-/// opened theirs. Dropping it gives the turn to the next.
+/// A stream that is being opened: resolves when the channel can carry it and all earlier callers
+/// have opened theirs. Dropping it gives its place in the queue to the next caller.
 #[derive(Debug)]
 #[must_use = "a stream is opened by polling"]
 pub struct Opening {

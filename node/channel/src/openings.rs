@@ -3,11 +3,11 @@
 use std::collections::VecDeque;
 use std::task::Waker;
 
-/// Names a caller in the queue.
+/// Identifies a caller in the queue.
 pub(crate) type Ticket = u64;
 
-/// Callers that wait to open a stream, the first one first. Each holds its own head, so the queue
-/// needs no bound beyond that of whoever holds the futures.
+/// Callers that wait to open a stream, in order. Each holds its own head, so the owner of the
+/// futures bounds the queue.
 #[derive(Debug, Default)]
 pub(crate) struct Openings {
     waiting: VecDeque<(Ticket, Waker)>,
@@ -19,17 +19,17 @@ impl Openings {
         self.waiting.is_empty()
     }
 
-    /// Who is to try next.
+    /// The first caller in the queue.
     pub(crate) fn first(&self) -> Option<Waker> {
         self.waiting.front().map(|(_, waker)| waker.clone())
     }
 
-    /// Everybody, to hear that the channel is over.
+    /// All callers, to be woken when the channel has closed.
     pub(crate) fn drain(&mut self) -> impl Iterator<Item = Waker> + '_ {
         self.waiting.drain(..).map(|(_, waker)| waker)
     }
 
-    /// Whether nobody came before the holder of this ticket, or before a caller without one.
+    /// Whether no caller came before the holder of this ticket, or before a caller without one.
     pub(crate) fn is_first(&self, ticket: Option<Ticket>) -> bool {
         self.waiting
             .front()

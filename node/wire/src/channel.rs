@@ -20,18 +20,18 @@ pub use crate::limits::{
 pub use crate::stream::Event;
 use crate::stream::Stream;
 
-/// Which end this is.
+/// The role of this end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Side {
-    /// Opens streams.
+    /// This end opens streams.
     Opener,
-    /// Accepts streams.
+    /// This end accepts streams.
     Acceptor,
 }
 
-/// One end of a channel. Owned by whoever drives the socket: bytes from the socket go into
-/// [`Channel::receive`], bytes for it come from [`Channel::output`], and [`Channel::event`] is
-/// asked after each.
+/// One end of a channel, as a state machine: bytes and commands in, bytes and [`Event`]s out. The
+/// driver of the socket owns it: bytes from the socket go into [`Channel::receive`], bytes for the
+/// socket come from [`Channel::output`], and after each the driver takes every [`Channel::event`].
 #[derive(Debug)]
 pub struct Channel {
     side: Side,
@@ -47,12 +47,12 @@ pub struct Channel {
     /// Pings that were not answered yet.
     pings: u32,
     going_away: bool,
-    /// Streams above this one are not taken.
+    /// Streams above this one are refused.
     last: StreamId,
 }
 
 impl Channel {
-    /// A new end.
+    /// Makes a new end.
     pub fn new(side: Side) -> Self {
         Self {
             side,
@@ -71,7 +71,7 @@ impl Channel {
         }
     }
 
-    /// Streams that are open.
+    /// Number of open streams.
     pub fn streams(&self) -> usize {
         self.streams.len()
     }
@@ -84,8 +84,9 @@ impl Channel {
         self.open_with(head, end_flag(end))
     }
 
-    /// Opens a stream of whose body only [`EARLY_BYTES`] go before the other end asks for the rest:
-    /// see [`Channel::is_asked`]. Until then the opener can still send the whole request elsewhere.
+    /// Opens a stream of whose body only [`EARLY_BYTES`] are sent before the other end asks for the
+    /// rest: see [`Channel::is_asked`]. Until then the opener can still send the whole request
+    /// elsewhere.
     ///
     /// # Errors
     /// See [`OpenError`]; nothing was sent.
@@ -101,7 +102,7 @@ impl Channel {
         if self.streams.len() >= MAX_STREAMS {
             return Err(OpenError::TooManyStreams);
         }
-        // Streams that are opened and reset again leave their heads behind.
+        // Streams that are opened and then reset leave their heads in the output.
         if self.output.len() >= MAX_OUTPUT_BYTES {
             return Err(OpenError::Stalled);
         }
@@ -122,8 +123,8 @@ impl Channel {
         Ok(id)
     }
 
-    /// Whether the other end has asked for the body of this stream; `None`: the stream is gone.
-    /// Where it has not, [`Event::Writable`] says when that may have changed.
+    /// Whether the other end has asked for the body of this stream; `None`: the stream is gone. If
+    /// it has not, [`Event::Writable`] reports when that may have changed.
     pub fn is_asked(&mut self, id: StreamId) -> Option<bool> {
         let stream = self.streams.get_mut(&id)?;
         if stream.unasked && !stream.blocked {
@@ -133,7 +134,7 @@ impl Channel {
         Some(!stream.unasked)
     }
 
-    /// Asks for the body of a stream that the other end opened, if not all of it has come.
+    /// Asks for the body of a stream that the other end opened, unless all of it has arrived.
     pub fn ask(&mut self, id: StreamId) {
         let Some(stream) = self.streams.get_mut(&id) else {
             return;
@@ -145,7 +146,7 @@ impl Channel {
         }
     }
 
-    /// Answers a stream that the other end opened; without effect when it is gone.
+    /// Answers a stream that the other end opened; has no effect when the stream is gone.
     ///
     /// # Errors
     /// The head does not fit; nothing was sent.
@@ -168,8 +169,8 @@ impl Channel {
         Ok(())
     }
 
-    /// Sends as much of `bytes` as there is credit for, and says how much that was.
-    /// [`Event::Writable`] says when more may be tried. `None`: the stream is gone.
+    /// Sends as much of `bytes` as there is credit for, and returns how much that was.
+    /// [`Event::Writable`] reports when more may be tried. `None`: the stream is gone.
     pub fn send(&mut self, id: StreamId, bytes: &[u8]) -> Option<usize> {
         let stream = self
             .streams
@@ -224,7 +225,7 @@ impl Channel {
         }
     }
 
-    /// So many bytes of a body have been used: the other end may send as many more.
+    /// So many bytes of a body have been consumed: the other end may send as many more.
     pub fn consumed(&mut self, id: StreamId, bytes: usize) {
         let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
         if let Some(stream) = self.streams.get_mut(&id) {
@@ -240,8 +241,8 @@ impl Channel {
         }
     }
 
-    /// Nobody will read the rest of this body; what is held and what still comes is used at once.
-    /// The sender is told to stop when the answer has ended.
+    /// The rest of this body will not be read: held and future bytes are consumed at once. The
+    /// sender is asked to stop when the answer has ended.
     pub fn discard(&mut self, id: StreamId) {
         if let Some(stream) = self.streams.get_mut(&id) {
             stream.discard = true;
@@ -251,8 +252,8 @@ impl Channel {
         }
     }
 
-    /// Says that no new streams will be opened or taken. Streams of the other end above `last` were
-    /// not begun: they are over, and the other end may send their requests elsewhere.
+    /// Announces that no new streams will be opened or accepted. Streams of the other end above
+    /// `last` were not begun: they are over, and the other end may send their requests elsewhere.
     pub fn go_away(&mut self, last: StreamId) {
         self.last = self.last.min(last);
         let last = self.last;
@@ -262,18 +263,18 @@ impl Channel {
         }
     }
 
-    /// Asks for an answer, to see whether the other end is there.
+    /// Sends a ping, to see whether the other end answers.
     pub fn ping(&mut self, payload: [u8; 8]) {
         self.pings += 1;
         frame::write(&mut self.output, Kind::Ping, 0, 0, &payload);
     }
 
-    /// Bytes for the other end, in order; the caller takes them all or takes from the front.
+    /// Bytes for the other end, in order; the caller takes all of them or a part from the front.
     pub fn output(&mut self) -> &mut Vec<u8> {
         &mut self.output
     }
 
-    /// The next thing that happened.
+    /// The next event.
     pub fn event(&mut self) -> Option<Event> {
         self.events.pop_front()
     }
@@ -287,7 +288,7 @@ impl Channel {
         }
     }
 
-    /// Ends a stream that the other end opened, whose answer has ended and whose body nobody reads.
+    /// Stops a stream that the other end opened, whose answer has ended and whose body is not read.
     fn stop_if_unread(&mut self, id: StreamId) {
         let is_unread = |stream: &Stream| {
             stream.discard && stream.head_sent && !stream.send_open && stream.receive_open
@@ -297,7 +298,7 @@ impl Channel {
         }
     }
 
-    /// Forgets the streams above this one; which they were, in order.
+    /// Removes the streams above this one; returns them in order.
     pub fn remove_above(&mut self, last: StreamId) -> Vec<StreamId> {
         let ids = self.streams.keys().copied();
         let mut above: Vec<StreamId> = ids.filter(|id| *id > last).collect();
@@ -310,8 +311,8 @@ impl Channel {
         above
     }
 
-    /// A stream whose two directions have ended is forgotten; bytes that the caller still holds are
-    /// given back at once, since they are bounded by the window and no more can come.
+    /// Removes a stream whose two directions have ended; the credit of bytes that the caller still
+    /// holds is returned at once, because they are bounded by the window and no more can come.
     fn forget_if_over(&mut self, id: StreamId) {
         let over = |stream: &Stream| {
             stream.head_sent && stream.head_received && !stream.send_open && !stream.receive_open

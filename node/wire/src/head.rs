@@ -5,7 +5,7 @@ use crate::fields::Fields;
 pub use crate::limits::{MAX_FIELDS, MAX_METHOD_BYTES, MAX_NAME_BYTES, MAX_TARGET_BYTES};
 use crate::payload::{Reader, is_token};
 
-/// Begins a request.
+/// The head of a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RequestHead {
     /// Method, such as `GET`.
@@ -16,10 +16,10 @@ pub struct RequestHead {
     pub fields: Fields,
 }
 
-/// Begins a response.
+/// The head of a response.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ResponseHead {
-    /// Status; 0 is a refusal of ours, explained by `:error` and `:message`.
+    /// Status; 0 is a refusal by the vault, explained by `:error` and `:message`.
     pub status: u16,
     /// Header fields.
     pub fields: Fields,
@@ -37,7 +37,7 @@ impl RequestHead {
         self.fields.write(out, start)
     }
 
-    /// From the payload of a head frame.
+    /// Parses the payload of a head frame.
     pub fn parse(bytes: &[u8]) -> Result<Self, HeadError> {
         let mut reader = Reader(bytes);
         let length = reader.take(1)?[0] as usize;
@@ -61,7 +61,7 @@ impl ResponseHead {
         self.fields.write(out, start)
     }
 
-    /// From the payload of a head frame.
+    /// Parses the payload of a head frame.
     pub fn parse(bytes: &[u8]) -> Result<Self, HeadError> {
         let mut reader = Reader(bytes);
         Ok(Self {

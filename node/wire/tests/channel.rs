@@ -1,5 +1,5 @@
-//! Both ends of a channel against each other, and one end against a hostile one.
-#![allow(clippy::unwrap_used, reason = "a test that panics says enough")]
+//! Both ends of a channel against each other, and one end against a hostile peer.
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 use std::collections::HashMap;
 
@@ -58,7 +58,7 @@ fn opened() -> Vec<u8> {
 }
 
 fn seeded(seed: &mut u64) -> u64 {
-    // SplitMix64: enough to choose by, and the same everywhere.
+    // SplitMix64: good enough for choices, and the same everywhere.
     *seed = seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
     let mut z = *seed;
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -66,8 +66,8 @@ fn seeded(seed: &mut u64) -> u64 {
     z ^ (z >> 31)
 }
 
-/// Many streams, bodies both ways, cut into arbitrary pieces, some reset: what arrives is what was
-/// sent, in order, nobody breaks the rules, and in the end nothing is left.
+/// Many streams with bodies both ways, cut into arbitrary pieces, some reset: all data arrives in
+/// order, neither end breaks the protocol, and no stream is left at the end.
 #[expect(clippy::too_many_lines, reason = "one story, step by step")]
 fn simulate(mut seed: u64) {
     let (mut opener, mut acceptor) = (Channel::new(Side::Opener), Channel::new(Side::Acceptor));
@@ -178,7 +178,7 @@ fn simulate(mut seed: u64) {
     assert_eq!((opener.streams(), acceptor.streams()), (0, 0));
 }
 
-/// Bytes of a body count up, so that a lost or doubled piece shows.
+/// Bytes of a body count up, so that a lost or duplicated piece is noticed.
 fn write(
     end: &mut Channel,
     forth: bool,
@@ -295,7 +295,10 @@ fn frames_that_cost_little_and_mean_nothing_are_violations() {
     let mut asking = Channel::new(Side::Opener);
     asking.ping([0; 8]);
     assert!(asking.receive(&answer).is_ok());
-    assert!(asking.receive(&answer).is_err(), "nobody asked again");
+    assert!(
+        asking.receive(&answer).is_err(),
+        "the channel asked only once"
+    );
 }
 
 #[test]
@@ -389,13 +392,13 @@ fn streams_that_an_end_has_not_begun_when_it_goes_away_are_over_at_both_ends() {
     let ids: Vec<_> = (0..4)
         .map(|_| opener.open(&request(), false).unwrap())
         .collect();
-    // The acceptor has seen three of them, and begun one.
+    // The acceptor has received three of the requests, and begun one.
     let length = opener.output().len() / 4 * 3;
     carry(&mut opener, &mut acceptor, length);
     acceptor.respond(ids[0], &response(), false).unwrap();
     acceptor.go_away(ids[0]);
     assert_eq!(acceptor.streams(), 1);
-    // Crosses on its way.
+    // Crosses the notice on its way.
     for id in &ids {
         assert_eq!(opener.send(*id, b"body"), Some(4));
         opener.finish(*id, &Fields::default());
@@ -414,7 +417,7 @@ fn streams_that_an_end_has_not_begun_when_it_goes_away_are_over_at_both_ends() {
     );
     assert_eq!((opener.streams(), acceptor.streams()), (1, 1));
     assert_eq!(opener.open(&request(), true), Err(OpenError::GoingAway));
-    // What was begun goes on.
+    // The stream that was begun continues.
     acceptor.finish(ids[0], &Fields::default());
     carry(&mut acceptor, &mut opener, usize::MAX);
     assert_eq!((opener.streams(), acceptor.streams()), (0, 0));
@@ -424,7 +427,7 @@ fn streams_that_an_end_has_not_begun_when_it_goes_away_are_over_at_both_ends() {
 }
 
 #[test]
-fn of_a_body_that_is_not_asked_for_only_the_beginning_goes() {
+fn only_the_beginning_of_a_body_is_sent_before_it_is_asked_for() {
     let (mut opener, mut acceptor) = (Channel::new(Side::Opener), Channel::new(Side::Acceptor));
     let id = opener.open_to_ask(&request()).unwrap();
     let body = vec![1; STREAM_WINDOW_BYTES as usize * 2];
@@ -439,7 +442,7 @@ fn of_a_body_that_is_not_asked_for_only_the_beginning_goes() {
     let rest = STREAM_WINDOW_BYTES - EARLY_BYTES;
     assert_eq!(opener.send(id, &body), Some(rest as usize));
     carry(&mut opener, &mut acceptor, usize::MAX);
-    // An end that sends more than it was asked for breaks the rules.
+    // An end that sends more before it was asked breaks the protocol.
     let mut acceptor = Channel::new(Side::Acceptor);
     let mut opener = Channel::new(Side::Opener);
     let id = opener.open_to_ask(&request()).unwrap();

@@ -1,40 +1,40 @@
 //! The bundle: a tar archive of modules, by name. Its bytes come from outside, so one function
-//! makes them a type.
+//! parses them into a type.
 
 use std::collections::HashMap;
 
-/// Largest archive, in bytes: what the control plane takes, with room for tar's padding.
+/// Largest archive, in bytes: the control plane's limit, plus tar's padding.
 pub(crate) const MAX_BUNDLE_BYTES: usize = 11 * 1024 * 1024;
 /// Most modules. A bundler makes one, and a few assets.
 const MAX_MODULES: usize = 1000;
-/// Longest module name, in bytes: what a tar header holds without extensions.
+/// Longest module name, in bytes: the most that a tar header holds without extensions.
 const MAX_NAME_BYTES: usize = 255;
-/// Tar counts in blocks of this size.
+/// Size of a tar block.
 const BLOCK_BYTES: usize = 512;
 
-/// What a module is, by the ending of its name.
+/// The kind of a module, by the ending of its name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
     /// JavaScript.
     Script,
     /// WebAssembly; imported as a `WebAssembly.Module`.
     Wasm,
-    /// Imported as a value.
+    /// Imported as a parsed value.
     Json,
     /// Imported as a string.
     Text,
     /// Imported as an `ArrayBuffer`.
     Binary,
-    /// A source map: not imported at all.
+    /// A source map, which cannot be imported.
     SourceMap,
 }
 
 /// One module.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Module {
-    /// What it is.
+    /// The module's kind.
     pub(crate) kind: Kind,
-    /// Its bytes.
+    /// The module's content.
     pub(crate) bytes: Box<[u8]>,
 }
 
@@ -45,34 +45,34 @@ pub(crate) struct Bundle(HashMap<String, Module>);
 /// Why an archive is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum BundleError {
-    /// Over a limit.
+    /// The archive exceeds a limit.
     #[error("expected at most {MAX_MODULES} modules and {MAX_BUNDLE_BYTES} bytes")]
     TooLarge,
-    /// Ends inside an entry, or its end is missing.
+    /// The archive ends inside an entry, or its end marker is missing.
     #[error("the archive is cut off")]
     Truncated,
-    /// A header whose checksum or numbers do not fit.
+    /// A header has a wrong checksum or an invalid number.
     #[error("the archive's header at byte {0} is damaged")]
     Header(usize),
-    /// A link, a folder, a device.
+    /// An entry is a link, a folder or a device.
     #[error("expected nothing but plain files, found type {0:?}")]
     NotAFile(char),
-    /// A name that could mean something else than it says.
+    /// A name is not a plain relative path.
     #[error("expected a plain relative name, found {0:?}")]
     Name(String),
-    /// A name with an ending that the worker does not know.
+    /// A name has an unknown ending.
     #[error("expected .js, .mjs, .wasm, .json, .txt, .bin or .js.map, found {0:?}")]
     Ending(String),
-    /// Two entries of one name.
-    #[error("the name {0:?} stands twice in the archive")]
+    /// Two entries have the same name.
+    #[error("the name {0:?} occurs twice in the archive")]
     Duplicate(String),
 }
 
 impl Bundle {
-    /// The modules of an archive.
+    /// Parses the modules of an archive.
     ///
     /// # Errors
-    /// See [`BundleError`]: anything but a plain USTAR archive of plain files.
+    /// See [`BundleError`]: the archive is not a plain USTAR archive of plain files.
     pub(crate) fn parse(archive: &[u8]) -> Result<Self, BundleError> {
         if archive.len() > MAX_BUNDLE_BYTES {
             return Err(BundleError::TooLarge);
@@ -118,7 +118,7 @@ impl Bundle {
     }
 }
 
-/// Name and size from a USTAR header.
+/// Parses name and size from a USTAR header.
 fn read_header(header: &[u8], at: usize) -> Result<(String, usize), BundleError> {
     let damaged = || BundleError::Header(at);
     let sum = octal(&header[148..156]).ok_or_else(damaged)?;
@@ -160,7 +160,7 @@ fn until_nul(field: &[u8]) -> &[u8] {
     field.split(|byte| *byte == 0).next().unwrap_or_default()
 }
 
-/// An octal number, padded with spaces or NULs.
+/// Parses an octal number, padded with spaces or NULs.
 fn octal(field: &[u8]) -> Option<u64> {
     let text = std::str::from_utf8(field).ok()?.trim_matches([' ', '\0']);
     if text.is_empty() || !text.bytes().all(|byte| matches!(byte, b'0'..=b'7')) {
@@ -169,8 +169,8 @@ fn octal(field: &[u8]) -> Option<u64> {
     u64::from_str_radix(text, 8).ok()
 }
 
-/// Segments of letters, digits and a few signs, none of them `.` or `..`: so that a name is also a
-/// path of a URL.
+/// Whether a name consists of segments of letters, digits and a few signs, none of them `.` or
+/// `..`, so that it is also a path of a URL.
 fn is_plain(name: &str) -> bool {
     let plain = |byte: u8| {
         byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-' | b'@' | b'+' | b'~')
@@ -204,7 +204,7 @@ mod tests {
             let mut header = tar::Header::new_ustar();
             header.set_size(bytes.len() as u64);
             header.set_mode(0o644);
-            // Past the checks of `set_path`: hostile names are what is tested.
+            // Bypasses the checks of `set_path`, because hostile names are tested.
             header.as_mut_bytes()[..name.len()].copy_from_slice(name.as_bytes());
             header.set_cksum();
             builder.append(&header, *bytes).unwrap();

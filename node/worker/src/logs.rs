@@ -1,4 +1,4 @@
-//! The budget of console lines: a function that logs faster than it loses lines, and hears how
+//! The budget of console lines: a function that logs faster loses lines, and its log shows how
 //! many.
 
 use std::time::Instant;
@@ -9,11 +9,11 @@ use crate::state::State;
 
 /// Longest line, in bytes; the rest is cut.
 const MAX_LINE_BYTES: usize = 16 * 1024;
-/// Lines that may come at once.
+/// Most lines at once.
 const BURST_LINES: f64 = 1000.0;
-/// Lines a second that may come for ever.
+/// Lines a second over a long time.
 const LINES_PER_SEC: f64 = 200.0;
-/// What a cut line ends with.
+/// The end of a line that was cut.
 const CUT: &str = "... (cut)";
 
 /// A token bucket of lines.
@@ -25,7 +25,7 @@ pub(crate) struct Logs {
 }
 
 impl Logs {
-    /// A full bucket.
+    /// Makes a full bucket.
     pub(crate) fn new(now: Instant) -> Self {
         Self {
             tokens: BURST_LINES,
@@ -34,7 +34,7 @@ impl Logs {
         }
     }
 
-    /// The line to send, or nothing when the budget is used up.
+    /// The line to send, or `None` when the budget is used up.
     pub(crate) fn line(
         &mut self,
         now: Instant,
@@ -64,14 +64,14 @@ impl Logs {
         })
     }
 
-    /// A line was lost on its way.
+    /// A line could not be sent.
     pub(crate) fn lost(&mut self) {
         self.dropped = self.dropped.saturating_add(1);
     }
 }
 
 impl State {
-    /// Sends a line of the log, as far as there is budget and room.
+    /// Sends a line of the log, as far as budget and queue allow.
     pub(crate) fn say(&mut self, request: Option<String>, level: u8, message: &str) {
         let line = self.logs.line(Instant::now(), request, level, message);
         if let Some(line) = line

@@ -10,26 +10,26 @@ pub(crate) enum VaultError {
     /// The store.
     #[error("{store}{}", cause(.store))]
     Store {
-        /// What.
+        /// The cause.
         #[from]
         store: StoreError,
     },
     /// The storage key.
     #[error("the storage key {path}: {message}")]
     StorageKey {
-        /// Where.
+        /// The path.
         path: String,
-        /// What is wrong.
+        /// The cause.
         message: String,
     },
-    /// The storage key is missing, and what was sealed with it is there.
+    /// The storage key is missing, and files that were sealed with it exist.
     #[error(
         "the storage key {0} is missing, and this node's identity was sealed with it: put the \
          file back. If it is lost for good, \
          `casemate node revoke` the node, move its state folder aside and give it a new join token"
     )]
     StorageKeyLost(String),
-    /// The first start, and no token.
+    /// This is the first start, and there is no token.
     #[error(
         "this node has no identity yet: set `join_token_file` in vault.toml to a file with the \
          token that `casemate node token` printed"
@@ -38,21 +38,21 @@ pub(crate) enum VaultError {
     /// The token is unreadable.
     #[error("the join token {path}: {message}")]
     TokenFile {
-        /// Where.
+        /// The path.
         path: String,
-        /// What is wrong.
+        /// The cause.
         message: String,
     },
-    /// The token is no good.
+    /// The token is invalid.
     #[error("the join token in {path}: {source}; make a new one with `casemate node token`")]
     Token {
-        /// Where.
+        /// The path.
         path: String,
         /// Why.
         #[source]
         source: JoinError,
     },
-    /// What must never be forgotten cannot be read.
+    /// The rollback memory cannot be read.
     #[error(
         "the vault's memory of what it accepted cannot be read, and without it an old state could \
          be shown as new: restore {0}, or set \
@@ -60,7 +60,7 @@ pub(crate) enum VaultError {
          deleted)"
     )]
     MemoryLost(String),
-    /// Sealed keys make no sense.
+    /// The sealed keys are malformed.
     #[error(
         "the node's own keys cannot be used; restore the identity file, or join again with an \
          empty state folder"
@@ -77,7 +77,7 @@ pub(crate) enum VaultError {
     Control(#[from] casemate_channel::ControlError),
 }
 
-/// The innermost reason, for the one line that an operator reads.
+/// The innermost cause, for the one line that an operator reads.
 fn cause(error: &StoreError) -> String {
     std::error::Error::source(error).map_or_else(String::new, |source| format!(": {source}"))
 }

@@ -28,8 +28,9 @@ use zeroizing_alloc::ZeroAlloc;
 use crate::config::Config;
 use crate::vault::Vault;
 
-/// Wipes memory when it is freed. TLS, HTTP and formatting copy what they are given and free their copies as they are;
-/// wiping our own types alone would leave those. Buffers of open connections keep their contents until they are freed.
+/// Wipes memory when it is freed. TLS, HTTP and formatting copy secrets and free their copies
+/// unwiped, so wiping our own types alone would not suffice. Buffers of open connections keep their
+/// contents until they are freed.
 #[global_allocator]
 static ALLOCATOR: ZeroAlloc<System> = ZeroAlloc(System);
 
@@ -62,7 +63,8 @@ fn main() -> ExitCode {
         Ok(config) => config,
         Err(mistakes) => return fail(EXIT_USAGE, Some(control), mistakes.to_string()),
     };
-    // Walls before anything of the network or the disk's is read: Landlock holds for threads started later.
+    // The sandbox closes before anything from the network or the disk is read: Landlock applies to
+    // threads that start later.
     let closed = match walls::close_in(&config) {
         Ok(closed) => closed,
         Err(message) => return fail(EXIT_UNAVAILABLE, Some(control), message),
@@ -89,14 +91,14 @@ fn main() -> ExitCode {
         match control::serve(control, vault, &config, closed).await {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {
-                tracing::error!(error = %error, cause = ?std::error::Error::source(&error), "the vault ends");
+                tracing::error!(error = %error, cause = ?std::error::Error::source(&error), "the vault ended with an error");
                 ExitCode::from(error.exit_code())
             }
         }
     })
 }
 
-/// Says why to the log and, if there is one, to the supervisor.
+/// Reports the reason to the log and, if there is one, to the supervisor.
 fn fail(code: u8, control: Option<OwnedFd>, message: String) -> ExitCode {
     tracing::error!("{message}");
     let tell = || -> Option<()> {
@@ -110,7 +112,7 @@ fn fail(code: u8, control: Option<OwnedFd>, message: String) -> ExitCode {
             control.send(&FromVault::Failed { message }, &[]).await.ok()
         })
     };
-    // Nobody to tell it to: the log has it.
+    // Without a supervisor, the log has the message.
     let _told = tell();
     ExitCode::from(if code == 0 { EXIT_IO } else { code })
 }

@@ -1,9 +1,9 @@
 //! Texts for people in messages to the supervisor.
 
-/// Longest text for people in a message, bytes: the control plane hears half of it.
+/// Longest message text, bytes; the control plane gets half of it.
 const MAX_TEXT_BYTES: usize = 4096;
 
-/// A text whose length somebody else chose, cut between characters.
+/// Cuts a text of foreign length, between characters.
 pub(crate) fn cut(mut text: String) -> String {
     text.truncate(text.floor_char_boundary(MAX_TEXT_BYTES));
     text

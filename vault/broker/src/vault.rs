@@ -1,4 +1,5 @@
-//! The vault's state: judge, keys, lease and store under one lock, and what changes them.
+//! The vault's state: judge, keys, lease and store under one lock, and the functions that change
+//! them.
 
 mod accept;
 mod evidence;
@@ -10,7 +11,7 @@ mod reflected;
 mod room;
 mod staging;
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::Arc;
 
 use casemate_trust::Seconds;
 use casemate_trust::id::TenantId;
@@ -24,6 +25,7 @@ use casemate_vault_store::Store;
 use casemate_wire::CallCode;
 use casemate_wire::control::LayerReport;
 use casemate_wire::control::vault::{Have, HaveTenant, Hello, Image, Plan};
+use parking_lot::{Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use crate::clock;
 use crate::error::VaultError;
@@ -34,31 +36,33 @@ pub(crate) use reflected::{Owner, Reflected};
 use room::Spending;
 use staging::Staging;
 
-/// Tenants that a description lists; the rest it counts. It is for people, and must fit a message.
+/// Most tenants in a description; further ones are only counted. A description is for people, and
+/// must fit into a message.
 const MAX_DESCRIBED_TENANTS: usize = 1000;
 
-/// Everything that the vault knows. One change at a time holds `changing`: it is decided, written to the disk, and only then
-/// applied under the lock that calls read under. Deciding a call never waits for the disk.
+/// The vault's whole state. Every change holds `changing`: it is decided, written to the disk, and
+/// only then applied, under the lock that calls take to read. Deciding a call never waits for the
+/// disk.
 pub(crate) struct Vault {
     state: RwLock<State>,
     changing: Mutex<Staging>,
     liveness: Mutex<Liveness>,
     /// Secrets that calls have used.
     pub(crate) kept: Kept,
-    /// Credentials that answers have held.
+    /// Matches of credentials in answers.
     pub(crate) reflected: Arc<Reflected>,
     pub(crate) storage: StorageKey,
     store: Arc<Store>,
-    /// Of the store's reserve.
+    /// Use of the store's reserve by each tenant.
     spending: Spending,
     boot_id: String,
     image_file: ImageFile,
     evidence: Evidence,
-    /// Why everything must be sent again, from opening.
+    /// Why all statements must be sent again; determined at opening.
     pub(crate) refill: Option<String>,
 }
 
-/// What calls read.
+/// The state that calls read.
 pub(crate) struct State {
     pub(crate) judge: Judge,
     pub(crate) pool_keys: PoolKeys,
@@ -72,7 +76,7 @@ impl State {
             .is_revoked(&self.identity.keys.identity().public())
     }
 
-    /// Why this node must not use credentials, by the root's list of revoked nodes: a stable name and a text.
+    /// Why this node must not use credentials, by the root's list of revoked nodes: code and text.
     pub(crate) fn is_barred(&self) -> Option<(CallCode, &'static str)> {
         if self.is_revoked() {
             let message = "the fleet's root has revoked this node: it uses no credentials any more";
@@ -88,15 +92,15 @@ impl State {
 
 impl Vault {
     pub(crate) fn read(&self) -> RwLockReadGuard<'_, State> {
-        self.state.read().unwrap_or_else(PoisonError::into_inner)
+        self.state.read()
     }
 
     fn write(&self) -> RwLockWriteGuard<'_, State> {
-        self.state.write().unwrap_or_else(PoisonError::into_inner)
+        self.state.write()
     }
 
     fn liveness(&self) -> MutexGuard<'_, Liveness> {
-        self.liveness.lock().unwrap_or_else(PoisonError::into_inner)
+        self.liveness.lock()
     }
 
     /// Whether credentials may be used now.
@@ -104,7 +108,7 @@ impl Vault {
         self.liveness().holds(clock::boot_ms())
     }
 
-    /// The nonce to have signed, when it is time.
+    /// The nonce for the control plane to sign, when a lease is due.
     pub(crate) fn lease_question(&self, connected_anew: bool) -> Option<[u8; 32]> {
         self.read().judge.online()?;
         let mut liveness = self.liveness();
@@ -114,7 +118,8 @@ impl Vault {
         liveness.question(clock::boot_ms(), &mut clock::random)
     }
 
-    /// Whether the vault must end: a write has failed halfway, and only its successor can say what is on the disk.
+    /// Whether the vault must end: a write has failed halfway, and only a new process can determine
+    /// what is on the disk.
     pub(crate) fn must_be_whole(&self) -> Result<(), VaultError> {
         if self.store.is_broken() {
             return Err(VaultError::StoreBroken);
@@ -122,22 +127,22 @@ impl Vault {
         Ok(())
     }
 
-    /// Takes the room on the disk back that a withdrawal was given, once there is some.
+    /// Fills the store's reserve again when there is space on the disk.
     pub(crate) fn fill_reserve(&self) {
         self.store.fill_reserve();
     }
 
-    /// How many statements that the control plane claims are lacking, when it is time to ask for them.
+    /// Number of missing statements that the control plane claims, when it is time to ask for them.
     pub(crate) fn lacking(&self) -> Option<u64> {
         self.evidence.question(&self.read().judge, clock::boot_ms())
     }
 
-    /// Signs a TLS handshake with the node's key; the caller has checked that it is one.
+    /// Signs a TLS handshake with the node's key; the caller has checked that the content is one.
     pub(crate) fn sign_handshake(&self, content: &[u8]) -> [u8; 64] {
         self.read().identity.keys.identity().sign(content)
     }
 
-    /// What the supervisor needs to connect.
+    /// The facts that the supervisor needs to connect.
     pub(crate) fn hello(&self, layers: Vec<LayerReport>) -> Hello {
         let state = self.read();
         let identity = &state.identity;
@@ -158,7 +163,7 @@ impl Vault {
         }
     }
 
-    /// What is held, for the control plane to send the rest.
+    /// The list of held statements, from which the control plane derives what to send.
     pub(crate) fn have(&self) -> Have {
         let state = self.read();
         let judge = &state.judge;
@@ -211,7 +216,8 @@ impl Vault {
         })
     }
 
-    /// All tenants. Their plans are made one at a time: together they may be larger than the memory.
+    /// All tenants. Their plans are made one at a time, because together they may exceed the
+    /// memory.
     pub(crate) fn tenants(&self) -> Vec<TenantId> {
         self.read().judge.tenants().map(|(id, _)| *id).collect()
     }
@@ -222,13 +228,13 @@ impl Vault {
         crate::plan::plan(&state.judge, tenant, &state.identity.pool)
     }
 
-    /// The room on the disk that is kept for withdrawals.
+    /// The reserve on the disk, for the status page.
     fn describe_reserve(&self) -> serde_json::Value {
         let reserve = self.store.fill_reserve();
         serde_json::json!({ "held_bytes": reserve.held, "wanted_bytes": reserve.wanted })
     }
 
-    /// For the status page: versions and names, no key.
+    /// The state for the status page: versions and names, no key.
     pub(crate) fn describe(&self) -> serde_json::Value {
         let state = self.read();
         let until = self.liveness().until_ms();

@@ -8,10 +8,10 @@ use casemate_wire::control::LayerReport;
 use crate::clock;
 use crate::config::Config;
 
-/// What closing in came to.
+/// The result of closing the sandbox.
 pub(crate) struct Closed {
     pub(crate) layers: Vec<LayerReport>,
-    /// How many this process may hold.
+    /// Descriptors that this process may hold.
     pub(crate) descriptors: u64,
 }
 
@@ -20,9 +20,9 @@ pub(crate) struct Closed {
 /// # Errors
 /// A wall cannot be put up, or one that `require` names is missing.
 pub(crate) fn close_in(config: &Config) -> Result<Closed, String> {
-    // The first look at a clock finds the vDSO by a call that the walls stop.
+    // The first read of a clock locates the vDSO with a call that the sandbox forbids.
     let _now = clock::boot_ms();
-    // Rules are for what exists.
+    // Landlock rules need existing files.
     let made = std::fs::DirBuilder::new()
         .recursive(true)
         .mode(0o700)

@@ -1,4 +1,4 @@
-//! Credential slots: which secret goes to which host, and into which place of a request.
+//! Credential slots: which secret is sent to which host, and in which part of a request.
 
 use serde::{Deserialize, Serialize};
 
@@ -10,7 +10,7 @@ use crate::path::{Method, PathPattern};
 use crate::secret::SecretLimits;
 use crate::slot::{Slot, SlotKind};
 
-/// A credential slot: this secret, to this host, in this place.
+/// A credential slot: a secret, a host, and a part of the request.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Credential {
@@ -22,13 +22,13 @@ pub struct Credential {
     pub host: HostName,
     /// Port.
     pub port: u16,
-    /// Methods; empty means every one.
+    /// Methods; an empty list means every method.
     #[serde(default)]
     pub methods: Vec<Method>,
-    /// Paths; empty means every one.
+    /// Paths; an empty list means every path.
     #[serde(default)]
     pub paths: Vec<PathPattern>,
-    /// Where the secret goes.
+    /// The part of the request that holds the secret.
     pub slot: Slot,
     /// Whether plain `fetch` to this host, these methods and paths gets it too.
     #[serde(default)]
@@ -36,8 +36,8 @@ pub struct Credential {
     /// PEM of the certificate authority to trust for this host instead of the node's own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ca: Option<CaPem>,
-    /// Whether the function may ask for parts of an answer (`Range`). Answers in parts can be searched for the
-    /// secret only part by part, so a function that may choose the parts can cut the secret in two.
+    /// Whether the function may ask for parts of an answer (`Range`). Parts can be searched for the
+    /// secret only one by one, so a function that chooses the parts can cut the secret in two.
     #[serde(default)]
     pub ranges: bool,
 }
@@ -50,10 +50,10 @@ impl Credential {
         self.slot.flaw()
     }
 
-    /// Which of the secret's limits this slot goes beyond, if any.
+    /// The limit of the secret that this slot exceeds, if any.
     pub fn widens(&self, limits: &SecretLimits) -> Option<String> {
-        // Every limit is named here, so that a new one cannot be left out. Reflection is about answers, and only
-        // the secret decides on it: a slot cannot go beyond it.
+        // Every limit is named here, so that a new one cannot be forgotten. Reflection concerns
+        // answers, and only the secret decides on it: a slot cannot exceed it.
         let SecretLimits {
             hosts,
             ports: _,

@@ -63,11 +63,11 @@ id!(
     Digest
 );
 id!(
-    /// SHA-256 of the first root's payload: the fleet, and what a person compares.
+    /// SHA-256 of the first root's payload: identifies the fleet, and is what a person compares.
     FleetId
 );
 id!(
-    /// A tenant for ever: hash of fleet, name and first keys.
+    /// Permanent id of a tenant: hash of fleet, name and first keys.
     TenantId
 );
 

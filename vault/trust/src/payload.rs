@@ -8,8 +8,8 @@ use crate::Seconds;
 use crate::dsse::Envelope;
 use crate::key::SigningKey;
 
-/// Largest version: what JSON readers everywhere hold exactly, and far from where adding one
-/// overflows.
+/// Largest version: JSON readers everywhere represent it exactly, and an increment does not
+/// overflow.
 pub const MAX_VERSION: u64 = (1 << 53) - 1;
 
 /// A payload that can be signed. Implemented by each kind of statement; whoever has an envelope
@@ -18,10 +18,10 @@ pub trait Statement: Serialize + DeserializeOwned {
     /// The payload type in its envelope.
     const TYPE: &'static str;
 
-    /// What is wrong with it in itself, if anything.
+    /// The inconsistency of the statement, if any.
     fn flaw(&self) -> Option<String>;
 
-    /// Signs it.
+    /// Signs the statement.
     fn sign(&self, keys: &[&SigningKey]) -> Envelope {
         Envelope::sign(
             Self::TYPE,
@@ -30,10 +30,10 @@ pub trait Statement: Serialize + DeserializeOwned {
         )
     }
 
-    /// What an envelope says, unverified: only to find out whose keys to check with.
+    /// Reads an envelope's statement, unverified: only for finding out which keys to check with.
     ///
     /// # Errors
-    /// Another type, not such a statement, or a flaw in itself.
+    /// The type differs, or the payload is not such a statement, or is inconsistent.
     fn read(envelope: &Envelope) -> Result<Self, String> {
         if envelope.payload_type() != Self::TYPE {
             let hint = if is_other_version(Self::TYPE, envelope.payload_type()) {

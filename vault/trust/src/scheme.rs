@@ -9,12 +9,12 @@ use serde::{Deserialize, Serialize};
 pub enum Scheme {
     /// TLS.
     Https,
-    /// In clear: never with a credential.
+    /// Without TLS; never with a credential.
     Http,
 }
 
 impl Scheme {
-    /// The port when none is given.
+    /// The default port.
     pub const fn default_port(self) -> u16 {
         match self {
             Self::Https => 443,
@@ -22,7 +22,7 @@ impl Scheme {
         }
     }
 
-    /// As in a URL.
+    /// The name in a URL.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Https => "https",

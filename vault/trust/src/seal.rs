@@ -13,7 +13,7 @@ pub const ENCAPSULATED_BYTES: usize = 1120;
 /// What the cipher adds to a value, bytes.
 pub const TAG_BYTES: usize = 16;
 
-/// Sealing failed; nothing about why is useful to anybody.
+/// Sealing failed; the reason would be of no use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the value could not be sealed to this key")]
 pub struct SealError;
@@ -27,8 +27,8 @@ pub struct Sealed {
     pub ciphertext: Vec<u8>,
 }
 
-/// Seals `value` to `key`. `info` names the purpose, and `aad` binds the value to its place. Opening
-/// succeeds only with the same two.
+/// Seals `value` to `key`. `info` names the purpose, `aad` binds the value to its place; the opener
+/// needs the same values of both.
 pub fn seal(
     key: &SealingKey,
     info: &[u8],
@@ -52,7 +52,7 @@ pub fn seal(
     })
 }
 
-/// The caller's random bytes as the generator that `hpke` asks for.
+/// The caller's random bytes as the generator for `hpke`.
 struct Source<'a>(crate::Random<'a>);
 
 impl TryRng for Source<'_> {

@@ -4,11 +4,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::name::Identifier;
 
-/// Where a secret goes in a request.
+/// The part of a request that holds a secret.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
 pub enum Slot {
-    /// A header of its own, behind an optional prefix.
+    /// A header, with an optional prefix.
     Header {
         /// Lower-case name.
         name: String,
@@ -45,7 +45,7 @@ pub enum SlotKind {
 }
 
 impl SlotKind {
-    /// As in JSON.
+    /// The name in JSON.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Header => "header",
@@ -56,7 +56,7 @@ impl SlotKind {
     }
 }
 
-/// Headers that a slot may not name: they frame the message or route it.
+/// Headers that a slot may not fill, because they frame or route the message.
 const NEVER_A_SLOT: &[&str] = &[
     "host",
     "content-length",
@@ -91,7 +91,7 @@ impl Slot {
         }
     }
 
-    /// The header that it sets, if one.
+    /// The header that it sets, if it sets one.
     pub fn header(&self) -> Option<&str> {
         match self {
             Self::Header { name, .. } => Some(name),
@@ -100,7 +100,7 @@ impl Slot {
         }
     }
 
-    /// The name of the place that it fills: of a header, or of a query parameter.
+    /// The name of the header or query parameter that it fills.
     pub fn name(&self) -> &str {
         match self {
             Self::Header { name, .. } | Self::Query { name } => name,
@@ -108,7 +108,7 @@ impl Slot {
         }
     }
 
-    /// What kind of place it fills, for messages.
+    /// The kind of place that it fills, for messages.
     pub(crate) const fn place(&self) -> &'static str {
         match self {
             Self::Query { .. } => "query parameter",
@@ -116,8 +116,8 @@ impl Slot {
         }
     }
 
-    /// Whether a name in a secret's limits is this slot's. Headers have no case, query parameters
-    /// do.
+    /// Whether a name in a secret's limits is this slot's. Header names are case-insensitive, query
+    /// parameters are not.
     pub(crate) fn is_named(&self, name: &str) -> bool {
         match self {
             Self::Query { name: own } => own == name,

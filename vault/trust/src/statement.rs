@@ -1,4 +1,4 @@
-//! Statements: what the fleet's root and the tenants say, each the payload of a DSSE envelope.
+//! Statements of the fleet's root and of the tenants, each the payload of a DSSE envelope.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -32,17 +32,18 @@ pub const MAX_POOLS: usize = 64;
 /// Most pools of a fleet.
 pub const MAX_FLEET_POOLS: usize = 1000;
 
-/// The fleet's root keys. Version n + 1 is signed by itself and by version n; the fleet's id is the first one's digest.
+/// The fleet's root keys. Version n + 1 is signed by its own keys and by those of version n; the
+/// fleet's id is the digest of the first one.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Root {
-    /// Counts up by one.
+    /// Version; it rises by one.
     pub version: u64,
     /// Root keys.
     pub keys: Vec<PublicKey>,
-    /// How many must sign.
+    /// Number of keys that must sign.
     pub threshold: u32,
-    /// When it was signed.
+    /// When the root was signed.
     pub issued: Seconds,
     /// Until when it is accepted.
     pub expires: Seconds,
@@ -54,7 +55,7 @@ pub struct Root {
 pub struct OnlineKey {
     /// The fleet.
     pub fleet: FleetId,
-    /// Only rises.
+    /// Version; it only rises.
     pub version: u64,
     /// Signs leases.
     pub liveness: PublicKey,
@@ -62,13 +63,13 @@ pub struct OnlineKey {
     pub quic: PublicKey,
     /// Key of the API's self-signed certificate.
     pub api: PublicKey,
-    /// When it was signed.
+    /// When the statement was signed.
     pub issued: Seconds,
     /// Until when it is accepted.
     pub expires: Seconds,
 }
 
-/// A pool of nodes and the key that its secrets are sealed to. Signed by the root.
+/// A pool of nodes and the key to which its secrets are sealed. Signed by the root.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Pool {
@@ -76,62 +77,64 @@ pub struct Pool {
     pub fleet: FleetId,
     /// Name.
     pub name: Name,
-    /// Rises with each new key.
+    /// The epoch, which rises with each new key.
     pub epoch: u64,
     /// X-Wing public key.
     pub public_key: SealingKey,
-    /// When it was signed.
+    /// When the statement was signed.
     pub issued: Seconds,
     /// Until when secrets of this epoch are sealed and opened.
     pub expires: Seconds,
 }
 
-/// A set of keys and how many of them must sign.
+/// A set of keys, and the number of them that must sign.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct KeySet {
     /// Keys.
     pub keys: Vec<PublicKey>,
-    /// How many must sign.
+    /// Number of keys that must sign.
     pub threshold: u32,
 }
 
-/// A tenant: who signs for it and what it may have. Signed by the root, or, when only its keys change, by the threshold of
-/// the keys before.
+/// A tenant: its keys and its ceilings. Signed by the root, or, if only its keys change, by the
+/// threshold of the earlier keys.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Tenant {
     /// The fleet.
     pub fleet: FleetId,
-    /// [`TenantId::derive`] of fleet, name and genesis keys: checked, never believed.
+    /// [`TenantId::derive`] of fleet, name and genesis keys: always checked.
     pub id: TenantId,
     /// Name, for people.
     pub name: Name,
-    /// Only rises.
+    /// Version; it only rises.
     pub version: u64,
     /// The first keys.
     pub genesis: KeySet,
-    /// The keys now.
+    /// The present keys.
     #[serde(rename = "keys")]
     pub current: KeySet,
-    /// When the root admitted the tenant, the same in each of its statements: of two tenants with the same host, the
-    /// one that was admitted first has it. Statements from before this member existed have none and come first.
+    /// When the root admitted the tenant, the same in each of its statements: of two tenants with
+    /// the same host, the one that was admitted first owns it. Statements from before this member
+    /// have none and come first.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub admitted: Option<Seconds>,
     /// Hosts that its functions may answer for.
     pub hosts: Vec<HostPattern>,
     /// Ceilings.
     pub ceilings: Ceilings,
-    /// Where its functions may call at most; without it, wherever their releases declare.
+    /// Where its functions may call at most; `None`: wherever their releases declare.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub egress: Option<EgressCeiling>,
-    /// When it was signed.
+    /// When the statement was signed.
     pub issued: Seconds,
     /// Until when its credentials are used.
     pub expires: Seconds,
 }
 
-/// A tenant's whole word: only what the newest one lists runs or is injected. Signed by the threshold of its keys.
+/// Everything that a tenant wants: only what the newest manifest lists runs or is injected. Signed
+/// by the threshold of its keys.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Manifest {
@@ -141,19 +144,20 @@ pub struct Manifest {
     pub tenant: TenantId,
     /// Version of the `Tenant` statement that the signer knew.
     pub tenant_version: u64,
-    /// Only rises.
+    /// Version; it only rises.
     pub version: u64,
-    /// What runs.
+    /// The functions to run.
     pub functions: BTreeMap<Name, Wanted>,
-    /// What may be injected: for each secret, for each pool, the digest of the sealed object.
+    /// The secrets that may be injected: for each secret and each pool, the digest of the sealed
+    /// object.
     pub secrets: BTreeMap<Identifier, BTreeMap<Name, Digest>>,
-    /// How long its credentials are used without a renewal; without a demand, until it expires.
+    /// How long its credentials may be used without a renewal; `None`: until it expires.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub freshness: Option<FreshnessDemand>,
-    /// Where the releases that it lists come from.
+    /// Notes on the listed releases.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub notes: BTreeMap<Digest, Note>,
-    /// When it was signed.
+    /// When the manifest was signed.
     pub issued: Seconds,
     /// Until when its credentials are used.
     pub expires: Seconds,
@@ -204,7 +208,7 @@ impl KeySet {
 }
 
 impl Root {
-    /// Its keys as a set.
+    /// The keys as a set.
     pub fn key_set(&self) -> KeySet {
         KeySet {
             keys: self.keys.clone(),
@@ -240,8 +244,8 @@ impl Statement for Pool {
 }
 
 impl TenantId {
-    /// The id of the tenant that begins with these keys. Statements that name another id are
-    /// refused, so nobody, not even the root, can put other keys under an existing id.
+    /// Derives the id of the tenant with these first keys. A statement with another id is refused,
+    /// so not even the root can put other keys under an existing id.
     pub fn derive(fleet: FleetId, name: &Name, keys: &[PublicKey], threshold: u32) -> Self {
         let mut keys: Vec<_> = keys.iter().map(PublicKey::as_bytes).collect();
         keys.sort_unstable();
@@ -254,7 +258,7 @@ impl TenantId {
 }
 
 impl Tenant {
-    /// The first statement of a tenant, which is admitted when that is issued.
+    /// The first statement of a tenant, which is admitted at the time of its signature.
     pub fn first(
         fleet: FleetId,
         name: Name,
@@ -280,7 +284,7 @@ impl Tenant {
         }
     }
 
-    /// Whether `next` differs in nothing but keys and dates: then the tenant may sign it itself.
+    /// Whether `next` differs only in keys and dates: then the tenant may sign it itself.
     pub(crate) fn only_keys_change(&self, next: &Self) -> bool {
         let keys_apart = |tenant: &Self| Self {
             version: 0,

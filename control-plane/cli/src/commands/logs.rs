@@ -16,10 +16,10 @@ use crate::error::{Code, Error};
 use crate::machine::{date_ms, now, printable, printable_lines};
 use crate::session::{Context, Session};
 
-/// Before a broken stream is opened again; twice as long after each try, up to the second.
+/// Pause before a broken stream is opened again; it doubles after each try, up to the second value.
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 const LONGEST_PAUSE: Duration = Duration::from_secs(15);
-/// Records that are shown where nothing is looked for.
+/// Number of records that are shown without a search.
 const LAST: usize = 100;
 /// Longest line that is read, bytes.
 const MAX_LINE_BYTES: usize = 1024 * 1024;
@@ -74,7 +74,7 @@ pub(super) async fn logs(cx: &Context, args: &Logs) -> Result<(), Error> {
     }
 }
 
-/// What was asked for.
+/// The query that the arguments describe.
 fn query(args: &Logs) -> LogQuery {
     let now_ms = now().saturating_mul(1000);
     LogQuery {
@@ -91,7 +91,7 @@ fn query(args: &Logs) -> LogQuery {
     }
 }
 
-/// A query as it stands in an address.
+/// A query as it is written in a URL.
 fn encoded(query: &LogQuery) -> String {
     let mut text = form_urlencoded::Serializer::new(String::new());
     text.append_pair("follow", &query.follow.to_string());
@@ -112,7 +112,7 @@ fn encoded(query: &LogQuery) -> String {
     text.finish()
 }
 
-/// A mistyped name has no records, and would be waited for in vain.
+/// Refuses a mistyped name: it has no records, and the command would wait for them in vain.
 async fn require_function(
     session: &mut Session<'_>,
     tenant: &TenantId,
@@ -125,10 +125,13 @@ async fn require_function(
     }
     let known: Vec<_> = status.functions.keys().map(Name::as_str).collect();
     let next = if known.is_empty() {
-        "`casemate deploy` makes one; without a name, `casemate logs` shows the records of those that were removed".to_owned()
+        "`casemate deploy` makes one; without a name, `casemate logs` shows the records of those \
+         that were removed"
+            .to_owned()
     } else {
         format!(
-            "there are {}; without a name, `casemate logs` shows the records of all, and of those that were removed",
+            "there are {}; without a name, `casemate logs` shows the records of all, and of those \
+             that were removed",
             known.join(", ")
         )
     };
@@ -162,7 +165,7 @@ async fn follow(cx: &Context, mut stream: Incoming, since: &mut Option<u64>) -> 
     Ok(())
 }
 
-/// A record; empty lines keep a quiet stream alive.
+/// Parses a record; empty lines keep an idle stream alive.
 fn read(line: &[u8]) -> Option<LogRecord> {
     serde_json::from_slice(line).ok()
 }

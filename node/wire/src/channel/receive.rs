@@ -14,7 +14,7 @@ use crate::limits::{
 use crate::stream::{Event, Stream};
 
 impl Channel {
-    /// Takes bytes from the other end, whole frames or not.
+    /// Processes bytes from the other end, in whole frames or pieces.
     ///
     /// # Errors
     /// A [`Violation`]; the channel must be closed.
@@ -120,7 +120,7 @@ impl Channel {
         let head = RequestHead::parse(payload)?;
         self.highest = id;
         if id > self.last {
-            // Sent before the other end knew.
+            // The frame was sent before the other end knew of our reset.
             return Ok(());
         }
         let (end, unasked) = (flags & FLAG_END != 0, flags & FLAG_ASK != 0);
@@ -161,7 +161,7 @@ impl Channel {
     fn handle_data(&mut self, id: StreamId, bytes: Bytes) -> Result<(), Violation> {
         self.must_have_been(id, Kind::Data)?;
         if bytes.is_empty() {
-            // As a window of nothing.
+            // Exceeds a window of zero.
             return Err(Violation::Unexpected(Kind::Data, id));
         }
         let length = bytes.len() as u32;
@@ -170,7 +170,7 @@ impl Channel {
             .checked_sub(length)
             .ok_or(Violation::Credit(0))?;
         let Some(stream) = self.streams.get_mut(&id) else {
-            // Sent before our reset arrived there.
+            // The data was sent before our reset arrived.
             self.give_back(length);
             return Ok(());
         };
@@ -193,8 +193,8 @@ impl Channel {
     fn handle_window(&mut self, id: StreamId, payload: [u8; 4]) -> Result<(), Violation> {
         let more = u32::from_le_bytes(payload);
         if more < WINDOW_UPDATE_BYTES {
-            // Each update wakes whoever waits for it: only who wants to keep us busy sends more of
-            // them than we would.
+            // Each update wakes a waiting sender, so only a hostile peer sends more of them than we
+            // would.
             return Err(Violation::Window(id));
         }
         let raise = |credit: u32, limit: u32| credit.checked_add(more).filter(|sum| *sum <= limit);
@@ -225,7 +225,8 @@ impl Channel {
         Ok(())
     }
 
-    /// Frames for streams that are over may still come; for streams that never were, not.
+    /// Checks that a stream has existed: frames for streams that are over may still arrive, but not
+    /// for streams that never existed.
     fn must_have_been(&self, id: StreamId, kind: Kind) -> Result<(), Violation> {
         if id <= self.highest {
             Ok(())

@@ -15,7 +15,7 @@ use crate::vault::{State, Vault};
 /// A secret's name and the digest of its sealed object.
 pub(crate) type SecretKey = (Identifier, Digest);
 
-/// What a call rests on.
+/// The statements on which a call depends.
 #[derive(Debug, Clone)]
 pub(super) struct Authority {
     pub(super) tenant: TenantId,
@@ -24,7 +24,7 @@ pub(super) struct Authority {
     pub(super) secret: Option<SecretKey>,
 }
 
-/// The release of a channel, while its tenant's newest manifest lists it.
+/// The release of a channel, as long as its tenant's newest manifest lists it.
 pub(super) fn authorised<'a>(
     state: &'a State,
     tenant: &TenantId,
@@ -43,8 +43,8 @@ pub(super) fn authorised<'a>(
     })
 }
 
-/// The secret of this name that may be used now: listed for this node's pool by a manifest that is
-/// fresh, in date, and under a lease.
+/// The secret of this name, if it may be used now: listed for this node's pool by a manifest that
+/// is fresh, in date, and under a lease.
 pub(super) fn usable<'a>(
     vault: &Vault,
     state: &'a State,
@@ -91,7 +91,7 @@ pub(super) fn usable<'a>(
         ));
     }
     if let Standing::Stale(stale) = tenant.standing(now) {
-        let message = format!("{stale}; what runs goes on, credentials do not");
+        let message = format!("{stale}; functions keep running, but credentials are not used");
         return Err(Refused::new(CallCode::CredentialStale, message));
     }
     Ok((digest, secret))

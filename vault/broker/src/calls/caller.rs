@@ -4,7 +4,7 @@ use casemate_trust::id::{Digest, TenantId};
 use casemate_trust::name::Name;
 use casemate_wire::control::FunctionKey;
 
-/// Whose channel it is: decided when it was handed over, by the descriptor.
+/// The owner of a channel, decided by the descriptor when the supervisor passed it.
 #[derive(Debug)]
 pub(crate) struct Caller {
     pub(crate) tenant: TenantId,

@@ -2,22 +2,22 @@
 
 use super::upstream::{MAX_IDLE, MAX_POOLS};
 
-/// Calls at a time, when there are descriptors enough.
+/// Most calls at a time, if there are enough descriptors.
 pub(super) const MAX_CALLS: usize = 700;
-/// Descriptors of a call: its connection, and a resolver's socket before that.
+/// Descriptors of a call: its connection, and before that a resolver's socket.
 const DESCRIPTORS_OF_A_CALL: usize = 2;
 
 // There is always a pool that no call uses.
 const _: () = assert!(MAX_POOLS > MAX_CALLS);
 
-/// How the descriptors of the process are shared out: a quarter to calls, half to connections that
-/// wait for one, and a quarter to workers' channels and everything else. So a vault that may hold
-/// few does less, and fails at nothing.
+/// How the descriptors of the process are divided: a quarter for calls, half for idle connections,
+/// and a quarter for workers' channels and everything else. So a vault with few descriptors makes
+/// fewer calls, and none fails for lack of descriptors.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Capacity {
-    /// Calls at a time.
+    /// Most calls at a time.
     pub(super) calls: usize,
-    /// Connections that wait, in each pool; with none, every call dials.
+    /// Most idle connections in each pool; with none, every call dials.
     pub(super) idle: usize,
 }
 
@@ -45,7 +45,7 @@ mod tests {
         assert_eq!(
             Capacity::within(65_536),
             all,
-            "the most that is asked for is enough"
+            "more descriptors than the maximum change nothing"
         );
         assert_eq!(Capacity::within(u64::MAX), all);
         assert_eq!(

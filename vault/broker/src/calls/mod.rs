@@ -1,5 +1,5 @@
-//! Outgoing calls: each worker's channel is served by what its function's release allows, and by
-//! nothing that a message claims.
+//! Outgoing calls: each worker's channel is served by the release of its function, whatever its
+//! messages claim.
 
 mod answer;
 mod authority;
@@ -20,7 +20,7 @@ mod watch;
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use casemate_channel::{Incoming, SendBody, fair};
@@ -30,6 +30,7 @@ use casemate_trust::name::Name;
 use casemate_wire::control::vault::Event;
 use casemate_wire::control::{FunctionKey, WorkerId};
 use casemate_wire::{CallCode, Fields, RESET_ABANDONED, RequestHead, ResponseHead};
+use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use crate::config::Config;
@@ -47,7 +48,7 @@ use share::{Admission, MAX_WAIT, Permit};
 use upstream::{InUse, Place, Upstreams};
 use watch::Credentialed;
 
-/// Serves workers' channels.
+/// Serves workers' channels. The vault's main loop owns it and passes it each new channel.
 pub(crate) struct Calls {
     vault: Arc<Vault>,
     upstreams: Upstreams,
@@ -65,7 +66,7 @@ struct Answered {
     under_way: UnderWay,
 }
 
-/// What a call holds until it is over.
+/// The resources of a call until it is over.
 struct UnderWay {
     registered: Registered,
     exchange: cut::Exchange,
@@ -92,7 +93,7 @@ impl UnderWay {
 }
 
 impl Calls {
-    /// Ready to call, in a process that may hold so many descriptors.
+    /// Makes the service for a process that may hold so many descriptors.
     pub(crate) fn new(
         config: &Config,
         descriptors: u64,
@@ -149,29 +150,29 @@ impl Calls {
                 }
             };
             // Calls are taken out of the channel at once: how many of them wait, and for how long,
-            // is the tenant's affair and no other's.
+            // depends on their tenant alone.
             while let Some(incoming) = acceptor.accept().await {
                 let (calls, caller) = (calls.clone(), caller.clone());
                 tokio::spawn(async move { calls.call(&caller, incoming).await });
             }
         });
-        let mut workers = self.workers.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut workers = self.workers.lock();
         workers.retain(|_, task| !task.is_finished());
         workers.insert(worker, task.abort_handle());
     }
 
     /// The worker's process has ended.
     pub(crate) fn gone(&self, worker: WorkerId) {
-        let mut workers = self.workers.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut workers = self.workers.lock();
         if let Some(task) = workers.remove(&worker) {
             task.abort();
         }
     }
 
-    /// Ends calls that rest on what was withdrawn, has expired or needs a lease that is over;
-    /// closes their connections and forgets their credentials. Connections that carry no
-    /// credential are looked at for the tenants whose manifests have changed: nothing else
-    /// withdraws them, and a tenant may have thousands of rules.
+    /// Ends calls that depend on a withdrawn or expired statement, or on a lease that is over;
+    /// closes their connections and forgets their credentials. Connections without a credential are
+    /// checked for the tenants whose manifests have changed: nothing else withdraws them, and a
+    /// tenant may have thousands of rules.
     pub(crate) fn close_what_is_withdrawn(&self, changed: &[TenantId]) {
         let state = self.vault.read();
         self.in_flight.end_where(|authority| {
@@ -213,7 +214,7 @@ impl Calls {
         Err(Refused::new(CallCode::CredentialWithdrawn, message))
     }
 
-    /// For the status page.
+    /// The state for the status page.
     pub(crate) fn describe(&self) -> serde_json::Value {
         let mut description = self.upstreams.describe();
         let (calls, waiting) = self.admission.describe();
@@ -233,7 +234,8 @@ impl Calls {
         let request = head.fields.text(":request").map(ToOwned::to_owned);
         let answered = tokio::select! {
             answered = self.answer(caller, head, body) => answered,
-            // Nobody wants the answer: the connection is dropped, and with it what was under way.
+            // The answer is not wanted any more: the connection is dropped, with everything under
+            // way on it.
             () = reply.cancelled() => return,
         };
         match answered {
@@ -255,7 +257,7 @@ impl Calls {
         }
     }
 
-    /// Puts a refusal into the function's own log.
+    /// Logs a refusal in the function's own log.
     fn record(&self, caller: &Caller, request: Option<String>, refused: &Refused) {
         let Refused { code, message } = refused;
         let code = code.name();
@@ -333,7 +335,7 @@ impl Calls {
     }
 }
 
-/// Sends an answer's body to the worker, for as long as the call may take.
+/// Sends an answer's body to the worker, within the call's time limit.
 async fn deliver(
     answer: Answer,
     mut under_way: UnderWay,
@@ -360,7 +362,7 @@ async fn deliver(
     Ok(())
 }
 
-/// What a head holds while its call waits.
+/// Memory of a head while its call waits.
 fn head_bytes(head: &RequestHead) -> usize {
     let fields = head.fields.iter();
     let fields: usize = fields.map(|(name, value)| name.len() + value.len()).sum();

@@ -1,4 +1,4 @@
-//! From what a worker asks to the bytes that go on the wire.
+//! From a worker's request to the bytes for the upstream.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -33,24 +33,25 @@ use super::upstream::Place;
 use super::watch::Watch;
 use crate::vault::{State, Vault};
 
-/// A call that may go.
+/// A call that was admitted by policy.
 pub(super) struct Prepared {
     pub(super) request: Request<CallBody>,
-    /// The same once more, if it may be sent again.
+    /// A copy of the request, if it may be sent again.
     pub(super) again: Option<Again>,
     pub(super) place: Place,
-    /// Where the release declares a credential for the host.
+    /// The secrets to search the answer for, where the release declares a credential for the host.
     pub(super) watch: Option<(Watch, Values)>,
-    /// How long the call may take.
+    /// The call's time limit.
     pub(super) lifetime: Duration,
     pub(super) registered: Registered,
     pub(super) exchange: Exchange,
     /// The body holds it too: hyper drops a body that has been sent, and keeps one that an upstream
-    /// does not take.
+    /// does not read.
     pub(super) permit: Arc<Permit>,
 }
 
-/// A request that an upstream may be sent twice: without a body, and idempotent (RFC 9110, section 9.2.2).
+/// A request that may be sent to an upstream twice: without a body, and idempotent (RFC 9110,
+/// section 9.2.2).
 pub(super) struct Again {
     head: Request<()>,
     permit: Arc<Permit>,
@@ -71,7 +72,7 @@ impl Again {
         })
     }
 
-    /// The request, and what it holds until it is over.
+    /// The request, and its resources until it is over.
     pub(super) fn request(self) -> (Request<CallBody>, Exchange) {
         let over = CancellationToken::new();
         let body = CallBody::empty(&over, self.permit);
@@ -152,7 +153,8 @@ pub(super) fn prepare(
     })
 }
 
-/// The release or the operator's ceiling says no, or no release could allow the call.
+/// The refusal for a denial: by the release, by the operator's ceiling, or because no release could
+/// allow the call.
 fn denied(denial: &Denial) -> Refused {
     let code = match denial {
         Denial::Target(_) | Denial::Method => CallCode::CallInvalid,
@@ -201,7 +203,7 @@ fn place(
     }
 }
 
-/// The function's fields that may go out, before the slot is filled.
+/// The function's fields that may be sent, before the slot is filled.
 fn sent_fields(
     head: &RequestHead,
     rules: Option<CredentialedRules>,
@@ -263,8 +265,8 @@ fn unsendable() -> Refused {
     Refused::new(CallCode::CallInvalid, "the request cannot be sent as it is")
 }
 
-/// The target of a request. The path and query may hold a secret: they are shared, not copied, and
-/// wiped when the last holder lets go.
+/// The target of a request. Its path and query may contain a secret, so their memory is shared, not
+/// copied, and wiped when the last holder drops it.
 fn uri(scheme: &str, authority: &str, path_and_query: Zeroizing<String>) -> Option<Uri> {
     let mut parts = http::uri::Parts::default();
     parts.scheme = Some(UriScheme::try_from(scheme).ok()?);

@@ -2,7 +2,7 @@
 
 use casemate_wire::CallCode;
 
-/// Why a call got no answer from its upstream. The function reads code and message.
+/// Why a call got no answer from its upstream. The function sees code and message.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
 pub(crate) struct Refused {

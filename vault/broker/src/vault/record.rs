@@ -4,8 +4,8 @@ use casemate_trust::judge::RowKey;
 use casemate_trust::name::Name;
 use casemate_vault_store::Kind;
 
-/// Kind and name of a row. Of what only rises the newest is kept, except for roots: each signs the
-/// next.
+/// Kind and name of the record of a row. Of statements whose version only rises the newest one is
+/// stored, but every root is, because each signs the next.
 pub(super) fn record(key: &RowKey) -> (Kind, String) {
     const NEWEST: &str = "newest";
     match key {

@@ -1,4 +1,4 @@
-//! Judging what the root says of the fleet: the next root, the online key, pools.
+//! Judges the root's statements about the fleet: the next root, the online key, pools.
 
 use super::change::Held;
 use super::{
@@ -9,10 +9,10 @@ use crate::dsse::Envelope;
 use crate::statement::{MAX_FLEET_POOLS, OnlineKey, Pool, Root, Statement as _};
 
 impl Judge {
-    /// Judges a `Root`, whether or not it has expired: a step of the chain may have (TUF, section
-    /// 5.3), or nobody who comes late could follow it. What else an expired root signs is refused.
-    /// A stored root is judged like a new one, because its chain is what ties a store to the
-    /// fleet.
+    /// Judges a `Root`, whether or not it has expired: an earlier step of the chain may have (TUF,
+    /// section 5.3), or a node that joins late could not follow the chain. Other statements of an
+    /// expired root are refused. A stored root is judged like a new one, because its chain ties a
+    /// store to the fleet.
     pub(super) fn decide_root(&self, envelope: &Envelope) -> Result<Change, Refusal> {
         let root = Root::read(envelope).map_err(Refusal::Malformed)?;
         let digest = envelope.payload_digest();
@@ -28,15 +28,16 @@ impl Judge {
         }
         let signed_by_itself = envelope.verify(&root.keys, root.threshold);
         match (&self.memory.root, &self.root) {
-            // Nothing was ever held, so only the first one will do: its digest is the fleet.
+            // No root was ever held, so only the first one is accepted: its digest is the fleet's
+            // id.
             (None, _) if digest.0 != self.memory.fleet.0 => return Err(Refusal::RootUnknown),
             (None, _) | (Some(_), None) if !signed_by_itself => {
                 return Err(Refusal::SignatureThreshold);
             }
             (None, _) => {}
-            // Remembered: the digest says that it is the same.
+            // The root is remembered, and the digest shows that it is the same.
             (Some(_), None) if age == Age::Same => {}
-            // Newer than remembered, but the keys of the remembered one are gone: it must come
+            // The root is newer than the remembered one, but that one's keys are lost: it must come
             // first.
             (Some(seen), None) => {
                 return Err(Refusal::RootVersionGap {
@@ -98,7 +99,7 @@ impl Judge {
         Ok(self.put(accepted(age), row, Held::OnlineKey(online), memory))
     }
 
-    /// Judges a `Pool`. Older epochs of a pool stay held: secrets are still sealed to them until
+    /// Judges a `Pool`. Older epochs of a pool stay held, because secrets are sealed to them until
     /// they expire.
     pub(super) fn decide_pool(
         &self,
@@ -124,7 +125,8 @@ impl Judge {
         }
         let age = match seen.and_then(|seen| seen.digest(pool.epoch)) {
             Some(seen) if *seen != digest => return Err(Refusal::PoolEqualOther),
-            // It was checked when it was new, perhaps by a root that was replaced since.
+            // The statement was checked when it was new, perhaps under a root that was replaced
+            // since.
             Some(_) => Age::Same,
             None => Age::New,
         };

@@ -1,4 +1,4 @@
-//! Judging images: in each pool versions only rise, and one version has one content.
+//! Judges images: in each pool versions only rise, and one version has one content.
 
 use std::collections::BTreeSet;
 
@@ -17,13 +17,14 @@ impl Judge {
         self.images.get(pool)
     }
 
-    /// Pools that have an image, with the newest of each.
+    /// The newest image of each pool that has one.
     pub fn images(&self) -> impl Iterator<Item = (&Name, &Image)> {
         self.images.iter()
     }
 
-    /// Judges an `Image` for the pools that it names and that matter here. One that was accepted before, and is still the
-    /// newest of a pool, is taken again for that pool, whatever has become of its others.
+    /// Judges an `Image` for its pools, as far as they matter here. An image that was accepted
+    /// before, and is still the newest of a pool, is accepted again for that pool, whatever its
+    /// other pools have now.
     pub(super) fn decide_image(
         &self,
         envelope: &Envelope,
@@ -76,7 +77,7 @@ impl Judge {
         Ok(change)
     }
 
-    /// Rows of images that are the newest of no pool once another is the newest of `pools`.
+    /// Rows of images that are the newest of no pool once another one is the newest of `pools`.
     fn superseded(&self, pools: &[Name]) -> Vec<Row> {
         let images = &self.memory.images;
         let before: BTreeSet<_> = pools.iter().filter_map(|pool| images.get(pool)).collect();

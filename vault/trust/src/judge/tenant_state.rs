@@ -10,18 +10,18 @@ use crate::release::Release;
 use crate::secret::Secret;
 use crate::statement::{Manifest, Tenant};
 
-/// What is held of a tenant. Owned by the judge; its owner reads it for each call.
+/// The held statements of a tenant. Owned by the judge; its owner reads it for each call.
 #[derive(Debug, Clone)]
 pub struct TenantState {
     /// Its newest statement.
     pub tenant: Tenant,
-    /// Its newest manifest with what that lists.
+    /// Its newest manifest, with the objects that it lists.
     pub manifest: Option<Accord>,
-    /// Its newest statement of freshness; none about a manifest that is older than the held one.
+    /// Its newest statement of freshness, which is never about a manifest older than the held one.
     pub freshness: Option<Freshness>,
 }
 
-/// A manifest and the objects that it lists, as far as they matter here.
+/// A manifest and its listed objects, as far as they matter here.
 #[derive(Debug, Clone)]
 pub struct Accord {
     /// The manifest.
@@ -35,7 +35,7 @@ pub struct Accord {
 }
 
 impl Accord {
-    /// Digests of everything that it lists and that matters here.
+    /// Digests of all listed objects that matter here.
     pub fn objects(&self) -> BTreeSet<Digest> {
         let secrets = self
             .secrets
