@@ -16,7 +16,7 @@ use tokio::net::UnixStream;
 use tokio::sync::{Notify, SetOnce};
 
 use crate::StreamError;
-use crate::opening::Openings;
+use crate::openings::Openings;
 
 /// Read at a time: a few of the largest frames.
 const READ_BYTES: usize = 128 * 1024;

@@ -12,6 +12,7 @@ pub mod control;
 mod driver;
 pub mod fair;
 mod opening;
+mod openings;
 mod stream;
 
 use std::io;

@@ -1,38 +1,24 @@
 //! One end of a channel: takes bytes and commands in, gives bytes and events out.
 
+mod receive;
+
 use std::collections::VecDeque;
 
-use bytes::{Buf as _, Bytes, BytesMut};
+use bytes::BytesMut;
 use hashbrown::HashMap;
 
-use crate::error::{OpenError, Violation};
+use crate::RESET_UNREAD;
+use crate::error::{HeadError, OpenError};
 use crate::fields::Fields;
-use crate::frame::{self, FLAG_ACK, FLAG_ASK, FLAG_END, HEADER_BYTES, Header, Kind};
-use crate::head::{HeadError, RequestHead, ResponseHead};
+use crate::frame::{self, FLAG_ASK, FLAG_END, Kind, StreamId};
+use crate::head::{RequestHead, ResponseHead};
+use crate::limits::WINDOW_UPDATE_BYTES;
+pub use crate::limits::{
+    CHANNEL_WINDOW_BYTES, EARLY_BYTES, MAX_DATA_BYTES, MAX_OUTPUT_BYTES, MAX_STREAMS,
+    STREAM_WINDOW_BYTES,
+};
 pub use crate::stream::Event;
 use crate::stream::Stream;
-use crate::{RESET_REFUSED, RESET_UNREAD};
-
-/// Body bytes that the other end may send on one stream before we have consumed them.
-pub const STREAM_WINDOW_BYTES: u32 = 256 * 1024;
-/// Of these, the bytes that may be sent before the accepting end has asked for a body: see
-/// [`Channel::open_to_ask`].
-pub const EARLY_BYTES: u32 = 16 * 1024;
-/// Body bytes that the other end may send on all streams before we have consumed them.
-pub const CHANNEL_WINDOW_BYTES: u32 = 4 * 1024 * 1024;
-/// Most streams at a time.
-pub const MAX_STREAMS: usize = 1024;
-/// Largest piece of a body in one frame: larger pieces would let one stream delay the others.
-pub const MAX_DATA_BYTES: usize = 32 * 1024;
-/// Waiting output, bytes, at which the caller should hold its senders back. Answers that the other
-/// end requests and does not read must not fill our memory.
-pub const MAX_OUTPUT_BYTES: usize = 1024 * 1024;
-/// Credit is returned in pieces of at least this size, so that small reads do not cause many
-/// frames.
-const WINDOW_UPDATE_BYTES: u32 = 64 * 1024;
-
-/// The id of a stream in this channel; never reused.
-pub type StreamId = u32;
 
 /// The role of this end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,7 +29,9 @@ pub enum Side {
     Acceptor,
 }
 
-/// One end of a channel, as a state machine: bytes and commands in, bytes and [`Event`]s out.
+/// One end of a channel, as a state machine: bytes and commands in, bytes and [`Event`]s out. The
+/// driver of the socket owns it: bytes from the socket go into [`Channel::receive`], bytes for the
+/// socket come from [`Channel::output`], and after each the driver takes every [`Channel::event`].
 #[derive(Debug)]
 pub struct Channel {
     side: Side,
@@ -289,227 +277,6 @@ impl Channel {
     /// The next event.
     pub fn event(&mut self) -> Option<Event> {
         self.events.pop_front()
-    }
-
-    /// Processes bytes from the other end, in whole frames or pieces.
-    ///
-    /// # Errors
-    /// A [`Violation`]; the channel must be closed.
-    pub fn receive(&mut self, bytes: &[u8]) -> Result<(), Violation> {
-        self.input.extend_from_slice(bytes);
-        while let Some(header) = self.input.first_chunk::<HEADER_BYTES>() {
-            let header = Header::parse(header)?;
-            let length = HEADER_BYTES + header.length as usize;
-            if self.input.len() < length {
-                self.input.reserve(length - self.input.len());
-                break;
-            }
-            let mut payload = self.input.split_to(length).freeze();
-            payload.advance(HEADER_BYTES);
-            self.handle(header, payload)?;
-        }
-        Ok(())
-    }
-
-    fn handle(&mut self, header: Header, payload: Bytes) -> Result<(), Violation> {
-        let id = header.stream;
-        let out_of_place = Violation::Unexpected(header.kind, id);
-        let on_channel = matches!(header.kind, Kind::Ping | Kind::GoAway)
-            || (header.kind == Kind::Window && id == 0);
-        if on_channel != (id == 0) || header.kind == Kind::Control {
-            return Err(out_of_place);
-        }
-        match header.kind {
-            Kind::Head if self.side == Side::Acceptor => {
-                self.handle_request(id, &payload, header.flags)
-            }
-            Kind::Head => self.handle_response(id, &payload, header.flags & FLAG_END != 0),
-            Kind::Data => self.handle_data(id, payload),
-            Kind::End => {
-                self.must_have_been(id, header.kind)?;
-                let trailers = if payload.is_empty() {
-                    Fields::default()
-                } else {
-                    Fields::parse(&payload)?
-                };
-                if let Some(stream) = self.streams.get_mut(&id) {
-                    if !stream.receive_open || !stream.head_received {
-                        return Err(out_of_place);
-                    }
-                    stream.receive_open = false;
-                    self.events.push_back(Event::End { id, trailers });
-                    self.forget_if_over(id);
-                }
-                Ok(())
-            }
-            Kind::Reset => {
-                self.must_have_been(id, header.kind)?;
-                let code = <[u8; 2]>::try_from(payload.as_ref()).map_err(|_| out_of_place)?;
-                if let Some(stream) = self.streams.remove(&id) {
-                    self.give_back(stream.held);
-                    self.events.push_back(Event::Reset {
-                        id,
-                        code: u16::from_le_bytes(code),
-                    });
-                }
-                Ok(())
-            }
-            Kind::Window => self.handle_window(
-                id,
-                <[u8; 4]>::try_from(payload.as_ref()).map_err(|_| out_of_place)?,
-            ),
-            Kind::Ping if payload.len() != 8 => Err(out_of_place),
-            Kind::Ping if header.flags & FLAG_ACK != 0 => {
-                self.pings = self.pings.checked_sub(1).ok_or(out_of_place)?;
-                Ok(())
-            }
-            Kind::Ping if self.output.len() >= MAX_OUTPUT_BYTES => Err(Violation::Flood),
-            Kind::Ping => {
-                frame::write(&mut self.output, Kind::Ping, FLAG_ACK, 0, &payload);
-                Ok(())
-            }
-            Kind::GoAway => {
-                let last = <[u8; 4]>::try_from(payload.as_ref()).map_err(|_| out_of_place)?;
-                self.going_away = true;
-                self.events.push_back(Event::GoAway);
-                if self.side == Side::Opener {
-                    let over = self.remove_above(StreamId::from_le_bytes(last));
-                    let code = RESET_REFUSED;
-                    let resets = over.into_iter().map(|id| Event::Reset { id, code });
-                    self.events.extend(resets);
-                }
-                Ok(())
-            }
-            Kind::Control => Err(out_of_place),
-        }
-    }
-
-    fn handle_request(&mut self, id: StreamId, payload: &[u8], flags: u8) -> Result<(), Violation> {
-        if id <= self.highest {
-            return Err(Violation::StreamId {
-                highest: self.highest,
-                got: id,
-            });
-        }
-        if self.streams.len() >= MAX_STREAMS {
-            return Err(Violation::TooManyStreams);
-        }
-        let head = RequestHead::parse(payload)?;
-        self.highest = id;
-        if id > self.last {
-            // The frame was sent before the other end knew of our reset.
-            return Ok(());
-        }
-        let (end, unasked) = (flags & FLAG_END != 0, flags & FLAG_ASK != 0);
-        self.streams.insert(
-            id,
-            Stream {
-                head_received: true,
-                receive_open: !end,
-                unasked,
-                receive_credit: Stream::first_window(unasked),
-                ..Stream::new()
-            },
-        );
-        self.events.push_back(Event::Request { id, head, end });
-        Ok(())
-    }
-
-    fn handle_response(
-        &mut self,
-        id: StreamId,
-        payload: &[u8],
-        end: bool,
-    ) -> Result<(), Violation> {
-        self.must_have_been(id, Kind::Head)?;
-        let head = ResponseHead::parse(payload)?;
-        if let Some(stream) = self.streams.get_mut(&id) {
-            if stream.head_received {
-                return Err(Violation::Unexpected(Kind::Head, id));
-            }
-            stream.head_received = true;
-            stream.receive_open = !end;
-            self.events.push_back(Event::Response { id, head, end });
-            self.forget_if_over(id);
-        }
-        Ok(())
-    }
-
-    fn handle_data(&mut self, id: StreamId, bytes: Bytes) -> Result<(), Violation> {
-        self.must_have_been(id, Kind::Data)?;
-        if bytes.is_empty() {
-            // Exceeds a window of zero.
-            return Err(Violation::Unexpected(Kind::Data, id));
-        }
-        let length = bytes.len() as u32;
-        self.receive_credit = self
-            .receive_credit
-            .checked_sub(length)
-            .ok_or(Violation::Credit(0))?;
-        let Some(stream) = self.streams.get_mut(&id) else {
-            // The data was sent before our reset arrived.
-            self.give_back(length);
-            return Ok(());
-        };
-        if !stream.receive_open || !stream.head_received {
-            return Err(Violation::Unexpected(Kind::Data, id));
-        }
-        stream.receive_credit = stream
-            .receive_credit
-            .checked_sub(length)
-            .ok_or(Violation::Credit(id))?;
-        stream.held += length;
-        if stream.discard {
-            self.consumed(id, bytes.len());
-        } else {
-            self.events.push_back(Event::Data { id, bytes });
-        }
-        Ok(())
-    }
-
-    fn handle_window(&mut self, id: StreamId, payload: [u8; 4]) -> Result<(), Violation> {
-        let more = u32::from_le_bytes(payload);
-        if more < WINDOW_UPDATE_BYTES {
-            // Each update wakes a waiting sender, so only a hostile peer sends more of them than we
-            // would.
-            return Err(Violation::Window(id));
-        }
-        let raise = |credit: u32, limit: u32| credit.checked_add(more).filter(|sum| *sum <= limit);
-        if id == 0 {
-            self.send_credit =
-                raise(self.send_credit, CHANNEL_WINDOW_BYTES).ok_or(Violation::Window(0))?;
-        } else {
-            self.must_have_been(id, Kind::Window)?;
-            let Some(stream) = self.streams.get_mut(&id) else {
-                return Ok(());
-            };
-            stream.send_credit =
-                raise(stream.send_credit, STREAM_WINDOW_BYTES).ok_or(Violation::Window(id))?;
-            stream.unasked = false;
-        }
-        if self.send_credit > 0 {
-            for id in std::mem::take(&mut self.blocked) {
-                match self.streams.get_mut(&id) {
-                    Some(stream) if stream.send_credit > 0 => {
-                        stream.blocked = false;
-                        self.events.push_back(Event::Writable { id });
-                    }
-                    Some(_) => self.blocked.push_back(id),
-                    None => {}
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Checks that a stream has existed: frames for streams that are over may still arrive, but not
-    /// for streams that never existed.
-    fn must_have_been(&self, id: StreamId, kind: Kind) -> Result<(), Violation> {
-        if id <= self.highest {
-            Ok(())
-        } else {
-            Err(Violation::Unexpected(kind, id))
-        }
     }
 
     fn give_back(&mut self, bytes: u32) {

@@ -1,8 +1,8 @@
-//! Violations by the other end of a channel, and reasons why a stream is not opened.
+//! Violations by the other end of a channel, and reasons why a head is refused or a stream is not
+//! opened.
 
-use crate::channel::{MAX_STREAMS, StreamId};
-use crate::frame::{FrameError, Kind};
-use crate::head::HeadError;
+use crate::frame::{FrameError, Kind, MAX_PAYLOAD_BYTES, StreamId};
+use crate::limits::{MAX_FIELDS, MAX_STREAMS};
 
 /// The other end broke the protocol: the channel must be closed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -53,4 +53,21 @@ pub enum OpenError {
     /// The head does not fit into a frame.
     #[error("the head does not fit a channel")]
     Head(#[from] HeadError),
+}
+
+/// Why a head was refused, on sending or receiving.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum HeadError {
+    /// The head ends too early, or bytes follow it.
+    #[error("the head's lengths do not add up")]
+    Length,
+    /// The head exceeds a limit.
+    #[error("expected a head of at most {MAX_PAYLOAD_BYTES} bytes and {MAX_FIELDS} fields")]
+    TooLarge,
+    /// A method, target or name has forbidden characters.
+    #[error("expected a token as method, visible ASCII as target and lower-case tokens as names")]
+    Characters,
+    /// A value contains CR, LF or NUL.
+    #[error("expected field values without CR, LF and NUL")]
+    Value,
 }

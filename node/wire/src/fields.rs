@@ -2,8 +2,10 @@
 
 use std::fmt;
 
+use crate::error::HeadError;
 use crate::frame::MAX_PAYLOAD_BYTES;
-use crate::head::{HeadError, MAX_FIELDS, MAX_NAME_BYTES, Reader, is_token};
+use crate::limits::{MAX_FIELDS, MAX_NAME_BYTES};
+use crate::payload::{Reader, is_token};
 
 /// Bytes of a field beside its name and value: two lengths.
 const LENGTHS_BYTES: usize = 6;

@@ -18,6 +18,9 @@ pub const FLAG_ACK: u8 = 2;
 /// rest.
 pub const FLAG_ASK: u8 = 4;
 
+/// The id of a stream in this channel; never reused.
+pub type StreamId = u32;
+
 /// The kind of a frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]

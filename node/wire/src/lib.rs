@@ -17,13 +17,16 @@ mod error;
 mod fields;
 pub mod frame;
 pub mod head;
+mod limits;
+mod payload;
 mod stream;
 mod token_bucket;
 
-pub use channel::{Channel, Event, Side, StreamId};
+pub use channel::{Channel, Event, Side};
 pub use code::CallCode;
 pub use error::{OpenError, Violation};
 pub use fields::Fields;
+pub use frame::StreamId;
 pub use head::{RequestHead, ResponseHead};
 pub use token_bucket::TokenBucket;
 

@@ -2,9 +2,10 @@
 
 use bytes::Bytes;
 
-use crate::channel::{EARLY_BYTES, STREAM_WINDOW_BYTES, StreamId};
 use crate::fields::Fields;
+use crate::frame::StreamId;
 use crate::head::{RequestHead, ResponseHead};
+use crate::limits::{EARLY_BYTES, STREAM_WINDOW_BYTES};
 
 /// An event of a channel.
 #[derive(Debug, Clone, PartialEq, Eq)]

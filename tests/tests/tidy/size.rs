@@ -33,7 +33,6 @@ const LONG_FILES: &[&str] = &[
     "node/supervisor/src/state/quota.rs",
     "node/supervisor/src/state/tests.rs",
     "node/supervisor/src/state/workers.rs",
-    "node/wire/src/channel.rs",
     "node/worker/src/state.rs",
     "node/worker/tests/calls.rs",
     "node/worker/tests/requests.rs",
@@ -60,7 +59,6 @@ const LONG_FUNCTIONS: &[(&str, usize)] = &[
     ("node/worker/src/engine/functions.rs", 1),
     ("node/worker/tests/webassembly.rs", 1),
     ("tests/tests/image_push.rs", 1),
-    ("vault/broker/src/calls/prepare.rs", 1),
     ("vault/broker/tests/takeover.rs", 1),
     ("vault/trust/src/judge/tests/mod.rs", 1),
 ];

@@ -9,17 +9,17 @@ use casemate_trust::id::TenantId;
 use casemate_wire::control::parts::Part;
 use casemate_wire::control::vault::{Event, FromVault, Hello, ToVault};
 
-use crate::Closed;
 use crate::calls::Calls;
 use crate::config::Config;
+use crate::error::VaultError;
 use crate::signer;
-use crate::vault::{Vault, VaultError};
+use crate::text::cut;
+use crate::vault::Vault;
+use crate::walls::Closed;
 
 /// Events that may wait to be sent; beyond this, events of the tenant that has most are dropped,
 /// and counted in its next event.
 const MAX_EVENTS: usize = 1024;
-/// Longest message text, bytes; the control plane gets half of it.
-const MAX_TEXT_BYTES: usize = 4096;
 /// Tries to send a large message without free descriptors, and the pause in between: calls that end
 /// free theirs. A vault that finds none for so long had better be restarted.
 const MEMFD_TRIES: u32 = 100;
@@ -245,12 +245,6 @@ async fn tell(control: &Socket, message: &FromVault) -> Result<(), ControlError>
     }
 }
 
-/// Cuts a text of foreign length, between characters.
-pub(crate) fn cut(mut text: String) -> String {
-    text.truncate(text.floor_char_boundary(MAX_TEXT_BYTES));
-    text
-}
-
 #[cfg(test)]
 mod tests {
     use casemate_trust::dsse::MAX_ENVELOPE_BYTES;
@@ -296,13 +290,5 @@ mod tests {
         for part in Part::cut(have) {
             encode(&FromVault::Have(Box::new(part))).unwrap();
         }
-    }
-
-    #[test]
-    fn a_text_is_cut_between_characters() {
-        assert_eq!(cut("short".into()), "short");
-        let long = cut("\u{e9}".repeat(MAX_TEXT_BYTES) + "x");
-        assert_eq!(long, "\u{e9}".repeat(MAX_TEXT_BYTES / 2));
-        assert_eq!(cut(format!("x{long}")).len(), MAX_TEXT_BYTES - 1);
     }
 }

@@ -9,7 +9,7 @@ use casemate_vault_core::keys::NodeKeys;
 use serde::{Deserialize, Serialize};
 use zeroize::{Zeroize, Zeroizing};
 
-use crate::vault::VaultError;
+use crate::error::VaultError;
 
 /// The identity in its sealed form.
 #[derive(Serialize, Deserialize, Zeroize)]

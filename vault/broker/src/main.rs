@@ -6,20 +6,21 @@ mod calls;
 mod clock;
 mod config;
 mod control;
+mod error;
 mod identity;
 mod plan;
 mod signer;
+mod text;
 mod vault;
+mod walls;
 
 use std::alloc::System;
 use std::os::fd::{AsFd as _, OwnedFd};
-use std::os::unix::fs::DirBuilderExt as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use casemate_channel::Control;
 use casemate_config::{EXIT_IO, EXIT_SOFTWARE, EXIT_UNAVAILABLE, EXIT_USAGE};
-use casemate_sandbox::{LayerReport, Profile, SandboxError};
 use casemate_wire::control::vault::{FromVault, ToVault};
 use clap::Parser;
 use zeroizing_alloc::ZeroAlloc;
@@ -64,7 +65,7 @@ fn main() -> ExitCode {
     };
     // The sandbox closes before anything from the network or the disk is read: Landlock applies to
     // threads that start later.
-    let closed = match close_in(&config) {
+    let closed = match walls::close_in(&config) {
         Ok(closed) => closed,
         Err(message) => return fail(EXIT_UNAVAILABLE, Some(control), message),
     };
@@ -97,44 +98,6 @@ fn main() -> ExitCode {
     })
 }
 
-/// The result of closing the sandbox.
-struct Closed {
-    layers: Vec<LayerReport>,
-    /// Descriptors that this process may hold.
-    descriptors: u64,
-}
-
-fn close_in(config: &Config) -> Result<Closed, String> {
-    // The first read of a clock locates the vDSO with a call that the sandbox forbids.
-    let _now = clock::boot_ms();
-    // Landlock rules need existing files.
-    let made = std::fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(&config.state);
-    made.map_err(|error| format!("cannot make {}: {error}", config.state.display()))?;
-    let failed = |error: SandboxError| {
-        let cause = std::error::Error::source(&error)
-            .map_or_else(String::new, |cause| format!(": {cause}"));
-        format!("cannot close the sandbox: {error}{cause}")
-    };
-    let descriptors = casemate_sandbox::raise_descriptors().map_err(failed)?;
-    let layers = casemate_sandbox::close_with(Profile::Vault, &config.paths()).map_err(failed)?;
-    let missing = casemate_sandbox::missing(&config.require, &layers)
-        .map_err(|unknown| unknown.to_string())?;
-    if missing.is_empty() {
-        Ok(Closed {
-            layers,
-            descriptors,
-        })
-    } else {
-        Err(format!(
-            "layers that `require` names are not in force: {}",
-            missing.join(", ")
-        ))
-    }
-}
-
 /// Reports the reason to the log and, if there is one, to the supervisor.
 fn fail(code: u8, control: Option<OwnedFd>, message: String) -> ExitCode {
     tracing::error!("{message}");
@@ -145,7 +108,7 @@ fn fail(code: u8, control: Option<OwnedFd>, message: String) -> ExitCode {
             .ok()?;
         runtime.block_on(async {
             let control: Control<FromVault, ToVault> = Control::new(control?).ok()?;
-            let message = control::cut(message);
+            let message = text::cut(message);
             control.send(&FromVault::Failed { message }, &[]).await.ok()
         })
     };

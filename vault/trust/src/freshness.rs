@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::Seconds;
 use crate::id::{Digest, FleetId, TenantId};
 use crate::key::PublicKey;
-use crate::statement::{Statement, version_flaw};
+use crate::payload::{Statement, version_flaw};
 
 /// Shortest age that a manifest may demand, seconds.
 pub const MIN_MAX_AGE_SECS: Seconds = 60;

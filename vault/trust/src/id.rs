@@ -5,9 +5,7 @@ use std::str::FromStr;
 
 use serde::{Deserializer, Serialize, Serializer};
 
-use crate::encoding::Canonical;
-use crate::key::PublicKey;
-use crate::name::{Name, excerpt};
+use crate::name::excerpt;
 
 /// Why a digest or an id was refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -77,24 +75,6 @@ impl Digest {
     /// SHA-256 of `bytes`.
     pub fn of(bytes: &[u8]) -> Self {
         Self(sha256(bytes))
-    }
-}
-
-impl TenantId {
-    /// Derives the id of the tenant with these first keys. A statement with another id is refused,
-    /// so not even the root can put other keys under an existing id.
-    pub fn derive(fleet: FleetId, name: &Name, keys: &[PublicKey], threshold: u32) -> Self {
-        let mut keys: Vec<_> = keys.iter().map(PublicKey::as_bytes).collect();
-        keys.sort_unstable();
-        let bytes = Canonical::new("casemate tenant v1")
-            .part(&fleet.0)
-            .part(name.as_str().as_bytes());
-        Self(sha256(
-            &bytes
-                .number(threshold.into())
-                .list(keys.into_iter())
-                .bytes(),
-        ))
     }
 }
 

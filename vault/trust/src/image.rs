@@ -9,7 +9,8 @@ use serde::{Deserialize, Serialize};
 use crate::Seconds;
 use crate::id::{Digest, FleetId};
 use crate::name::{Name, excerpt};
-use crate::statement::{MAX_POOLS, Statement, span_flaw};
+use crate::payload::{Statement, span_flaw};
+use crate::statement::MAX_POOLS;
 
 /// Largest image, bytes: two of them, the running one and the next, fit a boot partition of 512 MiB.
 pub const MAX_IMAGE_BYTES: u64 = 250 * 1024 * 1024;

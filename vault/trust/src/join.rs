@@ -18,8 +18,9 @@ use crate::id::FleetId;
 use crate::key::{PublicKey, SEED_BYTES, SealingKey, SigningKey};
 use crate::late::Late;
 use crate::name::Name;
+use crate::payload::Statement;
 use crate::seal::{SealError, seal};
-use crate::statement::{Pool, Statement};
+use crate::statement::Pool;
 
 /// Prefix of a printed token.
 pub const TOKEN_PREFIX: &str = "cmt1_";

@@ -11,7 +11,7 @@ use zeroize::Zeroizing;
 use crate::encoding::{from_base64, to_base64};
 use crate::id::{Digest, sha256};
 use crate::name::excerpt;
-use crate::seal::Kem;
+use crate::suite::Kem;
 
 /// Length of an Ed25519 or X-Wing seed, bytes.
 pub const SEED_BYTES: usize = 32;

@@ -10,7 +10,8 @@ use crate::dsse::Envelope;
 use crate::encoding::{Canonical, base64_bytes};
 use crate::id::{Digest, FleetId, TenantId};
 use crate::key::PublicKey;
-use crate::statement::{OnlineKey, Statement};
+use crate::payload::Statement;
+use crate::statement::OnlineKey;
 
 /// Length of a nonce, bytes.
 pub const NONCE_BYTES: usize = 32;
@@ -171,7 +172,7 @@ mod tests {
     use super::*;
     use crate::dsse::MAX_ENVELOPE_BYTES;
     use crate::key::SigningKey;
-    use crate::statement::MAX_VERSION;
+    use crate::payload::MAX_VERSION;
 
     #[test]
     fn the_largest_lease_fits_an_envelope_and_names_the_others_by_digest() {

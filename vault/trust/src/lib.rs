@@ -47,6 +47,10 @@ pub mod secret;
 pub mod statement;
 
 mod encoding;
+mod payload;
+mod scheme;
+mod slot;
+mod suite;
 
 /// Fills a buffer with unpredictable bytes; the caller's program provides it.
 pub type Random<'a> = &'a mut dyn FnMut(&mut [u8]);

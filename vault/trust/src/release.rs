@@ -13,7 +13,9 @@ use crate::path::{Method, PathPattern};
 use crate::statement::{Ceilings, EgressCeiling, Tenant};
 
 pub use crate::authority::MAX_CA_BYTES;
-pub use crate::credential::{Credential, Slot, SlotKind};
+pub use crate::credential::Credential;
+pub use crate::scheme::Scheme;
+pub use crate::slot::{Slot, SlotKind};
 
 /// Largest release, bytes of JSON.
 pub const MAX_RELEASE_BYTES: usize = 256 * 1024;
@@ -148,34 +150,6 @@ impl Default for Perimeter {
             methods: Vec::new(),
             paths: Vec::new(),
             max_body_bytes: 10 * 1024 * 1024,
-        }
-    }
-}
-
-/// How an outgoing call travels.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Scheme {
-    /// TLS.
-    Https,
-    /// Without TLS; never with a credential.
-    Http,
-}
-
-impl Scheme {
-    /// The default port.
-    pub const fn default_port(self) -> u16 {
-        match self {
-            Self::Https => 443,
-            Self::Http => 80,
-        }
-    }
-
-    /// The name in a URL.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Https => "https",
-            Self::Http => "http",
         }
     }
 }

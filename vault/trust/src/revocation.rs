@@ -8,13 +8,14 @@ use crate::Seconds;
 use crate::id::FleetId;
 use crate::key::PublicKey;
 use crate::name::Name;
-use crate::statement::{Statement, version_flaw};
+use crate::payload::{Statement, version_flaw};
+use crate::statement::MAX_FLEET_POOLS;
 
 /// Most revoked nodes of a fleet, which is the number of members that it may have. With all of them
 /// and every pool the list takes 800 KB in its envelope, which is less than the largest.
 pub const MAX_REVOKED_NODES: usize = 10_000;
 /// Most pools in the list.
-pub const MAX_EXPOSED_POOLS: usize = crate::judge::MAX_POOLS_HELD;
+pub const MAX_EXPOSED_POOLS: usize = MAX_FLEET_POOLS;
 
 /// The nodes that are no longer members, and the keys that they know. Signed by the root. Only the
 /// newest version counts. The list does not expire, because that would undo the revocations.

@@ -1,20 +1,12 @@
-//! Sealing to an X-Wing key: HPKE base mode, single shot (RFC 9180, section 6.1), KEM X-Wing (draft-connolly-cfrg-xwing-kem,
-//! id 0x647a), KDF HKDF-SHA256, AEAD ChaCha20-Poly1305. One encapsulation seals one value, so no nonce is ever used twice.
+//! Sealing to an X-Wing key: HPKE base mode, single shot (RFC 9180, section 6.1). Each encapsulation
+//! seals a single value, so no nonce is ever used twice.
 
-use hpke::aead::ChaCha20Poly1305;
-use hpke::kdf::HkdfSha256;
-use hpke::kem::XWing;
 use hpke::rand_core::{TryCryptoRng, TryRng};
 use hpke::{Deserializable as _, OpModeS, Serializable as _};
 
 use crate::key::SealingKey;
 
-/// The key encapsulation of every sealed value.
-pub type Kem = XWing;
-/// The key derivation of every sealed value.
-pub type Kdf = HkdfSha256;
-/// The cipher of every sealed value.
-pub type Aead = ChaCha20Poly1305;
+pub use crate::suite::{Aead, Kdf, Kem};
 
 /// Length of an encapsulated key, bytes.
 pub const ENCAPSULATED_BYTES: usize = 1120;

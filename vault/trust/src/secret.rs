@@ -10,9 +10,11 @@ use crate::host::HostName;
 use crate::id::{Digest, FleetId, TenantId};
 use crate::name::{Identifier, Name};
 use crate::path::{Method, PathPattern};
-use crate::release::{Scheme, SlotKind};
+use crate::payload::MAX_VERSION;
+use crate::scheme::Scheme;
 use crate::seal::{ENCAPSULATED_BYTES, SealError, TAG_BYTES, seal};
-use crate::statement::{MAX_VERSION, Pool};
+use crate::slot::SlotKind;
+use crate::statement::Pool;
 
 /// Largest value, bytes.
 pub const MAX_VALUE_BYTES: usize = 64 * 1024;

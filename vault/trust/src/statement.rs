@@ -2,19 +2,20 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::Seconds;
-use crate::dsse::Envelope;
+use crate::encoding::Canonical;
 use crate::freshness::FreshnessDemand;
 use crate::host::HostPattern;
-use crate::id::{Digest, FleetId, TenantId};
-use crate::key::{PublicKey, SealingKey, SigningKey};
+use crate::id::{Digest, FleetId, TenantId, sha256};
+use crate::key::{PublicKey, SealingKey};
 use crate::name::{Identifier, Name};
 use crate::note::{self, Note};
+use crate::payload::{span_flaw, version_flaw};
 
 pub use crate::ceiling::{Ceilings, EgressCeiling, MIN_MEMORY_MIB};
+pub use crate::payload::{MAX_VERSION, Statement};
 
 /// Most keys in a key set.
 pub const MAX_KEYS: usize = 16;
@@ -28,69 +29,8 @@ pub const MAX_SECRETS: usize = 1000;
 pub const MAX_FALLBACKS: usize = 8;
 /// Most pools of a function or a secret.
 pub const MAX_POOLS: usize = 64;
-/// Largest version: JSON readers everywhere represent it exactly, and an increment does not
-/// overflow.
-pub const MAX_VERSION: u64 = (1 << 53) - 1;
-
-/// A payload that can be signed.
-pub trait Statement: Serialize + DeserializeOwned {
-    /// The payload type in its envelope.
-    const TYPE: &'static str;
-
-    /// The inconsistency of the statement, if any.
-    fn flaw(&self) -> Option<String>;
-
-    /// Signs the statement.
-    fn sign(&self, keys: &[&SigningKey]) -> Envelope {
-        Envelope::sign(
-            Self::TYPE,
-            serde_json::to_vec(self).expect("plain data with text as keys is JSON"),
-            keys,
-        )
-    }
-
-    /// Reads an envelope's statement, unverified: only for finding out which keys to check with.
-    ///
-    /// # Errors
-    /// The type differs, or the payload is not such a statement, or is inconsistent.
-    fn read(envelope: &Envelope) -> Result<Self, String> {
-        if envelope.payload_type() != Self::TYPE {
-            let hint = if is_other_version(Self::TYPE, envelope.payload_type()) {
-                OF_NEWER
-            } else {
-                ""
-            };
-            return Err(format!(
-                "expected {}, got {:?}{hint}",
-                Self::TYPE,
-                crate::name::excerpt(envelope.payload_type())
-            ));
-        }
-        let statement: Self =
-            serde_json::from_slice(envelope.unverified_payload()).map_err(|error| {
-                let error = error.to_string();
-                let hint = if error.starts_with("unknown ") {
-                    OF_NEWER
-                } else {
-                    ""
-                };
-                error + hint
-            })?;
-        statement.flaw().map_or(Ok(statement), Err)
-    }
-}
-
-/// The hint for statements that a newer program has signed.
-const OF_NEWER: &str = "; a newer casemate has signed this: upgrade the program that refuses it";
-
-/// Whether two payload types are versions of the same statement.
-fn is_other_version(one: &str, other: &str) -> bool {
-    let stem = |payload_type: &str| {
-        let (stem, version) = payload_type.strip_suffix("+json")?.rsplit_once(".v")?;
-        version.parse::<u32>().ok().map(|_| stem.to_owned())
-    };
-    stem(one).is_some_and(|one| stem(other) == Some(one))
-}
+/// Most pools of a fleet.
+pub const MAX_FLEET_POOLS: usize = 1000;
 
 /// The fleet's root keys. Version n + 1 is signed by its own keys and by those of version n; the
 /// fleet's id is the digest of the first one.
@@ -105,7 +45,7 @@ pub struct Root {
     pub threshold: u32,
     /// When the root was signed.
     pub issued: Seconds,
-    /// Until when its statements are accepted.
+    /// Until when it is accepted.
     pub expires: Seconds,
 }
 
@@ -267,15 +207,6 @@ impl KeySet {
     }
 }
 
-pub(crate) fn version_flaw(version: u64) -> Option<String> {
-    (!(1..=MAX_VERSION).contains(&version))
-        .then(|| format!("expected a version from 1 to 2^53 - 1, got {version}"))
-}
-
-pub(crate) fn span_flaw(issued: Seconds, expires: Seconds) -> Option<String> {
-    (expires <= issued).then(|| format!("it expires ({expires}) before it is issued ({issued})"))
-}
-
 impl Root {
     /// The keys as a set.
     pub fn key_set(&self) -> KeySet {
@@ -309,6 +240,20 @@ impl Statement for Pool {
 
     fn flaw(&self) -> Option<String> {
         version_flaw(self.epoch).or_else(|| span_flaw(self.issued, self.expires))
+    }
+}
+
+impl TenantId {
+    /// Derives the id of the tenant with these first keys. A statement with another id is refused,
+    /// so not even the root can put other keys under an existing id.
+    pub fn derive(fleet: FleetId, name: &Name, keys: &[PublicKey], threshold: u32) -> Self {
+        let mut keys: Vec<_> = keys.iter().map(PublicKey::as_bytes).collect();
+        keys.sort_unstable();
+        let bytes = Canonical::new("casemate tenant v1")
+            .part(&fleet.0)
+            .part(name.as_str().as_bytes());
+        let bytes = bytes.number(threshold.into()).list(keys.into_iter());
+        Self(sha256(&bytes.bytes()))
     }
 }
 
@@ -423,40 +368,5 @@ impl Statement for Manifest {
             .or(freshness)
             .or_else(|| note::flaw(&self.notes))
             .or_else(|| span_flaw(self.issued, self.expires))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn refusal(payload_type: &str, payload: &str) -> String {
-        let envelope = Envelope::sign(payload_type, payload.as_bytes().to_vec(), &[]);
-        Root::read(&envelope).unwrap_err()
-    }
-
-    #[test]
-    fn what_a_newer_program_has_signed_is_refused_by_that_name() {
-        let root = r#"{"version":1,"keys":[],"threshold":1,"issued":1,"expires":2,"later":true}"#;
-        let later = refusal(Root::TYPE, root);
-        assert!(
-            later.contains("`later`") && later.ends_with(OF_NEWER),
-            "{later}"
-        );
-        let version = refusal("application/vnd.casemate.root.v2+json", "{}");
-        assert!(
-            version.contains(Root::TYPE) && version.ends_with(OF_NEWER),
-            "{version}"
-        );
-        for other in [
-            Pool::TYPE,
-            "application/vnd.casemate.root.vx+json",
-            "root",
-            "",
-        ] {
-            let text = refusal(other, "{}");
-            assert!(!text.ends_with(OF_NEWER), "{text}");
-        }
-        assert!(!refusal(Root::TYPE, "{").ends_with(OF_NEWER));
     }
 }

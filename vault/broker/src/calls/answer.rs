@@ -12,11 +12,10 @@ use http_body_util::BodyExt as _;
 use hyper::body::{Body as _, Incoming};
 use tokio::sync::Semaphore;
 
-use super::Refused;
 use super::heads::{self, ContentEncoding, CredentialedRules};
-use super::prepare::Credentialed;
+use super::refused::Refused;
 use super::searchers::Shared;
-use super::watch::Watch;
+use super::watch::{Credentialed, Watch};
 
 /// Longest pause between two pieces of an answer's body.
 const BODY_TIMEOUT: Duration = Duration::from_secs(120);

@@ -23,8 +23,8 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-use super::Refused;
 use super::cut::{Cut, CutWhenOver};
+use super::refused::Refused;
 use super::resolve::Resolving;
 
 /// Time until a connection is established, TLS included, for each address that is tried.

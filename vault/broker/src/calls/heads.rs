@@ -9,7 +9,7 @@ use casemate_wire::CallCode;
 use http::header::{CONTENT_ENCODING, TRANSFER_ENCODING};
 use http::{HeaderMap, StatusCode, Version};
 
-use super::Refused;
+use super::refused::Refused;
 
 /// The loop header of RFC 8586. The function's own value is dropped.
 pub(super) const CDN_LOOP: &str = "cdn-loop";

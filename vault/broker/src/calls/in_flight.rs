@@ -4,22 +4,11 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use casemate_trust::id::{Digest, TenantId};
-use casemate_trust::name::Name;
 use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::oneshot;
 
-use super::Refused;
-use super::prepare::SecretKey;
-
-/// The statements on which a call depends.
-#[derive(Debug, Clone)]
-pub(super) struct Authority {
-    pub(super) tenant: TenantId,
-    pub(super) function: Name,
-    pub(super) release: Digest,
-    pub(super) secret: Option<SecretKey>,
-}
+use super::authority::Authority;
+use super::refused::Refused;
 
 #[derive(Debug, Default)]
 struct Entries {

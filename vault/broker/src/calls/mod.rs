@@ -2,12 +2,16 @@
 //! messages claim.
 
 mod answer;
+mod authority;
 mod body;
+mod caller;
+mod capacity;
 mod cut;
 mod dial;
 mod heads;
 mod in_flight;
 mod prepare;
+mod refused;
 mod resolve;
 mod searchers;
 mod share;
@@ -30,66 +34,19 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use crate::config::Config;
-use crate::control::cut as cut_text;
+use crate::text::cut as cut_text;
 use crate::vault::{State, Vault};
 use answer::{Answer, Delivered};
+use authority::SecretKey;
+use caller::Caller;
+use capacity::{Capacity, MAX_CALLS};
 use in_flight::{InFlight, Registered};
-use prepare::{Credentialed, Prepared, SecretKey};
+use prepare::Prepared;
+use refused::Refused;
 use searchers::{Searchers, Values};
 use share::{Admission, MAX_WAIT, Permit};
-use upstream::{InUse, MAX_IDLE, MAX_POOLS, Place, Upstreams};
-
-/// Most calls at a time, if there are enough descriptors.
-const MAX_CALLS: usize = 700;
-/// Descriptors of a call: its connection, and before that a resolver's socket.
-const DESCRIPTORS_OF_A_CALL: usize = 2;
-
-/// How the descriptors of the process are divided: a quarter for calls, half for idle connections,
-/// and a quarter for workers' channels and everything else. So a vault with few descriptors makes
-/// fewer calls, and none fails for lack of descriptors.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Room {
-    /// Most calls at a time.
-    calls: usize,
-    /// Most idle connections in each pool; with none, every call dials.
-    idle: usize,
-}
-
-impl Room {
-    fn within(descriptors: u64) -> Self {
-        let descriptors = usize::try_from(descriptors).unwrap_or(usize::MAX);
-        Self {
-            calls: (descriptors / 4 / DESCRIPTORS_OF_A_CALL).clamp(1, MAX_CALLS),
-            idle: (descriptors / 2 / MAX_POOLS).min(MAX_IDLE),
-        }
-    }
-}
-
-/// Why a call got no answer from its upstream. The function sees code and message.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{message}")]
-pub(crate) struct Refused {
-    pub(crate) code: CallCode,
-    pub(crate) message: String,
-}
-
-impl Refused {
-    pub(crate) fn new(code: CallCode, message: impl Into<String>) -> Self {
-        Self {
-            code,
-            message: message.into(),
-        }
-    }
-}
-
-/// The owner of a channel, decided by the descriptor when the supervisor passed it.
-#[derive(Debug)]
-pub(crate) struct Caller {
-    pub(crate) tenant: TenantId,
-    pub(crate) function: Name,
-    pub(crate) release: Digest,
-    key: FunctionKey,
-}
+use upstream::{InUse, Place, Upstreams};
+use watch::Credentialed;
 
 /// Serves workers' channels. The vault's main loop owns it and passes it each new channel.
 pub(crate) struct Calls {
@@ -143,7 +100,7 @@ impl Calls {
         vault: Arc<Vault>,
         events: Arc<fair::Queue<TenantId, Event>>,
     ) -> Result<Self, String> {
-        let Room { calls, idle } = Room::within(descriptors);
+        let Capacity { calls, idle } = Capacity::within(descriptors);
         if calls < MAX_CALLS {
             tracing::warn!(
                 descriptors,
@@ -219,7 +176,7 @@ impl Calls {
     pub(crate) fn close_what_is_withdrawn(&self, changed: &[TenantId]) {
         let state = self.vault.read();
         self.in_flight.end_where(|authority| {
-            let (tenant, _) = prepare::authorised(
+            let (tenant, _) = authority::authorised(
                 &state,
                 &authority.tenant,
                 &authority.function,
@@ -249,7 +206,7 @@ impl Calls {
         tenant: &TenantState,
         (name, digest): &SecretKey,
     ) -> Result<(), Refused> {
-        let (listed, _) = prepare::usable(&self.vault, state, tenant, name)?;
+        let (listed, _) = authority::usable(&self.vault, state, tenant, name)?;
         if listed == *digest {
             return Ok(());
         }
@@ -425,35 +382,4 @@ fn is_declared(state: &State, place: &Place) -> bool {
     rules.any(|rule| {
         rule.scheme == place.scheme && rule.host == place.host && rule.port == place.port
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn calls_and_waiting_connections_leave_a_quarter_of_the_descriptors_to_the_rest() {
-        let all = Room {
-            calls: MAX_CALLS,
-            idle: MAX_IDLE,
-        };
-        assert_eq!(
-            Room::within(65_536),
-            all,
-            "more descriptors than the maximum change nothing"
-        );
-        assert_eq!(Room::within(u64::MAX), all);
-        assert_eq!(
-            Room::within(1024),
-            Room {
-                calls: 128,
-                idle: 0
-            }
-        );
-        assert_eq!(Room::within(0).calls, 1);
-        for limit in 8..100_000 {
-            let Room { calls, idle } = Room::within(limit as u64);
-            assert!(calls > 0 && calls * DESCRIPTORS_OF_A_CALL + idle * MAX_POOLS <= limit * 3 / 4);
-        }
-    }
 }

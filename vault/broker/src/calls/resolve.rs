@@ -23,7 +23,7 @@ use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
-use super::Refused;
+use super::refused::Refused;
 use crate::config::Config;
 
 /// Time limit for resolving a name, waiting included.

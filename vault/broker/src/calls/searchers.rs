@@ -14,7 +14,7 @@ use casemate_wire::CallCode;
 use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::Refused;
+use super::refused::Refused;
 use super::share::{MAX_WAIT, PerTenant};
 use crate::vault::Vault;
 

@@ -10,7 +10,7 @@ use casemate_wire::CallCode;
 use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::{Semaphore, oneshot};
 
-use super::Refused;
+use super::refused::Refused;
 
 /// A tenant makes at most one in so many of all calls.
 const SHARE_DIVISOR: usize = 4;

@@ -15,16 +15,15 @@ use ipnet::IpNet;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
+use super::authority::SecretKey;
 use super::body::CallBody;
 use super::dial::{Dialer, Trust};
-use super::prepare::SecretKey;
+use super::refused::Refused;
 use super::resolve::Resolving;
-use super::{MAX_CALLS, Refused};
 use crate::config::Config;
 
 /// Most pools at a time: more than calls, so that one can always be dropped.
 pub(super) const MAX_POOLS: usize = 1024;
-const _: () = assert!(MAX_POOLS > MAX_CALLS);
 /// Most pools of one tenant at a time: a function that calls many hosts displaces its own pools.
 const MAX_POOLS_OF_A_TENANT: usize = 64;
 /// Idle connections in each pool, if there are enough descriptors.

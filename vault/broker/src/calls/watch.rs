@@ -15,9 +15,10 @@ use casemate_trust::secret::{Reflection, Secret};
 use casemate_vault_core::reflection::{MAX_MATCHES, Recorded};
 use casemate_wire::CallCode;
 
+use super::caller::Caller;
 use super::heads::CredentialedRules;
-use super::searchers::{Key, Values};
-use super::{Caller, Refused};
+use super::refused::Refused;
+use super::searchers::{Key, Shared, Values};
 use crate::vault::{Owner, Reflected, State, Vault};
 
 /// The secrets that one answer may hold.
@@ -132,6 +133,13 @@ impl Watch {
         });
         stopped.map(|(secret, _)| reflected(secret))
     }
+}
+
+/// State for an answer that is searched.
+pub(super) struct Credentialed {
+    pub(super) watch: Watch,
+    /// `None`: every secret is too short to be searched for.
+    pub(super) searcher: Option<Arc<Shared>>,
 }
 
 /// A secret that is listed for this node's pool, and for which the node has the key. It is searched

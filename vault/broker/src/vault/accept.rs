@@ -6,7 +6,6 @@ use casemate_trust::id::{Digest, TenantId};
 use casemate_trust::image::Image;
 use casemate_trust::join::Grant;
 use casemate_trust::judge::{Change, Refusal, Row, RowKey};
-use casemate_trust::name::Name as PoolName;
 use casemate_trust::release::MAX_RELEASE_BYTES;
 use casemate_trust::revocation::Revocations;
 use casemate_trust::secret::MAX_SECRET_BYTES;
@@ -20,9 +19,10 @@ use super::Vault;
 use super::evidence::outdated;
 use super::memory::{frame, frames};
 use super::open::StoredLease;
+use super::record::{grant_record, record};
 use super::staging::{NotStaged, Staging};
 use crate::clock;
-use crate::control::cut;
+use crate::text::cut;
 
 /// The effects of a judgement on the rest of the program.
 #[derive(Debug, Default)]
@@ -335,30 +335,8 @@ impl Vault {
     }
 }
 
-/// Name of a grant's record.
-fn grant_record(pool: &PoolName, epoch: u64) -> String {
-    format!("{pool}/{epoch:020}")
-}
-
 fn parse(bytes: &[u8]) -> Result<Envelope, Rejection> {
     Envelope::parse(bytes).map_err(|error| Rejection::new("statement_malformed", error))
-}
-
-/// Kind and name of the record of a row. Of statements whose version only rises the newest one is
-/// stored, but every root is, because each signs the next.
-pub(super) fn record(key: &RowKey) -> (Kind, String) {
-    const NEWEST: &str = "newest";
-    match key {
-        RowKey::Root(version) => (Kind::Root, format!("{version:020}")),
-        RowKey::OnlineKey => (Kind::OnlineKey, NEWEST.to_owned()),
-        RowKey::Revocations => (Kind::Revocations, NEWEST.to_owned()),
-        RowKey::Pool(name, epoch) => (Kind::Pool, format!("{name}/{epoch:020}")),
-        RowKey::Image(..) => (Kind::Image, NEWEST.to_owned()),
-        RowKey::Tenant(id, _) => (Kind::Tenant, id.to_string()),
-        RowKey::Manifest(id) => (Kind::Manifest, id.to_string()),
-        RowKey::Freshness(id) => (Kind::Freshness, id.to_string()),
-        RowKey::Object(digest) => (Kind::Object, digest.to_string()),
-    }
 }
 
 /// Stores an object that a verified manifest waits for; any other is refused, so that no sender can

@@ -25,9 +25,10 @@ use super::evidence::Evidence;
 use super::image::ImageFile;
 use super::memory::frames;
 use super::room::Spending;
-use super::{Reflected, State, Vault, VaultError};
+use super::{Reflected, State, Vault};
 use crate::clock;
 use crate::config::Config;
+use crate::error::VaultError;
 use crate::identity::Identity;
 
 /// Mode of the storage key's file: only its owner may read it.

@@ -10,7 +10,7 @@ use casemate_trust::judge::{Accord, Change, Judge, Row, RowKey};
 use casemate_vault_store::{Room, Store, StoreError};
 use parking_lot::Mutex;
 
-use super::accept::record;
+use super::record::record;
 
 /// Bytes that signatures and base64 add to a payload: sixteen keys' signatures with their ids, and
 /// a third. A longer envelope was padded by its carrier.

@@ -12,7 +12,7 @@
 use std::sync::Arc;
 
 use super::memory::MemoryRow;
-use super::tenant::Accord;
+use super::tenant_state::Accord;
 use super::{Accepted, Judge};
 use crate::dsse::Envelope;
 use crate::freshness::Freshness;

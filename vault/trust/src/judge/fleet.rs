@@ -2,12 +2,11 @@
 
 use super::change::Held;
 use super::{
-    Age, Change, Judge, MAX_EPOCHS_HELD, MAX_POOLS_HELD, MemoryRow, PoolSeen, Refusal, RowKey,
-    Seen, accepted, age,
+    Age, Change, Judge, MAX_EPOCHS_HELD, MemoryRow, PoolSeen, Refusal, RowKey, Seen, accepted, age,
 };
 use crate::Seconds;
 use crate::dsse::Envelope;
-use crate::statement::{OnlineKey, Pool, Root, Statement as _};
+use crate::statement::{MAX_FLEET_POOLS, OnlineKey, Pool, Root, Statement as _};
 
 impl Judge {
     /// Judges a `Root`, whether or not it has expired: an earlier step of the chain may have (TUF,
@@ -118,7 +117,7 @@ impl Judge {
             };
         }
         let seen = self.memory.pools.get(&pool.name);
-        if seen.is_none() && self.memory.pools.len() >= MAX_POOLS_HELD {
+        if seen.is_none() && self.memory.pools.len() >= MAX_FLEET_POOLS {
             return Err(Refusal::TooMany("pools"));
         }
         if self.epochs(&pool.name).count() >= MAX_EPOCHS_HELD {

@@ -1,28 +1,13 @@
 //! Judges statements of freshness, and whether a manifest is fresh.
 
-use serde::{Deserialize, Serialize};
-
 use super::change::Held;
+use super::memory::FreshnessSeen;
 use super::{Age, Change, Judge, MemoryRow, Refusal, RowKey, TenantSeen, TenantState, accepted};
 use crate::Seconds;
 use crate::dsse::Envelope;
 use crate::freshness::{Freshness, FreshnessDemand, MAX_SKEW_SECS};
-use crate::id::Digest;
 use crate::late::Early;
 use crate::statement::Statement as _;
-
-/// A tenant's newest statement of freshness. Statements are ordered by the version of the manifest
-/// that they name, then by time.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct FreshnessSeen {
-    /// Version of the manifest.
-    pub version: u64,
-    /// When it was signed.
-    pub issued: Seconds,
-    /// Digest of the payload.
-    pub digest: Digest,
-}
 
 /// Whether a tenant's credentials may be used, by the freshness of its manifest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

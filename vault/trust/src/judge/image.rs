@@ -2,29 +2,14 @@
 
 use std::collections::BTreeSet;
 
-use serde::{Deserialize, Serialize};
-
 use super::change::Held;
-use super::{Accepted, Change, Judge, MAX_POOLS_HELD, MemoryRow, Refusal, Row, RowKey};
+use super::memory::ImageSeen;
+use super::{Accepted, Change, Judge, MemoryRow, Refusal, Row, RowKey};
 use crate::Seconds;
 use crate::dsse::Envelope;
-use crate::id::Digest;
-use crate::image::{Image, ImageVersion};
+use crate::image::Image;
 use crate::name::Name;
-use crate::statement::Statement as _;
-
-/// The newest image of a pool.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct ImageSeen {
-    /// Its version.
-    pub version: ImageVersion,
-    /// Digest of the file.
-    pub digest: Digest,
-    /// Digest of the statement's payload. The same image may be signed again, for more pools or a
-    /// longer time.
-    pub statement: Digest,
-}
+use crate::statement::{MAX_FLEET_POOLS, Statement as _};
 
 impl Judge {
     /// The newest image of a pool.
@@ -71,7 +56,7 @@ impl Judge {
             self.must_rise(pool, &image)?;
         }
         let unseen = pools.iter().filter(|pool| seen(pool).is_none()).count();
-        if self.memory.images.len() + unseen > MAX_POOLS_HELD {
+        if self.memory.images.len() + unseen > MAX_FLEET_POOLS {
             return Err(Refusal::TooMany("pools with an image"));
         }
         if let Some(clock) = clock {

@@ -5,10 +5,9 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::freshness::FreshnessSeen;
-use super::image::ImageSeen;
 use crate::Seconds;
 use crate::id::{Digest, FleetId, TenantId};
+use crate::image::ImageVersion;
 use crate::name::Name;
 
 /// Most epochs of a pool that are remembered, the highest ones: a key that is replaced weekly and
@@ -22,6 +21,32 @@ pub struct Seen {
     pub version: u64,
     /// Digest of the payload.
     pub digest: Digest,
+}
+
+/// A tenant's newest statement of freshness. Statements are ordered by the version of the manifest
+/// that they name, then by time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FreshnessSeen {
+    /// Version of the manifest.
+    pub version: u64,
+    /// When the statement was signed.
+    pub issued: Seconds,
+    /// Digest of the payload.
+    pub digest: Digest,
+}
+
+/// The newest image of a pool.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ImageSeen {
+    /// Its version.
+    pub version: ImageVersion,
+    /// Digest of the file.
+    pub digest: Digest,
+    /// Digest of the statement's payload. The same image may be signed again, for more pools or a
+    /// longer time.
+    pub statement: Digest,
 }
 
 /// The highest versions of one tenant.

@@ -18,6 +18,7 @@ mod refusal;
 mod replay;
 mod revocation;
 mod tenant;
+mod tenant_state;
 #[cfg(test)]
 mod tests;
 
@@ -35,18 +36,18 @@ use crate::statement::{Manifest, OnlineKey, Pool, Root, Statement, Tenant};
 
 use change::Stamp;
 pub use change::{Change, Committed, Row, RowKey};
-pub use freshness::{FreshnessSeen, Stale, Standing};
+pub use freshness::{Stale, Standing};
 use hosts::HostClaims;
-pub use image::ImageSeen;
-pub use memory::{MAX_EPOCHS_REMEMBERED, Memory, MemoryRow, PoolSeen, Seen, TenantSeen};
+pub use memory::{
+    FreshnessSeen, ImageSeen, MAX_EPOCHS_REMEMBERED, Memory, MemoryRow, PoolSeen, Seen, TenantSeen,
+};
 pub use refusal::Refusal;
-pub use tenant::{Accord, Objects, TenantState, no_objects};
+pub use tenant::{Objects, no_objects};
+pub use tenant_state::{Accord, TenantState};
 
 /// Most tenants that are remembered. A hostile control plane would need the root's signature for
 /// each, but the memory must be bounded all the same.
 pub const MAX_TENANTS: usize = 100_000;
-/// Most pools that are remembered.
-pub const MAX_POOLS_HELD: usize = 1000;
 /// Most epochs of a pool that are held: the list of held statements must fit into a node's first
 /// message to the control plane. With a new key every week they suffice for nineteen years.
 pub const MAX_EPOCHS_HELD: usize = 1000;

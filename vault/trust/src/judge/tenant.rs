@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::change::Held;
+use super::tenant_state::{Accord, TenantState};
 use super::{Age, Change, Judge, MAX_TENANTS, MemoryRow, Refusal, Row, RowKey, Seen, TenantSeen};
 use super::{accepted, age};
 use crate::Seconds;
@@ -14,41 +15,6 @@ use crate::name::{Identifier, Name};
 use crate::release::Release;
 use crate::secret::Secret;
 use crate::statement::{Manifest, Statement, Tenant};
-
-/// The held statements of a tenant.
-#[derive(Debug, Clone)]
-pub struct TenantState {
-    /// Its newest statement.
-    pub tenant: Tenant,
-    /// Its newest manifest, with the objects that it lists.
-    pub manifest: Option<Accord>,
-    /// Its newest statement of freshness, which is never about a manifest older than the held one.
-    pub freshness: Option<Freshness>,
-}
-
-/// A manifest and its listed objects, as far as they matter here.
-#[derive(Debug, Clone)]
-pub struct Accord {
-    /// The manifest.
-    pub manifest: Manifest,
-    /// Digest of its payload.
-    pub digest: Digest,
-    /// Releases by digest, wanted ones and fallbacks.
-    pub releases: BTreeMap<Digest, Arc<Release>>,
-    /// Sealed secrets by name, then pool.
-    pub secrets: BTreeMap<(Identifier, Name), Arc<Secret>>,
-}
-
-impl Accord {
-    /// Digests of all listed objects that matter here.
-    pub fn objects(&self) -> BTreeSet<Digest> {
-        let secrets = self
-            .secrets
-            .keys()
-            .filter_map(|(name, pool)| self.manifest.secrets.get(name)?.get(pool));
-        self.releases.keys().chain(secrets).copied().collect()
-    }
-}
 
 /// Looks up an object's bytes by its digest. The bytes are checked against the digest.
 pub type Objects<'a> = &'a dyn Fn(&Digest) -> Option<Vec<u8>>;
