@@ -15,6 +15,8 @@ use casemate_trust::id::{Digest, FleetId, TenantId};
 use casemate_trust::key::{PublicKey, SigningKey};
 use casemate_trust::name::Name;
 use casemate_trust::statement::{Manifest, Statement as _, Wanted};
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::{Rng as _, SeedableRng as _};
 
 use crate::bundle::Header;
 use crate::*;
@@ -27,15 +29,16 @@ const TENANTS: u64 = 5;
 const KEY: PublicKey = PublicKey::from_bytes([9; 32]);
 const FLEET: FleetId = FleetId([8; 32]);
 
-/// xorshift64*: small, seeded, the same everywhere.
-pub(crate) struct Dice(pub(crate) u64);
+/// Choices that follow from a seed, the same on every machine.
+pub(crate) struct Dice(ChaCha8Rng);
 
 impl Dice {
+    pub(crate) fn new(seed: u64) -> Self {
+        Self(ChaCha8Rng::seed_from_u64(seed))
+    }
+
     fn roll(&mut self, sides: u64) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        (self.0.wrapping_mul(0x2545_F491_4F6C_DD1D) >> 33) % sides
+        self.0.next_u64() % sides
     }
 }
 
@@ -223,7 +226,7 @@ pub(crate) fn member() -> Member {
 }
 
 fn run(seed: u64) {
-    let mut dice = Dice(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1);
+    let mut dice = Dice::new(seed);
     // A shortened list relies on its cursor, which a restored backup invalidates: so a seed has one
     // or the other.
     let (is_cut, listed) = (seed.is_multiple_of(3), 2);

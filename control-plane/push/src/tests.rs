@@ -49,7 +49,7 @@ fn a_node_that_is_not_a_member_may_only_join() {
 
 #[test]
 fn a_join_becomes_a_membership_on_the_same_connection() {
-    let (mut world, mut vault, mut dice) = (World::new(1), Vault::default(), Dice(1));
+    let (mut world, mut vault, mut dice) = (World::new(1), Vault::default(), Dice::new(1));
     world.put_next(|version| StatementId::Root { version });
     let (mut node, mut control) = (
         NodeEnd::joining(vec![1]),
@@ -311,7 +311,7 @@ fn world_with_manifest(dice: &mut Dice) -> World {
 
 #[test]
 fn a_cursor_of_another_store_or_from_the_future_is_no_help() {
-    let world = world_with_manifest(&mut Dice(1));
+    let world = world_with_manifest(&mut Dice::new(1));
     let mut hello = Vault::default().hello();
     hello.has.more_tenants = true;
     let now = world.now();
@@ -342,7 +342,7 @@ fn a_cursor_of_another_store_or_from_the_future_is_no_help() {
 
 #[test]
 fn another_manifest_of_the_same_version_is_sent_so_that_its_refusal_shows() {
-    let world = world_with_manifest(&mut Dice(1));
+    let world = world_with_manifest(&mut Dice::new(1));
     let mut hello = Vault::default().hello();
     let has = |version, digest| TenantHas {
         version: 1,
@@ -370,7 +370,7 @@ fn a_node_says_what_it_does_not_keep_once_it_is_known() {
         message: "x".repeat(2 * MAX_TEXT_BYTES),
     };
     let world = World::new(1);
-    link.settle(&world, &mut Vault::default(), &mut Dice(1));
+    link.settle(&world, &mut Vault::default(), &mut Dice::new(1));
     link.node.not_stored(not_stored.clone()).unwrap();
     let frame = link.node.poll_transmit().unwrap();
     link.control.receive(&frame).unwrap();
@@ -390,7 +390,7 @@ fn pieces_of_images_are_bounded_and_come_one_at_a_time() {
     let world = World::new(1);
     let mut vault = Vault::default();
     let mut link = Link::new(&vault);
-    link.settle(&world, &mut vault, &mut Dice(1));
+    link.settle(&world, &mut vault, &mut Dice::new(1));
     let digest = Digest::of(b"image");
     let header = |offset, total| bundle::Header {
         digest,

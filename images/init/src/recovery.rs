@@ -100,7 +100,10 @@ impl RecoveryKey {
         let opened = self
             .cipher()?
             .open_in_place(Self::nonce(), Aad::from(PURPOSE), &mut bytes)
-            .map_err(|_| "this recovery key belongs to another machine, or to an earlier storage key of this one")?;
+            .map_err(|_| {
+                "this recovery key belongs to another machine, or to an earlier storage key of \
+                 this one"
+            })?;
         let key: &[u8; KEY_BYTES] = (&*opened)
             .try_into()
             .map_err(|_| "the sealed content is not a storage key")?;

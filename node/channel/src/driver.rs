@@ -6,9 +6,9 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
-use bytes::{Buf as _, Bytes, BytesMut};
+use bytes::{Buf as _, Bytes};
 use casemate_wire::channel::MAX_OUTPUT_BYTES;
-use casemate_wire::{Channel, Event, Fields, RequestHead, ResponseHead, Side, StreamId};
+use casemate_wire::{Channel, Event, RequestHead, Side, StreamId};
 use hashbrown::HashMap;
 use parking_lot::{Mutex, MutexGuard};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -16,6 +16,7 @@ use tokio::net::UnixStream;
 use tokio::sync::{Notify, SetOnce};
 
 use crate::StreamError;
+use crate::arrived::Arrived;
 use crate::openings::Openings;
 
 /// Read at a time: a few of the largest frames.
@@ -28,9 +29,6 @@ const READS_IN_A_TURN: u32 = 4;
 /// Output that is worth a write, bytes: some ten heads. Waiting for more would leave the other end
 /// idle.
 const WRITE_BYTES: usize = 2 * 1024;
-
-/// A piece below this is copied together with its neighbours, bytes.
-const SMALL_BYTES: usize = 8 * 1024;
 
 /// State that handles and driver share.
 #[derive(Debug)]
@@ -61,52 +59,6 @@ pub(crate) struct State {
     /// Senders that wait for the output to drain.
     draining: Vec<Waker>,
     pub(crate) openings: Openings,
-}
-
-/// Bytes that have arrived for one stream and were not read yet. Bounded by the channel's credit.
-#[derive(Debug, Default)]
-pub(crate) struct Arrived {
-    pub(crate) head: Option<(ResponseHead, bool)>,
-    data: VecDeque<Bytes>,
-    /// Small pieces since the last large one, copied together, because each would otherwise keep a
-    /// whole read buffer alive.
-    tail: BytesMut,
-    pub(crate) end: bool,
-    pub(crate) trailers: Option<Fields>,
-    pub(crate) reset: Option<u16>,
-    pub(crate) reading: Option<Waker>,
-    pub(crate) writing: Option<Waker>,
-    /// Number of handles that still use it.
-    pub(crate) handles: u8,
-}
-
-impl Arrived {
-    fn put(&mut self, bytes: Bytes) {
-        if bytes.len() < SMALL_BYTES {
-            self.tail.extend_from_slice(&bytes);
-        }
-        if bytes.len() >= SMALL_BYTES || self.tail.len() >= SMALL_BYTES {
-            if !self.tail.is_empty() {
-                self.data.push_back(self.tail.split().freeze());
-            }
-            if bytes.len() >= SMALL_BYTES {
-                self.data.push_back(bytes);
-            }
-        }
-    }
-
-    /// Takes the next piece.
-    pub(crate) fn take(&mut self) -> Option<Bytes> {
-        let tail = &mut self.tail;
-        self.data
-            .pop_front()
-            .or_else(|| (!tail.is_empty()).then(|| tail.split().freeze()))
-    }
-
-    /// Whether everything that arrived was read.
-    pub(crate) fn is_empty(&self) -> bool {
-        self.data.is_empty() && self.tail.is_empty()
-    }
 }
 
 /// Dropped with the last handle, which ends the driver.
@@ -236,13 +188,7 @@ impl Shared {
                 return Err(StreamError::Closed);
             }
             let id = state.channel.open(head, end)?;
-            state.streams.insert(
-                id,
-                Arrived {
-                    handles: 2,
-                    ..Arrived::default()
-                },
-            );
+            state.streams.entry(id).or_default().handles = 2;
             Ok(id)
         })
     }
@@ -360,13 +306,7 @@ impl State {
     fn arrive(&mut self, event: Event) {
         match event {
             Event::Request { id, head, end } => {
-                self.streams.insert(
-                    id,
-                    Arrived {
-                        end,
-                        ..Arrived::default()
-                    },
-                );
+                self.streams.entry(id).or_default().end = end;
                 self.requests.push_back((id, head, end));
                 self.accepting.take().into_iter().for_each(Waker::wake);
             }

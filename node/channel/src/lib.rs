@@ -7,6 +7,7 @@
 //! one write. It works on a current-thread runtime.
 #![forbid(unsafe_code)]
 
+mod arrived;
 pub mod budget;
 pub mod control;
 mod driver;

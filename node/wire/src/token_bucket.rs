@@ -4,7 +4,7 @@
 /// Parts of a token that are counted.
 const PARTS: u64 = 1000;
 
-/// A bucket of tokens: `burst` at once, then `per_sec`. Whoever counts the events owns it, and takes
+/// A bucket of tokens: `burst` at once, then `per_sec`. The counter of events owns it, and takes
 /// tokens before each event.
 #[derive(Debug, Clone, Copy)]
 pub struct TokenBucket {
@@ -34,7 +34,7 @@ impl TokenBucket {
         self.left >= tokens.saturating_mul(PARTS)
     }
 
-    /// Takes so many tokens, or none if the bucket does not hold them; returns whether it took them.
+    /// Takes so many tokens, or none if the bucket holds fewer; returns whether it took them.
     pub fn take(&mut self, tokens: u64, now_ms: u64) -> bool {
         let holds = self.holds(tokens, now_ms);
         if holds {

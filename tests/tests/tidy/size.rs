@@ -55,7 +55,6 @@ const LONG_FUNCTIONS: &[(&str, usize)] = &[
     ("node/supervisor/src/state/functions.rs", 1),
     ("node/supervisor/src/state/mod.rs", 1),
     ("node/supervisor/src/state/tests.rs", 1),
-    ("node/wire/tests/channel.rs", 1),
     ("node/worker/src/engine/functions.rs", 1),
     ("node/worker/tests/webassembly.rs", 1),
     ("tests/tests/image_push.rs", 1),

@@ -116,7 +116,8 @@ impl Header {
         if !rest.is_empty() {
             tracing::warn!(
                 bytes = rest.len(),
-                "the last write to the rollback memory was cut short; its content is restored from the record store"
+                "the last write to the rollback memory was cut short; its content is restored from \
+                 the record store"
             );
         }
         (frames.len() >= self.base as usize).then_some(frames)

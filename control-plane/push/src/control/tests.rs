@@ -8,7 +8,7 @@ use crate::{ToControl, VERSIONS, encode};
 
 #[test]
 fn a_manifest_is_read_once_however_often_its_objects_are_asked_for() {
-    let (mut world, mut dice) = (World::new(1), Dice(1));
+    let (mut world, mut dice) = (World::new(1), Dice::new(1));
     world.publish_manifest(tenant(1), &mut dice);
     let mut control = ControlEnd::member(member(), VERSIONS.newest);
     let hello = ToControl::Hello(Box::new(Vault::default().hello()));

@@ -48,7 +48,7 @@ impl Link {
 #[test]
 fn a_fresh_node_that_fetches_many_bundles_is_not_disconnected() {
     for seed in 1..=100 {
-        let mut dice = Dice(seed);
+        let mut dice = Dice::new(seed);
         let (mut world, mut vault) = (World::new(1), Vault::default());
         for number in 0..BUNDLES {
             let bundle = vec![number as u8; 100 + number as usize];

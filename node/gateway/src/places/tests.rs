@@ -153,7 +153,9 @@ proptest! {
     /// In any order of events the accounts agree, no bound is exceeded, and nothing is left at
     /// the end.
     #[test]
-    fn no_bound_is_ever_passed(steps in proptest::collection::vec((0u8..5, 0u8..4, 0usize..64), 0..300)) {
+    fn no_bound_is_ever_passed(
+        steps in proptest::collection::vec((0u8..5, 0u8..4, 0usize..64), 0..300),
+    ) {
         let mut places: Places<u32> = Places::new(20, 8);
         let mut held: Vec<Place> = Vec::new();
         let mut leaving: Vec<Place> = Vec::new();
@@ -164,7 +166,8 @@ proptest! {
                     Admission::Granted { place, evicted } => {
                         if let Some(evicted) = evicted {
                             let at = held.iter().position(|held| *held == evicted);
-                            leaving.push(held.remove(at.expect("the released connection held a slot")));
+                            let at = at.expect("the released connection held a slot");
+                            leaving.push(held.remove(at));
                         }
                         held.push(place);
                     }

@@ -326,6 +326,9 @@ fn too_many(why: &str) -> Refused {
 
 #[cfg(test)]
 mod tests {
+    use rand_chacha::ChaCha8Rng;
+    use rand_chacha::rand_core::{Rng as _, SeedableRng as _};
+
     use super::*;
 
     fn tenant(number: u8) -> TenantId {
@@ -433,13 +436,8 @@ mod tests {
     #[test]
     fn seeded_runs_lose_no_call_and_exceed_no_share() {
         for seed in 0..200_u64 {
-            let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-            let mut random = |below: u64| {
-                state ^= state << 13;
-                state ^= state >> 7;
-                state ^= state << 17;
-                state % below
-            };
+            let mut dice = ChaCha8Rng::seed_from_u64(seed);
+            let mut random = |below: u64| dice.next_u64() % below;
             let max_calls = 1 + random(40) as usize;
             let mut shares = Shares::new(max_calls);
             let (mut running, mut waiting) = (Vec::new(), HashMap::new());
