@@ -1,4 +1,5 @@
-//! What the supervisor and `casemate-launch` say to each other: packets of 64 bytes, and nothing else.
+//! The protocol between the supervisor and `casemate-launch`: packets of 64 bytes. Only the kill command is
+//! longer: after its 64 bytes come the ids of the children to kill, in ascending order, 8 bytes each.
 //!
 //! The socket is a `SOCK_SEQPACKET` pair; the supervisor's end is its descriptor 0. A packet is, in little-endian order,
 //!
@@ -8,7 +9,7 @@
 //! | 4 | 1 start, 2 kill, 6 assign, 7 note, 9 hold, 10 release | 3 started, 4 refused, 5 exited, 8 adopted, 11 held |
 //! | 5 | of start: the program | of refused: why; of exited: how; of adopted: the program |
 //! | 6..8 | 0 | 0 |
-//! | 8..16 | id | id |
+//! | 8..16 | id; of kill: number of ids | id |
 //! | 16..20 | of start and assign: memory, MiB | of started and adopted: pid; of refused: errno; of exited: code or signal |
 //! | 20..24 | of start: processes and threads; of assign: the tenant's number | of adopted: memory, MiB |
 //! | 24..28 | of assign: memory of the tenant, MiB | of adopted: the tenant's number, 0 for none |
@@ -20,6 +21,7 @@
 mod client;
 mod listener;
 
+use std::collections::BTreeSet;
 use std::num::NonZeroU32;
 
 pub use client::Client;
@@ -36,8 +38,17 @@ pub const KEPT_VARIABLES: &str = "CASEMATE_LOG";
 /// `casemate-{its pid}.{name}` for a group of them.
 pub const CGROUP_PREFIX: &str = "casemate-";
 
-/// Length of every packet, in bytes.
+/// Length of every event and of every command but [`Command::Kill`], in bytes.
 pub const PACKET_BYTES: usize = 64;
+
+/// Children that one [`Command::Kill`] names at most: all that can be alive.
+pub const KILL_MAX: usize = CHILDREN_MAX;
+
+/// Length of the longest command, in bytes.
+pub const COMMAND_BYTES_MAX: usize = PACKET_BYTES + KILL_MAX * ID_BYTES;
+
+/// Length of an id in [`Command::Kill`], in bytes.
+const ID_BYTES: usize = size_of::<u64>();
 
 /// Children alive at a time. More is refused: each costs launch an entry in its table and a user id.
 pub const CHILDREN_MAX: usize = 4096;
@@ -64,7 +75,7 @@ pub enum Program {
 }
 
 /// From the supervisor.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Command {
     /// Start a program. Comes with a `SOCK_SEQPACKET` socket, which becomes the child's standard input, and may come with its
     /// other end, which launch keeps for the supervisor's successor: without it the child does not outlive the supervisor.
@@ -79,11 +90,11 @@ pub enum Command {
         /// Processes and threads; a worker needs a limit, for the others 0 means none.
         pids: u32,
     },
-    /// End a child at once. Answered by [`Event::Exited`]; says nothing if there is no such child, for it may just have
-    /// ended by itself.
+    /// End children at once. Each child that ends is reported by [`Event::Exited`]. An id that no child has is ignored,
+    /// for the child may just have ended by itself.
     Kill {
-        /// Which.
-        id: u64,
+        /// Which children: at least one, and at most [`KILL_MAX`].
+        ids: BTreeSet<u64>,
     },
     /// Give a spare worker to a tenant: the worker moves into the tenant's cgroup, and its own memory limit, which was that
     /// of the largest function, narrows to its function's. Has no answer. Launch ends a worker that it cannot move or
@@ -202,15 +213,15 @@ pub struct Malformed;
 
 impl Command {
     /// As a packet.
-    pub fn encode(&self) -> [u8; PACKET_BYTES] {
-        match *self {
+    pub fn encode(&self) -> Vec<u8> {
+        let head = match *self {
             Self::Start {
                 id,
                 program,
                 memory_mib,
                 pids,
             } => packet(1, program.to_byte(), id, [memory_mib, pids, 0]),
-            Self::Kill { id } => packet(2, 0, id, [0; 3]),
+            Self::Kill { ref ids } => packet(2, 0, ids.len() as u64, [0; 3]),
             Self::Assign {
                 id,
                 memory_mib,
@@ -223,7 +234,12 @@ impl Command {
             Self::Note { id, note } => noted(packet(7, 0, id, [0; 3]), note),
             Self::Hold { id } => packet(9, 0, id, [0; 3]),
             Self::Release { id } => packet(10, 0, id, [0; 3]),
+        };
+        let mut bytes = head.to_vec();
+        if let Self::Kill { ids } = self {
+            bytes.extend(ids.iter().flat_map(|id| id.to_le_bytes()));
         }
+        bytes
     }
 
     /// From a packet.
@@ -231,7 +247,8 @@ impl Command {
     /// # Errors
     /// Any byte is not as it must be.
     pub fn decode(bytes: &[u8]) -> Result<Self, Malformed> {
-        let fields = Fields::read(bytes)?;
+        let (head, ids) = bytes.split_at_checked(PACKET_BYTES).ok_or(Malformed)?;
+        let fields = Fields::read(head)?;
         let command = match fields.kind {
             1 => Self::Start {
                 id: fields.id,
@@ -239,7 +256,9 @@ impl Command {
                 memory_mib: fields.first,
                 pids: fields.second,
             },
-            2 => Self::Kill { id: fields.id },
+            2 => Self::Kill {
+                ids: killed(fields.id, ids)?,
+            },
             6 => Self::Assign {
                 id: fields.id,
                 memory_mib: NonZeroU32::new(fields.first).ok_or(Malformed)?,
@@ -429,6 +448,17 @@ impl Fields {
     }
 }
 
+/// The ids of a kill, of which there are as many as the head says.
+fn killed(count: u64, bytes: &[u8]) -> Result<BTreeSet<u64>, Malformed> {
+    let (ids, rest) = bytes.as_chunks::<ID_BYTES>();
+    let is_count = ids.len() as u64 == count && (1..=KILL_MAX).contains(&ids.len());
+    if !is_count || !rest.is_empty() {
+        return Err(Malformed);
+    }
+    // Unordered or repeated ids do not encode to the same bytes, which `Command::decode` checks.
+    Ok(ids.iter().map(|id| u64::from_le_bytes(*id)).collect())
+}
+
 fn packet(kind: u8, which: u8, id: u64, numbers: [u32; 3]) -> [u8; PACKET_BYTES] {
     let mut bytes = [0; PACKET_BYTES];
     bytes[..4].copy_from_slice(&MAGIC);
@@ -463,7 +493,7 @@ mod tests {
                     pids
                 }
             ),
-            any::<u64>().prop_map(|id| Command::Kill { id }),
+            prop::collection::btree_set(any::<u64>(), 1..9).prop_map(|ids| Command::Kill { ids }),
             any::<u64>().prop_map(|id| Command::Hold { id }),
             any::<u64>().prop_map(|id| Command::Release { id }),
             (any::<u64>(), any::<[u8; NOTE_BYTES]>())
@@ -510,11 +540,23 @@ mod tests {
         ]
     }
 
+    #[test]
+    fn a_kill_of_all_children_is_one_packet_and_of_one_more_is_none() {
+        let kill = |count: usize| Command::Kill {
+            ids: (0..count as u64).collect(),
+        };
+        let all = kill(KILL_MAX);
+        assert_eq!(all.encode().len(), COMMAND_BYTES_MAX);
+        assert_eq!(Command::decode(&all.encode()), Ok(all));
+        let more = kill(KILL_MAX + 1).encode();
+        assert_eq!(Command::decode(&more), Err(Malformed));
+    }
+
     proptest! {
         #[test]
         fn commands_round_trip(command in commands()) {
-            prop_assert_eq!(Command::decode(&command.encode()), Ok(command));
             prop_assert_eq!(Event::decode(&command.encode()), Err(Malformed));
+            prop_assert_eq!(Command::decode(&command.encode()), Ok(command));
         }
 
         #[test]
@@ -527,6 +569,7 @@ mod tests {
         fn truncated_and_lengthened_packets_are_refused(command in commands(), length in 0..PACKET_BYTES, more in 1..100_usize) {
             let bytes = command.encode();
             prop_assert_eq!(Command::decode(&bytes[..length]), Err(Malformed));
+            prop_assert_eq!(Command::decode(&bytes[..bytes.len() - 1]), Err(Malformed));
             let longer: Vec<u8> = bytes.into_iter().chain(std::iter::repeat_n(0, more)).collect();
             prop_assert_eq!(Command::decode(&longer), Err(Malformed));
         }
@@ -536,6 +579,15 @@ mod tests {
             if let Ok(command) = Command::decode(&bytes) {
                 prop_assert_eq!(command.encode().to_vec(), bytes.clone());
             }
+        }
+
+        #[test]
+        fn a_kill_names_each_child_once_in_order_and_at_least_one(ids in prop::collection::vec(any::<u64>(), 0..5)) {
+            let head = packet(2, 0, ids.len() as u64, [0; 3]);
+            let listed = ids.iter().flat_map(|id| id.to_le_bytes());
+            let bytes: Vec<u8> = head.into_iter().chain(listed).collect();
+            let is_valid = !ids.is_empty() && ids.is_sorted_by(|one, next| one < next);
+            prop_assert_eq!(Command::decode(&bytes).is_ok(), is_valid);
         }
 
         #[test]
@@ -549,8 +601,8 @@ mod tests {
         fn a_changed_byte_is_refused_or_means_something_else(command in commands(), at in 0..PACKET_BYTES, flip in 1..=255_u8) {
             let mut bytes = command.encode();
             bytes[at] ^= flip;
-            prop_assert_ne!(Command::decode(&bytes), Ok(command));
             let is_note = matches!(command, Command::Note { .. }) && NOTE.contains(&at);
+            prop_assert_ne!(Command::decode(&bytes), Ok(command));
             if at < 4 || at == 6 || at == 7 || (at >= 28 && !is_note) {
                 prop_assert_eq!(Command::decode(&bytes), Err(Malformed));
             }

@@ -17,7 +17,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use casemate_sandbox::launch::{
-    CHILDREN_MAX, Command, End, Event, NOTE_BYTES, PACKET_BYTES, Program, Refusal,
+    CHILDREN_MAX, COMMAND_BYTES_MAX, Command, End, Event, NOTE_BYTES, Program, Refusal,
 };
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
@@ -43,8 +43,8 @@ const GRACE: Duration = Duration::from_secs(15);
 const LAST_WORDS: Duration = Duration::from_secs(2);
 /// For children to be gone after SIGKILL; one that hangs in the kernel must not keep us.
 const BURIAL: Duration = Duration::from_secs(5);
-/// Events that wait for the supervisor to read; from here on we read none of its commands. Exits may come on top, one for
-/// each child.
+/// Events that wait for the supervisor to read. While so many wait, the next start waits too, since it is the only command
+/// that is answered by an event; the other commands are carried out. Exits may come on top, one for each child.
 const EVENTS_MAX: usize = 1024;
 
 /// How serving has ended.
@@ -85,6 +85,9 @@ pub(crate) fn serve(
         free_slots: (0..CHILDREN_MAX as u32).collect(),
         started: 0,
         events,
+        delayed: None,
+        // A byte more than a command, so that a longer one is noticed.
+        command: vec![0; COMMAND_BYTES_MAX + 1],
         listening: true,
         ending: None,
         deadline: None,
@@ -122,6 +125,10 @@ struct Server {
     /// How many children we have started, ever: their cgroups' names.
     started: u64,
     events: VecDeque<(Event, Option<OwnedFd>)>,
+    /// A start, with its descriptors, that waits until the supervisor has read events. No command is read meanwhile.
+    delayed: Option<(Command, Vec<OwnedFd>)>,
+    /// Where a command is read into.
+    command: Vec<u8>,
     /// Whether the supervisor's socket is still open.
     listening: bool,
     /// What we were asked for.
@@ -167,21 +174,8 @@ impl Server {
             {
                 break;
             }
-            if self.listening && self.events.len() < EVENTS_MAX {
-                match self.receive() {
-                    Received::Command(command, descriptors) => self.obey(command, descriptors),
-                    Received::Nothing => {}
-                    Received::Closed => {
-                        self.listening = false;
-                        self.end_within(LAST_WORDS);
-                    }
-                    Received::Malformed => {
-                        tracing::error!(
-                            "the supervisor sent something that is no command; ending everything"
-                        );
-                        break;
-                    }
-                }
+            if self.listening && !self.take_command() {
+                break;
             }
             self.tell();
         }
@@ -189,10 +183,41 @@ impl Server {
         self.exit_code()
     }
 
+    /// Carries out the next command, if there is one and it need not wait. False when everything is to end.
+    fn take_command(&mut self) -> bool {
+        let received = match self.delayed.take() {
+            Some((command, descriptors)) => Received::Command(command, descriptors),
+            None => self.receive(),
+        };
+        match received {
+            Received::Command(command @ Command::Start { .. }, descriptors)
+                if self.events.len() >= EVENTS_MAX =>
+            {
+                self.delayed = Some((command, descriptors));
+            }
+            Received::Command(command, descriptors) => self.obey(command, descriptors),
+            Received::Nothing => {}
+            Received::Closed => {
+                self.listening = false;
+                self.end_within(LAST_WORDS);
+            }
+            Received::Malformed => {
+                tracing::error!(
+                    "the supervisor sent something that is no command; ending everything"
+                );
+                return false;
+            }
+        }
+        true
+    }
+
     /// Until there is something to do.
     fn wait(&self) {
+        if self.delayed.is_some() && self.events.len() < EVENTS_MAX {
+            return;
+        }
         let mut wanted = PollFlags::empty();
-        if self.events.len() < EVENTS_MAX {
+        if self.delayed.is_none() {
             wanted |= PollFlags::IN;
         }
         if !self.events.is_empty() {
@@ -254,15 +279,14 @@ impl Server {
         }
     }
 
-    fn receive(&self) -> Received {
-        // A byte more than a packet and a descriptor more than two, so that more is noticed.
-        let mut bytes = [0; PACKET_BYTES + 1];
+    fn receive(&mut self) -> Received {
+        // A descriptor more than two, so that more is noticed.
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(3))];
         let mut ancillary = RecvAncillaryBuffer::new(&mut space);
         let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
         let received = match recvmsg(
             &self.socket,
-            &mut [IoSliceMut::new(&mut bytes)],
+            &mut [IoSliceMut::new(&mut self.command)],
             &mut ancillary,
             flags,
         ) {
@@ -279,7 +303,7 @@ impl Server {
         if received.bytes == 0 && descriptors.is_empty() {
             return Received::Closed;
         }
-        let command = Command::decode(&bytes[..received.bytes]);
+        let command = Command::decode(&self.command[..received.bytes]);
         let whole = !received
             .flags
             .intersects(ReturnFlags::CTRUNC | ReturnFlags::TRUNC);
@@ -311,8 +335,8 @@ impl Server {
                 };
                 self.events.push_back((event, None));
             }
-            Command::Kill { id } => {
-                if let Some(child) = self.children.get(&id) {
+            Command::Kill { ids } => {
+                for child in ids.iter().filter_map(|id| self.children.get(id)) {
                     let _ = kill_process(child.pid, Signal::KILL);
                 }
             }
@@ -472,7 +496,7 @@ impl Server {
             let _ = kill_process(*pid, Signal::KILL);
         }
         self.deadline = Some(deadline);
-        self.listening = false;
+        (self.listening, self.delayed) = (false, None);
         while Instant::now() < deadline && (self.supervisor.is_some() || !self.children.is_empty())
         {
             self.wait();

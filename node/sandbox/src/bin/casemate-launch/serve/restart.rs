@@ -36,6 +36,7 @@ impl Server {
         self.restarts.push_back(now);
         // What was for the one before names children that the next one learns of now.
         self.events = self.sockets.events().collect();
+        self.delayed = None;
         let held = self.events.len();
         for (id, child) in &self.children {
             match child.control.as_ref().and_then(|end| end.try_clone().ok()) {
