@@ -10,11 +10,11 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use casemate_sandbox::launch::{Command, Event, NOTE_BYTES, PACKET_BYTES, Program, Refusal};
-use node::{MEMORY_MIB, Node, USERS, assign, control, order, start, told};
+use node::{MEMORY_MIB, Node, USERS, assign, control, kill, order, start, told};
 
 #[test]
 fn a_supervisor_that_sends_garbage_ends_everything() {
-    let kill = Command::Kill { id: 1 }.encode();
+    let kill = kill([1]).encode();
     let (_ours, theirs) = control();
     let cases: [(&str, Vec<u8>, usize); 6] = [
         ("garbage", vec![0xff; PACKET_BYTES], 0),
@@ -22,15 +22,11 @@ fn a_supervisor_that_sends_garbage_ends_everything() {
         ("a packet and a half", [&kill[..], &kill[..32]].concat(), 0),
         (
             "a start without a descriptor",
-            start(9, Program::Worker).encode().to_vec(),
+            start(9, Program::Worker).encode(),
             0,
         ),
-        (
-            "a start with three",
-            start(9, Program::Worker).encode().to_vec(),
-            3,
-        ),
-        ("a kill with one", kill.to_vec(), 1),
+        ("a start with three", start(9, Program::Worker).encode(), 3),
+        ("a kill with one", kill.clone(), 1),
     ];
     for (what, bytes, descriptors) in cases {
         let mut node = Node::start(USERS[0]);
@@ -51,7 +47,7 @@ fn a_flood_of_commands_and_a_supervisor_that_reads_nothing_stop_nothing() {
     while sent < 100_000
         && node
             .client
-            .send(&start(sent, Program::Worker), Some(file.as_fd()))
+            .send(&start(sent, Program::Worker), &[file.as_fd()])
             .is_ok()
     {
         sent += 1;

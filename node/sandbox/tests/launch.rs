@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use casemate_sandbox::cpu_time;
 use casemate_sandbox::launch::{Command, End, Event, Program, Refusal};
 use node::{
-    MEMORY_MIB, Node, PIDS, USERS, User, assign, control, is_root, order, start, told, value,
+    MEMORY_MIB, Node, PIDS, USERS, User, assign, control, is_root, kill, order, start, told, value,
     with_walls,
 };
 
@@ -188,7 +188,7 @@ fn ends_of_children_are_reported_as_they_were() {
 
         let (spins, _) = node.child(3, Program::Worker);
         order(&spins, "spin");
-        node.send(Command::Kill { id: 3 }, None);
+        node.send(kill([3]), None);
         assert_eq!(
             node.event(),
             Event::Exited {
@@ -198,9 +198,8 @@ fn ends_of_children_are_reported_as_they_were() {
             "{user:?}"
         );
 
-        // A child that has ended, and one that never existed: no event is sent.
-        node.send(Command::Kill { id: 3 }, None);
-        node.send(Command::Kill { id: u64::MAX }, None);
+        // Children that have ended, and one that never existed: no event is sent.
+        node.send(kill([3, 4, u64::MAX]), None);
         node.child(3, Program::Vault);
     }
 }
@@ -221,7 +220,7 @@ fn cpu_time_of_a_worker_is_seen_from_outside_and_its_end_too() {
             assert!(began.elapsed() < node::PATIENCE, "{user:?}: it spins");
             std::thread::sleep(Duration::from_millis(5));
         }
-        node.send(Command::Kill { id: 1 }, None);
+        node.send(kill([1]), None);
         assert!(matches!(node.event(), Event::Exited { id: 1, .. }));
     }
     for nobody in [0, u32::MAX, (1 << 22) + 1] {
@@ -343,7 +342,7 @@ fn a_worker_that_forks_without_end_comes_to_its_limit_and_its_children_end_with_
     let (worker, _) = node.child(1, Program::Worker);
     order(&worker, "fork");
     assert_eq!(told(&worker), format!("forked {}", PIDS - 1));
-    node.send(Command::Kill { id: 1 }, None);
+    node.send(kill([1]), None);
     assert_eq!(
         node.event(),
         Event::Exited {

@@ -36,10 +36,7 @@ fn settle(node: &mut Node) {
 
 fn hold(node: &Node, id: u64, socket: impl AsFd) {
     for _ in 0..1000 {
-        match node
-            .client
-            .send(&Command::Hold { id }, Some(socket.as_fd()))
-        {
+        match node.client.send(&Command::Hold { id }, &[socket.as_fd()]) {
             Err(error) if error.kind() == ErrorKind::WouldBlock => {
                 std::thread::sleep(Duration::from_millis(5));
             }

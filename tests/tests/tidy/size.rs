@@ -23,7 +23,6 @@ const LONG_FILES: &[&str] = &[
     "node/gateway/src/workers.rs",
     "node/gateway/tests/hostile_callers.rs",
     "node/sandbox/src/bin/casemate-launch/serve.rs",
-    "node/sandbox/src/launch/mod.rs",
     "node/supervisor/src/config.rs",
     "node/supervisor/src/shell/mod.rs",
     "node/supervisor/src/shell/push.rs",

@@ -36,23 +36,13 @@ impl Client {
         Self::new(io::stdin().as_fd().try_clone_to_owned()?)
     }
 
-    /// Sends a command, with a descriptor if and only if it is [`Command::Start`] or [`Command::Hold`].
+    /// Sends a command with its descriptors: both ends of the child's control socket with
+    /// [`Command::Start`], the child's first, the socket with [`Command::Hold`], and none with the
+    /// others.
     ///
     /// # Errors
     /// `WouldBlock` while launch is busy; any other error means that launch is gone.
-    pub fn send(&self, command: &Command, descriptor: Option<BorrowedFd<'_>>) -> io::Result<()> {
-        self.send_with(command, descriptor.as_slice())
-    }
-
-    /// Sends [`Command::Start`] with both ends of the child's control socket, the child's first.
-    ///
-    /// # Errors
-    /// As [`Client::send`].
-    pub fn start(&self, command: &Command, ends: [BorrowedFd<'_>; 2]) -> io::Result<()> {
-        self.send_with(command, &ends)
-    }
-
-    fn send_with(&self, command: &Command, descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
+    pub fn send(&self, command: &Command, descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
         if !command.descriptors().contains(&descriptors.len()) {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidInput,

@@ -78,6 +78,11 @@ pub(crate) fn start(id: u64, program: Program) -> Command {
     }
 }
 
+/// The command that ends children.
+pub(crate) fn kill<const N: usize>(ids: [u64; N]) -> Command {
+    Command::Kill { ids: ids.into() }
+}
+
 /// The command that gives a worker to a tenant, with limits of both in MiB.
 pub(crate) fn assign(id: u64, memory_mib: u32, tenant: u32, tenant_memory_mib: u32) -> Command {
     let number = |number| NonZeroU32::new(number).unwrap();
@@ -218,7 +223,7 @@ impl Node {
     }
 
     pub(crate) fn send(&self, command: Command, descriptor: Option<BorrowedFd<'_>>) {
-        self.client.send(&command, descriptor).unwrap();
+        self.client.send(&command, descriptor.as_slice()).unwrap();
     }
 
     pub(crate) fn send_raw(&self, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) {
@@ -274,7 +279,7 @@ impl Node {
     pub(crate) fn lasting_child(&mut self, id: u64, program: Program) {
         let (ours, theirs) = control();
         let ends = [theirs.as_fd(), ours.as_fd()];
-        self.client.start(&start(id, program), ends).unwrap();
+        self.client.send(&start(id, program), &ends).unwrap();
         let started = self.event();
         assert!(
             matches!(started, Event::Started { id: one, .. } if one == id),

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,9 +18,13 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::Happening;
+use super::launch::{Commands, QueueFull};
 
-/// Messages that wait for one child; one that lets more wait is ended.
-const MAX_QUEUE: usize = 4096;
+/// Messages that wait for one worker, or for the vault or gateway: a gateway that starts is sent a
+/// route of every function and a channel of every worker at once. A child that leaves more unread is
+/// ended.
+const MAX_QUEUE_OF_WORKER: usize = 1024;
+const MAX_QUEUE: usize = 1 << 18;
 
 /// Messages of a child that are heard at once, and in each [`PACE_ROUND`] for ever: several times what an honest worker says
 /// that fails every request. A worker that was taken over says more, and would take a processor from all tenants, since the
@@ -100,6 +104,7 @@ pub(crate) struct Children {
     launch: Arc<Client>,
     /// tokio's stream type only watches the descriptor.
     watch: Arc<UnixStream>,
+    commands: Commands,
     happenings: mpsc::Sender<Happening>,
     voices: BTreeMap<u64, Voice>,
 }
@@ -108,9 +113,13 @@ impl Children {
     /// Through this launch; its events come as happenings.
     pub(crate) fn new(launch: Client, happenings: mpsc::Sender<Happening>) -> io::Result<Self> {
         let watched = std::os::unix::net::UnixStream::from(launch.as_fd().try_clone_to_owned()?);
+        let (launch, watch) = (Arc::new(launch), Arc::new(UnixStream::from_std(watched)?));
+        let (commands, writer) = Commands::new(launch.clone(), watch.clone());
+        tokio::spawn(writer);
         Ok(Self {
-            launch: Arc::new(launch),
-            watch: Arc::new(UnixStream::from_std(watched)?),
+            launch,
+            watch,
+            commands,
             happenings,
             voices: BTreeMap::new(),
         })
@@ -134,13 +143,8 @@ impl Children {
     }
 
     /// Has launch hold a listening socket.
-    pub(crate) async fn hold(&self, id: u64, socket: BorrowedFd<'_>) -> io::Result<()> {
-        let command = Command::Hold { id };
-        self.watch
-            .async_io(Interest::WRITABLE, || {
-                self.launch.send(&command, Some(socket))
-            })
-            .await
+    pub(crate) fn hold(&self, id: u64, socket: OwnedFd) -> Result<(), QueueFull> {
+        self.commands.push(Command::Hold { id }, vec![socket])
     }
 
     /// The next child of a supervisor that has crashed, as launch hands it over; everything that it says comes as
@@ -158,7 +162,7 @@ impl Children {
     }
 
     /// Starts a child; everything that it says comes as happenings.
-    pub(crate) async fn start(
+    pub(crate) fn start(
         &mut self,
         id: u64,
         program: Program,
@@ -175,11 +179,9 @@ impl Children {
             memory_mib,
             pids,
         };
-        self.watch
-            .async_io(Interest::WRITABLE, || {
-                self.launch.start(&command, [theirs.as_fd(), kept.as_fd()])
-            })
-            .await?;
+        self.commands
+            .push(command, vec![theirs, kept])
+            .map_err(io::Error::other)?;
         self.voices.insert(id, voice);
         Ok(())
     }
@@ -210,16 +212,19 @@ impl Children {
         })
     }
 
-    /// Ends a child at once.
-    pub(crate) async fn kill(&mut self, id: u64) -> io::Result<()> {
-        self.command(Command::Kill { id }).await
+    /// Ends a child, together with all others that end before the next [`Children::end_killed`].
+    pub(crate) fn kill(&self, id: u64) {
+        self.commands.kill(id);
+    }
+
+    /// Ends all that were killed since the last time, by one command.
+    pub(crate) fn end_killed(&self) -> Result<(), QueueFull> {
+        self.commands.end_killed()
     }
 
     /// Sends a command that comes without a descriptor.
-    pub(crate) async fn command(&self, command: Command) -> io::Result<()> {
-        self.watch
-            .async_io(Interest::WRITABLE, || self.launch.send(&command, None))
-            .await
+    pub(crate) fn command(&self, command: Command) -> Result<(), QueueFull> {
+        self.commands.push(command, Vec::new())
     }
 
     /// A child is gone.
@@ -227,27 +232,45 @@ impl Children {
         self.voices.remove(&id);
     }
 
-    /// Says something to the vault; false when it cannot hear it.
+    /// Queues a message to the vault; false when there is none, or when it is ended because it reads nothing.
     pub(crate) fn vault(&self, id: Option<u64>, message: ToVault, fds: Vec<OwnedFd>) -> bool {
-        match id.and_then(|id| self.voices.get(&id)) {
-            Some(Voice::Vault(queue)) => queue.try_send((message, fds)).is_ok(),
+        match id.and_then(|id| Some((id, self.voices.get(&id)?))) {
+            Some((id, Voice::Vault(queue))) => self.queue(id, queue, (message, fds)),
             _ => false,
         }
     }
 
-    /// Says something to the gateway; false when it cannot hear it.
+    /// Queues a message to the gateway; false when there is none, or when it is ended because it reads nothing.
     pub(crate) fn gateway(&self, id: Option<u64>, message: ToGateway, fds: Vec<OwnedFd>) -> bool {
-        match id.and_then(|id| self.voices.get(&id)) {
-            Some(Voice::Gateway(queue)) => queue.try_send((message, fds)).is_ok(),
+        match id.and_then(|id| Some((id, self.voices.get(&id)?))) {
+            Some((id, Voice::Gateway(queue))) => self.queue(id, queue, (message, fds)),
             _ => false,
         }
     }
 
-    /// Says something to a worker; false when it cannot hear it.
+    /// Queues a message to a worker; false when there is none, or when it is ended because it reads nothing.
     pub(crate) fn worker(&self, id: u64, message: ToWorker, fds: Vec<OwnedFd>) -> bool {
         match self.voices.get(&id) {
-            Some(Voice::Worker(queue)) => queue.try_send((message, fds)).is_ok(),
+            Some(Voice::Worker(queue)) => self.queue(id, queue, (message, fds)),
             _ => false,
+        }
+    }
+
+    /// A child that leaves its queue full does not read, and is ended: a successor of the vault or gateway is told
+    /// everything again, and a worker is replaced. So no message is lost while its receiver stays.
+    fn queue<M>(&self, id: u64, queue: &mpsc::Sender<M>, message: M) -> bool {
+        match queue.try_send(message) {
+            Ok(()) => true,
+            Err(mpsc::error::TrySendError::Closed(_)) => false,
+            Err(mpsc::error::TrySendError::Full(_)) => {
+                tracing::error!(
+                    child = id,
+                    queued = queue.max_capacity(),
+                    "control-channel queue of a child process is full; the child is ended"
+                );
+                self.kill(id);
+                false
+            }
         }
     }
 }
@@ -289,7 +312,12 @@ where
     In: Message + Send + 'static,
 {
     let control = Arc::new(Control::<Out, In>::new(socket)?);
-    let (queue, mut queued) = mpsc::channel::<(Out, Vec<OwnedFd>)>(MAX_QUEUE);
+    let most = if pace.is_some() {
+        MAX_QUEUE_OF_WORKER
+    } else {
+        MAX_QUEUE
+    };
+    let (queue, mut queued) = mpsc::channel::<(Out, Vec<OwnedFd>)>(most);
     let (writer, deaf) = (control.clone(), happenings.clone());
     tokio::spawn(async move {
         while let Some((message, fds)) = queued.recv().await {

@@ -18,7 +18,7 @@ use crate::state::{Effect, Input, NotStored, Single, WORKER_PIDS};
 
 impl Shell {
     #[expect(clippy::too_many_lines, reason = "older than the limit")]
-    pub(super) async fn effect(&mut self, effect: Effect) -> io::Result<()> {
+    pub(super) fn effect(&mut self, effect: Effect) -> io::Result<()> {
         match effect {
             Effect::StartSingle { child, which } => {
                 let program = match which {
@@ -26,20 +26,19 @@ impl Shell {
                     Single::Gateway => Program::Gateway,
                 };
                 self.alive.insert(child, Child::default());
-                self.children.start(child, program, 0, 0).await?;
+                self.children.start(child, program, 0, 0)?;
                 match which {
                     Single::Vault => self.vault = Some(child),
                     Single::Gateway => {
                         self.gateway = Some(child);
-                        self.start_gateway().await?;
+                        self.start_gateway()?;
                     }
                 }
             }
             Effect::StartWorker { worker, memory_mib } => {
                 self.alive.insert(worker.0, Child::default());
                 self.children
-                    .start(worker.0, Program::Worker, memory_mib, WORKER_PIDS)
-                    .await?;
+                    .start(worker.0, Program::Worker, memory_mib, WORKER_PIDS)?;
             }
             Effect::Assign {
                 worker,
@@ -53,10 +52,10 @@ impl Shell {
                     tenant,
                     tenant_memory_mib,
                 };
-                self.children.command(command).await?;
+                self.children.command(command).map_err(io::Error::other)?;
             }
-            Effect::Kill { child } => self.children.kill(child).await?,
-            Effect::Serve { worker, key, plan } => self.serve(worker, key, &plan).await?,
+            Effect::Kill { child } => self.children.kill(child),
+            Effect::Serve { worker, key, plan } => self.serve(worker, key, &plan)?,
             Effect::Recognised { worker, key } => {
                 let records = Budget::new(self.now_ms());
                 self.serving.insert(worker.0, Serving { key, records });
@@ -75,11 +74,11 @@ impl Shell {
                     what,
                     "a worker broke the protocol of its control channel and is ended"
                 );
-                self.children.kill(worker.0).await?;
+                self.children.kill(worker.0);
             }
             Effect::Gateway(message) => self.tell_gateway(message),
             Effect::Warn { key, message } => self.warn(&key, &message),
-            Effect::DistrustVault { error } => self.distrust_vault(&error).await?,
+            Effect::DistrustVault { error } => self.distrust_vault(&error),
             Effect::VaultGone { worker } => drop(self.children.vault(
                 self.vault,
                 ToVault::Gone { worker },
@@ -90,9 +89,9 @@ impl Shell {
                 ToWorker::Stop { grace_ms },
                 Vec::new(),
             )),
-            Effect::Fetch { bundle, bytes } => self.fetch(bundle, bytes).await?,
+            Effect::Fetch { bundle, bytes } => self.fetch(bundle, bytes)?,
             Effect::Look { bundle } if self.has_bundle(bundle) => {
-                Box::pin(self.input(Input::BundleHere(bundle))).await?;
+                self.input(Input::BundleHere(bundle))?;
             }
             Effect::Look { .. } => {}
             // Else the hello says it.
@@ -130,12 +129,7 @@ impl Shell {
     }
 
     /// Gives a spare its function: the bundle, and an end each of two new channels, whose other ends go to gateway and vault.
-    async fn serve(
-        &mut self,
-        worker: WorkerId,
-        key: FunctionKey,
-        plan: &FunctionPlan,
-    ) -> io::Result<()> {
+    fn serve(&mut self, worker: WorkerId, key: FunctionKey, plan: &FunctionPlan) -> io::Result<()> {
         let digest = Digest(plan.bundle);
         let Some(bytes) = self
             .bundles
@@ -144,14 +138,14 @@ impl Shell {
         else {
             tracing::error!(%digest, "a bundle that was here is gone; it is fetched again");
             let bundle = plan.bundle;
-            return Box::pin(self.input(Input::BundleLost { bundle, worker })).await;
+            return self.input(Input::BundleLost { bundle, worker });
         };
         // First, so that a successor of ours knows what the worker runs.
         let note = Command::Note {
             id: worker.0,
             note: plan.release,
         };
-        self.children.command(note).await?;
+        self.children.command(note).map_err(io::Error::other)?;
         let bundle = sealed_memfd("casemate-bundle", &bytes)?;
         let (gateway_end, from_gateway) = casemate_channel::pair()?;
         let (vault_end, to_vault) = casemate_channel::pair()?;
@@ -259,15 +253,15 @@ impl Shell {
     }
 
     /// A bundle that is on the disk is here at once; another is asked for.
-    async fn fetch(&mut self, bundle: [u8; 32], bytes: u64) -> io::Result<()> {
+    fn fetch(&mut self, bundle: [u8; 32], bytes: u64) -> io::Result<()> {
         // The state asks for effects, and this is its answer: two steps deeper, never more.
         if self.has_bundle(bundle) {
-            return Box::pin(self.input(Input::BundleHere(bundle))).await;
+            return self.input(Input::BundleHere(bundle));
         }
         let digest = Digest(bundle);
         tracing::info!(%digest, bytes, "fetching a bundle");
         self.say(Say::FetchBundle(digest));
-        Box::pin(self.input(Input::BundleAbsent(bundle))).await
+        self.input(Input::BundleAbsent(bundle))
     }
 
     fn has_bundle(&self, bundle: [u8; 32]) -> bool {

@@ -17,7 +17,7 @@ use crate::state::carry::Carrier;
 use crate::state::{Input, Single};
 
 impl Shell {
-    pub(super) async fn hear_vault(&mut self, message: FromVault) -> io::Result<Option<u8>> {
+    pub(super) fn hear_vault(&mut self, message: FromVault) -> io::Result<Option<u8>> {
         match message {
             FromVault::Hello(hello) => {
                 if let Err(message) = self.config.must_be_in_force_in_the_vault(&hello.layers) {
@@ -32,9 +32,9 @@ impl Shell {
                     bundles: bundles_found,
                     loaded,
                 };
-                self.input(found).await?;
+                self.input(found)?;
                 self.identity = Some(hello);
-                self.input(Input::Up(Single::Vault)).await?;
+                self.input(Input::Up(Single::Vault))?;
                 self.connect()?;
             }
             FromVault::Failed { message } => {
@@ -45,16 +45,16 @@ impl Shell {
                 let carried = self.carrier.judged(id, verdict);
                 self.carry(carried);
             }
-            FromVault::Plan(part) => self.input(Input::Plan(part)).await?,
-            FromVault::AllPlans => self.input(Input::Told).await?,
+            FromVault::Plan(part) => self.input(Input::Plan(part))?,
+            FromVault::AllPlans => self.input(Input::Told)?,
             FromVault::LeaseWanted { nonce } => self.say(Say::Lease(nonce)),
             FromVault::Have(part) => match self.haves.take(*part) {
                 Ok(Some(have)) => {
-                    self.input(Input::Told).await?;
+                    self.input(Input::Told)?;
                     self.hello(&have);
                 }
                 Ok(None) => {}
-                Err(error) => self.distrust_vault(&error).await?,
+                Err(error) => self.distrust_vault(&error),
             },
             FromVault::Joined => {
                 tracing::info!("this node is a member of its fleet");
@@ -87,21 +87,20 @@ impl Shell {
     }
 
     /// See [`crate::state::Effect::DistrustVault`].
-    pub(super) async fn distrust_vault(&mut self, error: &PartError) -> io::Result<()> {
+    pub(super) fn distrust_vault(&self, error: &PartError) {
         tracing::error!(%error, "vault sent an incomplete multi-part message; the vault is killed and restarted");
-        match self.vault {
-            Some(vault) => self.children.kill(vault).await,
-            None => Ok(()),
+        if let Some(vault) = self.vault {
+            self.children.kill(vault);
         }
     }
 
-    pub(super) async fn hear_gateway(
+    pub(super) fn hear_gateway(
         &mut self,
         message: FromGateway,
         descriptor: Option<OwnedFd>,
     ) -> io::Result<Option<u8>> {
         match message {
-            FromGateway::Socket { place } => self.hold_socket(place, descriptor).await?,
+            FromGateway::Socket { place } => self.hold_socket(place, descriptor)?,
             FromGateway::Ready { addresses, layers } => {
                 if let Err(message) = self.config.must_be_in_force("the gateway", &layers) {
                     tracing::error!(message);
@@ -110,20 +109,20 @@ impl Shell {
                 tracing::info!(addresses = addresses.join(" "), "the gateway listens");
                 self.layers.insert("gateway", layers);
                 self.addresses = addresses;
-                self.input(Input::Up(Single::Gateway)).await?;
+                self.input(Input::Up(Single::Gateway))?;
             }
             FromGateway::Failed { message } => tracing::error!(message, "the gateway cannot start"),
-            FromGateway::Need { key, waiting } => self.input(Input::Need { key, waiting }).await?,
+            FromGateway::Need { key, waiting } => self.input(Input::Need { key, waiting })?,
             FromGateway::Idle { worker, idle_ms } => {
-                self.input(Input::Idle { worker, idle_ms }).await?;
+                self.input(Input::Idle { worker, idle_ms })?;
             }
             FromGateway::Given { worker, requests } => {
-                self.input(Input::Given { worker, requests }).await?;
+                self.input(Input::Given { worker, requests })?;
             }
-            FromGateway::Drained { worker } => self.input(Input::Drained { worker }).await?,
+            FromGateway::Drained { worker } => self.input(Input::Drained { worker })?,
             FromGateway::Unusable { worker, fault } => {
                 tracing::warn!(worker = worker.0, ?fault, "the gateway gave a worker up");
-                self.input(Input::Unusable { worker, fault }).await?;
+                self.input(Input::Unusable { worker, fault })?;
             }
             FromGateway::Certificates(certificates) => self.certificates = certificates,
             FromGateway::Access(records) => {
@@ -137,11 +136,7 @@ impl Shell {
     }
 
     #[expect(clippy::too_many_lines, reason = "older than the limit")]
-    pub(super) async fn hear_worker(
-        &mut self,
-        id: u64,
-        message: FromWorker,
-    ) -> io::Result<Option<u8>> {
+    pub(super) fn hear_worker(&mut self, id: u64, message: FromWorker) -> io::Result<Option<u8>> {
         let worker = WorkerId(id);
         if !self.state.has(worker) {
             return Ok(None);
@@ -156,11 +151,11 @@ impl Shell {
                     }
                     self.layers.insert("worker", layers);
                 }
-                self.input(Input::Ready { worker }).await?;
+                self.input(Input::Ready { worker })?;
             }
             FromWorker::Loaded { load_us } => {
                 tracing::debug!(worker = id, load_us, "loaded");
-                self.input(Input::Loaded { worker }).await?;
+                self.input(Input::Loaded { worker })?;
             }
             FromWorker::LoadFailed { message } => {
                 self.log(
@@ -170,7 +165,7 @@ impl Shell {
                     &message,
                     Some(Failure::LoadFailed.code()),
                 );
-                self.input(Input::LoadFailed { worker, message }).await?;
+                self.input(Input::LoadFailed { worker, message })?;
             }
             FromWorker::Log(line) => {
                 let level = match line.level {
@@ -218,14 +213,14 @@ impl Shell {
                     self.tell_gateway(ToGateway::Dying { worker, begun });
                 }
                 self.log(id, None, LogLevel::Error, &message, Some(failure.code()));
-                self.input(Input::Fatal { worker, failure }).await?;
+                self.input(Input::Fatal { worker, failure })?;
             }
         }
         Ok(None)
     }
 
     #[expect(clippy::too_many_lines, reason = "older than the limit")]
-    pub(super) async fn hear_push(&mut self, heard: Heard) -> io::Result<()> {
+    pub(super) fn hear_push(&mut self, heard: Heard) -> io::Result<()> {
         match heard {
             Heard::ImagePiece {
                 digest,
@@ -264,14 +259,14 @@ impl Shell {
                     Err(io::Error::other(what))
                 };
                 match written {
-                    Ok(()) => self.input(Input::BundleHere(digest.0)).await?,
+                    Ok(()) => self.input(Input::BundleHere(digest.0))?,
                     Err(error) => {
                         tracing::error!(
                             %digest,
                             %error,
                             "a bundle cannot be stored; it will be fetched again after a pause"
                         );
-                        self.input(Input::BundleNotStored(digest.0)).await?;
+                        self.input(Input::BundleNotStored(digest.0))?;
                     }
                 }
             }

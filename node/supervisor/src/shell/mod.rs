@@ -7,9 +7,12 @@ mod children;
 mod effects;
 mod hear;
 mod images;
+mod launch;
 mod push;
 mod report;
 mod sockets;
+#[cfg(test)]
+mod tests;
 mod tls;
 
 use std::collections::BTreeMap;
@@ -198,30 +201,30 @@ pub(crate) async fn run(
     machine_looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
     let mut reports = tokio::time::interval(STATUS_INTERVAL);
     let mut end_by: Option<tokio::time::Instant> = None;
+    let mut batch = Vec::new();
     loop {
+        shell.children.end_killed().map_err(io::Error::other)?;
         let deadline =
             end_by.unwrap_or_else(|| tokio::time::Instant::now() + Duration::from_secs(3600));
         tokio::select! {
-            happening = happened.recv() => match happening {
-                Some(Happening::LaunchGone) | None => {
-                    tracing::error!("casemate-launch is gone");
-                    return Ok(casemate_config::EXIT_UNAVAILABLE);
+            _ = happened.recv_many(&mut batch, MAX_HAPPENINGS) => {
+                for happening in batch.drain(..) {
+                    if let Some(code) = shell.happen(happening)? {
+                        return Ok(code);
+                    }
                 }
-                Some(happening) => if let Some(code) = shell.happen(happening).await? {
-                    return Ok(code);
-                },
             },
             _ = ticks.tick() => {
                 shell.answer();
                 shell.carry_again()?;
-                shell.input(Input::Tick).await?;
+                shell.input(Input::Tick)?;
             }
-            _ = looks.tick() => shell.look_at_cpu_time().await?,
+            _ = looks.tick() => shell.look_at_cpu_time()?,
             _ = machine_looks.tick() => shell.look_at_machine(),
             _ = reports.tick() => shell.report(),
             _ = hangup.recv() => shell.tell_gateway(ToGateway::Reload),
-            _ = terminate.recv(), if end_by.is_none() => end_by = Some(shell.drain().await?),
-            _ = interrupt.recv(), if end_by.is_none() => end_by = Some(shell.drain().await?),
+            _ = terminate.recv(), if end_by.is_none() => end_by = Some(shell.drain()?),
+            _ = interrupt.recv(), if end_by.is_none() => end_by = Some(shell.drain()?),
             () = tokio::time::sleep_until(deadline) => if end_by.is_some() {
                 tracing::warn!("drain timed out; exiting with requests still in flight");
                 return Ok(0);
@@ -286,27 +289,27 @@ impl Shell {
             );
             self.children.vault(self.vault, ToVault::Resume, Vec::new());
             self.tell_gateway(ToGateway::Resume);
-            self.input(Input::Adopt(adopted)).await?;
+            self.input(Input::Adopt(adopted))?;
         }
         Ok(())
     }
 
-    async fn drain(&mut self) -> io::Result<tokio::time::Instant> {
+    fn drain(&mut self) -> io::Result<tokio::time::Instant> {
         tracing::info!("draining");
-        self.input(Input::Drain).await?;
+        self.input(Input::Drain)?;
         Ok(tokio::time::Instant::now() + DRAIN_TIMEOUT)
     }
 
     /// Lets the state decide, and does what it says.
-    async fn input(&mut self, input: Input) -> io::Result<()> {
+    fn input(&mut self, input: Input) -> io::Result<()> {
         for effect in self.state.handle(input, self.now_ms()) {
-            self.effect(effect).await?;
+            self.effect(effect)?;
         }
         Ok(())
     }
 
     /// Tells the state what workers have used; one that is ending may be gone already.
-    async fn look_at_cpu_time(&mut self) -> io::Result<()> {
+    fn look_at_cpu_time(&mut self) -> io::Result<()> {
         let used: Vec<_> = self
             .alive
             .iter()
@@ -316,7 +319,7 @@ impl Shell {
             .collect();
         for (worker, used) in used {
             let used_ms = u64::try_from(used.as_millis()).unwrap_or(u64::MAX);
-            self.input(Input::CpuTime { worker, used_ms }).await?;
+            self.input(Input::CpuTime { worker, used_ms })?;
         }
         Ok(())
     }
@@ -331,7 +334,7 @@ impl Shell {
     }
 
     /// Takes one thing that happened; an exit code ends us.
-    async fn happen(&mut self, happening: Happening) -> io::Result<Option<u8>> {
+    fn happen(&mut self, happening: Happening) -> io::Result<Option<u8>> {
         match happening {
             Happening::Started(id, pid) => {
                 if let Some(child) = self.alive.get_mut(&id) {
@@ -342,7 +345,7 @@ impl Shell {
                 let program = self.program(id);
                 tracing::error!(program, child = id, why, "a program could not be started");
                 self.gone(id);
-                self.input(Input::NotStarted { child: id }).await?;
+                self.input(Input::NotStarted { child: id })?;
             }
             Happening::Exited(id, end) => {
                 // No start of this vault will open what a newer one has written.
@@ -356,28 +359,31 @@ impl Shell {
                 if let Some(child) = self.alive.get_mut(&id) {
                     child.ended = Some(end);
                 }
-                self.perhaps_ended(id).await?;
+                self.perhaps_ended(id)?;
             }
             Happening::Closed(id) => {
                 if let Some(child) = self.alive.get_mut(&id) {
                     child.closed = true;
                     // A child that no longer speaks is of no use; its exit is awaited, and hurried.
-                    self.children.kill(id).await?;
+                    self.children.kill(id);
                 }
-                self.perhaps_ended(id).await?;
+                self.perhaps_ended(id)?;
             }
-            Happening::Deaf(id) => self.children.kill(id).await?,
-            Happening::LaunchGone => {}
+            Happening::Deaf(id) => self.children.kill(id),
+            Happening::LaunchGone => {
+                tracing::error!("casemate-launch is gone");
+                return Ok(Some(casemate_config::EXIT_UNAVAILABLE));
+            }
             Happening::Vault(id, message) if self.vault == Some(id) => {
-                return self.hear_vault(*message).await;
+                return self.hear_vault(*message);
             }
             Happening::Gateway(id, message, descriptor) if self.gateway == Some(id) => {
-                return self.hear_gateway(*message, descriptor).await;
+                return self.hear_gateway(*message, descriptor);
             }
             Happening::Vault(..) | Happening::Gateway(..) => {}
-            Happening::Worker(id, message) => return self.hear_worker(id, *message).await,
+            Happening::Worker(id, message) => return self.hear_worker(id, *message),
             Happening::Image(done) => self.image_done(done),
-            Happening::Push(heard) => self.hear_push(heard).await?,
+            Happening::Push(heard) => self.hear_push(heard)?,
             // Answered with what the vault says of itself now; without a vault, at the next tick.
             Happening::Status(ask) => {
                 self.asks.push(ask);
@@ -389,7 +395,7 @@ impl Shell {
     }
 
     /// A child is over when it has ended and everything that it said was read.
-    async fn perhaps_ended(&mut self, id: u64) -> io::Result<()> {
+    fn perhaps_ended(&mut self, id: u64) -> io::Result<()> {
         let Some(Child {
             ended: Some(end),
             closed: true,
@@ -414,7 +420,7 @@ impl Shell {
             );
         }
         self.gone(id);
-        self.input(Input::Ended { child: id, failure }).await
+        self.input(Input::Ended { child: id, failure })
     }
 
     fn gone(&mut self, id: u64) {

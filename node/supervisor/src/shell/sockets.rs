@@ -5,7 +5,7 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::OwnedFd;
 
 use casemate_sandbox::launch::{Command, NotAListener, listener_address};
 use casemate_wire::control::gateway::{Start, ToGateway};
@@ -144,22 +144,23 @@ impl Shell {
             unwanted = unwanted.len(),
             "listening sockets taken over"
         );
-        self.release(unwanted).await
+        self.release(unwanted)
     }
 
     /// Has launch close sockets.
-    async fn release(&self, ids: Vec<u64>) -> io::Result<()> {
+    fn release(&self, ids: Vec<u64>) -> io::Result<()> {
         for id in ids {
-            self.children.command(Command::Release { id }).await?;
+            let release = Command::Release { id };
+            self.children.command(release).map_err(io::Error::other)?;
         }
         Ok(())
     }
 
     /// A gateway has started: it gets the sockets that are there, and opens the others.
-    pub(super) async fn start_gateway(&mut self) -> io::Result<()> {
+    pub(super) fn start_gateway(&mut self) -> io::Result<()> {
         let (offered, broken) = self.sockets.offer();
         // First, so that their addresses are free.
-        self.release(broken).await?;
+        self.release(broken)?;
         for (place, socket) in offered {
             let message = ToGateway::Socket { place };
             self.children.gateway(self.gateway, message, vec![socket]);
@@ -169,11 +170,7 @@ impl Shell {
     }
 
     /// The gateway listens on a socket: launch is to hold it.
-    pub(super) async fn hold_socket(
-        &mut self,
-        place: u32,
-        socket: Option<OwnedFd>,
-    ) -> io::Result<()> {
+    pub(super) fn hold_socket(&mut self, place: u32, socket: Option<OwnedFd>) -> io::Result<()> {
         let Some(socket) = socket else {
             tracing::error!(
                 place,
@@ -182,7 +179,10 @@ impl Shell {
             return Ok(());
         };
         match self.sockets.take(place, socket) {
-            Ok(Some((id, socket))) => self.children.hold(id, socket.as_fd()).await?,
+            Ok(Some((id, socket))) => {
+                let held = self.children.hold(id, socket.try_clone()?);
+                held.map_err(io::Error::other)?;
+            }
             Ok(None) => {}
             Err(error) => tracing::error!(%error, "a socket of the gateway is not kept"),
         }

@@ -19,7 +19,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use casemate_sandbox::launch::{
-    CHILDREN_MAX, Command, End, Event, NOTE_BYTES, PACKET_BYTES, Program, Refusal,
+    CHILDREN_MAX, COMMAND_BYTES_MAX, Command, End, Event, NOTE_BYTES, Program, Refusal,
 };
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
@@ -47,8 +47,9 @@ const GRACE: Duration = Duration::from_secs(15);
 const LAST_WORDS: Duration = Duration::from_secs(2);
 /// Time for children to end after SIGKILL; one that hangs in the kernel must not delay us.
 const BURIAL: Duration = Duration::from_secs(5);
-/// Events that may wait for the supervisor; beyond this, launch reads no command. Exits may be
-/// added, one for each child.
+/// Events that may wait for the supervisor. While so many wait, the next start waits too, because it
+/// is the only command that an event answers; the other commands are carried out. Exits may be added,
+/// one for each child.
 const EVENTS_MAX: usize = 1024;
 
 /// How serving ended.
@@ -89,6 +90,9 @@ pub(crate) fn serve(
         free_slots: (0..CHILDREN_MAX as u32).collect(),
         started: 0,
         events,
+        delayed: None,
+        // A byte more than a command, so that a longer one is noticed.
+        command: vec![0; COMMAND_BYTES_MAX + 1],
         listening: true,
         ending: None,
         deadline: None,
@@ -126,6 +130,11 @@ struct Server {
     /// Number of children started so far, which names their cgroups.
     started: u64,
     events: VecDeque<(Event, Option<OwnedFd>)>,
+    /// A start, with its descriptors, that waits until the supervisor has read events. No command is
+    /// read meanwhile.
+    delayed: Option<(Command, Vec<OwnedFd>)>,
+    /// The buffer into which commands are read.
+    command: Vec<u8>,
     /// Whether the supervisor's socket is still open.
     listening: bool,
     /// The end that was requested.
@@ -172,21 +181,8 @@ impl Server {
             {
                 break;
             }
-            if self.listening && self.events.len() < EVENTS_MAX {
-                match self.receive() {
-                    Received::Command(command, descriptors) => self.obey(command, descriptors),
-                    Received::Nothing => {}
-                    Received::Closed => {
-                        self.listening = false;
-                        self.end_within(LAST_WORDS);
-                    }
-                    Received::Malformed => {
-                        tracing::error!(
-                            "the supervisor sent a malformed command; ending all programs"
-                        );
-                        break;
-                    }
-                }
+            if self.listening && !self.take_command() {
+                break;
             }
             self.tell();
         }
@@ -194,10 +190,40 @@ impl Server {
         self.exit_code()
     }
 
+    /// Carries out the next command, if there is one and it need not wait. Returns false when
+    /// everything is to end.
+    fn take_command(&mut self) -> bool {
+        let received = match self.delayed.take() {
+            Some((command, descriptors)) => Received::Command(command, descriptors),
+            None => self.receive(),
+        };
+        match received {
+            Received::Command(command @ Command::Start { .. }, descriptors)
+                if self.events.len() >= EVENTS_MAX =>
+            {
+                self.delayed = Some((command, descriptors));
+            }
+            Received::Command(command, descriptors) => self.obey(command, descriptors),
+            Received::Nothing => {}
+            Received::Closed => {
+                self.listening = false;
+                self.end_within(LAST_WORDS);
+            }
+            Received::Malformed => {
+                tracing::error!("the supervisor sent a malformed command; ending all programs");
+                return false;
+            }
+        }
+        true
+    }
+
     /// Waits until there is something to do.
     fn wait(&self) {
+        if self.delayed.is_some() && self.events.len() < EVENTS_MAX {
+            return;
+        }
         let mut wanted = PollFlags::empty();
-        if self.events.len() < EVENTS_MAX {
+        if self.delayed.is_none() {
             wanted |= PollFlags::IN;
         }
         if !self.events.is_empty() {
@@ -259,16 +285,14 @@ impl Server {
         }
     }
 
-    fn receive(&self) -> Received {
-        // One byte more than a packet and one descriptor more than two, so that an excess is
-        // noticed.
-        let mut bytes = [0; PACKET_BYTES + 1];
+    fn receive(&mut self) -> Received {
+        // One descriptor more than two, so that an excess is noticed.
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(3))];
         let mut ancillary = RecvAncillaryBuffer::new(&mut space);
         let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
         let received = match recvmsg(
             &self.socket,
-            &mut [IoSliceMut::new(&mut bytes)],
+            &mut [IoSliceMut::new(&mut self.command)],
             &mut ancillary,
             flags,
         ) {
@@ -285,7 +309,7 @@ impl Server {
         if received.bytes == 0 && descriptors.is_empty() {
             return Received::Closed;
         }
-        let command = Command::decode(&bytes[..received.bytes]);
+        let command = Command::decode(&self.command[..received.bytes]);
         let whole = !received
             .flags
             .intersects(ReturnFlags::CTRUNC | ReturnFlags::TRUNC);
@@ -317,8 +341,8 @@ impl Server {
                 };
                 self.events.push_back((event, None));
             }
-            Command::Kill { id } => {
-                if let Some(child) = self.children.get(&id) {
+            Command::Kill { ids } => {
+                for child in ids.iter().filter_map(|id| self.children.get(id)) {
                     let _ = kill_process(child.pid, Signal::KILL);
                 }
             }
@@ -478,7 +502,7 @@ impl Server {
             let _ = kill_process(*pid, Signal::KILL);
         }
         self.deadline = Some(deadline);
-        self.listening = false;
+        (self.listening, self.delayed) = (false, None);
         while Instant::now() < deadline && (self.supervisor.is_some() || !self.children.is_empty())
         {
             self.wait();

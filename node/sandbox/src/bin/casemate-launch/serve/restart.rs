@@ -37,6 +37,7 @@ impl Server {
         self.restarts.push_back(now);
         // Events for the predecessor name children of which the successor learns now.
         self.events = self.sockets.events().collect();
+        self.delayed = None;
         let held = self.events.len();
         for (id, child) in &self.children {
             match child.control.as_ref().and_then(|end| end.try_clone().ok()) {
