@@ -49,6 +49,8 @@ build: ## Install what is missing and build every program
 	$(V8)
 	cargo build --workspace --locked
 
+# For how long `make test` runs each fuzz target.
+FUZZ_SECS ?= 10
 # Crates that only decide: their tests take seconds. `-p` would build what they need with other features than `make build` does.
 PURE = package(/^casemate-(path|trust|vault-core|wire|api|push)$$/)
 
@@ -78,7 +80,7 @@ test: ## Install what is missing and run every check and test, but for those tha
 	stage lints cargo clippy --workspace --all-targets --locked -- -D warnings
 	stage docs env RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps --locked
 	stage "examples in docs" cargo test --workspace --doc --locked
-	stage "fuzz targets compile" cargo check --manifest-path fuzz/Cargo.toml --locked
+	stage "fuzz targets, $(FUZZ_SECS) s each" scripts/fuzz $(FUZZ_SECS)
 	stages_done
 
 .PHONY: test-image
@@ -105,13 +107,8 @@ test-shares: build ## Fill memory and spin in ninety functions of two tenants, a
 	cargo nextest run --workspace --locked --test shares --run-ignored only --no-capture
 
 .PHONY: fuzz
-fuzz: ## Fuzz every parser of untrusted bytes for SECONDS_EACH (60) with cargo-fuzz; without a nightly compiler by the stable one
-	@cargo fuzz --version >/dev/null 2>&1 || cargo install --quiet --locked cargo-fuzz
-	# What libFuzzer needs of the compiler is unstable; this lets the stable one do it too.
-	export RUSTC_BOOTSTRAP=1
-	for target in $$(cargo fuzz list); do
-	    cargo fuzz run "$$target" -- -max_total_time=$${SECONDS_EACH:-60} -rss_limit_mb=4096
-	done
+fuzz: ## Fuzz each parser of untrusted bytes and each state machine that a stranger drives, for SECONDS_EACH (60)
+	@scripts/fuzz $${SECONDS_EACH:-60}
 
 .PHONY: bench
 bench: bench-all ## Compare with workerd, deno and a plain server, in turn: target/bench/report.md (an hour); bench-NAME for one case
